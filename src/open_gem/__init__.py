@@ -1,0 +1,55 @@
+"""open_gem: turn any pretrained vision-language transformer into a localizer, without training.
+
+    import open_gem
+
+    localizer = open_gem.load()                                   # the model in the package; or ("ViT-B-16", "openai")
+    result = localizer("cats.jpg", ["cat", "remote control"])     # a Localization
+    result.boxes(), result.points(), result.heatmaps()["cat"]
+
+Everything behind these names is imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from open_gem.errors import OpenGemError as OpenGemError
+    from open_gem.imaging import Preprocess as Preprocess
+    from open_gem.localizer import Localization as Localization
+    from open_gem.localizer import Localizer as Localizer
+    from open_gem.localizer import Maps as Maps
+    from open_gem.localizer import adapt as adapt
+    from open_gem.localizer import load as load
+    from open_gem.pathway import PATHWAYS as PATHWAYS
+    from open_gem.pathway import Features as Features
+    from open_gem.pathway import Pathway as Pathway
+    from open_gem.pathway import run as run
+    from open_gem.readout import Boxes as Boxes
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "OpenGemError": "errors",
+    "Preprocess": "imaging",
+    "Localization": "localizer",
+    "Localizer": "localizer",
+    "Maps": "localizer",
+    "adapt": "localizer",
+    "load": "localizer",
+    "PATHWAYS": "pathway",
+    "Features": "pathway",
+    "Pathway": "pathway",
+    "run": "pathway",
+    "Boxes": "readout",
+}
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'open_gem' has no attribute {name!r}")
+    return getattr(import_module(f"open_gem.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

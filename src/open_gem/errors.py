@@ -1,0 +1,53 @@
+"""What can go wrong, as a tree. Every message says what was given, what was expected and what exists.
+
+OpenGemError
+├── InputError (also ValueError)     something the caller passed
+│   ├── ImageError                   a picture that cannot be read or makes no sense
+│   ├── PromptError                  phrases that cannot be grounded
+│   └── PathwayError                 an unknown pathway or impossible settings of one
+├── ModelError                       a backbone that cannot be had
+│   ├── UnknownModelError            no such name or tag
+│   ├── WeightsError                 weights missing, unreachable or not fitting
+│   └── UnsupportedModelError        an architecture that open_gem cannot read
+└── OutputError                      results that cannot be written
+"""
+
+
+class OpenGemError(Exception):
+    """Base of all errors that open_gem raises on purpose; `str(error)` is one line for a person."""
+
+
+class InputError(OpenGemError, ValueError):
+    """Something the caller passed is wrong."""
+
+
+class ImageError(InputError):
+    """A picture that cannot be read or makes no sense."""
+
+
+class PromptError(InputError):
+    """Phrases that cannot be grounded."""
+
+
+class PathwayError(InputError):
+    """An unknown pathway, or impossible settings of one."""
+
+
+class ModelError(OpenGemError):
+    """A backbone that cannot be had."""
+
+
+class UnknownModelError(ModelError):
+    """No such model name or pretrained tag."""
+
+
+class WeightsError(ModelError):
+    """Weights that are missing, unreachable or do not fit."""
+
+
+class UnsupportedModelError(ModelError):
+    """An architecture that open_gem cannot read, with the reason."""
+
+
+class OutputError(OpenGemError):
+    """Results that cannot be written."""

@@ -1,0 +1,256 @@
+"""Encode a picture once, ask as often as you like."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from open_gem import backbones, readout
+from open_gem.backbones import Backbone
+from open_gem.errors import InputError, PromptError
+from open_gem.imaging import ImageLike, read_image, target_size, to_pixels
+from open_gem.pathway import Features, Pathway, find_pathway, run
+from open_gem.prompts import TEMPLATE, TextCache, check_prompts
+from open_gem.readout import Boxes
+from open_gem.types import Size
+
+
+class Maps(Sequence[Tensor]):
+    """One map `(y, x)` a prompt, made when asked for: index by number or prompt, iterate, or `stack()` them all.
+
+    A thousand prompts on a four-megapixel image are 16 GB as one tensor, so nothing is kept here.
+    """
+
+    def __init__(self, prompts: tuple[str, ...], make: Callable[[int], Tensor]):
+        self.prompts, self._make = prompts, make
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Tensor: ...
+    @overload
+    def __getitem__(self, which: slice) -> "Maps": ...
+    def __getitem__(self, which: int | str | slice) -> "Tensor | Maps":
+        if isinstance(which, slice):
+            chosen = range(len(self))[which]
+            return Maps(self.prompts[which], lambda index: self._make(chosen[index]))
+        return self._make(range(len(self))[_prompt_index(self.prompts, which)])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._make, range(len(self)))
+
+    def stack(self) -> Tensor:
+        """All maps at once, `(p, y, x)`."""
+        return torch.stack(list(self))
+
+
+def _prompt_index(prompts: tuple[str, ...], which: int | str) -> int:
+    if isinstance(which, str):
+        if which not in prompts:
+            raise PromptError(f"no prompt {which!r} here; there are: {', '.join(prompts)}")
+        return prompts.index(which)
+    return which
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """What was found for one image and its prompts.
+
+    prompts      as asked
+    similarity   `(p, r, k)` cosine of each patch with each prompt, in [-1, 1]: small, keep this one
+    size         height and width of the original image, at which all views are given
+    scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained: *whether* it is
+                 there, where the maps say *where*; None where the features were encoded without it
+    logit_scale  what cosines are multiplied by before a softmax over prompts
+    """
+
+    prompts: tuple[str, ...]
+    similarity: Tensor
+    size: Size
+    scores: Tensor | None = None
+    logit_scale: float = 100.0
+
+    def heatmaps(self, scale: str = "minmax") -> Maps:
+        """One map `(y, x)` a prompt. scale: "minmax" stretches each to [0, 1] (to look at; it makes an absent thing look
+        present); "cosine" leaves raw values in [-1, 1]. Raises InputError for another scale."""
+        stretch = _find_scale(scale)
+        return Maps(self.prompts, lambda index: stretch(self._cosine(index)))
+
+    def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
+        """One bool mask `(y, x)` a prompt: heatmap above `threshold` (paper, OpenImages protocol: min-max above 0.5)."""
+        heatmaps = self.heatmaps(scale)
+        return Maps(self.prompts, lambda index: heatmaps[index] > threshold)
+
+    def boxes(self, threshold: float = 0.5, scale: str = "minmax", *, per: str = "component") -> list[Boxes]:
+        """Boxes of each prompt, best first: one a connected component of the mask, or one a prompt.
+
+        per: "component" or "prompt". Scores are raw cosines, so boxes of different prompts and images compare.
+        """
+        make = {"component": readout.component_boxes, "prompt": readout.whole_box}.get(per)
+        if make is None:
+            raise InputError(f"per is {per!r}, expected 'component' or 'prompt'")
+        stretch = _find_scale(scale)
+        cosines = map(self._cosine, range(len(self.prompts)))
+        return [make(stretch(cosine) > threshold, cosine) for cosine in cosines]
+
+    def points(self) -> Tensor:
+        """The pixel where each prompt's map is highest: `(p, 2)` int, `xy`."""
+        return torch.tensor([readout.peak(self._cosine(index)) for index in range(len(self.prompts))])
+
+    def segment(self, background: float | None = None) -> Tensor:
+        """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
+
+        A pixel is background where the best softmax probability (of logit_scale × cosine over the prompts) is below
+        `background`, a number in [0, 1]; None has no background. The paper uses 0.8 with PascalVOC's 20 classes. With one
+        prompt the softmax is 1 everywhere: use `masks` there.
+        """
+        if background is not None and not 0 <= background <= 1:
+            raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
+        return readout.segment(self.logit_scale * self.similarity, self.size, background)
+
+    def _cosine(self, index: int) -> Tensor:
+        return readout.upsample(self.similarity[index], self.size)
+
+
+_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {"minmax": readout.min_max, "cosine": lambda heatmap: heatmap}
+
+
+def _find_scale(scale: str) -> Callable[[Tensor], Tensor]:
+    if scale not in _SCALES:
+        raise InputError(f"scale is {scale!r}, expected one of {', '.join(_SCALES)}")
+    return _SCALES[scale]
+
+
+@dataclass(frozen=True, eq=False)
+class Localizer:
+    """Phrases in, localizations out; the model behind it stays as it is and may be shared between threads.
+
+    backbone  the model, from `backbones.load` or `backbones.adapt`
+    pathway   a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings are
+              taken as they are
+    size      how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint recommends
+    template  what a phrase is put into, see `prompts.fill`
+
+    Raises PathwayError and PromptError for unknown names and malformed templates.
+    """
+
+    backbone: Backbone
+    pathway: str | Pathway = "gem"
+    size: str | None = None
+    template: str = TEMPLATE
+    text: TextCache = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.settings(self.pathway)
+        object.__setattr__(self, "text", TextCache(self.backbone, self.template))
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], prompts: str | Sequence[str] | Sequence[Sequence[str]]
+    ) -> Any:
+        """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
+
+        For a list, `prompts` may be one list for all or one list an image. Images that come to the same size are encoded
+        together. Raises ImageError, PromptError or InputError, before anything is computed.
+        """
+        if not isinstance(images, list | tuple):
+            return self._locate_images([images], [check_prompts(prompts)])[0]  # type: ignore[arg-type]
+        return self._locate_images(images, _prompts_by_image(prompts, len(images)))
+
+    def settings(self, pathway: str | Pathway) -> Pathway:
+        """The settings a pathway has on this backbone: a name with the recommended temperature, settings unchanged."""
+        if isinstance(pathway, Pathway):
+            return pathway
+        found = find_pathway(pathway)
+        return replace(found, temperature_scale=found.temperature_scale * self._recommended_scale(found))
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """One image as the backbone wants it: `(3, y, x)`, resized by the size rule, normalised by the checkpoint."""
+        return self._prepare(image)[0]
+
+    def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
+        """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
+        chosen = self.pathway if pathway is None else pathway
+        pixels = pixels.to(self.backbone.device, self.backbone.dtype)
+        return run(self.backbone, pixels, {"it": self.settings(chosen)}, pooled=pooled)["it"]
+
+    def locate(
+        self,
+        features: Features,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        sizes: Sequence[Size] | None = None,
+    ) -> list[Localization]:
+        """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded."""
+        count = len(features.tokens)
+        sizes = [features.size] * count if sizes is None else sizes
+        if len(sizes) != count:
+            raise InputError(f"{len(sizes)} sizes for {count} images, expected one an image")
+        by_image = _prompts_by_image(prompts, count)
+        return [self._locate_one(features, index, by_image[index], sizes[index]) for index in range(count)]
+
+    def _locate_one(self, features: Features, index: int, prompts: tuple[str, ...], size: Size) -> Localization:
+        text = self.text(prompts)
+        similarity = readout.similarity(features.patches[index], text).unflatten(-1, tuple(features.grid))
+        pooled = features.pooled
+        scores = None if pooled is None else readout.similarity(pooled[index, None], text)[:, 0]
+        return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
+
+    def _locate_images(
+        self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]
+    ) -> list[Localization]:
+        pixels, originals = zip(*map(self._prepare, images), strict=True)
+        groups: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, picture in enumerate(pixels):
+            groups[picture.shape].append(index)
+        results: dict[int, Localization] = {}
+        for indices in groups.values():
+            features = self.encode(torch.stack([pixels[index] for index in indices]))
+            located = self.locate(features, [by_image[i] for i in indices], [originals[i] for i in indices])
+            results.update(zip(indices, located, strict=True))
+        return [results[index] for index in range(len(images))]
+
+    def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
+        picture = read_image(image)
+        original = Size(picture.height, picture.width)
+        size = target_size(self.size or self.backbone.recommended.size, original, self.backbone.patch)
+        return to_pixels(picture, size, self.backbone.preprocess), original
+
+    def _recommended_scale(self, pathway: Pathway) -> float:
+        return self.backbone.recommended.temperature_scale if pathway.temperature == "adaptive" else 1.0
+
+
+def _prompts_by_image(
+    prompts: str | Sequence[str] | Sequence[Sequence[str]], count: int
+) -> list[tuple[str, ...]]:
+    """One tuple of prompts an image, from one list for all or one list each."""
+    if isinstance(prompts, str) or not prompts or all(isinstance(prompt, str) for prompt in prompts):
+        return [check_prompts(prompts)] * count  # type: ignore[arg-type]
+    if len(prompts) != count:
+        raise PromptError(f"{len(prompts)} lists of prompts for {count} images, expected one an image or one list for all")
+    return [check_prompts(some) for some in prompts]
+
+
+def load(
+    name: str = backbones.EMBEDDED,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device = "auto",
+    cache_dir: str | None = None,
+    **settings: Any,
+) -> Localizer:
+    """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
+    `load("hf-hub:org/repo")`, `load("local-dir:folder")`.
+
+    Further keywords are `Localizer`'s: pathway, size, template. Errors as `backbones.load`.
+    """
+    backbone = backbones.load(name, pretrained, device=device, cache_dir=cache_dir)
+    return partial(Localizer, backbone)(**settings)
+
+
+def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
+    """A `Localizer` on a model that is already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
+    return Localizer(backbones.adapt(model, tokenizer), **settings)

@@ -1,0 +1,518 @@
+"""imaging: sizes, every kind of source, every way a picture can be bad, and bit parity with torchvision."""
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from open_gem import imaging
+from open_gem.errors import ImageError, InputError
+from open_gem.imaging import INTERPOLATIONS, MAX_PATCHES, MAX_PIXELS, Preprocess, read_image, size_of, target_size
+from open_gem.types import Size
+
+PREPROCESS = Preprocess(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", Size(9, 9)
+)
+NOISE = np.random.default_rng(0).integers(0, 256, (13, 21, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)  # pyright: ignore[reportArgumentType]
+    return stream.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(height: int, width: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
+    """A PNG by hand, for what PIL does not write; `colour` 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + data + chunk(b"IEND", b"")
+
+
+def colour(source: imaging.ImageLike) -> tuple[int, ...]:
+    """The one colour of a picture that has one."""
+    image = read_image(source)
+    assert image.mode == "RGB"
+    colours = np.unique(np.asarray(image).reshape(-1, 3), axis=0)
+    assert len(colours) == 1, colours
+    return tuple(colours[0].tolist())
+
+
+def message(source: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_image(source)  # pyright: ignore[reportArgumentType]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "patch", "expected"),
+    [
+        ("short:448", (480, 640), (16, 16), (448, 592)),  # 597.33 is 37.33 patches
+        ("short:448", (640, 480), (16, 16), (592, 448)),
+        ("short:448", (480, 640), (14, 14), (448, 602)),  # 42.67 patches round up
+        ("short:448", (480, 640), (16, 32), (448, 608)),  # patches need not be square: 18.67 columns
+        ("short:450", (480, 640), (16, 16), (448, 608)),
+        ("long:448", (480, 640), (16, 16), (336, 448)),
+        ("long:448", (640, 480), (16, 16), (448, 336)),
+        ("long:32", (16, 1000), (16, 16), (16, 32)),  # 0.512 high, yet at least one patch
+        ("square:448", (480, 640), (16, 16), (448, 448)),
+        ("square:450", (480, 640), (14, 14), (448, 448)),
+        ("native", (480, 640), (16, 16), (480, 640)),
+        ("native", (375, 500), (16, 16), (368, 496)),  # 23.44 and 31.25
+        ("native", (40, 24), (16, 16), (48, 32)),  # ties round up, both at an even and at an odd number
+        ("native", (16, 16), (16, 16), (16, 16)),
+        ("native", (4096, 4096), (16, 16), (4096, 4096)),  # exactly the limit
+    ],
+)
+def test_target_size(rule: str, size: tuple[int, int], patch: tuple[int, int], expected: tuple[int, int]) -> None:
+    result = target_size(rule, Size(*size), patch)
+    assert result == expected
+    assert isinstance(result, Size)
+
+
+@pytest.mark.parametrize("rule", imaging.SIZE_RULES)
+def test_every_rule_gives_whole_patches_close_to_the_aspect(rule: str) -> None:
+    for size in (Size(300, 517), Size(517, 300), Size(400, 400)):
+        height, width = target_size(rule.replace("N", "333"), size, (16, 14))
+        assert height % 16 == 0 and width % 14 == 0
+        if not rule.startswith("square"):
+            assert abs(height / width - size.height / size.width) < 0.1
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["", "short", "short:", "short:0", "short:-448", "short:4.5", "short:N", "short:+4", "short: 448", "short:448 "]
+    + ["Short:448", "native:448", "native:", "tall:448", "448", "short:448:1", "short:٤٤٨", "short:" + "9" * 5000]
+    + [None, 448],
+)
+def test_bad_rule_lists_the_rules(rule: str) -> None:
+    with pytest.raises(InputError, match="short:N, long:N, square:N, native") as caught:
+        target_size(rule, Size(480, 640), (16, 16))
+    assert not isinstance(caught.value, ImageError)
+    assert repr(rule) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 640), (640, 15)])
+@pytest.mark.parametrize("rule", ["short:448", "native", "square:448"])
+def test_smaller_than_a_patch(rule: str, size: tuple[int, int]) -> None:
+    expected = f"is {size[0]}x{size[1]} pixels, smaller than one 16x16 patch: nothing to localize"
+    with pytest.raises(ImageError, match=expected):
+        target_size(rule, Size(*size), (16, 16))
+
+
+def test_too_many_patches_says_what_to_do() -> None:
+    size = Size(4096, 4105)  # 256.56 columns: one more than fits
+    with pytest.raises(ImageError) as caught:
+        target_size("native", size, (16, 16))
+    for part in ("4096x4105", "256x257", str(256 * 257), str(MAX_PATCHES), "'native'", "long:N"):
+        assert part in str(caught.value)
+    advice = int(str(caught.value).split()[-1])
+    assert target_size(f"long:{advice}", size, (16, 16)) == (4096, 4096)  # the advice works, and is the best there is
+
+
+def test_a_thin_strip_and_a_huge_rule_are_refused() -> None:
+    for rule, size in (("short:448", Size(16, 16000)), ("square:999999999", Size(480, 640))):
+        with pytest.raises(ImageError, match="long:N"):
+            target_size(rule, size, (16, 16))
+
+
+# --------------------------------------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(32, 16), (8, 11), (13, 21)])
+def test_pixels_equal_torchvision_bit_for_bit(interpolation: str, size: tuple[int, int]) -> None:
+    image = Image.fromarray(NOISE)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(size, transforms.InterpolationMode(interpolation)),
+            transforms.ToTensor(),
+            transforms.Normalize(PREPROCESS.mean, PREPROCESS.std),
+        ]
+    )
+    preprocess = Preprocess(PREPROCESS.mean, PREPROCESS.std, interpolation, Size(9, 9))
+    ours = imaging.to_pixels(image, Size(*size), preprocess)
+    assert ours.shape == (3, *size) and ours.dtype == torch.float32 and ours.is_contiguous()
+    assert torch.equal(ours, theirs(image))  # pyright: ignore[reportArgumentType]
+
+
+def test_pixels_need_rgb_and_a_known_interpolation() -> None:
+    with pytest.raises(ImageError, match="mode L: expected RGB"):
+        imaging.to_pixels(Image.new("L", (32, 32)), Size(32, 32), PREPROCESS)
+    with pytest.raises(InputError, match="'cubic': expected one of bicubic, bilinear, nearest"):
+        Preprocess(PREPROCESS.mean, PREPROCESS.std, "cubic", Size(9, 9))
+
+
+def test_one_picture_from_every_source(tmp_path: Path) -> None:
+    image = Image.fromarray(NOISE)
+    path = tmp_path / "picture.png"
+    image.save(path)
+    tensor = torch.from_numpy(NOISE).permute(2, 0, 1)
+    sources = [path, str(path), path.read_bytes(), image, Image.open(io.BytesIO(path.read_bytes())), NOISE, tensor]
+    sources += [NOISE[::-1].copy()[::-1], NOISE / 255, (NOISE / 255).astype(np.float32), tensor.double() / 255]
+    sources += [NOISE.astype(np.uint16) * 257, (NOISE.astype(">u2") * 257).astype(">u2"), tensor.float() / 255]
+    sources += [(tensor.int() * 257).to(torch.uint16), (tensor / 255).requires_grad_()]
+    for number, source in enumerate(sources):
+        result = read_image(source)
+        assert result.mode == "RGB" and size_of(result) == Size(13, 21)
+        assert np.array_equal(np.asarray(result), NOISE), number
+
+
+# ---------------------------------------------------------------------------------------------------------- modes
+
+
+def palette(*, transparency: object = None) -> Image.Image:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([9, 9, 9, 10, 20, 30])
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    return image
+
+
+def palette_with_alpha(alpha: int) -> Image.Image:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([9, 9, 9, 255, 10, 20, 30, alpha], "RGBA")
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("L", (2, 2), 7), (7, 7, 7)),
+        (Image.new("RGB", (2, 2), (1, 2, 3)), (1, 2, 3)),
+        (Image.new("RGBX", (2, 2), (1, 2, 3, 0)), (1, 2, 3)),
+        (Image.new("CMYK", (2, 2), (255, 0, 0, 0)), (0, 255, 255)),
+        (Image.new("YCbCr", (2, 2), (77, 128, 128)), (77, 77, 77)),
+        (Image.new("HSV", (2, 2), (0, 255, 255)), (255, 0, 0)),
+        # alpha: opaque is exact, transparent is white whatever lies under it, the rest mixes
+        (Image.new("RGBA", (2, 2), (1, 2, 3, 255)), (1, 2, 3)),
+        (Image.new("RGBA", (2, 2), (1, 2, 3, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 51)), (204, 204, 204)),
+        (Image.new("LA", (2, 2), (7, 255)), (7, 7, 7)),
+        (Image.new("LA", (2, 2), (7, 0)), (255, 255, 255)),
+        (Image.new("LA", (2, 2), (0, 51)), (204, 204, 204)),
+        (Image.new("LA", (2, 2), (0, 51)).convert("La"), (204, 204, 204)),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 51)).convert("RGBa"), (204, 204, 204)),
+        (Image.new("PA", (2, 2), (0, 0)), (255, 255, 255)),
+        (palette(), (10, 20, 30)),
+        (palette(transparency=0), (10, 20, 30)),
+        (palette(transparency=1), (255, 255, 255)),
+        (palette(transparency=b"\xff\x00"), (255, 255, 255)),
+        (palette_with_alpha(255), (10, 20, 30)),
+        (palette_with_alpha(0), (255, 255, 255)),
+        # more than 8 bits: scaled and rounded, never clipped
+        (Image.new("I;16", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I;16", (2, 2), 257 * 51 + 128), (51, 51, 51)),
+        (Image.new("I;16", (2, 2), 257 * 51 + 129), (52, 52, 52)),
+        (Image.new("I;16B", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I;16", (2, 2), 65535), (255, 255, 255)),
+        (Image.new("I", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("F", (2, 2), 0.2), (51, 51, 51)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value[0]),
+)
+def test_every_mode(image: Image.Image, expected: tuple[int, ...]) -> None:
+    assert colour(image) == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "extra", "expected"),
+    [
+        (16, 0, struct.pack(">HH", 13107, 13107), (), (51, 51, 51)),
+        (16, 2, struct.pack(">3H", 0, 13107, 65535) * 2, (), (0, 51, 255)),
+        (16, 4, struct.pack(">HH", 13107, 0) * 2, (), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13107)),), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13108)),), (51, 51, 51)),
+        (8, 0, b"\x07\x07", (chunk(b"tRNS", struct.pack(">H", 7)),), (255, 255, 255)),
+        (8, 2, b"\x01\x02\x03" * 2, (chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)),), (255, 255, 255)),
+        (8, 3, b"\0\0", (chunk(b"PLTE", b"\x01\x02\x03"), chunk(b"tRNS", b"\0")), (255, 255, 255)),
+        (8, 3, b"\0\0", (chunk(b"PLTE", b"\x01\x02\x03"),), (1, 2, 3)),
+        (1, 0, b"\x80", (chunk(b"tRNS", struct.pack(">H", 0)),), None),
+    ],
+)
+def test_png_depths(
+    depth: int, kind: int, row: bytes, extra: tuple[bytes, ...], expected: tuple[int, ...] | None
+) -> None:
+    data = png(2, 2, depth, kind, (b"\0" + row) * 2, *extra)
+    assert colour(data) == (expected or (255, 255, 255))
+
+
+def test_values_pil_would_clip_keep_their_order() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
+        grey = np.asarray(read_image(image))[..., 0].ravel()
+        assert (np.diff(grey.astype(int)) > 0).all() and grey[0] == 0 and grey[-1] == 255
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("I", (2, 2), 65536), "mode I has values from 65536 to 65536: expected 16-bit values"),
+        (Image.new("I", (2, 2), -1), "mode I has values from -1 to -1"),
+        (Image.new("F", (2, 2), 200.0), "mode F has values from 200 to 200: expected floats in [0, 1]"),
+        (Image.new("F", (2, 2), float("nan")), "mode F has NaN or infinite values"),
+        (Image.new("RGB", (0, 3)), "PIL image is empty (3x0 pixels)"),
+    ],
+)
+def test_bad_pil_images(image: Image.Image, expected: str) -> None:
+    assert expected in message(image)
+
+
+# --------------------------------------------------------------------------------------- orientation and metadata
+
+STORED = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+UPRIGHT = {
+    1: STORED,
+    2: STORED[:, ::-1],
+    3: STORED[::-1, ::-1],
+    4: STORED[::-1],
+    5: STORED.T,
+    6: np.rot90(STORED, -1),
+    7: np.rot90(STORED, 2).T,
+    8: np.rot90(STORED),
+    9: STORED,  # not a value
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_from_every_source(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(STORED), kind, exif=exif)
+    path = tmp_path / "turned"
+    path.write_bytes(data)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    for source in (data, path, Image.open(io.BytesIO(data)), loaded, loaded.copy()):
+        image = read_image(source)
+        assert np.array_equal(np.asarray(image)[..., 0], UPRIGHT[orientation])
+        assert np.array_equal(np.asarray(read_image(image)), np.asarray(image)), "turned twice"
+
+
+def test_the_source_is_not_changed() -> None:
+    image = Image.fromarray(STORED)
+    image.info.update(exif=b"Exif\0\0", note="mine")
+    read_image(image).putpixel((0, 0), (9, 9, 9))
+    assert image.info == {"exif": b"Exif\0\0", "note": "mine"}
+    assert np.array_equal(np.asarray(image), STORED)
+    array = NOISE.copy()
+    read_image(array).putpixel((0, 0), (9, 9, 9))
+    assert np.array_equal(array, NOISE)
+
+
+@pytest.mark.parametrize("block", [b"garbage", b"MM\0*\0\0\0\x08\0\x05\x01\x12", b"MM\0*\xff\xff\xff\xff", b""])
+def test_broken_exif_is_no_reason_to_refuse_or_warn(block: bytes) -> None:
+    data = encoded(Image.fromarray(STORED), "JPEG", exif=b"Exif\0\0" + block)
+    assert size_of(read_image(data)) == (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), shade) for shade in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert colour(data) == (255, 0, 0)
+
+
+# --------------------------------------------------------------------------------------------- arrays and tensors
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (np.full((4, 5), 7, np.uint8), (7, 7, 7)),
+        (np.full((4, 5, 1), 7, np.uint8), (7, 7, 7)),
+        (np.full((4, 5, 4), 255, np.uint8), (255, 255, 255)),
+        (np.zeros((4, 5, 4), np.uint8), (255, 255, 255)),
+        (np.zeros((4, 5, 4), np.float32), (255, 255, 255)),
+        (np.full((4, 5), 257 * 51, np.uint16), (51, 51, 51)),
+        (np.full((4, 5), 0.2, np.float16), (51, 51, 51)),
+        (np.full((4, 5), 1 + 1e-6), (255, 255, 255)),  # the noise of a resize
+        (np.full((4, 5), -1e-6), (0, 0, 0)),
+        (torch.full((4, 5), 7, dtype=torch.uint8), (7, 7, 7)),
+        (torch.full((1, 4, 5), 7, dtype=torch.uint8), (7, 7, 7)),
+        (torch.zeros((4, 5, 5), dtype=torch.uint8), (255, 255, 255)),
+        (torch.full((3, 4, 5), 0.2, dtype=torch.bfloat16), (51, 51, 51)),
+        (torch.full((3, 4, 5), 0.2, dtype=torch.float16), (51, 51, 51)),
+    ],
+)
+def test_array_shapes_and_types(source: imaging.ImageLike, expected: tuple[int, ...]) -> None:
+    assert colour(source) == expected
+
+
+def test_axes_of_arrays_and_tensors() -> None:
+    assert size_of(read_image(np.zeros((40, 60, 3), np.uint8))) == Size(40, 60)
+    assert size_of(read_image(torch.zeros(3, 40, 60))) == Size(40, 60)
+    assert size_of(read_image(torch.zeros(40, 60))) == Size(40, 60)
+
+
+ONE_OF = "expected uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to 1)"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (np.zeros((3, 40, 60)), ["array of shape (3, 40, 60)", "looks channels-first", "array.transpose(1, 2, 0)"]),
+        (torch.zeros(40, 60, 3), ["tensor of shape (40, 60, 3)", "looks channels-last", "tensor.permute(2, 0, 1)"]),
+        (np.zeros((40, 60, 2)), ["(40, 60, 2)", "(y, x, 3) or (y, x, 4)"]),
+        (torch.zeros(5, 40, 60), ["(5, 40, 60)", "(3, y, x) or (4, y, x)"]),
+        (np.zeros((1, 40, 60, 3)), ["(1, 40, 60, 3)", "looks like a batch"]),
+        (torch.zeros(1, 3, 40, 60), ["(1, 3, 40, 60)", "looks like a batch"]),
+        (np.zeros(5), ["(5,)", "expected (y, x)"]),
+        (np.array(0.5), ["array of shape ()"]),
+        (np.zeros((0, 60, 3)), ["(0, 60, 3) is empty"]),
+        (torch.zeros(3, 40, 0), ["(3, 40, 0) is empty"]),
+        (np.zeros((4, 5), bool), ["values of type bool", ONE_OF]),
+        (torch.zeros(4, 5, dtype=torch.bool), ["values of type bool", ONE_OF]),
+        (np.zeros((4, 5), np.int64), ["values of type int64", ONE_OF]),
+        (np.zeros((4, 5), np.complex64), ["values of type complex64", ONE_OF]),
+        (np.full((4, 5), "a"), ["values of type <U1", ONE_OF]),
+        (np.full((4, 5), np.nan), ["(4, 5) has NaN or infinite values"]),
+        (np.where(np.eye(4) > 0, np.nan, 0.5), ["NaN"]),
+        (np.full((4, 5), np.inf), ["NaN or infinite values"]),
+        (torch.full((3, 4, 5), -torch.inf), ["NaN or infinite values"]),
+        (np.full((4, 5), 200.0), ["values from 200 to 200", "floats in [0, 1]", "divide 8-bit values by 255"]),
+        (np.full((4, 5), 1.01), ["values from 1.01 to 1.01"]),
+        (torch.randn(3, 40, 60) * 5, ["values from -", "before it was normalised"]),
+        (torch.zeros(3, 4, 5, device="meta"), ["tensor of shape (3, 4, 5) cannot be read: "]),
+        (None, ["expected a path, the bytes of a file, a PIL image, an array or a tensor, not NoneType"]),
+        (7, ["not int"]),
+        ([NOISE], ["not list"]),
+        (io.BytesIO(), ["not BytesIO"]),
+    ],
+)
+def test_what_is_no_picture(source: object, expected: list[str]) -> None:
+    text = message(source)
+    for part in expected:
+        assert part in text
+
+
+# -------------------------------------------------------------------------------------------------- files gone bad
+
+JPEG = encoded(Image.fromarray(NOISE).resize((210, 130)), "JPEG")
+PNG = encoded(Image.fromarray(NOISE), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "is empty (0 bytes)"),
+        (
+            b"hello, I am a text\nwith lines",
+            r"not a picture of any format that PIL reads: it starts with b'hello, I am a te'",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "b'version https://'"),
+        (JPEG[: len(JPEG) // 2], "cannot be read: image file is truncated"),
+        (PNG[: len(PNG) // 2], "cannot be read: "),
+        (PNG[:20], " a picture "),
+        (PNG[:60] + b"\0\0\0\0" + PNG[64:], "cannot be read: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n", "PostScript"),
+    ],
+)
+def test_bad_contents(data: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(data)
+    if "a picture" in expected:
+        expected = "picture"
+    for source, name in ((path, repr(str(path))), (str(path), repr(str(path))), (data, "image bytes")):
+        text = message(source)
+        assert text.startswith(name) and expected in text
+
+
+def test_path_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.jpg").mkdir()
+    Path("file.jpg").write_bytes(PNG)
+    assert message("nowhere/cats.jpg") == "'nowhere/cats.jpg' does not exist"
+    assert message("folder.jpg") == "'folder.jpg' is a directory, not a picture"
+    assert message("file.jpg/cats.jpg").startswith("'file.jpg/cats.jpg' cannot be read: ")
+    assert message("a\0b").startswith(r"'a\x00b' cannot be read: ")
+    assert "download it first" in message("https://example.com/cats.jpg")
+    assert message("two\nlines.jpg") == r"'two\nlines.jpg' does not exist"
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:  # a real one cannot be had as root, as tests in containers are
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert message("locked.jpg") == "'locked.jpg' may not be read: permission denied"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(PNG,))
+    writer.start()
+    assert np.array_equal(np.asarray(read_image(path)), NOISE)
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (9460, f"is 9460x9460 pixels, more than the {MAX_PIXELS}"),  # PIL would only warn
+        (60000, f"has more than the {MAX_PIXELS}"),  # PIL would raise an error of its own
+    ],
+)
+def test_decompression_bomb(width: int, expected: str, tmp_path: Path) -> None:
+    assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+    data = png(width, width, 1, 0, b"")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as leaked:
+        warnings.simplefilter("always")
+        for source, name in ((data, "image bytes"), (path, repr(str(path)))):
+            text = message(source)
+            assert text.startswith(f"{name} {expected}") and "shrink it first" in text
+    assert not leaked
+    assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+
+
+def test_bomb_limit_is_by_header_and_holds_for_lazy_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21)
+    assert size_of(read_image(PNG)) == (13, 21)
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21 - 1)
+    assert "is 13x21 pixels" in message(PNG)
+    assert "PIL image is 13x21 pixels" in message(Image.open(io.BytesIO(PNG)))
+    assert size_of(read_image(Image.fromarray(NOISE))) == (13, 21)  # in memory already: nothing left to protect
+
+
+def test_a_closed_pil_image_is_named() -> None:
+    image = Image.open(io.BytesIO(PNG))
+    image.close()
+    assert message(image).startswith("PIL image cannot be read: ")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"])
+def test_corrupted_files_give_a_picture_or_an_image_error(kind: str) -> None:
+    data = encoded(Image.fromarray(NOISE), kind)
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(data[: random.integers(len(data) // 2, len(data) + 1)])
+        for place in random.integers(0, len(broken), 4):
+            broken[place] = random.integers(256)
+        try:
+            read_image(bytes(broken))
+        except ImageError as error:
+            assert str(error).startswith("image bytes ")

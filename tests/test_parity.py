@@ -1,0 +1,100 @@
+"""The numbers are the published implementations' numbers, and the host's are the host's."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import PARITY
+
+from open_gem import PATHWAYS, Pathway, run
+from open_gem.readout import min_max, similarity, upsample
+
+TOLERANCE = 2e-5
+
+
+def published_cases() -> list[tuple[str, str]]:
+    return [
+        (folder, case["key"])
+        for folder in ("gem_square", "gem_resampled")
+        for case in json.loads((PARITY / folder / "cases.json").read_text())
+    ]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+def settings(case: dict) -> Pathway:
+    inverse = case["inverse_temperature"]
+    temperature = "adaptive" if inverse is None else 1 / inverse
+    return Pathway(depth=case["blocks"], iterations=case["iterations"], temperature=temperature)
+
+
+@pytest.mark.parametrize(("folder", "key"), published_cases())
+def test_gem_is_the_published_gem(folder, key, square, resampled):
+    reference = {"gem_square": square, "gem_resampled": resampled}[folder]
+    arrays = reference.arrays()
+    features = run(reference.backbone, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
+    close(features.tokens, arrays[f"{key}__tokens"])
+
+
+@pytest.mark.parametrize("folder", ["gem_square", "gem_resampled"])
+def test_heatmaps_are_the_published_ones(folder, square, resampled):
+    reference = {"gem_square": square, "gem_resampled": resampled}[folder]
+    arrays = reference.arrays()
+    keys = [key for key in reference.cases if f"{key}__heatmaps" in arrays]
+    assert len(keys) == 3
+    for key in keys:
+        features = run(reference.backbone, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
+        cosines = similarity(features.patches, arrays["text_features"]).unflatten(-1, tuple(features.grid))
+        ours = torch.stack([torch.stack([min_max(upsample(m, features.size)) for m in image]) for image in cosines])
+        # min-max divides by the range of a map, so the tolerance of the tokens grows by its inverse
+        torch.testing.assert_close(ours, arrays[f"{key}__heatmaps"], rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", ["clip_surgery", "maskclip", "maskclip-reduced", "clearclip"])
+def test_neighbours_are_the_published_ones(name, square):
+    peers = square.arrays("peers")
+    features = run(square.backbone, peers["image"], {name: PATHWAYS[name]})[name]
+    close(features.patches, peers[name.replace("-", "_")])
+
+
+def test_keys_alone_are_the_published_reduced_block(square):
+    peers = square.arrays("peers")
+    features = run(square.backbone, peers["image"], {"kk": replace(PATHWAYS["clearclip"], projections="k")})["kk"]
+    close(features.patches, peers["kk_reduced"])
+
+
+@pytest.mark.parametrize("folder", ["gem_square", "gem_resampled"])
+def test_host_tokens_are_the_published_hosts(folder, square, resampled):
+    reference = {"gem_square": square, "gem_resampled": resampled}[folder]
+    arrays = reference.arrays()
+    for exact in (False, True):
+        features = run(reference.backbone, arrays["image"], {"clip": PATHWAYS["clip"]}, exact=exact)["clip"]
+        close(features.tokens, arrays["vanilla_tokens"])
+
+
+def test_text_is_the_hosts(square):
+    arrays = square.arrays()
+    with torch.no_grad():
+        close(square.backbone.model.encode_text(arrays["text_tokens"], normalize=True), arrays["text_features"])
+
+
+@torch.no_grad()
+def test_exact_stream_is_the_hosts_own_to_the_last_bit(square):
+    model, image = square.backbone.model, square.arrays()["image"]
+    features = run(square.backbone, image, PATHWAYS, pooled=True, exact=True)["clip"]
+    visual = model.visual
+    tokens = visual.ln_post(visual.transformer(visual._embeds(image))) @ visual.proj
+    assert torch.equal(features.tokens, tokens)
+    assert features.pooled is not None
+    assert torch.equal(features.pooled, model.encode_image(image))
+
+
+@torch.no_grad()
+def test_fused_stream_is_the_hosts_own_within_tolerance(square):
+    model, image = square.backbone.model, square.arrays()["image"]
+    features = run(square.backbone, image, PATHWAYS, pooled=True)["clip"]
+    assert features.pooled is not None
+    close(features.pooled, model.encode_image(image))
