@@ -98,9 +98,22 @@ def test_every_rule_gives_whole_patches_close_to_the_aspect(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["", "short", "short:", "short:0", "short:-448", "short:4.5", "short:N", "short:+4", "short: 448", "short:448 "]
-    + ["Short:448", "native:448", "native:", "tall:448", "448", "short:448:1", "short:٤٤٨", "short:" + "9" * 5000]
-    + [None, 448],
+    [
+        *(
+            "",
+            "short",
+            "short:",
+            "short:0",
+            "short:-448",
+            "short:4.5",
+            "short:N",
+            "short:+4",
+            "short: 448",
+            "short:448 ",
+        ),
+        *("Short:448", "native:448", "native:", "tall:448", "448", "short:448:1", "short:٤٤٨", "short:" + "9" * 5000),
+        *(None, 448),
+    ],
 )
 def test_bad_rule_lists_the_rules(rule: str) -> None:
     with pytest.raises(InputError, match="short:N, long:N, square:N, native") as caught:
@@ -124,7 +137,10 @@ def test_too_many_patches_says_what_to_do() -> None:
     for part in ("4096x4105", "256x257", str(256 * 257), str(MAX_PATCHES), "'native'", "long:N"):
         assert part in str(caught.value)
     advice = int(str(caught.value).split()[-1])
-    assert target_size(f"long:{advice}", size, (16, 16)) == (4096, 4096)  # the advice works, and is the best there is
+    assert target_size(f"long:{advice}", Size(5000, 5000), (16, 16)) == (
+        4096,
+        4096,
+    )  # the advice works, and is the best
 
 
 def test_a_thin_strip_and_a_huge_rule_are_refused() -> None:
@@ -325,6 +341,16 @@ def test_broken_exif_is_no_reason_to_refuse_or_warn(block: bytes) -> None:
     assert size_of(read_image(data)) == (2, 3)
 
 
+def test_odd_tags_of_a_tiff_are_no_reason_to_refuse_or_warn() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description longer than four bytes"
+    data = encoded(Image.fromarray(STORED), "TIFF", exif=exif)
+    tag = struct.pack("<HH", 0x010E, 2)
+    place = data.index(tag)
+    broken = data[:place] + tag + struct.pack("<II", 10**6, 10**6) + data[place + 12 :]  # lies beyond the file
+    assert size_of(read_image(broken)) == (2, 3)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), shade) for shade in ("red", "blue")]
@@ -423,7 +449,7 @@ PNG = encoded(Image.fromarray(NOISE), "PNG")
         (b"version https://git-lfs.github.com/spec/v1\n", "b'version https://'"),
         (JPEG[: len(JPEG) // 2], "cannot be read: image file is truncated"),
         (PNG[: len(PNG) // 2], "cannot be read: "),
-        (PNG[:20], " a picture "),
+        (PNG[:20], "cannot be read: Truncated"),
         (PNG[:60] + b"\0\0\0\0" + PNG[64:], "cannot be read: "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n", "PostScript"),
     ],
@@ -431,8 +457,6 @@ PNG = encoded(Image.fromarray(NOISE), "PNG")
 def test_bad_contents(data: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
-    if "a picture" in expected:
-        expected = "picture"
     for source, name in ((path, repr(str(path))), (str(path), repr(str(path))), (data, "image bytes")):
         text = message(source)
         assert text.startswith(name) and expected in text

@@ -42,7 +42,7 @@ _HOMES = {
     "run": "pathway",
     "Boxes": "readout",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

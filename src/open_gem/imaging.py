@@ -17,7 +17,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, isqrt
@@ -220,7 +220,8 @@ def _from_pil(image: Image.Image, name: str = "PIL image") -> Image.Image:
     if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
         _check_decodable(image, size, name)
     with _decoding(name):
-        image.load()
+        with _quiet() if image.format in _NOISY else nullcontext():
+            image.load()
         turn = _TURNS.get(_orientation(image))
         image = _DEEP[image.mode](image, name) if image.mode in _DEEP else image
         image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
@@ -265,6 +266,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name} {_FILE_TROUBLE.get(type(error), f'cannot be read: {reason}')}") from error
 
 
+_NOISY = {"TIFF", "ICO"}  # formats whose decoders in PIL warn, about metadata, while they decode
 _WARNINGS = threading.Lock()
 
 
@@ -273,7 +275,7 @@ def _quiet() -> Iterator[None]:
     """Hold back PIL's warnings about bombs and odd metadata: the first are our error, the second no one's business.
 
     Warning filters belong to the whole process, so one thread at a time, and only around the short reads of headers
-    and EXIF, where these warnings arise; decoding stays parallel.
+    and EXIF, where these warnings arise; decoding stays parallel, but for the formats in `_NOISY`.
     """
     with _WARNINGS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

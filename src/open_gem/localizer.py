@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, overload
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from open_gem import backbones, readout
 from open_gem.backbones import Backbone
 from open_gem.errors import InputError, PromptError
-from open_gem.imaging import ImageLike, read_image, target_size, to_pixels
+from open_gem.imaging import ImageLike, read_image, size_of, target_size, to_pixels
 from open_gem.pathway import Features, Pathway, find_pathway, run
 from open_gem.prompts import TEMPLATE, TextCache, check_prompts
 from open_gem.readout import Boxes
@@ -136,7 +135,7 @@ class Localizer:
     size      how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint recommends
     template  what a phrase is put into, see `prompts.fill`
 
-    Raises PathwayError and PromptError for unknown names and malformed templates.
+    Raises PathwayError, InputError and PromptError for an unknown pathway, a malformed size rule or template.
     """
 
     backbone: Backbone
@@ -146,7 +145,8 @@ class Localizer:
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.settings(self.pathway)
+        self.settings(self.pathway)  # here and in the next line: complain now, not at the first image
+        target_size(self.size_rule, self.backbone.preprocess.image_size, self.backbone.patch)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
     def __call__(
@@ -160,6 +160,11 @@ class Localizer:
         if not isinstance(images, list | tuple):
             return self._locate_images([images], [check_prompts(prompts)])[0]  # type: ignore[arg-type]
         return self._locate_images(images, _prompts_by_image(prompts, len(images)))
+
+    @property
+    def size_rule(self) -> str:
+        """How images are resized, see `imaging.SIZE_RULES`."""
+        return self.size or self.backbone.recommended.size
 
     def settings(self, pathway: str | Pathway) -> Pathway:
         """The settings a pathway has on this backbone: a name with the recommended temperature, settings unchanged."""
@@ -176,7 +181,7 @@ class Localizer:
         """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
         chosen = self.pathway if pathway is None else pathway
         pixels = pixels.to(self.backbone.device, self.backbone.dtype)
-        return run(self.backbone, pixels, {"it": self.settings(chosen)}, pooled=pooled)["it"]
+        return run(self.backbone, pixels, {"chosen": self.settings(chosen)}, pooled=pooled)["chosen"]
 
     def locate(
         self,
@@ -199,9 +204,7 @@ class Localizer:
         scores = None if pooled is None else readout.similarity(pooled[index, None], text)[:, 0]
         return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
 
-    def _locate_images(
-        self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]
-    ) -> list[Localization]:
+    def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]) -> list[Localization]:
         pixels, originals = zip(*map(self._prepare, images), strict=True)
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for index, picture in enumerate(pixels):
@@ -215,22 +218,22 @@ class Localizer:
 
     def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
         picture = read_image(image)
-        original = Size(picture.height, picture.width)
-        size = target_size(self.size or self.backbone.recommended.size, original, self.backbone.patch)
+        original = size_of(picture)
+        size = target_size(self.size_rule, original, self.backbone.patch)
         return to_pixels(picture, size, self.backbone.preprocess), original
 
     def _recommended_scale(self, pathway: Pathway) -> float:
         return self.backbone.recommended.temperature_scale if pathway.temperature == "adaptive" else 1.0
 
 
-def _prompts_by_image(
-    prompts: str | Sequence[str] | Sequence[Sequence[str]], count: int
-) -> list[tuple[str, ...]]:
+def _prompts_by_image(prompts: str | Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
     """One tuple of prompts an image, from one list for all or one list each."""
     if isinstance(prompts, str) or not prompts or all(isinstance(prompt, str) for prompt in prompts):
         return [check_prompts(prompts)] * count  # type: ignore[arg-type]
     if len(prompts) != count:
-        raise PromptError(f"{len(prompts)} lists of prompts for {count} images, expected one an image or one list for all")
+        raise PromptError(
+            f"{len(prompts)} lists of prompts for {count} images, expected one an image or one list for all"
+        )
     return [check_prompts(some) for some in prompts]
 
 
@@ -247,8 +250,7 @@ def load(
 
     Further keywords are `Localizer`'s: pathway, size, template. Errors as `backbones.load`.
     """
-    backbone = backbones.load(name, pretrained, device=device, cache_dir=cache_dir)
-    return partial(Localizer, backbone)(**settings)
+    return Localizer(backbones.load(name, pretrained, device=device, cache_dir=cache_dir), **settings)
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:

@@ -32,7 +32,9 @@ def similarity(patches: Tensor, text: Tensor) -> Tensor:
 def upsample(grid_map: Tensor, size: Size) -> Tensor:
     """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`."""
     maps = grid_map.reshape(1, -1, *grid_map.shape[-2:])
-    return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).reshape(*grid_map.shape[:-2], *size)
+    return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).reshape(
+        *grid_map.shape[:-2], *size
+    )
 
 
 def min_max(heatmap: Tensor) -> Tensor:
@@ -49,7 +51,8 @@ def peak(heatmap: Tensor) -> tuple[int, int]:
 
 def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
     """A box around each 8-connected component of `mask` `(y, x)`, scored by the highest value of `heatmap` in it."""
-    labels, _ = ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)))
+    labels = np.empty(tuple(mask.shape), dtype=np.int32)
+    ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)), output=labels)
     found = ndimage.find_objects(labels)
     values = heatmap.float().cpu().numpy()
     boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]

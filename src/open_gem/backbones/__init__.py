@@ -22,7 +22,8 @@ def load(
 ) -> Backbone:
     """Load a backbone with its weights.
 
-    name, pretrained  "embedded"; open_clip's names and tags ("ViT-B-16", "openai"); "hf-hub:org/repo"; "local-dir:folder"
+    name, pretrained  "embedded"; open_clip's names and tags ("ViT-B-16", "openai"); "hf-hub:org/repo";
+                      "local-dir:folder"
     device            "auto" takes CUDA, then Apple's MPS, then the CPU
     cache_dir         where downloaded weights are kept, by default the Hugging Face cache
 
@@ -41,7 +42,7 @@ def load(
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around an open_clip model that is already in memory (your fine-tuned one, say), which it never changes.
+    """A backbone around an open_clip model already in memory (your fine-tuned one, say), which it never changes.
 
     Raises UnsupportedModelError where its vision tower cannot be read, InputError where it is in training mode.
     """

@@ -54,7 +54,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)`, any whole number of patches a side → tokens `(b, n, d)` entering the first block, grid."""
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` that enter the first block, and their grid."""
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""open_clip's native vision transformers (`open_clip.transformer.VisionTransformer`), read in place and never changed."""
+"""open_clip's native vision transformers (`open_clip.transformer.VisionTransformer`), read and never changed."""
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -115,30 +114,41 @@ def _version(weights: Tensor) -> object:
     return weights.device, weights.dtype, weights.data_ptr(), 0 if weights.is_inference() else weights._version
 
 
+_RESNET = "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens"
+_TIMM = "its vision tower comes from timm, and only open_clip's native ViT towers are read so far"
+_POOL = "its vision tower pools by attention, and only class-token and average pooling are read so far"
+_BLOCK = "its blocks are not open_clip's ResidualAttentionBlock, the only kind that is read so far"
+
+
+def unreadable(name: str) -> str | None:
+    """Why the architecture `name` (one of `names()`) cannot be read, judged by its configuration; None if it can."""
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    vision = config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        return _TIMM
+    if isinstance(vision["layers"], list):
+        return _RESNET
+    return _POOL if vision.get("attentional_pool") else None
+
+
 def _readable_tower(model: Any) -> Any:
+    """The model's vision tower. Raises UnsupportedModelError with the reason where it cannot be read."""
     visual = getattr(model, "visual", None)
+    tower = type(visual).__name__
     if type(visual) is not VisionTransformer:
-        tower = type(visual).__name__
-        reason = {
-            "NoneType": "it has no vision tower (`model.visual`)",
-            "ModifiedResNet": "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens",
-            "TimmModel": "its vision tower comes from timm, and only open_clip's native ViT towers are read so far",
-        }.get(tower, f"its vision tower is a {tower}, and only open_clip's native ViT towers are read so far")
-        raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
-    if visual.attn_pool is not None:
-        raise UnsupportedModelError(
-            f"cannot read {type(model).__name__}: its vision tower pools by attention, and only class-token and average "
-            "pooling are read so far"
-        )
-    strange = {type(block).__name__ for block in visual.transformer.resblocks if type(block) is not ResidualAttentionBlock}
-    if strange:
-        raise UnsupportedModelError(
-            f"cannot read {type(model).__name__}: its blocks are {', '.join(sorted(strange))}, "
-            "only ResidualAttentionBlock is read so far"
-        )
-    if model.training:
-        raise InputError("the model is in training mode; call model.eval() before adapting it")
-    return visual
+        other = f"its vision tower is a {tower}, and only open_clip's native ViT towers are read so far"
+        known = {"NoneType": "it has no vision tower (`model.visual`)", "ModifiedResNet": _RESNET, "TimmModel": _TIMM}
+        reason = known.get(tower, other)
+    elif visual.attn_pool is not None:
+        reason = _POOL
+    elif any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
+        reason = _BLOCK
+    else:
+        if model.training:
+            raise InputError("the model is in training mode; call model.eval() before adapting it")
+        return visual
+    raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
 
 
 def _read_block(block: ResidualAttentionBlock) -> Block:
@@ -181,7 +191,7 @@ def load(
     """Load `name` with open_clip's names and tags, "hf-hub:org/repo", or "local-dir:folder"; always with its weights.
 
     Raises UnknownModelError (no such name or tag), WeightsError (weights missing, unreachable or not fitting),
-    UnsupportedModelError (a tower that cannot be read).
+    UnsupportedModelError (a tower that cannot be read; for built-in names before anything is downloaded).
     """
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
@@ -197,8 +207,9 @@ def load(
 
 
 _WEIGHTS_ADVICE = (
-    "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another); without network, put a checkpoint "
-    'with its open_clip_config.json in a folder and load "local-dir:FOLDER", or load "embedded", which needs no download'
+    "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
+    'checkpoint with its open_clip_config.json in a folder and load "local-dir:FOLDER", or load "embedded", which needs '
+    "no download"
 )
 
 
@@ -210,7 +221,9 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
     """
     if name.startswith(("hf-hub:", "local-dir:")):
         if pretrained is not None:
-            raise UnknownModelError(f"{name!r} brings its own weights; the tag {pretrained!r} cannot be combined with it")
+            raise UnknownModelError(
+                f"{name!r} brings its own weights; the tag {pretrained!r} cannot be combined with it"
+            )
         if name.startswith("local-dir:"):
             _check_folder(Path(name.removeprefix("local-dir:")))
         return {"model_name": name}
@@ -223,10 +236,12 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
             f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
             '"hf-hub:org/repo" or "local-dir:folder"'
         )
+    if reason := unreadable(architecture):
+        raise UnsupportedModelError(f"cannot read {name}: {reason}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
         raise UnknownModelError(f"{name!r} needs a pretrained tag; known: {', '.join(tags) or 'none'}")
-    if os.path.isfile(pretrained):
+    if Path(pretrained).is_file():
         return {"model_name": architecture, "pretrained": pretrained}
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag:

@@ -150,9 +150,7 @@ def _plan(random: np.random.Generator, aspect: float) -> list[_Placement]:
     return placements
 
 
-def _random_placement(
-    random: np.random.Generator, sprite: int, largest: float, height: int, width: int
-) -> _Placement:
+def _random_placement(random: np.random.Generator, sprite: int, largest: float, height: int, width: int) -> _Placement:
     """A placement that leaves at most _OUTSIDE of the object's side beyond the frame of height x width."""
     side = random.uniform(_SMALLEST, largest)
     margins = ((0.5 - _OUTSIDE) * side * min(height, width) / length for length in (height, width))

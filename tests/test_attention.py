@@ -1,0 +1,108 @@
+"""Every way to mix values against the paper's equations, written out with explicit n×n matrices in float64."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from open_gem.attention import Heads, adaptive_inverse_temperature, identity, query_key, self_self
+
+SUBSETS = ["".join(some) for count in (1, 2, 3) for some in combinations("qkv", count)]
+
+
+def explicit_softmax(logits: Tensor) -> Tensor:
+    """Rows of exp(a_ij) / Σ_k exp(a_ik) (eq. 5; the largest taken off first, which changes nothing)."""
+    raised = (logits - logits.amax(-1, keepdim=True)).exp()
+    return raised / raised.sum(-1, keepdim=True)
+
+
+def explicit_self_self(
+    heads: Heads, temperatures: list[float], *, projections: str, normalize: bool, iterations: int
+) -> Tensor:
+    """Eqs. 2–6, one image and head at a time; `temperatures` is τ of each image."""
+    output = torch.zeros_like(heads.v, dtype=torch.float64)
+    for image, tau in enumerate(temperatures):
+        for head in range(heads.v.shape[1]):
+            values = heads.v[image, head].double()
+            for name in projections:
+                p = getattr(heads, name)[image, head].double()
+                if normalize:
+                    p = p / p.square().sum(-1, keepdim=True).sqrt()
+                for _ in range(iterations):
+                    p = explicit_softmax(p @ p.T / tau) @ p
+                    if normalize:
+                        p = p / p.square().sum(-1, keepdim=True).sqrt()
+                output[image, head] += explicit_softmax(p @ p.T / tau) @ values / len(projections)
+    return output
+
+
+def random_heads(dtype: torch.dtype = torch.float64) -> Heads:
+    """Two images, three heads, seven tokens; q, k, v of different scales, so that none passes for another."""
+    generator = torch.Generator().manual_seed(3)
+    scales = (0.7, 1.1, 1.6)
+    return Heads(*(scale * torch.randn(2, 3, 7, 4, generator=generator, dtype=dtype) for scale in scales))
+
+
+def close(ours: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("taus", [[0.4, 0.4], [0.3, 1.7]], ids=["number", "an-image-each"])
+@pytest.mark.parametrize("iterations", [0, 1, 2, 3])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("projections", SUBSETS)
+def test_self_self_is_equations_2_to_6(projections, normalize, iterations, taus):
+    heads = random_heads()
+    inverse = 1 / taus[0] if taus[0] == taus[1] else 1 / torch.tensor(taus, dtype=torch.float64)[:, None, None, None]
+    settings = {"projections": projections, "normalize": normalize, "iterations": iterations}
+    ours = self_self(heads, inverse, **settings)
+    close(ours, explicit_self_self(heads, taus, **settings))
+
+
+def test_self_self_leaves_its_input_alone_and_keeps_its_type():
+    heads = random_heads(torch.float32)
+    before = [part.clone() for part in heads]
+    mixed = self_self(
+        heads, torch.tensor([2.0, 3.0])[:, None, None, None], projections="v", normalize=False, iterations=1
+    )
+    assert mixed.dtype == torch.float32
+    assert all(torch.equal(now, then) for now, then in zip(heads, before, strict=True))
+
+
+def test_normalisation_makes_the_length_of_a_projected_token_immaterial():
+    heads = random_heads()
+    longer = heads._replace(k=heads.k * torch.linspace(0.1, 50, 7, dtype=torch.float64)[:, None])
+    settings = {"projections": "qk", "normalize": True, "iterations": 1}
+    close(self_self(longer, 2.0, **settings), self_self(heads, 2.0, **settings))
+
+
+def test_query_key_is_the_trained_attention():
+    heads = random_heads()
+    for image in range(2):
+        for head in range(3):
+            q, k, v = (part[image, head] for part in heads)
+            close(query_key(heads)[image, head], explicit_softmax(q @ k.T / 2) @ v)  # √4
+
+
+def test_identity_gives_the_values():
+    heads = random_heads()
+    assert torch.equal(identity(heads), heads.v)
+
+
+@pytest.mark.parametrize("head_width", [4, 9])
+def test_adaptive_temperature_is_the_formula_of_each_image(head_width):
+    normed = torch.randn(3, 5, 12, dtype=torch.float64) * torch.tensor([1.0, 4.0, 0.2])[:, None, None]
+    ours = adaptive_inverse_temperature(normed, head_width)
+    assert ours.shape == (3, 1, 1, 1)
+    for image in range(3):
+        lengths = [sum(float(value) ** 2 for value in token) ** 0.5 for token in normed[image]]
+        tau = len(lengths) * head_width**0.5 / sum(lengths)
+        assert 1 / ours[image].item() == pytest.approx(tau, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adaptive_temperature_keeps_half_types_and_does_not_overflow_in_them(dtype):
+    ours = adaptive_inverse_temperature(torch.full((1, 600, 64), 200.0, dtype=dtype), 64)
+    assert ours.dtype == dtype
+    assert ours.item() == 200.0  # 200 √64 / √64

@@ -1,0 +1,88 @@
+"""The house holds: modules import from rows below only, heavy packages wake on use, the front door is what it says."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import open_gem
+
+SOURCE = Path(open_gem.__file__).parent
+
+# Top row first; a module may import from rows below its own. A folder counts as one module.
+ROWS = [
+    ["cli"],
+    ["evaluate", "viz"],
+    ["localizer"],
+    ["backbones", "datasets"],
+    ["pathway", "readout", "prompts", "imaging", "metrics"],
+    ["attention"],
+    ["types", "errors"],
+]
+# Within a row, and on purpose: backbones/__init__ and its own files.
+LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
+
+# Packages with one owner.
+OWNERS = {
+    "open_clip": "backbones",
+    "timm": "backbones",
+    "matplotlib": "viz",
+    "typer": "cli",
+    "rich": "cli",
+    "scipy": "readout",
+}
+
+
+def sources() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def house(path: Path) -> str:
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> list[tuple[str, ...]]:
+    """Every imported module and name of a file, as dotted parts; the front door's TYPE_CHECKING block is its own."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            base = tuple(node.module.split("."))
+            found += [(*base, alias.name) for alias in node.names] if base == ("open_gem",) else [base]
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if p != SOURCE / "__init__.py"], ids=lambda p: p.name)
+def test_imports_go_down(path):
+    mine = house(path)
+    assert mine in LEVEL, f"{mine} has no row in ROWS"
+    for parts in imports(path):
+        if parts[0] == "open_gem" and parts[1:] and parts[1] != mine:
+            if parts[1] == "__version__":
+                continue
+            assert parts[1] in LEVEL, f"{path.name} imports {'.'.join(parts)} through the front door"
+            assert LEVEL[parts[1]] < LEVEL[mine], f"{mine} imports {parts[1]}, which is not below it"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.name)
+def test_heavy_packages_have_one_owner(path):
+    for parts in imports(path):
+        owner = OWNERS.get(parts[0], house(path))
+        assert owner == house(path), f"{parts[0]} belongs to {owner}, not to {house(path)}"
+
+
+def test_front_door():
+    for name in open_gem.__all__:
+        assert getattr(open_gem, name) is not None
+    assert sorted(open_gem.__all__) == sorted(set(dir(open_gem)))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = open_gem.nothing
+
+
+def test_import_is_light():
+    code = "import sys, open_gem; print(any(m in sys.modules for m in ('torch', 'open_clip', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

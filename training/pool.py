@@ -1,0 +1,50 @@
+"""A pool of rendered training scenes on disk: pictures and which concepts they show, nothing about where."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from open_gem.datasets.scenes import CONCEPTS, scene
+
+_CHUNK = 500  # scenes rendered by one task
+
+
+class Pool(NamedTuple):
+    """N scenes: `images` (N, side, side, 3) uint8 and `shown` (N, concepts) bool."""
+
+    images: np.ndarray
+    shown: np.ndarray
+
+
+def render(first_seed: int, count: int, side: int) -> Pool:
+    """The scenes of `count` consecutive seeds."""
+    images = np.empty((count, side, side, 3), dtype=np.uint8)
+    shown = np.zeros((count, len(CONCEPTS)), dtype=bool)
+    for index in range(count):
+        drawn = scene(first_seed + index, side)
+        images[index] = drawn.image
+        shown[index, [CONCEPTS.index(name) for name in drawn.names]] = True
+    return Pool(images, shown)
+
+
+def pool_on_disk(folder: Path, first_seed: int, count: int, side: int) -> Pool:
+    """The same scenes, rendered by all processors into `folder` unless they are there, memory-mapped."""
+    paths = Pool(folder / f"pool-{first_seed}-{count}-{side}.npy", folder / f"shown-{first_seed}-{count}-{side}.npy")
+    if not paths.shown.exists():  # written last: its presence says that the pool is complete
+        shape = (count, side, side, 3)
+        images = np.lib.format.open_memmap(paths.images, mode="w+", dtype=np.uint8, shape=shape)
+        shown = np.zeros((count, len(CONCEPTS)), dtype=bool)
+        starts = range(0, count, _CHUNK)
+        lengths = [min(_CHUNK, count - start) for start in starts]
+        with ProcessPoolExecutor() as workers:
+            chunks = workers.map(render, (first_seed + start for start in starts), lengths, [side] * len(starts))
+            for start, chunk in zip(starts, chunks, strict=True):
+                images[start : start + len(chunk.images)] = chunk.images
+                shown[start : start + len(chunk.shown)] = chunk.shown
+        images.flush()
+        np.save(paths.shown, shown)
+    return Pool(np.load(paths.images, mmap_mode="r"), np.load(paths.shown))

@@ -1,0 +1,345 @@
+"""Train the embedded CLIP from scratch, on synthetic scenes, with image-level contrast only.
+
+    python training/train.py --work /somewhere/large --minutes 85
+
+The loss sees a picture's class token and sentences about what the picture shows; no mask, box or point.  `--work` takes
+the rendered pool, the log (JSON lines), the checkpoint (`--resume` goes on from it) and a loadable snapshot; the
+finished model goes to `--output`.  Both are loaded with `open_clip.create_model_from_pretrained("local-dir:...")`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captions import concept_prompts, scene_caption, tokens, used_tokens
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from pool import Pool, pool_on_disk, render
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from towers import embed_patches, embed_texts
+
+from open_gem.datasets.scenes import CONCEPTS, fill
+
+SIDE, PATCH = 128, 16  # pixels
+PATCHES = (SIDE // PATCH) ** 2
+CONTEXT = 32  # tokens
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIDE, "patch_size": PATCH, "layers": 6, "width": 240, "head_width": 16},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "layers": 2, "width": 64, "heads": 4},
+}
+PREPROCESS = {
+    "mean": list(OPENAI_DATASET_MEAN),
+    "std": list(OPENAI_DATASET_STD),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+TRAINING_SEEDS, VALIDATION_SEEDS = 1_000_000, 500_000  # where the two ranges start, see open_gem.datasets.scenes
+VALIDATION_SCENES = 500
+PROMPT = "a photo of a {}."
+
+WARM_UP = 0.03  # share of the run
+WHOLE_PICTURES = 0.85  # progress from which all patches are kept, as they are in use
+KEPT_PATCHES = PATCHES // 2  # until then
+MAX_SHIFT = 8  # pixels
+EMA_DECAY = 0.998
+
+OUTPUT = Path(__file__).resolve().parents[1] / "src" / "open_gem" / "backbones" / "embedded"
+
+
+class Batch(NamedTuple):
+    """What one step learns from."""
+
+    patches: Tensor  # (b, n, 3*PATCH*PATCH) float, normalized
+    positions: Tensor  # (b, n) places of the patches in the grid
+    prompts: Tensor  # (concepts, tokens)
+    shown: Tensor  # (b, concepts) bool: which concepts each picture shows
+    captions: Tensor  # (b, tokens)
+    fitting: Tensor  # (b, b) bool: which pictures (rows) each caption (columns) is true of
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def draw_batch(random: np.random.Generator, pool: Pool, size: int, kept: int) -> Batch:
+    """A random batch of `size` pictures of the pool, each augmented and cut down to `kept` random patches."""
+    chosen = np.sort(random.integers(len(pool.images), size=size))
+    images = np.stack([_moved(random, pool.images[index]) for index in chosen])
+    patches = _patches(torch.from_numpy(images))
+    positions = torch.from_numpy(random.random((size, PATCHES)).argsort(axis=1)[:, :kept])
+    patches = patches[torch.arange(size)[:, None], positions]
+    shown = pool.shown[chosen]
+    described = [scene_caption(random, row.nonzero()[0]) for row in shown]
+    mentioned = np.zeros_like(shown)
+    for row, (_, concepts) in zip(mentioned, described, strict=True):
+        row[concepts] = True
+    missing = (~shown).astype(np.float32) @ mentioned.T.astype(np.float32)  # mentioned concepts a picture lacks
+    return Batch(
+        patches=_normalized(random, patches),
+        positions=positions,
+        prompts=tokens(concept_prompts(random)),
+        shown=torch.from_numpy(shown),
+        captions=tokens([text for text, _ in described]),
+        fitting=torch.from_numpy(missing == 0),
+    )
+
+
+def _moved(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """`image` shifted by up to MAX_SHIFT pixels, its border repeated, and mirrored half of the time."""
+    dy, dx = random.integers(-MAX_SHIFT, MAX_SHIFT + 1, size=2)
+    rows, columns = (np.clip(np.arange(SIDE) + shift, 0, SIDE - 1) for shift in (dy, dx))
+    return image[rows][:, columns[::-1] if random.random() < 0.5 else columns]
+
+
+def _patches(images: Tensor) -> Tensor:
+    """Pictures (b, SIDE, SIDE, 3) as rows of patches (b, PATCHES, 3*PATCH*PATCH), in the layout of a convolution."""
+    grid = images.unflatten(2, (-1, PATCH)).unflatten(1, (-1, PATCH))
+    return grid.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+
+
+def _normalized(random: np.random.Generator, patches: Tensor) -> Tensor:
+    """uint8 patches as CLIP normalizes them, each picture under a slightly different light."""
+    count = len(patches)
+    mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
+    gain = torch.from_numpy(random.uniform(0.85, 1.15, size=(count, 3)).astype(np.float32))
+    offset = torch.from_numpy(random.uniform(-0.08, 0.08, size=(count, 3)).astype(np.float32))
+    scale, shift = (gain / (255 * std))[:, None, :, None], ((offset - mean) / std)[:, None, :, None]
+    return (patches.unflatten(-1, (3, -1)) * scale + shift).flatten(-2)
+
+
+# --- objective --------------------------------------------------------------------------------------------------------
+
+
+def objective(model: CLIP, batch: Batch) -> Tensor:
+    """Contrast of pictures with the prompts of all concepts, and of pictures with the batch's captions."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images = embed_patches(model, batch.patches, batch.positions)
+        prompts = embed_texts(model, batch.prompts)
+        captions = embed_texts(model, batch.captions)
+    images, prompts, captions = (F.normalize(part.float(), dim=-1) for part in (images, prompts, captions))
+    scale = model.logit_scale.exp()
+    return _contrast(scale * images @ prompts.T, batch.shown) + _contrast(scale * images @ captions.T, batch.fitting)
+
+
+def _contrast(logits: Tensor, positive: Tensor) -> Tensor:
+    """Softmax cross-entropy in both directions, the target spread evenly over the positives; rows without one are out."""
+    return (_one_way(logits, positive) + _one_way(logits.T, positive.T)) / 2
+
+
+def _one_way(logits: Tensor, positive: Tensor) -> Tensor:
+    counts = positive.sum(dim=1)
+    target = positive / counts.clamp(min=1)[:, None]
+    losses = -(target * logits.log_softmax(dim=1)).sum(dim=1)
+    return losses[counts > 0].mean()
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def build_model() -> CLIP:
+    """The model at its random start; tokens of no caption are zero, and stay so because they get no gradient."""
+    model = CLIP(**MODEL)
+    embedding = model.token_embedding.weight
+    used = torch.zeros(len(embedding), 1)
+    used[used_tokens()] = 1
+    with torch.no_grad():
+        embedding.mul_(used)
+    return model
+
+
+def build_optimizers(model: CLIP, lr: float, muon: bool = True) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
+    rest = [p for name, p in model.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
+    if not muon:
+        return [torch.optim.AdamW([dict(params=matrices,weight_decay=0.05),dict(params=rest,weight_decay=0.)], lr=lr, betas=(0.9, 0.98))]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=min(lr,1e-3), betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def export(model: nn.Module, folder: Path) -> None:
+    """Write `model` in half precision as a folder that open_clip loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    partial = folder / "open_clip_model.safetensors.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.replace(folder / "open_clip_model.safetensors")
+
+
+@torch.inference_mode()
+def accuracy(model: CLIP, scenes: Pool) -> dict[str, float]:
+    """How well the model names what pictures show, with open_clip's own forward pass.
+
+    top1: share of pictures whose best concept is in the picture.
+    recall: of the n concepts in a picture, the share that is among its n best, averaged over pictures.
+    """
+    model.eval()
+    mean, std = (torch.tensor(value)[:, None, None] for value in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    images = (torch.from_numpy(scenes.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    prompts = SimpleTokenizer(context_length=CONTEXT)([fill(PROMPT, c) for c in CONCEPTS])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        texts = model.encode_text(prompts, normalize=True)
+        scores = torch.cat([model.encode_image(part, normalize=True) @ texts.T for part in images.split(100)])
+    ranked = np.take_along_axis(scenes.shown, (-scores.float()).argsort(dim=1).numpy(), axis=1)
+    counts = scenes.shown.sum(axis=1)
+    found = np.cumsum(ranked, axis=1)[np.arange(len(counts)), counts - 1]
+    return {"top1": float(ranked[:, 0].mean()), "recall": float((found / counts).mean())}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Everything that a checkpoint holds, and the steps that change it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        torch.manual_seed(options.seed)
+        self.options = options
+        self.random = np.random.default_rng(options.seed)
+        self.model = build_model()
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        self.optimizers = build_optimizers(self.model, options.lr, options.muon)
+        self.rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.step = 0
+        self.images = 0
+        self.seconds = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0..1."""
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        return self.seconds / (60 * self.options.minutes)
+
+    def advance(self, pool: Pool) -> float:
+        """Take one step; returns its loss."""
+        started = time.monotonic()
+        self._set_rates()
+        kept = KEPT_PATCHES if self.progress < WHOLE_PICTURES else PATCHES
+        batch = draw_batch(self.random, pool, self.options.batch, kept)
+        loss = objective(self.model, batch)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=math.log(100))
+        self.average.update_parameters(self.model)
+        self.step += 1
+        self.images += self.options.batch
+        self.seconds += time.monotonic() - started
+        return loss.item()
+
+    def _set_rates(self) -> None:
+        """Learning rates of this step: a linear warm-up, then half a cosine down to zero."""
+        share = min(self.progress / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.progress)))
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * share
+
+    def save(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "random": self.random.bit_generator.state,
+            "counters": (self.step, self.images, self.seconds),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def restore(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.random.bit_generator.state = state["random"]
+        self.step, self.images, self.seconds = state["counters"]
+
+
+def record(trainer: Trainer, measured: dict[str, float]) -> dict:
+    """What the finished model is and how it came to be."""
+    options = trainer.options
+    length = f"--steps {options.steps}" if options.steps is not None else f"--minutes {options.minutes:g}"
+    return {
+        "data": f"{options.scenes} synthetic scenes of {len(CONCEPTS)} concepts, seeds from {TRAINING_SEEDS}, {SIDE} px",
+        "objective": "image-level contrast: class token against prompts of all concepts and against captions",
+        "command": f"python training/train.py {length} --batch {options.batch} --lr {options.lr:g} --seed {options.seed}",
+        "seed": options.seed,
+        "steps": trainer.step,
+        "images": trainer.images,
+        "minutes": round(trainer.seconds / 60, 1),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "validation": {"scenes": VALIDATION_SCENES, "first_seed": VALIDATION_SEEDS, **measured},
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for pool, log, checkpoint and snapshot")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the finished model")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="train for this many steps")
+    length.add_argument("--minutes", type=float, help="train for this long; the schedule follows the clock")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=100_000, help="size of the pool")
+    parser.add_argument("--every", type=float, default=4, help="minutes between validations, checkpoints, snapshots")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    options.work.mkdir(parents=True, exist_ok=True)
+    pool = pool_on_disk(options.work, TRAINING_SEEDS, options.scenes, SIDE)
+    validation = render(VALIDATION_SEEDS, VALIDATION_SCENES, SIDE)
+    trainer = Trainer(options)
+    if options.resume:
+        trainer.restore(options.work / "checkpoint.pt")
+
+    losses: list[float] = []
+    next_stop = trainer.seconds + 60 * options.every
+    while trainer.progress < 1:
+        losses.append(trainer.advance(pool))
+        if trainer.seconds < next_stop and trainer.progress < 1:
+            continue
+        next_stop = trainer.seconds + 60 * options.every
+        measured = accuracy(trainer.average.module, validation)
+        line = {"step": trainer.step, "images": trainer.images, "minutes": round(trainer.seconds / 60, 2)}
+        line |= {"progress": round(trainer.progress, 4), "loss": round(float(np.mean(losses)), 4)}
+        line |= {"scale": round(trainer.model.logit_scale.exp().item(), 2), **measured}
+        losses.clear()
+        with (options.work / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+        trainer.save(options.work / "checkpoint.pt")
+        export(trainer.average.module, options.work / "snapshot")
+
+    export(trainer.average.module, options.output)
+    summary = record(trainer, accuracy(trainer.average.module, validation))
+    (options.output / "training.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(parse_options())
