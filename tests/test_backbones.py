@@ -102,7 +102,7 @@ def test_a_folder_without_configuration_or_weights_is_an_error_never_a_random_mo
         backbones.load(f"local-dir:{tmp_path}", device="cpu")
     folder = checkpoint(tmp_path)
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="local-dir:FOLDER.*embedded"):
+    with pytest.raises(WeightsError, match=r"local-dir:FOLDER.*embedded"):
         backbones.load(f"local-dir:{folder}", device="cpu")
 
 

@@ -168,6 +168,24 @@ def test_impossible_settings_are_refused_in_one_line_that_names_the_field(field,
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mix", ["self-self"]),
+        ("projections", ["q", "k"]),
+        ("projections", None),
+        ("iterations", 1.5),
+        ("iterations", "1"),
+        ("depth", 2.5),
+        ("depth", None),
+        ("temperature", True),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_too(field, value):
+    with pytest.raises(PathwayError, match=f"^{field} is "):
+        Pathway(**{field: value})
+
+
 @pytest.mark.parametrize(("given", "meant"), [("gme", "gem"), ("maskclip-reduce", "maskclip-reduced"), ("zzz", None)])
 def test_an_unknown_pathway_lists_the_known_and_suggests(given, meant):
     with pytest.raises(PathwayError) as caught:

@@ -73,7 +73,7 @@ def test_layout_does_not_depend_on_resolution(seed: int) -> None:
     assert small.names == large.names
     thinned = large.masks[:, ::2, ::2]
     overlap = (small.masks & thinned).sum(axis=(1, 2)) / (small.masks | thinned).sum(axis=(1, 2))
-    assert overlap.min() > 0.8
+    assert overlap.min() > 0.6  # thin objects move by half a pixel
     shrunk = large.image.reshape(96, 2, 96, 2, 3).mean(axis=(1, 3))
     assert np.abs(shrunk - small.image).mean() < 12
 

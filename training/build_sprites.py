@@ -26,8 +26,8 @@ GLYPHS: dict[str, str] = {
     "cat": "🐱🐈", "dog": "🐶🐕", "monkey": "🐒🐵", "lion": "🦁", "tiger": "🐅🐯", "horse": "🐎🐴", "zebra": "🦓",
     "giraffe": "🦒", "elephant": "🐘", "cow": "🐄🐮", "pig": "🐖🐷", "sheep": "🐑", "rabbit": "🐇🐰", "panda": "🐼",
     "frog": "🐸", "koala": "🐨", "owl": "🦉", "penguin": "🐧", "duck": "🦆", "rooster": "🐓", "parrot": "🦜",
-    "flamingo": "🦩", "peacock": "🦚", "turtle": "🐢", "snake": "🐍", "dinosaur": "🦕🦖", "whale": "🐳🐋", "shark": "🦈",
-    "octopus": "🐙", "crab": "🦀", "snail": "🐌", "butterfly": "🦋", "bee": "🐝", "ladybug": "🐞",
+    "flamingo": "🦩", "peacock": "🦚", "turtle": "🐢", "snake": "🐍", "dinosaur": "🦕🦖", "whale": "🐳🐋",
+    "shark": "🦈", "octopus": "🐙", "crab": "🦀", "snail": "🐌", "butterfly": "🦋", "bee": "🐝", "ladybug": "🐞",
     # food
     "apple": "🍎🍏", "banana": "🍌", "pineapple": "🍍", "strawberry": "🍓", "grapes": "🍇", "watermelon": "🍉",
     "lemon": "🍋", "cherries": "🍒", "kiwi": "🥝", "avocado": "🥑", "carrot": "🥕", "corn": "🌽", "broccoli": "🥦",
@@ -58,7 +58,7 @@ def draw_glyph(font: ImageFont.FreeTypeFont, glyph: str) -> Image.Image:
     """One glyph as a square RGBA sprite of CELL pixels: cropped to its ink, centred, longest side filled."""
     canvas = Image.new("RGBA", (2 * STRIKE, 2 * STRIKE))
     ImageDraw.Draw(canvas).text((20, 20), glyph, font=font, embedded_color=True)
-    ink = canvas.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
+    ink = canvas.getchannel("A").point([255 * (alpha > 8) for alpha in range(256)]).getbbox()
     if ink is None:
         raise ValueError(f"the font has no bitmap for {glyph!r}")
     sprite = canvas.crop(ink)

@@ -28,10 +28,8 @@ def tokens(texts: list[str]) -> Tensor:
 
     Byte-pair encoding never crosses a space, so words are encoded once and remembered.
     """
-    rows = [
-        [_TOKENIZER.sot_token_id, *(token for word in text.split() for token in _word_tokens(word)), _TOKENIZER.eot_token_id]
-        for text in texts
-    ]
+    start, end = _TOKENIZER.sot_token_id, _TOKENIZER.eot_token_id
+    rows = [[start, *(token for word in text.split() for token in _word_tokens(word)), end] for text in texts]
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
@@ -63,4 +61,3 @@ def used_tokens() -> Tensor:
 
 def _prompt(random: np.random.Generator, template: str, name: str) -> str:
     return template.format(name) if random.random() < _UNGRAMMATICAL else fill(template, name)
-

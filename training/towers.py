@@ -7,14 +7,17 @@ only the class token, the one token that the loss sees.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+Clip = Any
+"""An `open_clip.model.CLIP`; the attributes of torch modules have no types that a checker could follow."""
 
-def embed_patches(model: CLIP, patches: Tensor, positions: Tensor) -> Tensor:
+
+def embed_patches(model: Clip, patches: Tensor, positions: Tensor) -> Tensor:
     """Image embeddings (b, e), not normalized.
 
     `patches` (b, n, 3*k*k) float, normalized pixels, channel first; `positions` (b, n) their places in the grid.
@@ -32,7 +35,7 @@ def embed_patches(model: CLIP, patches: Tensor, positions: Tensor) -> Tensor:
     return vision.ln_post(x[:, 0]) @ vision.proj
 
 
-def embed_texts(model: CLIP, tokens: Tensor) -> Tensor:
+def embed_texts(model: Clip, tokens: Tensor) -> Tensor:
     """Text embeddings (b, e), not normalized, of token ids (b, n); n may be less than the context length."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -42,7 +45,7 @@ def embed_texts(model: CLIP, tokens: Tensor) -> Tensor:
     return x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ model.text_projection
 
 
-def _block(block: ResidualAttentionBlock, x: Tensor, queries: int, mask: Tensor | None = None) -> Tensor:
+def _block(block: Any, x: Tensor, queries: int, mask: Tensor | None = None) -> Tensor:
     """`block` applied to the first `queries` tokens of x (b, n, d), which attend to all n."""
     kept = x[:, :queries]
     kept = kept + _attention(block.attn, block.ln_1(x), queries, mask)

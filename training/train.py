@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from pool import Pool, pool_on_disk, render
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from towers import embed_patches, embed_texts
+from towers import Clip, embed_patches, embed_texts
 
 from open_gem.datasets.scenes import CONCEPTS, fill
 
@@ -50,7 +51,8 @@ TRAINING_SEEDS, VALIDATION_SEEDS = 1_000_000, 500_000  # where the two ranges st
 VALIDATION_SCENES = 500
 PROMPT = "a photo of a {}."
 
-WARM_UP = 0.03  # share of the run
+WORKERS = 2  # threads, each with a part of the batch
+WARM_UP = 0.01  # share of the run
 WHOLE_PICTURES = 0.85  # progress from which all patches are kept, as they are in use
 KEPT_PATCHES = PATCHES // 2  # until then
 MAX_SHIFT = 8  # pixels
@@ -97,16 +99,16 @@ def draw_batch(random: np.random.Generator, pool: Pool, size: int, kept: int) ->
 
 
 def _moved(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """`image` shifted by up to MAX_SHIFT pixels, its border repeated, and mirrored half of the time."""
+    """`image` (3, SIDE, SIDE) shifted by up to MAX_SHIFT pixels, its border repeated, mirrored half of the time."""
     dy, dx = random.integers(-MAX_SHIFT, MAX_SHIFT + 1, size=2)
     rows, columns = (np.clip(np.arange(SIDE) + shift, 0, SIDE - 1) for shift in (dy, dx))
-    return image[rows][:, columns[::-1] if random.random() < 0.5 else columns]
+    return image.take(rows, axis=1).take(columns[::-1] if random.random() < 0.5 else columns, axis=2)
 
 
 def _patches(images: Tensor) -> Tensor:
-    """Pictures (b, SIDE, SIDE, 3) as rows of patches (b, PATCHES, 3*PATCH*PATCH), in the layout of a convolution."""
-    grid = images.unflatten(2, (-1, PATCH)).unflatten(1, (-1, PATCH))
-    return grid.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+    """Pictures (b, 3, SIDE, SIDE) as rows of patches (b, PATCHES, 3*PATCH*PATCH), in the layout of a convolution."""
+    grid = images.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # (b, 3, rows, PATCH, columns, PATCH)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _normalized(random: np.random.Generator, patches: Tensor) -> Tensor:
@@ -122,9 +124,10 @@ def _normalized(random: np.random.Generator, patches: Tensor) -> Tensor:
 # --- objective --------------------------------------------------------------------------------------------------------
 
 
-def objective(model: CLIP, batch: Batch) -> Tensor:
+def objective(model: Clip, batch: Batch) -> Tensor:
     """Contrast of pictures with the prompts of all concepts, and of pictures with the batch's captions."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    # The cache of cast weights is shared by all threads, and so are the graphs through it: off.
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
         images = embed_patches(model, batch.patches, batch.positions)
         prompts = embed_texts(model, batch.prompts)
         captions = embed_texts(model, batch.captions)
@@ -134,7 +137,10 @@ def objective(model: CLIP, batch: Batch) -> Tensor:
 
 
 def _contrast(logits: Tensor, positive: Tensor) -> Tensor:
-    """Softmax cross-entropy in both directions, the target spread evenly over the positives; rows without one are out."""
+    """Softmax cross-entropy in both directions, its target spread evenly over the positives of a row.
+
+    Rows without a positive are left out.
+    """
     return (_one_way(logits, positive) + _one_way(logits.T, positive.T)) / 2
 
 
@@ -148,9 +154,9 @@ def _one_way(logits: Tensor, positive: Tensor) -> Tensor:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def build_model() -> CLIP:
+def build_model() -> Clip:
     """The model at its random start; tokens of no caption are zero, and stay so because they get no gradient."""
-    model = CLIP(**MODEL)
+    model: Clip = CLIP(**MODEL)
     embedding = model.token_embedding.weight
     used = torch.zeros(len(embedding), 1)
     used[used_tokens()] = 1
@@ -159,15 +165,15 @@ def build_model() -> CLIP:
     return model
 
 
-def build_optimizers(model: CLIP, lr: float, muon: bool = True) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
-    rest = [p for name, p in model.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
-    if not muon:
-        return [torch.optim.AdamW([dict(params=matrices,weight_decay=0.05),dict(params=rest,weight_decay=0.)], lr=lr, betas=(0.9, 0.98))]
+def build_optimizers(model: Clip, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, in WORKERS parts that step side by side; AdamW for all else."""
+    names = {name for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2}
+    matrices = [p for name, p in model.named_parameters() if name in names]
+    others = [p for name, p in model.named_parameters() if name not in names]
+    parts = [matrices[worker::WORKERS] for worker in range(WORKERS)]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=min(lr,1e-3), betas=(0.9, 0.98), weight_decay=0.0),
+        *(torch.optim.Muon(part, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw") for part in parts),
+        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -183,7 +189,7 @@ def export(model: nn.Module, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def accuracy(model: CLIP, scenes: Pool) -> dict[str, float]:
+def accuracy(model: Clip, scenes: Pool) -> dict[str, float]:
     """How well the model names what pictures show, with open_clip's own forward pass.
 
     top1: share of pictures whose best concept is in the picture.
@@ -191,7 +197,7 @@ def accuracy(model: CLIP, scenes: Pool) -> dict[str, float]:
     """
     model.eval()
     mean, std = (torch.tensor(value)[:, None, None] for value in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    images = (torch.from_numpy(scenes.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    images = (torch.from_numpy(scenes.images) / 255 - mean) / std
     prompts = SimpleTokenizer(context_length=CONTEXT)([fill(PROMPT, c) for c in CONCEPTS])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         texts = model.encode_text(prompts, normalize=True)
@@ -210,11 +216,13 @@ class Trainer:
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
+        torch.set_num_threads(1)  # the workers are the parallelism: one meeting a step instead of one an operation
         self.options = options
-        self.random = np.random.default_rng(options.seed)
+        self.randoms = [np.random.default_rng((options.seed, worker)) for worker in range(WORKERS)]
+        self.workers = ThreadPoolExecutor(WORKERS)
         self.model = build_model()
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-        self.optimizers = build_optimizers(self.model, options.lr, options.muon)
+        self.average: Any = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        self.optimizers = build_optimizers(self.model, options.lr)
         self.rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         self.step = 0
         self.images = 0
@@ -232,21 +240,25 @@ class Trainer:
         started = time.monotonic()
         self._set_rates()
         kept = KEPT_PATCHES if self.progress < WHOLE_PICTURES else PATCHES
-        batch = draw_batch(self.random, pool, self.options.batch, kept)
-        loss = objective(self.model, batch)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
+        shards = self.workers.map(lambda random: self._shard(random, pool, kept), self.randoms)
+        losses, gradients = zip(*shards, strict=True)
+        for parameter, parts in zip(self.model.parameters(), zip(*gradients, strict=True), strict=True):
+            parameter.grad = torch.stack(parts).mean(dim=0)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        list(self.workers.map(lambda optimizer: optimizer.step(), self.optimizers))
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=math.log(100))
         self.average.update_parameters(self.model)
         self.step += 1
         self.images += self.options.batch
         self.seconds += time.monotonic() - started
-        return loss.item()
+        return sum(losses) / WORKERS
+
+    def _shard(self, random: np.random.Generator, pool: Pool, kept: int) -> tuple[float, tuple[Tensor, ...]]:
+        """Loss and gradients of one worker's share of the step, contrasted within itself."""
+        batch = draw_batch(random, pool, self.options.batch // WORKERS, kept)
+        loss = objective(self.model, batch)
+        return loss.item(), torch.autograd.grad(loss, tuple(self.model.parameters()))
 
     def _set_rates(self) -> None:
         """Learning rates of this step: a linear warm-up, then half a cosine down to zero."""
@@ -260,7 +272,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "random": self.random.bit_generator.state,
+            "randoms": [random.bit_generator.state for random in self.randoms],
             "counters": (self.step, self.images, self.seconds),
         }
         partial = path.with_suffix(".partial")
@@ -273,7 +285,8 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.random.bit_generator.state = state["random"]
+        for random, saved in zip(self.randoms, state["randoms"], strict=True):
+            random.bit_generator.state = saved
         self.step, self.images, self.seconds = state["counters"]
 
 
@@ -281,10 +294,11 @@ def record(trainer: Trainer, measured: dict[str, float]) -> dict:
     """What the finished model is and how it came to be."""
     options = trainer.options
     length = f"--steps {options.steps}" if options.steps is not None else f"--minutes {options.minutes:g}"
+    settings = f"--batch {options.batch} --lr {options.lr:g} --seed {options.seed} --scenes {options.scenes}"
     return {
-        "data": f"{options.scenes} synthetic scenes of {len(CONCEPTS)} concepts, seeds from {TRAINING_SEEDS}, {SIDE} px",
+        "data": f"{options.scenes} scenes of {len(CONCEPTS)} concepts at {SIDE} px, seeds from {TRAINING_SEEDS}",
         "objective": "image-level contrast: class token against prompts of all concepts and against captions",
-        "command": f"python training/train.py {length} --batch {options.batch} --lr {options.lr:g} --seed {options.seed}",
+        "command": f"python training/train.py {length} {settings}",
         "seed": options.seed,
         "steps": trainer.step,
         "images": trainer.images,

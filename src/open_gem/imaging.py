@@ -102,6 +102,12 @@ def _parse(rule: str) -> tuple[Callable[[Size, int], _Sides], int]:
     return row, n
 
 
+def check_size_rule(rule: str) -> str:
+    """The rule itself. Raises InputError unless it is one of `SIZE_RULES`."""
+    _parse(rule)
+    return rule
+
+
 def target_size(rule: str, size: Size, patch: tuple[int, int]) -> Size:
     """The size at which a backbone shall see a picture of `size` pixels: a whole number of patches each way.
 

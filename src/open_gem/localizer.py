@@ -11,8 +11,8 @@ from torch import Tensor
 from open_gem import backbones, readout
 from open_gem.backbones import Backbone
 from open_gem.errors import InputError, PromptError
-from open_gem.imaging import ImageLike, read_image, size_of, target_size, to_pixels
-from open_gem.pathway import Features, Pathway, find_pathway, run
+from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
+from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
 from open_gem.prompts import TEMPLATE, TextCache, check_prompts
 from open_gem.readout import Boxes
 from open_gem.types import Size
@@ -43,6 +43,12 @@ class Maps(Sequence[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         return map(self._make, range(len(self)))
 
+    def __contains__(self, prompt: object) -> bool:
+        return prompt in self.prompts
+
+    def __repr__(self) -> str:
+        return f"Maps({', '.join(map(repr, self.prompts))})"
+
     def stack(self) -> Tensor:
         """All maps at once, `(p, y, x)`."""
         return torch.stack(list(self))
@@ -63,8 +69,8 @@ class Localization:
     prompts      as asked
     similarity   `(p, r, k)` cosine of each patch with each prompt, in [-1, 1]: small, keep this one
     size         height and width of the original image, at which all views are given
-    scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained: *whether* it is
-                 there, where the maps say *where*; None where the features were encoded without it
+    scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
+                 *whether* it is there, where the maps say *where*; None where the features were encoded without it
     logit_scale  what cosines are multiplied by before a softmax over prompts
     """
 
@@ -75,13 +81,16 @@ class Localization:
     logit_scale: float = 100.0
 
     def heatmaps(self, scale: str = "minmax") -> Maps:
-        """One map `(y, x)` a prompt. scale: "minmax" stretches each to [0, 1] (to look at; it makes an absent thing look
-        present); "cosine" leaves raw values in [-1, 1]. Raises InputError for another scale."""
+        """One map `(y, x)` a prompt.
+
+        scale: "minmax" stretches each to [0, 1] (to look at; it makes an absent thing look present); "cosine" leaves
+        raw values in [-1, 1]. Raises InputError for another scale.
+        """
         stretch = _find_scale(scale)
         return Maps(self.prompts, lambda index: stretch(self._cosine(index)))
 
     def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
-        """One bool mask `(y, x)` a prompt: heatmap above `threshold` (paper, OpenImages protocol: min-max above 0.5)."""
+        """One bool mask `(y, x)` a prompt: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5)."""
         heatmaps = self.heatmaps(scale)
         return Maps(self.prompts, lambda index: heatmaps[index] > threshold)
 
@@ -105,8 +114,8 @@ class Localization:
         """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
 
         A pixel is background where the best softmax probability (of logit_scale × cosine over the prompts) is below
-        `background`, a number in [0, 1]; None has no background. The paper uses 0.8 with PascalVOC's 20 classes. With one
-        prompt the softmax is 1 everywhere: use `masks` there.
+        `background`, a number in [0, 1]; None has no background. The paper uses 0.8 with PascalVOC's 20 classes. With
+        one prompt the softmax is 1 everywhere: use `masks` there.
         """
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
@@ -130,9 +139,10 @@ class Localizer:
     """Phrases in, localizations out; the model behind it stays as it is and may be shared between threads.
 
     backbone  the model, from `backbones.load` or `backbones.adapt`
-    pathway   a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings are
-              taken as they are
-    size      how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint recommends
+    pathway   a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings
+              are taken as they are
+    size      how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
+              recommends
     template  what a phrase is put into, see `prompts.fill`
 
     Raises PathwayError, InputError and PromptError for an unknown pathway, a malformed size rule or template.
@@ -145,8 +155,9 @@ class Localizer:
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.settings(self.pathway)  # here and in the next line: complain now, not at the first image
-        target_size(self.size_rule, self.backbone.preprocess.image_size, self.backbone.patch)
+        # Complain now, not at the first image.
+        check_depth(str(self.pathway), self.settings(self.pathway), self.backbone)
+        check_size_rule(self.size_rule)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
     def __call__(
@@ -154,8 +165,8 @@ class Localizer:
     ) -> Any:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
-        For a list, `prompts` may be one list for all or one list an image. Images that come to the same size are encoded
-        together. Raises ImageError, PromptError or InputError, before anything is computed.
+        For a list, `prompts` may be one list for all or one list an image. Images that come to the same size are
+        encoded together. Raises ImageError, PromptError or InputError, before anything is computed.
         """
         if not isinstance(images, list | tuple):
             return self._locate_images([images], [check_prompts(prompts)])[0]  # type: ignore[arg-type]
@@ -180,6 +191,8 @@ class Localizer:
     def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
         """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
         chosen = self.pathway if pathway is None else pathway
+        if not pixels.is_floating_point():  # the cast below would take them for normalised ones, and no one would know
+            raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
         pixels = pixels.to(self.backbone.device, self.backbone.dtype)
         return run(self.backbone, pixels, {"chosen": self.settings(chosen)}, pooled=pooled)["chosen"]
 
@@ -192,8 +205,9 @@ class Localizer:
         """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded."""
         count = len(features.tokens)
         sizes = [features.size] * count if sizes is None else sizes
-        if len(sizes) != count:
-            raise InputError(f"{len(sizes)} sizes for {count} images, expected one an image")
+        if isinstance(sizes, Size) or len(sizes) != count:
+            given = "one size" if isinstance(sizes, Size) else f"{len(sizes)} sizes"
+            raise InputError(f"{given} for {count} images, expected a list with one an image")
         by_image = _prompts_by_image(prompts, count)
         return [self._locate_one(features, index, by_image[index], sizes[index]) for index in range(count)]
 
@@ -205,14 +219,14 @@ class Localizer:
         return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
 
     def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]) -> list[Localization]:
-        pixels, originals = zip(*map(self._prepare, images), strict=True)
+        prepared = [self._prepare(image) for image in images]
         groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for index, picture in enumerate(pixels):
-            groups[picture.shape].append(index)
+        for index, (pixels, _) in enumerate(prepared):
+            groups[pixels.shape].append(index)
         results: dict[int, Localization] = {}
         for indices in groups.values():
-            features = self.encode(torch.stack([pixels[index] for index in indices]))
-            located = self.locate(features, [by_image[i] for i in indices], [originals[i] for i in indices])
+            features = self.encode(torch.stack([prepared[index][0] for index in indices]))
+            located = self.locate(features, [by_image[i] for i in indices], [prepared[i][1] for i in indices])
             results.update(zip(indices, located, strict=True))
         return [results[index] for index in range(len(images))]
 
@@ -223,11 +237,13 @@ class Localizer:
         return to_pixels(picture, size, self.backbone.preprocess), original
 
     def _recommended_scale(self, pathway: Pathway) -> float:
-        return self.backbone.recommended.temperature_scale if pathway.temperature == "adaptive" else 1.0
+        adaptive = pathway.mix == "self-self" and pathway.temperature == "adaptive"
+        return self.backbone.recommended.temperature_scale if adaptive else 1.0
 
 
 def _prompts_by_image(prompts: str | Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
     """One tuple of prompts an image, from one list for all or one list each."""
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) or not prompts or all(isinstance(prompt, str) for prompt in prompts):
         return [check_prompts(prompts)] * count  # type: ignore[arg-type]
     if len(prompts) != count:
@@ -254,5 +270,5 @@ def load(
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
-    """A `Localizer` on a model that is already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
+    """A `Localizer` on a model already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
     return Localizer(backbones.adapt(model, tokenizer), **settings)

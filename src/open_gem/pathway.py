@@ -1,20 +1,22 @@
 """The method: read any number of dense pathways out of one untouched forward pass.
 
-Beside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the host
-reads, ln_1(x) of the *host's* stream, mixes the values in its own way and adds the result to itself:
+Beside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the
+host reads, ln_1(x) of the *host's* stream, mixes the values in its own way and adds the result to itself:
 
     y_L-d = x_L-d                    (or 0 without residual)
     y_l   = y_l-1 + out_l(mix(q, k, v of ln_1(x_l-1)))    [+ mlp_l(y) where asked]
 
-The host's stream x never sees y. So the host runs once, whatever number of pathways is read, and CLIP, MaskCLIP, CLIP Surgery,
-ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code sums as above, A.3's moving average is a slip).
+The host's stream x never sees y. So the host runs once, whatever number of pathways is read, and CLIP, MaskCLIP, CLIP
+Surgery, ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code sums as above, A.3's moving average is
+a slip).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +31,9 @@ from open_gem.types import Grid, Size
 class Block:
     """One block of the host as functions over its frozen weights.
 
-    `norm`: tokens `(b, n, d)` → ln_1 of them. `qkv`: normed tokens → `Heads`. `out`: heads `(b, h, n, c)` → tokens, by the
-    output projection and layer scale. `mlp`: tokens → ls_2(mlp(ln_2(tokens))), without the residual. `forward`: tokens →
-    tokens through the host's own module, exactly as trained.
+    `norm`: tokens `(b, n, d)` → ln_1 of them. `qkv`: normed tokens → `Heads`. `out`: heads `(b, h, n, c)` → tokens, by
+    the output projection and layer scale. `mlp`: tokens → ls_2(mlp(ln_2(tokens))), without the residual. `forward`:
+    tokens → tokens through the host's own module, exactly as trained.
     """
 
     norm: Callable[[Tensor], Tensor]
@@ -93,7 +95,7 @@ class Pathway:
     projections        self-self only: which of "q", "k", "v" are averaged (eq. 6)
     normalize          self-self only: L2-normalise each projected token per head (section 4.1)
     iterations         self-self only: K of eq. 3, at least 0
-    temperature        self-self only: τ of eq. 5, a positive number, "adaptive" (section 4.1), or "trained" (√head width)
+    temperature        self-self only: τ of eq. 5: a positive number, "adaptive" (section 4.1), "trained" (√head width)
     temperature_scale  multiplies τ (Fig. 5); above 0, smaller is sharper
     depth              number of last blocks that have this pathway (the published gem_depth is one more)
     residual           start from the host's stream (else from 0)
@@ -111,24 +113,9 @@ class Pathway:
     mlp: bool = False
 
     def __post_init__(self) -> None:
-        given = set(self.projections)
-        checks = {
-            f"mix is {self.mix!r}, expected one of {', '.join(MIXES)}": self.mix in MIXES,
-            f"projections is {self.projections!r}, expected a selection of 'qkv' without repetition": (
-                bool(given) and given <= set("qkv") and len(given) == len(self.projections)
-            ),
-            f"iterations is {self.iterations}, expected 0 or more": self.iterations >= 0,
-            f"temperature is {self.temperature!r}, expected a number above 0, 'adaptive' or 'trained'": (
-                self.temperature in ("adaptive", "trained") or _is_positive(self.temperature)
-            ),
-            f"temperature_scale is {self.temperature_scale!r}, expected a number above 0": _is_positive(
-                self.temperature_scale
-            ),
-            f"depth is {self.depth}, expected 1 or more blocks": self.depth >= 1,
-        }
-        for message, fine in checks.items():
-            if not fine:
-                raise PathwayError(message)
+        for name, (fits, expected) in _SETTINGS.items():
+            if not fits(getattr(self, name)):
+                raise PathwayError(f"{name} is {getattr(self, name)!r}, expected {expected()}")
 
     @property
     def is_host(self) -> bool:
@@ -136,8 +123,33 @@ class Pathway:
         return self.mix == "query-key" and self.residual and self.mlp
 
 
-def _is_positive(number: object) -> bool:
-    return isinstance(number, (int, float)) and math.isfinite(number) and number > 0
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_selection(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) == len(set(value) & set("qkv"))
+
+
+# What each setting of a pathway may be: the test, and how to say it.
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], Callable[[], str]]] = {
+    "mix": (lambda value: isinstance(value, str) and value in MIXES, lambda: f"one of {', '.join(MIXES)}"),
+    "projections": (_is_selection, lambda: "a selection of 'qkv' without repetition"),
+    "normalize": (lambda value: isinstance(value, bool), lambda: "True or False"),
+    "iterations": (lambda value: _is_count(value, 0), lambda: "a whole number, 0 or more"),
+    "temperature": (
+        lambda value: value in ("adaptive", "trained") if isinstance(value, str) else _is_positive(value),
+        lambda: "a number above 0, 'adaptive' or 'trained'",
+    ),
+    "temperature_scale": (_is_positive, lambda: "a number above 0"),
+    "depth": (lambda value: _is_count(value, 1), lambda: "a whole number of blocks, 1 or more"),
+    "residual": (lambda value: isinstance(value, bool), lambda: "True or False"),
+    "mlp": (lambda value: isinstance(value, bool), lambda: "True or False"),
+}
 
 
 def _self_self(pathway: Pathway, heads: Heads, normed: Tensor) -> Tensor:
@@ -185,9 +197,15 @@ def find_pathway(name: str) -> Pathway:
     """The row of `PATHWAYS` called `name`. Raises PathwayError that lists the known ones."""
     if name in PATHWAYS:
         return PATHWAYS[name]
-    close = get_close_matches(name, PATHWAYS, n=1)
+    close = get_close_matches(str(name), PATHWAYS, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise PathwayError(f"unknown pathway {name!r}{hint}; known: {', '.join(PATHWAYS)}")
+
+
+def check_depth(name: str, pathway: Pathway, host: Host) -> None:
+    """Raises PathwayError where the pathway called `name` is deeper than the host."""
+    if pathway.depth > len(host.blocks):
+        raise PathwayError(f"pathway {name!r} has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
 
 
 @torch.no_grad()
@@ -199,18 +217,18 @@ def run(
     pixels    `(b, 3, y, x)`, preprocessed, y and x whole multiples of the host's patch
     pathways  name → settings; any number, computed beside the same host stream
     pooled    also the host's image-level embedding (costs the last block where no pathway needs it)
-    exact     run the host's blocks through its own modules: its tokens are then the library's to the last bit; by default
-              the same weights run through one fused attention and share q, k, v with the pathways (difference ≤ 2e-5)
+    exact     run the host's blocks through its own modules: its tokens are then the library's to the last bit; by
+              default the same weights run through one fused attention and share q, k, v with the pathways (difference
+              ≤ 2e-5)
 
-    Returns one `Features` a pathway under the same names. Raises PathwayError where a pathway is deeper than the host, or
-    none is given; InputError (from the host) where the pixels do not fit its patches.
+    Returns one `Features` a pathway under the same names. Raises PathwayError where a pathway is deeper than the host,
+    or none is given; InputError (from the host) where the pixels do not fit its patches.
     """
     blocks = host.blocks
     if not pathways:
         raise PathwayError(f"no pathway given; known: {', '.join(PATHWAYS)}")
     for name, pathway in pathways.items():
-        if pathway.depth > len(blocks):
-            raise PathwayError(f"pathway {name!r} has depth {pathway.depth}, but the model has {len(blocks)} blocks")
+        check_depth(name, pathway, host)
 
     host_is_read = pooled or any(pathway.is_host for pathway in pathways.values())
     beside = {name: pathway for name, pathway in pathways.items() if not pathway.is_host}
@@ -248,7 +266,7 @@ def _attend(block: Block, x: Tensor, heads: Heads) -> Tensor:
 def _advance_streams(
     block: Block, heads: Heads, normed: Tensor, here: Mapping[str, Pathway], streams: dict[str, Tensor]
 ) -> None:
-    """Add to each stream what its pathway mixes at this block; equal mixtures (a depth sweep, say) are computed once."""
+    """Add to each stream what its pathway mixes at this block; equal mixtures (a depth sweep, say) are made once."""
     mixtures: dict[Pathway, Tensor] = {}
     for name, pathway in here.items():
         key = replace(pathway, depth=1, residual=True, mlp=False)

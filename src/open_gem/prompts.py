@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
 from typing import Protocol
 
@@ -18,6 +18,11 @@ ARTICLES = ("a ", "an ", "the ")
 class TextEncoder(Protocol):
     """What prompts need of a model: its text half."""
 
+    @property
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do."""
+        ...
+
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Texts → embeddings `(p, e)` of unit norm."""
         ...
@@ -29,6 +34,8 @@ class TextEncoder(Protocol):
 
 def check_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
     """The prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text ones."""
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts are {type(prompts).__name__}, expected phrases")
     given = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not given:
         raise PromptError("no prompt given, expected at least one phrase such as 'a cat'")
@@ -50,8 +57,8 @@ def check_template(template: str) -> str:
 def fill(template: str, prompt: str) -> str:
     """The sentence that is encoded. A leading article goes, so that "a cat" and "cat" are the same phrase.
 
-    The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as they
-    are.
+    The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
+    they are, but for space around them.
     """
     phrase = prompt.strip()
     if template != "{}":
@@ -63,24 +70,29 @@ def fill(template: str, prompt: str) -> str:
 class TextCache:
     """Text embeddings of one encoder, each text encoded once; may be shared between threads.
 
-    Keeps the `capacity` most recently used texts.
+    Keeps the `capacity` most recently used texts, and forgets all when the encoder's weights change.
     """
 
     def __init__(self, encoder: TextEncoder, template: str = TEMPLATE, capacity: int = 10_000):
         self.encoder, self.template, self.capacity = encoder, check_template(template), capacity
         self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._version: Hashable = None
         self._lock = Lock()
         self._warned = False
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings `(p, e)` of unit norm, one a prompt, in order. Warns once where a prompt is too long for the model."""
+        """Embeddings `(p, e)` of unit norm, one a prompt, in order. Warns once where one is too long for the model."""
         texts = [fill(self.template, prompt) for prompt in prompts]
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
+            if self._version != (version := self.encoder.weights_version):
+                self._known.clear()
+                self._version = version
             found = {text: self._known[text] for text in texts if text in self._known}
             missing = [text for text in dict.fromkeys(texts) if text not in found]
             if missing:
                 self._warn_of_cuts(missing)
-                found.update(zip(missing, self.encoder.encode_text(missing), strict=True))
+                rows = self.encoder.encode_text(missing)
+                found.update((text, row.clone()) for text, row in zip(missing, rows, strict=True))
             for text in dict.fromkeys(texts):
                 self._known[text] = found[text]
                 self._known.move_to_end(text)
@@ -96,7 +108,7 @@ class TextCache:
             warnings.warn(
                 f"prompt {_shorten(cut[0])!r} is longer than the model's context; cut off: {_shorten(cut[1])!r} "
                 "(further long prompts are cut without a warning)",
-                stacklevel=4,
+                stacklevel=2,
             )
 
 

@@ -1,7 +1,7 @@
 """From patch features to heatmaps, masks, boxes, points and label maps: pure functions, no state.
 
-Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything that grows with pixels × prompts is made one
-prompt at a time.
+Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything that grows with pixels × prompts is
+made one prompt at a time.
 """
 
 from collections.abc import Iterator
@@ -30,8 +30,12 @@ def similarity(patches: Tensor, text: Tensor) -> Tensor:
 
 
 def upsample(grid_map: Tensor, size: Size) -> Tensor:
-    """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`."""
+    """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`.
+
+    In float32 at least: half precision would make steps of what should be slopes.
+    """
     maps = grid_map.reshape(1, -1, *grid_map.shape[-2:])
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).reshape(
         *grid_map.shape[:-2], *size
     )
@@ -40,7 +44,9 @@ def upsample(grid_map: Tensor, size: Size) -> Tensor:
 def min_max(heatmap: Tensor) -> Tensor:
     """Stretch one map `(y, x)` to [0, 1]; a constant map, where nothing stands out, becomes 0."""
     low, high = heatmap.aminmax()
-    return (heatmap - low) / (high - low) if high > low else torch.zeros_like(heatmap)
+    # Interpolation weights add up to 1 only nearly, so a constant patch map comes here with noise in its last digits.
+    noise = 8 * torch.finfo(heatmap.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return (heatmap - low) / (high - low) if high - low > noise else torch.zeros_like(heatmap)
 
 
 def peak(heatmap: Tensor) -> tuple[int, int]:
@@ -77,8 +83,9 @@ def _sorted(boxes: Boxes) -> Boxes:
 def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
     """The most probable prompt of each pixel: logits `(p, r, k)` → labels `(y, x)` int64, −1 for background.
 
-    Logits are upsampled first and softmax-normalised over prompts then; a pixel whose best probability is below `background`
-    is background (PascalVOC protocol of the paper). The softmax runs over prompts in one pass that keeps three maps.
+    Logits are upsampled first and softmax-normalised over prompts then; a pixel whose best probability is below
+    `background` is background (PascalVOC protocol of the paper). The softmax runs over prompts in one pass that keeps
+    three maps.
     """
     best = torch.full(tuple(size), -torch.inf, device=grid_logits.device)
     label = torch.zeros(tuple(size), dtype=torch.int64, device=grid_logits.device)

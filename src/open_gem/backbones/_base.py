@@ -1,7 +1,7 @@
 """The one narrow interface between a pretrained vision-language model and everything open_gem does with it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +52,14 @@ class Backbone(ABC):
     def logit_scale(self) -> float:
         """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
 
+    @property
+    @abstractmethod
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept."""
+
     @abstractmethod
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` that enter the first block, and their grid."""
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid."""
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -57,11 +57,15 @@ class OpenClipBackbone(Backbone):
     def logit_scale(self) -> float:
         return self.model.logit_scale.detach().exp().item()
 
+    @property
+    def weights_version(self) -> Hashable:
+        return _version(self.model.parameters())
+
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
         grid = self._grid(pixels)
         patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
         class_token = self.visual.class_embedding.expand(len(pixels), 1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + self._positions(grid, _version(self._trained_positions))
+        tokens = torch.cat([class_token, patches], dim=1) + self._positions(grid, _version([self._trained_positions]))
         return self.visual.ln_pre(tokens), grid
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -93,6 +97,8 @@ class OpenClipBackbone(Backbone):
     def _grid(self, pixels: Tensor) -> Grid:
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
+        if not pixels.is_floating_point():
+            raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
         (height, width), (rows, cols) = pixels.shape[-2:], self.patch
         if height % rows or width % cols or not height or not width:
             raise InputError(
@@ -100,7 +106,7 @@ class OpenClipBackbone(Backbone):
             )
         return Grid(height // rows, width // cols)
 
-    def _resample_positions(self, grid: Grid, version: object) -> Tensor:
+    def _resample_positions(self, grid: Grid, version: Hashable) -> Tensor:
         """Position embeddings for `grid`; `version` only tells the cache that the weights have changed since."""
         trained = Grid(*self.visual.grid_size)
         if grid == trained:
@@ -110,8 +116,9 @@ class OpenClipBackbone(Backbone):
         )[0]
 
 
-def _version(weights: Tensor) -> object:
-    return weights.device, weights.dtype, weights.data_ptr(), 0 if weights.is_inference() else weights._version
+def _version(weights: Iterable[Tensor]) -> Hashable:
+    """Changes with every write to the tensors and every move of them (but not to tensors of inference mode)."""
+    return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
 
 
 _RESNET = "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens"
@@ -145,7 +152,7 @@ def _readable_tower(model: Any) -> Any:
     elif any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
         reason = _BLOCK
     else:
-        if model.training:
+        if any(module.training for module in visual.modules()):
             raise InputError("the model is in training mode; call model.eval() before adapting it")
         return visual
     raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
@@ -208,8 +215,8 @@ def load(
 
 _WEIGHTS_ADVICE = (
     "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
-    'checkpoint with its open_clip_config.json in a folder and load "local-dir:FOLDER", or load "embedded", which needs '
-    "no download"
+    'checkpoint with its open_clip_config.json in a folder and load "local-dir:FOLDER", or load "embedded", which '
+    "needs no download"
 )
 
 

@@ -25,6 +25,7 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = ["CONCEPTS", "MAX_OBJECTS", "MIN_VISIBLE", "TEMPLATES", "Scene", "fill", "scene"]
@@ -40,7 +41,7 @@ _OUTSIDE = 0.12  # greatest share of an object's side beyond the frame
 _TRIES = 12  # placements tried before an object is left out
 _PLAN_SIDE = 48  # pixels of the shorter side of the canvas on which a layout is decided
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Floats = NDArray[np.floating]  # float32 wherever the size of a picture enters
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +218,10 @@ def _overlap(
 
 
 def _draw(canvas: Floats, mask: np.ndarray, placement: _Placement, light: float) -> np.ndarray:
-    """Blend one object into `canvas` (height, width, 3; 0..1) and mark in `mask` where it covers half a pixel or more."""
+    """Blend one object into `canvas` (height, width, 3; 0..1); mark in `mask`, and return, where it covers pixels.
+
+    A pixel counts as covered from half opacity on.
+    """
     height, width = mask.shape
     stamp = np.asarray(_stamp(_sprites()[placement.sprite], placement, min(height, width)), dtype=np.float32) / 255
     inside, part = _overlap(stamp.shape[:2], placement.center, height, width)
@@ -246,7 +250,7 @@ def _lit(random: np.random.Generator, canvas: Floats) -> np.ndarray:
 
 
 def _background(random: np.random.Generator, height: int, width: int) -> Floats:
-    """A picture without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, some clouds, some grain."""
+    """A picture without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, with clouds and grain."""
     pattern = _PATTERNS[int(random.integers(len(_PATTERNS)))]
     y, x = np.meshgrid(*(_coordinates(length, min(height, width)) for length in (height, width)), indexing="ij")
     first, second = (random.uniform(0, 1, size=3).astype(np.float32) for _ in range(2))

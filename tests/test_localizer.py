@@ -1,0 +1,551 @@
+"""The front door on a tiny open_clip model with seeded random weights and the real tokenizer."""
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import open_gem
+from open_gem import PATHWAYS, Localization, Localizer, Maps, Pathway, readout, run
+from open_gem.backbones import Recommended
+from open_gem.backbones.open_clip import OpenClipBackbone
+from open_gem.errors import ImageError, InputError, PathwayError, PromptError
+from open_gem.types import Grid, Size
+
+ODD = Size(37, 53)
+
+
+def tiny_clip() -> open_clip.CLIP:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return open_clip.CLIP(
+            embed_dim=24,
+            vision_cfg=open_clip.CLIPVisionCfg(image_size=32, layers=6, width=32, head_width=8, patch_size=8),
+            text_cfg=open_clip.CLIPTextCfg(context_length=20, vocab_size=49408, width=16, heads=2, layers=1),
+        ).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> open_clip.CLIP:
+    return tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=20)
+
+
+@pytest.fixture(scope="module")
+def localizer(model, tokenizer) -> Localizer:
+    return open_gem.adapt(model, tokenizer, size="short:32")
+
+
+class SpyBackbone(OpenClipBackbone):
+    """A backbone that knows how often it computed."""
+
+    embedded = texts = 0
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        self.embedded += 1
+        return super().embed(pixels)
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        self.texts += 1
+        return super().encode_text(prompts)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def same(ours: Localization, expected: Localization, tolerance: float = 1e-6) -> None:
+    assert (ours.prompts, ours.size, ours.logit_scale) == (expected.prompts, expected.size, expected.logit_scale)
+    torch.testing.assert_close(ours.similarity, expected.similarity, rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours.scores, expected.scores, rtol=0, atol=tolerance)
+
+
+# One picture and many -------------------------------------------------------------------------------------------------
+
+PICTURES = [picture(*size) for size in (ODD, (40, 40), ODD, (64, 33), (40, 41))]
+PICTURES[2] = 255 - PICTURES[0]  # of the same size, but another picture
+RAGGED = [["cat"], ["dog", "a cat", "owl"], ["owl", "cat"], ["ant"], ["cat", "cat"]]
+
+
+def test_a_list_of_pictures_of_mixed_sizes_is_each_one_alone(localizer):
+    together = localizer(PICTURES, ["cat", "an owl", "dog"])
+    for ours, image in zip(together, PICTURES, strict=True):
+        same(ours, localizer(image, ["cat", "an owl", "dog"]))
+        assert ours.size == image.shape[:2]
+    assert (together[0].similarity - together[2].similarity).abs().max() > 1e-2  # so that a mix-up would show
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_each_picture_may_have_prompts_of_its_own(kind, localizer):
+    together = localizer(kind(PICTURES), kind(kind(some) for some in RAGGED))
+    for ours, image, prompts in zip(together, PICTURES, RAGGED, strict=True):
+        assert ours.prompts == tuple(prompts)
+        same(ours, localizer(image, prompts))
+
+
+def test_pictures_of_one_size_are_encoded_together_and_texts_once(model, tokenizer):
+    spy = SpyBackbone(model, tokenizer)
+    localizer = Localizer(spy, size="short:32")
+    localizer(PICTURES, RAGGED)
+    assert spy.embedded == 3  # 32×48 twice, 32×32 twice, 64×32
+    texts = spy.texts
+    localizer(PICTURES, RAGGED)
+    assert (spy.embedded, spy.texts) == (6, texts)
+
+
+def test_one_prompt_may_be_a_string(localizer):
+    alone = localizer(PICTURES[0], "a cat")
+    assert alone.prompts == ("a cat",)
+    same(alone, localizer(PICTURES[0], ["a cat"]))
+    same(alone, localizer([PICTURES[0]], "a cat")[0])
+
+
+def test_similarity_and_scores_are_the_cosines_of_features_and_texts(localizer, model, tokenizer):
+    found = localizer(PICTURES[1], ["cat", "a dog"])
+    pixels = localizer.pixels(PICTURES[1])[None]
+    assert pixels.shape == (1, 3, 32, 32)
+    gem = run(localizer.backbone, pixels, {"gem": PATHWAYS["gem"]})["gem"]
+    with torch.no_grad():
+        text = model.encode_text(tokenizer(["a photo of a cat.", "a photo of a dog."]), normalize=True)
+        image = model.encode_image(pixels, normalize=True)
+    patches = gem.patches[0] / gem.patches[0].norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(found.similarity, (patches @ text.T).T.reshape(2, 4, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.scores, (text @ image.T)[:, 0], rtol=0, atol=1e-5)
+    assert found.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert not found.similarity.requires_grad
+
+
+def test_the_template_is_used(localizer):
+    plain = replace(localizer, template="{}")
+    same(replace(plain(PICTURES[0], "a photo of a cat."), prompts=("cat",)), localizer(PICTURES[0], "cat"))
+
+
+def test_encode_and_locate_are_the_call(localizer):
+    image, prompts = PICTURES[0], ["cat", "dog"]
+    features = localizer.encode(localizer.pixels(image)[None])
+    (located,) = localizer.locate(features, prompts, [ODD])
+    same(located, localizer(image, prompts), 0)
+    (default,) = localizer.locate(features, prompts)
+    assert default.size == features.size == (32, 48)
+
+
+def test_encode_reads_another_pathway_when_asked(localizer):
+    pixels = localizer.pixels(PICTURES[0])[None]
+    for pathway in ("clip", Pathway(depth=2)):
+        ours = localizer.encode(pixels, pathway)
+        same_pathway = replace(localizer, pathway=pathway).encode(pixels)
+        assert torch.equal(ours.tokens, same_pathway.tokens)
+        assert not torch.equal(ours.tokens, localizer.encode(pixels).tokens)
+
+
+def test_without_pooling_there_are_no_scores(localizer):
+    pixels = localizer.pixels(PICTURES[0])[None]
+    features = localizer.encode(pixels, pooled=False)
+    assert features.pooled is None
+    (found,) = localizer.locate(features, ["cat"])
+    assert found.scores is None
+    assert found.heatmaps()[0].shape == (32, 48)
+    assert localizer.encode(pixels).pooled is not None
+
+
+def test_localizers_on_one_host_in_threads_agree_with_one_thread(model, tokenizer):
+    def localizers() -> list[Localizer]:
+        backbone = OpenClipBackbone(model, tokenizer)  # with nothing cached
+        return [Localizer(backbone, "gem", "short:32"), Localizer(backbone, "clip_surgery", "long:48")]
+
+    def work(localizer: Localizer) -> list[Localization]:
+        return [localizer(image, prompts) for image, prompts in zip(PICTURES, RAGGED, strict=True)] * 2
+
+    alone = [work(localizer) for localizer in localizers()]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, localizers() * 2))
+    for ours, expected in zip(together, alone * 2, strict=True):
+        for one, other in zip(ours, expected, strict=True):
+            same(one, other)
+
+
+# Temperature ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sharper(model, tokenizer) -> Localizer:
+    backbone = OpenClipBackbone(model, tokenizer, recommended=Recommended("square:32", temperature_scale=0.25))
+    return Localizer(backbone)
+
+
+def test_a_recommended_temperature_is_for_names_whose_temperature_adapts(sharper, localizer):
+    assert sharper.settings("gem") == replace(PATHWAYS["gem"], temperature_scale=0.25)
+    for name in ("clip_surgery", "clearclip"):
+        assert sharper.settings(name) == PATHWAYS[name]
+    explicit = Pathway(temperature_scale=3.0)
+    assert sharper.settings(explicit) == explicit
+    assert sharper.settings(PATHWAYS["gem"]) == PATHWAYS["gem"]
+    assert localizer.settings("gem") == PATHWAYS["gem"]
+
+
+@pytest.mark.parametrize("name", PATHWAYS)
+def test_what_a_name_computes_follows_the_recommendation(name, sharper):
+    pixels = sharper.pixels(PICTURES[0])[None]
+    assert pixels.shape == (1, 3, 32, 32)  # the recommended size
+    ours = replace(sharper, pathway=name).encode(pixels).tokens
+    scale = 0.25 if name == "gem" else 1.0
+    settings = replace(PATHWAYS[name], temperature_scale=scale)
+    assert torch.equal(ours, run(sharper.backbone, pixels, {"it": settings}, pooled=True)["it"].tokens)
+    as_is = sharper.encode(pixels, PATHWAYS[name]).tokens
+    assert torch.equal(ours, as_is) == (name != "gem")
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_in_training_mode_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"eval\(\)"):
+        open_gem.adapt(tiny_clip().train(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"pathway": "gme"}, PathwayError),
+        ({"template": "a photo"}, PromptError),
+        ({"size": "short"}, InputError),
+        pytest.param({"pathway": Pathway(depth=7)}, PathwayError),
+    ],
+)
+def test_a_localizer_that_cannot_work_is_not_made(settings, error, localizer):
+    with pytest.raises(error):
+        replace(localizer, **settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "error"),
+    [
+        (picture(16, 16), [], PromptError),
+        (picture(16, 16), ["cat", ""], PromptError),
+        (picture(16, 16), [["cat"]], PromptError),
+        ([picture(16, 16)] * 2, [], PromptError),
+        ([picture(16, 16)] * 2, [["cat"]], PromptError),
+        ([picture(16, 16)] * 2, [["cat"], []], PromptError),
+        ([picture(16, 16)] * 2, [["cat"], [1]], PromptError),
+        ([picture(16, 16), picture(40, 40).astype(int)], "cat", ImageError),
+        ([picture(16, 16), "no such file.png"], "cat", ImageError),
+        ([picture(16, 16), picture(4, 40)], "cat", ImageError),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_computed(images, prompts, error, model, tokenizer):
+    spy = SpyBackbone(model, tokenizer)
+    localizer = Localizer(spy, size="short:32")
+    with pytest.raises(error) as caught:
+        localizer(images, prompts)
+    assert "\n" not in str(caught.value)
+    assert (spy.embedded, spy.texts) == (0, 0)
+
+
+def test_no_picture_gives_no_localization(localizer):
+    assert localizer([], "cat") == []
+
+
+def test_a_model_that_was_moved_stays_current(tokenizer):
+    model = tiny_clip()
+    localizer = open_gem.adapt(model, tokenizer, size="short:32")
+    localizer(PICTURES[1], ["cat", "dog"])
+    model.double()
+    moved = localizer(PICTURES[1], ["cat"])  # a text that is known from before
+    assert moved.similarity.dtype == torch.float64
+
+
+def test_a_text_tower_that_was_tuned_stays_current(tokenizer):
+    model = tiny_clip()
+    localizer = open_gem.adapt(model, tokenizer, size="short:32")
+    before = localizer(PICTURES[1], "cat").similarity
+    with torch.no_grad():
+        model.text_projection.neg_()
+    torch.testing.assert_close(localizer(PICTURES[1], "cat").similarity, -before)
+
+
+def test_one_size_for_two_images_is_not_two_sizes(localizer):
+    with pytest.raises(InputError, match="size"):
+        localizer.locate(localizer.encode(torch.zeros(2, 3, 32, 32)), "cat", ODD)[0].points()
+
+
+@pytest.mark.parametrize("sizes", [[], [ODD], [ODD] * 3])
+def test_one_size_an_image(sizes, localizer):
+    features = localizer.encode(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(InputError, match=f"{len(sizes)} sizes for 2 images"):
+        localizer.locate(features, "cat", sizes)
+
+
+@pytest.mark.parametrize("prompts", [[["cat"]], [["cat"]] * 3])
+def test_one_list_of_prompts_an_image(prompts, localizer):
+    features = localizer.encode(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(PromptError, match=f"{len(prompts)} lists of prompts for 2 images"):
+        localizer.locate(features, prompts)
+
+
+def test_pixels_without_a_batch_axis_are_refused(localizer):
+    with pytest.raises(InputError, match="pixels have shape"):
+        localizer.encode(localizer.pixels(PICTURES[0]))
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+
+
+def made_up(size: Size = ODD) -> Localization:
+    """Bright bottom right, bright top left, and the same everywhere; cosines, on a grid that is not square."""
+    maps = torch.full((3, 2, 4), -0.1)
+    maps[0, 1, 3], maps[1, 0, 0] = 0.3, 0.25
+    return Localization(("cat", "dog", "fog"), maps, size, logit_scale=50.0)
+
+
+@pytest.mark.parametrize("size", [ODD, Size(8, 16), Size(3, 5), Size(1, 7), Size(300, 2)])
+def test_views_have_the_size_of_the_original(size, localizer):
+    found = made_up(size)
+    for maps in (found.heatmaps(), found.heatmaps("cosine"), found.masks()):
+        assert [tuple(one.shape) for one in maps] == [size] * 3
+        assert maps.stack().shape == (3, *size)
+    assert found.masks()[0].dtype == torch.bool
+    assert found.segment().shape == size
+    points = found.points()
+    assert points.shape == (3, 2)
+    assert not points.is_floating_point()
+    assert ((points >= 0) & (points < torch.tensor([size.width, size.height]))).all()
+    for boxes in [*found.boxes(), *found.boxes(per="prompt")]:
+        left, top, right, bottom = boxes.xyxy.unbind(dim=-1)
+        assert ((left >= 0) & (left < right) & (right <= size.width)).all()
+        assert ((top >= 0) & (top < bottom) & (bottom <= size.height)).all()
+
+
+def test_the_views_of_a_picture_have_its_size(localizer):
+    found = localizer(picture(*ODD), ["cat", "dog"])
+    assert found.similarity.shape == (2, 4, 6)
+    assert found.heatmaps().stack().shape == (2, *ODD)
+
+
+def test_views_are_the_right_way_round():
+    found = made_up(Size(20, 40))
+    points = found.points().tolist()
+    assert points[0][0] >= 34 and points[0][1] >= 14
+    assert points[1][0] <= 5 and points[1][1] <= 5
+    assert found.segment()[19, 39] == 0
+    assert found.segment()[0, 0] == 1
+    (cat,), (dog,) = (boxes.xyxy.tolist() for boxes in found.boxes()[:2])
+    assert cat[2:] == [40, 20] and cat[0] > 20
+    assert dog[:2] == [0, 0] and dog[2] < 20
+
+
+def test_views_are_the_readouts_of_the_upsampled_cosines():
+    found = made_up()
+    cosines = readout.upsample(found.similarity, ODD)
+    for index, cosine in enumerate(cosines):
+        stretched = readout.min_max(cosine)
+        assert torch.equal(found.heatmaps("cosine")[index], cosine)
+        assert torch.equal(found.heatmaps()[index], stretched)
+        assert torch.equal(found.masks(0.7)[index], stretched > 0.7)
+        assert torch.equal(found.masks(0.1, "cosine")[index], cosine > 0.1)
+        assert tuple(found.points()[index].tolist()) == readout.peak(cosine)
+        for per, make in (("component", readout.component_boxes), ("prompt", readout.whole_box)):
+            for threshold, scale, shown in ((0.7, "minmax", stretched), (0.1, "cosine", cosine)):
+                ours = found.boxes(threshold, scale, per=per)[index]
+                expected = make(shown > threshold, cosine)  # scores are cosines under either scale
+                assert torch.equal(ours.xyxy, expected.xyxy)
+                assert torch.equal(ours.scores, expected.scores)
+
+
+def test_nothing_stands_out_of_fog():
+    found = made_up()
+    assert not found.heatmaps()["fog"].any()
+    assert not found.masks()["fog"].any()
+    assert found.boxes()[2].xyxy.shape == found.boxes(per="prompt")[2].xyxy.shape == (0, 4)
+
+
+def test_segment_weighs_cosines_by_the_logit_scale():
+    found = made_up()
+    logits = 50.0 * readout.upsample(found.similarity, ODD)
+    probability, label = logits.softmax(0).max(0)
+    assert torch.equal(found.segment(), label)
+    assert torch.equal(found.segment(0.8), label.masked_fill(probability < 0.8, -1))
+    assert set(found.segment(0.8).unique().tolist()) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize("background", [-0.1, 1.1, 80, float("nan")])
+def test_background_is_a_probability(background):
+    with pytest.raises(InputError, match="background is"):
+        made_up().segment(background)
+
+
+@pytest.mark.parametrize("background", [0, 1, None])
+def test_the_bounds_of_a_probability_are_fine(background):
+    assert made_up().segment(background).shape == ODD
+
+
+@pytest.mark.parametrize("view", ["heatmaps", "masks", "boxes"])
+def test_an_unknown_scale_is_refused_at_once(view):
+    with pytest.raises(InputError, match="scale is 'log', expected one of minmax, cosine"):
+        getattr(made_up(), view)(scale="log")
+
+
+def test_an_unknown_per_is_refused():
+    with pytest.raises(InputError, match="per is 'image', expected 'component' or 'prompt'"):
+        made_up().boxes(per="image")
+
+
+# Maps -----------------------------------------------------------------------------------------------------------------
+
+
+class Making:
+    """Makes map i as a tensor full of i, and remembers which ones it was asked for."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def __call__(self, index: int) -> Tensor:
+        self.made.append(index)
+        return torch.full((2, 3), index)
+
+
+@pytest.fixture
+def making() -> Making:
+    return Making()
+
+
+@pytest.fixture
+def maps(making) -> Maps:
+    return Maps(("cat", "dog", "owl", "dog"), making)
+
+
+@pytest.mark.parametrize(
+    ("which", "made"),
+    [(0, 0), (3, 3), (-1, 3), (-4, 0), ("owl", 2), ("dog", 1), (np.int64(2), 2), (torch.tensor(1), 1)],
+)
+def test_a_map_is_made_when_asked_for(which, made, maps, making):
+    assert making.made == []
+    assert torch.equal(maps[which], torch.full((2, 3), made))
+    assert making.made == [made]
+
+
+@pytest.mark.parametrize("which", [4, -5, 100])
+def test_an_index_out_of_range_is_an_index_error(which, maps, making):
+    with pytest.raises(IndexError):
+        maps[which]
+    assert making.made == []
+
+
+def test_an_unknown_prompt_lists_those_there_are(maps):
+    with pytest.raises(PromptError, match="no prompt 'cow' here; there are: cat, dog, owl, dog"):
+        maps["cow"]
+
+
+@pytest.mark.parametrize(
+    "which", [slice(1, 3), slice(None, None, -1), slice(-2, None), slice(None, None, 2), slice(2, 2), slice(None)]
+)
+def test_a_slice_is_maps_that_are_not_made_yet(which, maps, making):
+    chosen = maps[which]
+    assert isinstance(chosen, Maps)
+    assert making.made == []
+    assert chosen.prompts == ("cat", "dog", "owl", "dog")[which]
+    assert len(chosen) == len(chosen.prompts)
+    assert [int(one[0, 0]) for one in chosen] == list(range(4))[which]
+    assert [int(one[0, 0]) for one in chosen[1:]] == list(range(4))[which][1:]
+
+
+def test_maps_are_iterated_one_at_a_time_and_end(maps, making):
+    iterator = iter(maps)
+    next(iterator)
+    assert making.made == [0]
+    assert len(list(iterator)) == 3
+    assert making.made == [0, 1, 2, 3]
+    assert [int(one[0, 0]) for one in reversed(maps)] == [3, 2, 1, 0]
+    index = 0
+    try:  # the old protocol: index until IndexError
+        while True:
+            maps[index]
+            index += 1
+    except IndexError:
+        assert index == 4
+
+
+def test_a_prompt_is_in_its_maps(maps, making):
+    assert "owl" in maps
+    assert "cow" not in maps
+    assert making.made == []
+
+
+def test_maps_stack(maps):
+    assert maps.stack().shape == (4, 2, 3)
+    assert torch.equal(maps.stack(), torch.stack(list(maps)))
+    assert torch.equal(maps[1:3].stack(), maps.stack()[1:3])
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+class LivingMaps(TorchDispatchMode):
+    """The most map-sized tensors that lived at the same time, and the size of the largest."""
+
+    def __init__(self, pixels: int):
+        super().__init__()
+        self.pixels, self.most, self.largest = pixels, 0, 0
+        self.living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.numel() >= self.pixels and id(leaf) not in self.living:
+                self.largest = max(self.largest, leaf.numel())
+                self.living.add(id(leaf))
+                self.most = max(self.most, len(self.living))
+                weakref.finalize(leaf, self.living.discard, id(leaf))
+        return output
+
+
+SIZE = Size(300, 400)
+
+
+@pytest.fixture(scope="module")
+def many() -> Localization:
+    """60 prompts on 120,000 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.rand(60, 3, 4, generator=generator)
+    return Localization(tuple(f"thing {index}" for index in range(60)), similarity, SIZE)
+
+
+VIEWS = {
+    "boxes": lambda found: found.boxes(),
+    "boxes of prompts": lambda found: found.boxes(per="prompt"),
+    "points": lambda found: found.points(),
+    "segment": lambda found: found.segment(0.5),
+    "heatmaps": lambda found: [float(heatmap.mean()) for heatmap in found.heatmaps()],
+    "masks": lambda found: [int(mask.sum()) for mask in found.masks()],
+    "maps not looked at": lambda found: (found.heatmaps()[20:], found.masks()),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_view_holds_prompts_times_pixels(view, many):
+    pixels = SIZE.height * SIZE.width
+    with LivingMaps(pixels) as watch:
+        kept = VIEWS[view](many)
+    assert kept is not None
+    assert watch.largest <= 2 * pixels  # `nonzero` gives two numbers a pixel
+    assert watch.most <= (0 if view == "maps not looked at" else 15)
+
+
+def test_the_watch_would_see_maps_that_are_kept(many):
+    with LivingMaps(SIZE.height * SIZE.width) as watch:
+        kept = list(many.heatmaps("cosine")[:30])
+    assert len(kept) == 30
+    assert watch.most >= 30

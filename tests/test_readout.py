@@ -1,0 +1,264 @@
+"""Each readout against a loop that a student could write."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from open_gem.readout import (
+    component_boxes,
+    min_max,
+    peak,
+    segment,
+    similarity,
+    upsample,
+    whole_box,
+)
+from open_gem.types import Size
+
+SIZES = [Size(7, 11), Size(32, 48), Size(37, 53), Size(3, 4), Size(2, 2), Size(1, 9)]
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(ours: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+# Similarity -----------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_is_the_cosine_of_each_pair():
+    patches, text = random(2, 5, 6, scale=30), random(3, 6, seed=1, scale=0.01)
+    ours = similarity(patches, text)
+    assert ours.shape == (2, 3, 5)
+    close(similarity(patches[1], text), ours[1])
+    for image in range(2):
+        for prompt in range(3):
+            for patch in range(5):
+                a, b = patches[image, patch].tolist(), text[prompt].tolist()
+                dot = sum(x * y for x, y in zip(a, b, strict=True))
+                expected = dot / math.hypot(*a) / math.hypot(*b)
+                assert ours[image, prompt, patch].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_patch_of_zeros_is_like_nothing():
+    assert torch.equal(similarity(torch.zeros(2, 4), random(3, 4)), torch.zeros(3, 2))
+
+
+# Upsampling -----------------------------------------------------------------------------------------------------------
+
+
+def bilinear(grid_map: Tensor, size: Size) -> Tensor:
+    """Pixel centres at (i + ½) · grid / pixels − ½, clamped to the centres of the border cells."""
+    values = grid_map.tolist()
+
+    def neighbours(index: int, pixels: int, cells: int) -> tuple[int, int, float]:
+        place = min(max((index + 0.5) * cells / pixels - 0.5, 0), cells - 1)
+        low = int(place)
+        return low, min(low + 1, cells - 1), place - low
+
+    output = torch.empty(*size)
+    for y in range(size.height):
+        top, bottom, down = neighbours(y, size.height, len(values))
+        for x in range(size.width):
+            left, right, along = neighbours(x, size.width, len(values[0]))
+            upper = values[top][left] * (1 - along) + values[top][right] * along
+            lower = values[bottom][left] * (1 - along) + values[bottom][right] * along
+            output[y, x] = upper * (1 - down) + lower * down
+    return output
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_upsample_is_bilinear_with_corners_not_aligned(size):
+    maps = random(3, 4, 6)
+    ours = upsample(maps, size)
+    assert ours.shape == (3, *size)
+    for one, upsampled in zip(maps, ours, strict=True):
+        close(upsampled, bilinear(one, size), 5e-6)
+        close(upsample(one, size), upsampled)
+        expected = interpolate(one[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+        close(upsampled, expected)
+
+
+# One map --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_min_max_spans_zero_to_one_and_keeps_the_order(scale):
+    heatmap = random(9, 13, scale=scale) - 3 * scale
+    ours = min_max(heatmap)
+    assert (ours.min().item(), ours.max().item()) == (0.0, 1.0)
+    low, high = heatmap.min(), heatmap.max()
+    close(ours, (heatmap - low) / (high - low))
+    assert ours.argmax() == heatmap.argmax()
+    assert ours.argmin() == heatmap.argmin()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.3, 1e9])
+def test_nothing_stands_out_in_a_constant_map(value):
+    assert torch.equal(min_max(torch.full((3, 4), value)), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_rounding_of_an_upsampled_constant_is_not_stretched(dtype):
+    for value in (-0.1, 0.217, 0.3):
+        for size in (Size(37, 53), Size(300, 400)):
+            assert not min_max(upsample(torch.full((14, 14), value, dtype=dtype), size)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_faint_map_is_still_stretched(dtype):
+    """Noise is a few units of the last place; a hundredth of a cosine is not noise."""
+    faint = min_max(upsample(torch.tensor([[0.25, 0.26], [0.25, 0.26]], dtype=dtype), Size(8, 8)))
+    assert (faint.min(), faint.max()) == (0, 1)
+
+
+def test_peak_is_x_then_y_and_the_first_among_equals():
+    heatmap = torch.zeros(5, 8)
+    assert peak(heatmap) == (0, 0)
+    heatmap[4, 1] = heatmap[3, 7] = heatmap[3, 6] = 1
+    assert peak(heatmap) == (6, 3)
+    heatmap[1, 7] = 2
+    assert peak(heatmap) == (7, 1)
+
+
+# Boxes ----------------------------------------------------------------------------------------------------------------
+
+
+def flood_boxes(mask: Tensor, heatmap: Tensor) -> list[tuple[float, list[int]]]:
+    """(score, xyxy) of each component, best first, by flooding from every pixel not yet wet."""
+    dry = {(y, x) for y, x in mask.nonzero().tolist()}
+    found = []
+    while dry:
+        wet, front = [], [dry.pop()]
+        while front:
+            y, x = front.pop()
+            wet.append((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & dry
+            dry -= near
+            front += near
+        ys, xs = zip(*wet, strict=True)
+        found.append((max(heatmap[y, x].item() for y, x in wet), [min(xs), min(ys), max(xs) + 1, max(ys) + 1]))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_component_boxes_are_those_of_a_flood_fill(seed, share):
+    heatmap = random(9, 14, seed=seed)
+    mask = torch.rand(9, 14, generator=torch.Generator().manual_seed(seed + 100)) < share
+    expected = flood_boxes(mask, heatmap)
+    ours = component_boxes(mask, heatmap)
+    assert ours.xyxy.dtype == torch.int64
+    assert ours.xyxy.tolist() == [box for _, box in expected]
+    close(ours.scores, torch.tensor([score for score, _ in expected]))
+
+
+def test_corners_touch_and_the_score_is_the_components_own():
+    mask = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    heatmap = torch.tensor([[0.1, 9, 9, 9, -0.5], [9, -0.2, 9, 9, 9], [9, 9, 9, 9, 9]])
+    boxes = component_boxes(mask, heatmap)
+    assert boxes.xyxy.tolist() == [[0, 0, 2, 2], [4, 0, 5, 1]]
+    close(boxes.scores, torch.tensor([0.1, -0.5]))
+
+
+def test_the_better_box_comes_first_wherever_it_is():
+    mask = torch.tensor([[1, 0, 1, 0, 1]], dtype=torch.bool)
+    boxes = component_boxes(mask, torch.tensor([[0.2, 0, 0.7, 0, 0.2]]))
+    assert boxes.xyxy.tolist() == [[2, 0, 3, 1], [0, 0, 1, 1], [4, 0, 5, 1]]  # equals in reading order
+
+
+@pytest.mark.parametrize("make", [component_boxes, whole_box])
+def test_no_box_around_nothing(make):
+    boxes = make(torch.zeros(4, 6, dtype=torch.bool), random(4, 6))
+    assert boxes.xyxy.shape == (0, 4)
+    assert boxes.scores.shape == (0,)
+    assert (boxes.xyxy.dtype, boxes.scores.dtype) == (torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize("make", [component_boxes, whole_box])
+def test_a_full_mask_is_the_whole_picture(make):
+    heatmap = random(4, 6)
+    boxes = make(torch.ones(4, 6, dtype=torch.bool), heatmap)
+    assert boxes.xyxy.tolist() == [[0, 0, 6, 4]]
+    assert boxes.scores.tolist() == [heatmap.max().item()]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whole_box_holds_every_pixel_of_the_mask(seed):
+    heatmap = random(9, 14, seed=seed)
+    mask = torch.zeros(9, 14, dtype=torch.bool)
+    mask[1:7, 2:12] = torch.rand(6, 10, generator=torch.Generator().manual_seed(seed)) < 0.1
+    boxes = whole_box(mask, heatmap)
+    pixels = mask.nonzero().tolist()
+    ys, xs = zip(*pixels, strict=True)
+    assert boxes.xyxy.tolist() == [[min(xs), min(ys), max(xs) + 1, max(ys) + 1]]
+    assert boxes.scores.tolist() == [max(heatmap[y, x].item() for y, x in pixels)]
+
+
+# The label map --------------------------------------------------------------------------------------------------------
+
+
+def dense_segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
+    """All maps at once, in double: what `segment` must be without ever holding them."""
+    logits = interpolate(grid_logits[None].double(), size=tuple(size), mode="bilinear", align_corners=False)[0]
+    probability, label = logits.softmax(dim=0).max(dim=0)
+    return label if background is None else label.masked_fill(probability < background, -1)
+
+
+@pytest.mark.parametrize("background", [None, 0.0, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize("prompts", [2, 7])
+def test_segment_is_softmax_and_argmax_over_the_upsampled_logits(prompts, scale, background):
+    logits = random(prompts, 4, 6, seed=prompts, scale=scale)
+    ours = segment(logits, Size(29, 41), background)
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, dense_segment(logits, Size(29, 41), background))
+
+
+def test_segment_has_both_labels_and_background_to_tell_apart():
+    """The comparison above means something: labels and background both occur, at every threshold between."""
+    for background in (0.3, 0.5, 0.8):
+        found = segment(random(7, 4, 6, seed=7, scale=4.0), Size(29, 41), background).unique().tolist()
+        assert -1 in found
+        assert len(found) > 4
+
+
+def test_labels_do_not_depend_on_the_order_of_prompts():
+    logits = random(6, 4, 5, scale=3)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    first, shuffled = segment(logits, Size(20, 30), 0.6), segment(logits[order], Size(20, 30), 0.6)
+    assert torch.equal(torch.where(shuffled < 0, -1, order[shuffled]), first)
+
+
+@pytest.mark.parametrize("background", [None, 0.0, 0.8, 1.0])
+def test_one_prompt_is_everywhere(background):
+    assert torch.equal(segment(random(1, 3, 3), Size(8, 9), background), torch.zeros(8, 9, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("background", "label"), [(None, 0), (0.5, 0), (0.51, -1)])
+def test_the_first_of_two_equals_with_half_the_probability_each(background, label):
+    logits = random(1, 3, 3, scale=5).expand(2, 3, 3)
+    assert torch.equal(segment(logits, Size(6, 6), background), torch.full((6, 6), label))
+
+
+@pytest.mark.parametrize("offset", [-1e4, 1e4, 1e30])
+def test_huge_logits_do_not_overflow(offset):
+    logits = torch.tensor([0.0, offset, 0.5 * offset])[:, None, None].expand(3, 2, 2)
+    best = int(logits[:, 0, 0].argmax())
+    assert torch.equal(segment(logits, Size(4, 4), 0.99), torch.full((4, 4), best))
+    equal = torch.full((3, 2, 2), offset)
+    assert torch.equal(segment(equal, Size(4, 4), 0.3), torch.zeros(4, 4, dtype=torch.int64))  # 1/3 each
+    assert torch.equal(segment(equal, Size(4, 4), 0.4), torch.full((4, 4), -1))
+
+
+def test_half_logits_are_worked_on_in_full_precision():
+    logits = random(50, 7, 9, scale=30).half()
+    expected = dense_segment(logits.float(), Size(60, 80), 0.9)
+    assert torch.equal(segment(logits, Size(60, 80), 0.9), expected)
+    assert -1 in expected
