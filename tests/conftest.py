@@ -1,12 +1,15 @@
-"""Shared hosts: the seeded checkpoints that the published implementations were run on, and a tiny fake one."""
+"""Shared hosts: the seeded checkpoints that the published implementations were run on, and a tiny one of our own."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import open_gem
 from open_gem import backbones
 
 PARITY = Path(__file__).parent / "data" / "parity"
@@ -33,3 +36,29 @@ def square() -> Reference:
 @pytest.fixture(scope="session")
 def resampled() -> Reference:
     return Reference("gem_resampled")
+
+
+CONFIG = {  # the vocabulary is CLIP's own, so that any phrase can be asked
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 6, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with random weights that sees pictures at 64 pixels."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = open_clip.CLIP(**CONFIG).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS, "open_gem": {"size": "short:64"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_localizer(tiny: str) -> open_gem.Localizer:
+    return open_gem.load(tiny, device="cpu")

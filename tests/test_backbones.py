@@ -197,3 +197,10 @@ def test_truncated_says_what_is_cut():
     backbone.tokenizer = tokenizer
     assert backbone.truncated("a cat on a") == ""
     assert backbone.truncated("a cat on a red sofa") == "red sofa"
+
+
+def test_text_towers_that_need_transformers(monkeypatch):
+    for spec, expected in ((None, "needs the package transformers"), (object(), None)):
+        monkeypatch.setattr(native, "find_spec", lambda name, spec=spec: spec)
+        reason = native.obstacle("roberta-ViT-B-32")
+        assert reason == expected or (expected and reason and expected in reason)

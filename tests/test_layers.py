@@ -14,6 +14,7 @@ SOURCE = Path(open_gem.__file__).parent
 # Top row first; a module may import from rows below its own. A folder counts as one module.
 ROWS = [
     ["cli"],
+    ["save"],
     ["evaluate", "viz"],
     ["localizer"],
     ["backbones", "datasets"],

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from open_gem.datasets.scenes import CONCEPTS, Scene, scene
+from open_gem.errors import InputError
 from open_gem.localizer import Localization, Localizer
 from open_gem.metrics import Confusion, Hits, MaskOverlap, confusion, mask_overlap, pointing_game
 from open_gem.pathway import Features, Pathway, run
@@ -63,10 +64,10 @@ def evaluate_scenes(
 ) -> dict[str, Outcome]:
     """The outcome of each of `pathways` over the scenes of `seeds`; `progress` hears how many images are done.
 
-    Raises ValueError where there are no seeds.
+    Raises InputError where there are no seeds.
     """
     if not seeds:
-        raise ValueError("no seeds given, expected at least one scene")
+        raise InputError("no seeds given, expected at least one scene")
     totals: dict[str, Outcome] = {}
     for start in range(0, len(seeds), BATCH):
         scenes = [scene(seed, SCENE_SIZE) for seed in seeds[start : start + BATCH]]

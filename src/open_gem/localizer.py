@@ -10,7 +10,7 @@ from torch import Tensor
 
 from open_gem import backbones, readout
 from open_gem.backbones import Backbone
-from open_gem.errors import InputError, PromptError
+from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
 from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
 from open_gem.prompts import TEMPLATE, TextCache, check_prompts
@@ -156,7 +156,7 @@ class Localizer:
 
     def __post_init__(self) -> None:
         # Complain now, not at the first image.
-        check_depth(str(self.pathway), self.settings(self.pathway), self.backbone)
+        check_depth(self.settings(self.pathway), self.backbone)
         check_size_rule(self.size_rule)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
@@ -169,13 +169,14 @@ class Localizer:
         encoded together. Raises ImageError, PromptError or InputError, before anything is computed.
         """
         if not isinstance(images, list | tuple):
-            return self._locate_images([images], [check_prompts(prompts)])[0]  # type: ignore[arg-type]
+            pixels, original = self._prepare(images)
+            return self.locate(self.encode(pixels[None]), check_prompts(prompts), [original])[0]  # type: ignore[arg-type]
         return self._locate_images(images, _prompts_by_image(prompts, len(images)))
 
     @property
     def size_rule(self) -> str:
         """How images are resized, see `imaging.SIZE_RULES`."""
-        return self.size or self.backbone.recommended.size
+        return self.backbone.recommended.size if self.size is None else self.size
 
     def settings(self, pathway: str | Pathway) -> Pathway:
         """The settings a pathway has on this backbone: a name with the recommended temperature, settings unchanged."""
@@ -219,7 +220,7 @@ class Localizer:
         return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
 
     def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]) -> list[Localization]:
-        prepared = [self._prepare(image) for image in images]
+        prepared = [self._prepare_listed(index, image) for index, image in enumerate(images)]
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for index, (pixels, _) in enumerate(prepared):
             groups[pixels.shape].append(index)
@@ -229,6 +230,12 @@ class Localizer:
             located = self.locate(features, [by_image[i] for i in indices], [prepared[i][1] for i in indices])
             results.update(zip(indices, located, strict=True))
         return [results[index] for index in range(len(images))]
+
+    def _prepare_listed(self, index: int, image: ImageLike) -> tuple[Tensor, Size]:
+        try:
+            return self._prepare(image)
+        except ImageError as error:
+            raise ImageError(f"image {index}: {error}") from error
 
     def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
         picture = read_image(image)

@@ -13,7 +13,7 @@ a slip).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Protocol
@@ -100,6 +100,7 @@ class Pathway:
     depth              number of last blocks that have this pathway (the published gem_depth is one more)
     residual           start from the host's stream (else from 0)
     mlp                apply the block's MLP to this stream too (Table 5)
+    about              a word for people, of no effect
     """
 
     mix: str = "self-self"
@@ -111,6 +112,7 @@ class Pathway:
     depth: int = 6
     residual: bool = True
     mlp: bool = False
+    about: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name, (fits, expected) in _SETTINGS.items():
@@ -178,17 +180,28 @@ MIXES: dict[str, Callable[[Pathway, Heads, Tensor], Tensor]] = {
 }
 
 PATHWAYS: dict[str, Pathway] = {
-    "gem": Pathway(),
-    # The host's own patch tokens.
-    "clip": Pathway(mix="query-key", depth=1, mlp=True),
+    "gem": Pathway(about="GEM: self-self attention of q, k and v, averaged, beside the last blocks"),
+    "clip": Pathway(mix="query-key", depth=1, mlp=True, about="the host's own patch tokens"),
     # As released (vit.py of MaskCLIP): residual and MLP kept. The GEM paper describes the reduced form.
-    "maskclip": Pathway(mix="identity", depth=1, mlp=True),
-    "maskclip-reduced": Pathway(mix="identity", depth=1, residual=False),
-    # v-v attention at the trained temperature beside the last six blocks (eq. 1).
-    "clip_surgery": Pathway(projections="v", normalize=False, iterations=0, temperature="trained"),
-    # q-q attention in the last block, nothing else.
+    "maskclip": Pathway(mix="identity", depth=1, mlp=True, about="MaskCLIP as released: values for attention"),
+    "maskclip-reduced": Pathway(
+        mix="identity", depth=1, residual=False, about="MaskCLIP as papers describe it: no residual, no MLP"
+    ),
+    "clip_surgery": Pathway(
+        projections="v",
+        normalize=False,
+        iterations=0,
+        temperature="trained",
+        about="CLIP Surgery: value-value attention beside the last blocks",
+    ),
     "clearclip": Pathway(
-        projections="q", normalize=False, iterations=0, temperature="trained", depth=1, residual=False
+        projections="q",
+        normalize=False,
+        iterations=0,
+        temperature="trained",
+        depth=1,
+        residual=False,
+        about="ClearCLIP: query-query attention in the last block, nothing else",
     ),
 }
 
@@ -202,10 +215,10 @@ def find_pathway(name: str) -> Pathway:
     raise PathwayError(f"unknown pathway {name!r}{hint}; known: {', '.join(PATHWAYS)}")
 
 
-def check_depth(name: str, pathway: Pathway, host: Host) -> None:
-    """Raises PathwayError where the pathway called `name` is deeper than the host."""
+def check_depth(pathway: Pathway, host: Host) -> None:
+    """Raises PathwayError where the pathway is deeper than the host."""
     if pathway.depth > len(host.blocks):
-        raise PathwayError(f"pathway {name!r} has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
+        raise PathwayError(f"the pathway has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
 
 
 @torch.no_grad()
@@ -227,8 +240,8 @@ def run(
     blocks = host.blocks
     if not pathways:
         raise PathwayError(f"no pathway given; known: {', '.join(PATHWAYS)}")
-    for name, pathway in pathways.items():
-        check_depth(name, pathway, host)
+    for pathway in pathways.values():
+        check_depth(pathway, host)
 
     host_is_read = pooled or any(pathway.is_host for pathway in pathways.values())
     beside = {name: pathway for name, pathway in pathways.items() if not pathway.is_host}

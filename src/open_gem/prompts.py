@@ -44,6 +44,8 @@ def check_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
             raise PromptError(f"prompt {index} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
             raise PromptError(f"prompt {index} is empty, expected a phrase such as 'a cat'")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python holds bytes that are not UTF-8
+            raise PromptError(f"prompt {index} is {prompt!r}, which is not UTF-8 text")
     return given
 
 

@@ -4,7 +4,6 @@ Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything
 made one prompt at a time.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -90,15 +89,11 @@ def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor
     best = torch.full(tuple(size), -torch.inf, device=grid_logits.device)
     label = torch.zeros(tuple(size), dtype=torch.int64, device=grid_logits.device)
     mass = torch.zeros_like(best)  # Σ exp(logit − best) of the prompts seen so far
-    for index, logit in _at_size(grid_logits.float(), size):
+    for index, grid_logit in enumerate(grid_logits.float()):
+        logit = upsample(grid_logit, size)
         higher = torch.maximum(best, logit)
-        mass = mass * (best - higher).exp() + (logit - higher).exp()
-        label[logit > best] = index
+        if background is not None:
+            mass = mass * (best - higher).exp() + (logit - higher).exp()
+        label.masked_fill_(logit > best, index)
         best = higher
-    if background is not None:
-        label[1 / mass < background] = -1
-    return label
-
-
-def _at_size(grid_maps: Tensor, size: Size) -> Iterator[tuple[int, Tensor]]:
-    return ((index, upsample(grid_map, size)) for index, grid_map in enumerate(grid_maps))
+    return label if background is None else label.masked_fill_(1 / mass < background, -1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from open_gem.errors import InputError, OutputError
+from open_gem.errors import InputError
 
 READABLE = 224  # pixels of the shorter side up to which a small picture is enlarged, by a whole factor
 LARGEST = 2048  # pixels beyond which enlarging stops
@@ -75,8 +75,8 @@ def overlay(
 def segmentation(image: Image.Image, labels: Any, prompts: Sequence[str]) -> Image.Image:
     """A label map `(y, x)` over its picture, with a legend below; −1, the background, stays as it is.
 
-    The legend names what is in the picture, largest first, as far as there is room. Raises InputError where the label map
-    is not of the picture's size.
+    The legend names what is in the picture, largest first, as far as there is room. Raises InputError where the label
+    map is not of the picture's size.
     """
     factor = _enlargement(image)
     small = _fitting(labels, image, "label map").astype(np.int32)
@@ -85,10 +85,11 @@ def segmentation(image: Image.Image, labels: Any, prompts: Sequence[str]) -> Ima
     found, counts = np.unique(small[small >= 0], return_counts=True)
     present = found[np.argsort(-counts, kind="stable")]
     colors = np.zeros((int(found.max(initial=0)) + 1, 3), dtype=np.float32)
-    colors[present] = [palette(index) for index in present]
+    for index in present:
+        colors[index] = palette(index)
     opacity = np.where(zoomed >= 0, 0.6, 0.0)[..., None]
     drawn = Image.fromarray(np.rint(base * (1 - opacity) + colors[np.maximum(zoomed, 0)] * opacity).astype(np.uint8))
-    return _with_legend(drawn, [(prompts[index], palette(index)) for index in present])
+    return _with_legend(drawn, [(str(prompts[index]), palette(index)) for index in present])
 
 
 def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
@@ -162,21 +163,17 @@ def _style(image: Image.Image) -> _Style:
 @lru_cache(maxsize=1)
 def _turbo() -> np.ndarray:
     """The 256 colours of turbo, `(256, 3)` uint8."""
-    colors = _matplotlib().colormaps["turbo"](np.arange(256), bytes=True)
+    import matplotlib
+
+    colors = matplotlib.colormaps["turbo"](np.arange(256), bytes=True)
     return np.ascontiguousarray(colors[:, :3])
 
 
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(_matplotlib().get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    import matplotlib
 
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OutputError(f"pictures are drawn with matplotlib, which is missing ({error}): install it") from error
-    return matplotlib
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 # Marks ----------------------------------------------------------------------------------------------------------------
@@ -184,9 +181,17 @@ def _matplotlib() -> Any:
 
 def _draw_contour(image: Image.Image, mask: np.ndarray, style: _Style) -> None:
     """A light line just inside the mask, with a dark one inside that, so it shows on any ground."""
-    inside = [np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(2 * n * style.line + 1))) for n in (1, 2)]
-    image.paste(DARK, mask=Image.fromarray(inside[0] & ~inside[1]))
-    image.paste(LIGHT, mask=Image.fromarray(mask & ~inside[0]))
+    once, twice = (_shrunk(mask, by * style.line) for by in (1, 2))
+    image.paste(DARK, mask=Image.fromarray(once - twice))
+    image.paste(LIGHT, mask=Image.fromarray(mask - once))
+
+
+def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask without its outermost pixels, but for those where the picture ends."""
+    image = Image.fromarray(mask)
+    for _ in range(pixels):
+        image = image.filter(ImageFilter.MinFilter(3))
+    return np.asarray(image)
 
 
 def _draw_box(image: Image.Image, box: Sequence[float], style: _Style) -> None:

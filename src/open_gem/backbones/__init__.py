@@ -8,7 +8,7 @@ import torch
 from open_gem.backbones._base import Backbone, Recommended
 from open_gem.errors import UnknownModelError
 
-__all__ = ["EMBEDDED", "Backbone", "Recommended", "adapt", "load", "names"]
+__all__ = ["EMBEDDED", "Backbone", "Recommended", "adapt", "catalogue", "load"]
 
 EMBEDDED = "embedded"  # the model that ships in the package
 
@@ -51,11 +51,11 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
     return OpenClipBackbone(model, tokenizer)
 
 
-def names() -> list[str]:
-    """Model names that `load` knows by themselves, "embedded" first."""
+def catalogue() -> list[tuple[str, str | None, str | None]]:
+    """Every (name, tag) that `load` knows by itself, with what is in the way of reading it, or None."""
     from open_gem.backbones import open_clip
 
-    return [EMBEDDED, *open_clip.names()]
+    return [(EMBEDDED, None, None), *open_clip.catalogue()]
 
 
 def find_device(device: str | torch.device) -> torch.device:

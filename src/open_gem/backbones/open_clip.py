@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,28 @@ _POOL = "its vision tower pools by attention, and only class-token and average p
 _BLOCK = "its blocks are not open_clip's ResidualAttentionBlock, the only kind that is read so far"
 
 
-def unreadable(name: str) -> str | None:
-    """Why the architecture `name` (one of `names()`) cannot be read, judged by its configuration; None if it can."""
+_TRANSFORMERS = "its text tower needs the package transformers, which is not installed"
+
+
+def obstacle(name: str) -> str | None:
+    """Why open_clip's architecture `name` cannot be read here, judged by its configuration; None if it can."""
     config = open_clip.get_model_config(name)
     assert config is not None
-    vision = config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        return _TIMM
-    if isinstance(vision["layers"], list):
-        return _RESNET
-    return _POOL if vision.get("attentional_pool") else None
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    obstacles = {
+        _TIMM: bool(vision.get("timm_model_name")),
+        _RESNET: isinstance(vision.get("layers"), list),
+        _POOL: bool(vision.get("attentional_pool")),
+        _TRANSFORMERS: bool(text.get("hf_model_name")) and find_spec("transformers") is None,
+    }
+    return next((reason for reason, there in obstacles.items() if there), None)
+
+
+def catalogue() -> list[tuple[str, str, str | None]]:
+    """Every (name, tag) of open_clip's pretrained models, with what is in the way of reading it, or None."""
+    pairs = open_clip.list_pretrained()
+    obstacles = {name: obstacle(name) for name in {name for name, _ in pairs}}
+    return [(name, tag, obstacles[name]) for name, tag in pairs]
 
 
 def _readable_tower(model: Any) -> Any:
@@ -185,11 +198,6 @@ def _preprocess(visual: Any) -> Preprocess:
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
-
-
-def names() -> list[str]:
-    """open_clip's built-in model names."""
-    return open_clip.list_models()
 
 
 def load(
@@ -243,7 +251,7 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
             f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
             '"hf-hub:org/repo" or "local-dir:folder"'
         )
-    if reason := unreadable(architecture):
+    if reason := obstacle(architecture):
         raise UnsupportedModelError(f"cannot read {name}: {reason}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:

@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from open_gem.errors import InputError
+
 __all__ = ["CONCEPTS", "MAX_OBJECTS", "MIN_VISIBLE", "TEMPLATES", "Scene", "fill", "scene"]
 
 MAX_OBJECTS = 4
@@ -64,12 +66,8 @@ class _Placement(NamedTuple):
     mirrored: bool
 
 
-def _atlas_table() -> dict:
-    text = resources.files(__package__).joinpath("sprites.json").read_text(encoding="utf-8")
-    return json.loads(text)
-
-
-_TABLE = _atlas_table()
+_FOLDER = resources.files("open_gem.datasets")
+_TABLE = json.loads(_FOLDER.joinpath("sprites.json").read_text(encoding="utf-8"))
 _SPRITE_CONCEPTS: tuple[str, ...] = tuple(_TABLE["sprites"])  # which concept each atlas cell shows
 
 CONCEPTS: tuple[str, ...] = tuple(dict.fromkeys(_SPRITE_CONCEPTS))
@@ -115,12 +113,12 @@ def scene(seed: int, size: int | tuple[int, int] = 128) -> Scene:
 
 
 def _checked(seed: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of `size`; raises ValueError where seed or size make no scene."""
+    """Height and width of `size`; raises InputError where seed or size make no scene."""
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise InputError(f"seed must be at least 0, got {seed}")
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"a scene needs at least {MIN_SIDE} pixels a side, got height {height} and width {width}")
+        raise InputError(f"a scene needs at least {MIN_SIDE} pixels a side, got height {height} and width {width}")
     return height, width
 
 
@@ -175,7 +173,7 @@ def _cover(placement: _Placement, height: int, width: int) -> tuple[np.ndarray, 
 def _sprites() -> tuple[Image.Image, ...]:
     """Every atlas cell, with premultiplied alpha ("RGBa"): resampling then leaks no colour of transparent pixels."""
     cell, columns = _TABLE["cell"], _TABLE["columns"]
-    with resources.files(__package__).joinpath("sprites.png").open("rb") as file:
+    with _FOLDER.joinpath("sprites.png").open("rb") as file:
         atlas = Image.open(file).convert("RGBA").convert("RGBa")
     corners = (divmod(index, columns) for index in range(len(_SPRITE_CONCEPTS)))
     return tuple(
@@ -233,7 +231,7 @@ def _draw(canvas: Floats, mask: np.ndarray, placement: _Placement, light: float)
 
 def _box(mask: np.ndarray) -> np.ndarray:
     """The tight xyxy box of a mask that is not empty, right and bottom exclusive."""
-    (rows,), (columns,) = mask.any(axis=1).nonzero(), mask.any(axis=0).nonzero()
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.int64)
 
 

@@ -1,0 +1,555 @@
+"""The command line as a person uses it: what is printed where, which files there are, and the exit code."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import open_gem
+from open_gem import backbones, cli, save
+from open_gem.errors import WeightsError
+from open_gem.pathway import PATHWAYS, Pathway
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a picture of 60 × 80 (height × width)."""
+    monkeypatch.chdir(tmp_path)
+    picture().save("cat.png")
+    return tmp_path
+
+
+def picture(height: int = 60, width: int = 80, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def ground(tiny: str, *arguments: object) -> Result:
+    return call("ground", "--model", tiny, "--device", "cpu", *arguments)
+
+
+def files(folder: Path | str = "open_gem_out") -> set[str]:
+    """Every file there, hidden ones included: nothing temporary may stay."""
+    return {path.name for path in Path(folder).iterdir()} if Path(folder).exists() else set()
+
+
+def refused(result: Result, *words: str) -> None:
+    """The request was wrong: one line says so, and nothing is written or printed."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+    assert not Path("open_gem_out").exists()
+
+
+# Ground: what comes out -----------------------------------------------------------------------------------------------
+
+
+def test_ground_writes_overlays_and_json_and_shows_a_table(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "a cat", "-p", "remote control")
+    assert result.exit_code == 0, result.output
+    assert files() == {"cat.a-cat.overlay.png", "cat.remote-control.overlay.png", "cat.json"}
+    assert result.stderr == ""
+    for word in ("cat.png", "a cat", "remote control", "open_gem_out"):
+        assert word in result.stdout
+
+
+def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
+    ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--threshold", "0.7", "--size", "square:48")
+    document = json.loads(Path("open_gem_out/cat.json").read_text())
+    localizer = open_gem.load(tiny, device="cpu", size="square:48")
+    expected = localizer("cat.png", ["a cat", "dog"])
+
+    assert document["path"] == "cat.png"
+    assert document["size"] == {"height": 60, "width": 80}
+    assert document["model"] == tiny
+    assert document["size_rule"] == "square:48"
+    assert document["threshold"] == 0.7
+    settings = dict(document["pathway"])
+    assert settings.pop("name") == "gem"
+    assert Pathway(**settings) == PATHWAYS["gem"]
+    assert [entry["prompt"] for entry in document["prompts"]] == ["a cat", "dog"]
+    assert [entry["slug"] for entry in document["prompts"]] == ["a-cat", "dog"]
+    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
+    assert expected.scores is not None
+    assert [entry["score"] for entry in document["prompts"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    for entry, boxes in zip(document["prompts"], expected.boxes(0.7), strict=True):
+        assert [box["xyxy"] for box in entry["boxes"]] == boxes.xyxy.tolist()
+        assert [box["score"] for box in entry["boxes"]] == pytest.approx(boxes.scores.tolist(), abs=1e-5)
+
+
+def test_every_kind_of_file(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "cat", "-p", "dog", "--save", "npz,overlay,heatmap, mask,segmentation,json")
+    assert result.exit_code == 0, result.output
+    singles = {f"cat.{slug}.{kind}.png" for slug in ("cat", "dog") for kind in ("overlay", "heatmap", "mask")}
+    assert files() == singles | {"cat.segmentation.png", "cat.npz", "cat.json"}
+
+    expected = open_gem.load(tiny, device="cpu")("cat.png", ["cat", "dog"])
+    out = Path("open_gem_out")
+    heatmap = pixels(out / "cat.dog.heatmap.png")
+    assert (heatmap.shape, heatmap.min(), heatmap.max()) == ((60, 80), 0, 65535)
+    assert abs(heatmap / 65535 - expected.heatmaps()["dog"].numpy()).max() < 1e-4
+    mask = pixels(out / "cat.dog.mask.png")
+    assert ((mask == 255) == expected.masks()["dog"].numpy()).all()
+    assert set(np.unique(mask)) == {0, 255}
+    with np.load(out / "cat.npz") as arrays:
+        assert arrays["similarity"].dtype == np.float32
+        assert np.allclose(arrays["similarity"], expected.similarity.numpy(), atol=1e-5)
+        assert arrays["prompts"].tolist() == ["cat", "dog"]
+        assert arrays["size"].tolist() == [60, 80]
+        assert arrays["scores"].shape == (2,)
+
+
+def test_settings_reach_the_pathway(tiny: str, place: Path):
+    changed = ["--pathway", "clearclip", "--depth", "2", "--iterations", "3", "--temperature-scale", "0.5"]
+    result = ground(tiny, "cat.png", "-p", "cat", "--json", "--template", "{}", *changed)
+    document = json.loads(result.stdout)
+    settings = document["pathway"]
+    given = {"name": "clearclip", "depth": 2, "iterations": 3, "temperature_scale": 0.5, "projections": "q"}
+    assert {key: settings[key] for key in given} == given
+    assert document["template"] == "{}"
+    plain = json.loads(ground(tiny, "cat.png", "-p", "cat", "--json").stdout)
+    assert document["prompts"] != plain["prompts"]
+
+
+def test_background_reaches_the_segmentation(tiny: str, place: Path):
+    drawn = []
+    for background in ("0", "1"):
+        arguments = ("-p", "cat", "-p", "dog", "--save", "segmentation", "--background", background)
+        assert ground(tiny, "cat.png", *arguments).exit_code == 0
+        with Image.open("open_gem_out/cat.segmentation.png") as segmentation:
+            drawn.append(segmentation.height)
+    assert drawn[0] > drawn[1]  # all background has no legend
+
+
+def test_json_lines_alone_on_stdout(tiny: str, place: Path):
+    picture(seed=1).save("dog.png")
+    result = ground(tiny, "cat.png", "missing.png", "dog.png", "-p", "кот", "--json", "--save", "none")
+    assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["cat.png", "dog.png"]
+    assert "error: 'missing.png' does not exist\n" in result.stderr
+    assert "кот" in result.stderr  # the table
+    assert result.exit_code == 1
+    assert not Path("open_gem_out").exists()
+
+
+def test_quiet_says_nothing(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "cat", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert "cat.json" in files()
+
+
+def test_a_bar_on_a_terminal_leaves_stdout_alone(tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes a stream for a terminal
+    result = ground(tiny, "cat.png", "cat.png", "-p", "cat", "--json")
+    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 2
+    assert "2/2" in result.stderr
+    for arguments in (["cat.png", "cat.png", "--quiet"], ["cat.png"]):
+        assert "1/" not in ground(tiny, *arguments, "-p", "cat", "--json").stderr
+
+
+def test_phrases_from_a_file(tiny: str, place: Path):
+    Path("phrases.txt").write_bytes("\ufeffa cat\r\n\r\n  кот  \n".encode())
+    result = ground(tiny, "cat.png", "-p", "dog", "-p", "@phrases.txt", "--json")
+    assert [entry["prompt"] for entry in json.loads(result.stdout)["prompts"]] == ["dog", "a cat", "кот"]
+
+
+def test_same_names_do_not_overwrite_each_other(tiny: str, place: Path):
+    for index, folder in enumerate(("a", "b")):
+        Path(folder).mkdir()
+        picture(seed=index).save(f"{folder}/cat.png")
+    picture(seed=2).save("Cat.jpg")
+    result = ground(tiny, "a/cat.png", "b/cat.png", "Cat.jpg", "-p", "x", "-p", "x", "-p", "X!")
+    assert result.exit_code == 0, result.output
+    documents = [json.loads(Path(f"open_gem_out/{stem}.json").read_text()) for stem in ("cat", "cat-2", "Cat-3")]
+    assert [document["path"] for document in documents] == ["a/cat.png", "b/cat.png", "Cat.jpg"]
+    assert len([name for name in files() if name.endswith(".overlay.png")]) == 9
+
+
+def test_running_again_gives_the_same_files(tiny: str, place: Path):
+    arguments = ("cat.png", "-p", "cat", "--save", "overlay,heatmap,mask,segmentation,json")
+    first, second = (
+        (ground(tiny, *arguments), {name: Path("open_gem_out", name).read_bytes() for name in files()})[1]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(first) == 5
+
+
+def test_files_have_the_usual_permissions(tiny: str, place: Path):
+    ground(tiny, "cat.png", "-p", "cat")
+    Path("plain").touch()
+    assert Path("open_gem_out/cat.json").stat().st_mode == Path("plain").stat().st_mode
+
+
+def test_five_thousand_phrases(tiny: str, place: Path):
+    picture(16, 16).save("small.png")
+    Path("many.txt").write_text("\n".join(f"thing {index}" for index in range(5000)))
+    result = ground(tiny, "small.png", "-p", "@many.txt")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: 5000 phrases: overlays of the 20 best scores only")
+    prompts = json.loads(Path("open_gem_out/small.json").read_text())["prompts"]
+    assert len(prompts) == 5000
+    best = sorted(prompts, key=lambda entry: -entry["score"])[:20]
+    assert files() == {"small.json"} | {f"small.{entry['slug']}.overlay.png" for entry in best}
+    assert len(result.stdout.splitlines()) < 40
+
+
+def test_more_than_twenty_overlays_where_asked_for(tiny: str, place: Path):
+    phrases = [word for index in range(21) for word in ("-p", f"thing {index}")]
+    result = ground(tiny, "cat.png", *phrases, "--save", "overlay")
+    assert result.stderr == ""
+    assert len(files()) == 21
+
+
+def test_a_phrase_that_is_too_long_is_one_line_of_warning(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "very " * 60 + "long cat")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: prompt ")
+    assert result.stderr.count("\n") == 1
+    assert ".py" not in result.stderr
+    assert max(map(len, files())) < 80
+
+
+def test_phrases_in_any_script(tiny: str, place: Path):
+    phrases = ["😀", "猫", "кот", "../../etc/passwd", "a\\b:c*?", "[red]cat[/red]", "ﬁancé", "-dash", "a\nb"]
+    arguments = [f"--prompt={phrase}" for phrase in phrases]
+    result = ground(tiny, "cat.png", *arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(Path("open_gem_out/cat.json").read_text("utf-8"))
+    assert [entry["prompt"] for entry in document["prompts"]] == phrases
+    names = {f"cat.{entry['slug']}.overlay.png" for entry in document["prompts"]}
+    assert files() == names | {"cat.json"}
+    assert all(name.isascii() and name.replace(".", "").replace("-", "").isalnum() for name in names)
+    assert "[red]cat[/red]" in result.stdout
+
+
+# Ground: what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def cut_jpeg() -> bytes:
+    data = io.BytesIO()
+    picture().save(data, "JPEG")
+    return data.getvalue()[:-800]
+
+
+def png(height: int, width: int) -> bytes:
+    data = io.BytesIO()
+    picture(height, width).save(data, "PNG")
+    return data.getvalue()
+
+
+BAD_PICTURES = {
+    "empty.jpg": (b"", "is empty"),
+    "text.jpg": (b"hello, I am text\n", "not a picture"),
+    "cut.jpg": (cut_jpeg(), "truncated"),
+    "dot.png": (png(1, 1), "smaller than one 8x8 patch"),
+    "missing.png": (None, "does not exist"),
+    "folder": ("folder", "is a directory"),
+}
+
+
+def make_bad(name: str) -> None:
+    content = BAD_PICTURES[name][0]
+    if isinstance(content, bytes):
+        Path(name).write_bytes(content)
+    elif content == "folder":
+        Path(name).mkdir()
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_is_one_line_and_the_others_are_done(name: str, tiny: str, place: Path):
+    make_bad(name)
+    picture(seed=1).save("dog.png")
+    result = ground(tiny, "cat.png", name, "dog.png", "-p", "x")
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith(f"error: '{name}'")
+    assert BAD_PICTURES[name][1] in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.count(name) == 1
+    assert files() == {"cat.x.overlay.png", "cat.json", "dog.x.overlay.png", "dog.json"}
+
+
+def test_only_bad_pictures_write_nothing(tiny: str, place: Path):
+    for name in BAD_PICTURES:
+        make_bad(name)
+    result = ground(tiny, *BAD_PICTURES, "-p", "x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == len(BAD_PICTURES)
+    assert not Path("open_gem_out").exists()
+
+
+BAD_REQUESTS = {
+    "no phrase": (["--json"], "no prompt given"),
+    "empty phrase": (["-p", "cat", "-p", "  "], "prompt 1 is empty"),
+    "phrase not UTF-8": (["-p", "a\udcff"], "not UTF-8"),
+    "no phrase file": (["-p", "@nowhere.txt"], "cannot read phrases from 'nowhere.txt'"),
+    "phrase file is a picture": (["-p", "@cat.png"], "not UTF-8"),
+    "unknown pathway": (["-p", "x", "--pathway", "gemm"], "did you mean gem?"),
+    "size rule": (["-p", "x", "--size", "huge"], "'huge'"),
+    "no size rule": (["-p", "x", "--size", ""], "size rule"),
+    "depth 0": (["-p", "x", "--depth", "0"], "depth is 0"),
+    "depth beyond the blocks": (["-p", "x", "--depth", "7"], "depth 7, but the model has 6 blocks"),
+    "negative iterations": (["-p", "x", "--iterations", "-1"], "iterations is -1"),
+    "temperature scale 0": (["-p", "x", "--temperature-scale", "0"], "temperature_scale is 0"),
+    "temperature scale negative": (["-p", "x", "--temperature-scale", "-2"], "temperature_scale is -2"),
+    "temperature scale nan": (["-p", "x", "--temperature-scale", "nan"], "temperature_scale is nan"),
+    "template": (["-p", "x", "--template", "a photo"], "template is 'a photo'"),
+    "threshold": (["-p", "x", "--threshold", "1.5"], "threshold is 1.5"),
+    "threshold nan": (["-p", "x", "--threshold", "nan"], "threshold is nan"),
+    "background": (["-p", "x", "--background", "-0.1"], "background is -0.1"),
+    "what to save": (["-p", "x", "--save", "overlay,jpeg"], "'jpeg'"),
+    "nothing to save": (["-p", "x", "--save", ""], "or none"),
+    "device": (["-p", "x", "--device", "abacus"], "abacus"),
+    "tag of a folder": (["-p", "x", "--pretrained", "openai"], "'openai'"),
+    "unknown model": (["-p", "x", "--model", "ViT-B-61"], "unknown model 'ViT-B-61'"),
+    "unknown tag": (["-p", "x", "--model", "ViT-B-16", "--pretrained", "nope"], "unknown tag 'nope'"),
+    "no tag": (["-p", "x", "--model", "ViT-B-16"], "needs a pretrained tag"),
+    "no such folder": (["-p", "x", "--model", "local-dir:nowhere"], "no such folder"),
+    "output is a file": (["-p", "x", "--out", "cat.png"], "cannot write to 'cat.png'"),
+    "output below a file": (["-p", "x", "--out", "cat.png/deep/er"], "cannot write to 'cat.png/deep/er'"),
+    "output with too long a name": (["-p", "x", "--out", "x" * 300], "cannot write to"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_a_bad_request_is_one_line_and_writes_nothing(case: str, tiny: str, place: Path):
+    arguments, words = BAD_REQUESTS[case]
+    before = files(place)
+    refused(ground(tiny, "cat.png", *arguments), words)
+    assert files(place) == before
+
+
+@pytest.mark.parametrize("case", ["output is a file", "size rule", "depth 0", "empty phrase", "threshold", "template"])
+def test_requests_are_checked_before_the_model_is_loaded(case: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    def load(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("open_gem.localizer.load", load)
+    arguments, words = BAD_REQUESTS[case]
+    refused(call("ground", "cat.png", *arguments), words)
+
+
+def test_an_output_folder_without_permission(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def denied(*arguments: object, **keywords: object) -> None:  # simulated, because root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(save.tempfile, "TemporaryFile", denied)
+    refused(call("ground", "cat.png", "-p", "x"), "cannot write to 'open_gem_out': Permission denied")
+
+
+@pytest.mark.parametrize("arguments", [[], ["cat.png", "--depth", "many"], ["cat.png", "--no-such-option"]])
+def test_usage_errors(arguments: list[str], place: Path):
+    result = call("ground", *arguments)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+    assert result.stdout == ""
+
+
+def test_weights_that_do_not_load(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def load(*arguments: object, **keywords: object) -> None:
+        raise WeightsError("two\nlines")
+
+    monkeypatch.setattr("open_gem.localizer.load", load)
+    refused(call("ground", "cat.png", "-p", "x"), "error: two lines")
+
+
+def test_unexpected_errors_are_not_hidden(tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(save.Found, "rows", lambda *_: 1 / 0)
+    assert isinstance(ground(tiny, "cat.png", "-p", "x").exception, ZeroDivisionError)
+
+
+def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def load(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("open_gem.localizer.load", load)
+    result = call("ground", "cat.png", "-p", "x")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert files(place) == {"cat.png"}
+
+
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_ever_half_written(trouble: BaseException, tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    ground(tiny, "cat.png", "-p", "x")
+    before = {name: Path("open_gem_out", name).read_bytes() for name in files()}
+
+    def save(self: Image.Image, file: io.BytesIO, format: str) -> None:
+        file.write(b"half")
+        raise trouble
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    result = ground(tiny, "cat.png", "-p", "x", "--threshold", "0.9")
+    assert result.exit_code == (130 if isinstance(trouble, KeyboardInterrupt) else 2)
+    assert {name: Path("open_gem_out", name).read_bytes() for name in files()} == before
+    if isinstance(trouble, OSError):
+        assert result.stderr == "error: cannot write 'open_gem_out/cat.x.overlay.png': No space left on device\n"
+
+
+# Demo -----------------------------------------------------------------------------------------------------------------
+
+
+def test_demo(tiny: str, place: Path):
+    from open_gem.datasets.scenes import scene
+
+    result = call("demo", "--model", tiny, "--device", "cpu", "--seed", 3, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document == json.loads(Path("open_gem_demo/result.json").read_text())
+    made = scene(3, size=512)
+    *present, absent = document["prompts"]
+    assert tuple(entry["prompt"] for entry in present) == made.names
+    assert absent["prompt"] not in made.names
+    assert absent["point_in_object"] is None
+    for entry, mask, box in zip(present, made.masks, made.boxes, strict=True):
+        x, y = entry["point"]
+        assert entry["point_in_object"] == mask[y, x]
+        assert entry["object_box"] == box.tolist()
+    overlays = {f"scene.{entry['slug']}.overlay.png" for entry in document["prompts"]}
+    assert files("open_gem_demo") == overlays | {"scene.png", "contact-sheet.png", "result.json"}
+    assert (pixels("open_gem_demo/scene.png") == made.image).all()
+    for word in (*made.names, "not in the picture", "contact-sheet.png"):
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--model", "nope"], ["--out", "cat.png"]])
+def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
+    result = call("demo", "--model", tiny, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert files(place) == {"cat.png"}
+
+
+# Models and pathways --------------------------------------------------------------------------------------------------
+
+
+def test_curated_models_exist_and_can_be_read():
+    pairs = {tuple(pair) for pair in open_clip.list_pretrained()}
+    for name, tag, notes in cli.MODELS[1:]:
+        assert (name, tag) in pairs
+        assert backbones.open_clip.obstacle(name) is None
+        assert notes
+    rows = json.loads(call("models", "--json").stdout)
+    assert [(row["name"], row["tag"]) for row in rows] == [row[:2] for row in cli.MODELS]
+
+
+def test_every_model_with_what_is_in_the_way():
+    rows = {(row["name"], row["tag"]): row["obstacle"] for row in json.loads(call("models", "--all", "--json").stdout)}
+    assert set(rows) == {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
+    assert rows["embedded", None] is rows["ViT-B-16", "openai"] is None
+    assert "ResNet" in rows["RN50", "openai"]
+    assert "timm" in rows["ViT-B-16-SigLIP", "webli"]
+    assert "pools by attention" in rows["coca_ViT-B-32", "laion2b_s13b_b90k"]
+
+
+def test_pathways():
+    rows = json.loads(call("pathways", "--json").stdout)
+    made = {}
+    for row in rows:
+        name = row.pop("name")
+        assert row["about"], f"pathway {name} is not described"
+        made[name] = Pathway(**row)
+    assert made == PATHWAYS
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--all"], ["pathways"]])
+def test_tables_for_people(arguments: list[str]):
+    result = call(*arguments)
+    assert result.exit_code == 0
+    assert {"models": "ViT-B-16", "pathways": "gem"}[arguments[0]] in result.stdout
+    assert result.stderr == ""
+
+
+# Evaluate -------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_a_row_a_pathway(tiny: str):
+    result = call("evaluate", "scenes", "--count", 2, "--pathway", "clip,gem", "--model", tiny, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["count"], document["first"], document["size_rule"]) == (2, 0, "short:64")
+    assert [row["pathway"] for row in document["pathways"]] == ["clip", "gem"]
+    scores = {"pointing_game", "mask_iou", "mean_iou", "top1"}
+    assert all(0 <= row[score] <= 1 for row in document["pathways"] for score in scores)
+    table = call("evaluate", "--count", 1, "--pathway", "gem", "--temperature-scale", 0.5, "--model", tiny)
+    assert table.exit_code == 0
+    assert "gem" in table.stdout
+    assert "0.500" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["imagenet"], "unknown data set 'imagenet'; known: scenes"),
+        (["--pathway", "gem,gam"], "unknown pathway 'gam'"),
+        (["--size", "huge"], "size rule 'huge'"),
+        (["--temperature-scale", "0"], "temperature_scale is 0"),
+    ],
+)
+def test_evaluate_refuses(arguments: list[str], words: str):
+    result = call("evaluate", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# The program itself ---------------------------------------------------------------------------------------------------
+
+
+def test_version():
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"open-gem {open_gem.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["", "ground", "demo", "models", "pathways"])
+def test_help(command: str):
+    result = call(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_help_is_light():
+    code = (
+        "import sys; sys.argv = ['open-gem', 'ground', '--help']\n"
+        "from open_gem import cli\n"
+        "try: cli.main()\n"
+        "finally: sys.exit(' '.join({'torch', 'open_clip', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 or run.stderr == "\n", run.stderr
+    assert "--pathway" in run.stdout
+
+
+def test_as_a_program_on_a_poor_terminal(tiny: str, place: Path):
+    command = [sys.executable, "-c", "from open_gem.cli import main; main()"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, "ground", "cat.png", "missing.png", "-p", "кот", "--model", tiny],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert run.returncode == 1
+    assert run.stderr == "error: 'missing.png' does not exist\n"
+    assert "\\u043a\\u043e\\u0442" in run.stdout  # кот, as far as it can be written
+    assert (place / "open_gem_out" / "cat.json").exists()
