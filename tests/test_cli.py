@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import open_gem
-from open_gem import backbones, cli, save
+from open_gem import cli, save
+from open_gem.backbones.open_clip import obstacle
 from open_gem.errors import WeightsError
 from open_gem.pathway import PATHWAYS, Pathway
 
@@ -446,7 +447,7 @@ def test_curated_models_exist_and_can_be_read():
     pairs = {tuple(pair) for pair in open_clip.list_pretrained()}
     for name, tag, notes in cli.MODELS[1:]:
         assert (name, tag) in pairs
-        assert backbones.open_clip.obstacle(name) is None
+        assert obstacle(name) is None
         assert notes
     rows = json.loads(call("models", "--json").stdout)
     assert [(row["name"], row["tag"]) for row in rows] == [row[:2] for row in cli.MODELS]

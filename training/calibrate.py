@@ -8,7 +8,6 @@ writes the best pointing game's pair, with the table beside it, into the "open_g
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +63,7 @@ def write_table(file: Path, rows: list[dict]) -> None:
 def replace_text(file: Path, text: str) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(text, "utf-8")
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Encode a picture once, ask as often as you like."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -16,6 +16,8 @@ from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
 from open_gem.prompts import TEMPLATE, TextCache, check_prompts
 from open_gem.readout import Boxes
 from open_gem.types import Size
+
+Prompts = str | Iterable[str] | Iterable[Iterable[str]]  # one phrase, phrases for all images, or phrases an image
 
 
 class Maps(Sequence[Tensor]):
@@ -160,18 +162,23 @@ class Localizer:
         check_size_rule(self.size_rule)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
+    @overload
+    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], prompts: str | Sequence[str] | Sequence[Sequence[str]]
-    ) -> Any:
+        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
+    ) -> Localization | list[Localization]:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
         For a list, `prompts` may be one list for all or one list an image. Images that come to the same size are
         encoded together. Raises ImageError, PromptError or InputError, before anything is computed.
         """
-        if not isinstance(images, list | tuple):
-            pixels, original = self._prepare(images)
-            return self.locate(self.encode(pixels[None]), check_prompts(prompts), [original])[0]  # type: ignore[arg-type]
-        return self._locate_images(images, _prompts_by_image(prompts, len(images)))
+        if isinstance(images, list | tuple):
+            return self._locate_images(images, _prompts_by_image(prompts, len(images)))
+        asked = check_prompts(prompts)
+        pixels, original = self._prepare(images)
+        return self.locate(self.encode(pixels[None]), asked, [original])[0]
 
     @property
     def size_rule(self) -> str:
@@ -200,7 +207,7 @@ class Localizer:
     def locate(
         self,
         features: Features,
-        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        prompts: Prompts,
         sizes: Sequence[Size] | None = None,
     ) -> list[Localization]:
         """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded."""
@@ -248,16 +255,18 @@ class Localizer:
         return self.backbone.recommended.temperature_scale if adaptive else 1.0
 
 
-def _prompts_by_image(prompts: str | Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+def _prompts_by_image(prompts: Prompts, count: int) -> list[tuple[str, ...]]:
     """One tuple of prompts an image, from one list for all or one list each."""
-    prompts = prompts if isinstance(prompts, str) else list(prompts)
-    if isinstance(prompts, str) or not prompts or all(isinstance(prompt, str) for prompt in prompts):
-        return [check_prompts(prompts)] * count  # type: ignore[arg-type]
-    if len(prompts) != count:
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        return [check_prompts(prompts)] * count
+    listed = list(prompts)
+    if not listed or any(isinstance(one, str) or not isinstance(one, Iterable) for one in listed):
+        return [check_prompts(listed)] * count
+    if len(listed) != count:
         raise PromptError(
-            f"{len(prompts)} lists of prompts for {count} images, expected one an image or one list for all"
+            f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
         )
-    return [check_prompts(some) for some in prompts]
+    return [check_prompts(some) for some in listed]
 
 
 def load(

@@ -130,7 +130,7 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
 
 
 def _is_selection(value: Any) -> bool:

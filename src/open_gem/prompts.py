@@ -4,7 +4,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class TextEncoder(Protocol):
         ...
 
 
-def check_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
+def check_prompts(prompts: Any) -> tuple[str, ...]:
     """The prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text ones."""
     if not isinstance(prompts, Iterable):
         raise PromptError(f"prompts are {type(prompts).__name__}, expected phrases")
