@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -38,7 +39,7 @@ def resampled() -> Reference:
     return Reference("gem_resampled")
 
 
-CONFIG = {  # the vocabulary is CLIP's own, so that any phrase can be asked
+CONFIG: dict[str, Any] = {  # the vocabulary is CLIP's own, so that any phrase can be asked
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 6, "width": 16, "head_width": 8, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
@@ -46,17 +47,28 @@ CONFIG = {  # the vocabulary is CLIP's own, so that any phrase can be asked
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model with random weights that sees pictures at 64 pixels."""
-    folder = tmp_path_factory.mktemp("tiny")
+def random_checkpoint(folder: Path, **vision: int) -> str:
+    """A checkpoint with random weights that sees pictures at 64 pixels; `vision` changes its vision tower."""
+    config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], **vision}}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weights = open_clip.CLIP(**CONFIG).state_dict()
+        weights = open_clip.CLIP(**config).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS, "open_gem": {"size": "short:64"}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    sections = {"model_cfg": config, "preprocess_cfg": PREPROCESS, "open_gem": {"size": "short:64"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(sections))
     return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of six small blocks."""
+    return random_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of three small blocks, too few for GEM's usual depth."""
+    return random_checkpoint(tmp_path_factory.mktemp("shallow"), layers=3)
 
 
 @pytest.fixture(scope="session")

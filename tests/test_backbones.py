@@ -1,7 +1,10 @@
 """Loading and adapting: the right weights, the right activation, any grid, and errors that say what to do."""
 
 import json
+import logging
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -172,7 +175,7 @@ def test_pixels_that_do_not_fit_are_refused(shape, square):
 
 
 def test_unknown_device_is_one_line():
-    with pytest.raises(UnknownModelError, match="cannot use device 'quantum'"):
+    with pytest.raises(InputError, match="cannot use device 'quantum'"):
         backbones.load(device="quantum")
 
 
@@ -204,3 +207,30 @@ def test_text_towers_that_need_transformers(monkeypatch):
         monkeypatch.setattr(native, "find_spec", lambda name, spec=spec: spec)
         reason = native.obstacle("roberta-ViT-B-32")
         assert reason == expected or (expected and reason and expected in reason)
+
+
+def test_a_file_that_is_called_like_a_tag_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("openai").touch()
+    assert native.configuration("ViT-B-16", "openai")["force_quick_gelu"] is True
+    Path("mine.pt").touch()
+    assert native.configuration("ViT-B-16", "mine.pt") == {"model_name": "ViT-B-16", "pretrained": "mine.pt"}
+
+
+def test_attention_with_a_hook_or_a_wrapper_is_refused_for_it_would_be_read_past(square):
+    model = native.load(f"local-dir:{square.folder}").model
+    handle = model.visual.transformer.resblocks[2].attn.register_forward_hook(lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match="hooks"):
+        open_gem.adapt(model, tokenizer=None)
+    handle.remove()
+    open_gem.adapt(model, tokenizer=None)
+    model.visual.transformer.resblocks[2].attn = torch.nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="wrappers"):
+        open_gem.adapt(model, tokenizer=None)
+
+
+def test_loading_in_threads_leaves_logging_and_warnings_as_they_were(square):
+    level, filters = logging.root.level, list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: native.load(f"local-dir:{square.folder}"), range(8)))
+    assert (logging.root.level, list(warnings.filters)) == (level, filters)

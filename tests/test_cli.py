@@ -145,7 +145,9 @@ def test_background_reaches_the_segmentation(tiny: str, place: Path):
 def test_json_lines_alone_on_stdout(tiny: str, place: Path):
     picture(seed=1).save("dog.png")
     result = ground(tiny, "cat.png", "missing.png", "dog.png", "-p", "кот", "--json", "--save", "none")
-    assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["cat.png", "dog.png"]
+    documents = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [document["path"] for document in documents] == ["cat.png", "missing.png", "dog.png"]
+    assert ["error" in document for document in documents] == [False, True, False]
     assert "error: 'missing.png' does not exist\n" in result.stderr
     assert "кот" in result.stderr  # the table
     assert result.exit_code == 1
@@ -344,7 +346,7 @@ def test_requests_are_checked_before_the_model_is_loaded(case: str, place: Path,
     def load(*arguments: object, **keywords: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("open_gem.localizer.load", load)
+    monkeypatch.setattr("open_gem.backbones.load", load)
     arguments, words = BAD_REQUESTS[case]
     refused(call("ground", "cat.png", *arguments), words)
 
@@ -369,7 +371,7 @@ def test_weights_that_do_not_load(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise WeightsError("two\nlines")
 
-    monkeypatch.setattr("open_gem.localizer.load", load)
+    monkeypatch.setattr("open_gem.backbones.load", load)
     refused(call("ground", "cat.png", "-p", "x"), "error: two lines")
 
 
@@ -382,7 +384,7 @@ def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_gem.localizer.load", load)
+    monkeypatch.setattr("open_gem.backbones.load", load)
     result = call("ground", "cat.png", "-p", "x")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -480,6 +482,39 @@ def test_tables_for_people(arguments: list[str]):
     assert result.stderr == ""
 
 
+def test_a_model_of_few_blocks(shallow: str, place: Path):
+    refused(ground(shallow, "cat.png", "-p", "x"), "depth 6", "3 blocks")
+    for arguments in (["--depth", 2], ["--pathway", "clip"]):
+        result = ground(shallow, "cat.png", "-p", "x", *arguments)
+        assert result.exit_code == 0, result.output
+
+
+def test_settings_without_effect_are_refused_or_said(tiny: str, place: Path):
+    refused(ground(tiny, "cat.png", "-p", "x", "--pathway", "maskclip", "--iterations", 5), "iterations")
+    result = ground(tiny, "cat.png", "-p", "x", "--background", 0.5)
+    assert result.exit_code == 0
+    assert result.stderr == "warning: --background has no effect without --save segmentation\n"
+
+
+def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
+    tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    picture(20, 20).save("large.png")
+    call_localizer = open_gem.Localizer.__call__
+
+    def short_of_memory(self: open_gem.Localizer, image: Image.Image, prompts: object) -> object:
+        if image.height == 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return call_localizer(self, image, prompts)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    monkeypatch.setattr(open_gem.Localizer, "__call__", short_of_memory)
+    result = ground(tiny, "large.png", "cat.png", "-p", "x", "--json")
+    assert result.exit_code == 1
+    failed, done = map(json.loads, result.stdout.splitlines())
+    assert failed == {"path": "large.png", "error": "'large.png' needs more memory than there is; try --size long:N"}
+    assert done["path"] == "cat.png"
+
+
 # Evaluate -------------------------------------------------------------------------------------------------------------
 
 
@@ -495,6 +530,16 @@ def test_evaluate_prints_a_row_a_pathway(tiny: str):
     assert table.exit_code == 0
     assert "gem" in table.stdout
     assert "0.500" in table.stdout
+
+
+def test_evaluate_scales_adaptive_temperatures_only(tiny: str):
+    one, other = (
+        json.loads(call("evaluate", "--count", 2, "--temperature-scale", scale, "--model", tiny, "--json").stdout)
+        for scale in (1, 0.01)
+    )
+    rows = zip(one["pathways"], other["pathways"], strict=True)
+    assert {first["pathway"] for first, second in rows if first != second} == {"gem"}
+    assert [row["temperature_scale"] for row in other["pathways"]] == [None, None, None, 0.01]
 
 
 @pytest.mark.parametrize(

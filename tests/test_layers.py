@@ -22,7 +22,6 @@ ROWS = [
     ["attention"],
     ["types", "errors"],
 ]
-# Within a row, and on purpose: backbones/__init__ and its own files.
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 
 # Packages with one owner.

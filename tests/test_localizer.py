@@ -549,3 +549,43 @@ def test_the_watch_would_see_maps_that_are_kept(many):
         kept = list(many.heatmaps("cosine")[:30])
     assert len(kept) == 30
     assert watch.most >= 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pixels_of_another_type_are_no_concern_of_the_caller(dtype, tokenizer):
+    localizer = open_gem.adapt(tiny_clip().to(dtype), tokenizer, size="short:32")
+    pixels = localizer.pixels(PICTURES[0])[None]
+    assert pixels.dtype == torch.float32
+    [found] = localizer.locate(run(localizer.backbone, pixels, {"gem": PATHWAYS["gem"]})["gem"], "cat")
+    assert found.similarity.dtype == dtype
+    assert found.heatmaps()[0].isfinite().all()
+
+
+def test_many_images_are_encoded_in_batches(model, tokenizer):
+    sizes = []
+
+    class Watched(OpenClipBackbone):
+        def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+            sizes.append(len(pixels))
+            return super().embed(pixels)
+
+    results = Localizer(Watched(model, tokenizer), size="short:32")([picture(32, 32)] * 40, "cat")
+    assert len(results) == sum(sizes) == 40
+    assert max(sizes) <= 16
+
+
+def test_read_gives_several_pathways_by_name_and_by_settings(localizer):
+    pixels = localizer.pixels(PICTURES[0])[None]
+    read = localizer.read(pixels, ["gem", "clip"])
+    assert list(read) == ["gem", "clip"]
+    torch.testing.assert_close(read["gem"].tokens, localizer.encode(pixels).tokens)
+    labelled = localizer.read(pixels, {"mine": replace(PATHWAYS["gem"], iterations=0), "theirs": "clip"}, pooled=False)
+    assert labelled["mine"].pooled is None
+    torch.testing.assert_close(labelled["theirs"].tokens, read["clip"].tokens)
+
+
+@pytest.mark.parametrize("settings", [{"pathway": "gam"}, {"size": "huge"}, {"template": "no place"}])
+def test_settings_are_checked_before_anything_is_loaded(settings, monkeypatch):
+    monkeypatch.setattr(open_gem.backbones, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(InputError):
+        open_gem.load("ViT-B-16", "openai", **settings)

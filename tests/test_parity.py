@@ -1,4 +1,4 @@
-"""The numbers are the published implementations' numbers, and the host's are the host's."""
+"""On seeded weights, the numbers are those of the published implementations, and the host's are the host's."""
 
 import json
 from dataclasses import replace

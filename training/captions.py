@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -9,13 +10,35 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from open_gem.datasets.scenes import CONCEPTS, TEMPLATES, fill
+from open_gem.datasets.scenes import CONCEPTS
+
+TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a photo of a {}.",
+    "a photo of a {}",
+    "a photo of the {}.",
+    "a picture of a {}",
+    "an image of a {}.",
+    "a drawing of a {}",
+    "there is a {} in the scene.",
+)
+"""Prompts of one concept; `fill` puts a name into one."""
+
 
 _TOKENIZER = SimpleTokenizer()
 _PARTIAL = 0.25  # share of captions that may leave some objects unmentioned
 _UNGRAMMATICAL = 0.3  # share of prompts formatted as callers do, "a photo of a apple."
 _FRAMES = ("{}", "{}", "a photo of {}.", "a picture of {}", "there is {}", "a scene with {}.")
 _PAIRS = (" and ", " and ", " next to ", " beside ", " with ", ", ")
+
+
+def fill(template: str, name: str) -> str:
+    """`template` with `name` in place of `{}`, its article made to fit: "a photo of an apple."."""
+    if name[:1].lower() in set("aeiou"):
+        template = re.sub(r"\ba \{\}", "an {}", template)
+    return template.format(name)
 
 
 @cache

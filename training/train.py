@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captions import concept_prompts, scene_caption, tokens, used_tokens
+from captions import concept_prompts, fill, scene_caption, tokens, used_tokens
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from towers import Clip, embed_patches, embed_texts
 
-from open_gem.datasets.scenes import CONCEPTS, fill
+from open_gem.datasets.scenes import CONCEPTS, TRAINING, VALIDATION
 
 SIDE, PATCH = 128, 16  # pixels
 PATCHES = (SIDE // PATCH) ** 2
@@ -47,7 +47,6 @@ PREPROCESS = {
     "resize_mode": "shortest",
 }
 
-TRAINING_SEEDS, VALIDATION_SEEDS = 1_000_000, 500_000  # where the two ranges start, see open_gem.datasets.scenes
 VALIDATION_SCENES = 500
 PROMPT = "a photo of a {}."
 
@@ -296,7 +295,7 @@ def record(trainer: Trainer, measured: dict[str, float]) -> dict:
     length = f"--steps {options.steps}" if options.steps is not None else f"--minutes {options.minutes:g}"
     settings = f"--batch {options.batch} --lr {options.lr:g} --seed {options.seed} --scenes {options.scenes}"
     return {
-        "data": f"{options.scenes} scenes of {len(CONCEPTS)} concepts at {SIDE} px, seeds from {TRAINING_SEEDS}",
+        "data": f"{options.scenes} scenes of {len(CONCEPTS)} concepts at {SIDE} px, seeds from {TRAINING}",
         "objective": "image-level contrast: class token against prompts of all concepts and against captions",
         "command": f"python training/train.py {length} {settings}",
         "seed": options.seed,
@@ -304,7 +303,7 @@ def record(trainer: Trainer, measured: dict[str, float]) -> dict:
         "images": trainer.images,
         "minutes": round(trainer.seconds / 60, 1),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "validation": {"scenes": VALIDATION_SCENES, "first_seed": VALIDATION_SEEDS, **measured},
+        "validation": {"scenes": VALIDATION_SCENES, "first_seed": VALIDATION, **measured},
     }
 
 
@@ -326,8 +325,8 @@ def parse_options() -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
-    pool = pool_on_disk(options.work, TRAINING_SEEDS, options.scenes, SIDE)
-    validation = render(VALIDATION_SEEDS, VALIDATION_SCENES, SIDE)
+    pool = pool_on_disk(options.work, TRAINING, options.scenes, SIDE)
+    validation = render(VALIDATION, VALIDATION_SCENES, SIDE)
     trainer = Trainer(options)
     if options.resume:
         trainer.restore(options.work / "checkpoint.pt")

@@ -1,7 +1,7 @@
 """Ways to mix the values of one transformer block: pure functions on tensors split into heads.
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
-`scaled_dot_product_attention`, so no n×n matrix is ever stored.
+`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix.
 """
 
 from collections.abc import Callable

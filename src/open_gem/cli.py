@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import open_gem
-from open_gem.errors import ImageError, InputError, OpenGemError, PromptError
+from open_gem.errors import ImageError, InputError, OpenGemError, PathwayError, PromptError
 
 if TYPE_CHECKING:
     from open_gem.localizer import Localizer
@@ -118,7 +118,9 @@ def ground(
     pretrained: PretrainedOption = None,
     pathway: Annotated[str, typer.Option(help="A name of `open-gem pathways`.")] = "gem",
     depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the pathway.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Self-self attention steps.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="K, refinement steps before the values are mixed; 0 or more.")
+    ] = None,
     temperature_scale: Annotated[
         float | None, typer.Option(help="Multiplies the temperature; smaller is sharper.")
     ] = None,
@@ -153,17 +155,23 @@ def ground(
     """
     from open_gem.imaging import check_size_rule
     from open_gem.pathway import find_pathway
+    from open_gem.prompts import check_template
     from open_gem.save import check_writable, find_kinds, stems
 
     phrases, kinds = read_prompts(prompt or []), find_kinds(DEFAULT_SAVE if save is None else save)
     tune = partial(_tuned, depth=depth, iterations=iterations, temperature_scale=temperature_scale)
     tune(find_pathway(pathway))  # whatever is wrong is said before a model is loaded
-    check_size_rule("native" if size is None else size)
+    if size is not None:
+        check_size_rule(size)
+    if template is not None:
+        check_template(template)
     _check_share("threshold", threshold)
     _check_share("background", background)
     if kinds:
         check_writable(out)
 
+    if background is not None and "segmentation" not in kinds:
+        _say("warning: --background has no effect without --save segmentation")
     few = MANY if save is None else len(phrases)
     if len(phrases) > few:
         _say(f"warning: {len(phrases)} phrases: overlays of the {few} best scores only, --save overlay draws all")
@@ -177,7 +185,10 @@ def ground(
                 found = _locate(localizer, path, phrases, threshold, background)
             except ImageError as error:  # one broken picture; anything else would befall all of them
                 failed += 1
-                _say(f"error: {error}" if str(error).startswith(repr(path)) else f"error: {path!r}: {error}")
+                message = str(error) if str(error).startswith(repr(path)) else f"{path!r}: {error}"
+                _say(f"error: {message}")
+                if as_json:
+                    print(json.dumps({"path": path, "error": message}), flush=True)
                 continue
             finally:
                 advance(1)
@@ -198,7 +209,12 @@ def _locate(
     from open_gem.save import Found
 
     picture = read_image(path)
-    return Found(path, picture, localizer(picture, phrases), threshold, background)
+    try:
+        return Found(path, picture, localizer(picture, phrases), threshold, background)
+    except (MemoryError, RuntimeError) as error:  # torch has a class for it on GPUs, and only words on the CPU
+        if "memory" in f"{type(error).__name__} {error}".lower():
+            raise ImageError(f"{path!r} needs more memory than there is; try --size long:N") from error
+        raise
 
 
 def _load(
@@ -211,19 +227,23 @@ def _load(
     template: str | None = None,
 ) -> "Localizer":
     """The localizer that was asked for; its settings start from those that the checkpoint recommends."""
-    from open_gem import localizer
-    from open_gem.prompts import TEMPLATE, check_template
+    from open_gem import backbones
+    from open_gem.localizer import Localizer, resolve
+    from open_gem.prompts import TEMPLATE
 
-    template = check_template(TEMPLATE if template is None else template)
-    loaded = localizer.load(model, pretrained, device=device, size=size, template=template)
-    return replace(loaded, pathway=tune(loaded.settings(pathway)))
+    backbone = backbones.load(model, pretrained, device=device)
+    return Localizer(backbone, tune(resolve(backbone, pathway)), size, TEMPLATE if template is None else template)
 
 
 def _tuned(
     pathway: "Pathway", depth: int | None = None, iterations: int | None = None, temperature_scale: float | None = None
 ) -> "Pathway":
     given = {"depth": depth, "iterations": iterations, "temperature_scale": temperature_scale}
-    return replace(pathway, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    without_effect = sorted(given.keys() - {"depth"})
+    if pathway.mix != "self-self" and without_effect:
+        raise PathwayError(f"{' and '.join(without_effect)} given, but the pathway has no self-self attention")
+    return replace(pathway, **given)
 
 
 def _settings(localizer: "Localizer", pathway: str) -> dict[str, Any]:
@@ -320,7 +340,8 @@ def evaluate(
         "clip,maskclip,clip_surgery,gem"
     ),
     temperature_scale: Annotated[
-        float | None, typer.Option(help="In place of the multiplier that the model recommends; 1 is the paper's.")
+        float | None,
+        typer.Option(help="Of adaptive temperatures, not the model's own; 1 is the paper's."),
     ] = None,
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
@@ -338,15 +359,18 @@ def evaluate(
         raise InputError(f"unknown data set {dataset!r}; known: scenes")
     names = list(PATHWAYS) if pathway == "all" else [name.strip() for name in pathway.split(",")]
     tune = partial(_tuned, temperature_scale=temperature_scale)
-    for name in names:
-        tune(find_pathway(name))  # whatever is wrong is said before a model is loaded
-    check_size_rule("native" if size is None else size)
+    for name in names:  # whatever is wrong is said before a model is loaded
+        find_pathway(name)
+    tune(PATHWAYS["gem"])
+    if size is not None:
+        check_size_rule(size)
     localizer = _load(model, pretrained, device, size=size, pathway=names[0])
-    chosen = {name: tune(localizer.settings(name)) for name in names}
+    settings = {name: localizer.settings(name) for name in names}
+    chosen = {name: tune(setting) if setting.is_adaptive else setting for name, setting in settings.items()}
     with _bar(count, quiet) as advance:
         outcomes = evaluate_scenes(localizer, chosen, range(first, first + count), progress=advance)
     rows = [
-        {"pathway": name, "temperature_scale": chosen[name].temperature_scale, **outcome.scores()}
+        {"pathway": name, "temperature_scale": _adaptive_scale(chosen[name]), **outcome.scores()}
         for name, outcome in outcomes.items()
     ]
     if as_json:
@@ -355,8 +379,13 @@ def evaluate(
         return
     table = _table(*(key.replace("_", " ") for key in rows[0]), title=f"{count} scenes, {localizer.size_rule}")
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()))
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value or "" for value in row.values()))
     _console().print(table)
+
+
+def _adaptive_scale(pathway: "Pathway") -> float | None:
+    """The multiplier of the adaptive temperature; None for a pathway that has no such temperature."""
+    return float(pathway.temperature_scale) if pathway.is_adaptive else None
 
 
 # Models and pathways --------------------------------------------------------------------------------------------------

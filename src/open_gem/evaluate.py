@@ -20,7 +20,7 @@ from open_gem.datasets.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import InputError
 from open_gem.localizer import Localization, Localizer
 from open_gem.metrics import Confusion, Hits, MaskOverlap, confusion, mask_overlap, pointing_game
-from open_gem.pathway import Features, Pathway, run
+from open_gem.pathway import Features, Pathway
 from open_gem.types import Size
 
 SCENE_SIZE = 256  # pixels a side
@@ -57,7 +57,7 @@ class Outcome:
 
 def evaluate_scenes(
     localizer: Localizer,
-    pathways: Mapping[str, Pathway],
+    pathways: Mapping[str, str | Pathway],
     seeds: Sequence[int],
     *,
     progress: Callable[[int], None] = lambda images: None,
@@ -72,8 +72,7 @@ def evaluate_scenes(
     for start in range(0, len(seeds), BATCH):
         scenes = [scene(seed, SCENE_SIZE) for seed in seeds[start : start + BATCH]]
         pixels = torch.stack([localizer.pixels(picture.image) for picture in scenes])
-        pixels = pixels.to(localizer.backbone.device, localizer.backbone.dtype)
-        for name, features in run(localizer.backbone, pixels, pathways, pooled=True).items():
+        for name, features in localizer.read(pixels, pathways).items():
             outcome = _count(localizer, features, scenes)
             totals[name] = totals[name] + outcome if name in totals else outcome
         progress(len(scenes))

@@ -13,9 +13,11 @@ from open_gem.backbones import Backbone
 from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
 from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
-from open_gem.prompts import TEMPLATE, TextCache, check_prompts
+from open_gem.prompts import TEMPLATE, TextCache, check_prompts, check_template
 from open_gem.readout import Boxes
 from open_gem.types import Size
+
+BATCH = 16  # images encoded at a time: bounds memory when there are many
 
 Prompts = str | Iterable[str] | Iterable[Iterable[str]]  # one phrase, phrases for all images, or phrases an image
 
@@ -74,6 +76,8 @@ class Localization:
     scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
                  *whether* it is there, where the maps say *where*; None where the features were encoded without it
     logit_scale  what cosines are multiplied by before a softmax over prompts
+
+    Maps, masks and label maps are on the device of `similarity`; boxes and points are on the CPU.
     """
 
     prompts: tuple[str, ...]
@@ -186,11 +190,8 @@ class Localizer:
         return self.backbone.recommended.size if self.size is None else self.size
 
     def settings(self, pathway: str | Pathway) -> Pathway:
-        """The settings a pathway has on this backbone: a name with the recommended temperature, settings unchanged."""
-        if isinstance(pathway, Pathway):
-            return pathway
-        found = find_pathway(pathway)
-        return replace(found, temperature_scale=found.temperature_scale * self._recommended_scale(found))
+        """The settings a pathway has on this backbone, see `resolve`."""
+        return resolve(self.backbone, pathway)
 
     def pixels(self, image: ImageLike) -> Tensor:
         """One image as the backbone wants it: `(3, y, x)`, resized by the size rule, normalised by the checkpoint."""
@@ -199,10 +200,15 @@ class Localizer:
     def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
         """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
         chosen = self.pathway if pathway is None else pathway
-        if not pixels.is_floating_point():  # the cast below would take them for normalised ones, and no one would know
-            raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
-        pixels = pixels.to(self.backbone.device, self.backbone.dtype)
-        return run(self.backbone, pixels, {"chosen": self.settings(chosen)}, pooled=pooled)["chosen"]
+        return self.read(pixels, {"chosen": chosen}, pooled=pooled)["chosen"]
+
+    def read(
+        self, pixels: Tensor, pathways: Mapping[str, str | Pathway] | Iterable[str], *, pooled: bool = True
+    ) -> dict[str, Features]:
+        """Features by several pathways from one pass: names, or a mapping of labels to names and settings."""
+        labelled = pathways if isinstance(pathways, Mapping) else {name: name for name in pathways}
+        chosen = {label: self.settings(pathway) for label, pathway in labelled.items()}
+        return run(self.backbone, pixels, chosen, pooled=pooled)
 
     def locate(
         self,
@@ -232,7 +238,10 @@ class Localizer:
         for index, (pixels, _) in enumerate(prepared):
             groups[pixels.shape].append(index)
         results: dict[int, Localization] = {}
-        for indices in groups.values():
+        batches = (
+            indices[start : start + BATCH] for indices in groups.values() for start in range(0, len(indices), BATCH)
+        )
+        for indices in batches:
             features = self.encode(torch.stack([prepared[index][0] for index in indices]))
             located = self.locate(features, [by_image[i] for i in indices], [prepared[i][1] for i in indices])
             results.update(zip(indices, located, strict=True))
@@ -250,9 +259,15 @@ class Localizer:
         size = target_size(self.size_rule, original, self.backbone.patch)
         return to_pixels(picture, size, self.backbone.preprocess), original
 
-    def _recommended_scale(self, pathway: Pathway) -> float:
-        adaptive = pathway.mix == "self-self" and pathway.temperature == "adaptive"
-        return self.backbone.recommended.temperature_scale if adaptive else 1.0
+
+def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
+    """The settings of a pathway on a backbone: a name with the temperature that the checkpoint recommends for adaptive
+    ones, settings as they are. Raises PathwayError for an unknown name."""
+    if isinstance(pathway, Pathway):
+        return pathway
+    found = find_pathway(pathway)
+    scale = backbone.recommended.temperature_scale if found.is_adaptive else 1.0
+    return replace(found, temperature_scale=found.temperature_scale * scale)
 
 
 def _prompts_by_image(prompts: Prompts, count: int) -> list[tuple[str, ...]]:
@@ -273,18 +288,29 @@ def load(
     name: str = backbones.EMBEDDED,
     pretrained: str | None = None,
     *,
+    pathway: str | Pathway = "gem",
+    size: str | None = None,
+    template: str = TEMPLATE,
     device: str | torch.device = "auto",
     cache_dir: str | None = None,
-    **settings: Any,
 ) -> Localizer:
     """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
     `load("hf-hub:org/repo")`, `load("local-dir:folder")`.
 
-    Further keywords are `Localizer`'s: pathway, size, template. Errors as `backbones.load`.
+    pathway, size, template as `Localizer`, checked before anything is loaded; the rest, and errors, as
+    `backbones.load`.
     """
-    return Localizer(backbones.load(name, pretrained, device=device, cache_dir=cache_dir), **settings)
+    if isinstance(pathway, str):
+        find_pathway(pathway)
+    if size is not None:
+        check_size_rule(size)
+    check_template(template)
+    backbone = backbones.load(name, pretrained, device=device, cache_dir=cache_dir)
+    return Localizer(backbone, pathway, size, template)
 
 
-def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
+def adapt(
+    model: Any, tokenizer: Any, *, pathway: str | Pathway = "gem", size: str | None = None, template: str = TEMPLATE
+) -> Localizer:
     """A `Localizer` on a model already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
-    return Localizer(backbones.adapt(model, tokenizer), **settings)
+    return Localizer(backbones.adapt(model, tokenizer), pathway, size, template)

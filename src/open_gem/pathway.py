@@ -67,7 +67,7 @@ class Host(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """What one pathway makes of a batch of images, before any prompt: a value to cache, share and ask again.
 
@@ -115,14 +115,33 @@ class Pathway:
     about: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for name, (fits, expected) in _SETTINGS.items():
+        def need(name: str, fits: Callable[[Any], bool], expected: str) -> None:
             if not fits(getattr(self, name)):
-                raise PathwayError(f"{name} is {getattr(self, name)!r}, expected {expected()}")
+                raise PathwayError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        need("mix", lambda mix: isinstance(mix, str) and mix in MIXES, f"one of {', '.join(MIXES)}")
+        need("projections", _is_selection, "a selection of 'qkv' without repetition")
+        need("iterations", lambda number: _is_count(number, 0), "a whole number, 0 or more")
+        need("temperature", _is_temperature, "a number above 0, 'adaptive' or 'trained'")
+        need("temperature_scale", _is_positive, "a number above 0")
+        need("depth", lambda number: _is_count(number, 1), "a whole number of blocks, 1 or more")
+        for switch in ("normalize", "residual", "mlp"):
+            need(switch, lambda value: isinstance(value, bool), "True or False")
 
     @property
     def is_host(self) -> bool:
         """True where this pathway is, by construction, the host's own stream."""
         return self.mix == "query-key" and self.residual and self.mlp
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True where the temperature follows the image (section 4.1)."""
+        return self.mix == "self-self" and self.temperature == "adaptive"
+
+    @property
+    def mixture(self) -> "Pathway":
+        """What is left of the settings that decide how values are mixed; equal mixtures are computed once."""
+        return replace(self, depth=1, residual=True, mlp=False)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -137,21 +156,8 @@ def _is_selection(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) == len(set(value) & set("qkv"))
 
 
-# What each setting of a pathway may be: the test, and how to say it.
-_SETTINGS: dict[str, tuple[Callable[[Any], bool], Callable[[], str]]] = {
-    "mix": (lambda value: isinstance(value, str) and value in MIXES, lambda: f"one of {', '.join(MIXES)}"),
-    "projections": (_is_selection, lambda: "a selection of 'qkv' without repetition"),
-    "normalize": (lambda value: isinstance(value, bool), lambda: "True or False"),
-    "iterations": (lambda value: _is_count(value, 0), lambda: "a whole number, 0 or more"),
-    "temperature": (
-        lambda value: value in ("adaptive", "trained") if isinstance(value, str) else _is_positive(value),
-        lambda: "a number above 0, 'adaptive' or 'trained'",
-    ),
-    "temperature_scale": (_is_positive, lambda: "a number above 0"),
-    "depth": (lambda value: _is_count(value, 1), lambda: "a whole number of blocks, 1 or more"),
-    "residual": (lambda value: isinstance(value, bool), lambda: "True or False"),
-    "mlp": (lambda value: isinstance(value, bool), lambda: "True or False"),
-}
+def _is_temperature(value: Any) -> bool:
+    return value in ("adaptive", "trained") if isinstance(value, str) else _is_positive(value)
 
 
 def _self_self(pathway: Pathway, heads: Heads, normed: Tensor) -> Tensor:
@@ -215,10 +221,10 @@ def find_pathway(name: str) -> Pathway:
     raise PathwayError(f"unknown pathway {name!r}{hint}; known: {', '.join(PATHWAYS)}")
 
 
-def check_depth(pathway: Pathway, host: Host) -> None:
-    """Raises PathwayError where the pathway is deeper than the host."""
+def check_depth(pathway: Pathway, host: Host, label: str = "the pathway") -> None:
+    """Raises PathwayError where the pathway, called `label`, is deeper than the host."""
     if pathway.depth > len(host.blocks):
-        raise PathwayError(f"the pathway has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
+        raise PathwayError(f"{label} has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
 
 
 @torch.no_grad()
@@ -240,8 +246,8 @@ def run(
     blocks = host.blocks
     if not pathways:
         raise PathwayError(f"no pathway given; known: {', '.join(PATHWAYS)}")
-    for pathway in pathways.values():
-        check_depth(pathway, host)
+    for name, pathway in pathways.items():
+        check_depth(pathway, host, f"pathway {name!r}")
 
     host_is_read = pooled or any(pathway.is_host for pathway in pathways.values())
     beside = {name: pathway for name, pathway in pathways.items() if not pathway.is_host}
@@ -252,15 +258,13 @@ def run(
         here = {name: pathway for name, pathway in beside.items() if index >= len(blocks) - pathway.depth}
         for name in here.keys() - streams.keys():
             streams[name] = x if here[name].residual else torch.zeros_like(x)
-        host_goes_on = host_is_read or index < len(blocks) - 1
+        heads = None
         if here:
             normed = block.norm(x)
             heads = block.qkv(normed)
             _advance_streams(block, heads, normed, here, streams)
-            if host_goes_on:
-                x = block.forward(x) if exact else _attend(block, x, heads)
-        elif host_goes_on:
-            x = block.forward(x) if exact else _attend(block, x, block.qkv(block.norm(x)))
+        if host_is_read or index < len(blocks) - 1:
+            x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
 
     embedding = host.pool(x) if pooled else None
     size = Size(*pixels.shape[-2:])
@@ -270,7 +274,7 @@ def run(
     }
 
 
-def _attend(block: Block, x: Tensor, heads: Heads) -> Tensor:
+def _forward_fused(block: Block, x: Tensor, heads: Heads) -> Tensor:
     """The host's block in fused kernels: what `block.forward` computes, from q, k, v that are already there."""
     x = x + block.out(attention.query_key(heads))
     return x + block.mlp(x)
@@ -282,8 +286,8 @@ def _advance_streams(
     """Add to each stream what its pathway mixes at this block; equal mixtures (a depth sweep, say) are made once."""
     mixtures: dict[Pathway, Tensor] = {}
     for name, pathway in here.items():
-        key = replace(pathway, depth=1, residual=True, mlp=False)
-        if key not in mixtures:
-            mixtures[key] = block.out(MIXES[pathway.mix](pathway, heads, normed))
-        stream = streams[name] + mixtures[key]
+        mixture = pathway.mixture
+        if mixture not in mixtures:
+            mixtures[mixture] = block.out(MIXES[pathway.mix](pathway, heads, normed))
+        stream = streams[name] + mixtures[mixture]
         streams[name] = stream + block.mlp(stream) if pathway.mlp else stream

@@ -182,8 +182,14 @@ def _write_segmentation(found: Found, settings: dict[str, Any], file: BinaryIO) 
 
 def _write_npz(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
     similarity = found.result.similarity.float().cpu().numpy()
-    size, scores = np.array(found.result.size), np.array(found.scores, dtype=np.float32)
-    np.savez(file, similarity=similarity, prompts=np.array(found.result.prompts), size=size, scores=scores)
+    np.savez(
+        file,
+        similarity=similarity,
+        prompts=np.array(found.result.prompts),
+        size=np.array(found.result.size),
+        scores=np.array(found.scores, dtype=np.float32),
+        logit_scale=np.float32(found.result.logit_scale),
+    )
 
 
 def _write_found(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from open_gem.backbones._base import Backbone, Recommended
-from open_gem.errors import UnknownModelError
+from open_gem.errors import InputError, UnknownModelError
 
 __all__ = ["EMBEDDED", "Backbone", "Recommended", "adapt", "catalogue", "load"]
 
@@ -27,7 +27,8 @@ def load(
     device            "auto" takes CUDA, then Apple's MPS, then the CPU
     cache_dir         where downloaded weights are kept, by default the Hugging Face cache
 
-    Raises UnknownModelError, WeightsError or UnsupportedModelError; never returns a model with random weights.
+    Never returns a model with random weights. Raises UnknownModelError, WeightsError or UnsupportedModelError, and
+    InputError for the device.
     """
     from open_gem.backbones import open_clip
 
@@ -59,14 +60,14 @@ def catalogue() -> list[tuple[str, str | None, str | None]]:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device for "auto" or a name. Raises UnknownModelError where torch does not know or have it."""
+    """The device for "auto" or a name. Raises InputError where torch does not know or have it."""
     if device != "auto":
         try:
             found = torch.device(device)
             torch.empty(0, device=found)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UnknownModelError(f"cannot use device {device!r}: {reason}") from error
+            raise InputError(f"cannot use device {device!r}: {reason}") from error
         return found
     if torch.cuda.is_available():
         return torch.device("cuda")

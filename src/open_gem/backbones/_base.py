@@ -55,11 +55,17 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def weights_version(self) -> Hashable:
-        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept."""
+        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept.
+
+        Writes through `tensor.data` go unnoticed: make a new `Localizer` after those.
+        """
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid."""
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+
+        Pixels come from any device and in any float type. Raises InputError where they do not fit.
+        """
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

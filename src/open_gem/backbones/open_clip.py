@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import open_clip
@@ -44,7 +45,7 @@ class OpenClipBackbone(Backbone):
         rows, cols = visual.patch_size
         self.patch = (rows, cols)
         self.blocks: Sequence[Block] = tuple(_read_block(block) for block in visual.transformer.resblocks)
-        self._positions = lru_cache(maxsize=64)(self._resample_positions)  # lru_cache is safe between threads
+        self._positions = lru_cache(maxsize=16)(self._resample_positions)  # lru_cache is safe between threads
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +65,7 @@ class OpenClipBackbone(Backbone):
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
         grid = self._grid(pixels)
+        pixels = pixels.to(self.device, self.dtype)
         patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
         class_token = self.visual.class_embedding.expand(len(pixels), 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + self._positions(grid, _version([self._trained_positions]))
@@ -118,14 +120,14 @@ class OpenClipBackbone(Backbone):
 
 
 def _version(weights: Iterable[Tensor]) -> Hashable:
-    """Changes with every write to the tensors and every move of them (but not to tensors of inference mode)."""
+    """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
     return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
 
 
 _RESNET = "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens"
 _TIMM = "its vision tower comes from timm, and only open_clip's native ViT towers are read so far"
 _POOL = "its vision tower pools by attention, and only class-token and average pooling are read so far"
-_BLOCK = "its blocks are not open_clip's ResidualAttentionBlock, the only kind that is read so far"
+_BLOCK = "its blocks are not open_clip's plain ResidualAttentionBlock, without wrappers or hooks on their attention"
 
 
 _TRANSFORMERS = "its text tower needs the package transformers, which is not installed"
@@ -162,13 +164,20 @@ def _readable_tower(model: Any) -> Any:
         reason = known.get(tower, other)
     elif visual.attn_pool is not None:
         reason = _POOL
-    elif any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
+    elif not all(_is_plain(block) for block in visual.transformer.resblocks):
         reason = _BLOCK
     else:
         if any(module.training for module in visual.modules()):
             raise InputError("the model is in training mode; call model.eval() before adapting it")
         return visual
     raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
+
+
+def _is_plain(block: torch.nn.Module) -> bool:
+    """True where reading the weights past the modules computes what the modules would."""
+    if type(block) is not ResidualAttentionBlock or type(block.attn) is not torch.nn.MultiheadAttention:
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in (block.attn, block.attn.out_proj))
 
 
 def _read_block(block: ResidualAttentionBlock) -> Block:
@@ -205,15 +214,16 @@ def load(
 ) -> OpenClipBackbone:
     """Load `name` with open_clip's names and tags, "hf-hub:org/repo", or "local-dir:folder"; always with its weights.
 
+    `pretrained` may also be a checkpoint file; which activation it was trained with only its name can say then
+    ("ViT-B-16-quickgelu" for OpenAI's).
+
     Raises UnknownModelError (no such name or tag), WeightsError (weights missing, unreachable or not fitting),
     UnsupportedModelError (a tower that cannot be read; for built-in names before anything is downloaded).
     """
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
-        with _quiet_log(), warnings.catch_warnings():
-            # The tag decides about QuickGELU (see `configuration`), so open_clip's doubts have been dealt with.
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+        with _quiet():
             model = open_clip.create_model(**config, device=device, cache_dir=cache_dir, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
@@ -256,9 +266,9 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
         raise UnknownModelError(f"{name!r} needs a pretrained tag; known: {', '.join(tags) or 'none'}")
-    if Path(pretrained).is_file():
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained)  # before files: one may be called like a tag
+    if not tag and Path(pretrained).is_file():
         return {"model_name": architecture, "pretrained": pretrained}
-    tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag:
         raise UnknownModelError(f"unknown tag {pretrained!r} for {name!r}; known: {', '.join(tags) or 'none'}")
     return {
@@ -287,12 +297,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
+_QUIET = Lock()  # log level and warning filters belong to the whole process
+
+
 @contextmanager
-def _quiet_log() -> Iterator[None]:
-    """open_clip logs, on the root logger, what the error raised next says better."""
-    level = logging.root.level
-    logging.root.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)
+def _quiet() -> Iterator[None]:
+    """Silence open_clip: what it logs on the root logger the error raised next says better, and its doubts about
+    QuickGELU have been dealt with (see `configuration`)."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+        level = logging.root.level
+        logging.root.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.root.setLevel(level)

@@ -6,18 +6,15 @@
 A scene is a pure function of its seed and size.  The layout is decided in fractions of the picture, so one seed shows
 the same scene at every size of one aspect ratio.  Seeds are split once and for all; never mix the ranges:
 
-    0 ...          held-out scenes: what localization is measured on
-    500_000 ...    validation, watched while the embedded model trains
-    1_000_000 ...  training
+    HELD_OUT ...    what localization is measured on
+    VALIDATION ...  watched while the embedded model trains, and what its recommendations are chosen on
+    TRAINING ...    what it learns from
 
 The objects are glyphs of Noto Color Emoji (see NOTICE.txt), kept as an atlas of square sprites beside this module.
 """
 
-from __future__ import annotations
-
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +27,9 @@ from PIL import Image
 
 from open_gem.errors import InputError
 
-__all__ = ["CONCEPTS", "MAX_OBJECTS", "MIN_VISIBLE", "TEMPLATES", "Scene", "fill", "scene"]
+__all__ = ["CONCEPTS", "HELD_OUT", "MAX_OBJECTS", "MIN_VISIBLE", "TRAINING", "VALIDATION", "Scene", "scene"]
 
+HELD_OUT, VALIDATION, TRAINING = 0, 500_000, 1_000_000  # first seed of each range
 MAX_OBJECTS = 4
 MIN_VISIBLE = 0.4  # least share of an object, cut by the frame or covered by others, that still counts as shown
 MIN_SIDE = 32  # pixels; smaller pictures cannot show four objects
@@ -72,27 +70,6 @@ _SPRITE_CONCEPTS: tuple[str, ...] = tuple(_TABLE["sprites"])  # which concept ea
 
 CONCEPTS: tuple[str, ...] = tuple(dict.fromkeys(_SPRITE_CONCEPTS))
 """The names of everything that can appear in a scene."""
-
-TEMPLATES: tuple[str, ...] = (
-    "{}",
-    "a {}",
-    "the {}",
-    "a photo of a {}.",
-    "a photo of a {}",
-    "a photo of the {}.",
-    "a picture of a {}",
-    "an image of a {}.",
-    "a drawing of a {}",
-    "there is a {} in the scene.",
-)
-"""Prompts the embedded model has seen in training; `fill` puts a name into one."""
-
-
-def fill(template: str, name: str) -> str:
-    """`template` with `name` in place of `{}`, its article made to fit: "a photo of an apple."."""
-    if name[:1].lower() in set("aeiou"):
-        template = re.sub(r"\ba \{\}", "an {}", template)
-    return template.format(name)
 
 
 def scene(seed: int, size: int | tuple[int, int] = 128) -> Scene:
