@@ -234,3 +234,15 @@ def test_loading_in_threads_leaves_logging_and_warnings_as_they_were(square):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: native.load(f"local-dir:{square.folder}"), range(8)))
     assert (logging.root.level, list(warnings.filters)) == (level, filters)
+
+
+def test_a_hub_repository_is_loaded_as_a_folder_is(monkeypatch, square):
+    """The real loading code, but for the two downloads."""
+    config = json.loads((square.folder / "open_clip_config.json").read_text())
+    weights = str(square.folder / "open_clip_model.safetensors")
+    monkeypatch.setattr(open_clip.factory, "_get_hf_config", lambda *_, **__: json.loads(json.dumps(config)))
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", lambda *_, **__: weights)
+    hub = native.load("hf-hub:some/model")
+    assert hub.name == "hf-hub:some/model"
+    for name, tensor in native.load(f"local-dir:{square.folder}").model.state_dict().items():
+        assert torch.equal(hub.model.state_dict()[name], tensor)

@@ -1,0 +1,90 @@
+"""The model in the package really localizes: what it was trained for, what it was not, and how pathways compare."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import open_gem
+from open_gem import PATHWAYS, Localizer
+from open_gem.backbones import EMBEDDED
+from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.evaluate import Outcome, evaluate_scenes
+from open_gem.pathway import Pathway
+
+HELD_OUT = range(60)
+
+
+@pytest.fixture(scope="module")
+def localizer() -> Localizer:
+    return open_gem.load(EMBEDDED, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def outcomes(localizer) -> dict[str, Outcome]:
+    pathways: dict[str, Pathway] = {name: localizer.settings(name) for name in PATHWAYS}
+    return evaluate_scenes(localizer, pathways, HELD_OUT)
+
+
+def test_the_image_level_objective_was_learned(outcomes):
+    assert outcomes["clip"].top1.share >= 0.95
+
+
+def test_gem_finds_the_objects(outcomes):
+    assert outcomes["gem"].pointing.share >= 0.8
+    assert outcomes["gem"].masks.mean >= 0.35
+
+
+def test_gem_beats_clips_own_patches_by_a_wide_margin(outcomes):
+    """The paper's point: the same weights, read another way."""
+    gem, clip = outcomes["gem"].scores(), outcomes["clip"].scores()
+    assert gem["pointing_game"] > clip["pointing_game"] + 0.6
+    assert gem["mask_iou"] > clip["mask_iou"] + 0.3
+    assert gem["mean_iou"] > clip["mean_iou"] + 0.3
+
+
+def test_phrases_that_are_there_score_higher_at_image_level(localizer):
+    right = wrong = 0
+    for seed in HELD_OUT:
+        picture = scene(seed, 256)
+        absent = [name for name in CONCEPTS if name not in picture.names][seed % 50]
+        result = localizer(picture.image, [*picture.names, absent])
+        right += int((result.scores[:-1] > result.scores[-1]).sum())
+        wrong += int((result.scores[:-1] <= result.scores[-1]).sum())
+    assert right > 9 * wrong
+
+
+def test_one_scene_end_to_end(localizer):
+    """The demo's picture: the point of each phrase is in its own object, and the best box overlaps the object's."""
+    picture = scene(0, 512)
+    assert len(picture.names) == 4
+    result = localizer(picture.image, picture.names)
+    assert result.segment().shape == (512, 512)
+    for (x, y), mask, boxes, box in zip(result.points(), picture.masks, result.boxes(), picture.boxes, strict=True):
+        assert mask[y, x]
+        left, top = torch.maximum(boxes.xyxy[0][:2], torch.tensor(box[:2]))
+        right, bottom = torch.minimum(boxes.xyxy[0][2:], torch.tensor(box[2:]))
+        assert right > left
+        assert bottom > top
+
+
+def test_the_paper_s_own_temperature_is_what_this_model_uses(localizer):
+    """As its card says: no multiplier is recommended, and the size is one that the model was not trained at."""
+    assert localizer.settings("gem") == PATHWAYS["gem"]
+    assert localizer.size_rule == "short:160"
+
+
+def test_open_clip_loads_the_checkpoint_by_itself(localizer):
+    """The folder is an ordinary open_clip checkpoint, tokenizer included, and needs no network."""
+    from importlib.resources import files
+
+    import open_clip
+
+    folder = f"local-dir:{files('open_gem.backbones') / EMBEDDED}"
+    model: Any
+    model, preprocess = open_clip.create_model_from_pretrained(folder)  # pyright: ignore[reportGeneralTypeIssues]
+    tokens = open_clip.get_tokenizer(folder)(["a photo of a cat."])
+    with torch.no_grad():
+        ours, theirs = localizer.backbone.encode_text(["a photo of a cat."]), model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(ours, theirs)
+    assert preprocess is not None
