@@ -130,6 +130,17 @@ def test_unreachable_weights_say_what_to_do(name, tag, tmp_path, monkeypatch):
     assert "HF_HOME" in message and "local-dir:" in message and "embedded" in message
 
 
+def test_nothing_is_logged_beside_the_error(monkeypatch, tmp_path, caplog):
+    def unreachable(*args, **kwargs):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", unreachable)
+    with pytest.raises(WeightsError):
+        backbones.load("ViT-B-16", "openai", device="cpu", cache_dir=str(tmp_path))
+    assert not caplog.records
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     class Harmful:
         def __reduce__(self):
@@ -230,10 +241,10 @@ def test_attention_with_a_hook_or_a_wrapper_is_refused_for_it_would_be_read_past
 
 
 def test_loading_in_threads_leaves_logging_and_warnings_as_they_were(square):
-    level, filters = logging.root.level, list(warnings.filters)
+    before = logging.root.manager.disable, list(logging.root.handlers), list(warnings.filters)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: native.load(f"local-dir:{square.folder}"), range(8)))
-    assert (logging.root.level, list(warnings.filters)) == (level, filters)
+    assert (logging.root.manager.disable, list(logging.root.handlers), list(warnings.filters)) == before
 
 
 def test_a_hub_repository_is_loaded_as_a_folder_is(monkeypatch, square):

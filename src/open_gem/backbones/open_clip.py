@@ -297,18 +297,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
-_QUIET = Lock()  # log level and warning filters belong to the whole process
+_QUIET = Lock()  # logging and warning filters belong to the whole process
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence open_clip: what it logs on the root logger the error raised next says better, and its doubts about
-    QuickGELU have been dealt with (see `configuration`)."""
+    """Silence open_clip and the hub: what they log the error raised next says better, and open_clip's doubts about
+    QuickGELU have been dealt with (see `configuration`). Progress bars of downloads are shown."""
     with _QUIET, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-        level = logging.root.level
-        logging.root.setLevel(logging.CRITICAL)
+        disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            logging.root.setLevel(level)
+            logging.disable(disabled)
+            logging.root.handlers[:] = handlers  # `logging.info`, as open_clip calls it, installs one
