@@ -68,6 +68,12 @@ def test_recommendations_come_from_the_checkpoint(tmp_path):
     assert (plain.size_rule, plain.settings("gem")) == ("short:448", PATHWAYS["gem"])
 
 
+def test_unknown_recommendations_are_named(tmp_path):
+    folder = checkpoint(tmp_path, open_gem={"size": "short:64", "deepness": 3})
+    with pytest.raises(WeightsError, match=r"recommends deepness, .* known: size, temperature_scale"):
+        backbones.load(f"local-dir:{folder}", device="cpu")
+
+
 def checkpoint(tmp_path: Path, **changes) -> Path:
     """A copy of a parity checkpoint with some sections of its configuration changed."""
     folder = tmp_path / "checkpoint"

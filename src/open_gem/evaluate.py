@@ -19,7 +19,7 @@ import torch
 from open_gem.datasets.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import InputError
 from open_gem.localizer import Localization, Localizer
-from open_gem.metrics import Confusion, Hits, MaskOverlap, confusion, mask_overlap, pointing_game
+from open_gem.metrics import Confusion, Mean, confusion, mask_overlap, pointing_game
 from open_gem.pathway import Features, Pathway
 from open_gem.types import Size
 
@@ -32,10 +32,10 @@ IGNORE = len(CONCEPTS)  # true label of pixels that do not count
 class Outcome:
     """Counts of one pathway over some images; outcomes of parts add up to that of the whole."""
 
-    pointing: Hits
-    masks: MaskOverlap
+    pointing: Mean
+    masks: Mean
     pixels: Confusion
-    top1: Hits
+    top1: Mean
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -48,10 +48,10 @@ class Outcome:
     def scores(self) -> dict[str, float]:
         """The four scores, each in [0, 1]."""
         return {
-            "pointing_game": self.pointing.share,
-            "mask_iou": self.masks.mean,
+            "pointing_game": self.pointing.value,
+            "mask_iou": self.masks.value,
             "mean_iou": self.pixels.mean_iou,
-            "top1": self.top1.share,
+            "top1": self.top1.value,
         }
 
 
@@ -95,7 +95,7 @@ def _count_one(picture: Scene, named: Localization, among_all: Localization) -> 
         pointing=pointing_game(named.points(), masks),
         masks=mask_overlap(named.masks(0.5).stack().cpu(), masks),
         pixels=confusion(among_all.segment().cpu(), _label_map(picture), len(CONCEPTS), IGNORE),
-        top1=Hits(int(best in picture.names), 1),
+        top1=Mean(int(best in picture.names), 1),
     )
 
 

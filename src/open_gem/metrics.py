@@ -8,49 +8,33 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Hits:
-    """How often something held: the pointing game, or top-1 accuracy."""
+class Mean:
+    """A mean as its sum and count: of hits (the pointing game, top-1), whose sum is a whole number, or of IoUs."""
 
-    hits: int = 0
-    total: int = 0
+    sum: float = 0
+    count: int = 0
 
-    def __add__(self, other: Self) -> "Hits":
-        return Hits(self.hits + other.hits, self.total + other.total)
+    def __add__(self, other: Self) -> "Mean":
+        return Mean(self.sum + other.sum, self.count + other.count)
 
     @property
-    def share(self) -> float:
-        """Hits of all, in [0, 1]; NaN before anything was counted."""
-        return self.hits / self.total if self.total else float("nan")
+    def value(self) -> float:
+        """Sum over count, here always in [0, 1]; NaN before anything was counted."""
+        return self.sum / self.count if self.count else float("nan")
 
 
-def pointing_game(points: Tensor, masks: Tensor) -> Hits:
+def pointing_game(points: Tensor, masks: Tensor) -> Mean:
     """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`?"""
     inside = [bool(mask[y, x]) for (x, y), mask in zip(points.tolist(), masks, strict=True)]
-    return Hits(sum(inside), len(inside))
+    return Mean(sum(inside), len(inside))
 
 
-@dataclass(frozen=True)
-class MaskOverlap:
-    """Sum of the IoU of single masks, and their number."""
-
-    iou: float = 0.0
-    total: int = 0
-
-    def __add__(self, other: Self) -> "MaskOverlap":
-        return MaskOverlap(self.iou + other.iou, self.total + other.total)
-
-    @property
-    def mean(self) -> float:
-        """Mean IoU over masks, in [0, 1]; NaN before anything was counted."""
-        return self.iou / self.total if self.total else float("nan")
-
-
-def mask_overlap(predicted: Tensor, true: Tensor) -> MaskOverlap:
+def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
     """IoU of each pair of bool masks `(p, y, x)`; two empty masks agree fully."""
     intersection = (predicted & true).flatten(1).sum(1).double()
     union = (predicted | true).flatten(1).sum(1).double()
     iou = torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
-    return MaskOverlap(iou.sum().item(), len(iou))
+    return Mean(iou.sum().item(), len(iou))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -290,7 +291,11 @@ def _recommended(name: str) -> Recommended:
     if not name.startswith("local-dir:"):
         return Recommended()
     config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
-    return Recommended(**config.get("open_gem", {}))
+    given, known = config.get("open_gem", {}), {field.name for field in fields(Recommended)}
+    if not given.keys() <= known:
+        unknown = ", ".join(sorted(given.keys() - known))
+        raise WeightsError(f"{name} recommends {unknown}, which nothing here knows; known: {', '.join(sorted(known))}")
+    return Recommended(**given)
 
 
 def _first_line(error: Exception) -> str:
