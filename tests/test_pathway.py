@@ -77,11 +77,13 @@ def explicit_mix(pathway: Pathway, heads: Heads, normed: Tensor) -> Tensor:
 def explicit_run(host: Host, pixels: Tensor, pathway: Pathway) -> Tensor:
     """One pathway from the formulas: first the whole host, then the second stream beside its last blocks."""
     stream = [host.embed(pixels)[0]]
-    for block in host.blocks:
+    grid = host.embed(pixels)[1]
+    blocks = host.blocks(grid)
+    for block in blocks:
         stream.append(block.forward(stream[-1]))
-    start = len(host.blocks) - pathway.depth
+    start = host.layers - pathway.depth
     y = stream[start] if pathway.residual else torch.zeros_like(stream[start])
-    for block, x in zip(host.blocks[start:], stream[start:-1], strict=True):
+    for block, x in zip(blocks[start:], stream[start:-1], strict=True):
         normed = block.norm(x)
         y = y + block.out(explicit_mix(pathway, block.qkv(normed), normed))
         if pathway.mlp:
@@ -210,12 +212,14 @@ class CountingHost:
     def __init__(self, backbone: Host):
         self.calls: Counter[Any] = Counter()
         self.prefix = backbone.prefix
-        self.blocks: Sequence[Block] = [
-            self._counted_block(index, block) for index, block in enumerate(backbone.blocks)
-        ]
+        self.layers = backbone.layers
+        self._blocks = [self._counted_block(index, block) for index, block in enumerate(backbone.blocks(Grid(4, 4)))]
         self.embed = self._counted("embed", backbone.embed)
         self.project = self._counted("project", backbone.project)
         self.pool = self._counted("pool", backbone.pool)
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        return self._blocks
 
     def _counted(self, key: Any, function: Callable) -> Callable:
         def counting(*given: Any) -> Any:
@@ -321,7 +325,7 @@ def largest(function: Callable[[], object]) -> int:
 
 def test_nothing_grows_with_the_square_of_the_tokens(square):
     heads, tokens, outputs = 4, [65, 257, 577], []
-    assert square.backbone.blocks[0].qkv(torch.zeros(1, 2, 64)).q.shape[1] == heads
+    assert square.backbone.blocks(Grid(1, 1))[0].qkv(torch.zeros(1, 2, 64)).q.shape[1] == heads
     for side, n in zip((8, 16, 24), tokens, strict=True):
         pixels = pictures(8 * side, 8 * side, 1)
         outputs.append(largest(lambda pixels=pixels: run(square.backbone, pixels, VARIATIONS, pooled=True)))
@@ -369,7 +373,7 @@ def test_threads_share_a_host(square):
         return run(host, pictures(*size), {"gem": GEM, "clip": PATHWAYS["clip"]})["gem"].tokens
 
     expected = [encode(square.backbone, size) for size in sizes]
-    fresh = backbones.adapt(square.backbone.model, square.backbone.tokenizer)  # nothing cached yet
+    fresh = backbones.adapt(square.backbone.model, square.backbone.text.tokenizer)  # nothing cached yet
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda size: encode(fresh, size), sizes))
     for ours, alone in zip(found, expected, strict=True):

@@ -47,11 +47,17 @@ class Host(Protocol):
     """What a pathway needs of a model: the vision half of a backbone."""
 
     @property
-    def blocks(self) -> Sequence[Block]: ...
+    def layers(self) -> int:
+        """Number of blocks."""
+        ...
 
     @property
     def prefix(self) -> int:
         """Number of tokens before the patches (1 for [CLS])."""
+        ...
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks, for tokens on `grid`: with rotary positions attention itself knows where a token is."""
         ...
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
@@ -59,7 +65,7 @@ class Host(Protocol):
         ...
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Final norm and projection of each token: `(b, n, d)` → `(b, n, e)`."""
+        """Each token's place in the joint space, by what the head makes of it alone: `(b, n, d)` → `(b, n, e)`."""
         ...
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -223,8 +229,8 @@ def find_pathway(name: str) -> Pathway:
 
 def check_depth(pathway: Pathway, host: Host, label: str = "the pathway") -> None:
     """Raises PathwayError where the pathway, called `label`, is deeper than the host."""
-    if pathway.depth > len(host.blocks):
-        raise PathwayError(f"{label} has depth {pathway.depth}, but the model has {len(host.blocks)} blocks")
+    if pathway.depth > host.layers:
+        raise PathwayError(f"{label} has depth {pathway.depth}, but the model has {host.layers} blocks")
 
 
 @torch.no_grad()
@@ -243,7 +249,6 @@ def run(
     Returns one `Features` a pathway under the same names. Raises PathwayError where a pathway is deeper than the host,
     or none is given; InputError (from the host) where the pixels do not fit its patches.
     """
-    blocks = host.blocks
     if not pathways:
         raise PathwayError(f"no pathway given; known: {', '.join(PATHWAYS)}")
     for name, pathway in pathways.items():
@@ -254,6 +259,7 @@ def run(
     streams: dict[str, Tensor] = {}  # the second streams that have begun
 
     x, grid = host.embed(pixels)
+    blocks = host.blocks(grid)
     for index, block in enumerate(blocks):
         here = {name: pathway for name, pathway in beside.items() if index >= len(blocks) - pathway.depth}
         for name in here.keys() - streams.keys():

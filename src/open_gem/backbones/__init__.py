@@ -1,16 +1,33 @@
 """Pretrained models behind one interface: load them by name, or adapt one that is in memory."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from open_gem.backbones._base import Backbone, Recommended
-from open_gem.errors import InputError, UnknownModelError
+from open_gem.backbones.families import FAMILIES, Family
+from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 
-__all__ = ["EMBEDDED", "Backbone", "Recommended", "adapt", "catalogue", "load"]
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "FAMILIES",
+    "Backbone",
+    "Family",
+    "Recommended",
+    "adapt",
+    "catalogue",
+    "find_device",
+    "find_dtype",
+    "load",
+]
 
 EMBEDDED = "embedded"  # the model that ships in the package
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names of the types that weights may have -> torch's."""
 
 
 def load(
@@ -18,38 +35,73 @@ def load(
     pretrained: str | None = None,
     *,
     device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
 ) -> Backbone:
     """Load a backbone with its weights.
 
-    name, pretrained  "embedded"; open_clip's names and tags ("ViT-B-16", "openai"); "hf-hub:org/repo";
-                      "local-dir:folder"
-    device            "auto" takes CUDA, then Apple's MPS, then the CPU
-    cache_dir         where downloaded weights are kept, by default the Hugging Face cache
+    name        "embedded"; open_clip's names ("ViT-B-16"); "hf-hub:org/repo" in open_clip's format; a transformers
+                repository ("openai/clip-vit-base-patch16"); a folder in either format, or "local-dir:folder"
+    pretrained  the tag of an open_clip name ("openai"), or a file of weights for the architecture that `name` says
+    device      "auto" takes CUDA, then Apple's MPS, then the CPU
+    dtype       a key of `DTYPES`: what the weights are cast to
+    cache_dir   where downloaded weights are kept, by default the Hugging Face cache
 
     Never returns a model with random weights. Raises UnknownModelError, WeightsError or UnsupportedModelError, and
-    InputError for the device.
+    InputError for the device and type.
     """
-    from open_gem.backbones import open_clip
-
+    where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
     if name == EMBEDDED:
         if pretrained is not None:
             raise UnknownModelError(f'"embedded" has one set of weights; the tag {pretrained!r} does not apply')
+        from open_gem.backbones import open_clip
+
         folder = files("open_gem.backbones") / "embedded"
-        backbone = open_clip.load(f"local-dir:{folder}", device=find_device(device))
+        backbone = open_clip.load(f"local-dir:{folder}", **where)
         backbone.name = EMBEDDED
         return backbone
-    return open_clip.load(name, pretrained, device=find_device(device), cache_dir=cache_dir)
+    if not name.startswith("local-dir:") and Path(name).is_dir():
+        name = f"local-dir:{name}"
+    return _library(name).load(name, pretrained, cache_dir=cache_dir, **where)
+
+
+def _library(name: str) -> Any:
+    """The module of the library whose `name` it is; open_clip where nobody knows it, for its error lists names."""
+    from open_gem.backbones import open_clip
+
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        theirs = not (folder / "open_clip_config.json").is_file() and (folder / "config.json").is_file()
+    else:
+        theirs = not open_clip.knows(name) and "/" in name
+    if not theirs:
+        return open_clip
+    return _transformers()
+
+
+def _transformers() -> Any:
+    try:
+        from open_gem.backbones import transformers
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
+        ) from error
+    return transformers
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around an open_clip model already in memory (your fine-tuned one, say), which it never changes.
+    """A backbone around a model already in memory (your fine-tuned one, say), which it never changes.
+
+    model      of open_clip or transformers
+    tokenizer  open_clip's, or transformers' tokenizer or processor
 
     Raises UnsupportedModelError where its vision tower cannot be read, InputError where it is in training mode.
     """
-    from open_gem.backbones.open_clip import OpenClipBackbone
+    if type(model).__module__.startswith("transformers."):
+        return _transformers().adapt(model, tokenizer)
+    from open_gem.backbones import open_clip
 
-    return OpenClipBackbone(model, tokenizer)
+    return open_clip.adapt(model, tokenizer)
 
 
 def catalogue() -> list[tuple[str, str | None, str | None]]:
@@ -57,6 +109,15 @@ def catalogue() -> list[tuple[str, str | None, str | None]]:
     from open_gem.backbones import open_clip
 
     return [(EMBEDDED, None, None), *open_clip.catalogue()]
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The type for a key of `DTYPES`, or any of torch's floating types. Raises InputError for another."""
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def find_device(device: str | torch.device) -> torch.device:

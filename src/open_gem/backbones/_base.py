@@ -1,15 +1,27 @@
-"""The one narrow interface between a pretrained vision-language model and everything open_gem does with it."""
+"""The narrow interface between a pretrained vision-language model and everything open_gem does with it.
+
+    Backbone = Tower (vision) + Text + what the checkpoint says about its pictures
+
+A tower reads one kind of vision transformer of one library, whoever trained it; a file in `towers/` each. Nothing here
+changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from open_gem.errors import InputError
 from open_gem.imaging import Preprocess
 from open_gem.pathway import Block
-from open_gem.types import Grid
+from open_gem.types import Grid, Size
+
+TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thousands
 
 
 @dataclass(frozen=True)
@@ -23,62 +35,225 @@ class Recommended:
     temperature_scale: float = 1.0
 
 
-class Backbone(ABC):
-    """A frozen vision-language transformer. Axes as in `types`; nothing here changes the model.
+class Tower(ABC):
+    """A frozen vision transformer. Axes as in `types`.
 
-    `name` for people; `blocks` of the vision tower; `prefix` tokens before the patches; `patch` (rows, cols) in pixels;
-    `preprocess` and `recommended` from the checkpoint's configuration.
+    Of the class: `reads`, the full names of the library's classes that it reads; `resampling`, how its position
+    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `patch` (rows, cols) in
+    pixels; `prefix` tokens before the patches; `trained` size in pixels; `layers`, how many blocks.
     """
 
-    name: str
-    blocks: Sequence[Block]
-    prefix: int
+    reads: ClassVar[tuple[str, ...]]
+    resampling: ClassVar[str]
+
+    module: nn.Module
     patch: tuple[int, int]
-    preprocess: Preprocess
-    recommended: Recommended
+    prefix: int
+    trained: Size
+    layers: int
+
+    def __init__(self) -> None:
+        self._cached_positions = lru_cache(maxsize=16)(lambda grid, version: self.resample_positions(grid))
+
+    @classmethod
+    @abstractmethod
+    def obstacle(cls, module: Any) -> str | None:
+        """Why this `module`, of a class that is read, cannot be; None if it can."""
 
     @property
     @abstractmethod
-    def device(self) -> torch.device:
-        """Where the weights are."""
+    def stem(self) -> Tensor:
+        """The weight of the patch embedding: where pixels go first, and in what type."""
 
     @property
     @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """What the vision tower computes in."""
-
-    @property
-    @abstractmethod
-    def logit_scale(self) -> float:
-        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
-
-    @property
-    @abstractmethod
-    def weights_version(self) -> Hashable:
-        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept.
-
-        Writes through `tensor.data` go unnoticed: make a new `Localizer` after those.
-        """
+    def trained_positions(self) -> Tensor:
+        """The position embeddings as trained."""
 
     @abstractmethod
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+    def resample_positions(self, grid: Grid) -> Tensor:
+        """Position embeddings for `grid`, as the library itself resamples them (those trained on it, unchanged)."""
 
-        Pixels come from any device and in any float type. Raises InputError where they do not fit.
-        """
+    @abstractmethod
+    def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """Checked pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block."""
+
+    @abstractmethod
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
-        """Final norm and projection of each token: `(b, n, d)` → `(b, n, e)`, not normalised."""
+        """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
+
+        What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
+        projection; where it pools by attention, see `docs/backbones.md`.
+        """
 
     @abstractmethod
     def pool(self, tokens: Tensor) -> Tensor:
         """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
 
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `(p, e)` of unit norm; at least one prompt."""
+    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
+        embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+
+        Pixels come from any device and in any float type. Raises InputError where they do not fit.
+        """
+        grid = grid_of(pixels, self.patch)
+        return self.embed_patches(pixels.to(self.stem.device, self.stem.dtype), grid), grid
+
+    def positions(self, grid: Grid) -> Tensor:
+        """Position embeddings for `grid`, made once a grid and again when the weights change."""
+        return self._cached_positions(grid, version([self.trained_positions]))  # lru_cache is safe between threads
+
+
+class Text(ABC):
+    """The text half. `encode` gets a few prompts at a time; nothing else needs to be quick."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Text embeddings `(p, e)`, of any norm."""
 
     @abstractmethod
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
+
+
+@dataclass(eq=False)
+class Backbone:
+    """A frozen vision-language transformer: a `Host` for pathways, an encoder for prompts.
+
+    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration.
+    """
+
+    name: str
+    model: nn.Module
+    tower: Tower
+    text: Text
+    preprocess: Preprocess
+    recommended: Recommended = Recommended()
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Rows and columns of a patch, in pixels."""
+        return self.tower.patch
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches."""
+        return self.tower.prefix
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks of the vision tower."""
+        return self.tower.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tower.stem.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the vision tower computes in."""
+        return self.tower.stem.dtype
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+        return self.text.logit_scale
+
+    @property
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept.
+
+        Writes through `tensor.data` go unnoticed: make a new `Localizer` after those.
+        """
+        return version(self.model.parameters())
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks of the vision tower, for tokens on `grid`."""
+        return self.tower.blocks(grid)
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        """Pixels `(b, 3, y, x)` → tokens for the first block, and their grid: see `Tower.embed`."""
+        return self.tower.embed(pixels)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Each token's place in the joint space, `(b, n, d)` → `(b, n, e)`, not normalised: see `Tower.project`."""
+        return self.tower.project(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
+        return self.tower.pool(tokens)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt."""
+        batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
+        rows = torch.cat([self.text.encode(batch) for batch in batches])
+        return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
+    def truncated(self, prompt: str) -> str:
+        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
+        return self.text.truncated(prompt)
+
+
+# What towers share ----------------------------------------------------------------------------------------------------
+
+
+def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
+    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError where they are something else, or do not fit."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
+    (height, width), (rows, cols) = pixels.shape[-2:], patch
+    if height % rows or width % cols or not height or not width:
+        raise InputError(
+            f"pixels are {height}×{width} (height × width), expected whole multiples of the {rows}×{cols} patch"
+        )
+    return Grid(height // rows, width // cols)
+
+
+def version(weights: Iterable[Tensor]) -> Hashable:
+    """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
+    return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """`(b, n, h·c)` → `(b, h, n, c)`."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(mixed: Tensor) -> Tensor:
+    """`(b, h, n, c)` → `(b, n, h·c)`."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """True where something listens to one of the modules, and would not hear when its weights are read past it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+@torch.no_grad()
+def watch(block: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What comes out of `block` while `forward` runs, and what `forward` gives."""
+    seen: list[Any] = []
+    handle = block.register_forward_hook(lambda module, given, result: seen.append(result))
+    try:
+        result = forward()
+    finally:
+        handle.remove()
+    tokens = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
+    return tokens, result

@@ -1,199 +1,91 @@
-"""open_clip's native vision transformers (`open_clip.transformer.VisionTransformer`), read and never changed."""
+"""open_clip: its names, tags and checkpoints, its tokenizers; which tower reads its models `families` says."""
 
 import json
-import logging
-import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
-from torch.nn.functional import linear
 
-from open_gem.attention import Heads
-from open_gem.backbones._base import Backbone, Recommended
+from open_gem.backbones._base import Backbone, Recommended, Text, Tower
+from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
+from open_gem.backbones.families import find_family, find_tower
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
-from open_gem.pathway import Block
-from open_gem.types import Grid, Size
-
-TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thousands
+from open_gem.types import Size
 
 
-class OpenClipBackbone(Backbone):
-    """A CLIP of open_clip with a native ViT tower, already in memory. See `Backbone` for what each member gives.
+def adapt(model: Any, tokenizer: Any, *, name: str = "open_clip", recommended: Recommended | None = None) -> Backbone:
+    """A backbone around an open_clip model in memory. Raises UnsupportedModelError with the reason where its vision
+    tower cannot be read, InputError where it is in training mode."""
+    tower = read_tower(model)
+    text = OpenClipText(model, tokenizer)
+    return Backbone(name, model, tower, text, _preprocess(model.visual), recommended or Recommended())
 
-    Raises UnsupportedModelError, naming what is in the way, for towers that cannot be read.
-    """
 
-    prefix = 1
+def read_tower(model: Any) -> Tower:
+    """What reads the vision tower of `model`; errors as `adapt`."""
+    visual = getattr(model, "visual", None)
+    module = getattr(visual, "trunk", visual)  # timm's are wrapped
+    tower = None if module is None else find_tower("open_clip", module)
+    if visual is None:
+        reason = "it has no vision tower (`model.visual`)"
+    elif tower is None:
+        reason = _NOT_READ.format(kind=type(module).__name__)
+    else:
+        reason = tower.obstacle(visual)
+    if reason is not None or tower is None:
+        raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
+    if any(part.training for part in visual.modules()):
+        raise InputError("the model is in training mode; call model.eval() before adapting it")
+    return tower(visual)
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str = "open_clip", recommended: Recommended | None = None):
-        visual = _readable_tower(model)
-        self.model, self.visual, self.tokenizer, self.name = model, visual, tokenizer, name
-        self.recommended = recommended or Recommended()
-        self.preprocess = _preprocess(visual)
-        rows, cols = visual.patch_size
-        self.patch = (rows, cols)
-        self.blocks: Sequence[Block] = tuple(_read_block(block) for block in visual.transformer.resblocks)
-        self._positions = lru_cache(maxsize=16)(self._resample_positions)  # lru_cache is safe between threads
 
-    @property
-    def device(self) -> torch.device:
-        return self.visual.conv1.weight.device
+class OpenClipText(Text):
+    """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.visual.conv1.weight.dtype
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
 
     @property
     def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().exp().item()
+        return self.model.logit_scale.detach().float().exp().item()
 
-    @property
-    def weights_version(self) -> Hashable:
-        return _version(self.model.parameters())
-
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        grid = self._grid(pixels)
-        pixels = pixels.to(self.device, self.dtype)
-        patches = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
-        class_token = self.visual.class_embedding.expand(len(pixels), 1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + self._positions(grid, _version([self._trained_positions]))
-        return self.visual.ln_pre(tokens), grid
-
-    def project(self, tokens: Tensor) -> Tensor:
-        tokens = self.visual.ln_post(tokens)
-        return tokens if self.visual.proj is None else tokens @ self.visual.proj
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        pooled, _ = self.visual._pool(tokens)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
-
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
-        encode = partial(self.model.encode_text, normalize=True)
-        return torch.cat([encode(self.tokenizer(batch).to(self.device)) for batch in batches])
+    def encode(self, prompts: list[str]) -> Tensor:
+        device = next(self.model.parameters()).device
+        return self.model.encode_text(self.tokenizer(prompts).to(device))
 
     def truncated(self, prompt: str) -> str:
-        # Only open_clip's own BPE tokenizer says what it does with a text; the others are trusted.
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
+        if inner is not None:
+            return cut_off(inner, prompt, self.tokenizer.context_length)
         encode, decode = getattr(self.tokenizer, "encode", None), getattr(self.tokenizer, "decode", None)
-        if encode is None or decode is None:
+        if encode is None or decode is None:  # not a tokenizer of open_clip
             return ""
         room = self.tokenizer.context_length - 2  # start and end of text
         return decode(encode(prompt)[room:]).strip()
 
-    @property
-    def _trained_positions(self) -> Tensor:
-        return self.visual.positional_embedding
 
-    def _grid(self, pixels: Tensor) -> Grid:
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
-        if not pixels.is_floating_point():
-            raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
-        (height, width), (rows, cols) = pixels.shape[-2:], self.patch
-        if height % rows or width % cols or not height or not width:
-            raise InputError(
-                f"pixels are {height}×{width} (height × width), expected whole multiples of the {rows}×{cols} patch"
-            )
-        return Grid(height // rows, width // cols)
-
-    def _resample_positions(self, grid: Grid, version: Hashable) -> Tensor:
-        """Position embeddings for `grid`; `version` only tells the cache that the weights have changed since."""
-        trained = Grid(*self.visual.grid_size)
-        if grid == trained:
-            return self._trained_positions.detach()
-        return resample_abs_pos_embed(  # bicubic with antialias, as in the published GEM
-            self._trained_positions.detach()[None], list(grid), list(trained), num_prefix_tokens=self.prefix
-        )[0]
-
-
-def _version(weights: Iterable[Tensor]) -> Hashable:
-    """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
-    return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
-
-
+_NOT_READ = "its vision tower is a {kind}, which has no file in `backbones/towers`"
 _RESNET = "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens"
-_TIMM = "its vision tower comes from timm, and only open_clip's native ViT towers are read so far"
-_POOL = "its vision tower pools by attention, and only class-token and average pooling are read so far"
-_BLOCK = "its blocks are not open_clip's plain ResidualAttentionBlock, without wrappers or hooks on their attention"
-
-
-_TRANSFORMERS = "its text tower needs the package transformers, which is not installed"
+_TIMM = "its vision tower is timm's {name}, not a plain transformer over patch tokens"
+_TRANSFORMERS = 'its text tower needs the package transformers: pip install "open_gem[transformers]"'
 
 
 def obstacle(name: str) -> str | None:
-    """Why open_clip's architecture `name` cannot be read here, judged by its configuration; None if it can."""
+    """Why open_clip's architecture `name` cannot be read here, judged by its name and configuration; None if it can."""
     config = open_clip.get_model_config(name)
     assert config is not None
     vision, text = config["vision_cfg"], config["text_cfg"]
-    obstacles = {
-        _TIMM: bool(vision.get("timm_model_name")),
-        _RESNET: isinstance(vision.get("layers"), list),
-        _POOL: bool(vision.get("attentional_pool")),
-        _TRANSFORMERS: bool(text.get("hf_model_name")) and find_spec("transformers") is None,
-    }
-    return next((reason for reason, there in obstacles.items() if there), None)
-
-
-def catalogue() -> list[tuple[str, str, str | None]]:
-    """Every (name, tag) of open_clip's pretrained models, with what is in the way of reading it, or None."""
-    pairs = open_clip.list_pretrained()
-    obstacles = {name: obstacle(name) for name in {name for name, _ in pairs}}
-    return [(name, tag, obstacles[name]) for name, tag in pairs]
-
-
-def _readable_tower(model: Any) -> Any:
-    """The model's vision tower. Raises UnsupportedModelError with the reason where it cannot be read."""
-    visual = getattr(model, "visual", None)
-    tower = type(visual).__name__
-    if type(visual) is not VisionTransformer:
-        other = f"its vision tower is a {tower}, and only open_clip's native ViT towers are read so far"
-        known = {"NoneType": "it has no vision tower (`model.visual`)", "ModifiedResNet": _RESNET, "TimmModel": _TIMM}
-        reason = known.get(tower, other)
-    elif visual.attn_pool is not None:
-        reason = _POOL
-    elif not all(_is_plain(block) for block in visual.transformer.resblocks):
-        reason = _BLOCK
-    else:
-        if any(module.training for module in visual.modules()):
-            raise InputError("the model is in training mode; call model.eval() before adapting it")
-        return visual
-    raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
-
-
-def _is_plain(block: torch.nn.Module) -> bool:
-    """True where reading the weights past the modules computes what the modules would."""
-    if type(block) is not ResidualAttentionBlock or type(block.attn) is not torch.nn.MultiheadAttention:
-        return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in (block.attn, block.attn.out_proj))
-
-
-def _read_block(block: ResidualAttentionBlock) -> Block:
-    """The block as functions that look its weights up when called, so a model that is moved or tuned stays current."""
-    attn = block.attn
-
-    def qkv(normed: Tensor) -> Heads:
-        packed = linear(normed, attn.in_proj_weight, attn.in_proj_bias)
-        q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return Heads(q, k, v)
-
-    def out(mixed: Tensor) -> Tensor:
-        return block.ls_1(linear(mixed.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias))
-
-    return Block(norm=block.ln_1, qkv=qkv, out=out, mlp=lambda x: block.ls_2(block.mlp(block.ln_2(x))), forward=block)
+    if find_family("open_clip", name) is None:
+        timm_name = vision.get("timm_model_name")
+        return _TIMM.format(name=timm_name) if timm_name else _RESNET
+    needs_transformers = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    return _TRANSFORMERS if needs_transformers and find_spec("transformers") is None else None
 
 
 def _preprocess(visual: Any) -> Preprocess:
@@ -211,8 +103,13 @@ def _preprocess(visual: Any) -> Preprocess:
 
 
 def load(
-    name: str, pretrained: str | None = None, *, device: str | torch.device = "cpu", cache_dir: str | None = None
-) -> OpenClipBackbone:
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache_dir: str | None = None,
+) -> Backbone:
     """Load `name` with open_clip's names and tags, "hf-hub:org/repo", or "local-dir:folder"; always with its weights.
 
     `pretrained` may also be a checkpoint file; which activation it was trained with only its name can say then
@@ -224,19 +121,23 @@ def load(
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
-        with _quiet():
-            model = open_clip.create_model(**config, device=device, cache_dir=cache_dir, require_pretrained=True)
+        with quiet("QuickGELU mismatch"):  # `configuration` has dealt with it
+            model = open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
-        raise WeightsError(f"cannot load {label}: {_first_line(error)}. {_WEIGHTS_ADVICE}") from error
-    return OpenClipBackbone(model.eval(), tokenizer, name=label, recommended=_recommended(name))
+        raise WeightsError(f"cannot load {label}: {reason_of(error)}") from error
+    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=_recommended(name))
 
 
-_WEIGHTS_ADVICE = (
-    "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
-    'checkpoint with its open_clip_config.json in a folder and load "local-dir:FOLDER", or load "embedded", which '
-    "needs no download"
-)
+def knows(name: str) -> bool:
+    """True for open_clip's own names, and for names that say they are in its format."""
+    return name.startswith(("hf-hub:", "local-dir:")) or name.replace("/", "-") in open_clip.list_models()
+
+
+def catalogue() -> list[tuple[str, str | None, str | None]]:
+    """Every (name, tag) of open_clip, with what is in the way of reading it, or None. Untrained names have no tag."""
+    tags = {name: open_clip.list_pretrained_tags_by_model(name) or [None] for name in open_clip.list_models()}
+    return [(name, tag, reason) for name in tags for reason in [obstacle(name)] for tag in tags[name]]
 
 
 def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
@@ -296,25 +197,3 @@ def _recommended(name: str) -> Recommended:
         unknown = ", ".join(sorted(given.keys() - known))
         raise WeightsError(f"{name} recommends {unknown}, which nothing here knows; known: {', '.join(sorted(known))}")
     return Recommended(**given)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-
-
-_QUIET = Lock()  # logging and warning filters belong to the whole process
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence open_clip and the hub: what they log the error raised next says better, and open_clip's doubts about
-    QuickGELU have been dealt with (see `configuration`). Progress bars of downloads are shown."""
-    with _QUIET, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-        disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            logging.root.handlers[:] = handlers  # `logging.info`, as open_clip calls it, installs one

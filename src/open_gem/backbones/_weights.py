@@ -1,0 +1,92 @@
+"""What every library's loading needs: silence, a reason in one line, and the model in its final place and type."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import nn
+
+ADVICE = (
+    "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
+    'checkpoint with its configuration in a folder and load "local-dir:FOLDER", or load "embedded", which needs no '
+    "download"
+)
+FEW = 3  # names of weights that an error lists
+
+
+def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model in evaluation mode, on its device, in its type; single numbers, such as the logit scale, stay float32
+    (bfloat16 has 8 bits: exp(4.6) would be off by a percent)."""
+    scalars = {name: p.detach().float() for name, p in model.named_parameters() if p.numel() == 1}
+    model.eval().to(device, dtype)
+    for name, parameter in model.named_parameters():
+        if name in scalars:
+            parameter.data = scalars[name].to(device)
+    return model
+
+
+def reason_of(error: Exception) -> str:
+    """One line: what does not fit where a state dict does not, else the error's first line and what to do."""
+    message = str(error).strip() or type(error).__name__
+    if found := mismatch_in(message):
+        return found
+    if "weights_only" in message.lower() or "Unsupported global" in message:
+        return (
+            "the file is a pickle that needs code to run (or a TorchScript archive), which is refused; save the bare "
+            "state dict, best as .safetensors"
+        )
+    return f"{message.splitlines()[0].rstrip('. ')}. {ADVICE}"
+
+
+def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str] = ()) -> str | None:
+    """What of a checkpoint does not fit its architecture, in one line; None where all does."""
+    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    said = [f"{len(names)} {what} ({_some(names)})" for what, some in parts if (names := sorted(some))]
+    return f"the weights do not fit the architecture: {'; '.join(said)}" if said else None
+
+
+def mismatch_in(message: str) -> str | None:
+    """`mismatch`, from the message of torch's `load_state_dict`."""
+    if "state_dict" not in message:
+        return None
+    missing, unexpected = (
+        re.findall(r'"([^"]+)"', found.group(1))
+        if (found := re.search(rf"{kind} key\(s\) in state_dict: (.*)", message))
+        else []
+        for kind in ("Missing", "Unexpected")
+    )
+    return mismatch(missing, unexpected, re.findall(r"size mismatch for (\S+):", message))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (", …" if len(names) > FEW else "")
+
+
+def cut_off(tokenizer: Any, text: str, length: int) -> str:
+    """The end of `text` that does not fit into `length` tokens of a transformers tokenizer, special ones included."""
+    tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return tokenizer.decode(tokens[length - tokenizer.num_special_tokens_to_add() :]).strip()
+
+
+_QUIET = Lock()  # logging and warning filters belong to the whole process
+
+
+@contextmanager
+def quiet(*warned: str) -> Iterator[None]:
+    """Silence the libraries and the hub: what they log the error raised next says better. Warnings that begin with one
+    of `warned` have been dealt with. Progress bars of downloads are shown."""
+    with _QUIET, warnings.catch_warnings():
+        for message in warned:
+            warnings.filterwarnings("ignore", message=message)
+        disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            logging.root.handlers[:] = handlers  # `logging.info`, as open_clip calls it, installs one

@@ -1,0 +1,99 @@
+"""The families of models that can be read: one row each. A new kind of vision tower is one file in `towers/` and a row.
+
+The first row whose pattern fits a model's name is its family.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from open_gem.backbones._base import Tower
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row.
+
+    name      as people call it
+    library   whose models: "open_clip" or "transformers"
+    pattern   a regular expression, found in the names that belong to it
+    tower     "file:class" in `towers/` of what reads its vision transformer
+    examples  (name, tag or None) for `load`; the first is checked at full size
+    about     what is particular about reading it
+    """
+
+    name: str
+    library: str
+    pattern: str
+    tower: str
+    examples: tuple[tuple[str, str | None], ...]
+    about: str
+
+
+FAMILIES = (
+    Family(
+        "CLIPA",
+        "open_clip",
+        "CLIPA",
+        "native:NativeTower",
+        (("ViT-L-14-CLIPA", "datacomp1b"), ("ViT-H-14-CLIPA-336", "laion2b"), ("ViT-bigG-14-CLIPA", "datacomp1b")),
+        "mean of patches; final norm on each token; ImageNet statistics",
+    ),
+    Family(
+        "CoCa",
+        "open_clip",
+        "^coca",
+        "native:NativeTower",
+        (("coca_ViT-B-32", "laion2b_s13b_b90k"), ("coca_ViT-L-14", "laion2b_s13b_b90k")),
+        "attention pool: each patch through it alone",
+    ),
+    Family(
+        "NLLB-CLIP",
+        "open_clip",
+        "^nllb-clip-(base|large)$",
+        "native:NativeTower",
+        (("nllb-clip-base", "v1"), ("nllb-clip-large", "v1")),
+        "201 languages; text tower from transformers",
+    ),
+    Family(
+        "CLIP",
+        "open_clip",
+        "ViT-[a-zA-Z]+-[0-9]+",
+        "native:NativeTower",
+        (
+            ("ViT-B-16", "openai"),
+            ("ViT-L-14-336", "openai"),
+            ("ViT-B-16", "laion2b_s34b_b88k"),
+            ("ViT-H-14", "laion2b_s32b_b79k"),
+            ("ViT-B-16", "datacomp_xl_s13b_b90k"),
+            ("ViT-B-16", "metaclip_400m"),
+            ("ViT-H-14-worldwide", "metaclip2_worldwide"),
+            ("ViT-B-16", "dfn2b"),
+        ),
+        "OpenAI, OpenCLIP (LAION), DataComp, MetaCLIP 1 and 2, DFN; B/32 to bigG/14",
+    ),
+)
+
+
+def find_family(library: str, name: str) -> Family | None:
+    """The family of a model of `library`, by its name."""
+    return next((row for row in FAMILIES if row.library == library and re.search(row.pattern, name)), None)
+
+
+def towers(library: str) -> list[type["Tower"]]:
+    """The classes that read vision towers of `library`; imports them, and so the library."""
+    names = dict.fromkeys(row.tower for row in FAMILIES if row.library == library)
+    return [_import(name) for name in names]
+
+
+def _import(name: str) -> Any:
+    file, _, tower = name.partition(":")
+    return getattr(import_module(f"open_gem.backbones.towers.{file}"), tower)
+
+
+def find_tower(library: str, module: Any) -> type["Tower"] | None:
+    """What reads `module`, by its class; None where nothing does. A subclass is another class: it may differ."""
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    return next((tower for tower in towers(library) if kind in tower.reads), None)

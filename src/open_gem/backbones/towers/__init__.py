@@ -1,0 +1,1 @@
+"""One file a kind of vision transformer; `families` says which reads what."""
