@@ -94,7 +94,7 @@ def checkpoint(tmp_path: Path, **changes) -> Path:
         ("local-dir:there", "openai", UnknownModelError, ["brings its own weights"]),
         ("RN50", "openai", UnsupportedModelError, ["cannot read RN50", "ResNet"]),
         ("convnext_base", "laion400m_s13b_b51k", UnsupportedModelError, ["cannot read convnext_base", "timm"]),
-        ("coca_ViT-B-32", "laion2b_s13b_b90k", UnsupportedModelError, ["cannot read coca_ViT-B-32", "attention"]),
+        ("MobileCLIP-S1", "datacompdr", UnsupportedModelError, ["cannot read MobileCLIP-S1", "fastvit"]),
         ("local-dir:nowhere/at/all", None, WeightsError, ["no such folder"]),
     ],
 )
@@ -162,9 +162,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     ("vision", "words"),
     [
         ({"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 16}, "ResNet"),
-        ({"attentional_pool": True, "attn_pooler_heads": 4}, "pools by attention"),
+        ({"attentional_pool": "parallel", "attn_pooler_heads": 4}, "contrastive attention pool"),
         ({"block_type": "custom"}, "blocks are not"),
-        ({"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "timm_pool": "avg"}, "timm"),
+        ({"timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"}, "ConvNeXt"),
     ],
 )
 def test_towers_that_cannot_be_read_are_refused_with_the_reason(vision, words):
@@ -199,24 +199,22 @@ def test_unknown_device_is_one_line():
 def test_positions_are_cached_per_grid_and_follow_the_weights(square, monkeypatch):
     backbone = native.load(f"local-dir:{square.folder}")
     calls = []
-    resample = native.resample_abs_pos_embed
-    monkeypatch.setattr(native, "resample_abs_pos_embed", lambda *a, **k: calls.append(a) or resample(*a, **k))
+    resample = backbone.tower.resample_positions
+    monkeypatch.setattr(backbone.tower, "resample_positions", lambda grid: calls.append(grid) or resample(grid))
     wide = torch.zeros(1, 3, 16, 64)
     before, _ = backbone.embed(wide)
     backbone.embed(wide)
     assert len(calls) == 1
     with torch.no_grad():
-        backbone.visual.positional_embedding.mul_(2)
+        backbone.model.visual.positional_embedding.mul_(2)
     after, _ = backbone.embed(wide)
     assert len(calls) == 2 and not torch.equal(before, after)
 
 
 def test_truncated_says_what_is_cut():
-    tokenizer = open_clip.get_tokenizer("ViT-B-16", context_length=6)
-    backbone = native.OpenClipBackbone.__new__(native.OpenClipBackbone)
-    backbone.tokenizer = tokenizer
-    assert backbone.truncated("a cat on a") == ""
-    assert backbone.truncated("a cat on a red sofa") == "red sofa"
+    text = native.OpenClipText(model=None, tokenizer=open_clip.get_tokenizer("ViT-B-16", context_length=6))
+    assert text.truncated("a cat on a") == ""
+    assert text.truncated("a cat on a red sofa") == "red sofa"
 
 
 def test_text_towers_that_need_transformers(monkeypatch):

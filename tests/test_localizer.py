@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import open_gem
 from open_gem import PATHWAYS, Localization, Localizer, Maps, Pathway, readout, run
-from open_gem.backbones import Recommended
-from open_gem.backbones.open_clip import OpenClipBackbone
+from open_gem.backbones import Backbone, Recommended
+from open_gem.backbones.open_clip import adapt
 from open_gem.errors import ImageError, InputError, PathwayError, PromptError
 from open_gem.types import Grid, Size
 
@@ -50,7 +50,7 @@ def localizer(model, tokenizer) -> Localizer:
     return open_gem.adapt(model, tokenizer, size="short:32")
 
 
-class SpyBackbone(OpenClipBackbone):
+class SpyBackbone(Backbone):
     """A backbone that knows how often it computed."""
 
     embedded = texts = 0
@@ -98,7 +98,7 @@ def test_each_picture_may_have_prompts_of_its_own(kind, localizer):
 
 
 def test_pictures_of_one_size_are_encoded_together_and_texts_once(model, tokenizer):
-    spy = SpyBackbone(model, tokenizer)
+    spy = SpyBackbone(**vars(adapt(model, tokenizer)))
     localizer = Localizer(spy, size="short:32")
     localizer(PICTURES, RAGGED)
     assert spy.embedded == 3  # 32×48 twice, 32×32 twice, 64×32
@@ -164,7 +164,7 @@ def test_without_pooling_there_are_no_scores(localizer):
 
 def test_localizers_on_one_host_in_threads_agree_with_one_thread(model, tokenizer):
     def localizers() -> list[Localizer]:
-        backbone = OpenClipBackbone(model, tokenizer)  # with nothing cached
+        backbone = adapt(model, tokenizer)  # with nothing cached
         return [Localizer(backbone, "gem", "short:32"), Localizer(backbone, "clip_surgery", "long:48")]
 
     def work(localizer: Localizer) -> list[Localization]:
@@ -183,7 +183,7 @@ def test_localizers_on_one_host_in_threads_agree_with_one_thread(model, tokenize
 
 @pytest.fixture(scope="module")
 def sharper(model, tokenizer) -> Localizer:
-    backbone = OpenClipBackbone(model, tokenizer, recommended=Recommended("square:32", temperature_scale=0.25))
+    backbone = adapt(model, tokenizer, recommended=Recommended("square:32", temperature_scale=0.25))
     return Localizer(backbone)
 
 
@@ -247,7 +247,7 @@ def test_a_localizer_that_cannot_work_is_not_made(settings, error, localizer):
     ],
 )
 def test_mistakes_are_found_before_anything_is_computed(images, prompts, error, model, tokenizer):
-    spy = SpyBackbone(model, tokenizer)
+    spy = SpyBackbone(**vars(adapt(model, tokenizer)))
     localizer = Localizer(spy, size="short:32")
     with pytest.raises(error) as caught:
         localizer(images, prompts)
@@ -557,19 +557,19 @@ def test_pixels_of_another_type_are_no_concern_of_the_caller(dtype, tokenizer):
     pixels = localizer.pixels(PICTURES[0])[None]
     assert pixels.dtype == torch.float32
     [found] = localizer.locate(run(localizer.backbone, pixels, {"gem": PATHWAYS["gem"]})["gem"], "cat")
-    assert found.similarity.dtype == dtype
+    assert found.similarity.dtype == torch.promote_types(dtype, torch.float32)
     assert found.heatmaps()[0].isfinite().all()
 
 
 def test_many_images_are_encoded_in_batches(model, tokenizer):
     sizes = []
 
-    class Watched(OpenClipBackbone):
+    class Watched(Backbone):
         def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
             sizes.append(len(pixels))
             return super().embed(pixels)
 
-    results = Localizer(Watched(model, tokenizer), size="short:32")([picture(32, 32)] * 40, "cat")
+    results = Localizer(Watched(**vars(adapt(model, tokenizer))), size="short:32")([picture(32, 32)] * 40, "cat")
     assert len(results) == sum(sizes) == 40
     assert max(sizes) <= 16
 

@@ -24,7 +24,8 @@ class Boxes(NamedTuple):
 
 
 def similarity(patches: Tensor, text: Tensor) -> Tensor:
-    """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`."""
+    """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at least."""
+    patches, text = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (patches, text))
     return normalize(text, dim=-1) @ normalize(patches, dim=-1).transpose(-2, -1)
 
 

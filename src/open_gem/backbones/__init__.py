@@ -2,12 +2,13 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from open_gem.backbones._base import Backbone, Recommended
-from open_gem.backbones.families import FAMILIES, Family
+from open_gem.backbones._base import Backbone, Recommended, Tower
+from open_gem.backbones.check import randomize
+from open_gem.backbones.families import FAMILIES, Family, find_family
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "Backbone",
     "Family",
     "Recommended",
+    "Tower",
     "adapt",
+    "build_tower",
     "catalogue",
     "find_device",
     "find_dtype",
@@ -89,6 +92,18 @@ def _transformers() -> Any:
     return transformers
 
 
+def build_tower(name: str) -> Tower:
+    """The vision tower of an architecture with random weights, for checks: no download. "embedded" has its own.
+
+    Raises UnknownModelError or UnsupportedModelError.
+    """
+    if name == EMBEDDED:
+        return load(device="cpu").tower
+    tower = _library(name).build_tower(name)
+    randomize(tower.module)
+    return tower
+
+
 def adapt(model: Any, tokenizer: Any) -> Backbone:
     """A backbone around a model already in memory (your fine-tuned one, say), which it never changes.
 
@@ -104,20 +119,38 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
     return open_clip.adapt(model, tokenizer)
 
 
-def catalogue() -> list[tuple[str, str | None, str | None]]:
-    """Every (name, tag) that `load` knows by itself, with what is in the way of reading it, or None."""
+class Known(NamedTuple):
+    """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), its `family` (None
+    where none fits), and the `obstacle` to reading it, or None."""
+
+    name: str
+    tag: str | None
+    family: str | None
+    obstacle: str | None
+
+
+def catalogue() -> list[Known]:
+    """The model in the package, every name and tag of open_clip, and an example of each family of transformers."""
     from open_gem.backbones import open_clip
 
-    return [(EMBEDDED, None, None), *open_clip.catalogue()]
+    theirs = [
+        Known(name, tag, row.name, None) for row in FAMILIES if row.library != "open_clip" for name, tag in row.examples
+    ]
+    ours = [Known(name, tag, _family_name(name), obstacle) for name, tag, obstacle in open_clip.catalogue()]
+    return [Known(EMBEDDED, None, EMBEDDED, None), *ours, *theirs]
+
+
+def _family_name(name: str) -> str | None:
+    family = find_family("open_clip", name)
+    return None if family is None else family.name
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """The type for a key of `DTYPES`, or any of torch's floating types. Raises InputError for another."""
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-        return dtype
-    if dtype not in DTYPES:
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
+    if found is None or not found.is_floating_point:
         raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return found
 
 
 def find_device(device: str | torch.device) -> torch.device:

@@ -46,7 +46,7 @@ class Tower(ABC):
     reads: ClassVar[tuple[str, ...]]
     resampling: ClassVar[str]
 
-    module: nn.Module
+    module: Any
     patch: tuple[int, int]
     prefix: int
     trained: Size

@@ -1,10 +1,12 @@
 """Is a tower read exactly? Its tokens and pooled embedding against the library's own forward."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from open_gem.backbones._base import Tower
 from open_gem.pathway import PATHWAYS, Block, run
@@ -49,19 +51,61 @@ def sizes_of(tower: Tower) -> tuple[Size, Size]:
     return Size(height, width), Size(height + rows, max(width // 2 // cols, 1) * cols)
 
 
+def pictures(size: Size, count: int = 2) -> Tensor:
+    """Random pixels `(count, 3, y, x)`, the same each time."""
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def check(tower: Tower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
     """The differences on `count` random pictures of each size (by default `sizes_of` the tower), exact and fused."""
     found = []
     for size in sizes_of(tower) if sizes is None else sizes:
-        pixels = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
-        pixels = pixels.to(tower.stem.device, tower.stem.dtype)
+        pixels = pictures(size, count).to(tower.stem.device, tower.stem.dtype)
         tokens, pooled = tower.library_forward(pixels)
         for exact in (True, False):
             ours = run(_Bare(tower), pixels, {"host": PATHWAYS["clip"]}, pooled=True, exact=exact)["host"]
             assert ours.pooled is not None
             found.append(Difference(size, exact, _share(ours.tokens, tokens), _share(ours.pooled, pooled)))
     return found
+
+
+class Rounding(NamedTuple):
+    """What a type costs one pathway: 1 − cosine of its features with those in float32, `mean` and `worst` over patches,
+    and of the `pooled` embedding (mean over images)."""
+
+    pathway: str
+    mean: float
+    worst: float
+    pooled: float
+
+
+def rounding(tower: Tower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
+    """What computing in `dtype`, weights included, costs every pathway on `pixels` `(b, 3, y, x)`."""
+    pathways = {name: pathway for name, pathway in PATHWAYS.items() if pathway.depth <= tower.layers}
+    cast = type(tower)(deepcopy(tower.module).to(dtype))
+    exact, rounded = (run(some, pixels, pathways, pooled=True) for some in (tower, cast))
+    found = []
+    for name in pathways:
+        patches = _away(rounded[name].patches, exact[name].patches)
+        pooled = _away(rounded[name].pooled, exact[name].pooled)
+        found.append(Rounding(name, patches.mean().item(), patches.max().item(), pooled.mean().item()))
+    return found
+
+
+def _away(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
+    assert ours is not None and theirs is not None
+    return 1 - cosine_similarity(ours.double(), theirs.double(), dim=-1)
+
+
+@torch.no_grad()
+def randomize(module: nn.Module) -> None:
+    """Add noise to every parameter that is all one number (zero biases, unit norms, tiny layer scales): what is not
+    read would else go unnoticed."""
+    noise = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.numel() > 1 and parameter.min() == parameter.max():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
 
 
 def _share(ours: Tensor, theirs: Tensor) -> float:

@@ -22,6 +22,7 @@ class Family:
     tower     "file:class" in `towers/` of what reads its vision transformer
     examples  (name, tag or None) for `load`; the first is checked at full size
     about     what is particular about reading it
+    tested    what it was compared with
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     tower: str
     examples: tuple[tuple[str, str | None], ...]
     about: str
+    tested: str = "the library's forward"
 
 
 FAMILIES = (
@@ -58,6 +60,66 @@ FAMILIES = (
         "201 languages; text tower from transformers",
     ),
     Family(
+        "SigLIP",
+        "open_clip",
+        "SigLIP|siglip",
+        "vit:VitTower",
+        (
+            ("ViT-B-16-SigLIP", "webli"),
+            ("ViT-SO400M-14-SigLIP-384", "webli"),
+            ("ViT-B-16-SigLIP2-256", "webli"),
+            ("ViT-SO400M-16-SigLIP2-384", "webli"),
+            ("ViT-B-16-SigLIP-i18n-256", "webli"),
+            ("nllb-clip-base-siglip", "v1"),
+        ),
+        "SigLIP 1 and 2, NLLB-SigLIP; no class token; attention pool: each patch through it alone",
+    ),
+    Family(
+        "MobileCLIP",
+        "open_clip",
+        "^MobileCLIP2?-(B|L-14)$",
+        "vit:VitTower",
+        (("MobileCLIP-B", "datacompdr"), ("MobileCLIP2-B", "dfndr2b"), ("MobileCLIP2-L-14", "dfndr2b")),
+        "MobileCLIP 1 and 2, the transformers only: S0 to S4 are FastViT; convolutions make the patches of B",
+    ),
+    Family(
+        "ViTamin",
+        "open_clip",
+        "^ViTamin-",
+        "vit:VitTower",
+        (("ViTamin-S", "datacomp1b"), ("ViTamin-L-336", "datacomp1b"), ("ViTamin-XL-256", "datacomp1b")),
+        "two stages of convolutions make the patches; mean of patches; no class token",
+    ),
+    Family(
+        "timm ViT",
+        "open_clip",
+        "^vit_medium_patch16_gap_256$",
+        "vit:VitTower",
+        (("vit_medium_patch16_gap_256", None),),
+        "an architecture without published weights; mean of patches; no class token",
+    ),
+    Family(
+        "EVA-CLIP",
+        "open_clip",
+        "^EVA0[12]-",
+        "eva:EvaTower",
+        (
+            ("EVA02-B-16", "merged2b_s8b_b131k"),
+            ("EVA02-L-14-336", "merged2b_s6b_b61k"),
+            ("EVA01-g-14", "laion400m_s11b_b41k"),
+            ("EVA02-E-14-plus", "laion2b_s9b_b144k"),
+        ),
+        "EVA01 and EVA02; rotary positions in B and L; norms after the branches in E",
+    ),
+    Family(
+        "PE-Core",
+        "open_clip",
+        "^PE-Core-",
+        "eva:EvaTower",
+        (("PE-Core-B-16", "meta"), ("PE-Core-L-14-336", "meta"), ("PE-Core-bigG-14-448", "meta")),
+        "Perception Encoder; rotary and learned positions; attention pool: each patch through it alone",
+    ),
+    Family(
         "CLIP",
         "open_clip",
         "ViT-[a-zA-Z]+-[0-9]+",
@@ -73,6 +135,7 @@ FAMILIES = (
             ("ViT-B-16", "dfn2b"),
         ),
         "OpenAI, OpenCLIP (LAION), DataComp, MetaCLIP 1 and 2, DFN; B/32 to bigG/14",
+        tested="the library's forward; the published GEM, CLIP Surgery, MaskCLIP, ClearCLIP",
     ),
 )
 

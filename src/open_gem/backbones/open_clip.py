@@ -22,27 +22,35 @@ from open_gem.types import Size
 def adapt(model: Any, tokenizer: Any, *, name: str = "open_clip", recommended: Recommended | None = None) -> Backbone:
     """A backbone around an open_clip model in memory. Raises UnsupportedModelError with the reason where its vision
     tower cannot be read, InputError where it is in training mode."""
-    tower = read_tower(model)
-    text = OpenClipText(model, tokenizer)
-    return Backbone(name, model, tower, text, _preprocess(model.visual), recommended or Recommended())
-
-
-def read_tower(model: Any) -> Tower:
-    """What reads the vision tower of `model`; errors as `adapt`."""
     visual = getattr(model, "visual", None)
-    module = getattr(visual, "trunk", visual)  # timm's are wrapped
-    tower = None if module is None else find_tower("open_clip", module)
     if visual is None:
-        reason = "it has no vision tower (`model.visual`)"
-    elif tower is None:
-        reason = _NOT_READ.format(kind=type(module).__name__)
+        raise UnsupportedModelError(f"cannot read {type(model).__name__}: it has no vision tower (`model.visual`)")
+    tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer)
+    return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
+
+
+def read_tower(visual: Any, owner: str) -> Tower:
+    """What reads the vision tower `visual` of the model called `owner`; errors as `adapt`."""
+    module = getattr(visual, "trunk", visual)  # timm's are wrapped
+    tower = find_tower("open_clip", module)
+    if tower is None:
+        reason = f"its vision tower is a {type(module).__name__}, which has no file in `backbones/towers`"
     else:
         reason = tower.obstacle(visual)
-    if reason is not None or tower is None:
-        raise UnsupportedModelError(f"cannot read {type(model).__name__}: {reason}")
+    if tower is None or reason is not None:
+        raise UnsupportedModelError(f"cannot read {owner}: {reason}")
     if any(part.training for part in visual.modules()):
         raise InputError("the model is in training mode; call model.eval() before adapting it")
     return tower(visual)
+
+
+def build_tower(name: str) -> Tower:
+    """The vision tower of open_clip's architecture `name` with random weights; errors as `load`."""
+    config = open_clip.get_model_config(_architecture(name))
+    assert config is not None
+    build = open_clip.model._build_vision_tower  # of whole models, some text towers need a download
+    visual = build(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+    return read_tower(visual.eval(), name)
 
 
 class OpenClipText(Text):
@@ -70,9 +78,14 @@ class OpenClipText(Text):
         return decode(encode(prompt)[room:]).strip()
 
 
-_NOT_READ = "its vision tower is a {kind}, which has no file in `backbones/towers`"
+_REFUSED = {  # how the names of timm's towers begin -> why they are not read
+    "convnext": "its vision tower is a ConvNeXt: convolutions, no self-attention between patch tokens",
+    "fastvit": "its vision tower is a FastViT: convolutions, self-attention in its last stage at most",
+    "swin": "its vision tower is a Swin transformer: self-attention within windows, on a grid that shrinks",
+    "vit_relpos": "its vision tower adds relative positions to the attention's scores",
+}
 _RESNET = "its vision tower is a ResNet: it has no blocks of self-attention between patch tokens"
-_TIMM = "its vision tower is timm's {name}, not a plain transformer over patch tokens"
+_OTHER = "its vision tower, timm's {name}, is of no family here"
 _TRANSFORMERS = 'its text tower needs the package transformers: pip install "open_gem[transformers]"'
 
 
@@ -83,7 +96,8 @@ def obstacle(name: str) -> str | None:
     vision, text = config["vision_cfg"], config["text_cfg"]
     if find_family("open_clip", name) is None:
         timm_name = vision.get("timm_model_name")
-        return _TIMM.format(name=timm_name) if timm_name else _RESNET
+        reasons = (reason for prefix, reason in _REFUSED.items() if timm_name and timm_name.startswith(prefix))
+        return next(reasons, _OTHER.format(name=timm_name) if timm_name else _RESNET)
     needs_transformers = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     return _TRANSFORMERS if needs_transformers and find_spec("transformers") is None else None
 
@@ -155,16 +169,7 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
             _check_folder(Path(name.removeprefix("local-dir:")))
         return {"model_name": name}
 
-    architecture = name.replace("/", "-")
-    if architecture not in open_clip.list_models():
-        close = get_close_matches(architecture, open_clip.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}? " if close else ""
-        raise UnknownModelError(
-            f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
-            '"hf-hub:org/repo" or "local-dir:folder"'
-        )
-    if reason := obstacle(architecture):
-        raise UnsupportedModelError(f"cannot read {name}: {reason}")
+    architecture = _architecture(name)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
         raise UnknownModelError(f"{name!r} needs a pretrained tag; known: {', '.join(tags) or 'none'}")
@@ -178,6 +183,21 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
         "pretrained": pretrained,
         "force_quick_gelu": bool(tag.get("quick_gelu", False)),
     }
+
+
+def _architecture(name: str) -> str:
+    """open_clip's own spelling of a built-in name. Raises UnknownModelError, UnsupportedModelError with the reason."""
+    architecture = name.replace("/", "-")
+    if architecture not in open_clip.list_models():
+        close = get_close_matches(architecture, open_clip.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        raise UnknownModelError(
+            f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
+            '"org/repo" of transformers, "hf-hub:org/repo" or a folder'
+        )
+    if reason := obstacle(architecture):
+        raise UnsupportedModelError(f"cannot read {name}: {reason}")
+    return architecture
 
 
 def _check_folder(folder: Path) -> None:

@@ -5,14 +5,13 @@ from copy import copy
 from typing import Any
 
 import torch
-from open_clip.model import resize_pos_embed
 from open_clip.transformer import ResidualAttentionBlock
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import interpolate, linear
 
 from open_gem.attention import Heads
-from open_gem.backbones._base import Tower, has_hooks, join_heads, split_heads, watch
+from open_gem.backbones._base import Tower, grid_of, has_hooks, join_heads, split_heads, watch
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -73,16 +72,20 @@ class NativeTower(Tower):
         return self._into_joint_space(pooled)
 
     def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        rows, cols = self.patch
-        sized = copy(self.module)  # shares the weights, but for the position embeddings below
+        sized = copy(self.module)  # shares the weights, but for the position embeddings
         sized._parameters = dict(self.module._parameters)
-        sized.grid_size = (pixels.shape[-2] // rows, pixels.shape[-1] // cols)
-        weights = {"visual.positional_embedding": self.trained_positions.detach()}
-        whole = nn.Module()
-        whole.visual = sized
-        resize_pos_embed(weights, whole)  # as open_clip does when a checkpoint comes to another image size
-        sized.positional_embedding = nn.Parameter(weights["visual.positional_embedding"], requires_grad=False)
+        sized.positional_embedding = nn.Parameter(self._resized(grid_of(pixels, self.patch)), requires_grad=False)
         return watch(sized.transformer.resblocks[-1], lambda: _embedding(sized(pixels)))
+
+    def _resized(self, grid: Grid) -> Tensor:
+        """Positions as open_clip resizes them at loading (`resize_pos_embed`), but for its shortcuts: it takes every
+        trained grid for a square one, and any grid of as many patches for the same."""
+        positions, trained = self.trained_positions.detach(), Grid(*self.module.grid_size)
+        if grid == trained:
+            return positions
+        picture = positions[1:].float().unflatten(0, tuple(trained)).permute(2, 0, 1)
+        resized = interpolate(picture[None], size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)[0]
+        return torch.cat([positions[:1], resized.flatten(1).T.to(positions.dtype)])
 
     def _into_joint_space(self, tokens: Tensor) -> Tensor:
         return tokens if self.module.proj is None else tokens @ self.module.proj

@@ -1,0 +1,184 @@
+"""What the commands share: one line an error, options, how models are asked for, tables and progress."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import open_gem
+from open_gem.errors import OpenGemError, PathwayError
+
+if TYPE_CHECKING:
+    from open_gem.localizer import Localizer
+    from open_gem.pathway import Pathway
+
+# Errors and warnings --------------------------------------------------------------------------------------------------
+
+
+class Group(TyperGroup):
+    """Commands whose foreseen errors and warnings are one line each on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings_as_lines():
+            try:
+                return super().invoke(ctx)
+            except OpenGemError as error:
+                say(f"error: {error}")
+                raise typer.Exit(2) from error
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)  # those for people; those for developers stay as they were
+        warnings.showwarning = show
+        yield
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(" ".join(message.splitlines()), file=sys.stderr)  # print, for typer.echo would write across a progress bar
+
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+
+
+def main() -> None:
+    """The entry point `open-gem`."""
+    for stream in (sys.stdout, sys.stderr):  # a phrase in a script that the terminal cannot write is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    app()
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"open-gem {open_gem.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find where things are in pictures, by phrases, with pretrained vision-language models and no training."""
+
+
+# Options that several commands have -----------------------------------------------------------------------------------
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help='"embedded", a name of `open-gem models`, "org/repo" of transformers, "hf-hub:org/repo", a folder.',
+    ),
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option("--pretrained", help="The weights' tag, or a file of weights for this architecture."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="What to compute in: float32, bfloat16 or float16.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+
+
+# Models that are asked for --------------------------------------------------------------------------------------------
+
+
+def load_localizer(
+    model: str,
+    pretrained: str | None,
+    device: str,
+    dtype: str,
+    pathway: str = "gem",
+    tune: "Callable[[Pathway], Pathway]" = lambda pathway: pathway,
+    size: str | None = None,
+    template: str | None = None,
+) -> "Localizer":
+    """The localizer that was asked for; its settings start from those that the checkpoint recommends."""
+    from open_gem import backbones
+    from open_gem.localizer import Localizer, resolve
+    from open_gem.prompts import TEMPLATE
+
+    backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
+    return Localizer(backbone, tune(resolve(backbone, pathway)), size, TEMPLATE if template is None else template)
+
+
+def tuned(
+    pathway: "Pathway", depth: int | None = None, iterations: int | None = None, temperature_scale: float | None = None
+) -> "Pathway":
+    given = {"depth": depth, "iterations": iterations, "temperature_scale": temperature_scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    without_effect = sorted(given.keys() - {"depth"})
+    if pathway.mix != "self-self" and without_effect:
+        raise PathwayError(f"{' and '.join(without_effect)} given, but the pathway has no self-self attention")
+    return replace(pathway, **given)
+
+
+def settings_of(localizer: "Localizer", pathway: str) -> dict[str, Any]:
+    """Everything that decided the result, for the JSON document."""
+    return {
+        "open_gem": open_gem.__version__,
+        "model": localizer.backbone.name,
+        "dtype": str(localizer.backbone.dtype).removeprefix("torch."),
+        "resampling": localizer.backbone.tower.resampling,
+        "pathway": {"name": pathway, **asdict(localizer.settings(localizer.pathway))},
+        "size_rule": localizer.size_rule,
+        "template": localizer.template,
+    }
+
+
+# Showing --------------------------------------------------------------------------------------------------------------
+
+
+def new_console(to_stderr: bool = False) -> Console:
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 240  # a file or pipe has no edge to wrap at; tables take what they need
+    return console
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def numbers(numbers: Sequence[int] | None) -> str:
+    return "none" if numbers is None else ", ".join(map(str, numbers))
+
+
+class Speed(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
+        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+
+
+@contextmanager
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where there are several images and a person is looking; gives what moves it on."""
+    console = Console(stderr=True)
+    if quiet or total < 2 or not console.is_terminal:
+        yield lambda images: None
+        return
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), Speed(), progress.TimeRemainingColumn())
+    # What goes to stdout passes through the bar only where both are one screen: else it would end up on stderr.
+    with progress.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty(), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda images: bar.advance(task, images)

@@ -1,0 +1,166 @@
+"""`open-gem models` and `open-gem pathways`: what there is, and whether it is read exactly."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from open_gem.cli._app import DtypeOption, JsonOption, app, new_console, new_table, say
+from open_gem.errors import InputError
+
+TOLERANCE = 2e-5  # how far fused kernels in float32 may be from the library's own
+
+
+@app.command()
+def models(
+    every: Annotated[
+        bool, typer.Option("--all", help="Every name and tag of open_clip, and whether it can be read.")
+    ] = False,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare this architecture, with random weights, to its own library; or all families."),
+    ] = None,
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """List the families of models that can be read, or check that one is read exactly.
+
+    A check needs no download: tokens and pooled output of a model with random weights equal the library's own forward,
+    on square pictures and others. In a type other than float32 it also says what the type costs each pathway.
+    """
+    if check and every:
+        raise InputError("--all lists names and --check checks one: give one of them")
+    if dtype != "float32" and not check:
+        raise InputError("--dtype is for --check")
+    if check:
+        _check(check, dtype, as_json)
+    elif every:
+        _list_names(as_json)
+    else:
+        _list_families(as_json)
+
+
+def _list_families(as_json: bool) -> None:
+    from open_gem.backbones import EMBEDDED, FAMILIES
+
+    rows: list[dict[str, Any]] = [
+        {
+            "family": EMBEDDED,
+            "library": "open_clip",
+            "examples": [[EMBEDDED, None]],
+            "about": "small, in the package, no download: for trying out and for tests",
+            "tested": "on scenes, see its card",
+        }
+    ]
+    for row in FAMILIES:
+        rows.append(
+            {
+                "family": row.name,
+                "library": row.library,
+                "examples": [list(example) for example in row.examples],
+                "about": row.about,
+                "tested": row.tested,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = new_table("family", "library", "examples", "about", "tested")
+    for row in rows:
+        examples = "\n".join(", ".join(filter(None, example)) for example in row["examples"])
+        table.add_row(*map(Text, (row["family"], row["library"], examples, row["about"], row["tested"])))
+    table.caption = Text("Against each library's own forward: open-gem models --check NAME. All names: --all")
+    new_console().print(table)
+
+
+def _list_names(as_json: bool) -> None:
+    from open_gem.backbones import catalogue
+
+    rows = catalogue()
+    if as_json:
+        typer.echo(json.dumps([row._asdict() for row in rows]))
+        return
+    table = new_table("name", "tag", "family", "cannot be read because")
+    for row in rows:
+        table.add_row(*(Text(value or "") for value in row))
+    console = new_console()
+    console.print(table)
+    architectures = {row.name: row for row in rows}.values()
+    refused = Counter(row.obstacle for row in architectures if row.obstacle)
+    read = Counter(row.family for row in architectures if not row.obstacle)
+    for title, counts in (("can be read", read), ("cannot", refused)):
+        console.print(Text(f"{counts.total()} of {len(architectures)} architectures {title}:"))
+        for what, count in counts.most_common():
+            console.print(Text(f"  {count:3} {what}"))
+
+
+def _check(names: list[str], dtype: str, as_json: bool) -> None:
+    from open_gem.backbones import FAMILIES, build_tower, find_dtype
+    from open_gem.backbones.check import check, pictures, rounding, sizes_of
+
+    kind = find_dtype(dtype)
+    if "all" in names:
+        names = ["embedded", *(row.examples[0][0] for row in FAMILIES)]
+    failed, documents = False, []
+    for name in dict.fromkeys(names):
+        tower = build_tower(name)
+        costs = [] if dtype == "float32" else rounding(tower, kind, pictures(sizes_of(tower)[1]))
+        tower.module.to(kind)
+        differences = check(tower)
+        fine = all((row.tokens + row.pooled == 0) if row.exact else _is_close(row, dtype) for row in differences)
+        failed |= not fine
+        document = {
+            "name": name,
+            "dtype": dtype,
+            "equal": fine,
+            "differences": [row._asdict() for row in differences],
+            "rounding": [row._asdict() for row in costs],
+        }
+        documents.append(document)
+        if not as_json:
+            _print_check(document)
+    if as_json:
+        typer.echo(json.dumps(documents))
+    if failed:
+        say("error: not equal to the library's own forward")
+        raise typer.Exit(1)
+
+
+def _is_close(row: Any, dtype: str) -> bool:
+    return dtype != "float32" or max(row.tokens, row.pooled) <= TOLERANCE
+
+
+def _print_check(document: dict[str, Any]) -> None:
+    console = new_console()
+    title = f"{document['name']}, {document['dtype']}: difference from the library, as a share of its largest value"
+    table = new_table("height × width", "blocks through", "tokens", "pooled", title=title)
+    for row in document["differences"]:
+        through = "the library's modules" if row["exact"] else "fused kernels"
+        table.add_row("{} × {}".format(*row["size"]), through, f"{row['tokens']:.1e}", f"{row['pooled']:.1e}")
+    console.print(table)
+    if document["rounding"]:
+        title = f"{document['name']}: what {document['dtype']} costs, 1 − cosine with float32"
+        table = new_table("pathway", "patches, mean", "patches, worst", "pooled, mean", title=title)
+        for row in document["rounding"]:
+            table.add_row(row["pathway"], *(f"{row[key]:.1e}" for key in ("mean", "worst", "pooled")))
+        console.print(table)
+
+
+@app.command()
+def pathways(as_json: JsonOption = False) -> None:
+    """List the ways to read a model's patches, with their settings."""
+    from open_gem.pathway import PATHWAYS
+
+    rows = [{"name": name, **asdict(row)} for name, row in PATHWAYS.items()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = new_table(*(key.replace("_", " ") for key in rows[0]))
+    for row in rows:
+        table.add_row(
+            *(Text("yes" if value is True else "no" if value is False else str(value)) for value in row.values())
+        )
+    new_console().print(table)
