@@ -106,3 +106,19 @@ def test_adaptive_temperature_keeps_half_types_and_does_not_overflow_in_them(dty
     ours = adaptive_inverse_temperature(torch.full((1, 600, 64), 200.0, dtype=dtype), 64)
     assert ours.dtype == dtype
     assert ours.item() == 200.0  # 200 √64 / √64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_head_that_is_all_zero_stays_finite_in_half_precision(dtype):
+    """As pruned heads are; 1e-12, which guards the norm, is 0 in float16."""
+    zero = torch.zeros(1, 2, 5, 8, dtype=dtype)
+    values = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mixed = self_self(Heads(zero, zero, values), 4.0, projections="qk", normalize=True, iterations=1)
+    torch.testing.assert_close(mixed.float(), values.float().mean(2, keepdim=True).expand(mixed.shape), rtol=0, atol=1e-2)
+
+
+def test_the_adaptive_temperature_of_doubles_is_in_doubles():
+    normed = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inverse = adaptive_inverse_temperature(normed, 4)
+    expected = normed.norm(dim=-1).mean(dim=-1) / 2
+    torch.testing.assert_close(inverse.flatten(), expected, rtol=1e-14, atol=0)

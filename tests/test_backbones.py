@@ -89,7 +89,7 @@ def checkpoint(tmp_path: Path, **changes) -> Path:
         ("ViT-B-61", "openai", UnknownModelError, ["unknown model 'ViT-B-61'", "ViT-B-16"]),
         ("nonsense", None, UnknownModelError, ["unknown model 'nonsense'", "embedded"]),
         ("ViT-B-16", None, UnknownModelError, ["needs a pretrained tag", "openai"]),
-        ("ViT-B-16", "opanai", UnknownModelError, ["unknown tag 'opanai'", "openai", "datacomp"]),
+        ("ViT-B-16", "opanai", UnknownModelError, ["'opanai' is no tag", "no file", "openai", "datacomp"]),
         ("embedded", "openai", UnknownModelError, ["one set of weights"]),
         ("local-dir:there", "openai", UnknownModelError, ["brings its own weights"]),
         ("RN50", "openai", UnsupportedModelError, ["cannot read RN50", "ResNet"]),

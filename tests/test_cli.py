@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import os
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 import open_gem
 from open_gem import cli, save
-from open_gem.backbones.open_clip import obstacle
+from open_gem.backbones import FAMILIES
+from open_gem.backbones.towers.native import NativeTower
 from open_gem.errors import WeightsError
 from open_gem.pathway import PATHWAYS, Pathway
 
@@ -324,7 +326,7 @@ BAD_REQUESTS = {
     "device": (["-p", "x", "--device", "abacus"], "abacus"),
     "tag of a folder": (["-p", "x", "--pretrained", "openai"], "'openai'"),
     "unknown model": (["-p", "x", "--model", "ViT-B-61"], "unknown model 'ViT-B-61'"),
-    "unknown tag": (["-p", "x", "--model", "ViT-B-16", "--pretrained", "nope"], "unknown tag 'nope'"),
+    "unknown tag": (["-p", "x", "--model", "ViT-B-16", "--pretrained", "nope"], "'nope' is no tag"),
     "no tag": (["-p", "x", "--model", "ViT-B-16"], "needs a pretrained tag"),
     "no such folder": (["-p", "x", "--model", "local-dir:nowhere"], "no such folder"),
     "output is a file": (["-p", "x", "--out", "cat.png"], "cannot write to 'cat.png'"),
@@ -445,23 +447,78 @@ def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
 # Models and pathways --------------------------------------------------------------------------------------------------
 
 
-def test_curated_models_exist_and_can_be_read():
-    pairs = {tuple(pair) for pair in open_clip.list_pretrained()}
-    for name, tag, notes in cli.MODELS[1:]:
-        assert (name, tag) in pairs
-        assert obstacle(name) is None
-        assert notes
+def test_families():
     rows = json.loads(call("models", "--json").stdout)
-    assert [(row["name"], row["tag"]) for row in rows] == [row[:2] for row in cli.MODELS]
+    assert [row["family"] for row in rows] == ["embedded", *(row.name for row in FAMILIES)]
+    assert all(row["examples"] and row["about"] and row["tested"] for row in rows)
 
 
 def test_every_model_with_what_is_in_the_way():
-    rows = {(row["name"], row["tag"]): row["obstacle"] for row in json.loads(call("models", "--all", "--json").stdout)}
-    assert set(rows) == {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
-    assert rows["embedded", None] is rows["ViT-B-16", "openai"] is None
-    assert "ResNet" in rows["RN50", "openai"]
-    assert "timm" in rows["ViT-B-16-SigLIP", "webli"]
-    assert "pools by attention" in rows["coca_ViT-B-32", "laion2b_s13b_b90k"]
+    rows = {(row["name"], row["tag"]): row for row in json.loads(call("models", "--all", "--json").stdout)}
+    assert set(rows) > {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
+    assert rows["embedded", None]["obstacle"] is rows["ViT-B-16", "openai"]["obstacle"] is None
+    assert rows["coca_ViT-B-32", "laion2b_s13b_b90k"]["family"] == "CoCa"
+    assert "ResNet" in rows["RN50", "openai"]["obstacle"]
+    assert "ConvNeXt" in rows["convnext_base", "laion400m_s13b_b51k"]["obstacle"]
+
+
+def test_every_model_is_counted_once():
+    text = call("models", "--all").stdout
+    read, refused = (re.search(rf"(\d+) of (\d+) architectures {what}:", text) for what in ("can be read", "cannot"))
+    assert read and refused and read[2] == refused[2]
+    assert int(read[1]) + int(refused[1]) == int(read[2])
+    counts = [int(count) for count in re.findall(r"(?m)^ +(\d+) \S", text)]
+    assert sum(counts) == int(read[2])
+    assert re.search(r"(?m)^ +10 its vision tower is a ResNet", text)
+
+
+def test_a_check_compares_with_the_library():
+    [document] = json.loads(call("models", "--check", "embedded", "--json").stdout)
+    assert (document["name"], document["dtype"], document["equal"], document["rounding"]) == (
+        "embedded",
+        "float32",
+        True,
+        [],
+    )
+    assert {(tuple(row["size"]), row["exact"]) for row in document["differences"]} == {
+        ((128, 128), True),
+        ((128, 128), False),
+        ((144, 64), True),
+        ((144, 64), False),
+    }
+    assert all(row["tokens"] == row["pooled"] == 0 for row in document["differences"] if row["exact"])
+
+
+def test_a_check_in_half_precision_says_what_it_costs():
+    [document] = json.loads(call("models", "--check", "embedded", "--dtype", "bfloat16", "--json").stdout)
+    assert [row["pathway"] for row in document["rounding"]] == list(PATHWAYS)
+    assert all(0 < row["mean"] <= row["worst"] < 0.01 for row in document["rounding"])
+    result = call("models", "--check", "embedded", "--dtype", "float16")
+    assert result.exit_code == 0
+    assert "gem" in result.stdout and "what float16 costs" in result.stdout
+
+
+def test_a_check_that_fails_is_an_error(monkeypatch):
+    monkeypatch.setattr(NativeTower, "pool", lambda self, tokens: self.project(tokens[:, 1]))
+    result = call("models", "--check", "embedded")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: not equal")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--check", "RN50"], "cannot read RN50"),
+        (["--check", "ViT-B-61"], "unknown model 'ViT-B-61'"),
+        (["--check", "embedded", "--dtype", "int8"], "cannot compute in int8, expected one of float32"),
+        (["--check", "embedded", "--all"], "give one of them"),
+        (["--dtype", "bfloat16"], "--dtype is for --check"),
+    ],
+)
+def test_checks_that_make_no_sense(arguments, words):
+    result = call("models", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_pathways():

@@ -17,6 +17,7 @@ ROWS = [
     ["save"],
     ["evaluate", "viz"],
     ["localizer"],
+    ["localization"],
     ["backbones", "datasets"],
     ["pathway", "readout", "prompts", "imaging", "metrics"],
     ["attention"],

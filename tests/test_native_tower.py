@@ -37,7 +37,7 @@ def native(quick: bool = False, **vision: Any) -> NativeTower:
     """A tower with random weights; with every zero and one of a fresh model among them stirred."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        config: dict[str, Any] = {**VISION, **vision}
+        config = open_clip.CLIPVisionCfg(**{**VISION, **vision})
         module = open_clip.model._build_vision_tower(24, config, quick).eval()
     randomize(module)
     tower = read_tower(module, "test")

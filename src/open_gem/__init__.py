@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from open_gem.errors import OpenGemError as OpenGemError
     from open_gem.imaging import Preprocess as Preprocess
-    from open_gem.localizer import Localization as Localization
+    from open_gem.localization import Localization as Localization
+    from open_gem.localization import Maps as Maps
     from open_gem.localizer import Localizer as Localizer
-    from open_gem.localizer import Maps as Maps
+    from open_gem.localizer import TrainedLocalizer as TrainedLocalizer
     from open_gem.localizer import adapt as adapt
     from open_gem.localizer import load as load
+    from open_gem.localizer import load_trained as load_trained
     from open_gem.pathway import PATHWAYS as PATHWAYS
     from open_gem.pathway import Features as Features
     from open_gem.pathway import Pathway as Pathway
@@ -31,11 +33,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "OpenGemError": "errors",
     "Preprocess": "imaging",
-    "Localization": "localizer",
+    "Localization": "localization",
+    "Maps": "localization",
     "Localizer": "localizer",
-    "Maps": "localizer",
+    "TrainedLocalizer": "localizer",
     "adapt": "localizer",
     "load": "localizer",
+    "load_trained": "localizer",
     "PATHWAYS": "pathway",
     "Features": "pathway",
     "Pathway": "pathway",

@@ -7,6 +7,7 @@ Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. E
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 from torch.nn.functional import scaled_dot_product_attention
@@ -38,7 +39,7 @@ def self_self(
     `inverse_temperature` is 1/τ: a number, or a tensor that broadcasts to `(b, h, n, c)`.
     `iterations` is K of eq. 3: refinement steps before the assignment to the values.
     """
-    norm: Callable[[Tensor], Tensor] = (lambda p: unit(p, dim=-1)) if normalize else (lambda p: p)
+    norm: Callable[[Tensor], Tensor] = _unit if normalize else (lambda p: p)
 
     def step(p: Tensor, values: Tensor) -> Tensor:  # softmax(p pᵀ / τ) values; τ rides on the query, one value an image
         return scaled_dot_product_attention(p * inverse_temperature, p, values, scale=1.0)
@@ -58,5 +59,14 @@ def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
     τ = N √c / Σᵢ‖xᵢ‖ with x = `normed` `(b, n, d)`, the block's input after its first norm, over all N tokens, [CLS]
     included. The paper's √d is the *head* width c, as the published code has it.
     """
-    mean_norm = normed.float().norm(dim=-1).mean(dim=-1)
+    mean_norm = _wide(normed).norm(dim=-1).mean(dim=-1)
     return (mean_norm * head_width**-0.5).to(normed.dtype)[:, None, None, None]
+
+
+def _unit(p: Tensor) -> Tensor:
+    """Unit norm per head; the norm in float32, since in float16 the guard against zero vectors is zero itself."""
+    return unit(_wide(p), dim=-1).to(p.dtype)
+
+
+def _wide(p: Tensor) -> Tensor:
+    return p.to(torch.promote_types(p.dtype, torch.float32))

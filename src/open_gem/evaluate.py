@@ -18,7 +18,8 @@ import torch
 
 from open_gem.datasets.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import InputError
-from open_gem.localizer import Localization, Localizer
+from open_gem.localization import Localization
+from open_gem.localizer import Localizer
 from open_gem.metrics import Confusion, Mean, confusion, mask_overlap, pointing_game
 from open_gem.pathway import Features, Pathway
 from open_gem.types import Size

@@ -1,9 +1,9 @@
 """Encode a picture once, ask as often as you like."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -12,132 +12,17 @@ from open_gem import backbones, readout
 from open_gem.backbones import Backbone
 from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
+from open_gem.localization import Localization
 from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
 from open_gem.prompts import TEMPLATE, TextCache, check_prompts, check_template
-from open_gem.readout import Boxes
 from open_gem.types import Size
+
+if TYPE_CHECKING:
+    from open_gem.backbones.trained import Trained
 
 BATCH = 16  # images encoded at a time: bounds memory when there are many
 
 Prompts = str | Iterable[str] | Iterable[Iterable[str]]  # one phrase, phrases for all images, or phrases an image
-
-
-class Maps(Sequence[Tensor]):
-    """One map `(y, x)` a prompt, made when asked for: index by number or prompt, iterate, or `stack()` them all.
-
-    A thousand prompts on a four-megapixel image are 16 GB as one tensor, so nothing is kept here.
-    """
-
-    def __init__(self, prompts: tuple[str, ...], make: Callable[[int], Tensor]):
-        self.prompts, self._make = prompts, make
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @overload
-    def __getitem__(self, which: int | str) -> Tensor: ...
-    @overload
-    def __getitem__(self, which: slice) -> "Maps": ...
-    def __getitem__(self, which: int | str | slice) -> "Tensor | Maps":
-        if isinstance(which, slice):
-            chosen = range(len(self))[which]
-            return Maps(self.prompts[which], lambda index: self._make(chosen[index]))
-        return self._make(range(len(self))[_prompt_index(self.prompts, which)])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return map(self._make, range(len(self)))
-
-    def __contains__(self, prompt: object) -> bool:
-        return prompt in self.prompts
-
-    def __repr__(self) -> str:
-        return f"Maps({', '.join(map(repr, self.prompts))})"
-
-    def stack(self) -> Tensor:
-        """All maps at once, `(p, y, x)`."""
-        return torch.stack(list(self))
-
-
-def _prompt_index(prompts: tuple[str, ...], which: int | str) -> int:
-    if isinstance(which, str):
-        if which not in prompts:
-            raise PromptError(f"no prompt {which!r} here; there are: {', '.join(prompts)}")
-        return prompts.index(which)
-    return which
-
-
-@dataclass(frozen=True, eq=False)
-class Localization:
-    """What was found for one image and its prompts.
-
-    prompts      as asked
-    similarity   `(p, r, k)` cosine of each patch with each prompt, in [-1, 1]: small, keep this one
-    size         height and width of the original image, at which all views are given
-    scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
-                 *whether* it is there, where the maps say *where*; None where the features were encoded without it
-    logit_scale  what cosines are multiplied by before a softmax over prompts
-
-    Maps, masks and label maps are on the device of `similarity`; boxes and points are on the CPU.
-    """
-
-    prompts: tuple[str, ...]
-    similarity: Tensor
-    size: Size
-    scores: Tensor | None = None
-    logit_scale: float = 100.0
-
-    def heatmaps(self, scale: str = "minmax") -> Maps:
-        """One map `(y, x)` a prompt.
-
-        scale: "minmax" stretches each to [0, 1] (to look at; it makes an absent thing look present); "cosine" leaves
-        raw values in [-1, 1]. Raises InputError for another scale.
-        """
-        stretch = _find_scale(scale)
-        return Maps(self.prompts, lambda index: stretch(self._cosine(index)))
-
-    def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
-        """One bool mask `(y, x)` a prompt: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5)."""
-        heatmaps = self.heatmaps(scale)
-        return Maps(self.prompts, lambda index: heatmaps[index] > threshold)
-
-    def boxes(self, threshold: float = 0.5, scale: str = "minmax", *, per: str = "component") -> list[Boxes]:
-        """Boxes of each prompt, best first: one a connected component of the mask, or one a prompt.
-
-        per: "component" or "prompt". Scores are raw cosines, so boxes of different prompts and images compare.
-        """
-        make = {"component": readout.component_boxes, "prompt": readout.whole_box}.get(per)
-        if make is None:
-            raise InputError(f"per is {per!r}, expected 'component' or 'prompt'")
-        stretch = _find_scale(scale)
-        cosines = map(self._cosine, range(len(self.prompts)))
-        return [make(stretch(cosine) > threshold, cosine) for cosine in cosines]
-
-    def points(self) -> Tensor:
-        """The pixel where each prompt's map is highest: `(p, 2)` int, `xy`."""
-        return torch.tensor([readout.peak(self._cosine(index)) for index in range(len(self.prompts))])
-
-    def segment(self, background: float | None = None) -> Tensor:
-        """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
-
-        A pixel is background where the best softmax probability (of logit_scale × cosine over the prompts) is below
-        `background`, a number in [0, 1]; None has no background. The paper uses 0.8 with PascalVOC's 20 classes. With
-        one prompt the softmax is 1 everywhere: use `masks` there.
-        """
-        if background is not None and not 0 <= background <= 1:
-            raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
-        return readout.segment(self.logit_scale * self.similarity, self.size, background)
-
-    def _cosine(self, index: int) -> Tensor:
-        return readout.upsample(self.similarity[index], self.size)
-
-
-_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {"minmax": readout.min_max, "cosine": lambda heatmap: heatmap}
-
-
-def _find_scale(scale: str) -> Callable[[Tensor], Tensor]:
-    if scale not in _SCALES:
-        raise InputError(f"scale is {scale!r}, expected one of {', '.join(_SCALES)}")
-    return _SCALES[scale]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +68,17 @@ class Localizer:
         asked = check_prompts(prompts)
         pixels, original = self._prepare(images)
         return self.locate(self.encode(pixels[None]), asked, [original])[0]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides a result, but for the prompts: values that JSON can hold."""
+        return {
+            "model": self.backbone.name,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "resampling": self.backbone.tower.resampling,
+            "pathway": asdict(self.settings(self.pathway)),
+            "size_rule": self.size_rule,
+            "template": self.template,
+        }
 
     @property
     def size_rule(self) -> str:
@@ -233,7 +129,7 @@ class Localizer:
         return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
 
     def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]) -> list[Localization]:
-        prepared = [self._prepare_listed(index, image) for index, image in enumerate(images)]
+        prepared = _prepare_all(images, self._prepare)
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for index, (pixels, _) in enumerate(prepared):
             groups[pixels.shape].append(index)
@@ -247,17 +143,75 @@ class Localizer:
             results.update(zip(indices, located, strict=True))
         return [results[index] for index in range(len(images))]
 
-    def _prepare_listed(self, index: int, image: ImageLike) -> tuple[Tensor, Size]:
-        try:
-            return self._prepare(image)
-        except ImageError as error:
-            raise ImageError(f"image {index}: {error}") from error
-
     def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
         picture = read_image(image)
         original = size_of(picture)
         size = target_size(self.size_rule, original, self.backbone.patch)
         return to_pixels(picture, size, self.backbone.preprocess), original
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedLocalizer:
+    """Phrases in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
+
+    model     from `backbones.trained.load_trained` or `adapt_trained`
+    template  what a phrase is put into, see `prompts.fill`; by default the one that the model is used with
+
+    Raises PromptError for a malformed template.
+    """
+
+    model: "Trained"
+    template: str | None = None
+    text: TextCache = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        template = self.model.template if self.template is None else self.template
+        object.__setattr__(self, "text", TextCache(self.model, template))
+
+    @overload
+    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
+    def __call__(
+        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
+    ) -> Localization | list[Localization]:
+        """Localize `prompts` in one image or in a list of them, as `Localizer` does; the same prompts and errors."""
+        if isinstance(images, list | tuple):
+            by_image = _prompts_by_image(prompts, len(images))
+            prepared = _prepare_all(images, self._prepare)
+            return [self._locate(*one, asked) for one, asked in zip(prepared, by_image, strict=True)]
+        asked = check_prompts(prompts)
+        return self._locate(*self._prepare(images), asked)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides a result, but for the prompts: values that JSON can hold."""
+        return {
+            "model": self.model.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "size_rule": self.model.size_rule,
+            "template": self.text.template,
+        }
+
+    def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
+        picture = read_image(image)
+        return self.model.prepare(picture), size_of(picture)
+
+    def _locate(self, pixels: Tensor, size: Size, prompts: tuple[str, ...]) -> Localization:
+        similarity, scores, detections = self.model.ground(pixels, size, self.text(prompts))
+        return Localization(prompts, similarity, size, scores, self.model.logit_scale, detections)
+
+
+def _prepare_all(
+    images: Sequence[ImageLike], prepare: Callable[[ImageLike], tuple[Tensor, Size]]
+) -> list[tuple[Tensor, Size]]:
+    """Each image prepared; an error says which it was."""
+    prepared = []
+    for index, image in enumerate(images):
+        try:
+            prepared.append(prepare(image))
+        except ImageError as error:
+            raise ImageError(f"image {index}: {error}") from error
+    return prepared
 
 
 def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
@@ -292,10 +246,11 @@ def load(
     size: str | None = None,
     template: str = TEMPLATE,
     device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
 ) -> Localizer:
     """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
-    `load("hf-hub:org/repo")`, `load("local-dir:folder")`.
+    `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`.
 
     pathway, size, template as `Localizer`, checked before anything is loaded; the rest, and errors, as
     `backbones.load`.
@@ -305,7 +260,7 @@ def load(
     if size is not None:
         check_size_rule(size)
     check_template(template)
-    backbone = backbones.load(name, pretrained, device=device, cache_dir=cache_dir)
+    backbone = backbones.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
     return Localizer(backbone, pathway, size, template)
 
 
@@ -314,3 +269,24 @@ def adapt(
 ) -> Localizer:
     """A `Localizer` on a model already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
     return Localizer(backbones.adapt(model, tokenizer), pathway, size, template)
+
+
+def load_trained(
+    name: str,
+    *,
+    template: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    cache_dir: str | None = None,
+) -> TrainedLocalizer:
+    """A `TrainedLocalizer` on a model that was trained to localize: `load_trained("nvidia/groupvit-gcc-yfcc")`,
+    "CIDAS/clipseg-rd64-refined", "google/owlv2-base-patch16-ensemble".
+
+    template as `TrainedLocalizer`, checked before anything is loaded; the rest, and errors, as
+    `backbones.trained.load_trained`.
+    """
+    if template is not None:
+        check_template(template)
+    from open_gem.backbones import trained
+
+    return TrainedLocalizer(trained.load_trained(name, device=device, dtype=dtype, cache_dir=cache_dir), template)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from open_gem.errors import InputError, OutputError
-from open_gem.localizer import Localization
+from open_gem.localization import Localization
 from open_gem.readout import Boxes
 from open_gem.viz import overlay, segmentation
 

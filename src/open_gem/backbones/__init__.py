@@ -63,23 +63,30 @@ def load(
         backbone = open_clip.load(f"local-dir:{folder}", **where)
         backbone.name = EMBEDDED
         return backbone
-    if not name.startswith("local-dir:") and Path(name).is_dir():
-        name = f"local-dir:{name}"
-    return _library(name).load(name, pretrained, cache_dir=cache_dir, **where)
+    name = as_folder(name)
+    return library_of(name).load(name, pretrained, cache_dir=cache_dir, **where)
 
 
-def _library(name: str) -> Any:
-    """The module of the library whose `name` it is; open_clip where nobody knows it, for its error lists names."""
+def as_folder(name: str) -> str:
+    """ "local-dir:" before a name that is a folder's path; other names as they are."""
+    return f"local-dir:{name}" if not name.startswith("local-dir:") and Path(name).is_dir() else name
+
+
+def library_of(name: str) -> Any:
+    """The module that loads `name`; open_clip's where nobody knows it, for its error lists names."""
+    from open_gem.backbones import open_clip
+
+    return _transformers() if is_transformers(name) else open_clip
+
+
+def is_transformers(name: str) -> bool:
+    """True for a folder in transformers' format, "org/repo", and names of its families, where open_clip has no such."""
     from open_gem.backbones import open_clip
 
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        theirs = not (folder / "open_clip_config.json").is_file() and (folder / "config.json").is_file()
-    else:
-        theirs = not open_clip.knows(name) and "/" in name
-    if not theirs:
-        return open_clip
-    return _transformers()
+        return not (folder / "open_clip_config.json").is_file() and (folder / "config.json").is_file()
+    return not open_clip.knows(name) and ("/" in name or find_family("transformers", name) is not None)
 
 
 def _transformers() -> Any:
@@ -99,7 +106,7 @@ def build_tower(name: str) -> Tower:
     """
     if name == EMBEDDED:
         return load(device="cpu").tower
-    tower = _library(name).build_tower(name)
+    tower = library_of(name).build_tower(name)
     randomize(tower.module)
     return tower
 

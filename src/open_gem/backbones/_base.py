@@ -52,7 +52,8 @@ class Tower(ABC):
     trained: Size
     layers: int
 
-    def __init__(self) -> None:
+    def __init__(self, module: Any):
+        self.module = module
         self._cached_positions = lru_cache(maxsize=16)(lambda grid, version: self.resample_positions(grid))
 
     @classmethod

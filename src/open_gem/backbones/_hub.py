@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
 
 from open_gem.backbones._weights import mismatch, quiet, reason_of
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 
-_TOKENIZER_FILES = (
+_VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
     "vocab.txt",
@@ -35,18 +37,19 @@ def configuration(name: str, cache_dir: str | None = None) -> Any:
 
 
 def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any) -> nn.Module:
-    """A model of class `kind` with the weights of `name`: float32, in evaluation mode. `settings` for its construction.
+    """A model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to `from_pretrained`;
+    with a `config` and a `state_dict` among them, `name` is only what errors are about.
 
     Every weight must be there, in its shape, and none may be left over: transformers itself makes up what is missing,
     at random, and only logs it. Buffers `position_ids`, which older versions saved, are no weights, and it drops them.
     """
     with _telling(name):
         model, found = kind.from_pretrained(
-            _place(name),
+            None if "state_dict" in settings else _place(name),
             cache_dir=cache_dir,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so as to name them: what it raises itself does not
+            ignore_mismatched_sizes=True,  # so as to name them: the error it has for them does not
             **settings,
         )
         reshaped = [key for key, *_ in found["mismatched_keys"]]
@@ -60,15 +63,16 @@ def fetch_processor(name: str, cache_dir: str | None = None) -> tuple[Any, dict[
     return fetch_tokenizer(name, cache_dir), picture_settings(name, cache_dir)
 
 
-def fetch_tokenizer(name: str, cache_dir: str | None = None) -> Any:
-    """The tokenizer of a checkpoint."""
-    place = _place(name)
-    if Path(place).is_dir() and not has_tokenizer(place):  # transformers makes one up, of three tokens
-        raise WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}")
+def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTokenizer) -> Any:
+    """The tokenizer of a checkpoint; of class `kind` where the files do not say which."""
+    none = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
     with _telling(name):
-        tokenizer = AutoTokenizer.from_pretrained(place, cache_dir=cache_dir, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise WeightsError(f"cannot load {name}: its tokenizer has no vocabulary")
+        try:
+            tokenizer = kind.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
+        except (ValueError, TypeError, RuntimeError) as error:  # without files, each class fails in its own way …
+            raise error if "trust_remote_code" in str(error) else none from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # … or makes one up
+            raise none
     return tokenizer
 
 
@@ -78,9 +82,22 @@ def picture_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
         return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
 
 
-def has_tokenizer(folder: str | Path) -> bool:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickled state dict that needs no code to run; bare, or as a training
+    loop wraps it: in "model" or "state_dict", with names that begin with "module."."""
+    with _telling(str(file)):
+        pickled = file.suffix != ".safetensors"
+        found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
+        for wrapping in ("model", "state_dict"):
+            found = found[wrapping] if isinstance(found, dict) and isinstance(found.get(wrapping), dict) else found
+        if not isinstance(found, dict):
+            raise WeightsError(f"cannot load {file}: it holds a {type(found).__name__}, expected a state dict")
+    return {name.removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def has_tokenizer(folder: Path) -> bool:
     """True where a folder holds the vocabulary of a tokenizer."""
-    return any((Path(folder) / file).is_file() for file in _TOKENIZER_FILES)
+    return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
 def _place(name: str) -> str:
@@ -97,27 +114,41 @@ def _place(name: str) -> str:
 def _telling(name: str) -> Iterator[None]:
     """Silence inside; and whatever a hub, a file system or a checkpoint throws, as our error about `name`."""
     try:
-        with quiet():
+        with quiet(), _without_bars():
             yield
     except OpenGemError:
         raise
     except Exception as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, RepositoryNotFoundError | HFValidationError) for cause in causes):
-            if not any(isinstance(cause, GatedRepoError) for cause in causes):
-                raise UnknownModelError(
-                    f"unknown model {name!r}: the hub has no such repository, or shows it to nobody who is not logged in"
-                ) from error
         message = str(error)
+        if _is_unknown(error):
+            raise UnknownModelError(
+                f"unknown model {name!r}: the hub has no such repository, or shows it to nobody who is not logged in"
+            ) from error
         if "trust_remote_code" in message:
             raise UnsupportedModelError(f"cannot read {name}: it brings its own code, which is never run") from error
         if isinstance(error, ValueError) and ("model_type" in message or "model type" in message):
-            reason = message.split("\n")[0].rstrip(". ")
+            reason = message.splitlines()[0].rstrip(". ")
             raise UnsupportedModelError(f"cannot read {name}: {reason}") from error
         raise WeightsError(f"cannot load {name}: {reason_of(error)}") from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bar for the moment that weights take from a file into a model; those of downloads are shown."""
+    if not hasattr(logging, "set_tqdm_hook"):  # the first releases of transformers 5
+        yield
+        return
+    before = logging.set_tqdm_hook(lambda bar, args, settings: bar(*args, **{**settings, "disable": True}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+def _is_unknown(error: BaseException | None) -> bool:
+    """True where at the bottom of it there is no such repository; a gated one is there, only not for everybody."""
+    while error is not None and not isinstance(error, GatedRepoError):
+        if isinstance(error, RepositoryNotFoundError | HFValidationError):
+            return True
         error = error.__cause__ or error.__context__
+    return False

@@ -85,18 +85,10 @@ FAMILIES = (
     Family(
         "ViTamin",
         "open_clip",
-        "^ViTamin-",
+        "^ViTamin-|^vit_medium_patch16_gap_256$",  # the latter has no published weights: not worth a row
         "vit:VitTower",
         (("ViTamin-S", "datacomp1b"), ("ViTamin-L-336", "datacomp1b"), ("ViTamin-XL-256", "datacomp1b")),
         "two stages of convolutions make the patches; mean of patches; no class token",
-    ),
-    Family(
-        "timm ViT",
-        "open_clip",
-        "^vit_medium_patch16_gap_256$",
-        "vit:VitTower",
-        (("vit_medium_patch16_gap_256", None),),
-        "an architecture without published weights; mean of patches; no class token",
     ),
     Family(
         "EVA-CLIP",
@@ -136,6 +128,49 @@ FAMILIES = (
         ),
         "OpenAI, OpenCLIP (LAION), DataComp, MetaCLIP 1 and 2, DFN; B/32 to bigG/14",
         tested="the library's forward; the published GEM, CLIP Surgery, MaskCLIP, ClearCLIP",
+    ),
+    Family(
+        "MetaCLIP 2",
+        "transformers",
+        "metaclip-2-",
+        "hf_clip:HfClipTower",
+        (("facebook/metaclip-2-worldwide-huge-quickgelu", None),),
+        "300 languages; as CLIP",
+    ),
+    Family(
+        "CLIP",
+        "transformers",
+        "clip-vit-|CLIP-ViT-|metaclip-[a-z][0-9]+-",
+        "hf_clip:HfClipTower",
+        (
+            ("openai/clip-vit-base-patch16", None),
+            ("openai/clip-vit-large-patch14-336", None),
+            ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", None),
+            ("facebook/metaclip-b16-400m", None),
+            ("wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M", None),
+        ),
+        "OpenAI, OpenCLIP (LAION), MetaCLIP 1, TinyCLIP, and your own in this format",
+        tested="the library's forward; open_clip's tower with the same weights",
+    ),
+    Family(
+        "SigLIP",
+        "transformers",
+        "siglip",
+        "hf_siglip:HfSiglipTower",
+        (
+            ("google/siglip-base-patch16-224", None),
+            ("google/siglip-so400m-patch14-384", None),
+            ("google/siglip2-base-patch16-224", None),
+        ),
+        "SigLIP 1 and 2 of fixed resolution; no class token; attention pool: each patch through it alone",
+    ),
+    Family(
+        "BLIP",
+        "transformers",
+        "blip-itm-|^blip-(base|large)$",
+        "blip:BlipTower",
+        (("Salesforce/blip-itm-base-coco", None), ("Salesforce/blip-itm-large-coco", None)),
+        "the contrastive half; Salesforce's own files as well: blip-base or blip-large with a .pth",
     ),
 )
 

@@ -177,7 +177,8 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
     if not tag and Path(pretrained).is_file():
         return {"model_name": architecture, "pretrained": pretrained}
     if not tag:
-        raise UnknownModelError(f"unknown tag {pretrained!r} for {name!r}; known: {', '.join(tags) or 'none'}")
+        known = ", ".join(tags) or "none"
+        raise UnknownModelError(f"{pretrained!r} is no tag of {name!r}, and no file; known tags: {known}")
     return {
         "model_name": architecture,
         "pretrained": pretrained,

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +18,7 @@ import open_gem
 from open_gem.errors import OpenGemError, PathwayError
 
 if TYPE_CHECKING:
-    from open_gem.localizer import Localizer
+    from open_gem.localizer import Localizer, TrainedLocalizer
     from open_gem.pathway import Pathway
 
 # Errors and warnings --------------------------------------------------------------------------------------------------
@@ -131,17 +131,12 @@ def tuned(
     return replace(pathway, **given)
 
 
-def settings_of(localizer: "Localizer", pathway: str) -> dict[str, Any]:
-    """Everything that decided the result, for the JSON document."""
-    return {
-        "open_gem": open_gem.__version__,
-        "model": localizer.backbone.name,
-        "dtype": str(localizer.backbone.dtype).removeprefix("torch."),
-        "resampling": localizer.backbone.tower.resampling,
-        "pathway": {"name": pathway, **asdict(localizer.settings(localizer.pathway))},
-        "size_rule": localizer.size_rule,
-        "template": localizer.template,
-    }
+def settings_of(localizer: "Localizer | TrainedLocalizer", pathway: str) -> dict[str, Any]:
+    """Everything that decided the result, for the JSON document; `pathway` by its name, where there is one."""
+    settings = {"open_gem": open_gem.__version__, **localizer.describe()}
+    if "pathway" in settings:
+        settings["pathway"] = {"name": pathway, **settings["pathway"]}
+    return settings
 
 
 # Showing --------------------------------------------------------------------------------------------------------------

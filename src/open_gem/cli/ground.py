@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -28,11 +28,12 @@ from open_gem.cli._app import (
 from open_gem.errors import ImageError, InputError, PromptError
 
 if TYPE_CHECKING:
-    from open_gem.localizer import Localizer
+    from open_gem.localizer import Localizer, TrainedLocalizer
     from open_gem.save import Found, Row
 
 MANY = 20  # phrases up to which each gets a picture and a row of the table unless asked otherwise
 DEFAULT_SAVE = "overlay,json"
+DEFAULT_PATHWAY = "gem"
 
 
 @app.command()
@@ -44,7 +45,9 @@ def ground(
     ] = None,
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
-    pathway: Annotated[str, typer.Option(help="A name of `open-gem pathways`.")] = "gem",
+    pathway: Annotated[
+        str | None, typer.Option(help="A name of `open-gem pathways`.", show_default=DEFAULT_PATHWAY)
+    ] = None,
     depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the pathway.")] = None,
     iterations: Annotated[
         int | None, typer.Option(help="K, refinement steps before the values are mixed; 0 or more.")
@@ -82,14 +85,16 @@ def ground(
     Scores are cosines of the whole picture with a phrase: they say whether it is there. Heatmaps say where, and each is
     stretched to its own extremes, so that of an absent thing looks lively too.
     """
+    from open_gem.backbones.trained import is_trained
     from open_gem.imaging import check_size_rule
+    from open_gem.localizer import load_trained
     from open_gem.pathway import find_pathway
     from open_gem.prompts import check_template
     from open_gem.save import check_writable, find_kinds, stems
 
     phrases, kinds = read_prompts(prompt or []), find_kinds(DEFAULT_SAVE if save is None else save)
     tune = partial(tuned, depth=depth, iterations=iterations, temperature_scale=temperature_scale)
-    tune(find_pathway(pathway))  # whatever is wrong is said before a model is loaded
+    tune(find_pathway(pathway or DEFAULT_PATHWAY))  # whatever is wrong is said before a model is loaded
     if size is not None:
         check_size_rule(size)
     if template is not None:
@@ -104,8 +109,14 @@ def ground(
     few = MANY if save is None else len(phrases)
     if len(phrases) > few:
         say(f"warning: {len(phrases)} phrases: overlays of the {few} best scores only, --save overlay draws all")
-    localizer = load_localizer(model, pretrained, device, dtype, pathway, tune, size, template)
-    settings = settings_of(localizer, pathway)
+    if is_trained(model):
+        untrained = {"pretrained": pretrained, "pathway": pathway, "depth": depth, "iterations": iterations}
+        _refuse(model, {**untrained, "temperature-scale": temperature_scale, "size": size})
+        localizer = load_trained(model, template=template, device=device, dtype=dtype)
+    else:
+        chosen = pathway or DEFAULT_PATHWAY
+        localizer = load_localizer(model, pretrained, device, dtype, chosen, tune, size, template)
+    settings = settings_of(localizer, pathway or DEFAULT_PATHWAY)
     done: list[tuple[str, list[Row]]] = []
     failed = 0
     with progress_bar(len(images), quiet) as advance:
@@ -131,8 +142,19 @@ def ground(
         raise typer.Exit(1)
 
 
+def _refuse(model: str, options: dict[str, Any]) -> None:
+    """Raise InputError where any of the options, which a model that was trained to localize does not have, is given."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"{model} was trained to localize: it has no pathways, and no {', '.join(given)}")
+
+
 def _locate(
-    localizer: "Localizer", path: str, phrases: Sequence[str], threshold: float = 0.5, background: float | None = None
+    localizer: "Localizer | TrainedLocalizer",
+    path: str,
+    phrases: Sequence[str],
+    threshold: float = 0.5,
+    background: float | None = None,
 ) -> "Found":
     from open_gem.imaging import read_image
     from open_gem.save import Found

@@ -24,12 +24,11 @@ class TimmTower(Tower):
 
     resampling = "bicubic, antialiased (timm)"
 
-    module: Any
     trunk: Any
 
     def __init__(self, module: Any):
-        super().__init__()
-        self.module, self.trunk = module, module.trunk
+        super().__init__(module)
+        self.trunk = module.trunk
         self.patch = self.trunk.patch_embed.feat_ratio(as_scalar=False)
         self.prefix = self.trunk.num_prefix_tokens
         self.trained = Size(*self.trunk.patch_embed.img_size)  # `module.image_size` may be another (ViTamin-XL-384)

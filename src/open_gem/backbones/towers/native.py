@@ -24,8 +24,7 @@ class NativeTower(Tower):
     prefix = 1
 
     def __init__(self, module: Any):
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         rows, cols = module.patch_size
         self.patch, self.trained = (rows, cols), Size(*module.image_size)
         self.layers = len(module.transformer.resblocks)

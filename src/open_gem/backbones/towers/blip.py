@@ -1,0 +1,44 @@
+"""transformers' BLIP for retrieval, its contrastive half."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer
+
+from open_gem.attention import Heads
+from open_gem.backbones._base import split_heads, watch
+from open_gem.backbones.towers._hf import HfTower
+
+
+class BlipTower(HfTower):
+    """`BlipForImageTextRetrieval`: packed projections; a norm and `vision_proj` of the class token.
+
+    Positions are always resampled. Its own forward, unless told to, cuts them off where a picture is smaller.
+    """
+
+    reads = ("transformers.models.blip.modeling_blip.BlipForImageTextRetrieval",)
+    plain: ClassVar = {BlipEncoderLayer: BlipAttention}
+    prefix = 1
+
+    @property
+    def trained_positions(self) -> Tensor:
+        return self.embeddings.position_embedding
+
+    def qkv(self, attn: Any, normed: Tensor) -> Heads:
+        return Heads(*(split_heads(part, attn.num_heads) for part in attn.qkv(normed).chunk(3, dim=-1)))
+
+    def out(self, attn: Any, mixed: Tensor) -> Tensor:
+        return attn.projection(mixed)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return self.module.vision_proj(self.vision.post_layernorm(tokens))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.project(tokens[:, 0])
+
+    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        def forward() -> Tensor:  # not `pooler_output`, which is normed twice
+            tokens = self.vision(pixels, interpolate_pos_encoding=True).last_hidden_state
+            return self.module.vision_proj(tokens[:, 0])
+
+        return watch(self.vision.encoder.layers[-1], forward)

@@ -1,0 +1,119 @@
+"""The seam between a model that was trained to localize and what open_gem makes of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from open_gem.backbones._base import TEXT_BATCH, version
+from open_gem.backbones._weights import cut_off
+from open_gem.readout import Boxes
+from open_gem.types import Size
+
+
+class Grounding(NamedTuple):
+    """What a model says of one picture.
+
+    `similarity` `(p, r, k)` float32 as in `Localization`; `scores` `(p,)`, by which it judges *whether* each prompt is
+    there; `boxes` that it predicts itself, one `Boxes` a prompt, or None.
+    """
+
+    similarity: Tensor
+    scores: Tensor
+    boxes: tuple[Boxes, ...] | None = None
+
+
+@dataclass(eq=False)
+class Trained(ABC):
+    """A frozen model that was trained to localize; a `TextEncoder` of `prompts`.
+
+    `name` for people; `model`, `tokenizer` and `images` (the image processor) the library's own. Of the class:
+    `template`, what its authors put phrases into.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    images: Any
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
+
+    template: ClassVar[str] = "a photo of a {}."
+
+    @property
+    @abstractmethod
+    def size_rule(self) -> str:
+        """How pictures come to the size at which the model sees them, for people."""
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What similarities are multiplied by before a softmax over prompts; None where they are probabilities."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; single numbers, such as the logit scale, stay float32."""
+        return next(weight.dtype for weight in self.model.parameters() if weight.ndim > 1)
+
+    @property
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do, as `Backbone.weights_version`."""
+        return version(self.model.parameters())
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings `(p, e)` as the heads take them, of any norm; at least one prompt."""
+        batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
+        return torch.cat([self._encode(batch) for batch in batches])
+
+    def truncated(self, prompt: str) -> str:
+        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
+        with self._lock:
+            return cut_off(self.tokenizer, prompt, self._context)
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """An RGB picture as the model wants it, made by the image processor: `(3, y, x)` float32 on the CPU.
+
+        Raises ImageError where it cannot be seen at all.
+        """
+        return self._pixels(picture)
+
+    @torch.no_grad()
+    def ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
+        """Where the prompts are that `text` `(p, e)` encodes, in prepared `pixels` of a picture of `size`."""
+        return self._ground(pixels[None].to(self.device, self.dtype), size, text)
+
+    @abstractmethod
+    def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding: ...
+
+    @property
+    @abstractmethod
+    def _texts(self) -> Any:
+        """The part of the model that encodes texts."""
+
+    @property
+    def _context(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        with self._lock:  # a tokenizer is one thread's at a time: how it cuts and pads is its state
+            tokens = self.tokenizer(
+                prompts, padding=True, truncation=True, max_length=self._context, return_tensors="pt"
+            ).to(self.device)
+        features = self._texts.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return features.pooler_output
+
+    def _pixels(self, picture: Image.Image, **settings: Any) -> Tensor:
+        """`settings` overrule the image processor's own."""
+        # Said, not guessed: transformers takes a picture of three rows for channels.
+        made = self.images(images=picture, input_data_format="channels_last", return_tensors="pt", **settings)
+        return made["pixel_values"][0]

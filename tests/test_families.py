@@ -1,0 +1,85 @@
+"""The table of families, read whole: names exist, towers are what the table says, and each is checked.
+
+`python -m pytest -m full` compares a full-size model of every family, with random weights, to its own library (some
+minutes, up to 8 GB of memory); tiny ones of every kind are compared in the tests of each tower.
+"""
+
+import re
+import warnings
+
+import open_clip
+import pytest
+import torch
+
+from open_gem import backbones
+from open_gem.backbones import FAMILIES
+from open_gem.backbones import open_clip as library
+from open_gem.backbones.check import check
+from open_gem.backbones.families import find_family, find_tower
+from open_gem.errors import UnsupportedModelError
+
+OPEN_CLIP = [row for row in FAMILIES if row.library == "open_clip"]
+
+
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
+def test_examples_belong_to_their_family(row):
+    assert row.examples
+    for name, _ in row.examples:
+        assert find_family(row.library, name) is row, name
+
+
+@pytest.mark.parametrize("row", OPEN_CLIP, ids=lambda row: row.name)
+def test_examples_are_names_and_tags_that_can_be_read(row):
+    for name, tag in row.examples:
+        assert tag in open_clip.list_pretrained_tags_by_model(name), (name, tag)
+        assert library.configuration(name, tag)["pretrained"] == tag
+
+
+@pytest.fixture(scope="module")
+def towers() -> dict[str, torch.nn.Module]:
+    """The vision tower of every architecture of open_clip, without memory for its weights."""
+    towers = {}
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in open_clip.list_models():
+            config = open_clip.get_model_config(name)
+            assert config is not None
+            build = open_clip.model._build_vision_tower
+            towers[name] = build(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)).eval()
+    return towers
+
+
+def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_the_reason(towers):
+    assert len(towers) > 100
+    refused = []
+    for name, visual in towers.items():
+        family, reason = find_family("open_clip", name), library.obstacle(name)
+        assert (family is None) == (reason is not None), name
+        if family is None:
+            with pytest.raises(UnsupportedModelError):
+                library.read_tower(visual, name)
+            assert re.match(r"its vision tower .{20,}", str(reason)), reason
+            assert "is of no family here" not in str(reason), name
+            refused.append(name)
+        else:
+            tower = find_tower("open_clip", getattr(visual, "trunk", visual))
+            assert tower is not None and family.tower.endswith(f":{tower.__name__}"), name
+            library.read_tower(visual, name)
+    assert len(refused) < len(towers) / 4
+
+
+def test_the_catalogue_is_every_name_once():
+    rows = backbones.catalogue()
+    assert len({(row.name, row.tag) for row in rows}) == len(rows)
+    assert {row.name for row in rows} >= {"embedded", *open_clip.list_models()}
+    assert {(row.name, row.tag) for row in rows} >= {tuple(pair) for pair in open_clip.list_pretrained()}
+    for row in rows:
+        assert (row.family is None) == (row.obstacle is not None), row
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
+def test_a_full_size_model_equals_its_library(row):
+    for difference in check(backbones.build_tower(row.examples[0][0])):
+        limit = 0 if difference.exact else 2e-5
+        assert max(difference.tokens, difference.pooled) <= limit, difference

@@ -1,0 +1,155 @@
+"""Weights from folders and files: what fits is loaded, what does not is said in a line, nothing is ever random."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from conftest import PARITY
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from open_gem import backbones
+from open_gem.errors import WeightsError
+
+FOLDER = PARITY / "gem_square"
+WEIGHTS = load_file(FOLDER / "open_clip_model.safetensors")
+
+
+@pytest.fixture
+def architecture(monkeypatch) -> str:
+    """A name of open_clip's that stands for a small architecture."""
+    config = json.loads((FOLDER / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setattr(open_clip.factory, "get_model_config", lambda name: json.loads(json.dumps(config)))
+    return "ViT-B-32-quickgelu"
+
+
+def loads_the_weights(name: str, pretrained: Path | None = None, weights: dict[str, Any] = WEIGHTS) -> None:
+    loaded = backbones.load(name, None if pretrained is None else str(pretrained), device="cpu").model.state_dict()
+    assert loaded.keys() >= weights.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+
+
+def refused(name: str, pretrained: Path | None = None) -> str:
+    with pytest.raises(WeightsError) as caught:
+        backbones.load(name, None if pretrained is None else str(pretrained), device="cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_loaded_by_its_path(tmp_path, monkeypatch):
+    shutil.copytree(FOLDER, tmp_path / "mine")
+    loads_the_weights(f"local-dir:{tmp_path / 'mine'}")
+    loads_the_weights(str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    loads_the_weights("mine")
+
+
+def test_a_folder_may_hold_a_pt_file(tmp_path):
+    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    torch.save(WEIGHTS, tmp_path / "open_clip_pytorch_model.bin")
+    loads_the_weights(str(tmp_path))
+
+
+def test_a_file_of_weights_for_an_architecture(tmp_path, architecture):
+    save_file(WEIGHTS, tmp_path / "mine.safetensors")
+    loads_the_weights(architecture, tmp_path / "mine.safetensors")
+    torch.save(WEIGHTS, tmp_path / "mine.pt")
+    loads_the_weights(architecture, tmp_path / "mine.pt")
+
+
+def test_a_training_checkpoint_of_a_fine_tuned_model(tmp_path, architecture):
+    """As open_clip's own training writes it: epoch, optimizer, and names that begin with `module.`."""
+    tuned = {key: value + 0.01 if value.is_floating_point() else value for key, value in WEIGHTS.items()}
+    state = {f"module.{key}": value for key, value in tuned.items()}
+    torch.save({"epoch": 3, "name": "mine", "state_dict": state, "optimizer": {"lr": 0.1}}, tmp_path / "epoch_3.pt")
+    loads_the_weights(architecture, tmp_path / "epoch_3.pt", tuned)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, architecture):
+    wrong = {key: value for key, value in WEIGHTS.items() if "resblocks.0.ln_1" not in key}
+    wrong |= {f"extra.{index}": torch.zeros(1) for index in range(5)} | {"ln_final.bias": torch.zeros(3)}
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    message = refused(architecture, tmp_path / "wrong.safetensors")
+    assert "4 missing (transformer.resblocks.0.ln_1.bias, transformer.resblocks.0.ln_1.weight, visual." in message
+    assert "5 unexpected (extra.0, extra.1, extra.2, …)" in message
+    assert "1 of another shape (ln_final.bias)" in message
+
+
+def test_weights_of_something_else_are_named(tmp_path, architecture):
+    save_file({"classifier.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    message = refused(architecture, tmp_path / "other.safetensors")
+    assert re.search(r"\d+ missing \(ln_final.bias, ln_final.weight, logit_scale, …\)", message)
+    assert "1 unexpected (classifier.weight)" in message
+
+
+def test_a_pickle_that_runs_code_is_refused_and_says_what_to_do(tmp_path, architecture):
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"state_dict": Harmful()}, tmp_path / "weights.pt")
+    message = refused(architecture, tmp_path / "weights.pt")
+    assert "needs code to run" in message and "safetensors" in message
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_torchscript_archive_is_refused_and_says_what_to_do(tmp_path, architecture):
+    """OpenAI's original files are such."""
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "ViT-B-32.pt")
+    assert "TorchScript" in refused(architecture, tmp_path / "ViT-B-32.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_broken_file_is_one_line(content, suffix, tmp_path, architecture):
+    file = tmp_path / f"broken{suffix}"
+    file.write_bytes(content)
+    assert "cannot load" in refused(architecture, file)
+
+
+# Without network ------------------------------------------------------------------------------------------------------
+
+
+def offline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a person without network runs it, with `home` for a cache."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    command = [sys.executable, "-c", "from open_gem.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, check=False)
+
+
+def cached(home: Path, repository: str, files: Path) -> None:
+    """Lay `files` out as the Hugging Face cache keeps a downloaded repository."""
+    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(files, folder / "snapshots" / ("0" * 40))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.parametrize("model", [("ViT-B-16", "openai"), ("hf-hub:some/model", None), ("some/model", None)])
+def test_offline_without_the_weights(model, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
+    name, tag = model
+    tags = ["--pretrained", tag] if tag else []
+    result = offline(tmp_path, "ground", "cat.png", "-p", "a cat", "--model", name, *tags)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ") and name in line and "embedded" in line
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hub") == ["cat.png"]
+
+
+def test_offline_with_what_was_downloaded_before(tmp_path, tiny):
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
+    cached(tmp_path, "some/model", Path(tiny.removeprefix("local-dir:")))
+    result = offline(tmp_path, "ground", "cat.png", "-p", "a cat", "--model", "hf-hub:some/model", "--json", "-q")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["model"] == "hf-hub:some/model"
