@@ -84,7 +84,7 @@ def clip_tokenizer() -> Any:
     theirs = open_clip.tokenizer.SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {special.get(token, token): index for token, index in theirs.encoder.items()}
-    merges = list(theirs.bpe_ranks)
+    merges: Any = list(theirs.bpe_ranks)
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
@@ -229,7 +229,7 @@ def _renamed(name: str, value: Tensor) -> tuple[str, Tensor]:
 
 def salesforce(made: Any, temperature: float = 0.05) -> dict[str, Tensor]:
     """The weights of a BLIP as Salesforce's pre-training saves them, with all that goes beside them there."""
-    names = {
+    names: dict[str, str] = {
         "vision_model.embeddings.class_embedding": "visual_encoder.cls_token",
         "vision_model.embeddings.position_embedding": "visual_encoder.pos_embed",
         "vision_model.embeddings.patch_embedding.weight": "visual_encoder.patch_embed.proj.weight",
@@ -251,7 +251,7 @@ def salesforce(made: Any, temperature: float = 0.05) -> dict[str, Tensor]:
                 names[f"vision_model.encoder.layers.{index}.{ours}.{kind}"] = (
                     f"visual_encoder.blocks.{index}.{theirs}.{kind}"
                 )
-    state = {names.get(name, name): value for name, value in made.state_dict().items()}
+    state = {names.get(str(name), str(name)): value for name, value in made.state_dict().items()}
     momentum = {re.sub(r"^(\w+?)\.", r"\1_m.", name): value + 1 for name, value in state.items() if "itm" not in name}
     decoder = {f"text_decoder.bert.{name}": value for name, value in made.text_encoder.state_dict().items()}
     beside = {

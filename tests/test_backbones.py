@@ -93,8 +93,8 @@ def checkpoint(tmp_path: Path, **changes) -> Path:
         ("embedded", "openai", UnknownModelError, ["one set of weights"]),
         ("local-dir:there", "openai", UnknownModelError, ["brings its own weights"]),
         ("RN50", "openai", UnsupportedModelError, ["cannot read RN50", "ResNet"]),
-        ("convnext_base", "laion400m_s13b_b51k", UnsupportedModelError, ["cannot read convnext_base", "timm"]),
-        ("MobileCLIP-S1", "datacompdr", UnsupportedModelError, ["cannot read MobileCLIP-S1", "fastvit"]),
+        ("convnext_base", "laion400m_s13b_b51k", UnsupportedModelError, ["cannot read convnext_base", "ConvNeXt"]),
+        ("MobileCLIP-S1", "datacompdr", UnsupportedModelError, ["cannot read MobileCLIP-S1", "FastViT"]),
         ("local-dir:nowhere/at/all", None, WeightsError, ["no such folder"]),
     ],
 )

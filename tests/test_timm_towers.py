@@ -140,13 +140,13 @@ def test_a_token_is_where_the_head_puts_it_alone(kind, towers):
     projected = tower.project(tokens)
     assert projected.shape[:2] == tokens.shape[:2] and len(projected.unique(dim=1)[0]) == tokens.shape[1]
     if tower.trunk.global_pool == "token":
-        torch.testing.assert_close(tower.pool(tokens), projected[:, 0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(tower.pool(tokens), projected[:, 0], rtol=0, atol=5e-6)
         return
     # The mean leaves prefix tokens out; Eva's attention pool does not.
     prefix = tokens[:, : tower.prefix if tower.trunk.global_pool == "avg" else 0]
     for index in range(tower.prefix, tokens.shape[1]):
         alone = torch.cat([prefix, tokens[:, index : index + 1]], dim=1)
-        torch.testing.assert_close(tower.pool(alone), projected[:, index], rtol=0, atol=1e-6)
+        torch.testing.assert_close(tower.pool(alone), projected[:, index], rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,7 +249,7 @@ def replaced(owner: Callable[[Any], Any], name: str, part: Any) -> Callable[[Tim
         ("SigLIP", {"attn_layer": "diff"}, "not timm's plain Block"),
         ("EVA02", {"rope_type": "mixed"}, "RotaryEmbeddingMixed"),
         ("EVA02", {"rope_type": "dinov3"}, "RotaryEmbeddingDinoV3"),
-        ("EVA02", {"rope_rotate_half": True}, "rotary positions"),
+        ("EVA02", {"rope_rotate_half": True}, "rotate halves"),
         ("PE", {"num_kv_heads": 1, "qkv_fused": False}, "shares keys"),
     ],
 )

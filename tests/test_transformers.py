@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import hub_checkpoints as hub
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -23,7 +25,7 @@ from torch.nn.functional import normalize
 
 import open_gem
 from open_gem import PATHWAYS, Localizer, backbones, run
-from open_gem.backbones import FAMILIES, find_family
+from open_gem.backbones import FAMILIES, _hub, find_family
 from open_gem.backbones import open_clip as ours_of_open_clip
 from open_gem.backbones import transformers as ours
 from open_gem.backbones._base import Tower
@@ -32,7 +34,7 @@ from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.types import Grid, Size
 
 KINDS = list(hub.KINDS)
-SIZES = (Size(32, 32), Size(64, 64), Size(16, 16), Size(32, 48), Size(72, 24), Size(8, 80))
+SIZES = (Size(32, 32), Size(64, 64), Size(16, 16), Size(32, 48), Size(72, 24), Size(16, 64))  # the last: 16 patches too
 PROMPTS = ["cat", "a photo of the red bus on the grass", "dog"]
 
 
@@ -60,6 +62,12 @@ def folder(kind, made, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def backbone(folder) -> open_gem.backbones.Backbone:
     return backbones.load(f"local-dir:{folder}", device="cpu")
+
+
+@pytest.fixture
+def without_network(monkeypatch) -> None:
+    """Were there a connection, nothing here would use it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -255,6 +263,13 @@ def test_what_does_not_fit_the_context_is_said(kind, backbone):
     assert torch.equal(backbone.encode_text([long]), backbone.encode_text([" ".join(long.split()[:room])]))
 
 
+def test_prompts_can_be_encoded_in_threads(backbone):
+    """A tokenizer cannot: how it cuts and pads is its own state."""
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.truncated(PROMPTS[1])), range(64)))
+    assert all(torch.equal(features, found[0][0]) and cut == "" for features, cut in found)
+
+
 def test_blip_reads_35_tokens_of_its_512():
     made = hub.model("blip", max_position_embeddings=64)
     backbone = backbones.adapt(made, hub.tokenizer("blip"))
@@ -287,8 +302,9 @@ def test_a_folder_is_loaded_by_its_path(folder, made, monkeypatch):
         assert not loaded.training
 
 
-def test_a_repository_is_loaded_without_network_once_it_was_downloaded(folder, made, tmp_path):
-    as_downloaded(folder, tmp_path, "some/model")
+def test_the_command_loads_a_repository_without_network_once_it_was_downloaded(tmp_path):
+    checkpoint(tmp_path / "made", "clip")
+    as_downloaded(tmp_path / "made", tmp_path, "some/model")
     Image.new("RGB", (40, 32), "red").save(tmp_path / "cat.png")
     result = offline(
         tmp_path, "ground", "cat.png", "-p", "cat", "--model", "some/model", "--size", "short:32", "--json"
@@ -298,10 +314,13 @@ def test_a_repository_is_loaded_without_network_once_it_was_downloaded(folder, m
     assert "Loading weights" not in result.stderr
 
 
-def test_cache_dir_is_where_a_repository_is_looked_for(folder, tmp_path, monkeypatch):
+def test_a_repository_is_loaded_from_where_it_was_downloaded_to(folder, made, tmp_path, without_network):
     as_downloaded(folder, tmp_path, "some/model")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert ours.load("some/model", cache_dir=str(tmp_path / "hub")).name == "some/model"
+    loaded = backbones.load("some/model", device="cpu", cache_dir=str(tmp_path / "hub"))
+    assert loaded.name == "some/model"
+    assert torch.equal(loaded.tower.stem, ours.read_tower(made).stem)
+    with pytest.raises(WeightsError, match="cannot load some/other"):
+        backbones.load("some/other", device="cpu", cache_dir=str(tmp_path / "hub"))
 
 
 def offline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -523,6 +542,36 @@ def test_types_that_nothing_reads_are_named(own):
     assert "not a valid JSON" in refused(str(own))
 
 
+def test_a_missing_package_is_said():
+    class Kind:
+        @staticmethod
+        def from_pretrained(*args: Any, **settings: Any) -> Any:
+            raise ImportError("\nSiglipTokenizer requires the SentencePiece library. Check out\nthe instructions")
+
+    with pytest.raises(UnsupportedModelError, match="requires the SentencePiece library: pip install") as caught:
+        _hub.fetch_tokenizer("some/model", kind=Kind)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_no_request_to_convert_a_repository_is_sent(before, monkeypatch):
+    """transformers would send one, in a thread, where a repository has pickles only."""
+    name, seen = "DISABLE_SAFETENSORS_CONVERSION", []
+
+    class Kind:
+        @staticmethod
+        def from_pretrained(*args: Any, **settings: Any) -> Any:
+            seen.append(os.environ.get(name))
+            raise OSError("no")
+
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    with pytest.raises(WeightsError):
+        _hub.fetch(Kind, "some/model")
+    assert seen == ["1"] and os.environ.get(name) == before
+
+
 # Bare files of weights ------------------------------------------------------------------------------------------------
 
 
@@ -578,9 +627,8 @@ def test_a_file_that_is_none_and_a_folder_with_a_file(tmp_path):
     assert "holds a list" in refused("openai/clip-vit-base-patch16", tmp_path / "list.pt")
 
 
-def test_an_uncertain_architecture_is_not_trusted_with_a_file(tmp_path, monkeypatch):
+def test_an_uncertain_architecture_is_not_trusted_with_a_file(tmp_path, without_network):
     """Shapes would fit whatever the activation: its own configuration is asked for, and is not there."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.save({}, tmp_path / "mine.pt")
     with pytest.raises(WeightsError, match="cannot load wkcn/TinyCLIP"):
         ours.load("wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M", str(tmp_path / "mine.pt"), cache_dir=str(tmp_path))
@@ -618,9 +666,10 @@ def test_salesforces_file_equals_the_model_of_transformers(blip, tmp_path):
         run(some, pixels(Size(32, 48)), {"gem": PATHWAYS["gem"]}, pooled=True)["gem"] for some in (same, loaded)
     )
     assert torch.equal(theirs.patches, ours_.patches)
-    assert torch.equal(theirs.pooled, ours_.pooled)
+    torch.testing.assert_close(theirs.pooled, ours_.pooled, rtol=0, atol=0)
     assert all(row.tokens == row.pooled == 0 for row in check(loaded.tower) if row.exact)
-    norms = [part for part in loaded.model.vision_model.modules() if isinstance(part, torch.nn.LayerNorm)]
+    vision: Any = loaded.model.vision_model
+    norms = [part for part in vision.modules() if isinstance(part, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {1e-6}
 
 
@@ -635,7 +684,7 @@ def test_what_matching_needs_may_be_missing(blip, tmp_path):
     weights = {name: value for name, value in weights.items() if not name.startswith(("itm_head", "temp"))}
     loaded = ours.load("blip-base", original(tmp_path, weights))
     assert loaded.logit_scale == pytest.approx(1 / 0.07)
-    assert not loaded.model.itm_head.weight.any()
+    assert not loaded.model.get_parameter("itm_head.weight").any()
 
 
 @pytest.mark.parametrize(
@@ -752,13 +801,6 @@ def test_a_tower_of_another_repository_needs_its_configuration_only(folder, tmp_
     alone.mkdir()
     shutil.copy(folder / "config.json", alone)
     assert backbones.build_tower(f"local-dir:{alone}").layers == 6
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", [row.examples[0][0] for row in FAMILIES if row.library == "transformers"])
-def test_the_first_example_of_each_family_at_full_size(name):
-    for difference in check(backbones.build_tower(name), count=1):
-        assert max(difference.tokens, difference.pooled) <= (0 if difference.exact else 2e-5), difference
 
 
 # What is not asked for is not imported --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 repository, UnsupportedModelError where it holds something that transformers does not know, WeightsError for the rest.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which transformers reads
 
 
 def configuration(name: str, cache_dir: str | None = None) -> Any:
@@ -114,7 +116,7 @@ def _place(name: str) -> str:
 def _telling(name: str) -> Iterator[None]:
     """Silence inside; and whatever a hub, a file system or a checkpoint throws, as our error about `name`."""
     try:
-        with quiet(), _without_bars():
+        with quiet(), _undisturbed():
             yield
     except OpenGemError:
         raise
@@ -126,6 +128,9 @@ def _telling(name: str) -> Iterator[None]:
             ) from error
         if "trust_remote_code" in message:
             raise UnsupportedModelError(f"cannot read {name}: it brings its own code, which is never run") from error
+        if isinstance(error, ImportError):
+            reason = f'{message.strip().splitlines()[0].split(". ")[0]}: pip install "open_gem[transformers]"'
+            raise UnsupportedModelError(f"cannot read {name}: {reason}") from error
         if isinstance(error, ValueError) and ("model_type" in message or "model type" in message):
             reason = message.splitlines()[0].rstrip(". ")
             raise UnsupportedModelError(f"cannot read {name}: {reason}") from error
@@ -133,16 +138,22 @@ def _telling(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bar for the moment that weights take from a file into a model; those of downloads are shown."""
-    if not hasattr(logging, "set_tqdm_hook"):  # the first releases of transformers 5
-        yield
-        return
-    before = logging.set_tqdm_hook(lambda bar, args, settings: bar(*args, **{**settings, "disable": True}))
+def _undisturbed() -> Iterator[None]:
+    """No progress bar for the moment that weights take from a file into a model (those of downloads are shown), and no
+    request to convert a repository, which transformers sends in a thread where it finds pickles only."""
+    before = os.environ.get(_CONVERSION)
+    os.environ[_CONVERSION] = "1"
+    hooks = hasattr(logging, "set_tqdm_hook")  # not in the first releases of transformers 5
+    shown = logging.set_tqdm_hook(lambda bar, args, more: bar(*args, **{**more, "disable": True})) if hooks else None
     try:
         yield
     finally:
-        logging.set_tqdm_hook(before)
+        if hooks:
+            logging.set_tqdm_hook(shown)
+        if before is None:
+            del os.environ[_CONVERSION]
+        else:
+            os.environ[_CONVERSION] = before
 
 
 def _is_unknown(error: BaseException | None) -> bool:

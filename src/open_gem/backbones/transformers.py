@@ -276,9 +276,8 @@ def read_tower(model: Any) -> Tower:
     """What reads the vision tower of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
-        kind = getattr(getattr(model, "config", None), "model_type", "")
-        read = f"it is none of {', '.join(kind.model for kind in KINDS.values())}"
-        reason = _REFUSED.get(kind, read)
+        others = f"it is none of {', '.join(kind.model for kind in KINDS.values())}"
+        reason = _REFUSED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
     else:
         reason = tower.obstacle(model)
     if tower is None or reason is not None:

@@ -30,10 +30,10 @@ class EvaTower(TimmTower):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        rope = getattr(getattr(module, "trunk", None), "rope", None)
-        if rope is not None and (type(rope) is not RotaryEmbeddingCat or getattr(rope, "rotate_half", False)):
-            return f"its rotary positions are timm's {type(rope).__name__} in a form that is not read"
-        return super().obstacle(module)
+        reason, rope = super().obstacle(module), module.trunk.rope
+        if reason is None and rope is not None and type(rope) is not RotaryEmbeddingCat:
+            return f"its rotary positions are timm's {type(rope).__name__}, which is not read"
+        return reason
 
     @classmethod
     def obstacle_in(cls, block: Any) -> str | None:
@@ -44,6 +44,8 @@ class EvaTower(TimmTower):
             return "its attention has gates, which are not read"
         if getattr(block.attn, "num_kv_groups", 1) != 1:
             return "its attention shares keys among queries, which is not read"
+        if getattr(block.attn, "rotate_half", False):
+            return "its rotary positions rotate halves, which is not read"
         return None
 
     def blocks(self, grid: Grid) -> Sequence[Block]:

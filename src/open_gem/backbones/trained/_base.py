@@ -114,6 +114,4 @@ class Trained(ABC):
 
     def _pixels(self, picture: Image.Image, **settings: Any) -> Tensor:
         """`settings` overrule the image processor's own."""
-        # Said, not guessed: transformers takes a picture of three rows for channels.
-        made = self.images(images=picture, input_data_format="channels_last", return_tensors="pt", **settings)
-        return made["pixel_values"][0]
+        return self.images(images=picture, return_tensors="pt", **settings)["pixel_values"][0]
