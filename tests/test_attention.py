@@ -114,7 +114,9 @@ def test_a_head_that_is_all_zero_stays_finite_in_half_precision(dtype):
     zero = torch.zeros(1, 2, 5, 8, dtype=dtype)
     values = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     mixed = self_self(Heads(zero, zero, values), 4.0, projections="qk", normalize=True, iterations=1)
-    torch.testing.assert_close(mixed.float(), values.float().mean(2, keepdim=True).expand(mixed.shape), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        mixed.float(), values.float().mean(2, keepdim=True).expand(mixed.shape), rtol=0, atol=1e-2
+    )
 
 
 def test_the_adaptive_temperature_of_doubles_is_in_doubles():

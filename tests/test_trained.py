@@ -1,6 +1,7 @@
 """Models trained to localize: what comes out is what transformers' own end results say, on tiny random checkpoints."""
 
 import copy
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from typer.testing import CliRunner
 
 import open_gem
 from open_gem import Boxes, Localization, TrainedLocalizer, readout
 from open_gem.backbones import trained
 from open_gem.backbones.trained import TRAINED, adapt_trained, check_not_trained, clipseg, owl
 from open_gem.backbones.trained.owl import paint
+from open_gem.cli import app
 from open_gem.errors import (
     ImageError,
     InputError,
@@ -649,3 +652,42 @@ def test_without_transformers_there_is_advice(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UnsupportedModelError, match=r"pip install \"open_gem\[transformers\]\""):
         trained.load_trained("nvidia/groupvit-gcc-yfcc", device="cpu")
+
+
+# On the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    PICTURES[0].save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ground(kind: Kind, *arguments: str) -> Any:
+    return CliRunner().invoke(
+        app, ["ground", "cat.png", "-p", "cat", "-p", "sky", "--model", str(kind.folder), *arguments]
+    )
+
+
+def test_the_command_grounds_with_it(kind, place):
+    result = ground(kind, "--json", "-q", "--save", "overlay,heatmap,mask,segmentation,npz,json", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["model"] == f"local-dir:{kind.folder}"
+    assert (document["dtype"], document["size_rule"]) == ("bfloat16", kind.ours.model.size_rule)
+    assert document["template"] == kind.ours.model.template
+    assert "pathway" not in document
+    found = kind.ours("cat.png", ["cat", "sky"])
+    assert [entry["score"] for entry in document["prompts"]] == pytest.approx(found.scores.tolist(), abs=0.05)
+    assert len(list(place.glob("open_gem_out/*"))) == 9  # three pictures a phrase; one segmentation, npz and json
+
+
+@pytest.mark.parametrize(
+    "option", [("--pathway", "gem"), ("--depth", "2"), ("--size", "short:64"), ("--pretrained", "x")]
+)
+def test_options_that_it_does_not_have_are_refused(option, kinds, place):
+    result = ground(kinds["groupvit"], *option)
+    assert result.exit_code == 2
+    assert "was trained to localize" in result.stderr and f"no {option[0]}" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (place / "open_gem_out").exists()

@@ -188,7 +188,7 @@ def _write_npz(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
         prompts=np.array(found.result.prompts),
         size=np.array(found.result.size),
         scores=np.array(found.scores, dtype=np.float32),
-        logit_scale=np.float32(found.result.logit_scale),
+        logit_scale=np.float32(found.result.logit_scale),  # NaN where there is none: similarities are probabilities
     )
 
 

@@ -16,17 +16,17 @@ ADVICE = (
     'checkpoint with its configuration in a folder and load "local-dir:FOLDER", or load "embedded", which needs no '
     "download"
 )
+_LOGITS = ("logit_scale", "logit_bias")
 FEW = 3  # names of weights that an error lists
 
 
 def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model in evaluation mode, on its device, in its type; single numbers, such as the logit scale, stay float32
-    (bfloat16 has 8 bits: exp(4.6) would be off by a percent)."""
-    scalars = {name: p.detach().float() for name, p in model.named_parameters() if p.numel() == 1}
+    """The model in evaluation mode, on its device, in its type; scales and biases of logits stay float32 (bfloat16 has 8
+    bits: exp(4.6) would be off by a percent)."""
+    exact = {name: p.detach().float() for name, p in model.named_parameters() if name.endswith(_LOGITS)}
     model.eval().to(device, dtype)
-    for name, parameter in model.named_parameters():
-        if name in scalars:
-            parameter.data = scalars[name].to(device)
+    for name, value in exact.items():
+        model.get_parameter(name).data = value.to(device)
     return model
 
 

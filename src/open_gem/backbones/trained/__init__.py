@@ -57,9 +57,6 @@ def load_trained(
     kind = hub.configuration(name, cache_dir).model_type
     row = _find_row(kind, name)
     model = finished(hub.fetch(getattr(library, row.model), name, cache_dir=cache_dir), *where)
-    for part, weight in model.named_parameters():
-        if part.endswith(".bias"):  # of one number where a layer has one output; it must be of its layer's type
-            weight.data = weight.data.to(where[1])
     tokenizer, settings = hub.fetch_processor(name, cache_dir)
     return row.reader(name, model, tokenizer, getattr(library, row.images).from_dict(settings))
 
