@@ -6,13 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from conftest import PARITY
+from conftest import CONFIG, PARITY
+from hub_checkpoints import bert_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -114,6 +117,61 @@ def test_a_broken_file_is_one_line(content, suffix, tmp_path, architecture):
     file = tmp_path / f"broken{suffix}"
     file.write_bytes(content)
     assert "cannot load" in refused(architecture, file)
+
+
+@pytest.fixture
+def bert(tmp_path) -> str:
+    """A model in open_clip's format whose words are BERT's, as CLIPA's are, with its tokenizer beside it."""
+    text = {"context_length": 8, "vocab_size": len(bert_tokenizer()), "width": 16, "heads": 2, "layers": 1}
+    text |= {
+        "hf_tokenizer_name": "bert-base-uncased",
+        "tokenizer_kwargs": {"strip_sep_token": True},
+        "pool_type": "last",
+    }
+    config = {**CONFIG, "text_cfg": text, "custom_text": False}
+    model = open_clip.CLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors"
+    )
+    sections = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(sections))
+    bert_tokenizer().save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_tokenizers_of_transformers_in_open_clips_format(bert):
+    backbone = backbones.load(bert, device="cpu")
+    words = backbone.text.tokenizer.tokenizer
+    room = 8 - words.num_special_tokens_to_add()
+    prompt = " ".join(["cat"] * room)
+    assert backbone.truncated(prompt) == ""
+    assert backbone.truncated(f"{prompt} dog") == "dog"
+    tokens = backbone.text.tokenizer(["a cat"])
+    assert words.sep_token_id not in tokens  # as CLIPA was trained
+    expected = torch.nn.functional.normalize(backbone.model.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(backbone.encode_text(["a cat"]), expected)
+
+
+def test_tokenizers_of_transformers_are_one_threads_at_a_time(bert, monkeypatch):
+    """How they cut and pad is their state: two at a time end in "Already borrowed", or in each other's lengths."""
+    backbone = backbones.load(bert, device="cpu")
+    theirs, inside, most = backbone.text.tokenizer, [], []
+
+    class Watched:
+        context_length = theirs.context_length
+        tokenizer = theirs.tokenizer
+
+        def __call__(self, prompts: list[str]) -> torch.Tensor:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            return theirs(prompts)
+
+    monkeypatch.setattr(backbone.text, "tokenizer", Watched())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: backbone.encode_text(["a cat"]), range(8)))
+    assert most == [1] * 8
 
 
 # Without network ------------------------------------------------------------------------------------------------------

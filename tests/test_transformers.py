@@ -472,15 +472,27 @@ def test_a_folder_with_weights_that_do_not_fit_is_an_error(own):
     assert "1 unexpected (extra)" in message and f"1 of another shape ({name})" in message
 
 
+def test_a_folder_with_weights_to_spare_is_loaded_with_a_warning(own, made):
+    spoiled(own, extra=torch.zeros(1))
+    with pytest.warns(UserWarning, match=r"has more weights than its architecture: 1 unexpected \(extra\)"):
+        loaded = ours.load(f"local-dir:{own}")
+    for name, value in made.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+
+
 def test_buffers_that_older_versions_saved_are_no_weights(own, kind):
     prefix = "text_encoder" if kind == "blip" else "text_model"
     spoiled(own, **{f"{prefix}.embeddings.position_ids": torch.arange(16)[None]})
     ours.load(f"local-dir:{own}")
 
 
-def test_half_precision_files_are_read_as_float32(own, made):
+def test_half_precision_files_are_read_as_float32(own, made, kind):
+    """transformers would follow the configuration."""
     spoiled(own, **{name: value.half() for name, value in made.state_dict().items()})
-    assert {parameter.dtype for parameter in ours.load(f"local-dir:{own}").model.parameters()} == {torch.float32}
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    loaded = _hub.fetch(getattr(transformers, hub.KINDS[kind]), f"local-dir:{own}")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 def test_an_empty_folder_and_half_a_folder(own, tmp_path):

@@ -5,6 +5,7 @@ repository, UnsupportedModelError where it holds something that transformers doe
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,21 +43,27 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
     """A model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to `from_pretrained`;
     with a `config` and a `state_dict` among them, `name` is only what errors are about.
 
-    Every weight must be there, in its shape, and none may be left over: transformers itself makes up what is missing,
-    at random, and only logs it. Buffers `position_ids`, which older versions saved, are no weights, and it drops them.
+    Every weight must be there, in its shape: transformers itself makes up what is missing, at random, and only logs it.
+    What is left over is an error in a `state_dict`, and a warning in a checkpoint that has its own configuration, where
+    all that the model needs is there. Buffers `position_ids`, which older versions saved, are no weights.
     """
+    given = "state_dict" in settings
     with _telling(name):
         model, found = kind.from_pretrained(
-            None if "state_dict" in settings else _place(name),
+            None if given else _place(name),
             cache_dir=cache_dir,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so as to name them: the error it has for them does not
             **settings,
         )
+        missing, extra = found["missing_keys"], found["unexpected_keys"]
         reshaped = [key for key, *_ in found["mismatched_keys"]]
-        if wrong := mismatch(found["missing_keys"], found["unexpected_keys"], reshaped):
+        wrong = mismatch(missing, extra, reshaped)
+        if wrong and (given or missing or reshaped):
             raise WeightsError(f"cannot load {name}: {wrong}")
+    if wrong:
+        warnings.warn(f"{name} has more weights than its architecture: {wrong.partition(': ')[2]}", stacklevel=3)
     return model.eval()
 
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import open_clip
@@ -58,6 +59,7 @@ class OpenClipText(Text):
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
+        self._lock = Lock()  # transformers' tokenizers are one thread's at a time: how they cut and pad is their state
 
     @property
     def logit_scale(self) -> float:
@@ -65,12 +67,15 @@ class OpenClipText(Text):
 
     def encode(self, prompts: list[str]) -> Tensor:
         device = next(self.model.parameters()).device
-        return self.model.encode_text(self.tokenizer(prompts).to(device))
+        with self._lock:
+            tokens = self.tokenizer(prompts)
+        return self.model.encode_text(tokens.to(device))
 
     def truncated(self, prompt: str) -> str:
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
         if inner is not None:
-            return cut_off(inner, prompt, self.tokenizer.context_length)
+            with self._lock:
+                return cut_off(inner, prompt, self.tokenizer.context_length)
         encode, decode = getattr(self.tokenizer, "encode", None), getattr(self.tokenizer, "decode", None)
         if encode is None or decode is None:  # not a tokenizer of open_clip
             return ""
