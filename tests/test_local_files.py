@@ -107,7 +107,8 @@ def test_a_pickle_that_runs_code_is_refused_and_says_what_to_do(tmp_path, archit
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_torchscript_archive_is_refused_and_says_what_to_do(tmp_path, architecture):
     """OpenAI's original files are such."""
-    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "ViT-B-32.pt")
+    traced: Any = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    traced.save(tmp_path / "ViT-B-32.pt")
     assert "TorchScript" in refused(architecture, tmp_path / "ViT-B-32.pt")
 
 
@@ -141,12 +142,13 @@ def bert(tmp_path) -> str:
 
 def test_tokenizers_of_transformers_in_open_clips_format(bert):
     backbone = backbones.load(bert, device="cpu")
-    words = backbone.text.tokenizer.tokenizer
+    text: Any = backbone.text
+    words = text.tokenizer.tokenizer
     room = 8 - words.num_special_tokens_to_add()
     prompt = " ".join(["cat"] * room)
     assert backbone.truncated(prompt) == ""
     assert backbone.truncated(f"{prompt} dog") == "dog"
-    tokens = backbone.text.tokenizer(["a cat"])
+    tokens = text.tokenizer(["a cat"])
     assert words.sep_token_id not in tokens  # as CLIPA was trained
     expected = torch.nn.functional.normalize(backbone.model.encode_text(tokens), dim=-1)
     torch.testing.assert_close(backbone.encode_text(["a cat"]), expected)
@@ -155,7 +157,8 @@ def test_tokenizers_of_transformers_in_open_clips_format(bert):
 def test_tokenizers_of_transformers_are_one_threads_at_a_time(bert, monkeypatch):
     """How they cut and pad is their state: two at a time end in "Already borrowed", or in each other's lengths."""
     backbone = backbones.load(bert, device="cpu")
-    theirs, inside, most = backbone.text.tokenizer, [], []
+    text: Any = backbone.text
+    theirs, inside, most = text.tokenizer, [], []
 
     class Watched:
         context_length = theirs.context_length
@@ -168,7 +171,7 @@ def test_tokenizers_of_transformers_are_one_threads_at_a_time(bert, monkeypatch)
             inside.pop()
             return theirs(prompts)
 
-    monkeypatch.setattr(backbone.text, "tokenizer", Watched())
+    monkeypatch.setattr(text, "tokenizer", Watched())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: backbone.encode_text(["a cat"]), range(8)))
     assert most == [1] * 8

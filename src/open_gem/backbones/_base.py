@@ -138,7 +138,7 @@ class Backbone:
     """
 
     name: str
-    model: nn.Module
+    model: Any
     tower: Tower
     text: Text
     preprocess: Preprocess

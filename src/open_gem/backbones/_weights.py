@@ -21,8 +21,8 @@ FEW = 3  # names of weights that an error lists
 
 
 def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model in evaluation mode, on its device, in its type; scales and biases of logits stay float32 (bfloat16 has 8
-    bits: exp(4.6) would be off by a percent)."""
+    """The model in evaluation mode, on its device, in its type; scales and biases of logits stay float32 (of 8 bits, as
+    bfloat16 has, exp(4.6) would be off by a percent)."""
     exact = {name: p.detach().float() for name, p in model.named_parameters() if name.endswith(_LOGITS)}
     model.eval().to(device, dtype)
     for name, value in exact.items():
