@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 import open_gem
 from open_gem import backbones
 
+torch.set_num_threads(1)  # models here are too small for more, and threads that wait for each other are slow
+
 PARITY = Path(__file__).parent / "data" / "parity"
 
 
