@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from open_gem import backbones
-from open_gem.errors import WeightsError
+from open_gem.errors import UnsupportedModelError, WeightsError
 
 FOLDER = PARITY / "gem_square"
 WEIGHTS = load_file(FOLDER / "open_clip_model.safetensors")
@@ -117,7 +117,20 @@ def test_a_torchscript_archive_is_refused_and_says_what_to_do(tmp_path, architec
 def test_a_broken_file_is_one_line(content, suffix, tmp_path, architecture):
     file = tmp_path / f"broken{suffix}"
     file.write_bytes(content)
-    assert "cannot load" in refused(architecture, file)
+    message = refused(architecture, file)
+    assert "holds no weights" in message and "code" not in message and "HF_HOME" not in message
+
+
+@pytest.mark.parametrize("place", ["text_cfg", "nested"])
+def test_code_that_comes_with_a_checkpoint_is_not_run(place, bert):
+    """open_clip passes what a configuration says about its tokenizer on to transformers."""
+    file = Path(bert) / "open_clip_config.json"
+    sections = json.loads(file.read_text())
+    text = sections["model_cfg"]["text_cfg"]
+    (text if place == "text_cfg" else text["tokenizer_kwargs"])["trust_remote_code"] = True
+    file.write_text(json.dumps(sections))
+    with pytest.raises(UnsupportedModelError, match="brings its own code, which is never run"):
+        backbones.load(bert, device="cpu")
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTok
         try:
             tokenizer = kind.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
         except (ValueError, TypeError, RuntimeError) as error:  # without files, each class fails in its own way …
-            raise error if "trust_remote_code" in str(error) else none from error
+            if "trust_remote_code" in str(error):
+                raise
+            raise none from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # … or makes one up
             raise none
     return tokenizer
@@ -165,7 +167,9 @@ def _undisturbed() -> Iterator[None]:
 
 def _is_unknown(error: BaseException | None) -> bool:
     """True where at the bottom of it there is no such repository; a gated one is there, only not for everybody."""
-    while error is not None and not isinstance(error, GatedRepoError):
+    seen: list[BaseException] = []
+    while error is not None and error not in seen and not isinstance(error, GatedRepoError):
+        seen.append(error)
         if isinstance(error, RepositoryNotFoundError | HFValidationError):
             return True
         error = error.__cause__ or error.__context__

@@ -1,14 +1,16 @@
 """What every library's loading needs: silence, a reason in one line, and the model in its final place and type."""
 
 import logging
+import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 ADVICE = (
@@ -35,11 +37,13 @@ def reason_of(error: Exception) -> str:
     message = str(error).strip() or type(error).__name__
     if found := mismatch_in(message):
         return found
-    if "weights_only" in message.lower() or "Unsupported global" in message:
+    if "Unsupported global" in message or "TorchScript" in message:
         return (
             "the file is a pickle that needs code to run (or a TorchScript archive), which is refused; save the bare "
             "state dict, best as .safetensors"
         )
+    if isinstance(error, EOFError | pickle.UnpicklingError | SafetensorError) or "zip archive" in message:
+        return "the file holds no weights: it is broken, or something else"
     return f"{message.splitlines()[0].rstrip('. ')}. {ADVICE}"
 
 
@@ -73,7 +77,7 @@ def cut_off(tokenizer: Any, text: str, length: int) -> str:
     return tokenizer.decode(tokens[length - tokenizer.num_special_tokens_to_add() :]).strip()
 
 
-_QUIET = Lock()  # logging and warning filters belong to the whole process
+_QUIET = RLock()  # logging and warning filters belong to the whole process
 
 
 @contextmanager

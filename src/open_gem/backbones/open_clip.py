@@ -15,7 +15,7 @@ from torch import Tensor
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower
 from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
 from open_gem.backbones.families import find_family, find_tower
-from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.errors import InputError, OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
 from open_gem.types import Size
 
@@ -141,11 +141,16 @@ def load(
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
         with quiet("QuickGELU mismatch"):  # `configuration` has dealt with it
+            sections = _sections(name, cache_dir)
+            _check_runs_no_code(label, sections)
             model = open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
+            recommended = _recommended(name, sections.get("open_gem", {}))
+    except OpenGemError:
+        raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
         raise WeightsError(f"cannot load {label}: {reason_of(error)}") from error
-    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=_recommended(name))
+    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended)
 
 
 def knows(name: str) -> bool:
@@ -213,12 +218,28 @@ def _check_folder(folder: Path) -> None:
         raise WeightsError(f"{folder} has no open_clip_config.json, which says what model it holds")
 
 
-def _recommended(name: str) -> Recommended:
-    """What a local checkpoint's own configuration recommends, in an "open_gem" section that open_clip does not read."""
-    if not name.startswith("local-dir:"):
-        return Recommended()
-    config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
-    given, known = config.get("open_gem", {}), {field.name for field in fields(Recommended)}
+def _sections(name: str, cache_dir: str | None) -> dict[str, Any]:
+    """What a checkpoint's own open_clip_config.json says; nothing for built-in names."""
+    if name.startswith("local-dir:"):
+        return json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
+    if name.startswith("hf-hub:"):
+        return open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir)
+    return {}
+
+
+def _check_runs_no_code(label: str, section: Any) -> None:
+    """Raise UnsupportedModelError where a configuration asks, anywhere in it, to run code that comes with it: open_clip
+    would pass that on to transformers."""
+    if isinstance(section, dict):
+        if section.get("trust_remote_code"):
+            raise UnsupportedModelError(f"cannot read {label}: it brings its own code, which is never run")
+        for part in section.values():
+            _check_runs_no_code(label, part)
+
+
+def _recommended(name: str, given: dict[str, Any]) -> Recommended:
+    """What a checkpoint's own configuration recommends, in an "open_gem" section that open_clip does not read."""
+    known = {field.name for field in fields(Recommended)}
     if not given.keys() <= known:
         unknown = ", ".join(sorted(given.keys() - known))
         raise WeightsError(f"{name} recommends {unknown}, which nothing here knows; known: {', '.join(sorted(known))}")
