@@ -464,11 +464,13 @@ def test_every_model_with_what_is_in_the_way():
 
 def test_every_model_is_counted_once():
     text = call("models", "--all").stdout
-    read, refused = (re.search(rf"(\d+) of (\d+) architectures {what}:", text) for what in ("can be read", "cannot"))
+    read, refused = (
+        re.search(rf"(\d+) of open_clip's (\d+) architectures {what}:", text) for what in ("can be read", "cannot")
+    )
     assert read and refused and read[2] == refused[2]
     assert int(read[1]) + int(refused[1]) == int(read[2])
     counts = [int(count) for count in re.findall(r"(?m)^ +(\d+) \S", text)]
-    assert sum(counts) == int(read[2])
+    assert sum(counts) == int(read[2]) == len(open_clip.list_models())
     assert re.search(r"(?m)^ +10 its vision tower is a ResNet", text)
 
 

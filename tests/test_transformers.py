@@ -377,7 +377,7 @@ def test_a_model_in_training_mode_is_refused(kind):
 def test_hooks_on_attention_are_refused(kind):
     made = hub.model(kind)
     handle = made.vision_model.encoder.layers[2].self_attn.register_forward_hook(lambda *args: None)
-    with pytest.raises(UnsupportedModelError, match="hooks on attention"):
+    with pytest.raises(UnsupportedModelError, match="wrappers or hooks"):
         backbones.adapt(made, hub.tokenizer(kind))
     handle.remove()
     backbones.adapt(made, hub.tokenizer(kind))
@@ -522,6 +522,24 @@ def test_code_of_a_checkpoint_is_not_run(own):
     with pytest.raises(UnsupportedModelError, match="never run"):
         ours.load(f"local-dir:{own}")
     assert not (own / "executed").exists()
+
+
+def test_code_of_a_tokenizer_is_not_run(own):
+    class Demanding:
+        @staticmethod
+        def from_pretrained(*_: Any, **settings: Any) -> None:
+            assert settings["trust_remote_code"] is False
+            raise ValueError("contains custom code which must be executed: set `trust_remote_code=True`")
+
+    with pytest.raises(UnsupportedModelError, match="never run"):
+        _hub.fetch_tokenizer(f"local-dir:{own}", kind=Demanding)
+
+
+def test_an_error_that_is_its_own_cause_comes_to_an_end():
+    error, other = ValueError("one"), ValueError("two")
+    error.__cause__, other.__cause__ = other, error
+    with pytest.raises(WeightsError, match="cannot load it: one"), _hub._telling("it"):
+        raise error
 
 
 class Harmful:
@@ -839,3 +857,15 @@ assert not [name for name in sys.modules if name.startswith("open_gem.backbones.
 assert "open_gem.backbones._hub" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_subclass_is_said_to_be_another_class(made, own):
+    """It may compute something else; the message is about it, not about open_clip."""
+    kind = type(made)
+    mine = type("Mine", (kind,), {})
+    made.__class__ = mine
+    try:
+        with pytest.raises(UnsupportedModelError, match="cannot read Mine: it is none of CLIPModel"):
+            backbones.adapt(made, None)
+    finally:
+        made.__class__ = kind

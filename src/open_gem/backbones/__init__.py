@@ -8,8 +8,8 @@ import torch
 
 from open_gem.backbones._base import Backbone, Recommended, Tower
 from open_gem.backbones.check import randomize
-from open_gem.backbones.families import FAMILIES, Family, find_family
-from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
+from open_gem.backbones.families import FAMILIES, ORIGINAL, Family, find_family
+from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
 
 __all__ = [
     "DTYPES",
@@ -68,8 +68,22 @@ def load(
 
 
 def as_folder(name: str) -> str:
-    """ "local-dir:" before a name that is a folder's path; other names as they are."""
-    return f"local-dir:{name}" if not name.startswith("local-dir:") and Path(name).is_dir() else name
+    """ "local-dir:" before the path of a folder; names that open_clip knows, and others, as they are.
+
+    Raises WeightsError for the path of a file, or of nothing: "./x", "/x", "~/x", "x.pt".
+    """
+    from open_gem.backbones import open_clip
+
+    if name == EMBEDDED or open_clip.knows(name):
+        return name
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return f"local-dir:{path}"
+    if path.is_file():
+        raise WeightsError(f"{name} is a file: say which architecture it is for, load(NAME, {name!r})")
+    if name.startswith(("./", "../", "/", "~")):
+        raise WeightsError(f"no such folder: {name}")
+    return name
 
 
 def library_of(name: str) -> Any:
@@ -80,13 +94,13 @@ def library_of(name: str) -> Any:
 
 
 def is_transformers(name: str) -> bool:
-    """True for a folder in transformers' format, "org/repo", and names of its families, where open_clip has no such."""
+    """True for a folder in transformers' format, and for "org/repo" where open_clip has no architecture of that name."""
     from open_gem.backbones import open_clip
 
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         return not (folder / "open_clip_config.json").is_file() and (folder / "config.json").is_file()
-    return not open_clip.knows(name) and ("/" in name or find_family("transformers", name) is not None)
+    return name in ORIGINAL or ("/" in name and not open_clip.knows(name))
 
 
 def _transformers() -> Any:
@@ -100,13 +114,16 @@ def _transformers() -> Any:
 
 
 def build_tower(name: str) -> Tower:
-    """The vision tower of an architecture with random weights, for checks: no download. "embedded" has its own.
+    """The vision tower of an architecture with random weights, the same each time, for checks; no weights are fetched.
 
-    Raises UnknownModelError or UnsupportedModelError.
+    "embedded" and folders in open_clip's format have their own. Raises UnknownModelError, WeightsError or UnsupportedModelError.
     """
-    if name == EMBEDDED:
-        return load(device="cpu").tower
-    tower = library_of(name).build_tower(name)
+    name = as_folder(name)
+    if name == EMBEDDED or (name.startswith("local-dir:") and not is_transformers(name)):
+        return load(name, device="cpu").tower
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = library_of(name).build_tower(name)
     randomize(tower.module)
     return tower
 
@@ -119,7 +136,7 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
 
     Raises UnsupportedModelError where its vision tower cannot be read, InputError where it is in training mode.
     """
-    if type(model).__module__.startswith("transformers."):
+    if any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return _transformers().adapt(model, tokenizer)
     from open_gem.backbones import open_clip
 
@@ -127,11 +144,12 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
 
 
 class Known(NamedTuple):
-    """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), its `family` (None
-    where none fits), and the `obstacle` to reading it, or None."""
+    """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), whose model it is,
+    its `family` (None where none fits), and the `obstacle` to reading it, or None."""
 
     name: str
     tag: str | None
+    library: str
     family: str | None
     obstacle: str | None
 
@@ -140,11 +158,12 @@ def catalogue() -> list[Known]:
     """The model in the package, every name and tag of open_clip, and an example of each family of transformers."""
     from open_gem.backbones import open_clip
 
-    theirs = [
-        Known(name, tag, row.name, None) for row in FAMILIES if row.library != "open_clip" for name, tag in row.examples
+    others = [row for row in FAMILIES if row.library != "open_clip"]
+    theirs = [Known(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
+    ours = [
+        Known(name, tag, "open_clip", _family_name(name), obstacle) for name, tag, obstacle in open_clip.catalogue()
     ]
-    ours = [Known(name, tag, _family_name(name), obstacle) for name, tag, obstacle in open_clip.catalogue()]
-    return [Known(EMBEDDED, None, EMBEDDED, None), *ours, *theirs]
+    return [Known(EMBEDDED, None, "open_gem", EMBEDDED, None), *ours, *theirs]
 
 
 def _family_name(name: str) -> str | None:
@@ -153,9 +172,9 @@ def _family_name(name: str) -> str | None:
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The type for a key of `DTYPES`, or any of torch's floating types. Raises InputError for another."""
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
-    if found is None or not found.is_floating_point:
+    """The type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for another."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in (*DTYPES.values(), torch.float64):
         raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
     return found
 
@@ -166,7 +185,7 @@ def find_device(device: str | torch.device) -> torch.device:
         try:
             found = torch.device(device)
             torch.empty(0, device=found)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot use device {device!r}: {reason}") from error
         return found

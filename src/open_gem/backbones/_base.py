@@ -7,10 +7,12 @@ changes the model: weights are looked up when they are used, so one that is move
 """
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from threading import Lock
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from open_gem.imaging import Preprocess
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
+T = TypeVar("T")
 TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thousands
 
 
@@ -54,7 +57,10 @@ class Tower(ABC):
 
     def __init__(self, module: Any):
         self.module = module
-        self._cached_positions = lru_cache(maxsize=16)(lambda grid, version: self.resample_positions(grid))
+        self._positions: GridCache[Tensor] = GridCache()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tower":
+        return type(self)(deepcopy(self.module, memo))  # its blocks are functions over the module
 
     @classmethod
     @abstractmethod
@@ -110,7 +116,7 @@ class Tower(ABC):
 
     def positions(self, grid: Grid) -> Tensor:
         """Position embeddings for `grid`, made once a grid and again when the weights change."""
-        return self._cached_positions(grid, version([self.trained_positions]))  # lru_cache is safe between threads
+        return self._positions(grid, version([self.trained_positions]), self.resample_positions)
 
 
 class Text(ABC):
@@ -227,9 +233,46 @@ def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
     return Grid(height // rows, width // cols)
 
 
+class GridCache(Generic[T]):
+    """What was made of weights for each of the last few grids; may be shared between threads.
+
+    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does.
+    """
+
+    def __init__(self, capacity: int = 16):
+        self.capacity = capacity
+        self._made: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
+        """What `make` made for `grid` when the weights had this `version`."""
+        with self._lock:
+            known = self._made.get(grid)
+            if known is not None and known[0] == version:
+                self._made.move_to_end(grid)
+                return known[1]
+            with torch.inference_mode(False), torch.no_grad():  # what is kept serves others, who may want gradients
+                made = make(grid)
+            self._made[grid] = version, made
+            while len(self._made) > self.capacity:
+                self._made.popitem(last=False)
+            return made
+
+
 def version(weights: Iterable[Tensor]) -> Hashable:
     """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
     return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+
+
+def off_mps(weights: Tensor) -> Tensor:
+    """On the CPU instead of on Apple's GPU, where not every torch can resample with antialias."""
+    return weights.cpu() if weights.device.type == "mps" else weights
+
+
+def check_evaluating(module: nn.Module) -> None:
+    """Raises InputError where a model is in training mode."""
+    if any(part.training for part in module.modules()):
+        raise InputError("the model is in training mode; call model.eval() before adapting it")
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

@@ -12,6 +12,9 @@ from open_gem.backbones._base import Tower
 from open_gem.pathway import PATHWAYS, Block, run
 from open_gem.types import Grid, Size
 
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+"""How far fused kernels may be from the library's own, as `Difference` counts."""
+
 
 class Difference(NamedTuple):
     """How far one way of running the host is from the library's forward on pictures of `size`.
@@ -24,6 +27,10 @@ class Difference(NamedTuple):
     exact: bool
     tokens: float
     pooled: float
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """True where it is none through modules, and within `TOLERANCES` through fused kernels."""
+        return max(self.tokens, self.pooled) <= (0 if self.exact else TOLERANCES[dtype])
 
 
 class _Bare:

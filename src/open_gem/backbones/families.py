@@ -175,6 +175,9 @@ FAMILIES = (
 )
 
 
+ORIGINAL = ("blip-base", "blip-large")  # names for files of Salesforce's own, without a repository
+
+
 def find_family(library: str, name: str) -> Family | None:
     """The family of a model of `library`, by its name."""
     return next((row for row in FAMILIES if row.library == library and re.search(row.pattern, name)), None)

@@ -12,10 +12,10 @@ import open_clip
 import torch
 from torch import Tensor
 
-from open_gem.backbones._base import Backbone, Recommended, Text, Tower
+from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
 from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
 from open_gem.backbones.families import find_family, find_tower
-from open_gem.errors import InputError, OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
 from open_gem.types import Size
 
@@ -40,8 +40,7 @@ def read_tower(visual: Any, owner: str) -> Tower:
         reason = tower.obstacle(visual)
     if tower is None or reason is not None:
         raise UnsupportedModelError(f"cannot read {owner}: {reason}")
-    if any(part.training for part in visual.modules()):
-        raise InputError("the model is in training mode; call model.eval() before adapting it")
+    check_evaluating(visual)
     return tower(visual)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_gem.backbones import _hub
-from open_gem.backbones._base import Backbone, Text, Tower
+from open_gem.backbones._base import Backbone, Text, Tower, check_evaluating
 from open_gem.backbones._weights import cut_off, finished, quiet
 from open_gem.backbones.families import find_tower
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
@@ -282,8 +282,7 @@ def read_tower(model: Any) -> Tower:
         reason = tower.obstacle(model)
     if tower is None or reason is not None:
         raise UnsupportedModelError(f"cannot read {name}: {reason}")
-    if any(part.training for part in model.modules()):
-        raise InputError("the model is in training mode; call model.eval() before adapting it")
+    check_evaluating(model)
     return tower(model)
 
 

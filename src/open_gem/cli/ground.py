@@ -109,8 +109,8 @@ def ground(
     few = MANY if save is None else len(phrases)
     if len(phrases) > few:
         say(f"warning: {len(phrases)} phrases: overlays of the {few} best scores only, --save overlay draws all")
-    if is_trained(model):
-        untrained = {"pretrained": pretrained, "pathway": pathway, "depth": depth, "iterations": iterations}
+    if pretrained is None and is_trained(model):
+        untrained = {"pathway": pathway, "depth": depth, "iterations": iterations}
         _refuse(model, {**untrained, "temperature-scale": temperature_scale, "size": size})
         localizer = load_trained(model, template=template, device=device, dtype=dtype)
     else:

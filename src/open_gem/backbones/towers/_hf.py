@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from open_gem.attention import Heads
-from open_gem.backbones._base import Tower, join_heads, split_heads
+from open_gem.backbones._base import Tower, join_heads, split_heads, watch
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -36,8 +36,10 @@ class HfTower(Tower):
     def obstacle(cls, module: Any) -> str | None:
         for layer in module.vision_model.encoder.layers:
             plain = type(layer) in cls.plain and type(layer.self_attn) is cls.plain[type(layer)]
-            if not plain or _has_foreign_hooks(layer.self_attn):
-                return "its layers are not transformers' own, without wrappers or hooks on attention"
+            if not plain or _has_foreign_hooks(layer) or _has_foreign_hooks(layer.self_attn):
+                return "its layers are not transformers' own, without wrappers or hooks"
+        if _has_foreign_hooks(module.vision_model.embeddings):
+            return "there are hooks on its embeddings, which are read past"
         return None
 
     @property
@@ -58,6 +60,15 @@ class HfTower(Tower):
         resized = interpolate(picture, size=tuple(grid), mode="bicubic", align_corners=False)
         return torch.cat([positions[: self.prefix], resized.permute(0, 2, 3, 1).flatten(0, 2)])
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.project(tokens[:, 0])
+
+    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        def forward() -> Tensor:
+            return self.module.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
+
+        return watch(self.vision.encoder.layers[-1], forward)
+
     def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
         tokens = self.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         if self.prefix:
@@ -68,20 +79,23 @@ class HfTower(Tower):
     def blocks(self, grid: Grid) -> Sequence[Block]:
         return self._blocks
 
-    def qkv(self, attn: Any, normed: Tensor) -> Heads:
+    @staticmethod
+    def qkv(attn: Any, normed: Tensor) -> Heads:
         """Queries, keys and values that the attention `attn` makes of normed tokens."""
         projected = (attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed))
         return Heads(*(split_heads(part, attn.num_heads) for part in projected))
 
-    def out(self, attn: Any, mixed: Tensor) -> Tensor:
+    @staticmethod
+    def out(attn: Any, mixed: Tensor) -> Tensor:
         """The output projection of the attention `attn`, of joined heads."""
         return attn.out_proj(mixed)
 
-    def _read(self, layer: Any) -> Block:
+    @classmethod
+    def _read(cls, layer: Any) -> Block:
         return Block(
             norm=layer.layer_norm1,
-            qkv=lambda normed: self.qkv(layer.self_attn, normed),
-            out=lambda mixed: self.out(layer.self_attn, join_heads(mixed)),
+            qkv=lambda normed: cls.qkv(layer.self_attn, normed),
+            out=lambda mixed: cls.out(layer.self_attn, join_heads(mixed)),
             mlp=lambda tokens: layer.mlp(layer.layer_norm2(tokens)),
             forward=lambda tokens: layer(tokens, attention_mask=None),
         )

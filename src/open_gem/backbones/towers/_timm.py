@@ -12,7 +12,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from open_gem.backbones._base import Tower, has_hooks, watch
+from open_gem.backbones._base import Tower, has_hooks, off_mps, watch
 from open_gem.types import Grid, Size
 
 
@@ -63,7 +63,9 @@ class TimmTower(Tower):
     def resample_positions(self, grid: Grid) -> Tensor:
         prefix = 0 if self.trunk.no_embed_class else self.prefix
         trained = list(self.trunk.patch_embed.grid_size)
-        return resample_abs_pos_embed(self.trained_positions.detach(), list(grid), trained, num_prefix_tokens=prefix)[0]
+        positions = off_mps(self.trained_positions.detach())
+        resampled = resample_abs_pos_embed(positions, list(grid), trained, num_prefix_tokens=prefix)[0]
+        return resampled.to(self.stem.device)
 
     def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
         trunk, tokens = self.trunk, self._patches(pixels)

@@ -24,17 +24,16 @@ class BlipTower(HfTower):
     def trained_positions(self) -> Tensor:
         return self.embeddings.position_embedding
 
-    def qkv(self, attn: Any, normed: Tensor) -> Heads:
+    @staticmethod
+    def qkv(attn: Any, normed: Tensor) -> Heads:
         return Heads(*(split_heads(part, attn.num_heads) for part in attn.qkv(normed).chunk(3, dim=-1)))
 
-    def out(self, attn: Any, mixed: Tensor) -> Tensor:
+    @staticmethod
+    def out(attn: Any, mixed: Tensor) -> Tensor:
         return attn.projection(mixed)
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.module.vision_proj(self.vision.post_layernorm(tokens))
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.project(tokens[:, 0])
 
     def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         def forward() -> Tensor:  # not `pooler_output`, which is normed twice

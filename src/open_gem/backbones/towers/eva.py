@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from open_gem.attention import Heads
-from open_gem.backbones._base import has_hooks, join_heads, split_heads, version
+from open_gem.backbones._base import GridCache, has_hooks, join_heads, split_heads, version
 from open_gem.backbones.towers._timm import TimmTower
 from open_gem.pathway import Block
 from open_gem.types import Grid
@@ -26,7 +26,7 @@ class EvaTower(TimmTower):
 
     def __init__(self, module: Any):
         super().__init__(module)
-        self._cached_rotations = lru_cache(maxsize=16)(lambda grid, version: self._rotations(grid))
+        self._rotations: GridCache[Tensor] = GridCache()
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
@@ -50,10 +50,10 @@ class EvaTower(TimmTower):
 
     def blocks(self, grid: Grid) -> Sequence[Block]:
         rope = self.trunk.rope
-        rotations = None if rope is None else self._cached_rotations(grid, version(rope.buffers()))
+        rotations = None if rope is None else self._rotations(grid, version(rope.buffers()), self._rotate_to)
         return tuple(_read(block, rotations) for block in self.trunk.blocks)
 
-    def _rotations(self, grid: Grid) -> Tensor:
+    def _rotate_to(self, grid: Grid) -> Tensor:
         """Sines and cosines `(r·k, 2c)` for `grid`, as the library itself makes them when it is resized."""
         rope: Any = deepcopy(self.trunk.rope)
         rope.update_feat_shape(tuple(grid))

@@ -6,7 +6,6 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Attention, MetaClip2EncoderLayer
 
-from open_gem.backbones._base import watch
 from open_gem.backbones.towers._hf import HfTower
 from open_gem.types import Grid
 
@@ -26,12 +25,3 @@ class HfClipTower(HfTower):
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.module.visual_projection(self.vision.post_layernorm(tokens))
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.project(tokens[:, 0])
-
-    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        def forward() -> Tensor:
-            return self.module.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
-
-        return watch(self.vision.encoder.layers[-1], forward)

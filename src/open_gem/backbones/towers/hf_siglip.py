@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 
-from open_gem.backbones._base import watch
 from open_gem.backbones.towers._hf import HfTower
 
 
@@ -35,9 +34,3 @@ class HfSiglipTower(HfTower):
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.vision.head(self.vision.post_layernorm(tokens))
-
-    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        def forward() -> Tensor:
-            return self.module.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
-
-        return watch(self.vision.encoder.layers[-1], forward)

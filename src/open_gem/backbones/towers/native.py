@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear
 
 from open_gem.attention import Heads
-from open_gem.backbones._base import Tower, grid_of, has_hooks, join_heads, split_heads, watch
+from open_gem.backbones._base import Tower, grid_of, has_hooks, join_heads, off_mps, split_heads, watch
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -30,14 +31,14 @@ class NativeTower(Tower):
         self.layers = len(module.transformer.resblocks)
         self._blocks = tuple(_read(block) for block in module.transformer.resblocks)
         pooler = module.attn_pool
-        self._head = nn.Identity() if pooler is None else _PoolOfOne(pooler)
+        self._alone = nn.Identity() if pooler is None else partial(_pool_of_one, pooler)
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
         if module.attn_pool is not None and module.attn_pool_contrastive is not None:
             return "its vision tower has a second, contrastive attention pool, which is not read"
         if not all(_is_plain(block) for block in module.transformer.resblocks):
-            return "its blocks are not open_clip's plain ResidualAttentionBlock, without wrappers or hooks on attention"
+            return "its blocks are not open_clip's plain ResidualAttentionBlock, without wrappers or hooks"
         return None
 
     @property
@@ -52,7 +53,8 @@ class NativeTower(Tower):
         trained = Grid(*self.module.grid_size)
         if grid == trained:
             return self.trained_positions.detach()
-        return resample_abs_pos_embed(self.trained_positions.detach()[None], list(grid), list(trained))[0]
+        positions = off_mps(self.trained_positions.detach())
+        return resample_abs_pos_embed(positions[None], list(grid), list(trained))[0].to(self.stem.device)
 
     def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
         patches = self.module.conv1(pixels).flatten(2).transpose(1, 2)
@@ -64,7 +66,7 @@ class NativeTower(Tower):
         return self._blocks
 
     def project(self, tokens: Tensor) -> Tensor:
-        return self._into_joint_space(self.module.ln_post(self._head(tokens)))
+        return self._into_joint_space(self.module.ln_post(self._alone(tokens)))
 
     def pool(self, tokens: Tensor) -> Tensor:
         pooled, _ = self.module._pool(tokens)
@@ -99,7 +101,7 @@ def _is_plain(block: nn.Module) -> bool:
     """True where reading the weights past the modules computes what the modules would."""
     if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
         return False
-    return not has_hooks(block.attn, block.attn.out_proj)
+    return not has_hooks(block, block.attn, block.attn.out_proj)
 
 
 def _read(block: ResidualAttentionBlock) -> Block:
@@ -115,16 +117,10 @@ def _read(block: ResidualAttentionBlock) -> Block:
     return Block(norm=block.ln_1, qkv=qkv, out=out, mlp=lambda x: block.ls_2(block.mlp(block.ln_2(x))), forward=block)
 
 
-class _PoolOfOne(nn.Module):
+def _pool_of_one(pooler: Any, tokens: Tensor) -> Tensor:
     """What an attention pool makes of each token alone: over one key the softmax is 1, whatever the query asks."""
-
-    def __init__(self, pooler: Any):
-        super().__init__()
-        self.pooler = pooler
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        attn = self.pooler.attn
-        packed = attn.v_proj_weight is None
-        weight = attn.in_proj_weight[2 * attn.embed_dim :] if packed else attn.v_proj_weight
-        values = linear(self.pooler.ln_k(tokens), weight, attn.in_proj_bias[2 * attn.embed_dim :])
-        return linear(values, attn.out_proj.weight, attn.out_proj.bias)
+    attn = pooler.attn
+    packed = attn.v_proj_weight is None
+    weight = attn.in_proj_weight[2 * attn.embed_dim :] if packed else attn.v_proj_weight
+    values = linear(pooler.ln_k(tokens), weight, attn.in_proj_bias[2 * attn.embed_dim :])
+    return linear(values, attn.out_proj.weight, attn.out_proj.bias)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from open_gem.backbones import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
+from open_gem.backbones._base import check_evaluating
 from open_gem.backbones._weights import finished
 from open_gem.backbones.trained._base import Grounding, Trained
 from open_gem.backbones.trained.clipseg import CLIPSeg
 from open_gem.backbones.trained.groupvit import GroupViT
 from open_gem.backbones.trained.owl import OWL
-from open_gem.errors import InputError, UnsupportedModelError
+from open_gem.errors import UnsupportedModelError
 
 __all__ = ["TRAINED", "Grounding", "Trained", "adapt_trained", "check_not_trained", "is_trained", "load_trained"]
 
@@ -70,8 +71,7 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
     row = next((row for row in TRAINED.values() if row.model == kind), None)
     if row is None:
         raise UnsupportedModelError(f"cannot read {kind}: expected {', '.join(row.model for row in TRAINED.values())}")
-    if any(part.training for part in model.modules()):
-        raise InputError("the model is in training mode; call model.eval() before adapting it")
+    check_evaluating(model)
     return row.reader(name, model, processor.tokenizer, processor.image_processor)
 
 
