@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_gem.backbones._base import Backbone, Recommended, Tower
+from open_gem.backbones._weights import needs_transformers
 from open_gem.backbones.check import randomize
 from open_gem.backbones.families import FAMILIES, ORIGINAL, Family, find_family
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
@@ -94,7 +95,7 @@ def library_of(name: str) -> Any:
 
 
 def is_transformers(name: str) -> bool:
-    """True for a folder in transformers' format, and for "org/repo" where open_clip has no architecture of that name."""
+    """True for a folder in transformers' format, and for "org/repo" where that is no architecture of open_clip."""
     from open_gem.backbones import open_clip
 
     if name.startswith("local-dir:"):
@@ -107,14 +108,12 @@ def _transformers() -> Any:
     try:
         from open_gem.backbones import transformers
     except ImportError as error:
-        raise UnsupportedModelError(
-            f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
-        ) from error
+        raise UnsupportedModelError(needs_transformers(error)) from error
     return transformers
 
 
 def build_tower(name: str) -> Tower:
-    """The vision tower of an architecture with random weights, the same each time, for checks; no weights are fetched.
+    """The vision tower of an architecture with random weights, the same each time, for checks: none are fetched.
 
     "embedded" and folders in open_clip's format have their own. Raises UnknownModelError, WeightsError or UnsupportedModelError.
     """

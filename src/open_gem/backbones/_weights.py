@@ -32,6 +32,11 @@ def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -
     return model
 
 
+def needs_transformers(error: ImportError) -> str:
+    """What to do where transformers, or something that it needs, is not installed."""
+    return f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
+
+
 def reason_of(error: Exception) -> str:
     """One line: what does not fit where a state dict does not, else the error's first line and what to do."""
     message = str(error).strip() or type(error).__name__

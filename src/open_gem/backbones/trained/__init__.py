@@ -11,7 +11,7 @@ import torch
 
 from open_gem.backbones import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
 from open_gem.backbones._base import check_evaluating
-from open_gem.backbones._weights import finished
+from open_gem.backbones._weights import finished, needs_transformers
 from open_gem.backbones.trained._base import Grounding, Trained
 from open_gem.backbones.trained.clipseg import CLIPSeg
 from open_gem.backbones.trained.groupvit import GroupViT
@@ -108,7 +108,5 @@ def _transformers() -> tuple[Any, Any]:
 
         from open_gem.backbones import _hub
     except ImportError as error:
-        raise UnsupportedModelError(
-            f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
-        ) from error
+        raise UnsupportedModelError(needs_transformers(error)) from error
     return _hub, transformers
