@@ -115,7 +115,9 @@ def _transformers() -> Any:
 def build_tower(name: str) -> Tower:
     """The vision tower of an architecture with random weights, the same each time, for checks: none are fetched.
 
-    "embedded" and folders in open_clip's format have their own. Raises UnknownModelError, WeightsError or UnsupportedModelError.
+    "embedded" and folders in open_clip's format have their own.
+
+    Raises UnknownModelError, WeightsError or UnsupportedModelError.
     """
     name = as_folder(name)
     if name == EMBEDDED or (name.startswith("local-dir:") and not is_transformers(name)):
