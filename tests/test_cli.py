@@ -514,7 +514,8 @@ def test_a_check_that_fails_is_an_error(monkeypatch):
         (["--check", "ViT-B-61"], "unknown model 'ViT-B-61'"),
         (["--check", "embedded", "--dtype", "int8"], "cannot compute in int8, expected one of float32"),
         (["--check", "embedded", "--all"], "give one of them"),
-        (["--dtype", "bfloat16"], "--dtype is for --check"),
+        (["--dtype", "bfloat16"], "--dtype and --device are for --check"),
+        (["--check", "embedded", "--device", "quantum"], "cannot use device 'quantum'"),
     ],
 )
 def test_checks_that_make_no_sense(arguments, words):

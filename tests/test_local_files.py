@@ -221,6 +221,17 @@ def test_offline_without_the_weights(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hub") == ["cat.png"]
 
 
+@pytest.mark.parametrize("name", ["blip-base", "openai/clip-vit-base-patch16"])
+def test_offline_with_a_file_for_an_architecture_of_transformers_the_hub_is_not_asked(name, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
+    save_file({"extra": torch.zeros(1)}, tmp_path / "mine.safetensors")
+    arguments = ["--model", name, "--pretrained", "mine.safetensors"]
+    result = offline(tmp_path, "ground", "cat.png", "-p", "a cat", *arguments)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert "the weights do not fit the architecture" in line and "missing" in line
+
+
 def test_offline_with_what_was_downloaded_before(tmp_path, tiny):
     Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
     cached(tmp_path, "some/model", Path(tiny.removeprefix("local-dir:")))

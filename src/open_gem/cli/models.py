@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import DtypeOption, JsonOption, app, new_console, new_table, say
+from open_gem.cli._app import DeviceOption, DtypeOption, JsonOption, app, new_console, new_table, say
 from open_gem.errors import InputError
 
 
@@ -22,6 +22,7 @@ def models(
         typer.Option(help='Compare this architecture, with random weights, to its own library; or "all".'),
     ] = None,
     dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """List the families of models that can be read, or check that one is read exactly.
@@ -31,10 +32,10 @@ def models(
     """
     if check and every:
         raise InputError("--all lists names and --check checks one: give one of them")
-    if dtype != "float32" and not check:
-        raise InputError("--dtype is for --check")
+    if not check and (dtype, device) != ("float32", "cpu"):
+        raise InputError("--dtype and --device are for --check")
     if check:
-        _check(check, dtype, as_json)
+        _check(check, dtype, device, as_json)
     elif every:
         _list_names(as_json)
     else:
@@ -70,8 +71,10 @@ def _list_families(as_json: bool) -> None:
     for row in rows:
         examples = "\n".join(", ".join(filter(None, example)) for example in row["examples"])
         table.add_row(*map(Text, (row["family"], row["library"], examples, row["about"], row["tested"])))
-    table.caption = Text("Against each library's own forward: open-gem models --check NAME. All names: --all")
-    new_console().print(table)
+    console = new_console()
+    console.print(table)
+    console.print(Text("All names: --all. Against their library's own forward: --check NAME."))
+    console.print(Text("To compare with, open-gem ground --model also takes GroupViT, CLIPSeg, OWLv2 and OWL-ViT."))
 
 
 def _list_names(as_json: bool) -> None:
@@ -95,16 +98,17 @@ def _list_names(as_json: bool) -> None:
             console.print(Text(f"  {count:3} {what}"))
 
 
-def _check(names: list[str], dtype: str, as_json: bool) -> None:
-    from open_gem.backbones import FAMILIES, build_tower, find_dtype
+def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
+    from open_gem.backbones import FAMILIES, build_tower, find_device, find_dtype
     from open_gem.backbones.check import check, pictures, rounding, sizes_of
 
-    kind = find_dtype(dtype)
+    kind, place = find_dtype(dtype), find_device(device)
     if "all" in names:
         names = ["embedded", *(row.examples[0][0] for row in FAMILIES)]
     failed, documents = False, []
     for name in dict.fromkeys(names):
         tower = build_tower(name)
+        tower.module.to(place)
         costs = [] if dtype == "float32" else rounding(tower, kind, pictures(sizes_of(tower)[1]))
         tower.module.to(kind)
         differences = check(tower)
