@@ -229,7 +229,26 @@ def test_a_file_that_is_called_like_a_tag_is_not_taken_for_it(tmp_path, monkeypa
     Path("openai").touch()
     assert native.configuration("ViT-B-16", "openai")["force_quick_gelu"] is True
     Path("mine.pt").touch()
-    assert native.configuration("ViT-B-16", "mine.pt") == {"model_name": "ViT-B-16", "pretrained": "mine.pt"}
+    config = native.configuration("ViT-B-16", "mine.pt")
+    assert (config["model_name"], config["pretrained"]) == ("ViT-B-16", "mine.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "interpolation"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, "bicubic"),
+        ("ViT-L-14-CLIPA", 0.485, "bilinear"),
+        ("PE-Core-B-16", 0.5, "bilinear"),
+        ("MobileCLIP-B", 0.0, "bilinear"),
+        ("ViT-B-16", 0.48145466, None),
+    ],
+)
+def test_a_file_of_weights_gets_the_statistics_of_its_architecture(name, mean, interpolation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.pt").touch()
+    statistics = native.configuration(name, "mine.pt")["force_preprocess_cfg"]
+    assert statistics["mean"][0] == pytest.approx(mean)
+    assert interpolation is None or statistics["interpolation"] == interpolation
 
 
 def test_attention_with_a_hook_or_a_wrapper_is_refused_for_it_would_be_read_past(square):

@@ -51,6 +51,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "mine")
     loads_the_weights(f"local-dir:{tmp_path / 'mine'}")
     loads_the_weights(str(tmp_path / "mine"))
+    assert backbones.load(tmp_path / "mine", device="cpu").patch == (8, 8)
     monkeypatch.chdir(tmp_path)
     loads_the_weights("mine")
 
@@ -93,10 +94,12 @@ def test_weights_of_something_else_are_named(tmp_path, architecture):
     assert "1 unexpected (classifier.weight)" in message
 
 
-def test_a_pickle_that_runs_code_is_refused_and_says_what_to_do(tmp_path, architecture):
+@pytest.mark.parametrize("function", [Path.touch, os.mkdir, os.system])
+def test_a_pickle_that_runs_code_is_refused_and_says_what_to_do(function, tmp_path, architecture):
     class Harmful:
         def __reduce__(self):
-            return (Path.touch, (tmp_path / "executed",))
+            target = tmp_path / "executed"
+            return (function, (f"touch {target}" if function is os.system else target,))
 
     torch.save({"state_dict": Harmful()}, tmp_path / "weights.pt")
     message = refused(architecture, tmp_path / "weights.pt")

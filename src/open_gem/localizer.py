@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -239,7 +240,7 @@ def _prompts_by_image(prompts: Prompts, count: int) -> list[tuple[str, ...]]:
 
 
 def load(
-    name: str = backbones.EMBEDDED,
+    name: str | PathLike[str] = backbones.EMBEDDED,
     pretrained: str | None = None,
     *,
     pathway: str | Pathway = "gem",
@@ -272,7 +273,7 @@ def adapt(
 
 
 def load_trained(
-    name: str,
+    name: str | PathLike[str],
     *,
     template: str | None = None,
     device: str | torch.device = "auto",

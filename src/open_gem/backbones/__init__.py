@@ -1,6 +1,7 @@
 """Pretrained models behind one interface: load them by name, or adapt one that is in memory."""
 
 from importlib.resources import files
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str = EMBEDDED,
+    name: str | PathLike[str] = EMBEDDED,
     pretrained: str | None = None,
     *,
     device: str | torch.device = "auto",
@@ -68,13 +69,14 @@ def load(
     return library_of(name).load(name, pretrained, cache_dir=cache_dir, **where)
 
 
-def as_folder(name: str) -> str:
+def as_folder(name: str | PathLike[str]) -> str:
     """ "local-dir:" before the path of a folder; names that open_clip knows, and others, as they are.
 
     Raises WeightsError for the path of a file, or of nothing: "./x", "/x", "~/x", "x.pt".
     """
     from open_gem.backbones import open_clip
 
+    name = fspath(name)
     if name == EMBEDDED or open_clip.knows(name):
         return name
     path = Path(name).expanduser()

@@ -184,7 +184,8 @@ class Backbone:
     def weights_version(self) -> Hashable:
         """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept.
 
-        Writes through `tensor.data` go unnoticed: make a new `Localizer` after those.
+        Writes that torch does not count go unnoticed (through `tensor.data`, in inference mode, by a fused optimizer):
+        make a new backbone and `Localizer` after those.
         """
         return version(self.model.parameters())
 

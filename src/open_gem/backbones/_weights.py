@@ -42,7 +42,9 @@ def reason_of(error: Exception) -> str:
     message = str(error).strip() or type(error).__name__
     if found := mismatch_in(message):
         return found
-    if "Unsupported global" in message or "TorchScript" in message:
+    if any(
+        word in message for word in ("Unsupported global", "is blocked", "TorchScript")
+    ):  # torch's words for what would run
         return (
             "the file is a pickle that needs code to run (or a TorchScript archive), which is refused; save the bare "
             "state dict, best as .safetensors"

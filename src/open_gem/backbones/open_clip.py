@@ -184,7 +184,7 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
         raise UnknownModelError(f"{name!r} needs a pretrained tag; known: {', '.join(tags) or 'none'}")
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)  # before files: one may be called like a tag
     if not tag and Path(pretrained).is_file():
-        return {"model_name": architecture, "pretrained": pretrained}
+        return {"model_name": architecture, "pretrained": pretrained, "force_preprocess_cfg": _statistics(architecture)}
     if not tag:
         known = ", ".join(tags) or "none"
         raise UnknownModelError(f"{pretrained!r} is no tag of {name!r}, and no file; known tags: {known}")
@@ -208,6 +208,15 @@ def _architecture(name: str) -> str:
     if reason := obstacle(architecture):
         raise UnsupportedModelError(f"cannot read {name}: {reason}")
     return architecture
+
+
+def _statistics(architecture: str) -> dict[str, Any]:
+    """What all tags of an architecture agree on about pictures: for a file of weights, which says nothing of them."""
+    tags = [
+        open_clip.get_pretrained_cfg(architecture, tag) for tag in open_clip.list_pretrained_tags_by_model(architecture)
+    ]
+    keys = ("mean", "std", "interpolation") if tags else ()
+    return {key: tags[0][key] for key in keys if key in tags[0] and all(tag.get(key) == tags[0][key] for tag in tags)}
 
 
 def _check_folder(folder: Path) -> None:

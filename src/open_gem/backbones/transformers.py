@@ -266,10 +266,14 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
         settings, tokenizer = processor.image_processor.to_dict(), processor.tokenizer
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise InputError(f"expected a tokenizer or a processor of transformers, not a {type(tokenizer).__name__}")
+    _check_words(model, tokenizer)
+    return _backbone("transformers", tower, KINDS[model.config.model_type].text(model, tokenizer), settings)
+
+
+def _check_words(model: Any, tokenizer: Any) -> None:
     words, known = len(tokenizer), model.config.text_config.vocab_size
     if words > known:
         raise InputError(f"the tokenizer has {words} words, the model knows {known}: it is another model's")
-    return _backbone("transformers", tower, KINDS[model.config.model_type].text(model, tokenizer), settings)
 
 
 def read_tower(model: Any) -> Tower:
@@ -335,6 +339,7 @@ def load(
     else:
         label = f"{name}, {pretrained}"
         text, settings = _from_file(name, Path(pretrained), cache_dir)
+    _check_words(text.model, text.tokenizer)
     return _backbone(label, read_tower(finished(text.model, device, dtype)), text, settings)
 
 

@@ -82,8 +82,8 @@ def ground(
 ) -> None:
     """Find phrases in pictures: a heatmap, a point and boxes for each.
 
-    Scores are cosines of the whole picture with a phrase: they say whether it is there. Heatmaps say where, and each is
-    stretched to its own extremes, so that of an absent thing looks lively too.
+    Scores are cosines of the whole picture with a phrase (of CLIPSeg and OWL, probabilities): they say whether it is
+    there. Heatmaps say where, and each is stretched to its own extremes, so that of an absent thing looks lively too.
     """
     from open_gem.backbones.trained import is_trained
     from open_gem.imaging import check_size_rule

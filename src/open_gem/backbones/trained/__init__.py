@@ -5,6 +5,7 @@
 A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
 """
 
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from open_gem.backbones import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
 from open_gem.backbones._base import check_evaluating
 from open_gem.backbones._weights import finished, needs_transformers
+from open_gem.backbones.families import ORIGINAL
 from open_gem.backbones.trained._base import Grounding, Trained
 from open_gem.backbones.trained.clipseg import CLIPSeg
 from open_gem.backbones.trained.groupvit import GroupViT
@@ -41,7 +43,7 @@ TRAINED = {  # a configuration's model_type -> its row
 
 
 def load_trained(
-    name: str,
+    name: str | PathLike[str],
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
@@ -78,7 +80,7 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
 def is_trained(name: str, cache_dir: str | None = None) -> bool:
     """True where `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as there."""
     name = as_folder(name)
-    if name == EMBEDDED or not is_transformers(name):
+    if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
         return False
     return _transformers()[0].configuration(name, cache_dir).model_type in TRAINED
 
