@@ -15,24 +15,26 @@ SOURCE = Path(open_gem.__file__).parent
 ROWS = [
     ["cli"],
     ["save"],
-    ["evaluate", "viz"],
+    ["bench", "evaluate", "figures", "viz"],
     ["localizer"],
     ["localization"],
     ["backbones", "datasets"],
-    ["pathway", "readout", "prompts", "imaging", "metrics"],
+    ["views"],
+    ["pathway", "readout", "refine", "prompts", "imaging", "metrics"],
+    ["clustering"],
     ["attention"],
     ["types", "errors"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 
-# Packages with one owner.
+# Packages that few modules may know.
 OWNERS = {
-    "open_clip": "backbones",
-    "timm": "backbones",
-    "matplotlib": "viz",
-    "typer": "cli",
-    "rich": "cli",
-    "scipy": "readout",
+    "open_clip": {"backbones", "prompts"},
+    "timm": {"backbones"},
+    "matplotlib": {"figures", "viz"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "scipy": {"clustering", "readout"},
 }
 
 
@@ -70,10 +72,10 @@ def test_imports_go_down(path):
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: p.name)
-def test_heavy_packages_have_one_owner(path):
+def test_heavy_packages_stay_with_their_owners(path):
     for parts in imports(path):
-        owner = OWNERS.get(parts[0], house(path))
-        assert owner == house(path), f"{parts[0]} belongs to {owner}, not to {house(path)}"
+        owners = OWNERS.get(parts[0], {house(path)})
+        assert house(path) in owners, f"{parts[0]} belongs to {owners}, not to {house(path)}"
 
 
 def test_front_door():
