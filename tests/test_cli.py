@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,7 +20,7 @@ from open_gem import cli, save
 from open_gem.backbones import FAMILIES
 from open_gem.backbones.towers.native import NativeTower
 from open_gem.errors import WeightsError
-from open_gem.pathway import PATHWAYS, Pathway
+from open_gem.methods import PATHWAYS, Pathway
 
 
 @pytest.fixture
@@ -526,12 +527,11 @@ def test_checks_that_make_no_sense(arguments, words):
 
 def test_pathways():
     rows = json.loads(call("pathways", "--json").stdout)
-    made = {}
-    for row in rows:
-        name = row.pop("name")
-        assert row["about"], f"pathway {name} is not described"
-        made[name] = Pathway(**row)
-    assert made == PATHWAYS
+    assert [row.pop("name") for row in rows] == list(PATHWAYS)
+    for row, pathway in zip(rows, PATHWAYS.values(), strict=True):
+        assert row["about"]
+        assert row["mix"] == (pathway.mix if isinstance(pathway.mix, str) else repr(pathway.mix))
+        assert Pathway(**row | {"mix": pathway.mix}) == pathway
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--all"], ["pathways"]])
@@ -560,14 +560,14 @@ def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
     tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ):
     picture(20, 20).save("large.png")
-    call_localizer = open_gem.Localizer.__call__
+    look = open_gem.Localizer.look
 
-    def short_of_memory(self: open_gem.Localizer, image: Image.Image, prompts: object) -> object:
+    def short_of_memory(self: open_gem.Localizer, image: Image.Image, pathways: Any) -> object:
         if image.height == 20:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
-        return call_localizer(self, image, prompts)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return look(self, image, pathways)
 
-    monkeypatch.setattr(open_gem.Localizer, "__call__", short_of_memory)
+    monkeypatch.setattr(open_gem.Localizer, "look", short_of_memory)
     result = ground(tiny, "large.png", "cat.png", "-p", "x", "--json")
     assert result.exit_code == 1
     failed, done = map(json.loads, result.stdout.splitlines())

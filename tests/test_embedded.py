@@ -10,7 +10,7 @@ from open_gem import PATHWAYS, Localizer
 from open_gem.backbones import EMBEDDED
 from open_gem.datasets.scenes import CONCEPTS, scene
 from open_gem.evaluate import Outcome, evaluate_scenes
-from open_gem.pathway import Pathway
+from open_gem.methods import Pathway
 
 HELD_OUT = range(60)
 

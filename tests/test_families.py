@@ -6,6 +6,7 @@ minutes, up to 8 GB of memory); tiny ones of every kind are compared in the test
 
 import re
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import test_native_tower
 import test_timm_towers
 import torch
 
-from open_gem import backbones
+from open_gem import PATHWAYS, backbones, run
 from open_gem.backbones import FAMILIES, Tower, transformers
 from open_gem.backbones import open_clip as library
 from open_gem.backbones.check import check
@@ -117,6 +118,26 @@ def test_a_tiny_model_of_every_family_equals_its_library(row):
     assert row.tower.endswith(f":{type(tower).__name__}")
     for difference in check(tower):
         assert difference.fits(torch.float32), difference
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5)], ids=["square", "wide"])
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
+def test_every_pathway_reads_a_tiny_model_of_every_family(row, shape):
+    tower = TINY[row.library, row.name]()
+    pixels = torch.randn(2, 3, shape[0] * tower.patch[0], shape[1] * tower.patch[1])
+    pathways = {name: replace(way, depth=min(way.depth, tower.layers)) for name, way in PATHWAYS.items()}
+    before = {name: weight.clone() for name, weight in tower.module.state_dict().items()}
+    embedding = run(tower, pixels, {"clip": PATHWAYS["clip"]}, pooled=True, exact=True)["clip"].pooled
+    found = run(tower, pixels, pathways, pooled=True)
+    assert found.keys() == PATHWAYS.keys()
+    for name, features in found.items():
+        assert features.grid == shape, name
+        assert features.patches.shape == (2, shape[0] * shape[1], features.tokens.shape[-1]), name
+        assert features.tokens.isfinite().all(), name
+        assert features.patches.std() > 0, name
+        torch.testing.assert_close(features.pooled, embedding, rtol=0, atol=2e-5)
+    after = tower.module.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_the_documentation_has_every_family():

@@ -21,6 +21,7 @@ ROWS = [
     ["backbones", "datasets"],
     ["views"],
     ["pathway", "readout", "refine", "prompts", "imaging", "metrics"],
+    ["methods"],
     ["clustering"],
     ["attention"],
     ["types", "errors"],

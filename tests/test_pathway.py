@@ -1,9 +1,11 @@
 """The second streams against the formulas, the host untouched, and no work that nobody asked for."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from open_gem import PATHWAYS, Pathway, backbones, run
-from open_gem.attention import Heads
+from open_gem.attention import Heads, query_key
+from open_gem.clustering import spherical_kmeans
 from open_gem.errors import InputError, PathwayError
-from open_gem.pathway import Block, Host, find_pathway
+from open_gem.methods import CrossBlock, KMeans, find_pathway
+from open_gem.pathway import Block, Host
 from open_gem.types import Grid, Size
 
 GEM = PATHWAYS["gem"]
@@ -38,6 +42,15 @@ VARIATIONS = PATHWAYS | {
     "q-k, no residual": Pathway(mix="query-key", depth=3, mlp=True, residual=False),
     "the host from further down": replace(PATHWAYS["clip"], depth=4),
     "identity, deep": replace(PATHWAYS["maskclip"], depth=4),
+    "sum": replace(GEM, combine="sum"),
+    "near": replace(GEM, gaussian=1.5),
+    "nearer": replace(PATHWAYS["naclip"], gaussian=1.0),
+    "cross-block, half": replace(PATHWAYS["resclip-rcs"], mix=CrossBlock(share=0.5)),
+    "cross-block, plain gain": replace(PATHWAYS["resclip-rcs"], mix=CrossBlock(gain=1.0)),
+    "cross-block beside sclip": replace(PATHWAYS["sclip"], mix=CrossBlock(), depth=2),
+    "three clusters": replace(PATHWAYS["gem-kmeans"], mix=KMeans(clusters=3)),
+    "another seed": replace(PATHWAYS["gem-kmeans"], mix=KMeans(clusters=3, seed=1)),
+    "unit clusters": replace(PATHWAYS["gem-kmeans"], normalize=True, temperature="adaptive", depth=2),
 }
 
 
@@ -52,42 +65,86 @@ def close(ours: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
 # The method -----------------------------------------------------------------------------------------------------------
 
 
-def explicit_mix(pathway: Pathway, heads: Heads, normed: Tensor) -> Tensor:
-    if pathway.mix == "identity":
-        return heads.v
+def explicit_temperatures(pathway: Pathway, heads: Heads, normed: Tensor) -> list[float]:
+    """τ of each image."""
     head_width = heads.v.shape[-1]
-    if pathway.mix == "query-key":
-        return explicit_softmax(heads.q @ heads.k.mT / head_width**0.5) @ heads.v
     if pathway.temperature == "adaptive":
         taus = [len(image) * head_width**0.5 / sum(token.norm().item() for token in image) for image in normed]
     else:
         taus = [head_width**0.5 if pathway.temperature == "trained" else float(pathway.temperature)] * len(normed)
-    taus = [tau * pathway.temperature_scale for tau in taus]
-    mixed = explicit_self_self(
-        heads,
-        taus,
-        projections=pathway.projections,
-        normalize=pathway.normalize,
-        iterations=pathway.iterations,
+    return [tau * pathway.temperature_scale for tau in taus]
+
+
+def explicit_attention(heads: Heads) -> Tensor:
+    return explicit_softmax(heads.q @ heads.k.mT / heads.v.shape[-1] ** 0.5)
+
+
+def explicit_bias(grid: Grid, std: float) -> Tensor:
+    """NACLIP's ω for one token before the patches, by the distances of all pairs."""
+    places = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid)).reshape(-1, 2)
+    bias = torch.zeros(len(places) + 1, len(places) + 1)
+    bias[1:, 1:] = torch.exp(-torch.cdist(places, places).square() / (2 * std**2))
+    return bias
+
+
+def explicit_mix(pathway: Pathway, everything: Sequence[Heads], index: int, normed: Tensor, grid: Grid) -> Tensor:
+    """What block `index` mixes; `everything` has q, k, v of all blocks."""
+    heads, mix = everything[index], pathway.mix
+    if mix == "identity":
+        return heads.v
+    if mix == "query-key":
+        return explicit_attention(heads) @ heads.v
+    taus = explicit_temperatures(pathway, heads, normed)
+    if isinstance(mix, KMeans):
+        return explicit_k_means(pathway, mix, heads, taus)
+    mixed = sum(
+        explicit_self_self(
+            getattr(heads, name),
+            heads.v,
+            taus,
+            normalize=pathway.normalize,
+            iterations=pathway.iterations,
+            bias=None if pathway.gaussian is None else explicit_bias(grid, pathway.gaussian),
+        )
+        for name in pathway.projections
     )
-    return mixed.to(normed.dtype)
+    mixed = (mixed / len(pathway.projections) if pathway.combine == "mean" else mixed).to(normed.dtype)  # type: ignore[union-attr, operator]
+    if isinstance(mix, CrossBlock):
+        assert len(everything) == 6
+        middle = torch.stack([explicit_attention(everything[block]) for block in (2, 3)]).mean(0)  # 5/12 to 9/12 of six
+        return mix.gain * ((1 - mix.share) * mixed + mix.share * (middle @ heads.v))
+    return mixed
+
+
+def explicit_k_means(pathway: Pathway, mix: KMeans, heads: Heads, taus: Sequence[float]) -> Tensor:
+    """Eq. 10, one image and head at a time, from the labels that the clustering gives."""
+    labels = spherical_kmeans(heads.v, mix.clusters, seed=mix.seed, iterations=mix.iterations).labels
+    output = torch.zeros_like(heads.v)
+    for image, tau in enumerate(taus):
+        for head, values in enumerate(heads.v[image]):
+            centroids = torch.stack([values[labels[image, head] == own].mean(0) for own in range(mix.clusters)])
+            query, key = values, centroids
+            if pathway.normalize:
+                query, key = (part / part.norm(dim=-1, keepdim=True) for part in (query, key))
+            output[image, head] = explicit_softmax(query @ key.T / tau) @ centroids
+    return output
 
 
 @torch.no_grad()
 def explicit_run(host: Host, pixels: Tensor, pathway: Pathway) -> Tensor:
     """One pathway from the formulas: first the whole host, then the second stream beside its last blocks."""
-    stream = [host.embed(pixels)[0]]
-    grid = host.embed(pixels)[1]
-    blocks = host.blocks(grid)
+    x, grid = host.embed(pixels)
+    stream, blocks = [x], host.blocks(grid)
     for block in blocks:
         stream.append(block.forward(stream[-1]))
+    everything = [block.qkv(block.norm(x)) for block, x in zip(blocks, stream[:-1], strict=True)]
     start = host.layers - pathway.depth
     y = stream[start] if pathway.residual else torch.zeros_like(stream[start])
-    for block, x in zip(blocks[start:], stream[start:-1], strict=True):
-        normed = block.norm(x)
-        y = y + block.out(explicit_mix(pathway, block.qkv(normed), normed))
+    for index in range(start, host.layers):
+        mixed = explicit_mix(pathway, everything, index, blocks[index].norm(stream[index]), grid)
+        y = y + blocks[index].out(mixed)
         if pathway.mlp:
-            y = y + block.mlp(y)
+            y = y + blocks[index].mlp(y)
     return host.project(y)
 
 
@@ -100,9 +157,12 @@ def test_every_pathway_is_its_formula(name, size, square):
 
 
 def test_settings_that_differ_give_different_features(square):
-    """No setting is ignored: all rows and variations but the two that are the host differ from one another."""
+    """No setting is ignored: all rows and variations differ, but for the two that are the host and those that are
+    the same settings."""
     found = run(square.backbone, pictures(32, 32), VARIATIONS)
-    distinct = [name for name in VARIATIONS if name != "the host from further down"]
+    names = {pathway: name for name, pathway in reversed(VARIATIONS.items())}
+    distinct = [name for name in names.values() if name != "the host from further down"]
+    assert set(VARIATIONS) - set(distinct) == {"the host from further down", "gem-v-raw", "mlp"}
     for index, name in enumerate(distinct):
         for other in distinct[:index]:
             assert (found[name].tokens - found[other].tokens).abs().max() > 1e-4, (name, other)
@@ -158,6 +218,8 @@ def test_pooled_is_the_hosts_image_embedding_under_every_pathway(square):
         *[("temperature", value) for value in (0, -1.0, float("nan"), float("inf"), "warm", None)],
         *[("temperature_scale", value) for value in (0, -2, float("nan"), float("inf"), "adaptive", None)],
         *[("depth", value) for value in (0, -6)],
+        *[("combine", value) for value in ("", "max", None)],
+        *[("gaussian", value) for value in (0, -1.0, float("nan"), "5")],
     ],
 )
 def test_impossible_settings_are_refused_in_one_line_that_names_the_field(field, value):
@@ -201,6 +263,66 @@ def test_an_unknown_pathway_lists_the_known_and_suggests(given, meant):
 
 def test_a_known_pathway_is_its_row():
     assert all(find_pathway(name) is pathway for name, pathway in PATHWAYS.items())
+
+
+@pytest.mark.parametrize(
+    ("mix", "settings"),
+    [
+        (KMeans, {"clusters": 0}),
+        (KMeans, {"clusters": 2.0}),
+        (KMeans, {"seed": -1}),
+        (KMeans, {"iterations": 0}),
+        (CrossBlock, {"share": 0}),
+        (CrossBlock, {"share": 1.5}),
+        (CrossBlock, {"gain": -1}),
+    ],
+)
+def test_impossible_settings_of_a_mix_are_refused(mix, settings):
+    [name] = settings
+    with pytest.raises(PathwayError, match=f"^{name} is .*expected"):
+        mix(**settings)
+
+
+def test_a_pathway_that_borrows_from_blocks_to_come_is_refused(square):
+    deep = replace(PATHWAYS["resclip-rcs"], depth=4)
+    with pytest.raises(PathwayError, match="borrows from block 4 of 6: expected depth 3 at most"):
+        run(square.backbone, pictures(32, 32), {"deep": deep})
+    run(square.backbone, pictures(32, 32), {"deep": replace(deep, depth=3)})
+
+
+def test_any_function_is_a_mix(square):
+    halved = Pathway(mix=lambda pathway, heads, site: heads.v / 2, depth=1, residual=False)
+    twice = {"halved": halved, "whole": PATHWAYS["maskclip-reduced"]}
+    blocks = square.backbone.blocks(Grid(4, 4))
+    with torch.no_grad():
+        x = pictures(32, 32)
+        found = run(square.backbone, x, twice)
+        tokens = square.backbone.embed(x)[0]
+        for block in blocks[:-1]:
+            tokens = block.forward(tokens)
+        expected = square.backbone.project(blocks[-1].out(blocks[-1].qkv(blocks[-1].norm(tokens)).v / 2))
+    close(found["halved"].tokens, expected)
+
+
+@pytest.mark.parametrize("name", PATHWAYS)
+def test_settings_become_json(name):
+    document = json.loads(json.dumps(PATHWAYS[name].describe()))
+    assert document["depth"] == PATHWAYS[name].depth
+    assert isinstance(document["mix"], str)
+
+
+def test_settings_of_a_mix_are_part_of_the_description():
+    assert replace(PATHWAYS["gem-kmeans"], mix=KMeans(clusters=3)).describe()["mix"] == (
+        "KMeans(clusters=3, seed=0, iterations=20)"
+    )
+
+
+def test_more_clusters_than_tokens_make_each_its_own(square):
+    pixels = pictures(16, 16)  # five tokens
+    many = replace(PATHWAYS["gem-kmeans"], mix=KMeans(clusters=50))
+    values = replace(many, mix=lambda pathway, heads, site: query_key(Heads(heads.v, heads.v, heads.v)))
+    found = run(square.backbone, pixels, {"many": many, "values": values})
+    close(found["many"].tokens, found["values"].tokens)
 
 
 # Work not asked for is not done ---------------------------------------------------------------------------------------
@@ -280,6 +402,25 @@ def test_equal_mixtures_are_computed_once_a_block(pooled, counting):
     assert calls["out", 1] == 1  # the host alone
 
 
+TABLE_1 = ["clip", *(f"gem{projection}{norm}" for norm in ("-raw", "") for projection in ("-v", "-k", "-q", ""))]
+
+
+def test_all_rows_of_table_1_cost_the_host_once(counting, monkeypatch):
+    attended = Counter()
+
+    def counted(*given: Any, **settings: Any) -> Tensor:
+        attended["calls"] += 1
+        return torch.nn.functional.scaled_dot_product_attention(*given, **settings)
+
+    monkeypatch.setattr("open_gem.attention.scaled_dot_product_attention", counted)
+    rows = {name: PATHWAYS[name] for name in TABLE_1}
+    assert len(rows) == 9
+    calls = counting.count(rows)
+    assert all(calls["qkv", index] == calls["norm", index] == 1 for index in range(6))
+    # a block: the host's; of q, k and v one step each without normalisation, two with; the means of three cost nothing
+    assert attended["calls"] == 6 * (1 + 3 + 6)
+
+
 def test_different_mixtures_are_not_confused(counting):
     different = {str(iterations): replace(GEM, iterations=iterations, depth=2) for iterations in range(3)}
     assert counting.count(different)["out", 5] == 3
@@ -323,15 +464,25 @@ def largest(function: Callable[[], object]) -> int:
     return watch.numel
 
 
+FAR = {name: pathway for name, pathway in VARIATIONS.items() if pathway.gaussian is None}
+
+
+def largest_outputs(host: Host, pathways: dict[str, Pathway]) -> dict[int, int]:
+    """The largest tensor that is made, in elements, for some numbers of tokens."""
+    pixels = {side * side + 1: pictures(8 * side, 8 * side, 1) for side in (8, 16, 24)}
+    return {n: largest(partial(run, host, some, pathways, pooled=True)) for n, some in pixels.items()}
+
+
 def test_nothing_grows_with_the_square_of_the_tokens(square):
-    heads, tokens, outputs = 4, [65, 257, 577], []
-    assert square.backbone.blocks(Grid(1, 1))[0].qkv(torch.zeros(1, 2, 64)).q.shape[1] == heads
-    for side, n in zip((8, 16, 24), tokens, strict=True):
-        pixels = pictures(8 * side, 8 * side, 1)
-        outputs.append(largest(lambda pixels=pixels: run(square.backbone, pixels, VARIATIONS, pooled=True)))
-        assert outputs[-1] < heads * n * n
-    for (n, few), (more_n, many) in pairwise(zip(tokens, outputs, strict=True)):
+    for (n, few), (more_n, many) in pairwise(largest_outputs(square.backbone, FAR).items()):
         assert many / few == pytest.approx(more_n / n, rel=0.05)
+
+
+def test_a_bias_is_the_only_thing_that_does_and_has_no_heads(square):
+    near = {name: pathway for name, pathway in VARIATIONS.items() if name not in FAR}
+    assert {"naclip", "resclip-rcs"} <= near.keys()
+    outputs = largest_outputs(square.backbone, near)
+    assert outputs[577] == 577**2
 
 
 def test_the_watch_would_see_an_n_by_n_matrix():

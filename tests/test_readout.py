@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from open_gem import readout
 from open_gem.readout import (
     component_boxes,
     min_max,
     peak,
-    segment,
     similarity,
     upsample,
     whole_box,
@@ -204,6 +204,12 @@ def test_whole_box_holds_every_pixel_of_the_mask(seed):
 # The label map --------------------------------------------------------------------------------------------------------
 
 
+def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
+    """One label a phrase, from logits on the patch grid."""
+    found = readout.contest(upsample(logit, size) for logit in grid_logits)
+    return readout.segment(found, range(len(grid_logits)), background)
+
+
 def dense_segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
     """All maps at once, in double: what `segment` must be without ever holding them."""
     logits = interpolate(grid_logits[None].double(), size=tuple(size), mode="bilinear", align_corners=False)[0]
@@ -262,3 +268,47 @@ def test_half_logits_are_worked_on_in_full_precision():
     expected = dense_segment(logits.float(), Size(60, 80), 0.9)
     assert torch.equal(segment(logits, Size(60, 80), 0.9), expected)
     assert -1 in expected
+
+
+@pytest.mark.parametrize("background", [None, 0.3])
+def test_phrases_of_one_label_share_it_and_those_of_the_background_have_none(background):
+    """As the field's evaluators: softmax over all phrases, the best of a label's counts, not their sum."""
+    logits, groups, size = random(6, 4, 5, scale=2), [0, 0, 1, 2, -1, -1], Size(13, 17)
+    probability = interpolate(logits[None], size=tuple(size), mode="bilinear")[0].softmax(dim=0)
+    by_label = torch.stack(
+        [probability[[i for i, g in enumerate(groups) if g == label]].amax(0) for label in (-1, 0, 1, 2)]
+    )
+    best, label = by_label.max(dim=0)
+    expected = label - 1 if background is None else (label - 1).masked_fill(best < background, -1)
+    found = readout.contest(upsample(logit, size) for logit in logits)
+    assert torch.equal(readout.segment(found, groups, background), expected)
+    assert expected.unique().tolist() == [-1, 0, 1, 2]
+
+
+def test_the_mass_is_the_softmaxs_denominator():
+    logits = random(9, 5, 6, scale=40)
+    found = readout.contest(logits)
+    close(found.log_mass, logits.logsumexp(dim=0), 1e-4)
+    assert torch.equal(found.best, logits.amax(0))
+    assert torch.equal(found.winner, logits.argmax(0))
+
+
+# Redundancy -----------------------------------------------------------------------------------------------------------
+
+
+def test_redundancy_removal_is_clip_surgerys_in_closed_form():
+    """The published way: the product of features and texts, element by element, less its mean over the phrases."""
+    patches, text, pooled = (random(*shape, seed=seed) for seed, shape in enumerate([(12, 8), (5, 8), (8,)]))
+    patches, text, pooled = (some / some.norm(dim=-1, keepdim=True) for some in (patches, text, pooled))
+    weights = (2 * pooled @ text.T).softmax(-1)
+    weights = weights / weights.mean()
+    features = patches[:, None] * text * weights[:, None]
+    expected = (features - features.mean(1, keepdim=True)).sum(-1)
+    maps = (text @ patches.T).unflatten(-1, (3, 4))
+    ours = readout.remove_redundancy(maps, text @ pooled)
+    close(ours, expected.T.unflatten(-1, (3, 4)))
+    close(readout.remove_redundancy(torch.stack([maps, 2 * maps]), text @ pooled)[1], 2 * ours)
+
+
+def test_of_one_phrase_nothing_is_left():
+    assert torch.equal(readout.remove_redundancy(random(1, 3, 4), random(1)), torch.zeros(1, 3, 4))

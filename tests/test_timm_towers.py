@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from open_gem.backbones._base import Tower
 from open_gem.backbones.check import check
 from open_gem.backbones.families import find_tower
-from open_gem.pathway import PATHWAYS, run
+from open_gem.methods import PATHWAYS
+from open_gem.pathway import run
 from open_gem.types import Grid, Size
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}

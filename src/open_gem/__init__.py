@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from open_gem.localizer import adapt as adapt
     from open_gem.localizer import load as load
     from open_gem.localizer import load_trained as load_trained
-    from open_gem.pathway import PATHWAYS as PATHWAYS
+    from open_gem.methods import PATHWAYS as PATHWAYS
+    from open_gem.methods import Pathway as Pathway
     from open_gem.pathway import Features as Features
-    from open_gem.pathway import Pathway as Pathway
     from open_gem.pathway import run as run
     from open_gem.readout import Boxes as Boxes
 
@@ -40,9 +40,9 @@ _HOMES = {
     "adapt": "localizer",
     "load": "localizer",
     "load_trained": "localizer",
-    "PATHWAYS": "pathway",
+    "PATHWAYS": "methods",
     "Features": "pathway",
-    "Pathway": "pathway",
+    "Pathway": "methods",
     "run": "pathway",
     "Boxes": "readout",
 }

@@ -1,7 +1,7 @@
 """Ways to mix the values of one transformer block: pure functions on tensors split into heads.
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
-`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix.
+`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
-from torch.nn.functional import scaled_dot_product_attention
+
+from open_gem.types import Grid
+
+ROWS = 1024
+"""Most rows of an affinity map that `external` holds at a time, over all images of a batch."""
 
 
 class Heads(NamedTuple):
@@ -32,25 +37,29 @@ def identity(heads: Heads) -> Tensor:
 
 
 def self_self(
-    heads: Heads, inverse_temperature: Tensor | float, *, projections: str, normalize: bool, iterations: int
+    p: Tensor,
+    values: Tensor,
+    inverse_temperature: Tensor | float,
+    *,
+    normalize: bool,
+    iterations: int,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Self-self attention (paper eqs. 2–6), averaged over `projections`, a subset of "qkv".
+    """Self-self attention (paper eqs. 2–5) of one projection `p`, which is q, k or v: softmax(p pᵀ / τ + bias) values.
 
-    `inverse_temperature` is 1/τ: a number, or a tensor that broadcasts to `(b, h, n, c)`.
-    `iterations` is K of eq. 3: refinement steps before the assignment to the values.
+    `inverse_temperature` is 1/τ: a number, or a tensor that broadcasts to `(b, h, n, c)`. `normalize`: unit norm per
+    head before each step. `iterations` is K of eq. 3: refinement steps before the assignment to the values. `bias`
+    broadcasts to `(b, h, n, n)` and is added to the scaled scores of each step.
     """
-    norm: Callable[[Tensor], Tensor] = _unit if normalize else (lambda p: p)
+    norm: Callable[[Tensor], Tensor] = to_unit if normalize else (lambda p: p)
 
-    def step(p: Tensor, values: Tensor) -> Tensor:  # softmax(p pᵀ / τ) values; τ rides on the query, one value an image
-        return scaled_dot_product_attention(p * inverse_temperature, p, values, scale=1.0)
+    def step(p: Tensor, values: Tensor) -> Tensor:  # τ rides on the query, one value an image
+        return scaled_dot_product_attention(p * inverse_temperature, p, values, attn_mask=bias, scale=1.0)
 
-    outputs = []
-    for name in projections:
-        p = norm(getattr(heads, name))
-        for _ in range(iterations):
-            p = norm(step(p, p))
-        outputs.append(step(p, heads.v))
-    return sum(outputs[1:], outputs[0]) / len(outputs)
+    p = norm(p)
+    for _ in range(iterations):
+        p = norm(step(p, p))
+    return step(p, values)
 
 
 def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
@@ -59,14 +68,63 @@ def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
     τ = N √c / Σᵢ‖xᵢ‖ with x = `normed` `(b, n, d)`, the block's input after its first norm, over all N tokens, [CLS]
     included. The paper's √d is the *head* width c, as the published code has it.
     """
-    mean_norm = _wide(normed).norm(dim=-1).mean(dim=-1)
+    mean_norm = wide(normed).norm(dim=-1).mean(dim=-1)
     return (mean_norm * head_width**-0.5).to(normed.dtype)[:, None, None, None]
 
 
-def _unit(p: Tensor) -> Tensor:
+def gaussian(grid: Grid, prefix: int, std: float) -> Tensor:
+    """NACLIP's bias ω for patches on `grid` after `prefix` other tokens: `(n, n)`, float32.
+
+    exp(−(Δrow² + Δcol²) / 2 std²) between two patches, `std` in patches; 0 where a prefix token is involved.
+    """
+    rows, cols = (torch.arange(side, dtype=torch.float32) for side in grid)
+    along_rows, along_cols = (torch.exp(-((at[:, None] - at) ** 2) / (2 * std**2)) for at in (rows, cols))
+    return pad(torch.kron(along_rows, along_cols), (prefix, 0, prefix, 0))
+
+
+def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float = 1.2) -> Tensor:
+    """Attention that another model's tokens decide (ProxyCLIP): softmax(γ (S − β mean S)), pairs below 0 left out.
+
+    expert  `(b, m, e)`: its patch tokens F, of any norm. S = F̂F̂ᵀ are their cosines; mean S is over all pairs of one
+            image, as in the later published code (the earlier took it over the batch: the same for one image)
+    values  `(b, h, m, c)` of the host, on the expert's grid (`resize_values`): all heads get the same map
+    gamma   γ, above 0: larger is sharper
+    beta    β, 0 or more: how far above the mean a pair must be
+
+    Returns `(b, h, m, c)` in the type of `values`, computed in float32 at least. A token whose every pair would be left
+    out, even the one with itself, keeps its own value: so it is where all tokens are much alike, mean S > 1/β, and the
+    published code gives NaN.
+    """
+    dtype = torch.promote_types(wide(expert).dtype, values.dtype)
+    points, flat = unit(expert.to(dtype), dim=-1), values.to(dtype).transpose(1, 2).flatten(2)
+    threshold = beta * points.mean(dim=1).square().sum(dim=-1)[:, None, None]  # mean S = ‖mean F̂‖²
+    mixed = []
+    step = max(1, ROWS // len(points))
+    for start in range(0, points.shape[1], step):
+        excess = points[:, start : start + step] @ points.mT - threshold
+        excess.diagonal(offset=start, dim1=-2, dim2=-1).clamp_(min=0)  # no cosine is above that with itself
+        mixed.append((gamma * excess).masked_fill_(excess < 0, -torch.inf).softmax(dim=-1) @ flat)
+    return torch.cat(mixed, dim=1).unflatten(-1, (values.shape[1], -1)).transpose(1, 2).to(values.dtype)
+
+
+def resize_values(values: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """Values `(b, h, r·k, c)` of patches on `grid`, brought to another grid over the same picture.
+
+    Bilinear, corners not aligned, without antialias, as ProxyCLIP has it; in float32 at least. As they are where the
+    grids are equal.
+    """
+    if grid == to:
+        return values
+    maps = wide(values).transpose(2, 3).flatten(1, 2).unflatten(-1, grid)
+    resized = interpolate(maps, size=tuple(to), mode="bilinear", align_corners=False)
+    return resized.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3).to(values.dtype)
+
+
+def to_unit(p: Tensor) -> Tensor:
     """Unit norm per head; the norm in float32, since in float16 the guard against zero vectors is zero itself."""
-    return unit(_wide(p), dim=-1).to(p.dtype)
+    return unit(wide(p), dim=-1).to(p.dtype)
 
 
-def _wide(p: Tensor) -> Tensor:
+def wide(p: Tensor) -> Tensor:
+    """The same in float32 at least."""
     return p.to(torch.promote_types(p.dtype, torch.float32))

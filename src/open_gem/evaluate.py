@@ -20,8 +20,9 @@ from open_gem.datasets.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import InputError
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
+from open_gem.methods import Pathway
 from open_gem.metrics import Confusion, Mean, confusion, mask_overlap, pointing_game
-from open_gem.pathway import Features, Pathway
+from open_gem.pathway import Features
 from open_gem.types import Size
 
 SCENE_SIZE = 256  # pixels a side

@@ -108,7 +108,15 @@ def check_size_rule(rule: str) -> str:
     return rule
 
 
-def target_size(rule: str, size: Size, patch: tuple[int, int]) -> Size:
+def target_size(
+    rule: str,
+    size: Size,
+    patch: tuple[int, int],
+    *,
+    scale: float = 1,
+    window: int | None = None,
+    whole_pixels: bool = False,
+) -> Size:
     """The size at which a backbone shall see a picture of `size` pixels: a whole number of patches each way.
 
     `rule` is one of `SIZE_RULES`, e.g. "short:448"; `patch` is (height, width) in pixels. Each side is rounded to the
@@ -116,22 +124,49 @@ def target_size(rule: str, size: Size, patch: tuple[int, int]) -> Size:
     padding, so that every pixel lies under a patch and a map covers exactly the picture: short:448 makes 480×640 into
     448×592 with 16×16 patches.
 
+    scale         multiplies what the rule gives, before rounding; above 0
+    window        side of the square windows, in whole patches, through which the picture is encoded; None: all at once
+    whole_pixels  with windows: a side longer than one is rounded to whole pixels (a tie rounds up) instead of patches,
+                  as by evaluators that slide windows over pixels: short:448 makes 480×640 into 448×597 then
+
     Raises:
         InputError: for an unknown or malformed rule.
-        ImageError: for a picture smaller than one patch, or one that would need more than `MAX_PATCHES` patches.
+        ImageError: for a picture smaller than one patch, one that would need more than `MAX_PATCHES` patches at once,
+            or one that would have more than `MAX_PIXELS` pixels.
     """
     row, n = _parse(rule)
     size = Size(*size)
     if size.height < patch[0] or size.width < patch[1]:
         raise ImageError(f"picture is {_by(size)} pixels, smaller than one {_by(patch)} patch: nothing to localize")
-    grid = Grid(*(max(1, floor(side / step + Fraction(1, 2))) for side, step in zip(row(size, n), patch, strict=True)))
+    factor = Fraction(str(scale))  # 1.1 is eleven tenths, not the float next to it
+    free_above = window if whole_pixels else None
+    target = Size(*(_rounded(side * factor, step, free_above) for side, step in zip(row(size, n), patch, strict=True)))
+    at_once = target if window is None else Size(*(min(side, window) for side in target))
+    grid = Grid(at_once.height // patch[0], at_once.width // patch[1])
+    by = f"with size rule {rule!r}" if factor == 1 else f"with size rule {rule!r} at scale {scale:g}"
     if grid.patches > MAX_PATCHES:
-        safe = isqrt(MAX_PATCHES) * min(patch)  # a picture of this size fits even when square
+        safe = isqrt(MAX_PATCHES) * min(patch)  # a picture or window of this size fits even when square
+        what = "picture" if window is None else "window"
+        advice = f"'long:N' with N up to {floor(safe / factor)}" if window is None else f"windows of up to {safe}"
         raise ImageError(
-            f"picture of {_by(size)} pixels needs a grid of {_by(grid)} = {grid.patches} patches with size rule "
-            f"{rule!r}, the limit is {MAX_PATCHES}: use 'long:N' with N up to {safe}"
+            f"{what} of {_by(size if window is None else at_once)} pixels needs a grid of {_by(grid)} = {grid.patches} "
+            f"patches {by}, the limit is {MAX_PATCHES}: use {advice}"
         )
-    return Size(grid.rows * patch[0], grid.cols * patch[1])
+    if target.height * target.width > MAX_PIXELS:
+        safe = min(isqrt(MAX_PIXELS) // step * step for step in patch)
+        raise ImageError(
+            f"picture of {_by(size)} pixels becomes {_by(target)} {by}, the limit is {MAX_PIXELS} pixels: "
+            f"use 'long:N' with N up to {floor(safe / factor)}"
+        )
+    return target
+
+
+def _rounded(side: Fraction, step: int, free_above: int | None) -> int:
+    """The nearest multiple of `step`, at least one; the nearest whole number where that is more than `free_above`."""
+    pixels = floor(side + Fraction(1, 2))
+    if free_above is not None and pixels > free_above:
+        return pixels
+    return max(1, floor(side / step + Fraction(1, 2))) * step
 
 
 def size_of(image: Image.Image) -> Size:

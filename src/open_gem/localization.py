@@ -1,8 +1,8 @@
 """What was found for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
 from typing import overload
 
 import torch
@@ -10,8 +10,12 @@ from torch import Tensor
 
 from open_gem import readout
 from open_gem.errors import InputError, PromptError
+from open_gem.imaging import ImageLike, Preprocess, read_image, size_of, to_pixels
+from open_gem.prompts import Vocabulary
 from open_gem.readout import Boxes
+from open_gem.refine import Pamr
 from open_gem.types import Size
+from open_gem.views import Mosaic
 
 
 class Maps(Sequence[Tensor]):
@@ -58,38 +62,54 @@ def _prompt_index(prompts: tuple[str, ...], which: int | str) -> int:
     return which
 
 
+SCALES = ("minmax", "cosine", "probability")
+"""What `Localization.heatmaps` knows."""
+
+_UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
+
+
 @dataclass(frozen=True, eq=False)
 class Localization:
     """What was found for one image and its prompts.
 
-    prompts      as asked
-    similarity   `(p, r, k)` cosine of each patch with each prompt, in [-1, 1]: small, keep this one. Of models trained
-                 to localize also a probability in [0, 1]; "cosine" below means these values, whichever they are
+    prompts      as asked; of a `Vocabulary`, its labels
+    similarity   `(q, r, k)` cosine of each patch with each phrase, in [-1, 1]: small, keep this one. Of models trained
+                 to localize also a probability in [0, 1]; "cosine" below means these values, whichever they are. A
+                 `Mosaic` where the maps of several views were merged. Without redundancy, or refined, not quite cosines
     size         height and width of the original image, at which all views are given
     scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
                  *whether* it is there, where the maps say *where*; None where the features were encoded without it.
                  Of models trained to localize, what they judge it by themselves
-    logit_scale  what cosines are multiplied by before a softmax over prompts; None where each prompt has a probability
+    logit_scale  what cosines are multiplied by before a softmax over phrases; None where each prompt has a probability
                  of its own, whatever the others are
     detections   boxes that the model itself predicts, one `Boxes` a prompt, best first; None where it predicts none
+    presence     `(p,)` in [0, 1]: `scores` as a probability that the prompt is in the image, each prompt by itself; see
+                 `Localizer`. None where there are no scores, or nothing to compare them with
+    vocabulary   the labels, their phrases and those of the background; by default every prompt is its own one phrase
+    refine       what makes a map `(y, x)` follow the edges of the image, see `refined`
 
     Maps, masks and label maps are on the device of `similarity`; boxes and points are on the CPU.
     """
 
     prompts: tuple[str, ...]
-    similarity: Tensor
+    similarity: Tensor | Mosaic
     size: Size
     scores: Tensor | None = None
     logit_scale: float | None = 100.0
     detections: tuple[Boxes, ...] | None = None
+    presence: Tensor | None = None
+    vocabulary: Vocabulary | None = None
+    refine: Callable[[Tensor], Tensor] | None = None
 
     def heatmaps(self, scale: str = "minmax") -> Maps:
         """One map `(y, x)` a prompt.
 
         scale: "minmax" stretches each to [0, 1] (to look at; it makes an absent thing look present); "cosine" leaves
-        raw values in [-1, 1]. Raises InputError for another scale.
+        raw values in [-1, 1]; "probability" is the softmax of logit_scale × cosine over all phrases, those of the
+        background included (with one phrase, 1 everywhere; without `logit_scale`, the values as they are). Of several
+        phrases of one prompt the best counts at each pixel. Raises InputError for another scale.
         """
-        stretch = _find_scale(scale)
+        stretch = self._find_scale(scale)
         return Maps(self.prompts, lambda index: stretch(self._cosine(index)))
 
     def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
@@ -108,7 +128,7 @@ class Localization:
         make = {"component": readout.component_boxes, "prompt": readout.whole_box}.get(per)
         if make is None:
             raise InputError(f"per is {per!r}, expected 'component' or 'prompt'")
-        stretch = _find_scale(scale)
+        stretch = self._find_scale(scale)
         if self.detections is not None:
             return [_above(found, threshold, scale, per) for found in self.detections]
         cosines = map(self._cosine, range(len(self.prompts)))
@@ -122,19 +142,43 @@ class Localization:
     def segment(self, background: float | None = None) -> Tensor:
         """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
 
-        A pixel is background where the best softmax probability (of logit_scale × cosine over the prompts) is below
-        `background`, a number in [0, 1]; None has no background. The paper uses 0.8 with PascalVOC's 20 classes. With
-        one prompt the softmax is 1 everywhere: use `masks` there. Without `logit_scale` there is no softmax: the values
-        are probabilities already.
+        A pixel is background where a background phrase of the vocabulary is best, or where the best softmax probability
+        (of logit_scale × cosine over all phrases) is below `background`, a number in [0, 1]; None has no such limit.
+        The paper uses 0.8 with PascalVOC's 20 classes. With one phrase the softmax is 1 everywhere: use `masks` there.
+        Without `logit_scale` there is no softmax: the values are probabilities already.
         """
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
+        groups = [self._groups[index] for index in self._order]
         if self.logit_scale is not None:
-            return readout.segment(self.logit_scale * self.similarity, self.size, background)
-        labels = readout.segment(self.similarity, self.size, None)
-        if background is None:
-            return labels
-        return labels.masked_fill_(reduce(torch.maximum, self.heatmaps("cosine")) < background, -1)
+            return readout.segment(self._contest, groups, background)
+        labels = readout.segment(self._contest, groups, None)
+        return labels if background is None else labels.masked_fill_(self._contest.best < background, -1)
+
+    def refined(self, image: ImageLike, refinement: Pamr) -> "Localization":
+        """The same with maps that follow the edges of `image`, the one that was localized. Raises ImageError where it
+        cannot be read, InputError where it has another size."""
+        picture = read_image(image)
+        if size_of(picture) != self.size:
+            given, expected = ("×".join(map(str, size)) for size in (size_of(picture), self.size))
+            raise InputError(f"the image is {given} (height × width), expected the one localized: {expected}")
+        pixels = to_pixels(picture, self.size, _UNCHANGED).to(self.similarity.device)
+        return replace(self, refine=partial(refinement, refinement.weights(pixels)))
+
+    @cached_property
+    def _contest(self) -> readout.Contest:
+        scale = 1.0 if self.logit_scale is None else self.logit_scale
+        return readout.contest(scale * self._phrase(index) for index in self._order)
+
+    @property
+    def _order(self) -> list[int]:
+        """Phrases of the background first: they win a tie, as where they are the field's class 0."""
+        return sorted(range(len(self._groups)), key=lambda index: self._groups[index] >= 0)
+
+    @property
+    def _groups(self) -> Sequence[int]:
+        """For each phrase the index of its prompt, −1 for background."""
+        return range(len(self.prompts)) if self.vocabulary is None else self.vocabulary.groups
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
@@ -143,10 +187,22 @@ class Localization:
         return readout.peak(self._cosine(index))
 
     def _cosine(self, index: int) -> Tensor:
-        return readout.upsample(self.similarity[index], self.size)
+        """The best of a prompt's phrases at each pixel."""
+        return reduce(torch.maximum, (self._phrase(at) for at, prompt in enumerate(self._groups) if prompt == index))
 
+    def _phrase(self, index: int) -> Tensor:
+        upsampled = readout.upsample(self.similarity[index], self.size)
+        return upsampled if self.refine is None else self.refine(upsampled)
 
-_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {"minmax": readout.min_max, "cosine": lambda heatmap: heatmap}
+    def _find_scale(self, scale: str) -> Callable[[Tensor], Tensor]:
+        if scale not in SCALES:
+            raise InputError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}")
+        return {"minmax": readout.min_max, "cosine": lambda cosine: cosine, "probability": self._probability}[scale]
+
+    def _probability(self, cosine: Tensor) -> Tensor:
+        if self.logit_scale is None:
+            return cosine
+        return (self.logit_scale * cosine - self._contest.log_mass).exp()
 
 
 def _above(found: Boxes, threshold: float, scale: str, per: str) -> Boxes:
@@ -154,9 +210,3 @@ def _above(found: Boxes, threshold: float, scale: str, per: str) -> Boxes:
     best = found.scores[:1] if scale == "minmax" else 1
     kept = torch.nonzero(found.scores > threshold * best)[:, 0][: 1 if per == "prompt" else None]
     return Boxes(found.xyxy[kept], found.scores[kept])
-
-
-def _find_scale(scale: str) -> Callable[[Tensor], Tensor]:
-    if scale not in _SCALES:
-        raise InputError(f"scale is {scale!r}, expected one of {', '.join(_SCALES)}")
-    return _SCALES[scale]

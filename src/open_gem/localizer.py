@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from open_gem import backbones, readout
@@ -14,42 +15,60 @@ from open_gem.backbones import Backbone
 from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
 from open_gem.localization import Localization
-from open_gem.pathway import Features, Pathway, check_depth, find_pathway, run
-from open_gem.prompts import TEMPLATE, TextCache, check_prompts, check_template
+from open_gem.methods import Pathway, find_pathway
+from open_gem.pathway import Features, check_depth, run
+from open_gem.prompts import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
+from open_gem.readout import merge_boxes
+from open_gem.refine import Pamr
 from open_gem.types import Size
+from open_gem.views import WHOLE, Mosaic, Tiles, Views, batches, check_views, plan
 
 if TYPE_CHECKING:
     from open_gem.backbones.trained import Trained
 
-BATCH = 16  # images encoded at a time: bounds memory when there are many
+BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
 
-Prompts = str | Iterable[str] | Iterable[Iterable[str]]  # one phrase, phrases for all images, or phrases an image
+Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary; or such an image
 
 
 @dataclass(frozen=True, eq=False)
 class Localizer:
     """Phrases in, localizations out; the model behind it stays as it is and may be shared between threads.
 
-    backbone  the model, from `backbones.load` or `backbones.adapt`
-    pathway   a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings
-              are taken as they are
-    size      how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
-              recommends
-    template  what a phrase is put into, see `prompts.fill`
+    backbone    the model, from `backbones.load` or `backbones.adapt`
+    pathway     a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings
+                are taken as they are
+    size        how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
+                recommends
+    template    what a phrase is put into: a template, templates, or an ensemble by name, see `prompts.check_template`
+    views       how an image is looked at: at once, through sliding windows, at several scales, mirrored too
+    refinement  makes maps follow the edges of the image, such as `Pamr()`
+    remove_redundancy
+                take away what all phrases have in common (CLIP Surgery's "feature surgery"): with several phrases by
+                `readout.remove_redundancy`; of one phrase, the cosines of the empty phrase
 
-    Raises PathwayError, InputError and PromptError for an unknown pathway, a malformed size rule or template.
+    What is called `presence` is, of models trained with a sigmoid (SigLIP), the probability as trained, and of others
+    that of the phrase against the empty phrase ("a photo of a .") and those of the background, whichever is likelier:
+    1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the phrase))).
+
+    Raises PathwayError, InputError and PromptError for an unknown pathway, a malformed size rule or template, or
+    windows that do not fit the patches.
     """
 
     backbone: Backbone
     pathway: str | Pathway = "gem"
     size: str | None = None
-    template: str = TEMPLATE
+    template: Template = TEMPLATE
+    views: Views = WHOLE
+    refinement: Pamr | None = None
+    remove_redundancy: bool = False
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Complain now, not at the first image.
         check_depth(self.settings(self.pathway), self.backbone)
         check_size_rule(self.size_rule)
+        check_views(self.views, self.backbone.patch)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
     @overload
@@ -61,14 +80,43 @@ class Localizer:
     ) -> Localization | list[Localization]:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
-        For a list, `prompts` may be one list for all or one list an image. Images that come to the same size are
-        encoded together. Raises ImageError, PromptError or InputError, before anything is computed.
+        Prompts are a phrase, phrases, labels with phrases each (a mapping), or a `Vocabulary`; for a list of images,
+        the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
+        ImageError, PromptError or InputError, before anything is computed.
         """
         if isinstance(images, list | tuple):
             return self._locate_images(images, _prompts_by_image(prompts, len(images)))
-        asked = check_prompts(prompts)
-        pixels, original = self._prepare(images)
-        return self.locate(self.encode(pixels[None]), asked, [original])[0]
+        return self.compare(images, prompts, {"": self.pathway})[""]
+
+    def compare(
+        self, image: ImageLike, prompts: Phrases, pathways: Mapping[str, str | Pathway] | Iterable[str]
+    ) -> dict[str, Localization]:
+        """What each of several pathways makes of an image, from one pass of the model: names, or a mapping of labels to
+        names and settings. Prompts and errors as when called."""
+        vocabulary, picture = Vocabulary.of(prompts), read_image(image)
+        seen = self.look(picture, pathways)
+        return {
+            name: self._refined(self._locate_one(one, vocabulary, size_of(picture)), picture)
+            for name, one in seen.items()
+        }
+
+    def look(
+        self, image: ImageLike, pathways: Mapping[str, str | Pathway] | Iterable[str]
+    ) -> dict[str, Features | Tiles]:
+        """What several pathways show of one image, seen through `views`: to keep, and ask again with `locate`."""
+        chosen, picture = self._labelled(pathways), read_image(image)
+        if self.views.is_plain:
+            _, pixels = self._prepare(picture)
+            return dict(run(self.backbone, pixels[None], chosen, pooled=True))
+        canvases = plan(self.views, self.size_rule, size_of(picture), self.backbone.patch)
+        seen: dict[str, list[list[Features]]] = {name: [] for name in chosen}
+        for canvas in canvases:
+            pixels = to_pixels(picture, canvas.size, self.backbone.preprocess)
+            parts = [run(self.backbone, some, chosen, pooled=True) for some in batches(pixels, canvas, BATCH)]
+            for name, features in seen.items():
+                features.append([part[name] for part in parts])
+        tiles = {name: Tiles(canvases, features) for name, features in seen.items()}
+        return tiles if self.views.merge == "logits" else {name: one.merged() for name, one in tiles.items()}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides a result, but for the prompts: values that JSON can hold."""
@@ -76,9 +124,12 @@ class Localizer:
             "model": self.backbone.name,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "resampling": self.backbone.tower.resampling,
-            "pathway": asdict(self.settings(self.pathway)),
+            "pathway": self.settings(self.pathway).describe(),
             "size_rule": self.size_rule,
-            "template": self.template,
+            "template": self.text.template,
+            "views": asdict(self.views),
+            "refinement": None if self.refinement is None else asdict(self.refinement),
+            "remove_redundancy": self.remove_redundancy,
         }
 
     @property
@@ -92,7 +143,7 @@ class Localizer:
 
     def pixels(self, image: ImageLike) -> Tensor:
         """One image as the backbone wants it: `(3, y, x)`, resized by the size rule, normalised by the checkpoint."""
-        return self._prepare(image)[0]
+        return self._prepare(image)[1]
 
     def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
         """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
@@ -103,52 +154,95 @@ class Localizer:
         self, pixels: Tensor, pathways: Mapping[str, str | Pathway] | Iterable[str], *, pooled: bool = True
     ) -> dict[str, Features]:
         """Features by several pathways from one pass: names, or a mapping of labels to names and settings."""
-        labelled = pathways if isinstance(pathways, Mapping) else {name: name for name in pathways}
-        chosen = {label: self.settings(pathway) for label, pathway in labelled.items()}
-        return run(self.backbone, pixels, chosen, pooled=pooled)
+        return run(self.backbone, pixels, self._labelled(pathways), pooled=pooled)
 
     def locate(
         self,
-        features: Features,
+        features: Features | Tiles,
         prompts: Prompts,
         sizes: Sequence[Size] | None = None,
     ) -> list[Localization]:
-        """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded."""
-        count = len(features.tokens)
+        """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded.
+
+        `refinement`, which needs the image itself, has no part in this: see `Localization.refined`.
+        """
+        count = 1 if isinstance(features, Tiles) else len(features.tokens)
         sizes = [features.size] * count if sizes is None else sizes
         if isinstance(sizes, Size) or len(sizes) != count:
             given = "one size" if isinstance(sizes, Size) else f"{len(sizes)} sizes"
             raise InputError(f"{given} for {count} images, expected a list with one an image")
         by_image = _prompts_by_image(prompts, count)
-        return [self._locate_one(features, index, by_image[index], sizes[index]) for index in range(count)]
+        return [self._locate_one(features, by_image[index], sizes[index], index) for index in range(count)]
 
-    def _locate_one(self, features: Features, index: int, prompts: tuple[str, ...], size: Size) -> Localization:
-        text = self.text(prompts)
-        similarity = readout.similarity(features.patches[index], text).unflatten(-1, tuple(features.grid))
-        pooled = features.pooled
-        scores = None if pooled is None else readout.similarity(pooled[index, None], text)[:, 0]
-        return Localization(prompts, similarity, size, scores, self.backbone.logit_scale)
+    def _labelled(self, pathways: Mapping[str, str | Pathway] | Iterable[str]) -> dict[str, Pathway]:
+        labelled = pathways if isinstance(pathways, Mapping) else {name: name for name in pathways}
+        return {label: self.settings(pathway) for label, pathway in labelled.items()}
 
-    def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[tuple[str, ...]]) -> list[Localization]:
+    def _locate_one(self, seen: Features | Tiles, vocabulary: Vocabulary, size: Size, index: int = 0) -> Localization:
+        text = self.text((*vocabulary.phrases, ""))  # the empty phrase is what others are compared with
+        maps, pooled = (seen.maps(text), seen.pooled) if isinstance(seen, Tiles) else _of_image(seen, index, text)
+        cosines = None if pooled is None else readout.similarity(pooled, text)[:, 0]
+        if not self.remove_redundancy:
+            maps = [one[..., :-1, :, :] for one in maps]
+        elif len(text) == 2:
+            maps = [one[..., :1, :, :] - one[..., 1:, :, :] for one in maps]
+        elif cosines is None:
+            raise InputError(
+                "features have no pooled embedding, which redundancy removal needs: encode with pooled=True"
+            )
+        else:
+            maps = [readout.remove_redundancy(one[..., :-1, :, :], cosines[:-1]) for one in maps]
+        return Localization(
+            vocabulary.labels,
+            Mosaic(seen.canvases, maps) if isinstance(seen, Tiles) else maps[0],
+            size,
+            None if cosines is None else vocabulary.best(cosines[:-1]),
+            self.backbone.logit_scale,
+            presence=None if cosines is None else self._presence(vocabulary, cosines),
+            vocabulary=vocabulary,
+        )
+
+    def _presence(self, vocabulary: Vocabulary, cosines: Tensor) -> Tensor:
+        """`cosines` `(q + 1,)` of the whole image with all phrases and the empty one."""
+        scale, scores = self.backbone.logit_scale, vocabulary.best(cosines[:-1])
+        if (bias := self.backbone.logit_bias) is not None:
+            return (scale * scores + bias).sigmoid()
+        rivals = cosines[len(cosines) - 1 - len(vocabulary.background) :]
+        return (scale * (scores - rivals.max())).sigmoid()
+
+    def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[Vocabulary]) -> list[Localization]:
+        if not self.views.is_plain:  # windows of one image are a batch already
+            pictures = _prepare_all(images, read_image)
+            return [self(picture, asked) for picture, asked in zip(pictures, by_image, strict=True)]
         prepared = _prepare_all(images, self._prepare)
         groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for index, (pixels, _) in enumerate(prepared):
+        for index, (_, pixels) in enumerate(prepared):
             groups[pixels.shape].append(index)
         results: dict[int, Localization] = {}
         batches = (
             indices[start : start + BATCH] for indices in groups.values() for start in range(0, len(indices), BATCH)
         )
         for indices in batches:
-            features = self.encode(torch.stack([prepared[index][0] for index in indices]))
-            located = self.locate(features, [by_image[i] for i in indices], [prepared[i][1] for i in indices])
-            results.update(zip(indices, located, strict=True))
+            features = self.encode(torch.stack([prepared[index][1] for index in indices]))
+            for at, index in enumerate(indices):
+                picture = prepared[index][0]
+                found = self._locate_one(features, by_image[index], size_of(picture), at)
+                results[index] = self._refined(found, picture)
         return [results[index] for index in range(len(images))]
 
-    def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
+    def _prepare(self, image: ImageLike) -> tuple[Image.Image, Tensor]:
         picture = read_image(image)
-        original = size_of(picture)
-        size = target_size(self.size_rule, original, self.backbone.patch)
-        return to_pixels(picture, size, self.backbone.preprocess), original
+        size = target_size(self.size_rule, size_of(picture), self.backbone.patch)
+        return picture, to_pixels(picture, size, self.backbone.preprocess)
+
+    def _refined(self, found: Localization, picture: Image.Image) -> Localization:
+        return found if self.refinement is None else found.refined(picture, self.refinement)
+
+
+def _of_image(features: Features, index: int, text: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Cosines `(p, r, k)` of one image of a batch with `text` `(p, e)`, and its pooled embedding `(1, e)`."""
+    cosines = readout.similarity(features.patches[index], text).unflatten(-1, tuple(features.grid))
+    return [cosines], None if features.pooled is None else features.pooled[index, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +256,7 @@ class TrainedLocalizer:
     """
 
     model: "Trained"
-    template: str | None = None
+    template: Template | None = None
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -181,8 +275,8 @@ class TrainedLocalizer:
             by_image = _prompts_by_image(prompts, len(images))
             prepared = _prepare_all(images, self._prepare)
             return [self._locate(*one, asked) for one, asked in zip(prepared, by_image, strict=True)]
-        asked = check_prompts(prompts)
-        return self._locate(*self._prepare(images), asked)
+        vocabulary = Vocabulary.of(prompts)
+        return self._locate(*self._prepare(images), vocabulary)
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides a result, but for the prompts: values that JSON can hold."""
@@ -197,14 +291,18 @@ class TrainedLocalizer:
         picture = read_image(image)
         return self.model.prepare(picture), size_of(picture)
 
-    def _locate(self, pixels: Tensor, size: Size, prompts: tuple[str, ...]) -> Localization:
-        similarity, scores, detections = self.model.ground(pixels, size, self.text(prompts))
-        return Localization(prompts, similarity, size, scores, self.model.logit_scale, detections)
+    def _locate(self, pixels: Tensor, size: Size, vocabulary: Vocabulary) -> Localization:
+        similarity, scores, detections = self.model.ground(pixels, size, self.text(vocabulary.phrases))
+        best, scale = vocabulary.best(scores), self.model.logit_scale
+        presence = best if scale is None else None
+        boxes = None if detections is None else tuple(map(merge_boxes, vocabulary.by_label(detections)))
+        return Localization(vocabulary.labels, similarity, size, best, scale, boxes, presence, vocabulary)
 
 
-def _prepare_all(
-    images: Sequence[ImageLike], prepare: Callable[[ImageLike], tuple[Tensor, Size]]
-) -> list[tuple[Tensor, Size]]:
+P = TypeVar("P")
+
+
+def _prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P]) -> list[P]:
     """Each image prepared; an error says which it was."""
     prepared = []
     for index, image in enumerate(images):
@@ -225,18 +323,18 @@ def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
     return replace(found, temperature_scale=found.temperature_scale * scale)
 
 
-def _prompts_by_image(prompts: Prompts, count: int) -> list[tuple[str, ...]]:
-    """One tuple of prompts an image, from one list for all or one list each."""
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        return [check_prompts(prompts)] * count
-    listed = list(prompts)
-    if not listed or any(isinstance(one, str) or not isinstance(one, Iterable) for one in listed):
-        return [check_prompts(listed)] * count
-    if len(listed) != count:
-        raise PromptError(
-            f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
-        )
-    return [check_prompts(some) for some in listed]
+def _prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
+    """A vocabulary for each image, from prompts for all or a list with some for each."""
+    listed = prompts
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
+        listed = list(prompts)
+        if listed and not any(isinstance(one, str) or not isinstance(one, Iterable | Vocabulary) for one in listed):
+            if len(listed) != count:
+                raise PromptError(
+                    f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
+                )
+            return [Vocabulary.of(some) for some in listed]
+    return [Vocabulary.of(listed)] * count  # type: ignore[arg-type]
 
 
 def load(
@@ -245,7 +343,7 @@ def load(
     *,
     pathway: str | Pathway = "gem",
     size: str | None = None,
-    template: str = TEMPLATE,
+    template: Template = TEMPLATE,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
@@ -266,7 +364,12 @@ def load(
 
 
 def adapt(
-    model: Any, tokenizer: Any, *, pathway: str | Pathway = "gem", size: str | None = None, template: str = TEMPLATE
+    model: Any,
+    tokenizer: Any,
+    *,
+    pathway: str | Pathway = "gem",
+    size: str | None = None,
+    template: Template = TEMPLATE,
 ) -> Localizer:
     """A `Localizer` on a model already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
     return Localizer(backbones.adapt(model, tokenizer), pathway, size, template)
@@ -275,7 +378,7 @@ def adapt(
 def load_trained(
     name: str | PathLike[str],
     *,
-    template: str | None = None,
+    template: Template | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,

@@ -1,35 +1,36 @@
-"""From the phrases a person types to unit-norm text embeddings, encoded once."""
+"""From the phrases a person types to text embeddings, encoded once; and labels that several phrases mean."""
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from open_gem.errors import PromptError
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
 ARTICLES = ("a ", "an ", "the ")
+SCENES = (  # what MaskCLIP and CLIP Surgery add to the templates of ImageNet
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
+V = TypeVar("V")
+Template = str | Sequence[str]  # a template, the name of an ensemble, or templates
 
 
-class TextEncoder(Protocol):
-    """What prompts need of a model: its text half."""
-
-    @property
-    def weights_version(self) -> Hashable:
-        """Changes whenever the weights do."""
-        ...
-
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Texts → embeddings `(p, e)` of unit norm."""
-        ...
-
-    def truncated(self, prompt: str) -> str:
-        """The end of a text that the context has no room for."""
-        ...
+# Phrases --------------------------------------------------------------------------------------------------------------
 
 
 def check_prompts(prompts: Any) -> tuple[str, ...]:
@@ -49,58 +50,274 @@ def check_prompts(prompts: Any) -> tuple[str, ...]:
     return given
 
 
-def check_template(template: str) -> str:
-    """The template itself. Raises PromptError unless it has exactly one place `{}` for the phrase."""
-    if template.count("{}") != 1:
-        raise PromptError(f"template is {template!r}, expected text with one {{}} where the phrase goes")
+@dataclass(frozen=True)
+class Vocabulary:
+    """Labels, the phrases that mean them, and phrases for everything else.
+
+    labels      what is answered, one or more
+    synonyms    the phrases of each label, at least one
+    background  phrases for everything else ("sky", "wall", or what one's prompts are mistaken for): they compete in the
+                softmax over phrases and are never an answer
+
+    Raises PromptError for empty or non-text phrases, and for a label or a label's phrase that is there twice ("a cat"
+    is "cat"); but where each label is its own one phrase, as with plain prompts, labels may repeat. A phrase may be
+    both a label's and the background's, as "bed" is in SCLIP's class file of COCO-Object.
+    """
+
+    labels: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
+    background: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        labels = _checked("labels", self.labels)
+        if len(self.synonyms) != len(labels):
+            raise PromptError(f"{len(self.synonyms)} lists of synonyms for {len(labels)} labels, expected one a label")
+        places = [f"label {label!r}" for label in labels]
+        synonyms = tuple(_checked(place, some) for place, some in zip(places, self.synonyms, strict=True))
+        if synonyms != tuple((label,) for label in labels):
+            label, times = Counter(labels).most_common(1)[0]
+            if times > 1:
+                raise PromptError(f"label {label!r} is there {times} times, expected each label once")
+            _check_distinct(zip(places, synonyms, strict=True))
+        background = _checked("background", self.background) if self.background else ()
+        for name, value in (("labels", labels), ("synonyms", synonyms), ("background", background)):
+            object.__setattr__(self, name, value)  # tuples, whatever was given
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """All phrases: those of the first label, those of the second, …, those of the background."""
+        return (*[phrase for some in self.synonyms for phrase in some], *self.background)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """For each of `phrases` the index of its label, −1 for background."""
+        indices = [index for index, some in enumerate(self.synonyms) for _ in some]
+        return (*indices, *[-1] * len(self.background))
+
+    def by_label(self, values: Sequence[V]) -> list[list[V]]:
+        """One value a phrase → those of each label's phrases."""
+        of_label: list[list[V]] = [[] for _ in self.labels]
+        for value, group in zip(values, self.groups, strict=True):
+            if group >= 0:
+                of_label[group].append(value)
+        return of_label
+
+    def best(self, scores: Tensor) -> Tensor:
+        """The highest of the scores `(q,)` of each label's phrases: `(p,)`."""
+        return torch.stack([torch.stack(some).max() for some in self.by_label(list(scores))])
+
+    @classmethod
+    def of(cls, prompts: "Phrases") -> "Vocabulary":
+        """What was asked for as labels: phrases that are labels, or labels with one or more phrases each.
+
+        Raises PromptError as the class.
+        """
+        if isinstance(prompts, Vocabulary):
+            return prompts
+        if isinstance(prompts, Mapping):
+            return cls(tuple(prompts), tuple(_checked(f"label {label!r}", some) for label, some in prompts.items()))
+        labels = check_prompts(prompts)
+        return cls(labels, tuple((label,) for label in labels))
+
+    @classmethod
+    def read(cls, path: str | PathLike[str], background: bool = False) -> "Vocabulary":
+        """A class file as SCLIP, ClearCLIP, NACLIP and ProxyCLIP have them, UTF-8: one class a line, its synonyms after
+        commas. The first phrase of a line is the label.
+
+        A line with a semicolon is split there only, and keeps its commas (ProxyCLIP). Blank lines and space around
+        phrases do not count. `background`: the first line holds the words for everything else.
+
+        Raises PromptError for a file that cannot be read or holds no class, or, with its lines, for a phrase that is
+        there twice.
+        """
+        lines = _class_lines(path)
+        classes = lines[1:] if background else lines
+        if not classes:
+            after = " after the background's line" if lines else ""
+            raise PromptError(f"no class in {str(path)!r}{after}, expected one a line")
+        _check_distinct((f"line {number} of {str(path)!r}", phrases) for number, phrases in classes)
+        synonyms = tuple(phrases for _, phrases in classes)
+        return cls(tuple(some[0] for some in synonyms), synonyms, lines[0][1] if background else ())
+
+    def with_background(self, phrases: str | Iterable[str]) -> "Vocabulary":
+        """The same labels, with more phrases for everything else. Raises PromptError as `check_prompts`."""
+        return replace(self, background=(*self.background, *_checked("background", phrases)))
+
+
+Phrases = str | Iterable[str] | Mapping[str, str | Iterable[str]] | Vocabulary  # what `Vocabulary.of` takes
+
+
+def _checked(place: str, phrases: Any) -> tuple[str, ...]:
+    try:
+        return check_prompts(phrases)
+    except PromptError as error:
+        raise PromptError(f"{place}: {error}") from error
+
+
+def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Raises PromptError where a phrase is there twice, articles aside, with both places."""
+    known: dict[str, str] = {}
+    for place, phrases in places:
+        for phrase in phrases:
+            if (bare := _bare(phrase)) in known:
+                raise PromptError(f"{phrase!r} of {place} is in {known[bare]} already, expected each phrase once")
+            known[bare] = place
+
+
+def _class_lines(path: str | PathLike[str]) -> list[tuple[int, tuple[str, ...]]]:
+    """The number, from 1, and the phrases of each line that is not blank."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PromptError(f"cannot read classes from {str(path)!r}: line {line} is not UTF-8 text") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"cannot read classes from {str(path)!r}: {reason}") from error
+    classes = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        parts = line.split(";" if ";" in line else ",")
+        if phrases := tuple(phrase for part in parts if (phrase := part.strip())):
+            classes.append((number, phrases))
+        elif line.strip():
+            raise PromptError(f"line {number} of {str(path)!r} is {line.strip()!r}, expected a class and its synonyms")
+    return classes
+
+
+# Templates ------------------------------------------------------------------------------------------------------------
+
+
+def _of_open_clip(name: str) -> tuple[str, ...]:
+    from open_clip import zero_shot_metadata  # takes seconds, so only for who wants it
+
+    return tuple(template("{}") for template in getattr(zero_shot_metadata, name))
+
+
+ENSEMBLES: Mapping[str, Callable[[], tuple[str, ...]]] = {
+    # CLIP's own for ImageNet, which most published segmentation uses, and the seven of them that its authors picked
+    "imagenet-80": lambda: _of_open_clip("OPENAI_IMAGENET_TEMPLATES"),
+    "imagenet-7": lambda: _of_open_clip("SIMPLE_IMAGENET_TEMPLATES"),
+    "clip-surgery-85": lambda: (*_of_open_clip("OPENAI_IMAGENET_TEMPLATES"), *SCENES),
+}
+
+T = TypeVar("T", bound=Template)
+
+
+def check_template(template: T) -> T:
+    """The template itself: text with exactly one place `{}` for the phrase, a name of `ENSEMBLES`, or a list or tuple
+    of such texts. Raises PromptError for anything else."""
+    if isinstance(template, list | tuple):
+        if not template:
+            raise PromptError("no template given, expected at least one text with one {} where the phrase goes")
+        for index, one in enumerate(template):
+            if not _has_one_place(one):
+                raise PromptError(f"template {index} is {one!r}, expected text with one {{}} where the phrase goes")
+    elif not isinstance(template, str):
+        raise PromptError(f"template is {type(template).__name__}, expected text, or a list of texts")
+    elif template not in ENSEMBLES and not _has_one_place(template):
+        close = get_close_matches(template, ENSEMBLES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise PromptError(
+            f"template is {template!r}, expected text with one {{}} where the phrase goes, a list of such texts, or "
+            f"one of {', '.join(ENSEMBLES)}{hint}"
+        )
     return template
+
+
+def find_templates(template: Template) -> tuple[str, ...]:
+    """The texts of a template, one or an ensemble, each with one `{}`. Raises PromptError as `check_template`."""
+    check_template(template)
+    if isinstance(template, str):
+        return ENSEMBLES[template]() if template in ENSEMBLES else (template,)
+    return tuple(template)
+
+
+def _has_one_place(template: Any) -> bool:
+    return isinstance(template, str) and template.count("{}") == 1
 
 
 def fill(template: str, prompt: str) -> str:
     """The sentence that is encoded. A leading article goes, so that "a cat" and "cat" are the same phrase.
 
     The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
-    they are, but for space around them.
+    they are, but for space around them. An empty prompt leaves the template with nothing in it.
     """
+    return template.replace("{}", prompt.strip() if template == "{}" else _bare(prompt))
+
+
+def _bare(prompt: str) -> str:
     phrase = prompt.strip()
-    if template != "{}":
-        article = next((word for word in ARTICLES if phrase.lower().startswith(word)), "")
-        phrase = phrase[len(article) :].strip() or phrase
-    return template.replace("{}", phrase)
+    article = next((word for word in ARTICLES if phrase.lower().startswith(word)), "")
+    return phrase[len(article) :].strip() or phrase
+
+
+# Embeddings -----------------------------------------------------------------------------------------------------------
+
+
+class TextEncoder(Protocol):
+    """What prompts need of a model: its text half."""
+
+    @property
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do."""
+        ...
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Texts → embeddings `(p, e)`, of unit norm but for models that were trained with others."""
+        ...
+
+    def truncated(self, prompt: str) -> str:
+        """The end of a text that the context has no room for."""
+        ...
 
 
 class TextCache:
-    """Text embeddings of one encoder, each text encoded once; may be shared between threads.
+    """Text embeddings of one encoder, each phrase encoded once; may be shared between threads.
 
-    Keeps the `capacity` most recently used texts, and forgets all when the encoder's weights change.
+    `template` as `check_template`, kept as it was given. With an ensemble, a phrase's embedding is the mean over the
+    templates of unit-norm embeddings, brought back to the norm they had: unit norm, as open_clip's zero-shot
+    classifiers, where the encoder's are.
+
+    Keeps the `capacity` most recently used phrases, and forgets all when the encoder's weights change.
     """
 
-    def __init__(self, encoder: TextEncoder, template: str = TEMPLATE, capacity: int = 10_000):
-        self.encoder, self.template, self.capacity = encoder, check_template(template), capacity
+    def __init__(self, encoder: TextEncoder, template: Template = TEMPLATE, capacity: int = 10_000):
+        self.encoder, self.templates, self.capacity = encoder, find_templates(template), capacity
+        self.template: str | tuple[str, ...] = template if isinstance(template, str) else self.templates
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._version: Hashable = None
         self._lock = Lock()
         self._warned = False
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings `(p, e)` of unit norm, one a prompt, in order. Warns once where one is too long for the model."""
-        texts = [fill(self.template, prompt) for prompt in prompts]
+        """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model."""
+        phrases = [self._phrase(prompt) for prompt in prompts]
+        asked = dict(zip(phrases, prompts, strict=True))
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
             if self._version != (version := self.encoder.weights_version):
                 self._known.clear()
                 self._version = version
-            found = {text: self._known[text] for text in texts if text in self._known}
-            missing = [text for text in dict.fromkeys(texts) if text not in found]
+            found = {phrase: self._known[phrase] for phrase in asked if phrase in self._known}
+            missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in found}
             if missing:
-                self._warn_of_cuts(missing)
-                rows = self.encoder.encode_text(missing)
-                found.update((text, row.clone()) for text, row in zip(missing, rows, strict=True))
-            for text in dict.fromkeys(texts):
-                self._known[text] = found[text]
-                self._known.move_to_end(text)
+                found.update(zip(missing, self._encode(missing.values()), strict=True))
+            for phrase in asked:
+                self._known[phrase] = found[phrase]
+                self._known.move_to_end(phrase)
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
-        return torch.stack([found[text] for text in texts])
+        return torch.stack([found[phrase] for phrase in phrases])
+
+    def _phrase(self, prompt: str) -> str:
+        """The same for prompts that fill all templates alike, and for no others."""
+        return fill("{}", prompt) if "{}" in self.templates else _bare(prompt)
+
+    def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
+        filled = [[fill(template, prompt) for template in self.templates] for prompt in prompts]
+        texts = list(dict.fromkeys(text for some in filled for text in some))
+        self._warn_of_cuts(texts)
+        rows = dict(zip(texts, self.encoder.encode_text(texts), strict=True))
+        return [_mean([rows[text] for text in some]) for some in filled]
 
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:
         truncated: Callable[[str], str] = self.encoder.truncated
@@ -110,8 +327,18 @@ class TextCache:
             warnings.warn(
                 f"prompt {_shorten(cut[0])!r} is longer than the model's context; cut off: {_shorten(cut[1])!r} "
                 "(further long prompts are cut without a warning)",
-                stacklevel=2,
+                stacklevel=3,
             )
+
+
+def _mean(rows: Sequence[Tensor]) -> Tensor:
+    """The mean direction of embeddings `(e,)`, as long as they are on average; one embedding is itself."""
+    if len(rows) == 1:
+        return rows[0].clone()  # a row of its own, not a view that keeps all others alive
+    stacked = torch.stack(list(rows))
+    wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+    direction = normalize(normalize(wide, dim=-1).mean(dim=0), dim=-1)
+    return (direction * wide.norm(dim=-1).mean()).to(stacked.dtype)
 
 
 def _shorten(text: str, length: int = 60) -> str:

@@ -4,6 +4,7 @@ Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything
 made one prompt at a time.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,26 +76,66 @@ def whole_box(mask: Tensor, heatmap: Tensor) -> Boxes:
     return Boxes(box[None].cpu(), heatmap[mask].max()[None].float().cpu())
 
 
+def merge_boxes(some: Sequence[Boxes]) -> Boxes:
+    """Boxes of several phrases that mean the same, best first."""
+    return _sorted(Boxes(torch.cat([boxes.xyxy for boxes in some]), torch.cat([boxes.scores for boxes in some])))
+
+
 def _sorted(boxes: Boxes) -> Boxes:
     order = boxes.scores.argsort(descending=True, stable=True)
     return Boxes(boxes.xyxy[order], boxes.scores[order])
 
 
-def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
-    """The most probable prompt of each pixel: logits `(p, r, k)` → labels `(y, x)` int64, −1 for background.
+class Contest(NamedTuple):
+    """Which of several phrases is best at each pixel: the highest logit `best`, the `winner` that has it, and `mass`,
+    Σ exp(logit − best) over all; each `(y, x)`."""
 
-    Logits are upsampled first and softmax-normalised over prompts then; a pixel whose best probability is below
-    `background` is background (PascalVOC protocol of the paper). The softmax runs over prompts in one pass that keeps
-    three maps.
+    best: Tensor
+    winner: Tensor
+    mass: Tensor
+
+    @property
+    def log_mass(self) -> Tensor:
+        """log Σ exp(logit), `(y, x)`: what a logit has to be compared with to give its softmax."""
+        return self.best + self.mass.log()
+
+
+def contest(logits: Iterable[Tensor]) -> Contest:
+    """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
+    found = None
+    for index, given in enumerate(logits):
+        logit = given.to(torch.promote_types(given.dtype, torch.float32))
+        if found is None:
+            found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
+            continue
+        higher = torch.maximum(found.best, logit)
+        mass = found.mass * (found.best - higher).exp() + (logit - higher).exp()
+        found = Contest(higher, found.winner.masked_fill_(logit > found.best, index), mass)
+    assert found is not None, "somebody has asked for at least one phrase"
+    return found
+
+
+def segment(found: Contest, groups: Sequence[int], background: float | None) -> Tensor:
+    """The label of the best phrase of each pixel: `(y, x)` int64, −1 for background.
+
+    `groups` has the label of each phrase, −1 for those of the background. A pixel whose best softmax probability is
+    below `background` is background too (PascalVOC protocol of the paper): over all phrases, of which the best alone
+    counts for its label, as the evaluators of the field have it.
     """
-    best = torch.full(tuple(size), -torch.inf, device=grid_logits.device)
-    label = torch.zeros(tuple(size), dtype=torch.int64, device=grid_logits.device)
-    mass = torch.zeros_like(best)  # Σ exp(logit − best) of the prompts seen so far
-    for index, grid_logit in enumerate(grid_logits.float()):
-        logit = upsample(grid_logit, size)
-        higher = torch.maximum(best, logit)
-        if background is not None:
-            mass = mass * (best - higher).exp() + (logit - higher).exp()
-        label.masked_fill_(logit > best, index)
-        best = higher
-    return label if background is None else label.masked_fill_(1 / mass < background, -1)
+    label = torch.tensor(groups, device=found.winner.device)[found.winner]
+    return label if background is None else label.masked_fill_(1 / found.mass < background, -1)
+
+
+def remove_redundancy(maps: Tensor, scores: Tensor) -> Tensor:
+    """What CLIP Surgery leaves of cosines when what all phrases share is taken away ("feature surgery").
+
+    maps    `(..., p, r, k)` cosines F_i · T_c of patches with p phrases
+    scores  `(p,)` cosines of the image-level embedding with them
+
+    S_ic = w_c F_i·T_c − mean_c'(w_c' F_i·T_c'), with w = p · softmax(2 scores): the published code multiplies features
+    and texts element by element and sums at the end; this is the same in closed form, without the p × n × e tensor.
+    With one phrase nothing is left: CLIP Surgery takes the empty phrase away there, F_i · (T − T_∅).
+    """
+    weights = len(scores) * (2 * scores).softmax(dim=0)
+    weighted = weights.to(maps)[:, None, None] * maps
+    return weighted - weighted.mean(dim=-3, keepdim=True)

@@ -12,11 +12,12 @@ from uuid import uuid4
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from open_gem.errors import InputError, OutputError
 from open_gem.localization import Localization
 from open_gem.readout import Boxes
-from open_gem.viz import overlay, segmentation
+from open_gem.viz import contact_sheet, overlay, segmentation
 
 SLUG, STEM = 40, 120  # longest parts of a file name, in characters and bytes
 
@@ -80,23 +81,27 @@ class Row:
 
     phrase: str
     score: float
+    presence: float | None
     point: list[int]
     box: list[int] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found in one picture, and how it becomes files."""
+    """What was found in one picture, and how it becomes files. `scale` of the heatmaps that are drawn and thresholded:
+    see `Localization.heatmaps`; `pathway`, where several are compared."""
 
     path: str
     picture: Image.Image
     result: Localization
     threshold: float = 0.5
     background: float | None = None
+    scale: str = "minmax"
+    pathway: str = ""
 
     @cached_property
     def boxes(self) -> list[Boxes]:
-        return self.result.boxes(self.threshold)
+        return self.result.boxes(self.threshold, self.scale)
 
     @cached_property
     def points(self) -> list[list[int]]:
@@ -106,6 +111,11 @@ class Found:
     def scores(self) -> list[float]:
         assert self.result.scores is not None  # a Localizer that is called always gives them
         return [round(score, 6) for score in self.result.scores.tolist()]
+
+    @cached_property
+    def presence(self) -> list[float | None]:
+        presence = self.result.presence
+        return [None] * len(self.scores) if presence is None else [round(share, 6) for share in presence.tolist()]
 
     @cached_property
     def slugs(self) -> list[str]:
@@ -118,7 +128,13 @@ class Found:
     def rows(self, count: int) -> list[Row]:
         boxes = {index: self.boxes[index].xyxy[:1].tolist() for index in self.best(count)}
         return [
-            Row(self.result.prompts[index], self.scores[index], self.points[index], box[0] if box else None)
+            Row(
+                self.result.prompts[index],
+                self.scores[index],
+                self.presence[index],
+                self.points[index],
+                box[0] if box else None,
+            )
             for index, box in boxes.items()
         ]
 
@@ -129,6 +145,7 @@ class Found:
                 "prompt": prompt,
                 "slug": self.slugs[index],
                 "score": self.scores[index],
+                "presence": self.presence[index],
                 "point": self.points[index],
                 "boxes": [
                     {"xyxy": xyxy, "score": round(score, 6)}
@@ -138,7 +155,8 @@ class Found:
             for index, prompt in enumerate(self.result.prompts)
         ]
         size = {"height": self.result.size.height, "width": self.result.size.width}
-        return {"path": self.path, "size": size, **settings, "threshold": self.threshold, "prompts": prompts}
+        views = {"threshold": self.threshold, "scale": self.scale}
+        return {"path": self.path, "size": size, **settings, **views, "prompts": prompts}
 
     def write(self, out: Path, stem: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
         """Write files of these kinds; pictures of single phrases for the `few` best only."""
@@ -158,21 +176,27 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 def draw_overlay(found: Found, index: int) -> Image.Image:
     return overlay(
         found.picture,
-        found.result.heatmaps()[index],
+        found.result.heatmaps(found.scale)[index],
         boxes=found.boxes[index].xyxy[:3].tolist(),  # the best few: more hide the picture
         point=found.points[index],
-        caption=found.result.prompts[index],
+        caption=" · ".join(filter(None, [found.pathway, found.result.prompts[index]])),
         score=found.scores[index],
     )
 
 
+def side_by_side(some: Sequence[Found], few: int) -> Image.Image:
+    """Overlays of the `few` best phrases, a row each, by several pathways, a column each."""
+    pictures = [draw_overlay(found, index) for index in some[0].best(few) for found in some]
+    return contact_sheet(pictures, columns=len(some))
+
+
 def _heatmap(found: Found, index: int) -> Image.Image:
-    """16 bits, 0 to 65535 for the lowest to the highest value."""
-    return Image.fromarray((found.result.heatmaps()[index].cpu().numpy() * 65535).round().astype("uint16"))
+    """16 bits, 0 to 65535 for the lowest to the highest value, or for the probabilities 0 to 1."""
+    return Image.fromarray((found.result.heatmaps(found.scale)[index].cpu().numpy() * 65535).round().astype("uint16"))
 
 
 def _mask(found: Found, index: int) -> Image.Image:
-    return Image.fromarray(found.result.masks(found.threshold)[index].cpu().numpy().astype("uint8") * 255)
+    return Image.fromarray(found.result.masks(found.threshold, found.scale)[index].cpu().numpy().astype("uint8") * 255)
 
 
 def _write_segmentation(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
@@ -181,11 +205,14 @@ def _write_segmentation(found: Found, settings: dict[str, Any], file: BinaryIO) 
 
 
 def _write_npz(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
-    similarity = found.result.similarity.float().cpu().numpy()
+    similarity = found.result.similarity
+    similarity = (similarity if isinstance(similarity, Tensor) else similarity.stack()).float().cpu().numpy()
+    vocabulary = found.result.vocabulary
     np.savez(
         file,
         similarity=similarity,
         prompts=np.array(found.result.prompts),
+        phrases=np.array(found.result.prompts if vocabulary is None else vocabulary.phrases),  # of each similarity map
         size=np.array(found.result.size),
         scores=np.array(found.scores, dtype=np.float32),
         logit_scale=np.float32(found.result.logit_scale),  # NaN where there is none: similarities are probabilities

@@ -92,15 +92,18 @@ def segmentation(image: Image.Image, labels: Any, prompts: Sequence[str]) -> Ima
     return _with_legend(drawn, [(str(prompts[index]), palette(index)) for index in present])
 
 
-def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures in a grid, in reading order, each shrunk to `TILE` where larger. Raises InputError for none."""
+def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures in a grid, in reading order, each shrunk to `TILE` where larger; `columns` by default make it square.
+
+    Raises InputError for no picture.
+    """
     if not images:
         raise InputError("no picture for a contact sheet, expected one or more")
     tiles = [image.convert("RGB") for image in images]
     for tile in tiles:
         tile.thumbnail((TILE, TILE))
     width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles), strict=True))
-    columns = ceil(sqrt(len(tiles)))
+    columns = columns or ceil(sqrt(len(tiles)))
     gap = max(2, min(width, height) // 50)
     rows = ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), LIGHT)

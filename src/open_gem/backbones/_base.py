@@ -127,6 +127,11 @@ class Text(ABC):
     def logit_scale(self) -> float:
         """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
 
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        return None
+
     @abstractmethod
     def encode(self, prompts: list[str]) -> Tensor:
         """Text embeddings `(p, e)`, of any norm."""
@@ -179,6 +184,11 @@ class Backbone:
     def logit_scale(self) -> float:
         """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
         return self.text.logit_scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        return self.text.logit_bias
 
     @property
     def weights_version(self) -> Hashable:

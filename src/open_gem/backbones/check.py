@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from open_gem.backbones._base import Tower
-from open_gem.pathway import PATHWAYS, Block, run
+from open_gem.methods import PATHWAYS
+from open_gem.pathway import Block, run
 from open_gem.types import Grid, Size
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}

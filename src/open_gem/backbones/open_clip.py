@@ -64,6 +64,11 @@ class OpenClipText(Text):
     def logit_scale(self) -> float:
         return self.model.logit_scale.detach().float().exp().item()
 
+    @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().item()
+
     def encode(self, prompts: list[str]) -> Tensor:
         device = next(self.model.parameters()).device
         with self._lock:

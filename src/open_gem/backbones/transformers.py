@@ -43,6 +43,11 @@ class HfText(Text):
         return self.model.logit_scale.detach().float().exp().item()
 
     @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().item()
+
+    @property
     def length(self) -> int:
         """How many tokens a prompt may have, special ones included."""
         return self.model.config.text_config.max_position_embeddings

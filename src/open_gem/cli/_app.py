@@ -2,10 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import progress
@@ -15,11 +15,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import open_gem
-from open_gem.errors import OpenGemError, PathwayError
+from open_gem.errors import InputError, OpenGemError, PathwayError
 
 if TYPE_CHECKING:
     from open_gem.localizer import Localizer, TrainedLocalizer
-    from open_gem.pathway import Pathway
+    from open_gem.methods import Pathway
+
+Number = TypeVar("Number", int, float)
 
 # Errors and warnings --------------------------------------------------------------------------------------------------
 
@@ -108,16 +110,16 @@ def load_localizer(
     dtype: str,
     pathway: str = "gem",
     tune: "Callable[[Pathway], Pathway]" = lambda pathway: pathway,
-    size: str | None = None,
-    template: str | None = None,
+    **settings: Any,
 ) -> "Localizer":
-    """The localizer that was asked for; its settings start from those that the checkpoint recommends."""
+    """The localizer that was asked for, its pathway starting from what the checkpoint recommends; other `settings` of a
+    `Localizer`, where they are not None."""
     from open_gem import backbones
     from open_gem.localizer import Localizer, resolve
-    from open_gem.prompts import TEMPLATE
 
     backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
-    return Localizer(backbone, tune(resolve(backbone, pathway)), size, TEMPLATE if template is None else template)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Localizer(backbone, tune(resolve(backbone, pathway)), **given)
 
 
 def tuned(
@@ -125,18 +127,38 @@ def tuned(
 ) -> "Pathway":
     given = {"depth": depth, "iterations": iterations, "temperature_scale": temperature_scale}
     given = {name: value for name, value in given.items() if value is not None}
-    without_effect = sorted(given.keys() - {"depth"})
-    if pathway.mix != "self-self" and without_effect:
+    if without_effect := sorted(given.keys() & pathway.ignored):
         raise PathwayError(f"{' and '.join(without_effect)} given, but the pathway has no self-self attention")
     return replace(pathway, **given)
 
 
-def settings_of(localizer: "Localizer | TrainedLocalizer", pathway: str) -> dict[str, Any]:
-    """Everything that decided the result, for the JSON document; `pathway` by its name, where there is one."""
+def names_of(pathways: str) -> list[str]:
+    """The names in a list by commas, or all there are. Raises PathwayError for an unknown one."""
+    from open_gem.methods import PATHWAYS, find_pathway
+
+    names = list(PATHWAYS) if pathways == "all" else [name.strip() for name in pathways.split(",")]
+    for name in names:
+        find_pathway(name)
+    return list(dict.fromkeys(names))
+
+
+def numbers_of(option: str, given: str, kind: Callable[[str], Number] = float) -> tuple[Number, ...]:
+    """The numbers in a list by commas. Raises InputError for what is none."""
+    try:
+        return tuple(kind(number) for number in given.split(","))
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} is {given!r}, expected {what} by commas such as 1,3") from error
+
+
+def settings_of(
+    localizer: "Localizer | TrainedLocalizer", pathways: "Mapping[str, Pathway]"
+) -> dict[str, dict[str, Any]]:
+    """Everything that decided the result of each pathway, for the JSON document; a model without any goes under ""."""
     settings = {"open_gem": open_gem.__version__, **localizer.describe()}
-    if "pathway" in settings:
-        settings["pathway"] = {"name": pathway, **settings["pathway"]}
-    return settings
+    if "pathway" not in settings:
+        return {"": settings}
+    return {name: {**settings, "pathway": {"name": name, **pathway.describe()}} for name, pathway in pathways.items()}
 
 
 # Showing --------------------------------------------------------------------------------------------------------------

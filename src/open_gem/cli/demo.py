@@ -50,7 +50,7 @@ def demo(
     for slug, drawn in zip(slugs(phrases), pictures, strict=True):
         save_picture(out / f"scene.{slug}.overlay.png", drawn)
     save_picture(out / "contact-sheet.png", contact_sheet([picture, *pictures]))
-    document = {"seed": seed, **found.document(settings_of(localizer, "gem"))}
+    document = {"seed": seed, **found.document(settings_of(localizer, {"gem": localizer.settings("gem")})["gem"])}
     for entry, mask, box in zip(document["prompts"], made.masks, made.boxes, strict=False):
         x, y = entry["point"]
         entry.update(object_box=box.tolist(), point_in_object=bool(mask[y, x]))

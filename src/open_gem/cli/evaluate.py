@@ -14,6 +14,7 @@ from open_gem.cli._app import (
     PretrainedOption,
     app,
     load_localizer,
+    names_of,
     new_console,
     new_table,
     progress_bar,
@@ -22,7 +23,7 @@ from open_gem.cli._app import (
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
-    from open_gem.pathway import Pathway
+    from open_gem.methods import Pathway
 
 
 @app.command()
@@ -48,14 +49,12 @@ def evaluate(
     """Measure pathways against known masks: pointing game, mask IoU, mIoU. The model sees each image once for all."""
     from open_gem.evaluate import evaluate_scenes
     from open_gem.imaging import check_size_rule
-    from open_gem.pathway import PATHWAYS, find_pathway
+    from open_gem.methods import PATHWAYS
 
     if dataset != "scenes":
         raise InputError(f"unknown data set {dataset!r}; known: scenes")
-    names = list(PATHWAYS) if pathway == "all" else [name.strip() for name in pathway.split(",")]
+    names = names_of(pathway)  # whatever is wrong is said before a model is loaded
     tune = partial(tuned, temperature_scale=temperature_scale)
-    for name in names:  # whatever is wrong is said before a model is loaded
-        find_pathway(name)
     tune(PATHWAYS["gem"])
     if size is not None:
         check_size_rule(size)

@@ -17,9 +17,11 @@ from open_gem.cli._app import (
     PretrainedOption,
     app,
     load_localizer,
+    names_of,
     new_console,
     new_table,
     numbers,
+    numbers_of,
     progress_bar,
     say,
     settings_of,
@@ -28,12 +30,19 @@ from open_gem.cli._app import (
 from open_gem.errors import ImageError, InputError, PromptError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from open_gem.localization import Localization
     from open_gem.localizer import Localizer, TrainedLocalizer
-    from open_gem.save import Found, Row
+    from open_gem.methods import Pathway
+    from open_gem.prompts import Vocabulary
+    from open_gem.save import Row
 
 MANY = 20  # phrases up to which each gets a picture and a row of the table unless asked otherwise
 DEFAULT_SAVE = "overlay,json"
 DEFAULT_PATHWAY = "gem"
+PROXYCLIP = "proxyclip"
+PHRASES, VIEWS = "Phrases", "Views"  # panels of the help
 
 
 @app.command()
@@ -43,10 +52,32 @@ def ground(
         list[str] | None,
         typer.Option("--prompt", "-p", help="A phrase, or @FILE with one a line; may be repeated.", show_default=False),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="A file with one class a line, its synonyms after commas.", rich_help_panel=PHRASES),
+    ] = None,
+    first_is_background: Annotated[
+        bool, typer.Option("--first-is-background", help="Its first line is the background.", rich_help_panel=PHRASES)
+    ] = False,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--negative",
+            "-n",
+            help="A phrase for what is not meant, or @FILE; may be repeated. Competes, and is never an answer.",
+            show_default=False,
+            rich_help_panel=PHRASES,
+        ),
+    ] = None,
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
     pathway: Annotated[
-        str | None, typer.Option(help="A name of `open-gem pathways`.", show_default=DEFAULT_PATHWAY)
+        str | None,
+        typer.Option(help="A name of `open-gem pathways`; several by commas, or all, to compare.", show_default="gem"),
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option(help='A DINO, such as "facebook/dino-vitb8", whose patches the pathway "proxyclip" follows.'),
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the pathway.")] = None,
     iterations: Annotated[
@@ -59,7 +90,41 @@ def ground(
         str | None, typer.Option(help='"short:448", "long:N", "square:N" or "native"; else as the model recommends.')
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help='What a phrase is put into, such as "a picture of a {}"; "{}" for nothing.')
+        str | None,
+        typer.Option(
+            help='What a phrase is put into, such as "a picture of a {}"; "imagenet-80" and other ensembles by name.',
+            rich_help_panel=PHRASES,
+        ),
+    ] = None,
+    remove_redundancy: Annotated[
+        bool,
+        typer.Option(
+            "--remove-redundancy", help="Take away what all phrases share (CLIP Surgery).", rich_help_panel=PHRASES
+        ),
+    ] = False,
+    window: Annotated[
+        int | None, typer.Option(help="Side of sliding windows in pixels; else all at once.", rich_help_panel=VIEWS)
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Pixels between windows; half a window by default.", rich_help_panel=VIEWS)
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help='Multiples of the size, by commas: "1,1.5".', rich_help_panel=VIEWS)
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirrored as well.", rich_help_panel=VIEWS)] = False,
+    merge: Annotated[
+        str | None,
+        typer.Option(help='Of views: "features", or "logits" as the field\'s evaluators.', rich_help_panel=VIEWS),
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Let maps follow the picture's edges (PAMR).", rich_help_panel=VIEWS)
+    ] = False,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help='Of heatmaps: "minmax" stretches each, "probability" lets phrases compete, "cosine" is raw.',
+            show_default="minmax, or probability with negatives",
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="Masks and boxes are where the heatmap (0 to 1) is above this.")
@@ -83,46 +148,86 @@ def ground(
     """Find phrases in pictures: a heatmap, a point and boxes for each.
 
     Scores are cosines of the whole picture with a phrase (of CLIPSeg and OWL, probabilities): they say whether it is
-    there. Heatmaps say where, and each is stretched to its own extremes, so that of an absent thing looks lively too.
+    there, and presence says so as a probability. Heatmaps say where, and each is stretched to its own extremes, so
+    that of an absent thing looks lively too. Several pathways are read from one pass of the model; their files go to
+    folders of their names, and a contact sheet shows them side by side.
     """
     from open_gem.backbones.trained import is_trained
     from open_gem.imaging import check_size_rule
     from open_gem.localizer import load_trained
-    from open_gem.pathway import find_pathway
+    from open_gem.methods import find_pathway
     from open_gem.prompts import check_template
-    from open_gem.save import check_writable, find_kinds, stems
+    from open_gem.refine import Pamr
+    from open_gem.save import Found, check_writable, find_kinds, save_picture, side_by_side, stems
+    from open_gem.views import Views
 
-    phrases, kinds = read_prompts(prompt or []), find_kinds(DEFAULT_SAVE if save is None else save)
+    vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])
+    kinds = find_kinds(DEFAULT_SAVE if save is None else save)
+    names = pathway_names(pathway or DEFAULT_PATHWAY, expert)
     tune = partial(tuned, depth=depth, iterations=iterations, temperature_scale=temperature_scale)
-    tune(find_pathway(pathway or DEFAULT_PATHWAY))  # whatever is wrong is said before a model is loaded
+    for name in set(names) - {PROXYCLIP}:
+        tune(find_pathway(name))  # whatever is wrong is said before a model is loaded
     if size is not None:
         check_size_rule(size)
     if template is not None:
         check_template(template)
+    views = Views(window, stride, numbers_of("scales", scales or "1"), flip, merge or "features")
+    drawn = scale or ("probability" if vocabulary.background else "minmax")
+    check_scale(drawn)
     check_share("threshold", threshold)
     check_share("background", background)
     if kinds:
         check_writable(out)
 
+    phrases = len(vocabulary.labels)
     if background is not None and "segmentation" not in kinds:
         say("warning: --background has no effect without --save segmentation")
-    few = MANY if save is None else len(phrases)
-    if len(phrases) > few:
-        say(f"warning: {len(phrases)} phrases: overlays of the {few} best scores only, --save overlay draws all")
+    few = MANY if save is None else phrases
+    if phrases > few:
+        say(f"warning: {phrases} phrases: overlays of the {few} best scores only, --save overlay draws all")
     if pretrained is None and is_trained(model):
-        untrained = {"pathway": pathway, "depth": depth, "iterations": iterations}
-        _refuse(model, {**untrained, "temperature-scale": temperature_scale, "size": size})
+        untrained = {
+            "pathway": pathway,
+            "expert": expert,
+            "depth": depth,
+            "iterations": iterations,
+            "temperature-scale": temperature_scale,
+            "size": size,
+            "window": window,
+            "stride": stride,
+            "scales": scales,
+            "flip": flip or None,
+            "merge": merge,
+            "refine": refine or None,
+            "remove-redundancy": remove_redundancy or None,
+        }
+        _refuse(model, untrained)
         localizer = load_trained(model, template=template, device=device, dtype=dtype)
+        chosen = {}
     else:
-        chosen = pathway or DEFAULT_PATHWAY
-        localizer = load_localizer(model, pretrained, device, dtype, chosen, tune, size, template)
-    settings = settings_of(localizer, pathway or DEFAULT_PATHWAY)
+        localizer = load_localizer(
+            model,
+            pretrained,
+            device,
+            dtype,
+            next((name for name in names if name != PROXYCLIP), "clip"),
+            tune,
+            size=size,
+            template=template,
+            views=views,
+            refinement=Pamr() if refine else None,
+            remove_redundancy=remove_redundancy,
+        )
+        chosen = {name: tune(localizer.settings(name)) for name in names if name != PROXYCLIP}
+        if expert is not None:
+            chosen[PROXYCLIP] = _load_proxyclip(expert, localizer, dtype)
+    settings = settings_of(localizer, chosen)
     done: list[tuple[str, list[Row]]] = []
     failed = 0
     with progress_bar(len(images), quiet) as advance:
         for path, stem in zip(images, stems(images), strict=True):
             try:
-                found = _locate(localizer, path, phrases, threshold, background)
+                picture, located = _locate(localizer, path, vocabulary, chosen)
             except ImageError as error:  # one broken picture; anything else would befall all of them
                 failed += 1
                 message = str(error) if str(error).startswith(repr(path)) else f"{path!r}: {error}"
@@ -132,12 +237,21 @@ def ground(
                 continue
             finally:
                 advance(1)
-            found.write(out, stem, kinds, few, settings)
-            if as_json:
-                print(json.dumps(found.document(settings)), flush=True)
-            done.append((path, found.rows(MANY)))  # not the picture itself: there may be thousands
+            compared = len(located) > 1
+            made = {
+                name: Found(path, picture, result, threshold, background, drawn, name if compared else "")
+                for name, result in located.items()
+            }
+            for name, found in made.items():
+                found.write(out / name if compared else out, stem, kinds, few, settings[name])
+                if as_json:
+                    print(json.dumps(found.document(settings[name])), flush=True)
+                title = f"{path} · {name}" if compared else path
+                done.append((title, found.rows(MANY)))  # not the picture itself: there may be thousands
+            if compared and "overlay" in kinds:
+                save_picture(out / f"{stem}.compare.png", side_by_side(list(made.values()), few))
     if not quiet:
-        _print_found(done, len(phrases), out if kinds else None, to_stderr=as_json)
+        _print_found(done, phrases, out if kinds else None, to_stderr=as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -149,22 +263,28 @@ def _refuse(model: str, options: dict[str, Any]) -> None:
         raise InputError(f"{model} was trained to localize: it has no pathways, and no {', '.join(given)}")
 
 
+def _load_proxyclip(expert: str, localizer: "Localizer", dtype: str) -> "Pathway":
+    from open_gem.backbones.experts import load_expert, proxyclip
+
+    backbone = localizer.backbone
+    return proxyclip(load_expert(expert, device=backbone.device, dtype=dtype), backbone)
+
+
 def _locate(
-    localizer: "Localizer | TrainedLocalizer",
-    path: str,
-    phrases: Sequence[str],
-    threshold: float = 0.5,
-    background: float | None = None,
-) -> "Found":
+    localizer: "Localizer | TrainedLocalizer", path: str, vocabulary: "Vocabulary", pathways: "dict[str, Pathway]"
+) -> "tuple[Image.Image, dict[str, Localization]]":
+    """The picture, and what each pathway finds in it; a model that has none goes under ""."""
     from open_gem.imaging import read_image
-    from open_gem.save import Found
+    from open_gem.localizer import TrainedLocalizer
 
     picture = read_image(path)
     try:
-        return Found(path, picture, localizer(picture, phrases), threshold, background)
+        if isinstance(localizer, TrainedLocalizer):
+            return picture, {"": localizer(picture, vocabulary)}
+        return picture, localizer.compare(picture, vocabulary, pathways)
     except (MemoryError, RuntimeError) as error:  # torch has a class for it on GPUs, and only words on the CPU
         if "memory" in f"{type(error).__name__} {error}".lower():
-            raise ImageError(f"{path!r} needs more memory than there is; try --size long:N") from error
+            raise ImageError(f"{path!r} needs more memory than there is; try --size long:N or --window") from error
         raise
 
 
@@ -173,9 +293,11 @@ def _print_found(
 ) -> None:
     console = new_console(to_stderr)
     for path, some in done:
-        table = new_table("phrase", "score", "point x, y", "best box x, y, x, y", title=path)
+        table = new_table("phrase", "score", "presence", "point x, y", "best box x, y, x, y", title=path)
         for row in some:
-            table.add_row(*map(Text, (row.phrase, f"{row.score:.3f}", numbers(row.point), numbers(row.box))))
+            presence = "" if row.presence is None else f"{row.presence:.2f}"
+            cells = row.phrase, f"{row.score:.3f}", presence, numbers(row.point), numbers(row.box)
+            table.add_row(*map(Text, cells))
         if len(some) < phrases:
             table.caption = Text(f"and {phrases - len(some)} phrases with lower scores")
         console.print(table)
@@ -183,12 +305,34 @@ def _print_found(
         console.print(Text(f"Files are in {out}"))
 
 
-def read_prompts(given: Iterable[str]) -> tuple[str, ...]:
-    """Phrases as typed, with every "@FILE" replaced by the lines of that file that are not blank."""
-    from open_gem.prompts import check_prompts
+def read_vocabulary(
+    prompts: Iterable[str], classes: Path | None, first_is_background: bool, negatives: Iterable[str]
+) -> "Vocabulary":
+    """What is asked for, by phrases or a class file, and what is not meant; "@FILE" stands for the lines of a file."""
+    from open_gem.prompts import Vocabulary
 
-    phrases = [phrase for one in given for phrase in (prompt_file(one[1:]) if one.startswith("@") else [one])]
-    return check_prompts(phrases)
+    phrases, others = (
+        [phrase for one in given for phrase in (prompt_file(one[1:]) if one.startswith("@") else [one])]
+        for given in (prompts, negatives)
+    )
+    if classes is None:
+        if first_is_background:
+            raise InputError("--first-is-background given without --classes")
+        vocabulary = Vocabulary.of(phrases)
+    elif phrases:
+        raise InputError("--classes and --prompt given, expected one of them")
+    else:
+        vocabulary = Vocabulary.read(classes, first_is_background)
+    return vocabulary.with_background(others) if others else vocabulary
+
+
+def pathway_names(given: str, expert: str | None) -> list[str]:
+    """The names in a list by commas, or all; "proxyclip", which needs an expert, where there is one."""
+    asked = [name.strip() for name in given.split(",")]
+    known = names_of(",".join(rest)) if (rest := [name for name in asked if name != PROXYCLIP]) else []
+    if PROXYCLIP in asked and expert is None:
+        raise InputError('pathway proxyclip needs --expert, such as "facebook/dino-vitb8"')
+    return known if expert is None else [*known, PROXYCLIP] if PROXYCLIP in asked or known else [PROXYCLIP]
 
 
 def prompt_file(name: str) -> list[str]:
@@ -198,6 +342,13 @@ def prompt_file(name: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise PromptError(f"cannot read phrases from {name!r}: {reason}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_scale(scale: str) -> None:
+    from open_gem.localization import SCALES
+
+    if scale not in SCALES:
+        raise InputError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}")
 
 
 def check_share(name: str, number: float | None) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -150,15 +149,19 @@ def _print_check(document: dict[str, Any]) -> None:
 @app.command()
 def pathways(as_json: JsonOption = False) -> None:
     """List the ways to read a model's patches, with their settings."""
-    from open_gem.pathway import PATHWAYS
+    from open_gem.methods import PATHWAYS
 
-    rows = [{"name": name, **asdict(row)} for name, row in PATHWAYS.items()]
+    rows = [{"name": name, **row.describe()} for name, row in PATHWAYS.items()]
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = new_table(*(key.replace("_", " ") for key in rows[0]))
+    shown = ("name", "about", "depth", "residual", "mlp")
+    table = new_table(*shown)
     for row in rows:
-        table.add_row(
-            *(Text("yes" if value is True else "no" if value is False else str(value)) for value in row.values())
-        )
+        table.add_row(*(Text(_said(row[key])) for key in shown))
     new_console().print(table)
+    new_console().print("All settings: open-gem pathways --json")
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,53 @@
+"""`open-gem clusters`: the paper's simulation, self-self attention beside k-means on random vectors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.text import Text
+
+from open_gem.cli._app import app, new_console, new_table
+from open_gem.errors import InputError
+
+Number = TypeVar("Number", int, float)
+
+
+@app.command()
+def clusters(
+    out: Annotated[Path, typer.Option(help="The picture's file, a PNG.")] = Path("clusters.png"),
+    iterations: Annotated[str, typer.Option(help="K, by commas: steps of self-self attention, a row each.")] = "1,3,10",
+    temperatures: Annotated[str, typer.Option(help="τ, by commas: a column each.")] = "0.1,0.2,0.3,0.5",
+    clusters: Annotated[str, typer.Option(help="k, by commas: of k-means in the last row.")] = "10,7,4,2",
+    vectors: Annotated[int, typer.Option(help="How many vectors.")] = 20,
+    width: Annotated[int, typer.Option(help="Their width.")] = 16,
+    seed: Annotated[int, typer.Option(help="Which vectors, and where k-means starts.")] = 0,
+) -> None:
+    """Draw how self-self attention makes clusters of random vectors, beside k-means (Figs. 2, 7). Needs no network."""
+    from open_gem.clustering import components, random_vectors, self_self_clustering
+    from open_gem.figures import clustering_figure
+    from open_gem.save import check_writable, save_picture
+
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out is {str(out)!r}, expected a name that ends in .png")
+    steps = _numbers("--iterations", iterations, int, "whole numbers by commas such as 1,3,10")
+    degrees = _numbers("--temperatures", temperatures, float, "numbers by commas such as 0.1,0.5")
+    sizes = _numbers("--clusters", clusters, int, "whole numbers by commas such as 10,4")
+    check_writable(out.parent)
+    points = random_vectors(vectors, width, seed)
+    save_picture(out, clustering_figure(points, steps, degrees, sizes, seed))
+
+    table = new_table("iterations", *(f"τ = {degree:g}" for degree in degrees), title="clusters by self-self attention")
+    for count in steps:
+        found = [components(self_self_clustering(points, count, degree).moved) for degree in degrees]
+        table.add_row(*(str(number) for number in (count, *(int(labels.max()) + 1 for labels in found))))
+    console = new_console()
+    console.print(table)
+    console.print(Text(f"Look at {out}; its last row is k-means with {', '.join(map(str, sizes))} clusters"))
+
+
+def _numbers(option: str, given: str, kind: Callable[[str], Number], expected: str) -> list[Number]:
+    try:
+        return [kind(number) for number in given.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} is {given!r}, expected {expected}") from error

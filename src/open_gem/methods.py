@@ -1,0 +1,331 @@
+"""The training-free methods of the field: how a pathway mixes values, its settings, and the table of known ones.
+
+A mix is a function `(pathway, heads, site) -> mixed values (b, h, n, c)`: the settings, q, k and v of one block, and
+what else is known there. One without settings of its own is a function with a name in `MIXES`; one that has some is a
+small frozen dataclass, and stands in a `Pathway` as a value. To add a published method: that, and a row of `PATHWAYS`.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import partial
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from open_gem import attention
+from open_gem.attention import Heads, to_unit
+from open_gem.clustering import means, spherical_kmeans
+from open_gem.errors import PathwayError
+from open_gem.types import Grid, Size
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where a mix is at work: one block of the host, one batch of images.
+
+    normed  ln_1 of the host's stream, `(b, n, d)`
+    pixels  what the host was given, `(b, 3, y, x)`, normalised as its checkpoint wants it
+    grid    of the patches
+    prefix  number of tokens before them
+    layers  number of blocks of the host
+    lent    q, k and v of those blocks so far that some mix borrows from: see `Pathway.borrows`
+    """
+
+    normed: Tensor
+    pixels: Tensor
+    grid: Grid
+    prefix: int
+    layers: int
+    lent: Mapping[int, Heads]
+    _made: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives; made once at this site, however many pathways need it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class Layout(NamedTuple):
+    """Where tokens are: patches on `grid`, row by row, after `prefix` other tokens."""
+
+    grid: Grid
+    prefix: int
+
+
+Mix = Callable[["Pathway", Heads, Site], Tensor]
+"""A mix may also have `borrows(layers) -> range`, blocks whose q, k and v it wants in `Site.lent`; `layout(size) ->
+Layout`, where its tokens are not the host's; and `ignored`, names of settings of `MIXING` that it does not look at."""
+
+MIXING = ("projections", "combine", "normalize", "iterations", "temperature", "temperature_scale", "gaussian")
+"""Settings of a pathway that are about how values are mixed."""
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """One way to read dense features; an ablation is `dataclasses.replace(PATHWAYS["gem"], iterations=2)`.
+
+    mix                how values are mixed: a name of `MIXES`, or a value such as `KMeans(clusters=3)`
+    projections        self-self: which of "q", "k", "v" (eq. 6)
+    combine            self-self: "mean" over these projections (eq. 6), or "sum", as SCLIP and CLIPtrase have it
+    normalize          L2-normalise each projected token per head (section 4.1)
+    iterations         self-self: K of eq. 3, at least 0
+    temperature        τ of eq. 5: a positive number, "adaptive" (section 4.1), "trained" (√head width)
+    temperature_scale  multiplies τ (Fig. 5); above 0, smaller is sharper
+    gaussian           self-self: standard deviation, in patches, of a bias towards near patches (NACLIP), or None
+    depth              number of last blocks that have this pathway (the published gem_depth is one more)
+    residual           start from the host's stream (else from 0)
+    mlp                apply the block's MLP to this stream too (Table 5)
+    about              a word for people, of no effect
+    """
+
+    mix: str | Mix = "self-self"
+    projections: str = "qkv"
+    combine: str = "mean"
+    normalize: bool = True
+    iterations: int = 1
+    temperature: float | str = "adaptive"
+    temperature_scale: float = 1.0
+    gaussian: float | None = None
+    depth: int = 6
+    residual: bool = True
+    mlp: bool = False
+    about: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        need = _Checker(self)
+        need("mix", lambda mix: mix in MIXES if isinstance(mix, str) else callable(mix), f"one of {', '.join(MIXES)}")
+        need("projections", _is_selection, "a selection of 'qkv' without repetition")
+        need("combine", lambda combine: combine in ("mean", "sum"), "'mean' or 'sum'")
+        need("iterations", lambda number: is_count(number, 0), "a whole number, 0 or more")
+        need("temperature", _is_temperature, "a number above 0, 'adaptive' or 'trained'")
+        need("temperature_scale", is_positive, "a number above 0")
+        need("gaussian", lambda std: std is None or is_positive(std), "a number of patches above 0, or None")
+        need("depth", lambda number: is_count(number, 1), "a whole number of blocks, 1 or more")
+        for switch in ("normalize", "residual", "mlp"):
+            need(switch, lambda value: isinstance(value, bool), "True or False")
+        if hasattr(self.mix, "layout") and (self.residual or self.depth > 1):
+            raise PathwayError(f"{self.mix} lays tokens on a grid of its own: it needs residual=False and depth=1")
+
+    @property
+    def is_host(self) -> bool:
+        """True where this pathway is, by construction, the host's own stream."""
+        return self.mix == "query-key" and self.residual and self.mlp
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True where the temperature follows the image (section 4.1)."""
+        return self.temperature == "adaptive" and "temperature" not in self.ignored
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """Settings that the mix does not look at."""
+        if self.mix in ("query-key", "identity"):
+            return frozenset(MIXING)
+        return frozenset(getattr(self.mix, "ignored", ()))
+
+    @property
+    def mixture(self) -> "Pathway":
+        """What is left of the settings that decide how values are mixed; equal mixtures are computed once."""
+        return replace(self, depth=1, residual=False, mlp=False)
+
+    @property
+    def mixer(self) -> Mix:
+        """The function that mixes values."""
+        return MIXES[self.mix] if isinstance(self.mix, str) else self.mix
+
+    def borrows(self, layers: int) -> range:
+        """The blocks, of a host that has `layers`, whose q, k and v the mix wants to see beside those of its own."""
+        borrows = getattr(self.mix, "borrows", None)
+        return range(0) if borrows is None else borrows(layers)
+
+    def layout(self, grid: Grid, prefix: int, size: Size) -> Layout:
+        """Where this pathway's tokens are, of pixels of `size` whose host has its own on `grid` after `prefix`."""
+        layout = getattr(self.mix, "layout", None)
+        return Layout(grid, prefix) if layout is None else layout(size)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as values that JSON can hold."""
+        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return settings | {"mix": self.mix if isinstance(self.mix, str) else repr(self.mix)}
+
+
+class _Checker:
+    """Raises PathwayError where a setting of `owner` is not what it has to be."""
+
+    def __init__(self, owner: Any):
+        self.owner = owner
+
+    def __call__(self, name: str, fits: Callable[[Any], bool], expected: str) -> None:
+        value = getattr(self.owner, name)
+        if not fits(value):
+            raise PathwayError(f"{name} is {value!r}, expected {expected}")
+
+
+def is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_positive(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
+
+
+def _is_selection(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) == len(set(value) & set("qkv"))
+
+
+def _is_temperature(value: Any) -> bool:
+    return value in ("adaptive", "trained") if isinstance(value, str) else is_positive(value)
+
+
+# Ways to mix values ---------------------------------------------------------------------------------------------------
+
+
+def _inverse_temperature(pathway: Pathway, heads: Heads, site: Site) -> Tensor | float:
+    head_width = heads.q.shape[-1]
+    match pathway.temperature:
+        case "adaptive":
+            inverse = attention.adaptive_inverse_temperature(site.normed, head_width)
+        case "trained":
+            inverse = head_width**-0.5
+        case number:
+            inverse = 1 / float(number)
+    return inverse / pathway.temperature_scale
+
+
+def self_self(pathway: Pathway, heads: Heads, site: Site) -> Tensor:
+    """GEM and all its kin: each chosen projection attends to itself; the outcomes are averaged or added."""
+    inverse, bias = _inverse_temperature(pathway, heads, site), None
+    if pathway.gaussian is not None:
+        std = float(pathway.gaussian)
+        bias = site.once(("gaussian", std), lambda: attention.gaussian(site.grid, site.prefix, std).to(heads.v))
+
+    def attend(name: str) -> Tensor:
+        settings: dict[str, Any] = {"normalize": pathway.normalize, "iterations": pathway.iterations, "bias": bias}
+        return attention.self_self(getattr(heads, name), heads.v, inverse, **settings)
+
+    alone = replace(pathway.mixture, mix="self-self", combine="mean")
+    keys = {name: replace(alone, projections=name) for name in pathway.projections}
+    mixed = [site.once(key, partial(attend, name)) for name, key in keys.items()]
+    total = sum(mixed[1:], mixed[0])
+    return total / len(mixed) if pathway.combine == "mean" else total
+
+
+MIXES: dict[str, Mix] = {
+    "self-self": self_self,
+    "query-key": lambda pathway, heads, site: attention.query_key(heads),
+    "identity": lambda pathway, heads, site: attention.identity(heads),
+}
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """GEM-Kmeans (paper eq. 10, Fig. 6b): values attend to the centroids of their own clusters, softmax(v μᵀ/τ) μ.
+
+    Spherical k-means for each image and head, over all tokens; μ are the means of the raw values. `normalize` and
+    `temperature` of the pathway hold for v μᵀ. The paper leaves distance, heads and τ open: see `docs/pathways.md`.
+
+    clusters    K, 1 or more; with fewer tokens, each is its own cluster
+    seed        of the k-means++ seeding, the same for every image
+    iterations  most steps of Lloyd's algorithm
+    """
+
+    clusters: int = 7
+    seed: int = 0
+    iterations: int = 20
+    ignored: ClassVar = ("projections", "combine", "iterations", "gaussian")
+
+    def __post_init__(self) -> None:
+        need = _Checker(self)
+        need("clusters", lambda number: is_count(number, 1), "a whole number, 1 or more")
+        need("seed", lambda number: is_count(number, 0), "a whole number, 0 or more")
+        need("iterations", lambda number: is_count(number, 1), "a whole number, 1 or more")
+
+    def __call__(self, pathway: Pathway, heads: Heads, site: Site) -> Tensor:
+        clusters = min(self.clusters, heads.v.shape[-2])
+        found = spherical_kmeans(heads.v, clusters, seed=self.seed, iterations=self.iterations)
+        centroids = means(heads.v, found.labels, clusters)
+        inverse = _inverse_temperature(pathway, heads, site)
+        query, key = (to_unit(heads.v), to_unit(centroids)) if pathway.normalize else (heads.v, centroids)
+        return attention.query_key(Heads(query * (inverse * query.shape[-1] ** 0.5), key, centroids))
+
+
+@dataclass(frozen=True)
+class CrossBlock:
+    """ResCLIP's residual cross-correlation self-attention (RCS): gain · [(1 − share) A + share · mean of A_l] v.
+
+    A is the pathway's own self-self attention; A_l the attention that the host was trained with in its middle blocks,
+    head by head, here applied to the values of this block. ResCLIP takes blocks 6 to 9 of 12, also of 24; here the
+    same part of any depth. Its second pass (semantic feedback) needs labels and is not part of this.
+
+    share  λ in [0, 1]: 0.3 with PascalVOC and Cityscapes, 0.4 with Pascal Context
+    gain   τ, above 0: 2.0
+    """
+
+    share: float = 0.3
+    gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        need = _Checker(self)
+        need("share", lambda share: is_positive(share) and share <= 1, "a number above 0, up to 1")
+        need("gain", is_positive, "a number above 0")
+
+    def borrows(self, layers: int) -> range:
+        return range(round(layers * 5 / 12), max(1, round(layers * 9 / 12)))
+
+    def __call__(self, pathway: Pathway, heads: Heads, site: Site) -> Tensor:
+        middle = (site.lent[index] for index in self.borrows(site.layers))
+        trained = [attention.query_key(block._replace(v=heads.v)) for block in middle]
+        borrowed = sum(trained[1:], trained[0]) / len(trained)
+        return self.gain * ((1 - self.share) * self_self(pathway, heads, site) + self.share * borrowed)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+_GEM = Pathway()
+_RAW = replace(_GEM, normalize=False, iterations=0, temperature="trained")  # self-self without what GEM adds to it
+_REDUCED = replace(_RAW, depth=1, residual=False)  # the last block's attention, and nothing else of that block
+_KEPT = replace(_RAW, depth=1, mlp=True)  # the last block with another attention
+
+PATHWAYS: dict[str, Pathway] = {
+    "gem": replace(_GEM, about="GEM: self-self attention of q, k and v, averaged, beside the last blocks"),
+    "clip": replace(_KEPT, mix="query-key", about="the host's own patch tokens"),
+    # As released (vit.py of MaskCLIP): residual and MLP kept. The GEM paper describes the reduced form.
+    "maskclip": replace(_KEPT, mix="identity", about="MaskCLIP as released: values for attention"),
+    "maskclip-reduced": replace(_REDUCED, mix="identity", about="MaskCLIP as papers have it: no residual, no MLP"),
+    "clip_surgery": replace(_RAW, projections="v", about="CLIP Surgery: value-value attention beside the last blocks"),
+    "sclip": replace(_KEPT, projections="qk", combine="sum", about="SCLIP: q-q plus k-k attention in the last block"),
+    "clearclip": replace(_REDUCED, projections="q", about="ClearCLIP: q-q attention of the last block, nothing else"),
+    "naclip": replace(_REDUCED, projections="k", gaussian=5.0, about="NACLIP: k-k attention, nearer patches favoured"),
+    "kk": replace(_REDUCED, projections="k", about="k-k attention, nothing else of the last block"),
+    "csa": replace(_REDUCED, projections="qk", combine="sum", about="SCLIP's attention, nothing else of the block"),
+    "cliptrase": replace(_KEPT, combine="sum", about="CLIPtrase: q-q plus k-k plus v-v attention in the last block"),
+    "resclip-rcs": replace(
+        _REDUCED,
+        mix=CrossBlock(),
+        projections="k",
+        gaussian=5.0,
+        about="ResCLIP's cross-block attention: NACLIP's, mixed with that of the middle blocks",
+    ),
+    "gem-q": replace(_GEM, projections="q", about="GEM with q alone (Table 1)"),
+    "gem-k": replace(_GEM, projections="k", about="GEM with k alone (Table 1)"),
+    "gem-v": replace(_GEM, projections="v", about="GEM with v alone (Table 1)"),
+    "gem-raw": replace(_RAW, about="GEM without normalisation, adaptive temperature and iterations (Table 1)"),
+    "gem-q-raw": replace(_RAW, projections="q", about="the same with q alone (Table 1)"),
+    "gem-k-raw": replace(_RAW, projections="k", about="the same with k alone (Table 1)"),
+    "gem-v-raw": replace(_RAW, projections="v", about="the same with v alone (Table 1): CLIP Surgery"),
+    "gem-mlp": replace(_GEM, mlp=True, about="GEM with the MLPs kept (Table 5)"),
+    "gem-kmeans": replace(_RAW, mix=KMeans(), about="k-means of the values in place of self-self attention (Table 2)"),
+}
+
+
+def find_pathway(name: str) -> Pathway:
+    """The row of `PATHWAYS` called `name`. Raises PathwayError that lists the known ones."""
+    if name in PATHWAYS:
+        return PATHWAYS[name]
+    close = get_close_matches(str(name), PATHWAYS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise PathwayError(f"unknown pathway {name!r}{hint}; known: {', '.join(PATHWAYS)}")
