@@ -445,6 +445,164 @@ def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
     assert files(place) == {"cat.png"}
 
 
+# Ground: several pathways, labels of several phrases, views -----------------------------------------------------------
+
+
+def test_pathways_are_compared_side_by_side(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--pathway", "gem,clip_surgery,clip")
+    assert result.exit_code == 0, result.output
+    assert files() == {"gem", "clip_surgery", "clip", "cat.compare.png"}
+    for name in ("gem", "clip_surgery", "clip"):
+        assert files(f"open_gem_out/{name}") == {"cat.a-cat.overlay.png", "cat.dog.overlay.png", "cat.json"}
+        document = json.loads(Path(f"open_gem_out/{name}/cat.json").read_text())
+        assert document["pathway"]["name"] == name
+        assert document["pathway"]["depth"] == PATHWAYS[name].depth
+        alone = open_gem.load(tiny, device="cpu", pathway=name)("cat.png", ["a cat", "dog"])
+        assert [entry["point"] for entry in document["prompts"]] == alone.points().tolist()
+        assert f"cat.png · {name}" in result.stdout
+    with Image.open("open_gem_out/cat.compare.png") as sheet, Image.open(next(Path().glob("*/gem/*.png"))) as one:
+        assert sheet.width > 3 * one.width and 2 * one.height < sheet.height < 3 * one.height
+
+
+def test_one_json_document_a_picture_and_pathway(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "missing.png", "-p", "cat", "--pathway", "all", "--json", "-q", "--save", "none")
+    assert result.exit_code == 1
+    documents = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [document["pathway"]["name"] for document in documents[:-1]] == list(PATHWAYS)
+    assert documents[-1].keys() == {"path", "error"}
+    assert not Path("open_gem_out").exists()
+
+
+def test_presence_is_told(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "a cat", "--json", "-q", "--save", "none")
+    [entry] = json.loads(result.stdout)["prompts"]
+    found = open_gem.load(tiny, device="cpu")("cat.png", "a cat")
+    assert found.presence is not None
+    assert entry["presence"] == pytest.approx(found.presence.item(), abs=1e-5)
+
+
+def test_classes_come_from_a_file_with_synonyms_and_background(tiny: str, place: Path):
+    Path("classes.txt").write_text("sky, wall\ncat, kitten\ndog\n")
+    arguments = ("--classes", "classes.txt", "--first-is-background", "--save", "npz,json", "--negative", "fence")
+    result = ground(tiny, "cat.png", *arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(Path("open_gem_out/cat.json").read_text())
+    assert [entry["prompt"] for entry in document["prompts"]] == ["cat", "dog"]
+    assert document["scale"] == "probability"  # so that the background and negatives count
+    with np.load("open_gem_out/cat.npz") as arrays:
+        assert arrays["prompts"].tolist() == ["cat", "dog"]
+        assert arrays["phrases"].tolist() == ["cat", "kitten", "dog", "sky", "wall", "fence"]
+        assert arrays["similarity"].shape[0] == 6
+    plain = ground(tiny, "cat.png", "--classes", "classes.txt", "--json", "-q", "--save", "none")
+    assert [entry["prompt"] for entry in json.loads(plain.stdout)["prompts"]] == ["sky", "cat", "dog"]
+
+
+def test_negatives_change_heatmaps_unless_told_otherwise(tiny: str, place: Path):
+    drawn = {}
+    for name, arguments in {
+        "alone": (),
+        "against": ("-n", "dog"),
+        "stretched": ("-n", "dog", "--heatmap-scale", "minmax"),
+    }.items():
+        ground(tiny, "cat.png", "-p", "cat", "--save", "heatmap", "--out", name, *arguments)
+        drawn[name] = pixels(f"{name}/cat.cat.heatmap.png")
+    assert np.array_equal(drawn["alone"], drawn["stretched"])
+    assert not np.array_equal(drawn["alone"], drawn["against"])
+
+
+def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
+    settings = {
+        "views": open_gem.Views(window=32, stride=16, scales=(1, 1.5), flip=True, merge="logits"),
+        "refinement": open_gem.Pamr(),
+        "remove_redundancy": True,
+        "template": "imagenet-7",
+    }
+    arguments = [
+        "--window",
+        "32",
+        "--stride",
+        "16",
+        "--scales",
+        "1,1.5",
+        "--flip",
+        "--merge",
+        "logits",
+        "--refine",
+        "--remove-redundancy",
+    ]
+    result = ground(
+        tiny, "cat.png", "-p", "cat", "-p", "dog", *arguments, "--template", "imagenet-7", "--save", "npz,json"
+    )
+    assert result.exit_code == 0, result.output
+    localizer = open_gem.Localizer(open_gem.load(tiny, device="cpu").backbone, **settings)
+    expected = localizer("cat.png", ["cat", "dog"])
+    document = json.loads(Path("open_gem_out/cat.json").read_text())
+    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
+    told = json.loads(json.dumps(localizer.describe()))
+    assert {name: document[name] for name in settings} == {name: told[name] for name in settings}
+    with np.load("open_gem_out/cat.npz") as arrays:
+        assert arrays["similarity"].shape == expected.similarity.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "x", "--pathway", "gem,gme"], ["gme", "did you mean gem"]),
+        (["-p", "x", "--pathway", "proxyclip"], ["--expert"]),
+        (["-p", "x", "--classes", "classes.txt"], ["--classes and --prompt"]),
+        (["-p", "x", "--first-is-background"], ["--classes"]),
+        (["--classes", "none.txt"], ["none.txt"]),
+        (["-p", "x", "--heatmap-scale", "loud"], ["loud", "minmax"]),
+        (["-p", "x", "--scales", "1,x"], ["1,x"]),
+        (["-p", "x", "--stride", "16"], ["stride", "window"]),
+        (["-p", "x", "--window", "30"], ["30", "24 or 32"]),
+        (["-p", "x", "--window", "32", "--merge", "maps"], ["maps", "features, logits"]),
+        (["-p", "x", "--template", "imagenet-70"], ["imagenet-70", "did you mean imagenet-7"]),
+        (["-p", "x", "-n", " "], ["background", "empty"]),
+        (["-p", "x", "--pathway", "gem-kmeans", "--iterations", "2"], ["iterations"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], tiny: str, place: Path):
+    Path("classes.txt").write_text("cat\n")
+    refused(ground(tiny, "cat.png", *arguments), *words)
+
+
+def test_an_expert_makes_proxyclip_one_of_the_pathways(tiny: str, place: Path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("expert")
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    Path("expert/preprocessor_config.json").write_text(json.dumps(statistics))
+    result = ground(tiny, "cat.png", "-p", "cat", "--pathway", "gem,proxyclip", "--expert", "expert", "--save", "json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(Path("open_gem_out/proxyclip/cat.json").read_text())
+    assert document["pathway"]["mix"].startswith("External(expert=Expert('expert')")
+    alone = ground(tiny, "cat.png", "-p", "cat", "--pathway", "proxyclip", "--expert", "expert", "--out", "alone")
+    assert alone.exit_code == 0, alone.output
+    assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
+
+
+# Bench ----------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_measures_pathways_beside_the_plain_forward(tiny: str, monkeypatch: pytest.MonkeyPatch):
+    tower = open_gem.load(tiny, device="cpu").backbone.tower
+    monkeypatch.setattr("open_gem.backbones.build_tower", lambda name: tower)
+    result = call("bench", "--model", "tiny", "--side", 32, "--pathway", "clip,gem,gem-raw", "--repeats", 2, "--json")
+    assert result.exit_code == 0, result.output
+    costs = {cost["case"]: cost for cost in json.loads(result.stdout)["costs"]}
+    assert list(costs) == ["plain forward", "clip", "gem", "gem-raw", "all together"]
+    assert costs["clip"]["flops"] <= costs["plain forward"]["flops"] < costs["gem"]["flops"]
+    assert costs["gem-raw"]["flops"] < costs["gem"]["flops"] < costs["all together"]["flops"]
+    for cost in costs.values():
+        assert len(cost["seconds"]) == 2
+        assert cost["flops_ratio"] == cost["flops"] / costs["plain forward"]["flops"]
+    table = call("bench", "--model", "tiny", "--side", 32, "--pathway", "gem", "--repeats", 1)
+    assert "gem" in table.stdout and "plain forward" in table.stdout
+
+
 # Models and pathways --------------------------------------------------------------------------------------------------
 
 
@@ -571,7 +729,10 @@ def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
     result = ground(tiny, "large.png", "cat.png", "-p", "x", "--json")
     assert result.exit_code == 1
     failed, done = map(json.loads, result.stdout.splitlines())
-    assert failed == {"path": "large.png", "error": "'large.png' needs more memory than there is; try --size long:N"}
+    assert failed == {
+        "path": "large.png",
+        "error": "'large.png' needs more memory than there is; try --size long:N or --window",
+    }
     assert done["path"] == "cat.png"
 
 

@@ -143,6 +143,93 @@ def test_too_many_patches_says_what_to_do() -> None:
     )  # the advice works, and is the best
 
 
+@pytest.mark.parametrize(
+    ("rule", "scale", "expected"),
+    [
+        ("short:448", 1.0, (448, 592)),
+        ("short:448", 0.5, (224, 304)),  # 298.67, the scale before the rounding
+        ("short:448", 1.5, (672, 896)),
+        ("short:400", 1.1, (448, 592)),  # 440 is 27.5 patches, a tie
+        ("short:440", 0.9, (400, 528)),  # 396 and 528 exactly
+        ("square:320", 0.7, (224, 224)),
+        ("native", 0.01, (16, 16)),  # at least one patch
+    ],
+)
+def test_scale_multiplies_what_the_rule_gives(rule: str, scale: float, expected: tuple[int, int]) -> None:
+    assert target_size(rule, Size(480, 640), (16, 16), scale=scale) == expected
+
+
+def test_a_tie_after_scaling_is_a_tie() -> None:
+    """0.3 and 0.7 as floats lie below what is meant: half a patch would round down."""
+    for scale, expected in ((0.1, 64), (0.3, 176), (0.7, 400), (1.1, 624)):  # 3.5, 10.5, 24.5 and 38.5 patches
+        assert target_size("square:560", Size(99, 99), (16, 16), scale=scale) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "window", "expected"),
+    [
+        ("short:448", (480, 640), 448, (448, 597)),  # 597.33
+        ("short:448", (480, 635), 448, (448, 593)),  # 592.67
+        ("short:448", (640, 480), 448, (597, 448)),
+        ("native", (451, 1001), 448, (451, 1001)),  # both sides are longer
+        ("native", (440, 700), 448, (448, 700)),  # 27.5 patches
+        ("native", (300, 439), 448, (304, 432)),  # neither is
+        ("short:512", (480, 480), 512, (512, 512)),
+    ],
+)
+def test_whole_pixels_where_a_side_is_longer_than_the_window(
+    rule: str, size: tuple[int, int], window: int, expected: tuple[int, int]
+) -> None:
+    assert target_size(rule, Size(*size), (16, 16), window=window, whole_pixels=True) == expected
+    patches = target_size(rule, Size(*size), (16, 16), window=window)
+    assert patches == target_size(rule, Size(*size), (16, 16))
+    assert target_size(rule, Size(*size), (16, 16), whole_pixels=True) == patches  # without windows nothing is free
+
+
+def test_whole_pixels_round_half_up() -> None:
+    result = target_size("native", Size(451, 601), (16, 16), scale=1.5, window=448, whole_pixels=True)
+    assert result == (677, 902)  # 676.5 and 901.5
+    result = target_size("native", Size(449, 597), (16, 16), scale=0.5, window=224, whole_pixels=True)
+    assert result == (225, 299)  # 224.5, longer than the window once it is rounded, and 298.5
+    result = target_size("native", Size(897, 597), (16, 16), scale=0.25, window=224, whole_pixels=True)
+    assert result == (224, 144)  # 224.25 is not; 149.25 is 9.3 patches
+
+
+def test_the_limit_of_patches_is_that_of_a_window() -> None:
+    size = Size(5000, 6000)
+    with pytest.raises(ImageError, match="313x375"):
+        target_size("native", size, (16, 16))
+    assert target_size("native", size, (16, 16), window=448) == (5008, 6000)
+    assert target_size("native", size, (16, 16), window=448, whole_pixels=True) == (5000, 6000)
+    with pytest.raises(ImageError) as caught:
+        target_size("native", size, (16, 16), window=4800)
+    for part in ("window of 4800x4800 pixels", "300x300 = 90000 patches", "'native'", str(MAX_PATCHES)):
+        assert part in str(caught.value)
+    advice = int(str(caught.value).split()[-1])
+    assert target_size("native", size, (16, 16), window=advice)
+    assert target_size("native", Size(300, 6000), (16, 16), window=4800)  # the window is 304 high there
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize("patch", [(16, 16), (14, 14), (14, 32)])
+def test_a_picture_behind_windows_has_as_many_pixels_as_may_be_decoded(scale: float, patch: tuple[int, int]) -> None:
+    size = Size(19000, 20000)
+    with pytest.raises(ImageError) as caught:
+        target_size("native", size, patch, window=448, scale=scale)
+    for part in ("19000x20000", str(MAX_PIXELS), "'native'", *([] if scale == 1 else [f"at scale {scale:g}"])):
+        assert part in str(caught.value)
+    advice = int(str(caught.value).split()[-1])
+    height, width = target_size(f"square:{advice}", size, patch, window=448, scale=scale)
+    assert 0.99 * MAX_PIXELS < height * width <= MAX_PIXELS
+
+
+def test_advice_on_patches_knows_the_scale() -> None:
+    with pytest.raises(ImageError, match="at scale 3") as caught:
+        target_size("native", Size(3000, 3000), (16, 16), scale=3)
+    advice = int(str(caught.value).split()[-1])
+    assert target_size(f"long:{advice}", Size(3000, 3000), (16, 16), scale=3) == (4096, 4096)
+
+
 def test_a_thin_strip_and_a_huge_rule_are_refused() -> None:
     for rule, size in (("short:448", Size(16, 16000)), ("square:999999999", Size(480, 640))):
         with pytest.raises(ImageError, match="long:N"):

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from open_gem.methods import Pathway as Pathway
     from open_gem.pathway import Features as Features
     from open_gem.pathway import run as run
+    from open_gem.prompts import Vocabulary as Vocabulary
     from open_gem.readout import Boxes as Boxes
+    from open_gem.refine import Pamr as Pamr
+    from open_gem.views import Views as Views
 
 __version__ = "0.1.0"
 
@@ -45,6 +48,9 @@ _HOMES = {
     "Pathway": "methods",
     "run": "pathway",
     "Boxes": "readout",
+    "Pamr": "refine",
+    "Views": "views",
+    "Vocabulary": "prompts",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -73,9 +73,9 @@ class Localization:
     """What was found for one image and its prompts.
 
     prompts      as asked; of a `Vocabulary`, its labels
-    similarity   `(q, r, k)` cosine of each patch with each phrase, in [-1, 1]: small, keep this one. Of models trained
-                 to localize also a probability in [0, 1]; "cosine" below means these values, whichever they are. A
-                 `Mosaic` where the maps of several views were merged. Without redundancy, or refined, not quite cosines
+    maps         `(q, r, k)` cosine of each patch with each phrase, in [-1, 1]: small, keep this one. Of models trained
+                 to localize also a probability in [0, 1]; "cosine" below means these values, whichever they are.
+                 Without redundancy, not quite cosines. A `Mosaic` where the maps of several views were merged
     size         height and width of the original image, at which all views are given
     scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
                  *whether* it is there, where the maps say *where*; None where the features were encoded without it.
@@ -88,11 +88,11 @@ class Localization:
     vocabulary   the labels, their phrases and those of the background; by default every prompt is its own one phrase
     refine       what makes a map `(y, x)` follow the edges of the image, see `refined`
 
-    Maps, masks and label maps are on the device of `similarity`; boxes and points are on the CPU.
+    Maps, masks and label maps are on the device of `maps`; boxes and points are on the CPU.
     """
 
     prompts: tuple[str, ...]
-    similarity: Tensor | Mosaic
+    maps: Tensor | Mosaic
     size: Size
     scores: Tensor | None = None
     logit_scale: float | None = 100.0
@@ -100,6 +100,11 @@ class Localization:
     presence: Tensor | None = None
     vocabulary: Vocabulary | None = None
     refine: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def similarity(self) -> Tensor:
+        """`maps` as one tensor: `(q, r, k)`, or `(q, y, x)` of a `Mosaic`, made on demand and large."""
+        return self.maps if isinstance(self.maps, Tensor) else self.maps.stack()
 
     def heatmaps(self, scale: str = "minmax") -> Maps:
         """One map `(y, x)` a prompt.
@@ -162,7 +167,7 @@ class Localization:
         if size_of(picture) != self.size:
             given, expected = ("×".join(map(str, size)) for size in (size_of(picture), self.size))
             raise InputError(f"the image is {given} (height × width), expected the one localized: {expected}")
-        pixels = to_pixels(picture, self.size, _UNCHANGED).to(self.similarity.device)
+        pixels = to_pixels(picture, self.size, _UNCHANGED).to(self.maps.device)
         return replace(self, refine=partial(refinement, refinement.weights(pixels)))
 
     @cached_property
@@ -191,7 +196,7 @@ class Localization:
         return reduce(torch.maximum, (self._phrase(at) for at, prompt in enumerate(self._groups) if prompt == index))
 
     def _phrase(self, index: int) -> Tensor:
-        upsampled = readout.upsample(self.similarity[index], self.size)
+        upsampled = readout.upsample(self.maps[index], self.size)
         return upsampled if self.refine is None else self.refine(upsampled)
 
     def _find_scale(self, scale: str) -> Callable[[Tensor], Tensor]:

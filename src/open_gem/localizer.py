@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
 from PIL import Image
@@ -72,7 +72,7 @@ class Localizer:
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
 
     @overload
-    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
+    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
     def __call__(
@@ -86,7 +86,7 @@ class Localizer:
         """
         if isinstance(images, list | tuple):
             return self._locate_images(images, _prompts_by_image(prompts, len(images)))
-        return self.compare(images, prompts, {"": self.pathway})[""]
+        return self.compare(images, cast(Phrases, prompts), {"": self.pathway})[""]
 
     def compare(
         self, image: ImageLike, prompts: Phrases, pathways: Mapping[str, str | Pathway] | Iterable[str]
@@ -107,7 +107,7 @@ class Localizer:
         chosen, picture = self._labelled(pathways), read_image(image)
         if self.views.is_plain:
             _, pixels = self._prepare(picture)
-            return dict(run(self.backbone, pixels[None], chosen, pooled=True))
+            return {**run(self.backbone, pixels[None], chosen, pooled=True)}
         canvases = plan(self.views, self.size_rule, size_of(picture), self.backbone.patch)
         seen: dict[str, list[list[Features]]] = {name: [] for name in chosen}
         for canvas in canvases:
@@ -115,8 +115,10 @@ class Localizer:
             parts = [run(self.backbone, some, chosen, pooled=True) for some in batches(pixels, canvas, BATCH)]
             for name, features in seen.items():
                 features.append([part[name] for part in parts])
-        tiles = {name: Tiles(canvases, features) for name, features in seen.items()}
-        return tiles if self.views.merge == "logits" else {name: one.merged() for name, one in tiles.items()}
+        merge: Callable[[Tiles], Features | Tiles] = (
+            Tiles.merged if self.views.merge == "features" else lambda tiles: tiles
+        )
+        return {name: merge(Tiles(canvases, features)) for name, features in seen.items()}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides a result, but for the prompts: values that JSON can hold."""
@@ -264,7 +266,7 @@ class TrainedLocalizer:
         object.__setattr__(self, "text", TextCache(self.model, template))
 
     @overload
-    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
+    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
     def __call__(
@@ -275,7 +277,7 @@ class TrainedLocalizer:
             by_image = _prompts_by_image(prompts, len(images))
             prepared = _prepare_all(images, self._prepare)
             return [self._locate(*one, asked) for one, asked in zip(prepared, by_image, strict=True)]
-        vocabulary = Vocabulary.of(prompts)
+        vocabulary = Vocabulary.of(cast(Phrases, prompts))
         return self._locate(*self._prepare(images), vocabulary)
 
     def describe(self) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def _prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
                     f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
                 )
             return [Vocabulary.of(some) for some in listed]
-    return [Vocabulary.of(listed)] * count  # type: ignore[arg-type]
+    return [Vocabulary.of(cast(Phrases, listed))] * count
 
 
 def load(

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from open_gem.errors import InputError, OutputError
 from open_gem.localization import Localization
@@ -205,8 +204,7 @@ def _write_segmentation(found: Found, settings: dict[str, Any], file: BinaryIO) 
 
 
 def _write_npz(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
-    similarity = found.result.similarity
-    similarity = (similarity if isinstance(similarity, Tensor) else similarity.stack()).float().cpu().numpy()
+    similarity = found.result.similarity.float().cpu().numpy()
     vocabulary = found.result.vocabulary
     np.savez(
         file,

@@ -77,16 +77,16 @@ class Views:
         return self.window is None and self.scales == (1.0,) and not self.flip
 
 
-WHOLE = Views()
-"""The whole picture at once."""
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
+
+
+WHOLE = Views()
+"""The whole picture at once."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,8 @@ class Mosaic(Sequence[Tensor]):
     def __getitem__(self, which: slice) -> "Mosaic": ...
     def __getitem__(self, which: int | slice) -> "Tensor | Mosaic":
         if isinstance(which, slice):
-            return Mosaic(self.canvases, [maps[:, which] for maps in self.maps])
+            chosen = list(range(len(self))[which])  # tensors know no steps backwards
+            return Mosaic(self.canvases, [maps[:, chosen] for maps in self.maps])
         index, size = range(len(self))[which], self.canvases[0].size
         merged = None
         for canvas, maps in zip(self.canvases, self.maps, strict=True):

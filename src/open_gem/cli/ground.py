@@ -119,10 +119,10 @@ def ground(
     refine: Annotated[
         bool, typer.Option("--refine", help="Let maps follow the picture's edges (PAMR).", rich_help_panel=VIEWS)
     ] = False,
-    scale: Annotated[
+    heatmap_scale: Annotated[
         str | None,
         typer.Option(
-            help='Of heatmaps: "minmax" stretches each, "probability" lets phrases compete, "cosine" is raw.',
+            help='"minmax" stretches each heatmap, "probability" lets phrases compete, "cosine" is raw.',
             show_default="minmax, or probability with negatives",
         ),
     ] = None,
@@ -172,7 +172,7 @@ def ground(
     if template is not None:
         check_template(template)
     views = Views(window, stride, numbers_of("scales", scales or "1"), flip, merge or "features")
-    drawn = scale or ("probability" if vocabulary.background else "minmax")
+    drawn = heatmap_scale or ("probability" if vocabulary.background else "minmax")
     check_scale(drawn)
     check_share("threshold", threshold)
     check_share("background", background)
@@ -348,7 +348,7 @@ def check_scale(scale: str) -> None:
     from open_gem.localization import SCALES
 
     if scale not in SCALES:
-        raise InputError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}")
+        raise InputError(f"heatmap scale is {scale!r}, expected one of {', '.join(SCALES)}")
 
 
 def check_share(name: str, number: float | None) -> None:
