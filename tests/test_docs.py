@@ -17,24 +17,40 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_readme_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert len(names["readouts"]) == len(PATHWAYS) + 2  # as its comment says
 
 
-def test_readme_commands_exist_with_their_options():
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_exist_with_their_options(document):
     commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-    lines = re.findall(r"^open-gem .*$", README, re.MULTILINE)
+    lines = re.findall(r"^ *(open-gem .*)$", document.read_text("utf-8"), re.MULTILINE)
     assert lines
     for line in lines:
-        _, name, *words = shlex.split(line)
+        _, name, *words = shlex.split(line, comments=True)
         known = {option for parameter in commands[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known, line
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_every_pathway_is_in_the_table_of_methods_with_its_settings():
+    rows = re.findall(r"^\| `([a-z_-]+)` \|(.*)\|$", (ROOT / "docs" / "pathways.md").read_text("utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(PATHWAYS)
+    for name, row in rows:
+        mix, depth, residual, mlp, source, evidence, flops, time = (cell.strip() for cell in row.split(" | "))
+        pathway = PATHWAYS[name]
+        said = {True: "yes", False: "no"}
+        assert (depth, residual, mlp) == (str(pathway.depth), said[pathway.residual], said[pathway.mlp]), name
+        assert mix and source and evidence
+        assert float(flops) > 0 and float(time) > 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8")):
         assert (document.parent / target).exists(), target
