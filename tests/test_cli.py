@@ -510,6 +510,14 @@ def test_negatives_change_heatmaps_unless_told_otherwise(tiny: str, place: Path)
     assert not np.array_equal(drawn["alone"], drawn["against"])
 
 
+def test_a_heatmap_of_cosines_has_no_seams(tiny: str, place: Path):
+    ground(tiny, "cat.png", "-p", "cat", "--save", "heatmap", "--heatmap-scale", "cosine")
+    [cosines] = open_gem.load(tiny, device="cpu")("cat.png", "cat").heatmaps("cosine")
+    assert cosines.min() < 0
+    drawn = pixels("open_gem_out/cat.cat.heatmap.png")
+    assert np.abs(drawn / 65535 * 2 - 1 - cosines.numpy()).max() < 1e-4
+
+
 def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
     settings = {
         "views": open_gem.Views(window=32, stride=16, scales=(1, 1.5), flip=True, merge="logits"),
@@ -548,7 +556,10 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
     ("arguments", "words"),
     [
         (["-p", "x", "--pathway", "gem,gme"], ["gme", "did you mean gem"]),
-        (["-p", "x", "--pathway", "proxyclip"], ["--expert"]),
+        (["-p", "x", "--pathway", "proxyclip:"], ["proxyclip:facebook/dino-vitb8"]),
+        (["-p", "x", "--pathway", "proxyclip:nothing/", "--depth", "2"], ["nothing/"]),
+        (["-p", "x", "--pathway", "clip", "--depth", "3"], ["depth", "'clip'"]),
+        (["-p", "x", "--pathway", "gem,clip", "--iterations", "2"], ["iterations", "'clip'"]),
         (["-p", "x", "--classes", "classes.txt"], ["--classes and --prompt"]),
         (["-p", "x", "--first-is-background"], ["--classes"]),
         (["--classes", "none.txt"], ["none.txt"]),
@@ -575,11 +586,11 @@ def test_an_expert_makes_proxyclip_one_of_the_pathways(tiny: str, place: Path):
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("expert")
     statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     Path("expert/preprocessor_config.json").write_text(json.dumps(statistics))
-    result = ground(tiny, "cat.png", "-p", "cat", "--pathway", "gem,proxyclip", "--expert", "expert", "--save", "json")
+    result = ground(tiny, "cat.png", "-p", "cat", "--pathway", "gem,proxyclip:./expert", "--save", "json")
     assert result.exit_code == 0, result.output
-    document = json.loads(Path("open_gem_out/proxyclip/cat.json").read_text())
-    assert document["pathway"]["mix"].startswith("External(expert=Expert('expert')")
-    alone = ground(tiny, "cat.png", "-p", "cat", "--pathway", "proxyclip", "--expert", "expert", "--out", "alone")
+    document = json.loads(Path("open_gem_out/proxyclip-expert/cat.json").read_text())
+    assert document["pathway"]["mix"].startswith("External(expert=Expert('./expert')")
+    alone = ground(tiny, "cat.png", "-p", "cat", "--pathway", "proxyclip:./expert", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
 

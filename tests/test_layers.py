@@ -24,7 +24,7 @@ ROWS = [
     ["methods"],
     ["clustering"],
     ["attention"],
-    ["types", "errors"],
+    ["types", "errors", "checks"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 
@@ -35,7 +35,7 @@ OWNERS = {
     "matplotlib": {"figures", "viz"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "scipy": {"clustering", "readout"},
+    "scipy": {"clustering", "metrics", "readout"},
 }
 
 

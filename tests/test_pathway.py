@@ -97,6 +97,7 @@ def explicit_mix(pathway: Pathway, everything: Sequence[Heads], index: int, norm
     taus = explicit_temperatures(pathway, heads, normed)
     if isinstance(mix, KMeans):
         return explicit_k_means(pathway, mix, heads, taus)
+    assert mix == "self-self" or isinstance(mix, CrossBlock), "write the formula of another mix here"
     mixed = sum(
         explicit_self_self(
             getattr(heads, name),

@@ -22,7 +22,6 @@ from open_gem.views import (
     Window,
     batches,
     check_views,
-    cut,
     merge_features,
     merge_pooled,
     plan,
@@ -238,9 +237,8 @@ def test_batches_show_the_windows_in_order(merge: str, flip: bool) -> None:
         seen = pixels.flip(-1) if canvas.mirrored else pixels
         ours = list(batches(pixels, canvas, 3))
         assert [len(some) for some in ours[:-1]] == [3] * (len(ours) - 1)
-        assert torch.equal(torch.cat(ours), cut(pixels, canvas))
-        assert len(canvas.windows) == len(cut(pixels, canvas)) > 4
-        for window, shown in zip(canvas.windows, cut(pixels, canvas), strict=True):
+        assert len(canvas.windows) == len(torch.cat(ours)) > 4
+        for window, shown in zip(canvas.windows, torch.cat(ours), strict=True):
             top, left = window.top, window.left
             assert torch.equal(shown, seen[:, top : top + window.height, left : left + window.width])
 
@@ -248,14 +246,14 @@ def test_batches_show_the_windows_in_order(merge: str, flip: bool) -> None:
 def test_a_plain_view_shows_the_picture() -> None:
     [canvas] = plan(WHOLE, "native", Size(64, 96), PATCH)
     pixels = random(3, 64, 96)
-    assert torch.equal(cut(pixels, canvas), pixels[None])
+    assert torch.equal(next(batches(pixels, canvas, 1)), pixels[None])
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 80), (3, 96, 64), (1, 3, 64, 96), (64, 96)])
 def test_pixels_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     [canvas] = plan(WHOLE, "native", Size(64, 96), PATCH)
     with pytest.raises(InputError, match=r"expected the canvas's \(3, 64, 96\)"):
-        cut(torch.zeros(*shape), canvas)
+        next(batches(torch.zeros(*shape), canvas, 1))
 
 
 # Features -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ OpenGemError
 ├── InputError (also ValueError)     something the caller passed
 │   ├── ImageError                   a picture that cannot be read or makes no sense
 │   ├── PromptError                  phrases that cannot be grounded
-│   └── PathwayError                 an unknown pathway or impossible settings of one
+│   ├── PathwayError                 an unknown pathway or impossible settings of one
+│   └── DatasetError                 an unknown data set, or files of one that are missing or not as they should be
 ├── ModelError                       a backbone that cannot be had
 │   ├── UnknownModelError            no such name or tag
 │   ├── WeightsError                 weights missing, unreachable or not fitting
@@ -31,6 +32,10 @@ class PromptError(InputError):
 
 class PathwayError(InputError):
     """An unknown pathway, or impossible settings of one."""
+
+
+class DatasetError(InputError):
+    """An unknown data set, or files of one that are missing or not as they should be."""
 
 
 class ModelError(OpenGemError):

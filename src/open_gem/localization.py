@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, reduce
 from typing import overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from open_gem import readout
@@ -66,6 +67,23 @@ SCALES = ("minmax", "cosine", "probability")
 """What `Localization.heatmaps` knows."""
 
 _UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Refiner:
+    """A refinement of maps `(y, x)` of one picture; keeps the picture, not the much larger weights made of it."""
+
+    picture: Image.Image
+    refinement: Pamr
+
+    def __call__(self, heatmap: Tensor) -> Tensor:
+        return self.refinement(_weights(self, heatmap.device), heatmap)
+
+
+@lru_cache(maxsize=1)  # one picture's phrases are refined one after another
+def _weights(refiner: _Refiner, device: torch.device) -> Tensor:
+    pixels = to_pixels(refiner.picture, size_of(refiner.picture), _UNCHANGED)
+    return refiner.refinement.weights(pixels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +185,7 @@ class Localization:
         if size_of(picture) != self.size:
             given, expected = ("×".join(map(str, size)) for size in (size_of(picture), self.size))
             raise InputError(f"the image is {given} (height × width), expected the one localized: {expected}")
-        pixels = to_pixels(picture, self.size, _UNCHANGED).to(self.maps.device)
-        return replace(self, refine=partial(refinement, refinement.weights(pixels)))
+        return replace(self, refine=_Refiner(picture, refinement))
 
     @cached_property
     def _contest(self) -> readout.Contest:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from open_gem import backbones, readout
 from open_gem.backbones import Backbone
-from open_gem.errors import ImageError, InputError, PromptError
+from open_gem.errors import ImageError, InputError, PathwayError, PromptError
 from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
 from open_gem.localization import Localization
-from open_gem.methods import Pathway, find_pathway
+from open_gem.methods import PROXYCLIP, Pathway, check_name, find_pathway
 from open_gem.pathway import Features, check_depth, run
 from open_gem.prompts import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
 from open_gem.readout import merge_boxes
@@ -24,6 +25,7 @@ from open_gem.types import Size
 from open_gem.views import WHOLE, Mosaic, Tiles, Views, batches, check_views, plan
 
 if TYPE_CHECKING:
+    from open_gem.backbones.experts import Expert
     from open_gem.backbones.trained import Trained
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
@@ -103,11 +105,14 @@ class Localizer:
     def look(
         self, image: ImageLike, pathways: Mapping[str, str | Pathway] | Iterable[str]
     ) -> dict[str, Features | Tiles]:
-        """What several pathways show of one image, seen through `views`: to keep, and ask again with `locate`."""
+        """What several pathways show of one image, seen through `views`: to keep, and ask again with `locate`.
+
+        Pathways as for `compare`.
+        """
         chosen, picture = self._labelled(pathways), read_image(image)
         if self.views.is_plain:
-            _, pixels = self._prepare(picture)
-            return {**run(self.backbone, pixels[None], chosen, pooled=True)}
+            found = run(self.backbone, self._prepare(picture)[1][None], chosen, pooled=True)
+            return {name: replace(features, original=size_of(picture)) for name, features in found.items()}
         canvases = plan(self.views, self.size_rule, size_of(picture), self.backbone.patch)
         seen: dict[str, list[list[Features]]] = {name: [] for name in chosen}
         for canvas in canvases:
@@ -118,7 +123,7 @@ class Localizer:
         merge: Callable[[Tiles], Features | Tiles] = (
             Tiles.merged if self.views.merge == "features" else lambda tiles: tiles
         )
-        return {name: merge(Tiles(canvases, features)) for name, features in seen.items()}
+        return {name: merge(Tiles(canvases, features, size_of(picture))) for name, features in seen.items()}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides a result, but for the prompts: values that JSON can hold."""
@@ -148,7 +153,10 @@ class Localizer:
         return self._prepare(image)[1]
 
     def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
-        """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later."""
+        """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later.
+
+        The exact height, where what happens is what was asked for: `views` have no part in this.
+        """
         chosen = self.pathway if pathway is None else pathway
         return self.read(pixels, {"chosen": chosen}, pooled=pooled)["chosen"]
 
@@ -164,12 +172,13 @@ class Localizer:
         prompts: Prompts,
         sizes: Sequence[Size] | None = None,
     ) -> list[Localization]:
-        """One localization an encoded image. `sizes`: of the original images, by default that of the pixels encoded.
+        """One localization an encoded image. `sizes`: of the original images; by default what `look` saw, else that of
+        the pixels encoded.
 
         `refinement`, which needs the image itself, has no part in this: see `Localization.refined`.
         """
         count = 1 if isinstance(features, Tiles) else len(features.tokens)
-        sizes = [features.size] * count if sizes is None else sizes
+        sizes = [features.original or features.size] * count if sizes is None else sizes
         if isinstance(sizes, Size) or len(sizes) != count:
             given = "one size" if isinstance(sizes, Size) else f"{len(sizes)} sizes"
             raise InputError(f"{given} for {count} images, expected a list with one an image")
@@ -177,7 +186,11 @@ class Localizer:
         return [self._locate_one(features, by_image[index], sizes[index], index) for index in range(count)]
 
     def _labelled(self, pathways: Mapping[str, str | Pathway] | Iterable[str]) -> dict[str, Pathway]:
+        if isinstance(pathways, str):
+            pathways = [pathways]
         labelled = pathways if isinstance(pathways, Mapping) else {name: name for name in pathways}
+        if unlabelled := [label for label in labelled if not isinstance(label, str)]:
+            raise PathwayError(f"{unlabelled[0]!r} has no label, expected names, or a mapping of labels to settings")
         return {label: self.settings(pathway) for label, pathway in labelled.items()}
 
     def _locate_one(self, seen: Features | Tiles, vocabulary: Vocabulary, size: Size, index: int = 0) -> Localization:
@@ -317,12 +330,27 @@ def _prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P])
 
 def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
     """The settings of a pathway on a backbone: a name with the temperature that the checkpoint recommends for adaptive
-    ones, settings as they are. Raises PathwayError for an unknown name."""
+    ones, settings as they are. "proxyclip:NAME" is ProxyCLIP with the expert NAME, which is loaded then.
+
+    Raises PathwayError for an unknown name, and errors as `backbones.experts.load_expert`.
+    """
     if isinstance(pathway, Pathway):
         return pathway
+    if pathway.startswith(PROXYCLIP):
+        from open_gem.backbones.experts import proxyclip
+
+        name = check_name(pathway).removeprefix(PROXYCLIP)
+        return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
     found = find_pathway(pathway)
     scale = backbone.recommended.temperature_scale if found.is_adaptive else 1.0
     return replace(found, temperature_scale=found.temperature_scale * scale)
+
+
+@lru_cache(maxsize=1)
+def _expert(name: str, device: torch.device, dtype: torch.dtype) -> "Expert":
+    from open_gem.backbones.experts import load_expert
+
+    return load_expert(name, device=device, dtype=dtype)
 
 
 def _prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
@@ -346,6 +374,9 @@ def load(
     pathway: str | Pathway = "gem",
     size: str | None = None,
     template: Template = TEMPLATE,
+    views: Views = WHOLE,
+    refinement: Pamr | None = None,
+    remove_redundancy: bool = False,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
@@ -353,28 +384,21 @@ def load(
     """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
     `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`.
 
-    pathway, size, template as `Localizer`, checked before anything is loaded; the rest, and errors, as
-    `backbones.load`.
+    The settings as of a `Localizer`, checked before anything is loaded; the rest, and errors, as `backbones.load`.
     """
     if isinstance(pathway, str):
-        find_pathway(pathway)
+        check_name(pathway)
     if size is not None:
         check_size_rule(size)
     check_template(template)
     backbone = backbones.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
-    return Localizer(backbone, pathway, size, template)
+    return Localizer(backbone, pathway, size, template, views, refinement, remove_redundancy)
 
 
-def adapt(
-    model: Any,
-    tokenizer: Any,
-    *,
-    pathway: str | Pathway = "gem",
-    size: str | None = None,
-    template: Template = TEMPLATE,
-) -> Localizer:
-    """A `Localizer` on a model already in memory, which it reads and never changes. Errors as `backbones.adapt`."""
-    return Localizer(backbones.adapt(model, tokenizer), pathway, size, template)
+def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
+    """A `Localizer` on a model already in memory, which it reads and never changes. `settings` as of a `Localizer`;
+    errors as `backbones.adapt`."""
+    return Localizer(backbones.adapt(model, tokenizer), **settings)
 
 
 def load_trained(

@@ -2,21 +2,20 @@
 
 A mix is a function `(pathway, heads, site) -> mixed values (b, h, n, c)`: the settings, q, k and v of one block, and
 what else is known there. One without settings of its own is a function with a name in `MIXES`; one that has some is a
-small frozen dataclass, and stands in a `Pathway` as a value. To add a published method: that, and a row of `PATHWAYS`.
+small frozen dataclass, and stands in a `Pathway` as a value. To add another attention over q, k and v: that, and a row
+of `PATHWAYS`.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from open_gem import attention
 from open_gem.attention import Heads, to_unit
+from open_gem.checks import did_you_mean, is_count, is_positive
 from open_gem.clustering import means, spherical_kmeans
 from open_gem.errors import PathwayError
 from open_gem.types import Grid, Size
@@ -107,7 +106,7 @@ class Pathway:
         need("depth", lambda number: is_count(number, 1), "a whole number of blocks, 1 or more")
         for switch in ("normalize", "residual", "mlp"):
             need(switch, lambda value: isinstance(value, bool), "True or False")
-        if hasattr(self.mix, "layout") and (self.residual or self.depth > 1):
+        if hasattr(self.mixer, "layout") and (self.residual or self.depth > 1):
             raise PathwayError(f"{self.mix} lays tokens on a grid of its own: it needs residual=False and depth=1")
 
     @property
@@ -123,9 +122,7 @@ class Pathway:
     @property
     def ignored(self) -> frozenset[str]:
         """Settings that the mix does not look at."""
-        if self.mix in ("query-key", "identity"):
-            return frozenset(MIXING)
-        return frozenset(getattr(self.mix, "ignored", ()))
+        return frozenset(getattr(self.mixer, "ignored", ()))
 
     @property
     def mixture(self) -> "Pathway":
@@ -139,18 +136,19 @@ class Pathway:
 
     def borrows(self, layers: int) -> range:
         """The blocks, of a host that has `layers`, whose q, k and v the mix wants to see beside those of its own."""
-        borrows = getattr(self.mix, "borrows", None)
+        borrows = getattr(self.mixer, "borrows", None)
         return range(0) if borrows is None else borrows(layers)
 
     def layout(self, grid: Grid, prefix: int, size: Size) -> Layout:
         """Where this pathway's tokens are, of pixels of `size` whose host has its own on `grid` after `prefix`."""
-        layout = getattr(self.mix, "layout", None)
+        layout = getattr(self.mixer, "layout", None)
         return Layout(grid, prefix) if layout is None else layout(size)
 
     def describe(self) -> dict[str, Any]:
         """The settings as values that JSON can hold."""
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return settings | {"mix": self.mix if isinstance(self.mix, str) else repr(self.mix)}
+        function = getattr(self.mix, "__qualname__", None)  # what `repr` says of one has its address
+        return settings | {"mix": self.mix if isinstance(self.mix, str) else function or repr(self.mix)}
 
 
 class _Checker:
@@ -163,14 +161,6 @@ class _Checker:
         value = getattr(self.owner, name)
         if not fits(value):
             raise PathwayError(f"{name} is {value!r}, expected {expected}")
-
-
-def is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_positive(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
 
 
 def _is_selection(value: Any) -> bool:
@@ -214,10 +204,21 @@ def self_self(pathway: Pathway, heads: Heads, site: Site) -> Tensor:
     return total / len(mixed) if pathway.combine == "mean" else total
 
 
+@dataclass(frozen=True)
+class Plain:
+    """A mix without any settings."""
+
+    mix: Callable[[Heads], Tensor]
+    ignored: ClassVar = MIXING
+
+    def __call__(self, pathway: Pathway, heads: Heads, site: Site) -> Tensor:
+        return self.mix(heads)
+
+
 MIXES: dict[str, Mix] = {
     "self-self": self_self,
-    "query-key": lambda pathway, heads, site: attention.query_key(heads),
-    "identity": lambda pathway, heads, site: attention.identity(heads),
+    "query-key": Plain(attention.query_key),
+    "identity": Plain(attention.identity),
 }
 
 
@@ -322,10 +323,21 @@ PATHWAYS: dict[str, Pathway] = {
 }
 
 
+PROXYCLIP = "proxyclip:"
+"""Before the name of an expert (`backbones.experts`) the name of a pathway, made when it is asked for."""
+
+
+def check_name(name: str) -> str:
+    """The name itself, of a row of `PATHWAYS`, or "proxyclip:" and an expert's. Raises PathwayError for another."""
+    if name.removesuffix(":") == PROXYCLIP.removesuffix(":"):
+        raise PathwayError(f'{name!r} names no expert, expected for example "{PROXYCLIP}facebook/dino-vitb8"')
+    if not name.startswith(PROXYCLIP):
+        find_pathway(name)
+    return name
+
+
 def find_pathway(name: str) -> Pathway:
     """The row of `PATHWAYS` called `name`. Raises PathwayError that lists the known ones."""
     if name in PATHWAYS:
         return PATHWAYS[name]
-    close = get_close_matches(str(name), PATHWAYS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise PathwayError(f"unknown pathway {name!r}{hint}; known: {', '.join(PATHWAYS)}")
+    raise PathwayError(f"unknown pathway {name!r}{did_you_mean(name, PATHWAYS)}; known: {', '.join(PATHWAYS)}")

@@ -76,7 +76,8 @@ class Features:
     """What one pathway makes of a batch of images, before any prompt: a value to cache, share and ask again.
 
     `tokens` `(b, prefix + r·k, e)` in the joint space, not normalised; `grid` r×k; `size` the pixels that were encoded;
-    `pooled` `(b, e)` the host's image-level embedding, not normalised, or None where nobody asked for it.
+    `pooled` `(b, e)` the host's image-level embedding, not normalised, or None where nobody asked for it; `original`
+    the size of the picture that the pixels were made of, where it is known.
     """
 
     tokens: Tensor
@@ -84,6 +85,7 @@ class Features:
     size: Size
     prefix: int = 1
     pooled: Tensor | None = None
+    original: Size | None = None
 
     @property
     def patches(self) -> Tensor:

@@ -4,7 +4,6 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from open_gem.checks import did_you_mean
 from open_gem.errors import PromptError
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
@@ -215,11 +215,9 @@ def check_template(template: T) -> T:
     elif not isinstance(template, str):
         raise PromptError(f"template is {type(template).__name__}, expected text, or a list of texts")
     elif template not in ENSEMBLES and not _has_one_place(template):
-        close = get_close_matches(template, ENSEMBLES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
         raise PromptError(
             f"template is {template!r}, expected text with one {{}} where the phrase goes, a list of such texts, or "
-            f"one of {', '.join(ENSEMBLES)}{hint}"
+            f"one of {', '.join(ENSEMBLES)}{did_you_mean(template, ENSEMBLES)}"
         )
     return template
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from open_gem.attention import wide
 from open_gem.types import Size
 
 
@@ -26,7 +27,7 @@ class Boxes(NamedTuple):
 
 def similarity(patches: Tensor, text: Tensor) -> Tensor:
     """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at least."""
-    patches, text = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (patches, text))
+    patches, text = map(wide, (patches, text))
     return normalize(text, dim=-1) @ normalize(patches, dim=-1).transpose(-2, -1)
 
 
@@ -35,8 +36,7 @@ def upsample(grid_map: Tensor, size: Size) -> Tensor:
 
     In float32 at least: half precision would make steps of what should be slopes.
     """
-    maps = grid_map.reshape(1, -1, *grid_map.shape[-2:])
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    maps = wide(grid_map.reshape(1, -1, *grid_map.shape[-2:]))
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).reshape(
         *grid_map.shape[:-2], *size
     )
@@ -104,7 +104,7 @@ def contest(logits: Iterable[Tensor]) -> Contest:
     """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
     found = None
     for index, given in enumerate(logits):
-        logit = given.to(torch.promote_types(given.dtype, torch.float32))
+        logit = wide(given)
         if found is None:
             found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
             continue

@@ -4,17 +4,16 @@ N. Araslanov and S. Roth, "Single-Stage Semantic Segmentation from Image Labels"
 training: each pixel's value becomes, a few times over, a mean of its neighbours', weighted by how alike they look.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from open_gem.attention import wide
+from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
 
 _AROUND = tuple((down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0))
@@ -46,18 +45,13 @@ class Pamr:
     std_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if not _is_count(self.iterations, 0):
+        if not is_count(self.iterations, 0):
             raise InputError(f"iterations is {self.iterations!r}, expected a whole number, 0 or more")
         dilations = self.dilations
-        if not isinstance(dilations, list | tuple) or not dilations or not all(_is_count(one, 1) for one in dilations):
+        if not isinstance(dilations, list | tuple) or not dilations or not all(is_count(one, 1) for one in dilations):
             raise InputError(f"dilations are {dilations!r}, expected one or several whole numbers of pixels, 1 or more")
-        weight = self.std_weight
-        if (
-            not isinstance(weight, Real)
-            or isinstance(weight, bool)
-            or not (float(weight) > 0 and math.isfinite(weight))
-        ):
-            raise InputError(f"std_weight is {weight!r}, expected a number above 0")
+        if not is_positive(self.std_weight):
+            raise InputError(f"std_weight is {self.std_weight!r}, expected a number above 0")
         object.__setattr__(self, "dilations", tuple(dilations))  # a list, as JSON has it, would not hash
 
     def weights(self, image: Tensor) -> Tensor:
@@ -67,7 +61,7 @@ class Pamr:
         """
         if image.ndim != 3 or not image.is_floating_point():
             raise InputError(f"image is {_kind(image)}, expected floats of shape (3, y, x)")
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = wide(image)
         # Deviation by way of differences to the pixel itself, which is then a sample of 0: nothing large cancels.
         total, squares = torch.zeros_like(image), torch.zeros_like(image)
         for neighbour in self._neighbours(image):
@@ -117,10 +111,6 @@ class Pamr:
         for dilation, (down, right) in product(self.dilations, _AROUND):
             top, left = reach + dilation * down, reach + dilation * right
             yield padded[:, top : top + height, left : left + width]
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _kind(values: Tensor) -> str:

@@ -190,8 +190,10 @@ def side_by_side(some: Sequence[Found], few: int) -> Image.Image:
 
 
 def _heatmap(found: Found, index: int) -> Image.Image:
-    """16 bits, 0 to 65535 for the lowest to the highest value, or for the probabilities 0 to 1."""
-    return Image.fromarray((found.result.heatmaps(found.scale)[index].cpu().numpy() * 65535).round().astype("uint16"))
+    """16 bits: 0 to 65535 for the lowest to the highest value, probabilities of 0 to 1, or cosines of -1 to 1."""
+    heatmap = found.result.heatmaps(found.scale)[index].cpu().numpy()
+    shares = (heatmap + 1) / 2 if found.scale == "cosine" else heatmap
+    return Image.fromarray((shares.clip(0, 1) * 65535).round().astype("uint16"))
 
 
 def _mask(found: Found, index: int) -> Image.Image:

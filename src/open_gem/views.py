@@ -12,15 +12,16 @@ what the evaluators of the field do, among them SCLIP, ClearCLIP and NACLIP, aft
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any, overload
+from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from open_gem import readout
+from open_gem.attention import wide
+from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
 from open_gem.imaging import target_size
 from open_gem.pathway import Features
@@ -53,9 +54,9 @@ class Views:
     merge: str = "features"
 
     def __post_init__(self) -> None:
-        if self.window is not None and not _is_count(self.window):
+        if self.window is not None and not is_count(self.window):
             raise InputError(f"window is {self.window!r}, expected a whole number of pixels or None")
-        if self.stride is not None and not _is_count(self.stride):
+        if self.stride is not None and not is_count(self.stride):
             raise InputError(f"stride is {self.stride!r}, expected a whole number of pixels or None")
         if self.stride is not None and self.window is None:
             raise InputError(f"stride is {self.stride} without a window, expected None or a window as well")
@@ -63,7 +64,7 @@ class Views:
             raise InputError(
                 f"stride is {self.stride}, expected at most the window's {self.window}, else there are gaps"
             )
-        if not isinstance(self.scales, list | tuple) or not self.scales or not all(map(_is_positive, self.scales)):
+        if not isinstance(self.scales, list | tuple) or not self.scales or not all(map(is_positive, self.scales)):
             raise InputError(f"scales are {self.scales!r}, expected one or several numbers above 0")
         if not isinstance(self.flip, bool):
             raise InputError(f"flip is {self.flip!r}, expected True or False")
@@ -75,14 +76,6 @@ class Views:
     def is_plain(self) -> bool:
         """True where there is one view, the whole picture at the size that the size rule gives."""
         return self.window is None and self.scales == (1.0,) and not self.flip
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
 
 
 WHOLE = Views()
@@ -185,24 +178,18 @@ def batches(pixels: Tensor, canvas: Canvas, count: int) -> Iterator[Tensor]:
         yield torch.stack([seen[:, w.top : w.top + w.height, w.left : w.left + w.width] for w in windows])
 
 
-def cut(pixels: Tensor, canvas: Canvas) -> Tensor:
-    """What all windows show at once, `(w, 3, wy, wx)`; see `batches`."""
-    return next(batches(pixels, canvas, len(canvas.windows)))
-
-
-# -------------------------------------------------------------------------------------------------------- merging
-
-
 @dataclass(frozen=True, eq=False)
 class Tiles:
     """What a pathway shows of one picture, view by view: a value to cache and ask again, as `Features` is.
 
     canvases  as `plan` gives them
     features  for each canvas, what its windows gave, in batches, in the order of the windows
+    original  the size of the picture itself, where it is known
     """
 
     canvases: tuple[Canvas, ...]
     features: Sequence[Sequence[Features]]
+    original: Size | None = None
 
     @property
     def size(self) -> Size:
@@ -216,7 +203,7 @@ class Tiles:
 
     def merged(self) -> Features:
         """One `Features` of the whole picture, see `merge_features`."""
-        return merge_features(self.canvases, self.features)
+        return replace(merge_features(self.canvases, self.features), original=self.original)
 
     def maps(self, text: Tensor) -> list[Tensor]:
         """Cosines `(w, p, r, k)` of each canvas's windows with `text` `(p, e)`."""
@@ -281,7 +268,7 @@ def merge_pooled(features: Sequence[Sequence[Features]]) -> Tensor | None:
         return None
     if sum(map(len, known)) == 1:
         return known[0]
-    views = torch.cat([normalize(_wide(embedding), dim=-1) for embedding in known])
+    views = torch.cat([normalize(wide(embedding), dim=-1) for embedding in known])
     return views.mean(dim=0, keepdim=True).to(known[0].dtype)
 
 
@@ -359,7 +346,7 @@ def _average(pieces: Iterable[Tensor], places: Sequence[tuple[int, int]], size: 
     total = count = None
     for piece, (top, left) in zip(pieces, places, strict=True):
         if total is None or count is None:
-            total = _wide(piece).new_zeros(*piece.shape[:-2], *size)
+            total = wide(piece).new_zeros(*piece.shape[:-2], *size)
             count = total.new_zeros(*size)
         height, width = piece.shape[-2:]
         total[..., top : top + height, left : left + width] += piece
@@ -370,7 +357,3 @@ def _average(pieces: Iterable[Tensor], places: Sequence[tuple[int, int]], size: 
 
 def _unmirror(seen: Tensor, canvas: Canvas) -> Tensor:
     return seen.flip(-1) if canvas.mirrored else seen
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -108,38 +108,30 @@ def load_localizer(
     pretrained: str | None,
     device: str,
     dtype: str,
-    pathway: str = "gem",
-    tune: "Callable[[Pathway], Pathway]" = lambda pathway: pathway,
     **settings: Any,
 ) -> "Localizer":
-    """The localizer that was asked for, its pathway starting from what the checkpoint recommends; other `settings` of a
-    `Localizer`, where they are not None."""
+    """The localizer that was asked for, with the `settings` that are not None; commands name pathways when they ask."""
     from open_gem import backbones
-    from open_gem.localizer import Localizer, resolve
+    from open_gem.localizer import Localizer
 
     backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
+    return Localizer(backbone, "clip", **{name: value for name, value in settings.items() if value is not None})
+
+
+def tuned(name: str, pathway: "Pathway", **settings: Any) -> "Pathway":
+    """The pathway called `name` with the settings that are not None. Raises PathwayError for one it has no use for."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return Localizer(backbone, tune(resolve(backbone, pathway)), **given)
-
-
-def tuned(
-    pathway: "Pathway", depth: int | None = None, iterations: int | None = None, temperature_scale: float | None = None
-) -> "Pathway":
-    given = {"depth": depth, "iterations": iterations, "temperature_scale": temperature_scale}
-    given = {name: value for name, value in given.items() if value is not None}
-    if without_effect := sorted(given.keys() & pathway.ignored):
-        raise PathwayError(f"{' and '.join(without_effect)} given, but the pathway has no self-self attention")
+    if without_effect := sorted(given.keys() & (pathway.ignored | ({"depth"} if pathway.is_host else set()))):
+        raise PathwayError(f"{' and '.join(without_effect)} given, of which pathway {name!r} has no use")
     return replace(pathway, **given)
 
 
 def names_of(pathways: str) -> list[str]:
     """The names in a list by commas, or all there are. Raises PathwayError for an unknown one."""
-    from open_gem.methods import PATHWAYS, find_pathway
+    from open_gem.methods import PATHWAYS, check_name
 
     names = list(PATHWAYS) if pathways == "all" else [name.strip() for name in pathways.split(",")]
-    for name in names:
-        find_pathway(name)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(map(check_name, names)))
 
 
 def numbers_of(option: str, given: str, kind: Callable[[str], Number] = float) -> tuple[Number, ...]:

@@ -1,16 +1,13 @@
 """`open-gem clusters`: the paper's simulation, self-self attention beside k-means on random vectors."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import app, new_console, new_table
+from open_gem.cli._app import app, new_console, new_table, numbers_of
 from open_gem.errors import InputError
-
-Number = TypeVar("Number", int, float)
 
 
 @app.command()
@@ -30,9 +27,9 @@ def clusters(
 
     if out.suffix.lower() != ".png":
         raise InputError(f"--out is {str(out)!r}, expected a name that ends in .png")
-    steps = _numbers("--iterations", iterations, int, "whole numbers by commas such as 1,3,10")
-    degrees = _numbers("--temperatures", temperatures, float, "numbers by commas such as 0.1,0.5")
-    sizes = _numbers("--clusters", clusters, int, "whole numbers by commas such as 10,4")
+    steps = numbers_of("iterations", iterations, int)
+    degrees = numbers_of("temperatures", temperatures)
+    sizes = numbers_of("clusters", clusters, int)
     check_writable(out.parent)
     points = random_vectors(vectors, width, seed)
     save_picture(out, clustering_figure(points, steps, degrees, sizes, seed))
@@ -44,10 +41,3 @@ def clusters(
     console = new_console()
     console.print(table)
     console.print(Text(f"Look at {out}; its last row is k-means with {', '.join(map(str, sizes))} clusters"))
-
-
-def _numbers(option: str, given: str, kind: Callable[[str], Number], expected: str) -> list[Number]:
-    try:
-        return [kind(number) for number in given.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} is {given!r}, expected {expected}") from error

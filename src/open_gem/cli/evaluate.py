@@ -1,7 +1,6 @@
 """`open-gem evaluate`: pathways against known masks."""
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,13 +53,15 @@ def evaluate(
     if dataset != "scenes":
         raise InputError(f"unknown data set {dataset!r}; known: scenes")
     names = names_of(pathway)  # whatever is wrong is said before a model is loaded
-    tune = partial(tuned, temperature_scale=temperature_scale)
-    tune(PATHWAYS["gem"])
+    tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)
     if size is not None:
         check_size_rule(size)
-    localizer = load_localizer(model, pretrained, device, dtype, size=size, pathway=names[0])
+    localizer = load_localizer(model, pretrained, device, dtype, size=size)
     settings = {name: localizer.settings(name) for name in names}
-    chosen = {name: tune(setting) if setting.is_adaptive else setting for name, setting in settings.items()}
+    chosen = {
+        name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
+        for name, setting in settings.items()
+    }
     with progress_bar(count, quiet) as advance:
         outcomes = evaluate_scenes(localizer, chosen, range(first, first + count), progress=advance)
     rows = [

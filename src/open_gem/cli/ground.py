@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 MANY = 20  # phrases up to which each gets a picture and a row of the table unless asked otherwise
 DEFAULT_SAVE = "overlay,json"
 DEFAULT_PATHWAY = "gem"
-PROXYCLIP = "proxyclip"
 PHRASES, VIEWS = "Phrases", "Views"  # panels of the help
 
 
@@ -73,11 +72,11 @@ def ground(
     pretrained: PretrainedOption = None,
     pathway: Annotated[
         str | None,
-        typer.Option(help="A name of `open-gem pathways`; several by commas, or all, to compare.", show_default="gem"),
-    ] = None,
-    expert: Annotated[
-        str | None,
-        typer.Option(help='A DINO, such as "facebook/dino-vitb8", whose patches the pathway "proxyclip" follows.'),
+        typer.Option(
+            help="A name of `open-gem pathways`; several by commas, or all, to compare. "
+            '"proxyclip:facebook/dino-vitb8" follows that DINO.',
+            show_default=DEFAULT_PATHWAY,
+        ),
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the pathway.")] = None,
     iterations: Annotated[
@@ -126,9 +125,7 @@ def ground(
             show_default="minmax, or probability with negatives",
         ),
     ] = None,
-    threshold: Annotated[
-        float, typer.Option(help="Masks and boxes are where the heatmap (0 to 1) is above this.")
-    ] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Masks and boxes are where the heatmap is above this.")] = 0.5,
     background: Annotated[
         float | None, typer.Option(help="In segmentations, what is less probable than this is background.")
     ] = None,
@@ -155,7 +152,7 @@ def ground(
     from open_gem.backbones.trained import is_trained
     from open_gem.imaging import check_size_rule
     from open_gem.localizer import load_trained
-    from open_gem.methods import find_pathway
+    from open_gem.methods import PATHWAYS
     from open_gem.prompts import check_template
     from open_gem.refine import Pamr
     from open_gem.save import Found, check_writable, find_kinds, save_picture, side_by_side, stems
@@ -163,10 +160,10 @@ def ground(
 
     vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])
     kinds = find_kinds(DEFAULT_SAVE if save is None else save)
-    names = pathway_names(pathway or DEFAULT_PATHWAY, expert)
+    names = names_of(pathway or DEFAULT_PATHWAY)
     tune = partial(tuned, depth=depth, iterations=iterations, temperature_scale=temperature_scale)
-    for name in set(names) - {PROXYCLIP}:
-        tune(find_pathway(name))  # whatever is wrong is said before a model is loaded
+    for name in PATHWAYS.keys() & set(names):
+        tune(name, PATHWAYS[name])  # whatever is wrong is said before a model is loaded
     if size is not None:
         check_size_rule(size)
     if template is not None:
@@ -180,6 +177,8 @@ def ground(
         check_writable(out)
 
     phrases = len(vocabulary.labels)
+    if merge is not None and views.is_plain:
+        say("warning: --merge has no effect without --window, --scales or --flip")
     if background is not None and "segmentation" not in kinds:
         say("warning: --background has no effect without --save segmentation")
     few = MANY if save is None else phrases
@@ -188,7 +187,6 @@ def ground(
     if pretrained is None and is_trained(model):
         untrained = {
             "pathway": pathway,
-            "expert": expert,
             "depth": depth,
             "iterations": iterations,
             "temperature-scale": temperature_scale,
@@ -210,17 +208,13 @@ def ground(
             pretrained,
             device,
             dtype,
-            next((name for name in names if name != PROXYCLIP), "clip"),
-            tune,
             size=size,
             template=template,
             views=views,
             refinement=Pamr() if refine else None,
             remove_redundancy=remove_redundancy,
         )
-        chosen = {name: tune(localizer.settings(name)) for name in names if name != PROXYCLIP}
-        if expert is not None:
-            chosen[PROXYCLIP] = _load_proxyclip(expert, localizer, dtype)
+        chosen = {name: tune(name, localizer.settings(name)) for name in names}
     settings = settings_of(localizer, chosen)
     done: list[tuple[str, list[Row]]] = []
     failed = 0
@@ -243,7 +237,7 @@ def ground(
                 for name, result in located.items()
             }
             for name, found in made.items():
-                found.write(out / name if compared else out, stem, kinds, few, settings[name])
+                found.write(out / folder(name) if compared else out, stem, kinds, few, settings[name])
                 if as_json:
                     print(json.dumps(found.document(settings[name])), flush=True)
                 title = f"{path} · {name}" if compared else path
@@ -261,13 +255,6 @@ def _refuse(model: str, options: dict[str, Any]) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise InputError(f"{model} was trained to localize: it has no pathways, and no {', '.join(given)}")
-
-
-def _load_proxyclip(expert: str, localizer: "Localizer", dtype: str) -> "Pathway":
-    from open_gem.backbones.experts import load_expert, proxyclip
-
-    backbone = localizer.backbone
-    return proxyclip(load_expert(expert, device=backbone.device, dtype=dtype), backbone)
 
 
 def _locate(
@@ -326,15 +313,6 @@ def read_vocabulary(
     return vocabulary.with_background(others) if others else vocabulary
 
 
-def pathway_names(given: str, expert: str | None) -> list[str]:
-    """The names in a list by commas, or all; "proxyclip", which needs an expert, where there is one."""
-    asked = [name.strip() for name in given.split(",")]
-    known = names_of(",".join(rest)) if (rest := [name for name in asked if name != PROXYCLIP]) else []
-    if PROXYCLIP in asked and expert is None:
-        raise InputError('pathway proxyclip needs --expert, such as "facebook/dino-vitb8"')
-    return known if expert is None else [*known, PROXYCLIP] if PROXYCLIP in asked or known else [PROXYCLIP]
-
-
 def prompt_file(name: str) -> list[str]:
     try:
         text = Path(name).read_text("utf-8-sig")
@@ -342,6 +320,14 @@ def prompt_file(name: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise PromptError(f"cannot read phrases from {name!r}: {reason}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def folder(pathway: str) -> str:
+    """Where files of a pathway go when several are compared."""
+    from open_gem.methods import PATHWAYS
+    from open_gem.save import slugs
+
+    return pathway if pathway in PATHWAYS else slugs([pathway])[0]
 
 
 def check_scale(scale: str) -> None:

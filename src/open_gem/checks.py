@@ -1,0 +1,23 @@
+"""What settings may be, and what was perhaps meant: small questions that many modules ask."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """A whole number, `least` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_positive(value: Any) -> bool:
+    """A finite number above 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
+
+
+def did_you_mean(given: Any, known: Iterable[str]) -> str:
+    """What to put behind a name that is not known: " (did you mean gem?)", or nothing where none is close."""
+    close = get_close_matches(str(given), list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
