@@ -1,14 +1,80 @@
 """Each metric against a loop that a student could write, and against itself in parts."""
 
+import json
+import math
+from collections import defaultdict
+from fractions import Fraction
+from random import Random
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from open_gem.metrics import Confusion, Mean, confusion, mask_overlap, pointing_game
+from open_gem.errors import InputError
+from open_gem.metrics import (
+    Confusion,
+    Mean,
+    Records,
+    Sides,
+    bootstrap,
+    boundary,
+    box_overlap,
+    class_iou,
+    confusion,
+    frequency_weighted_iou,
+    image_means,
+    interval,
+    mask_overlap,
+    mean_accuracy,
+    mean_iou,
+    micro_iou,
+    object_contrast,
+    pair_means,
+    patch_similarity,
+    pixel_accuracy,
+    point_accuracy,
+    point_counts,
+    point_scores,
+    pointing_game,
+    ratio,
+    resample,
+    text_contrast,
+    to_grid,
+)
+from open_gem.metrics import contrast as contrast_module
+from open_gem.metrics import intervals as intervals_module
+from open_gem.types import Grid
+
+REGION_SCORES = [mean_iou, micro_iou, pixel_accuracy, mean_accuracy, frequency_weighted_iou]
 
 
 @pytest.fixture
 def random():
     return torch.Generator().manual_seed(0)
+
+
+def shuffled_sum(parts, empty, seed):
+    """Parts added in a random order and in random groups."""
+    order = Random(seed)
+    piles = [empty, *parts]
+    while len(piles) > 1:
+        one = piles.pop(order.randrange(len(piles)))
+        other = piles.pop(order.randrange(len(piles)))
+        piles.append(one + other)
+    return piles[0]
+
+
+def assert_adds_exactly(parts, empty):
+    """Any order and grouping gives the same JSON, and JSON gives the same counts."""
+    whole = json.dumps(shuffled_sum(parts, empty, 0).to_json(), sort_keys=False)
+    for seed in range(1, 12):
+        assert json.dumps(shuffled_sum(parts, empty, seed).to_json(), sort_keys=False) == whole
+    stored = [type(empty).from_json(json.loads(json.dumps(part.to_json()))) for part in parts]
+    assert json.dumps(shuffled_sum(stored, empty, 99).to_json()) == whole
+
+
+# One object -----------------------------------------------------------------------------------------------------------
 
 
 def test_pointing_game_reads_x_then_y():
@@ -17,6 +83,8 @@ def test_pointing_game_reads_x_then_y():
     assert pointing_game(torch.tensor([[5, 1], [1, 3]]), mask) == Mean(1, 2)
     assert Mean(1, 2) + Mean(2, 2) == Mean(3, 4)
     assert Mean(3, 4).value == 0.75
+    with pytest.raises(InputError, match="x below 6 and y below 4"):
+        pointing_game(torch.tensor([[1, 5], [1, 3]]), mask)
 
 
 def test_mask_overlap_against_a_loop(random):
@@ -26,26 +94,641 @@ def test_mask_overlap_against_a_loop(random):
         pairs = list(zip(one.flatten().tolist(), other.flatten().tolist(), strict=True))
         expected += sum(p and t for p, t in pairs) / sum(p or t for p, t in pairs)
     whole = mask_overlap(predicted, true)
-    assert whole.sum == pytest.approx(expected)
-    parts = mask_overlap(predicted[:2], true[:2]) + mask_overlap(predicted[2:], true[2:])
-    assert (parts.sum, parts.count) == (pytest.approx(whole.sum), 5)
+    assert float(whole.sum) == pytest.approx(expected)
+    assert mask_overlap(predicted[:2], true[:2]) + mask_overlap(predicted[2:], true[2:]) == whole
     assert mask_overlap(torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, 2, dtype=torch.bool)).value == 1
+    with pytest.raises(InputError, match="one shape"):
+        mask_overlap(predicted, true[:, :3])
 
 
-def test_mean_iou_against_a_loop(random):
-    classes, ignore = 5, 255
-    predicted = torch.randint(0, classes - 1, (6, 8, 8), generator=random)  # the last class occurs nowhere
-    true = torch.randint(0, classes - 1, (6, 8, 8), generator=random)
-    true[torch.rand(true.shape, generator=random) < 0.2] = ignore
-    ious = []
-    for c in range(classes - 1):
-        hits = ((predicted == c) & (true == c)).sum().item()
-        missed = ((predicted != c) & (true == c)).sum().item()
-        false = ((predicted == c) & (true != c) & (true != ignore)).sum().item()
+def test_box_overlap_against_pixels_and_torchvision(random):
+    from torchvision.ops import box_iou
+
+    corners = torch.randint(0, 12, (40, 2, 4), generator=random)
+    boxes = torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:] + 1], dim=-1)
+    expected = []
+    for (left, top, right, bottom), (x0, y0, x1, y1) in boxes.tolist():
+        one, other = (set() for _ in range(2))
+        for y in range(30):
+            for x in range(30):
+                one |= {(x, y)} if left <= x < right and top <= y < bottom else set()
+                other |= {(x, y)} if x0 <= x < x1 and y0 <= y < y1 else set()
+        expected.append(len(one & other) / len(one | other))
+    assert 0 < sum(iou == 0 for iou in expected) < 40
+    found, true = boxes[:, 0], boxes[:, 1]
+    spare = torch.tensor([[0, 0, 30, 30]])  # worse boxes do not matter
+    assert box_overlap([torch.cat([box[None], spare]) for box in found], true) == Mean.of(expected)
+    paired = box_iou(found.double(), true.double()).diagonal()
+    assert box_overlap([box[None] for box in found], true).value == pytest.approx(paired.mean().item())
+
+
+def test_no_box_is_like_no_true_box_only():
+    none = torch.zeros(0, 4)
+    assert box_overlap([none, none], torch.tensor([[1, 2, 3, 4], [0, 0, 0, 0]])) == Mean(1, 2)
+    with pytest.raises(InputError, match="as many"):
+        box_overlap([none], torch.zeros(2, 4))
+
+
+# What adds ------------------------------------------------------------------------------------------------------------
+
+
+def test_means_add_exactly():
+    order = Random(1)
+    values = [order.random() * 10 ** order.randrange(-12, 3) for _ in range(40)]
+    assert sum(values) != sum(values[::-1])  # floats would not
+    assert_adds_exactly([Mean.of(values[at : at + 3]) for at in range(0, 40, 3)], Mean())
+    assert Mean.of(values).sum == sum(map(Fraction, values))
+    assert Mean.of(values).value == float(sum(map(Fraction, values)) / 40)
+
+
+def test_means_of_nothing():
+    assert math.isnan(Mean().value)
+    assert Mean().row == {}
+    assert Mean.of([0.5, math.nan, 0.25]) == Mean(0.75, 2)
+    assert (Mean(3, 4).row, Mean(0.75, 2).row) == ({0: (3, 4)}, {0: (0.75, 2)})
+    for impossible in (math.inf, math.nan):
+        with pytest.raises(InputError, match="finite"):
+            Mean(impossible, 1)
+    for stored in ({"sum": "1/0", "count": 1}, {"sum": "1/2"}, {"sum": "half", "count": 1}, []):
+        with pytest.raises(InputError, match="no stored mean"):
+            Mean.from_json(stored)  # type: ignore[arg-type]
+
+
+def region_records(images=30, classes=5, seed=0) -> Records:
+    """Some classes rare, some images empty, ids out of order."""
+    order = Random(seed)
+    rows = {}
+    for image in range(images):
+        seen = [c for c in range(classes) if order.random() < 0.6 / (c + 1)]
+        rows[f"{order.randrange(10**6):06d}-{image}"] = {
+            c: (order.randrange(50), order.randrange(50), order.randrange(50)) for c in seen
+        }
+    return Records(rows)
+
+
+def mean_records(seed=0) -> Records:
+    order = Random(seed)
+    return Records({f"{i:03d}": Mean.of([order.random() for _ in range(i % 3)]).row for i in range(40)})
+
+
+@pytest.mark.parametrize("records", [region_records(), mean_records()], ids=["regions", "means"])
+def test_records_add_exactly(records):
+    parts = [Records({image: row}) for image, row in records.rows.items()]
+    assert_adds_exactly(parts, Records())
+    Random(3).shuffle(parts)
+    again = Records.merge(parts)
+    assert again == records
+    assert again.total.tolist() == records.total.tolist()
+    for score in [ratio] if records.total.shape[1] == 2 else REGION_SCORES:
+        assert again.value(score) == records.value(score)
+        assert bootstrap(again, score, samples=20) == bootstrap(records, score, samples=20)
+
+
+def test_totals_against_a_loop():
+    records = region_records()
+    for label, total in zip(records.classes, records.total.tolist(), strict=True):
+        expected = [0.0, 0.0, 0.0]
+        for row in records.rows.values():
+            for k, count in enumerate(row.get(label, (0, 0, 0))):  # type: ignore[arg-type]
+                expected[k] += count
+        assert total == expected
+    assert records.total.dtype == np.int64
+    means = mean_records()
+    assert means.total[0, 0] == math.fsum(row[0][0] for row in means.rows.values() if row)  # type: ignore[index]
+    assert means.value(ratio) == means.total[0, 0] / means.total[0, 1]
+
+
+def test_records_of_nothing_and_of_nonsense():
+    assert math.isnan(Records().value(mean_iou))
+    assert math.isnan(Records({"seen": {}}).value(mean_iou))
+    assert Records().total.shape == (0, 0)
+    with pytest.raises(InputError, match="'a' for one, expected each once"):
+        _ = Records({"a": {}, "b": {}}) + Records({"a": {}})
+    with pytest.raises(InputError, match="same number"):
+        Records({"a": {0: (1, 2, 3), 1: (1, 2)}})
+    with pytest.raises(InputError, match="int, str given"):
+        Records({"a": {0: (1,)}, "b": {"cat": (1,)}})
+    for count in (math.nan, math.inf, np.int64(1), "1"):
+        with pytest.raises(InputError, match="image 'a'"):
+            Records({"a": {0: (count,)}})  # type: ignore[dict-item]
+    for stored in ([], {"a": 3}, {"a": [[]]}, {"a": [3]}, {"a": [[0, "1"]]}):
+        with pytest.raises(InputError, match="expected"):
+            Records.from_json(stored)  # type: ignore[arg-type]
+
+
+# Label maps -----------------------------------------------------------------------------------------------------------
+
+CLASSES, IGNORE = 5, 255
+
+
+def label_maps(random, shape=(6, 8, 8), nobody=0.1, void=0.2):
+    """The last class occurs nowhere; some pixels are given to no class, some are void."""
+    predicted = torch.randint(0, CLASSES - 1, shape, generator=random)
+    true = torch.randint(0, CLASSES - 1, shape, generator=random)
+    predicted[torch.rand(shape, generator=random) < nobody] = -1
+    true[torch.rand(shape, generator=random) < void] = IGNORE
+    return predicted, true
+
+
+def region_counts(predicted: Tensor, true: Tensor, c: int) -> tuple[int, int, int]:
+    hits = missed = false = 0
+    for p, t in zip(predicted.flatten().tolist(), true.flatten().tolist(), strict=True):
+        if t != IGNORE:
+            hits += p == c and t == c
+            false += p == c and t != c
+            missed += p != c and t == c
+    return hits, false, missed
+
+
+def test_scores_of_label_maps_against_a_loop(random):
+    predicted, true = label_maps(random)
+    counts = {c: region_counts(predicted, true, c) for c in range(CLASSES)}
+    ious, accuracies, pixels, weighted, hit = [], [], 0, 0.0, 0
+    for hits, false, missed in list(counts.values())[:-1]:
         ious.append(hits / (hits + missed + false))
-    whole = confusion(predicted, true, classes)
+        accuracies.append(hits / (hits + missed))
+        weighted += (hits + missed) * ious[-1]
+        pixels += hits + missed
+        hit += hits
+    assert pixels == (true != IGNORE).sum()
+    whole = confusion(predicted, true, CLASSES)
     assert whole.mean_iou == pytest.approx(sum(ious) / len(ious))
+    assert whole.class_iou[:-1].tolist() == pytest.approx(ious)
     assert whole.class_iou[-1].isnan()
-    parts = confusion(predicted[:2], true[:2], classes) + confusion(predicted[2:], true[2:], classes)
-    assert isinstance(parts, Confusion)
-    assert torch.equal(parts.counts, whole.counts)
+    assert whole.pixel_accuracy == pytest.approx(hit / pixels)
+    assert whole.mean_accuracy == pytest.approx(sum(accuracies) / len(accuracies))
+    assert whole.frequency_weighted_iou == pytest.approx(weighted / pixels)
+    everything = np.array(list(counts.values())).sum(0)
+    assert micro_iou(whole.tally) == pytest.approx(everything[0] / everything.sum())
+    assert whole.row == {c: counts[c] for c in range(CLASSES - 1)}
+    assert whole.counts.shape == (CLASSES, CLASSES + 1)
+    assert whole.counts[:, -1].sum() == ((predicted == -1) & (true != IGNORE)).sum() > 0
+
+
+def test_confusions_add_exactly_and_so_do_their_rows(random):
+    predicted, true = label_maps(random)
+    parts = [confusion(p, t, CLASSES) for p, t in zip(predicted, true, strict=True)]
+    assert_adds_exactly(parts, Confusion())
+    whole = confusion(predicted, true, CLASSES)
+    assert torch.equal(shuffled_sum(parts, Confusion(), 5).counts, whole.counts)
+    records = Records({str(image): part.row for image, part in enumerate(parts)})
+    assert records.total.tolist() == whole.tally[:-1].tolist()
+    for score in REGION_SCORES:
+        assert records.value(score) == score(whole.tally)
+
+
+def test_mean_iou_is_that_of_torchmetrics(random):
+    metric = pytest.importorskip("torchmetrics.classification").MulticlassJaccardIndex(
+        num_classes=CLASSES, average="macro", ignore_index=IGNORE
+    )
+    predicted, true = label_maps(random, nobody=0)
+    ours = Confusion()
+    for p, t in zip(predicted, true, strict=True):
+        metric.update(p, t)
+        ours += confusion(p, t, CLASSES)
+    assert ours.mean_iou == pytest.approx(metric.compute().item(), abs=1e-6)
+
+
+def test_accuracies_are_those_of_scikit_learn(random):
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+
+    predicted, true = label_maps(random, nobody=0, void=0)
+    ours, flat = confusion(predicted, true, CLASSES), (true.flatten().tolist(), predicted.flatten().tolist())
+    assert ours.pixel_accuracy == pytest.approx(accuracy_score(*flat))
+    assert ours.mean_accuracy == pytest.approx(balanced_accuracy_score(*flat))
+    assert ours.mean_iou == pytest.approx(jaccard_score(*flat, average="macro"))
+    assert ours.frequency_weighted_iou == pytest.approx(jaccard_score(*flat, average="weighted"))
+    assert micro_iou(ours.tally) == pytest.approx(jaccard_score(*flat, average="micro"))
+
+
+def test_nothing_counted_has_no_score():
+    void = torch.full((3, 3), IGNORE)
+    for nothing in (Confusion(), confusion(void, void, CLASSES)):
+        for score in REGION_SCORES:
+            assert np.isnan(score(nothing.tally))
+        assert nothing.row == {}
+    only_false = confusion(torch.tensor([1]), torch.tensor([0]), 3)
+    assert only_false.class_iou[:2].tolist() == [0, 0]
+    assert only_false.mean_accuracy == 0
+
+
+def test_labels_that_make_no_sense():
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(InputError, match="predicted labels from 0 to 7 given, expected -1 to 4"):
+        confusion(torch.tensor([[0, 7], [0, 0]]), zeros, CLASSES)
+    for label in (-1, 5):
+        with pytest.raises(InputError, match="true labels"):
+            confusion(zeros, torch.tensor([[0, label], [0, 0]]), CLASSES)
+    with pytest.raises(InputError, match="one shape"):
+        confusion(zeros, zeros[0], CLASSES)
+    with pytest.raises(InputError, match="3 and of 2 classes"):
+        _ = confusion(zeros, zeros, 3) + confusion(zeros, zeros, 2)
+    for stored in ({"counts": [[1, 2]] * 3}, {"counts": [[1, 2], [3]]}, {}, {"counts": "x"}, {"counts": [1]}):
+        with pytest.raises(InputError, match="confusion"):
+            Confusion.from_json(stored)
+
+
+def test_labels_of_small_types_count_alike(random):
+    predicted, true = label_maps(random, nobody=0)
+    small = confusion(predicted.to(torch.uint8), true.to(torch.uint8), CLASSES)
+    assert torch.equal(small.counts, confusion(predicted, true, CLASSES).counts)
+    assert boundary(predicted[0].to(torch.uint8), true[0].to(torch.uint8), CLASSES) == boundary(
+        predicted[0], true[0], CLASSES
+    )
+
+
+# Boundaries -----------------------------------------------------------------------------------------------------------
+
+
+def band(mask: Tensor, d: int) -> set[tuple[int, int]]:
+    """Pixels of the mask that d erosions with a 3 × 3 square take away, one at a time, the outside being no mask."""
+    pixels = {(y, x) for y, x in mask.nonzero().tolist()}
+    left = pixels
+    for _ in range(d):
+        left = {(y, x) for y, x in left if all((y + i, x + j) in left for i in (-1, 0, 1) for j in (-1, 0, 1))}
+    return pixels - left
+
+
+def blobs(random, height: int, width: int, count: int = 4) -> Tensor:
+    """Overlapping rectangles of random classes, so that masks have insides."""
+    labels = torch.zeros(height, width, dtype=torch.int64)
+    for _ in range(count):
+        (y, x), c = (
+            (torch.rand(2, generator=random) * torch.tensor([height, width])).long(),
+            torch.randint(0, CLASSES - 1, (1,), generator=random),
+        )
+        labels[y : y + height // 2, x : x + width // 2] = c
+    return labels
+
+
+@pytest.mark.parametrize(("height", "width", "part"), [(30, 41, 0.05), (37, 24, 0.02), (9, 9, 0.5), (1, 6, 0.1)])
+def test_boundary_against_slow_erosion(random, height, width, part):
+    d = max(1, round(part * math.hypot(height, width)))
+    for _ in range(3):
+        predicted, true = blobs(random, height, width), blobs(random, height, width)
+        void = torch.rand(height, width, generator=random) < 0.01
+        predicted[0, : width // 3], true = -1, torch.where(void, IGNORE, true)
+        expected = {}
+        for c in range(CLASSES):
+            given, wanted = band((predicted == c) & ~void, d), band(true == c, d)
+            counts = len(given & wanted), len(given - wanted), len(wanted - given)
+            if any(counts):
+                expected[c] = counts
+        assert boundary(predicted, true, CLASSES, width=part) == expected
+
+
+def test_boundary_iou_is_over_the_data_set(random):
+    pictures = [(blobs(random, 30, 40), blobs(random, 30, 40)) for _ in range(4)]
+    records = Records({str(i): boundary(*pair, CLASSES) for i, pair in enumerate(pictures)})
+    ious = []
+    for c in range(CLASSES):
+        both = either = 0
+        for predicted, true in pictures:
+            given, wanted = band(predicted == c, 1), band(true == c, 1)
+            both, either = both + len(given & wanted), either + len(given | wanted)
+        ious += [both / either] if either else []
+    assert records.value(mean_iou) == pytest.approx(sum(ious) / len(ious))
+
+
+def test_a_right_prediction_is_right_whatever_it_says_in_the_void(random):
+    true = blobs(random, 40, 40)
+    true[10:13] = IGNORE
+    for in_the_void in (-1, 0, 3):
+        predicted = torch.where(true == IGNORE, in_the_void, true)
+        row = boundary(predicted, true, CLASSES, width=0.05)
+        assert row and all(false == missed == 0 for _, false, missed in row.values())
+
+
+def test_a_shift_costs_more_at_the_boundary():
+    true = torch.zeros(60, 60, dtype=torch.int64)
+    true[10:50, 10:50] = 1
+    counts = np.array([boundary(true.roll(2, 1), true, 2)[1], confusion(true.roll(2, 1), true, 2).row[1]])
+    at_boundary, over_area = class_iou(counts)
+    assert at_boundary < 0.6 < 0.9 < over_area
+
+
+def test_boundary_wants_one_image():
+    with pytest.raises(InputError, match="one image"):
+        boundary(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3), 2)
+
+
+# Points ---------------------------------------------------------------------------------------------------------------
+
+
+def test_point_counts_against_a_loop(random):
+    for trial in range(20):
+        height, width = 5 + trial, 9
+        mask = torch.rand(height, width, generator=random) > 0.5
+        points = torch.rand(30, 2, generator=random, dtype=torch.float64)
+        points[:2] = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+        positive = torch.rand(30, generator=random) > 0.4
+        counts = defaultdict(int)
+        for (x, y), yes in zip(points.tolist(), positive.tolist(), strict=True):
+            inside = mask[min(int(y * height), height - 1), min(int(x * width), width - 1)].item()
+            counts[inside, yes] += 1
+        expected = counts[True, True], counts[True, False], counts[False, True], counts[False, False]
+        assert point_counts(mask, points, positive) == expected
+
+
+def test_points_that_make_no_sense():
+    mask, yes = torch.ones(4, 4, dtype=torch.bool), torch.tensor([True])
+    with pytest.raises(InputError, match="no positive point"):
+        point_counts(mask, torch.zeros(1, 2), ~yes)
+    with pytest.raises(InputError, match=r"0\.0 to 1\.5 given"):
+        point_counts(mask, torch.tensor([[0, 1.5]]), yes)
+    with pytest.raises(InputError, match=r"\(q, 2\)"):
+        point_counts(mask, torch.zeros(2, 2), yes)
+
+
+def point_records(images=25, seed=0) -> Records:
+    order = Random(seed)
+    rows = {}
+    for image in range(images):
+        seen = [name for k, name in enumerate(("cat", "dog", "man", "tree")) if order.random() < 0.7 / (k + 1)]
+        rows[f"{image:03d}"] = {
+            name: (order.randrange(4), order.randrange(3), 1 + order.randrange(3), order.randrange(5)) for name in seen
+        }
+    return Records(rows)
+
+
+def test_the_four_averages_of_points_against_a_loop():
+    records = point_records()
+    assert any(not row for row in records.rows.values())
+    pooled = defaultdict(lambda: [0, 0])
+    pairs, images, right, asked = [], [], 0, 0
+    for row in records.rows.values():
+        mine = []
+        for label, (hits, false, missed, rejected) in row.items():
+            pooled[label][0] += hits  # type: ignore[assignment]
+            pooled[label][1] += hits + false + missed  # type: ignore[assignment]
+            mine.append(Fraction(int(hits), int(hits + false + missed)))
+            right, asked = right + hits + rejected, asked + hits + false + missed + rejected
+        pairs += mine
+        images += [sum(mine) / len(mine)] if mine else []
+    ours = point_scores(records)
+    assert ours == pytest.approx(
+        {
+            "class_pooled": sum(hits / union for hits, union in pooled.values()) / len(pooled),
+            "pair_mean": float(sum(pairs) / len(pairs)),
+            "image_mean": float(sum(images) / len(images)),
+            "micro": sum(hits for hits, _ in pooled.values()) / sum(union for _, union in pooled.values()),
+            "accuracy": right / asked,
+        },
+        rel=1e-14,
+    )
+    assert len({round(value, 6) for value in ours.values()}) == 5  # they do differ
+
+
+def test_points_add_exactly():
+    records = point_records()
+    parts = [Records({image: row}) for image, row in records.rows.items()]
+    assert_adds_exactly(parts, Records())
+    Random(1).shuffle(parts)
+    assert point_scores(Records.merge(parts)) == point_scores(records)
+    reordered = Records({image: dict(list(row.items())[::-1]) for image, row in records.rows.items()})  # type: ignore[arg-type]
+    assert point_scores(reordered) == point_scores(records)
+    assert json.dumps(reordered.to_json()) == json.dumps(records.to_json())
+    tenths = {1: (1, 0, 9), 2: (2, 0, 8), 3: (3, 0, 7)}  # 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1
+    one, other = Records({"a": tenths}), Records({"a": dict(list(tenths.items())[::-1])})
+    assert pair_means(one) == pair_means(other)
+
+
+def test_scores_want_their_counts():
+    with pytest.raises(InputError, match="expected 4: hits, false, missed, rejected"):
+        point_accuracy(np.ones((2, 3)))
+    with pytest.raises(InputError, match="expected 3"):
+        mean_iou(np.ones((2, 2)))
+    with pytest.raises(InputError, match="sum and count"):
+        ratio(np.ones((2, 3)))
+
+
+# Patches and masks on the grid ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(12, 18, Grid(3, 6)), (13, 17, Grid(4, 3)), (5, 3, Grid(7, 4))])
+def test_masks_on_the_grid_against_areas(random, height, width, grid):
+    """Pixels are cut into `rows` × `cols` crumbs, of which a patch has height × width: no fractions anywhere."""
+    masks = torch.rand(3, height, width, generator=random) > 0.45
+    void = torch.rand(height, width, generator=random) > 0.6
+    ours = to_grid(masks, grid, void)
+    for index, mask in enumerate(masks):
+        for patch in range(grid.patches):
+            row, col = divmod(patch, grid.cols)
+            area = empty = 0
+            for y in range(row * height, (row + 1) * height):
+                for x in range(col * width, (col + 1) * width):
+                    area += mask[y // grid.rows, x // grid.cols].item()
+                    empty += void[y // grid.rows, x // grid.cols].item()
+            is_void, is_in = empty > height * width / 2, area > height * width / 2
+            assert ours.inside[index, patch] == (is_in and not is_void)
+            assert ours.outside[index, patch] == (not is_in and not is_void)
+    without = to_grid(masks, grid)
+    assert torch.equal(without.outside, ~without.inside)
+
+
+def test_half_a_patch_is_not_inside():
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, :, :1] = True  # half of the left patches
+    assert not to_grid(mask, Grid(2, 2)).inside.any()
+    assert to_grid(mask, Grid(2, 2), void=mask[0]).outside.all()  # half void is not void
+    mask[0, 0, 1] = True
+    assert to_grid(mask, Grid(2, 2)).inside.tolist() == [[True, False, False, False]]
+    with pytest.raises(InputError, match="expected"):
+        to_grid(mask[0], Grid(2, 2))
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    norms = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    return dot / norms if norms else 0.0
+
+
+def features(random, n=14, e=3) -> Tensor:
+    patches = torch.randn(n, e, generator=random, dtype=torch.float64) * torch.rand(n, 1, generator=random) * 40
+    patches[3] = 0  # like nothing
+    return patches
+
+
+def test_patch_similarity_against_all_pairs(random):
+    blocks = torch.stack([features(random), features(random) + 20])
+    ours = patch_similarity(blocks)
+    for block, value in zip(blocks.tolist(), ours.tolist(), strict=True):
+        pairs = [cosine(a, b) for i, a in enumerate(block) for j, b in enumerate(block) if i != j]
+        assert value == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert patch_similarity(torch.ones(5, 3)) == pytest.approx(1)
+    assert patch_similarity(torch.tensor([[1.0, 0], [-2, 0]])) == pytest.approx(-1)  # nothing is clamped
+    with pytest.raises(InputError, match="2 or more"):
+        patch_similarity(torch.ones(1, 3))
+
+
+def random_sides(random, p=6, n=14) -> Sides:
+    inside = torch.rand(p, n, generator=random) > 0.6
+    void = torch.rand(n, generator=random) > 0.8
+    return Sides(inside & ~void, ~inside & ~void)
+
+
+def michelson(within: list[float], across: list[float]) -> float:
+    """Of lists of cosines, equations 7 to 9."""
+    one, other = (sum(max(0.0, value) for value in values) / len(values) for values in (within, across))
+    return (one - other) / (one + other) if one + other else 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1024])
+def test_object_contrast_against_all_pairs(random, monkeypatch, rows):
+    monkeypatch.setattr(contrast_module, "ROWS", rows)
+    patches, sides = features(random), random_sides(random)
+    points = patches.tolist()
+    ours = object_contrast(patches, sides).tolist()
+    for value, inside, outside in zip(ours, sides.inside.tolist(), sides.outside.tolist(), strict=True):
+        inner = [points[i] for i, yes in enumerate(inside) if yes]
+        outer = [points[i] for i, yes in enumerate(outside) if yes]
+        within = [cosine(a, b) for i, a in enumerate(inner) for j, b in enumerate(inner) if i != j]
+        assert value == pytest.approx(michelson(within, [cosine(a, b) for a in inner for b in outer]), abs=1e-12)
+    single = object_contrast(patches.float(), sides)
+    torch.testing.assert_close(single, torch.tensor(ours, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_text_contrast_against_a_loop(random):
+    patches, sides = features(random), random_sides(random)
+    text = torch.randn(6, 3, generator=random, dtype=torch.float64)
+    points, signs = patches.tolist(), set()
+    for index, value in enumerate(text_contrast(patches, text, sides).tolist()):
+        inner, outer = (
+            [cosine(text[index].tolist(), points[i]) for i, yes in enumerate(side[index].tolist()) if yes]
+            for side in sides
+        )
+        assert value == pytest.approx(michelson(inner, outer), abs=1e-12)
+        signs.add(value > 0)
+    assert signs == {True, False}
+
+
+def test_contrasts_at_their_ends():
+    patches = torch.tensor([[2.0, 0], [3, 0], [0, 1], [0, 5], [-1, 0], [0, -1]])
+    everyone = torch.arange(6)
+
+    def sides(*members: set[int]) -> Sides:
+        inside = torch.stack([torch.tensor([int(i) in some for i in everyone]) for some in members])
+        return Sides(inside, ~inside)
+
+    apart, opposed, split = sides({0, 1}), sides({0, 4}), sides({0, 2})
+    assert object_contrast(patches, apart).tolist() == [1]
+    assert object_contrast(patches, split).tolist() == [-1]
+    assert object_contrast(patches[[0, 4, 2, 3]], Sides(*(s[:, [0, 4, 2, 3]] for s in opposed))).tolist() == [0]  # 0/0
+    assert text_contrast(patches, torch.tensor([[1.0, 0]]), apart).tolist() == [1]
+    assert text_contrast(patches, torch.tensor([[0.0, 1]]), apart).tolist() == [-1]
+    assert text_contrast(patches, torch.tensor([[0.0, 0]]), apart).tolist() == [0]
+
+
+def test_masks_too_small_for_a_contrast_do_not_count(random):
+    patches = features(random, n=6)
+    inside = torch.zeros(4, 6, dtype=torch.bool)
+    inside[1, :1], inside[2, :2], inside[3] = True, True, True
+    sides = Sides(inside, ~inside)
+    assert sides.usable.tolist() == [False, False, True, False]
+    for values in (object_contrast(patches, sides), text_contrast(patches, patches[:4], sides)):
+        assert values.isnan().tolist() == [True, True, False, True]
+        assert Mean.of(values.tolist()) == Mean(values[2].item(), 1)
+    assert object_contrast(patches, Sides(inside[:0], inside[:0])).shape == (0,)
+
+
+def test_patches_and_masks_that_do_not_fit(random):
+    patches, sides = features(random), random_sides(random, n=13)
+    with pytest.raises(InputError, match=r"patches \(14, 3\)"):
+        object_contrast(patches, sides)
+    with pytest.raises(InputError, match="one for each mask"):
+        text_contrast(patches[:13], torch.zeros(2, 3), sides)
+
+
+# How sure -------------------------------------------------------------------------------------------------------------
+
+
+def slow_resample(records: Records, score, samples: int, seed: int) -> list[float]:
+    """The same draws, counted image by image."""
+    random, images = np.random.default_rng(seed), sorted(records.rows)
+    values = []
+    for _ in range(samples):
+        total = defaultdict(lambda: [0.0, 0.0, 0.0])
+        for index in random.integers(len(images), size=len(images)):
+            for label, counts in records.rows[images[index]].items():
+                for k, count in enumerate(counts):
+                    total[label][k] += count
+        values.append(score(list(total.values())))
+    return values
+
+
+def slow_mean_iou(total: list[list[float]]) -> float:
+    ious = [hits / (hits + false + missed) for hits, false, missed in total if hits + false + missed]
+    return sum(ious) / len(ious)
+
+
+def slow_pixel_accuracy(total: list[list[float]]) -> float:
+    return sum(hits for hits, _, _ in total) / sum(hits + missed for hits, _, missed in total)
+
+
+def slow_ratio(total: list[list[float]]) -> float:
+    return sum(part for part, *_ in total) / sum(count for _, count, *_ in total)
+
+
+@pytest.mark.parametrize("cells", [1, 200, 4_000_000])
+@pytest.mark.parametrize(
+    ("records", "score", "slow"),
+    [
+        (region_records(), mean_iou, slow_mean_iou),
+        (region_records(), pixel_accuracy, slow_pixel_accuracy),
+        (mean_records(), ratio, slow_ratio),
+        (pair_means(point_records()), ratio, slow_ratio),
+        (image_means(point_records()), ratio, slow_ratio),
+    ],
+)
+def test_resampling_against_a_loop(monkeypatch, records, score, slow, cells):
+    monkeypatch.setattr(intervals_module, "CELLS", cells)
+    ours, expected = resample(records, score, 60, seed=7), slow_resample(records, slow, 60, 7)
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+    low, high = bootstrap(records, score, 60, seed=7, level=0.8)
+    inside = [low <= value <= high for value in expected]
+    assert 46 <= sum(inside) <= 50
+    assert low < records.value(score) < high
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Images that hit or miss: 95 % intervals of 80 images, over 200 data sets, and 68 % ones."""
+    random = np.random.default_rng(0)
+    held = defaultdict(int)
+    for trial in range(200):
+        hits = random.random(80) < 0.3
+        records = Records({f"{i:02d}": {0: (int(hit), 1)} for i, hit in enumerate(hits)})
+        values = resample(records, ratio, 200, seed=trial)
+        for level in (0.68, 0.95):
+            low, high = interval(values, level)
+            held[level] += low <= 0.3 <= high
+    assert 0.90 <= held[0.95] / 200 <= 0.99
+    assert 0.58 <= held[0.68] / 200 <= 0.78
+
+
+def test_differences_of_paired_draws_are_surer():
+    order = Random(0)
+    easy = {f"{i:03d}": order.random() for i in range(100)}
+    one = Records({image: {0: (value, 1)} for image, value in easy.items()})
+    other = Records({image: {0: (value + 0.02 + 0.01 * order.random(), 1)} for image, value in easy.items()})
+    assert bootstrap(one, ratio).high > bootstrap(other, ratio).low
+    low, high = interval(resample(other, ratio) - resample(one, ratio))
+    assert 0.02 < low < high < 0.03
+
+
+def test_an_interval_of_one_image_or_of_samples_without_counts():
+    assert bootstrap(Records({"a": {0: (3, 1, 0)}}), mean_iou) == (0.75, 0.75)
+    mostly_empty = Records({"a": {0: (3, 1, 0)}, "b": {}, "c": {}})
+    values = resample(mostly_empty, mean_iou, 200)
+    assert 0 < np.isnan(values).sum() < 200
+    assert interval(values) == (0.75, 0.75)
+    assert np.isnan(interval(np.full(3, np.nan))).all()
+
+
+def test_intervals_that_cannot_be():
+    with pytest.raises(InputError, match="1 images without counts"):
+        bootstrap(Records({"a": {}}), mean_iou)
+    with pytest.raises(InputError, match="0 samples"):
+        bootstrap(region_records(), mean_iou, samples=0)
+    for level in (0, 1):
+        with pytest.raises(InputError, match="level"):
+            bootstrap(region_records(), mean_iou, samples=3, level=level)

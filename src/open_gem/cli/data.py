@@ -1,0 +1,153 @@
+"""`open-gem data`: what data sets can be read, what files they need, and whether those are there."""
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+from rich.text import Text
+
+from open_gem.cli._app import JsonOption, app, new_console, new_table, progress_bar, say
+from open_gem.errors import DatasetError, InputError
+
+data = typer.Typer(rich_markup_mode="markdown")
+app.add_typer(data, name="data")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `open-gem data`.")]
+RootOption = Annotated[Path, typer.Option("--root", help="The folder that holds its files, or one above.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+@data.callback(invoke_without_command=True)
+def listing(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the data sets that can be read, show what files one needs, and check that they are there."""
+    if context.invoked_subcommand is not None:
+        return
+    from open_gem.datasets import DATASETS
+
+    sources = DATASETS.values()
+    if as_json:
+        shown = ("name", "about", "page", "tree", "splits", "names")
+        typer.echo(json.dumps([{key: getattr(source, key) for key in shown} for source in sources]))
+        return
+    table = new_table("name", "about", "splits", "class names")
+    for source in sources:
+        splits = ", ".join(name if count is None else f"{name} {count:,}" for name, count in source.splits.items())
+        table.add_row(*map(Text, (source.name, source.about, splits, ", ".join(source.names))))
+    console = new_console()
+    console.print(table)
+    console.print(
+        Text("The files one needs: open-gem data show NAME. Whether they are there: open-gem data check NAME.")
+    )
+
+
+@data.command()
+def show(name: NameArgument) -> None:
+    """Print the files of a data set as they are expected, and where it is to be had."""
+    from open_gem.datasets import find_dataset
+
+    source = find_dataset(name)
+    typer.echo(f"{source.name}: {source.about}\n\n{source.tree}\n\nDownload: {source.page}")
+
+
+@data.command()
+def check(
+    name: NameArgument,
+    root: Annotated[Path | None, typer.Option("--root", help="The folder that holds its files, or one above.")] = None,
+    split: Annotated[str | None, typer.Option(help="One of its splits; else the first.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the pictures of a split, and name the files that are missing: exit code 1 where some are."""
+    from open_gem.datasets import find_dataset
+
+    source = find_dataset(name)
+    split = source.split_of(split)
+    survey = source.check(root, split)
+    if as_json:
+        typer.echo(json.dumps({"name": source.name, "split": split, **asdict(survey), "home": str(survey.home)}))
+    else:
+        published = "" if survey.expected is None else f", {survey.expected:,} were published"
+        typer.echo(f"{source.name} {split} in {survey.home}: {survey.images:,} pictures{published}")
+        for note in survey.notes:
+            typer.echo(note)
+        typer.echo(f"missing files: {len(survey.missing):,}")
+        for missing in survey.missing[:10]:
+            typer.echo(f"  {missing}")
+        if len(survey.missing) > 10:
+            typer.echo("  …")
+    if survey.missing:
+        raise typer.Exit(1)
+
+
+@data.command()
+def context(
+    document: Annotated[Path, typer.Option("--json", help="trainval_merged.json of PASCAL in Detail.")],
+    root: RootOption,
+    quiet: QuietOption = False,
+) -> None:
+    """Make the label maps and lists of Pascal Context from trainval_merged.json.
+
+    Maps that are there already are kept, so that it may be interrupted and started again; the lists come last.
+    """
+    from PIL import Image
+
+    from open_gem.datasets import MapSource, find_dataset, read_context
+    from open_gem.save import save_picture, write_file
+
+    source = find_dataset("context59")
+    assert isinstance(source, MapSource)
+    home = source.home(root)
+    images = read_context(document)
+    lists: dict[str, list[str]] = {"train": [], "val": []}
+    for image in images:
+        if image.phase not in lists:
+            raise DatasetError(
+                f"image {image.id} of {str(document)!r} is of phase {image.phase!r}, expected train or val"
+            )
+        lists[image.phase].append(image.id)
+    made = 0
+    with progress_bar(len(images), quiet) as advance:
+        for image in images:
+            path = home / "SegmentationClassContext" / f"{image.id}.png"
+            if not path.exists():
+                save_picture(path, Image.fromarray(image.labels()))
+                made += 1
+            advance(1)
+    for phase, ids in lists.items():
+        text = "".join(f"{one}\n" for one in sorted(ids))
+        write_file(home / "ImageSets" / "SegmentationContext" / f"{phase}.txt", partial(_write_text, text))
+    counts = ", ".join(f"{phase} {len(ids):,}" for phase, ids in lists.items())
+    typer.echo(f"{made:,} label maps made, {len(images) - made:,} were there; {counts}; in {home}")
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+@data.command()
+def voc(
+    root: Annotated[Path, typer.Option("--root", help="Where VOCdevkit goes.")],
+    year: Annotated[str, typer.Option(help="2012 or 2010.")] = "2012",
+) -> None:
+    """Download PascalVOC, 2 GB, with torchvision, unless it is there."""
+    from open_gem.datasets import find_dataset
+
+    if year not in ("2012", "2010"):
+        raise InputError(f"--year is {year!r}, expected 2012 or 2010")
+    source = find_dataset(f"voc{year}")
+    try:
+        typer.echo(f"{len(source.open(root))} pictures of {source.name} are there")  # pyright: ignore[reportArgumentType]
+        return
+    except DatasetError:
+        say(f"downloading {source.page}")
+    from torchvision.datasets import VOCSegmentation
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        VOCSegmentation(str(root), year=year, image_set="val", download=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise DatasetError(f"cannot download {source.page}: {error}") from error
+    found: Any = source.open(root)
+    typer.echo(f"{len(found)} pictures of {source.name} {found.split}")
