@@ -308,6 +308,13 @@ def test_windows_bound_what_is_encoded_at_once(localizer, monkeypatch):
     assert sum(batch for batch, *_ in encoded) > 400
 
 
+def test_a_picture_that_cannot_be_seen_is_found_before_anything_is_computed(localizer, monkeypatch):
+    encoded = watch_encoding(localizer, monkeypatch)
+    with pytest.raises(ImageError, match="image 2: picture is 5x5"):
+        replace(localizer, views=Views(flip=True))([PICTURE, PICTURE, PICTURE.crop((0, 0, 5, 5))], "cat")
+    assert not encoded
+
+
 def test_windows_that_do_not_fit_the_patches_are_refused_at_once(localizer):
     with pytest.raises(InputError, match="window is 30 pixels, expected a whole number of 8x8 patches: 24 or 32"):
         replace(localizer, views=Views(window=30))

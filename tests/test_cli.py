@@ -358,7 +358,7 @@ def test_an_output_folder_without_permission(place: Path, monkeypatch: pytest.Mo
     def denied(*arguments: object, **keywords: object) -> None:  # simulated, because root may write anywhere
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(save.tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
     refused(call("ground", "cat.png", "-p", "x"), "cannot write to 'open_gem_out': Permission denied")
 
 
@@ -750,40 +750,86 @@ def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
 # Evaluate -------------------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_prints_a_row_a_pathway(tiny: str):
-    result = call("evaluate", "scenes", "--count", 2, "--pathway", "clip,gem", "--model", tiny, "--json")
+def measured(*arguments: object) -> dict[str, dict]:
+    result = call("evaluate", *arguments, "--json", "-q")
     assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    assert (document["count"], document["first"], document["size_rule"]) == (2, 0, "short:64")
-    assert [row["pathway"] for row in document["pathways"]] == ["clip", "gem"]
-    scores = {"pointing_game", "mask_iou", "mean_iou", "top1"}
-    assert all(0 <= row[score] <= 1 for row in document["pathways"] for score in scores)
-    table = call("evaluate", "--count", 1, "--pathway", "gem", "--temperature-scale", 0.5, "--model", tiny)
-    assert table.exit_code == 0
-    assert "gem" in table.stdout
-    assert "0.500" in table.stdout
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    return {line["pathway"]: line for line in lines}
 
 
-def test_evaluate_scales_adaptive_temperatures_only(tiny: str):
+def test_evaluate_prints_a_line_a_pathway_and_goes_on_where_it_was(tiny: str, place: Path):
+    lines = measured("scenes", "--count", 2, "--pathway", "clip,gem", "--model", tiny)
+    assert list(lines) == ["clip", "gem"]
+    for line in lines.values():
+        assert (line["dataset"], line["images"], line["failed"], line["protocol"]) == ("scenes", 2, 0, "paper")
+        assert {"pointing_game", "mask_iou", "mean_iou", "top1"} <= line["scores"].keys()
+        assert all(0 <= found["value"] <= 1 for found in line["scores"].values())
+    [folder] = Path("open_gem_results").iterdir()
+    parts = set(folder.glob("part-*"))
+    assert measured("--limit", 2, "--pathway", "clip,gem", "--model", tiny) == lines
+    assert set(folder.glob("part-*")) == parts
+    more = measured("--limit", 3, "--pathway", "clip,gem", "--model", tiny)
+    assert more["gem"]["images"] == 3
+
+
+def test_shards_add_up(tiny: str, place: Path):
+    whole = measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "whole")
+    measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "shards", "--shard", "1/2")
+    assert measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "shards", "--shard", "0/2") == whole
+
+
+def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
+    for protocol in ("paper", "official"):
+        table = call("evaluate", "--limit", 1, "--pathway", "gem", "--model", tiny, "--protocol", protocol)
+        assert table.exit_code == 0, table.output
+        assert "pointing_game" in table.stdout and "gem" in table.stdout
+    report = call("report")
+    assert report.exit_code == 0
+    assert report.stdout.count("| scenes |") == 2
+    assert {"| paper |", "| official |"} <= set(re.findall(r"\| (?:paper|official) \|", report.stdout))
+    assert call("report", "--format", "csv", "--out", "all.csv").exit_code == 0
+    assert Path("all.csv").read_text().count("\n") == 3
+
+
+def test_evaluate_scales_adaptive_temperatures_only(tiny: str, place: Path):
     one, other = (
-        json.loads(call("evaluate", "--count", 2, "--temperature-scale", scale, "--model", tiny, "--json").stdout)
+        measured("--limit", 2, "--temperature-scale", scale, "--model", tiny, "--out", str(scale))
         for scale in (1, 0.01)
     )
-    rows = zip(one["pathways"], other["pathways"], strict=True)
-    assert {first["pathway"] for first, second in rows if first != second} == {"gem"}
-    assert [row["temperature_scale"] for row in other["pathways"]] == [None, None, None, 0.01]
+    assert {name for name in one if one[name]["scores"] != other[name]["scores"]} == {"gem"}
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_stops_nothing(tiny: str, place: Path):
+    root = place / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for name in ("a", "b"):
+        picture().save(root / "JPEGImages" / f"{name}.jpg")
+        labels = Image.new("P", (80, 60), 3)
+        labels.putpalette([0] * 768)
+        labels.save(root / "SegmentationClass" / f"{name}.png")
+    (root / "JPEGImages" / "a.jpg").write_bytes(b"broken")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
+    result = call("evaluate", "voc2012", "--data-root", place, "--model", tiny, "--pathway", "gem", "--json", "-q")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: a: ") and result.stderr.count("\n") == 1
+    line = json.loads(result.stdout)
+    assert (line["images"], line["failed"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["imagenet"], "unknown data set 'imagenet'; known: scenes"),
+        (["imagenet"], "unknown data set 'imagenet'"),
+        (["voc2012"], "open-gem data show voc2012"),
         (["--pathway", "gem,gam"], "unknown pathway 'gam'"),
         (["--size", "huge"], "size rule 'huge'"),
+        (["--protocol", "feild"], "did you mean field"),
+        (["--shard", "2/2"], "shard is '2/2'"),
         (["--temperature-scale", "0"], "temperature_scale is 0"),
     ],
 )
-def test_evaluate_refuses(arguments: list[str], words: str):
+def test_evaluate_refuses(arguments: list[str], words: str, place: Path):
     result = call("evaluate", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr

@@ -34,7 +34,10 @@ def test_commands_exist_with_their_options(document):
     assert lines
     for line in lines:
         _, name, *words = shlex.split(line, comments=True)
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known, line
 
 

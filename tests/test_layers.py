@@ -15,7 +15,9 @@ SOURCE = Path(open_gem.__file__).parent
 ROWS = [
     ["cli"],
     ["save"],
+    ["report"],
     ["bench", "evaluate", "figures", "viz"],
+    ["protocols"],
     ["localizer"],
     ["localization"],
     ["backbones", "datasets"],
@@ -24,6 +26,7 @@ ROWS = [
     ["methods"],
     ["clustering"],
     ["attention"],
+    ["files"],
     ["types", "errors", "checks"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}

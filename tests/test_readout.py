@@ -118,6 +118,11 @@ def test_a_faint_map_is_still_stretched(dtype):
     assert (faint.min(), faint.max()) == (0, 1)
 
 
+def test_what_is_no_number_stays_none():
+    broken = torch.tensor([[0.1, float("nan")], [0.3, 0.5]])
+    assert min_max(broken).isnan().all()
+
+
 def test_peak_is_x_then_y_and_the_first_among_equals():
     heatmap = torch.zeros(5, 8)
     assert peak(heatmap) == (0, 0)

@@ -7,6 +7,7 @@ import pytest
 
 from open_gem import save
 from open_gem.errors import OutputError
+from open_gem.files import write_file
 
 
 def test_slugs_are_short_plain_and_distinct():
@@ -31,10 +32,10 @@ def test_write_file_replaces_and_reports(tmp_path: Path):
         def write(file: BinaryIO, content: bytes = content) -> None:
             file.write(content)
 
-        save.write_file(path, write)
+        write_file(path, write)
         assert path.read_bytes() == content
     (tmp_path / "taken").mkdir()
     with pytest.raises(OutputError, match=r"cannot write '.*taken'"):
-        save.write_file(tmp_path / "taken", lambda file: None)
+        write_file(tmp_path / "taken", b"")
     assert {file.name for file in tmp_path.iterdir()} == {"deep", "taken"}
     assert {file.name for file in (tmp_path / "deep").iterdir()} == {"file"}

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import open_gem
 from open_gem import PATHWAYS, Localizer
+from open_gem.datasets import scenes
 from open_gem.datasets.scenes import VALIDATION
-from open_gem.evaluate import evaluate_scenes
+from open_gem.evaluate import evaluate, scores
+from open_gem.protocols import Protocol
 
 SCALES = (2.0, 1.0, 0.5, 0.25, 0.125)
 SIZES = ("short:128", "short:160", "short:192")
@@ -30,11 +32,12 @@ def measure(localizer: Localizer, size: str, images: int) -> Iterator[dict]:
     """Scores at this size: one row a temperature scale of GEM, and one for each of `BASELINES`."""
     pathways = {scale: replace(PATHWAYS["gem"], temperature_scale=scale) for scale in SCALES}
     labelled = {f"gem {scale:g}": pathway for scale, pathway in pathways.items()} | {name: name for name in BASELINES}
-    outcomes = evaluate_scenes(replace(localizer, size=size), labelled, range(VALIDATION, VALIDATION + images))
-    for label, outcome in outcomes.items():
+    protocol = Protocol(size=size)
+    outcomes = evaluate(localizer, labelled, scenes(range(VALIDATION, VALIDATION + images)), protocol)
+    for label, counts in outcomes.items():
         name, _, scale = label.partition(" ")
-        scores = {score: round(value, 4) for score, value in outcome.scores().items()}
-        yield {"size": size, "pathway": name, "temperature_scale": float(scale) if scale else None, **scores}
+        found = {score: round(estimate.value, 4) for score, estimate in scores(counts).items()}
+        yield {"size": size, "pathway": name, "temperature_scale": float(scale) if scale else None, **found}
 
 
 def main() -> None:

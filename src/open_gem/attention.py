@@ -1,7 +1,8 @@
 """Ways to mix the values of one transformer block: pure functions on tensors split into heads.
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
-`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores.
+`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores. A bias is one: n²
+numbers for all images and heads, 0.4 GB at 10,000 patches.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
 
 from open_gem.types import Grid
@@ -77,9 +78,12 @@ def gaussian(grid: Grid, prefix: int, std: float) -> Tensor:
 
     exp(−(Δrow² + Δcol²) / 2 std²) between two patches, `std` in patches; 0 where a prefix token is involved.
     """
-    rows, cols = (torch.arange(side, dtype=torch.float32) for side in grid)
-    along_rows, along_cols = (torch.exp(-((at[:, None] - at) ** 2) / (2 * std**2)) for at in (rows, cols))
-    return pad(torch.kron(along_rows, along_cols), (prefix, 0, prefix, 0))
+    places = (torch.arange(side, dtype=torch.float32) for side in grid)
+    along_rows, along_cols = (torch.exp(-((at[:, None] - at) ** 2) / (2 * std**2)) for at in places)
+    bias = torch.zeros((prefix + grid.patches,) * 2)
+    patches = bias[prefix:, prefix:].unflatten(0, grid).unflatten(2, grid)
+    torch.mul(along_rows[:, None, :, None], along_cols[None, :, None, :], out=patches)  # written where it stays
+    return bias
 
 
 def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float = 1.2) -> Tensor:

@@ -14,7 +14,10 @@ def is_count(value: Any, least: int = 1) -> bool:
 
 def is_positive(value: Any) -> bool:
     """A finite number above 0."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def did_you_mean(given: Any, known: Iterable[str]) -> str:

@@ -1,108 +1,448 @@
-"""Measure how well phrases are localized, with one pass of the host for any number of pathways.
+"""Measure pathways on a data set: one loop, one pass of the model an image for all of them, counts that add.
 
-On scenes (`datasets.scenes`), whose masks are exact, the protocol is:
+    counts = evaluate(localizer, {"gem": "gem", "clip": "clip"}, open_dataset("voc2012", root))
+    scores(counts["gem"])["mean_iou"]          # an Estimate: value, low, high
 
-* prompts are the names of the objects in the scene, in the localizer's template;
-* pointing game: the pixel where a prompt's map is highest lies in that object's visible mask;
-* mask IoU: the min-max map above 0.5 against the mask, mean over objects;
-* mIoU: every object pixel is given to the best of *all* concepts (argmax, no threshold), background pixels do not count
-  (as Pascal Context 59), one confusion matrix over the data set, mean over the concepts that occur;
-* top-1: the best of all concepts for the pooled embedding is in the scene: what the model was trained for.
+What is counted depends on what a data set knows: label maps, labelled points, or (scenes) whole objects. `Store` keeps
+counts on disk, so that a run can be interrupted anywhere, shared between machines, and gone on with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
-import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from open_gem.datasets.scenes import CONCEPTS, Scene, scene
-from open_gem.errors import InputError
+import open_gem
+from open_gem.datasets import Points, PointSample, Sample, SceneSample, Segmentation
+from open_gem.errors import ImageError, InputError, OutputError
+from open_gem.files import write_file
+from open_gem.imaging import size_of
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
-from open_gem.metrics import Confusion, Mean, confusion, mask_overlap, pointing_game
-from open_gem.pathway import Features
-from open_gem.types import Size
+from open_gem.metrics import (
+    Mean,
+    Records,
+    Row,
+    Score,
+    bootstrap,
+    boundary,
+    box_overlap,
+    confusion,
+    frequency_weighted_iou,
+    image_means,
+    mask_overlap,
+    mean_accuracy,
+    mean_iou,
+    micro_iou,
+    pair_means,
+    pixel_accuracy,
+    point_accuracy,
+    point_counts,
+    pointing_game,
+    ratio,
+)
+from open_gem.prompts import Vocabulary
+from open_gem.protocols import Protocol, digest, name_of
 
-SCENE_SIZE = 256  # pixels a side
-BATCH = 25
-IGNORE = len(CONCEPTS)  # true label of pixels that do not count
+Dataset = Segmentation | Points
+Counts = dict[str, Records]  # of one pathway, by what is counted
+
+# What is asked of a picture, and what is counted ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked of one picture, and how the answer is counted: by each name of `SCORES` a row of `Records`."""
+
+    vocabulary: Vocabulary
+    count: Callable[[Localization], dict[str, Row]]
+
+
+def questions(dataset: Dataset, sample: Sample | PointSample, protocol: Protocol) -> list[Question]:
+    """What is asked of a sample of a data set."""
+    if isinstance(sample, PointSample):
+        return [_ask_points(sample, protocol)]
+    assert isinstance(dataset, Segmentation)
+    of_pixels = _ask_pixels(dataset, sample, protocol)
+    return [of_pixels, *_ask_objects(sample, protocol)] if isinstance(sample, SceneSample) else [of_pixels]
+
+
+def _best_is_there(found: Localization, sample: SceneSample) -> Row:
+    """Whether the likeliest of all concepts, by the image as a whole, is in the scene."""
+    assert found.scores is not None
+    best = found.prompts[int(found.scores.argmax())]
+    return Mean.of([int(best in sample.scene.names)]).row
+
+
+def _ask_pixels(dataset: Segmentation, sample: Sample, protocol: Protocol) -> Question:
+    """Every pixel to one class. The background class takes what no label is probable enough for."""
+    names = protocol.names if protocol.names in dataset.vocabularies else None
+    threshold = None if dataset.background is None else protocol.background_of(dataset.name)
+    nobody = -1 if dataset.background is None else dataset.background
+    class_of = torch.tensor([*dataset.foreground, nobody])  # −1, no label, takes the last
+    true, classes = torch.from_numpy(sample.labels()), len(dataset.classes)
+
+    def count(found: Localization) -> dict[str, Row]:
+        predicted = class_of[found.segment(threshold).cpu()]
+        rows: dict[str, Row] = {
+            "pixels": confusion(predicted, true, classes).row,
+            "boundaries": boundary(predicted, true, classes),
+        }
+        return rows | {"top1": _best_is_there(found, sample)} if isinstance(sample, SceneSample) else rows
+
+    return Question(dataset.vocabulary(names), count)
+
+
+def _ask_points(sample: PointSample, protocol: Protocol) -> Question:
+    """Each class that is there by itself: its min-max map above a threshold, at the points people have labelled."""
+    xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
+
+    def count(found: Localization) -> dict[str, Row]:
+        masks = found.masks(protocol.threshold)
+        return {
+            "points": {
+                sample.classes[label]: point_counts(masks[index].cpu(), xy[of == label], yes[of == label])
+                for index, label in enumerate(sample.positive)
+            }
+        }
+
+    return Question(Vocabulary.of([sample.names[label] for label in sample.positive]), count)
+
+
+def _ask_objects(sample: SceneSample, protocol: Protocol) -> list[Question]:
+    """The objects of a scene by name: where each is; and of all concepts, whether the likeliest is there."""
+    masks, boxes = (torch.from_numpy(values) for values in (sample.scene.masks, sample.scene.boxes))
+
+    def count(found: Localization) -> dict[str, Row]:
+        best = [one.xyxy for one in found.boxes(protocol.threshold, per="prompt")]
+        return {
+            "pointing": pointing_game(found.points(), masks).row,
+            "masks": mask_overlap(found.masks(protocol.threshold).stack().cpu(), masks).row,
+            "boxes": box_overlap(best, boxes).row,
+        }
+
+    return [Question(Vocabulary.of(sample.scene.names), count)]
+
+
+_Scored = tuple[Callable[[Records], Records], Score]
+
+
+def _as_counted(records: Records) -> Records:
+    return records
+
+
+SCORES: Mapping[str, Mapping[str, _Scored]] = {
+    "pixels": {
+        "mean_iou": (_as_counted, mean_iou),
+        "pixel_accuracy": (_as_counted, pixel_accuracy),
+        "mean_accuracy": (_as_counted, mean_accuracy),
+        "frequency_weighted_iou": (_as_counted, frequency_weighted_iou),
+    },
+    "boundaries": {"boundary_iou": (_as_counted, mean_iou)},
+    "points": {
+        "class_pooled": (_as_counted, mean_iou),
+        "pair_mean": (pair_means, ratio),
+        "image_mean": (image_means, ratio),
+        "micro": (_as_counted, micro_iou),
+        "point_accuracy": (_as_counted, point_accuracy),
+    },
+    "pointing": {"pointing_game": (_as_counted, ratio)},
+    "masks": {"mask_iou": (_as_counted, ratio)},
+    "boxes": {"box_iou": (_as_counted, ratio)},
+    "top1": {"top1": (_as_counted, ratio)},
+}
+"""What is counted -> the scores made of it: what is done to the records first, and the score of their sum."""
+
+
+class Estimate(NamedTuple):
+    """A score over all images, in [0, 1], and the interval that holds it with 95 % over other images like these."""
+
+    value: float
+    low: float
+    high: float
+
+
+def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
+    """Every score of one pathway, with intervals by bootstrap over images; NaN where nothing was counted."""
+    found = {}
+    for counted, records in counts.items():
+        for name, (prepare, score) in SCORES[counted].items():
+            prepared = prepare(records)
+            interval = bootstrap(prepared, score) if prepared.classes else (float("nan"),) * 2
+            found[name] = Estimate(prepared.value(score), *interval)
+    return found
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one picture gave: of each pathway the rows by what is counted; or why it could not be read."""
+
+    index: int
+    id: str
+    rows: dict[str, dict[str, Row]]
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    index: int
+    sample: Sample | PointSample
+    picture: Image.Image
+    pixels: Tensor | None  # None where the picture is looked at in several views
+
+
+def measure(
+    localizer: Localizer,
+    pathways: Mapping[str, str | Pathway],
+    dataset: Dataset,
+    indices: Sequence[int],
+    protocol: Protocol,
+    *,
+    batch: int = 8,
+    workers: int = 2,
+) -> Iterator[Measured]:
+    """Every picture of `indices` once, in batches of one shape; a picture that cannot be read gives its error.
+
+    Decoding runs ahead in `workers` threads. Raises DatasetError where the truth of a picture cannot be read.
+    """
+    localizer = protocol.settle(localizer)
+    chunks = [indices[start : start + 4 * batch] for start in range(0, len(indices), 4 * batch)]
+    with ThreadPoolExecutor(workers) as pool:
+        prepare = partial(_prepare, localizer, dataset)
+        ahead = [pool.submit(prepare, index) for chunk in chunks[:1] for index in chunk]
+        for number in range(len(chunks)):
+            ready = [future.result() for future in ahead]
+            ahead = [pool.submit(prepare, index) for chunk in chunks[number + 1 : number + 2] for index in chunk]
+            yield from (one for one in ready if isinstance(one, Measured))
+            for group in _by_shape([one for one in ready if isinstance(one, _Ready)], batch):
+                yield from _measure_group(localizer, pathways, dataset, protocol, group)
+
+
+def _prepare(localizer: Localizer, dataset: Dataset, index: int) -> _Ready | Measured:
+    sample = dataset[index]
+    try:
+        picture = sample.picture()
+        return _Ready(index, sample, picture, localizer.pixels(picture) if localizer.views.is_plain else None)
+    except ImageError as error:
+        return Measured(index, sample.id, {}, str(error))
+
+
+def _by_shape(ready: Sequence[_Ready], batch: int) -> Iterator[list[_Ready]]:
+    groups: dict[Any, list[_Ready]] = defaultdict(list)
+    for one in ready:
+        groups[one.index if one.pixels is None else one.pixels.shape].append(one)
+    for group in groups.values():
+        yield from (group[start : start + batch] for start in range(0, len(group), batch))
+
+
+def _measure_group(
+    localizer: Localizer,
+    pathways: Mapping[str, str | Pathway],
+    dataset: Dataset,
+    protocol: Protocol,
+    group: Sequence[_Ready],
+) -> Iterator[Measured]:
+    asked = [questions(dataset, one.sample, protocol) for one in group]
+    sizes = [size_of(one.picture) for one in group]
+    rows: list[dict[str, dict[str, Row]]] = [{name: {} for name in pathways} for _ in group]
+    seen = (
+        localizer.look(group[0].picture, pathways)
+        if group[0].pixels is None
+        else localizer.read(torch.stack([one.pixels for one in group if one.pixels is not None]), pathways)
+    )
+    for name, features in seen.items():
+        for which in range(len(asked[0])):
+            vocabularies = [some[which].vocabulary for some in asked]
+            for index, found in enumerate(localizer.locate(features, vocabularies, sizes)):
+                answer = _by_protocol(found, protocol, group[index].picture)
+                rows[index][name] |= asked[index][which].count(answer)
+    for one, row in zip(group, rows, strict=True):
+        yield Measured(one.index, one.sample.id, row)
+
+
+def _by_protocol(found: Localization, protocol: Protocol, picture: Image.Image) -> Localization:
+    scale = found.logit_scale if protocol.logit_scale is None else protocol.logit_scale
+    answer = replace(found, logit_scale=scale)
+    return answer if protocol.refinement is None else answer.refined(picture, protocol.refinement)
+
+
+def gather(measured: Iterable[Measured]) -> dict[str, Counts]:
+    """The counts of each pathway over the pictures that could be read."""
+    rows: dict[str, dict[str, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for one in measured:
+        for name, counted in one.rows.items():
+            for what, row in counted.items():
+                rows[name][what][one.id] = row
+    return {name: {what: Records(some) for what, some in counted.items()} for name, counted in rows.items()}
+
+
+def evaluate(
+    localizer: Localizer,
+    pathways: Mapping[str, str | Pathway],
+    dataset: Dataset,
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
+    *,
+    progress: Callable[[int], None] = lambda images: None,
+    **settings: Any,
+) -> dict[str, Counts]:
+    """The counts of each pathway over a whole data set, in memory; `settings` as of `measure`.
+
+    `progress` hears how many images are done. Raises ImageError for the first picture that cannot be read, and
+    InputError for a data set without any.
+    """
+    if not len(dataset):
+        raise InputError(f"{dataset.name} has no images, expected at least one")
+
+    def watched() -> Iterator[Measured]:
+        for one in measure(localizer, pathways, dataset, range(len(dataset)), protocol, **settings):
+            if one.error is not None:
+                raise ImageError(one.error)
+            progress(1)
+            yield one
+
+    return gather(watched())
+
+
+# On disk --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Counts of one pathway over some images; outcomes of parts add up to that of the whole."""
+class Store:
+    """The counts of one run in a folder: `run.json`, its settings, and parts that are written whole or not at all.
 
-    pointing: Mean
-    masks: Mean
-    pixels: Confusion
-    top1: Mean
+    Any number of processes and machines may add parts of their own images; together they are one run, to the bit.
 
-    def __add__(self, other: "Outcome") -> "Outcome":
-        return Outcome(
-            self.pointing + other.pointing,
-            self.masks + other.masks,
-            self.pixels + other.pixels,
-            self.top1 + other.top1,
-        )
+    folder    of this run alone: see `at`
+    settings  all that decides its numbers, as values that JSON can hold
+    """
 
-    def scores(self) -> dict[str, float]:
-        """The four scores, each in [0, 1]."""
-        return {
-            "pointing_game": self.pointing.value,
-            "mask_iou": self.masks.value,
-            "mean_iou": self.pixels.mean_iou,
-            "top1": self.top1.value,
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, place: Path, settings: Mapping[str, Any]) -> "Store":
+        """The store of a run below `place`, made where there is none: its name has the data set and a hash of the
+        settings, so that runs of other settings never meet."""
+        store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
+        if not (store.folder / "run.json").exists():
+            write_file(store.folder / "run.json", json.dumps(settings, indent=1).encode())
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """The store that is there. Raises InputError where there is none."""
+        try:
+            return cls(folder, json.loads((folder / "run.json").read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"no run in {str(folder)!r}: {error}") from error
+
+    def add(self, measured: Sequence[Measured]) -> None:
+        """One part more. Raises OutputError."""
+        counts = {
+            name: {what: records.to_json() for what, records in counted.items()}
+            for name, counted in gather(measured).items()
         }
+        failed = {one.id: one.error for one in measured if one.error is not None}
+        part = {"indices": [one.index for one in measured], "failed": failed, "counts": counts}
+        name = f"part-{measured[0].index:07d}-{uuid4().hex[:8]}.json"
+        write_file(self.folder / name, json.dumps(part).encode())
+
+    def parts(self) -> list[dict[str, Any]]:
+        """All parts. Raises OutputError for one that cannot be read."""
+        found = []
+        for path in sorted(self.folder.glob("part-*.json")):
+            try:
+                found.append(json.loads(path.read_text("utf-8")))
+            except (OSError, ValueError) as error:
+                raise OutputError(
+                    f"cannot read {str(path)!r}: {error}; remove it to measure its images again"
+                ) from error
+        return found
+
+    def done(self) -> set[int]:
+        """The indices of the images that are in some part."""
+        return {index for part in self.parts() for index in part["indices"]}
+
+    def failed(self) -> dict[str, str]:
+        """The images that could not be read, and why."""
+        return {image: error for part in self.parts() for image, error in part["failed"].items()}
+
+    def counts(self) -> dict[str, Counts]:
+        """The counts of each pathway over all parts. Raises InputError where an image is in two."""
+        merged: dict[str, dict[str, list[Records]]] = defaultdict(lambda: defaultdict(list))
+        for part in self.parts():
+            for name, counted in part["counts"].items():
+                for what, stored in counted.items():
+                    merged[name][what].append(Records.from_json(stored))
+        order = [name for name in self.settings["pathways"] if name in merged]
+        return {name: {what: Records.merge(some) for what, some in merged[name].items()} for name in order}
 
 
-def evaluate_scenes(
+PART = 64  # images of a part: what an interruption costs at most
+
+
+def run(
+    store: Store,
     localizer: Localizer,
     pathways: Mapping[str, str | Pathway],
-    seeds: Sequence[int],
+    dataset: Dataset,
+    protocol: Protocol,
     *,
+    indices: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, Outcome]:
-    """The outcome of each of `pathways` over the scenes of `seeds`; `progress` hears how many images are done.
+    **settings: Any,
+) -> None:
+    """Measure what of `indices` (by default, all) is in no part of the store yet; `settings` as of `measure`.
 
-    Raises InputError where there are no seeds.
+    Whatever ends this early, what was measured until then is written.
     """
-    if not seeds:
-        raise InputError("no seeds given, expected at least one scene")
-    totals: dict[str, Outcome] = {}
-    for start in range(0, len(seeds), BATCH):
-        scenes = [scene(seed, SCENE_SIZE) for seed in seeds[start : start + BATCH]]
-        pixels = torch.stack([localizer.pixels(picture.image) for picture in scenes])
-        for name, features in localizer.read(pixels, pathways).items():
-            outcome = _count(localizer, features, scenes)
-            totals[name] = totals[name] + outcome if name in totals else outcome
-        progress(len(scenes))
-    return totals
+    done = store.done()
+    wanted = range(len(dataset)) if indices is None else indices
+    left = [index for index in wanted if index not in done]
+    progress(len(wanted) - len(left))
+    waiting: list[Measured] = []
+    try:
+        for one in measure(localizer, pathways, dataset, left, protocol, **settings):
+            waiting.append(one)
+            progress(1)
+            if len(waiting) == PART:
+                part, waiting = waiting, []
+                store.add(part)
+    finally:
+        if waiting:
+            store.add(waiting)
 
 
-def _count(localizer: Localizer, features: Features, scenes: Sequence[Scene]) -> Outcome:
-    sizes = [Size(*picture.image.shape[:2]) for picture in scenes]
-    named = localizer.locate(features, [picture.names for picture in scenes], sizes)
-    among_all = localizer.locate(features, CONCEPTS, sizes)
-    outcomes = [_count_one(*things) for things in zip(scenes, named, among_all, strict=True)]
-    return sum(outcomes[1:], outcomes[0])
-
-
-def _count_one(picture: Scene, named: Localization, among_all: Localization) -> Outcome:
-    masks = torch.from_numpy(picture.masks)
-    assert among_all.scores is not None  # encoded with the pooled embedding above
-    best = CONCEPTS[int(among_all.scores.argmax())]
-    return Outcome(
-        pointing=pointing_game(named.points(), masks),
-        masks=mask_overlap(named.masks(0.5).stack().cpu(), masks),
-        pixels=confusion(among_all.segment().cpu(), _label_map(picture), len(CONCEPTS), IGNORE),
-        top1=Mean(int(best in picture.names), 1),
+def settings_of(
+    localizer: Localizer, pathways: Mapping[str, Pathway], dataset: Dataset, protocol: Protocol
+) -> dict[str, Any]:
+    """All that decides the numbers of a run, as values that JSON can hold."""
+    answering = protocol.settle(localizer)
+    described = answering.describe()
+    del described["pathway"]
+    return json.loads(
+        json.dumps(
+            {
+                "open_gem": open_gem.__version__,
+                "dataset": dataset.name,
+                "split": dataset.split,
+                **described,
+                "weights": localizer.backbone.fingerprint(),
+                "protocol": {"name": name_of(protocol), **protocol.describe()},
+                "pathways": {name: pathway.describe() for name, pathway in pathways.items()},
+            }
+        )
     )
-
-
-def _label_map(picture: Scene) -> torch.Tensor:
-    labels = np.full(picture.image.shape[:2], IGNORE)
-    for name, mask in zip(picture.names, picture.masks, strict=True):
-        labels[mask] = CONCEPTS.index(name)
-    return torch.from_numpy(labels)

@@ -197,10 +197,17 @@ class Localization:
         """Phrases of the background first: they win a tie, as where they are the field's class 0."""
         return sorted(range(len(self._groups)), key=lambda index: self._groups[index] >= 0)
 
-    @property
+    @cached_property
     def _groups(self) -> Sequence[int]:
         """For each phrase the index of its prompt, −1 for background."""
         return range(len(self.prompts)) if self.vocabulary is None else self.vocabulary.groups
+
+    @cached_property
+    def _phrases(self) -> list[list[int]]:
+        """The indices of each prompt's phrases."""
+        if self.vocabulary is None:
+            return [[index] for index in range(len(self.prompts))]
+        return self.vocabulary.by_label(range(len(self._groups)))
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
@@ -210,7 +217,7 @@ class Localization:
 
     def _cosine(self, index: int) -> Tensor:
         """The best of a prompt's phrases at each pixel."""
-        return reduce(torch.maximum, (self._phrase(at) for at, prompt in enumerate(self._groups) if prompt == index))
+        return reduce(torch.maximum, map(self._phrase, self._phrases[index]))
 
     def _phrase(self, index: int) -> Tensor:
         upsampled = readout.upsample(self.maps[index], self.size)

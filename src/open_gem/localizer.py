@@ -227,7 +227,7 @@ class Localizer:
 
     def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[Vocabulary]) -> list[Localization]:
         if not self.views.is_plain:  # windows of one image are a batch already
-            pictures = _prepare_all(images, read_image)
+            pictures = _prepare_all(images, self._check_plan)
             return [self(picture, asked) for picture, asked in zip(pictures, by_image, strict=True)]
         prepared = _prepare_all(images, self._prepare)
         groups: dict[torch.Size, list[int]] = defaultdict(list)
@@ -244,6 +244,12 @@ class Localizer:
                 found = self._locate_one(features, by_image[index], size_of(picture), at)
                 results[index] = self._refined(found, picture)
         return [results[index] for index in range(len(images))]
+
+    def _check_plan(self, image: ImageLike) -> Image.Image:
+        """The picture, which can be looked at. Raises ImageError where it cannot."""
+        picture = read_image(image)
+        plan(self.views, self.size_rule, size_of(picture), self.backbone.patch)
+        return picture
 
     def _prepare(self, image: ImageLike) -> tuple[Image.Image, Tensor]:
         picture = read_image(image)

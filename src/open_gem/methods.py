@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from open_gem import attention
@@ -96,7 +97,7 @@ class Pathway:
 
     def __post_init__(self) -> None:
         need = _Checker(self)
-        need("mix", lambda mix: mix in MIXES if isinstance(mix, str) else callable(mix), f"one of {', '.join(MIXES)}")
+        need("mix", _is_mix, f"one of {', '.join(MIXES)}, or a function")
         need("projections", _is_selection, "a selection of 'qkv' without repetition")
         need("combine", lambda combine: combine in ("mean", "sum"), "'mean' or 'sum'")
         need("iterations", lambda number: is_count(number, 0), "a whole number, 0 or more")
@@ -107,7 +108,8 @@ class Pathway:
         for switch in ("normalize", "residual", "mlp"):
             need(switch, lambda value: isinstance(value, bool), "True or False")
         if hasattr(self.mixer, "layout") and (self.residual or self.depth > 1):
-            raise PathwayError(f"{self.mix} lays tokens on a grid of its own: it needs residual=False and depth=1")
+            kind = type(self.mixer).__name__
+            raise PathwayError(f"{kind} lays tokens on a grid of its own: it needs residual=False and depth=1")
 
     @property
     def is_host(self) -> bool:
@@ -146,7 +148,8 @@ class Pathway:
 
     def describe(self) -> dict[str, Any]:
         """The settings as values that JSON can hold."""
-        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        settings = {name: float(value) if isinstance(value, np.floating) else value for name, value in given.items()}
         function = getattr(self.mix, "__qualname__", None)  # what `repr` says of one has its address
         return settings | {"mix": self.mix if isinstance(self.mix, str) else function or repr(self.mix)}
 
@@ -161,6 +164,10 @@ class _Checker:
         value = getattr(self.owner, name)
         if not fits(value):
             raise PathwayError(f"{name} is {value!r}, expected {expected}")
+
+
+def _is_mix(value: Any) -> bool:
+    return value in MIXES if isinstance(value, str) else callable(value) and not isinstance(value, type)
 
 
 def _is_selection(value: Any) -> bool:

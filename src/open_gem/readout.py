@@ -47,7 +47,7 @@ def min_max(heatmap: Tensor) -> Tensor:
     low, high = heatmap.aminmax()
     # Interpolation weights add up to 1 only nearly, so a constant patch map comes here with noise in its last digits.
     noise = 8 * torch.finfo(heatmap.dtype).eps * torch.maximum(low.abs(), high.abs())
-    return (heatmap - low) / (high - low) if high - low > noise else torch.zeros_like(heatmap)
+    return torch.zeros_like(heatmap) if high - low <= noise else (heatmap - low) / (high - low)  # NaN stays NaN
 
 
 def peak(heatmap: Tensor) -> tuple[int, int]:

@@ -1,19 +1,18 @@
 """Results as files: pictures and documents of what was found in one image, each written whole or not at all."""
 
 import json
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
-from open_gem.errors import InputError, OutputError
+from open_gem.errors import InputError
+from open_gem.files import write_file
 from open_gem.localization import Localization
 from open_gem.readout import Boxes
 from open_gem.viz import contact_sheet, overlay, segmentation
@@ -55,23 +54,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 # Results and their files ----------------------------------------------------------------------------------------------
-
-Writer = Callable[[BinaryIO], None]
-
-
-def write_file(path: Path, write: Writer) -> None:
-    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError."""
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -245,13 +227,3 @@ def find_kinds(given: str) -> list[str]:
     if unknown:
         raise InputError(f"cannot save {', '.join(map(repr, unknown))}, expected some of {', '.join(KINDS)}, or none")
     return [kind for kind in KINDS if kind in asked]
-
-
-def check_writable(folder: Path) -> None:
-    """Raise OutputError unless files can be made in `folder`, or it itself can be made; leaves nothing behind."""
-    try:
-        place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error

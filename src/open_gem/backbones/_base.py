@@ -6,6 +6,7 @@ A tower reads one kind of vision transformer of one library, whoever trained it;
 changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -198,6 +199,14 @@ class Backbone:
         make a new backbone and `Localizer` after those.
         """
         return version(self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """Twelve letters for the weights: the same for equal names, shapes, types and values, wherever they are."""
+        sha = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            sha.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return sha.hexdigest()[:12]
 
     def blocks(self, grid: Grid) -> Sequence[Block]:
         """The blocks of the vision tower, for tokens on `grid`."""

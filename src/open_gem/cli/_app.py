@@ -130,8 +130,9 @@ def names_of(pathways: str) -> list[str]:
     """The names in a list by commas, or all there are. Raises PathwayError for an unknown one."""
     from open_gem.methods import PATHWAYS, check_name
 
-    names = list(PATHWAYS) if pathways == "all" else [name.strip() for name in pathways.split(",")]
-    return list(dict.fromkeys(map(check_name, names)))
+    asked = [name.strip() for name in pathways.split(",")]
+    names = [name for one in asked for name in (PATHWAYS if one == "all" else [check_name(one)])]
+    return list(dict.fromkeys(names))
 
 
 def numbers_of(option: str, given: str, kind: Callable[[str], Number] = float) -> tuple[Number, ...]:

@@ -94,7 +94,8 @@ def context(
     from PIL import Image
 
     from open_gem.datasets import MapSource, find_dataset, read_context
-    from open_gem.save import save_picture, write_file
+    from open_gem.files import write_file
+    from open_gem.save import save_picture
 
     source = find_dataset("context59")
     assert isinstance(source, MapSource)

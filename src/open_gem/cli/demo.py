@@ -35,7 +35,8 @@ def demo(
     from PIL import Image
 
     from open_gem.datasets.scenes import CONCEPTS, scene
-    from open_gem.save import Found, check_writable, draw_overlay, save_picture, slugs, write_file, write_json
+    from open_gem.files import check_writable, write_file
+    from open_gem.save import Found, draw_overlay, save_picture, slugs, write_json
     from open_gem.viz import contact_sheet
 
     check_writable(out)

@@ -1,6 +1,7 @@
-"""`open-gem evaluate`: pathways against known masks."""
+"""`open-gem evaluate` and `open-gem report`: pathways against what is known, and the tables of all runs."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,19 +18,23 @@ from open_gem.cli._app import (
     new_console,
     new_table,
     progress_bar,
+    say,
     tuned,
 )
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
-    from open_gem.methods import Pathway
+    pass
+
+OUT = Path("open_gem_results")
 
 
 @app.command()
 def evaluate(
-    dataset: Annotated[str, typer.Argument(help='What to measure on: "scenes", made on the spot.')] = "scenes",
-    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 500,
-    first: Annotated[int, typer.Option(min=0, help="Seed of the first scene; 0 and up are held out.")] = 0,
+    dataset: Annotated[str, typer.Argument(help="A name of `open-gem data`.")] = "scenes",
+    data_root: Annotated[Path | None, typer.Option(help="The folder that holds its files; scenes need none.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which part; else the usual one.")] = None,
+    protocol: Annotated[str, typer.Option(help="How it is asked: paper, official or field.")] = "paper",
     pathway: Annotated[str, typer.Option(help="Names of `open-gem pathways`, by commas, or all.")] = (
         "clip,maskclip,clip_surgery,gem"
     ),
@@ -37,47 +42,87 @@ def evaluate(
         float | None,
         typer.Option(help="Of adaptive temperatures, not the model's own; 1 is the paper's."),
     ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "--count", min=1, help="The first images only.")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th image from the i-th, 0/1 is all of them.")] = "0/1",
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
-    size: Annotated[str | None, typer.Option(help="Size rule; else as the model recommends.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size rule; else the protocol's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one shape at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode ahead.")] = 2,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    out: Annotated[Path, typer.Option(help="Folder of all runs; each has one of its own in it.")] = OUT,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure pathways against known masks: pointing game, mask IoU, mIoU. The model sees each image once for all."""
-    from open_gem.evaluate import evaluate_scenes
+    """Measure pathways on a data set. The model sees each image once for all of them.
+
+    Interrupt it anywhere: the same command goes on where it was. Shards may run anywhere, with the same --out or one
+    that is copied there; together they are one run, to the bit.
+    """
+    from dataclasses import replace
+
+    from open_gem.datasets import open_dataset
+    from open_gem.evaluate import Store, run, settings_of
+    from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
     from open_gem.methods import PATHWAYS
+    from open_gem.protocols import find_protocol
+    from open_gem.report import summary
 
-    if dataset != "scenes":
-        raise InputError(f"unknown data set {dataset!r}; known: scenes")
-    names = names_of(pathway)  # whatever is wrong is said before a model is loaded
+    names, asked = names_of(pathway), find_protocol(protocol)  # whatever is wrong is said before a model is loaded
     tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)
+    first, step = _shard(shard)
     if size is not None:
-        check_size_rule(size)
-    localizer = load_localizer(model, pretrained, device, dtype, size=size)
+        asked = replace(asked, size=check_size_rule(size))
+    data = open_dataset(dataset, data_root, split)
+    check_writable(out)
+    localizer = load_localizer(model, pretrained, device, dtype)
     settings = {name: localizer.settings(name) for name in names}
     chosen = {
         name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
         for name, setting in settings.items()
     }
-    with progress_bar(count, quiet) as advance:
-        outcomes = evaluate_scenes(localizer, chosen, range(first, first + count), progress=advance)
-    rows = [
-        {"pathway": name, "temperature_scale": _adaptive_scale(chosen[name]), **outcome.scores()}
-        for name, outcome in outcomes.items()
-    ]
+    store = Store.at(out, settings_of(localizer, chosen, data, asked))
+    indices = range(len(data) if limit is None else min(limit, len(data)))[first::step]
+    with progress_bar(len(indices), quiet) as advance:
+        run(store, localizer, chosen, data, asked, indices=indices, progress=advance, batch=batch, workers=workers)
+    lines = summary(store)
+    for image, error in (failed := store.failed()).items():
+        say(f"error: {image}: {error}")
     if as_json:
-        run = {"dataset": dataset, "count": count, "first": first, "model": localizer.backbone.name}
-        typer.echo(json.dumps({**run, "size_rule": localizer.size_rule, "pathways": rows}))
-        return
-    table = new_table(*(key.replace("_", " ") for key in rows[0]), title=f"{count} scenes, {localizer.size_rule}")
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else value or "" for value in row.values()))
-    new_console().print(table)
+        for line in lines:
+            typer.echo(json.dumps(line.document()))
+    elif lines:
+        table = new_table("pathway", *lines[0].scores, title=f"{data.name} {data.split}, {lines[0].images} images")
+        for line in lines:
+            table.add_row(line.pathway, *(f"{found.value:.3f}" for found in line.scores.values()))
+        console = new_console()
+        console.print(table)
+        console.print(f"With intervals and all other runs: open-gem report {out}")
+    if failed:
+        raise typer.Exit(1)
 
 
-def _adaptive_scale(pathway: "Pathway") -> float | None:
-    """The multiplier of the adaptive temperature; None for a pathway that has no such temperature."""
-    return float(pathway.temperature_scale) if pathway.is_adaptive else None
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `open-gem evaluate --out` filled.")] = OUT,
+    format: Annotated[str, typer.Option(help="markdown, html or csv.")] = "markdown",
+    out: Annotated[Path | None, typer.Option(help="A file; else it is printed.")] = None,
+) -> None:
+    """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something."""
+    from open_gem.files import write_file
+    from open_gem.report import collect, render
+
+    text = render(collect(folder), format)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(out, text.encode())
+
+
+def _shard(given: str) -> tuple[int, int]:
+    first, slash, step = given.partition("/")
+    if not (slash and first.isdecimal() and step.isdecimal() and int(first) < int(step)):
+        raise InputError(f"shard is {given!r}, expected i/n with i from 0 to n - 1, such as 0/4")
+    return int(first), int(step)

@@ -150,12 +150,13 @@ def ground(
     folders of their names, and a contact sheet shows them side by side.
     """
     from open_gem.backbones.trained import is_trained
+    from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
     from open_gem.localizer import load_trained
     from open_gem.methods import PATHWAYS
     from open_gem.prompts import check_template
     from open_gem.refine import Pamr
-    from open_gem.save import Found, check_writable, find_kinds, save_picture, side_by_side, stems
+    from open_gem.save import Found, find_kinds, save_picture, side_by_side, stems
     from open_gem.views import Views
 
     vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])

@@ -9,7 +9,7 @@ import numpy as np
 from open_gem.datasets._base import IGNORE, Sample, Segmentation, Source, Survey
 from open_gem.datasets.scenes import CONCEPTS, HELD_OUT, VALIDATION, Scene, scene
 
-SCENE_SIZE = 128  # pixels a side
+SCENE_SIZE = 256  # pixels a side
 _FIRST = {"held-out": HELD_OUT, "validation": VALIDATION}
 _COUNT = 500
 
