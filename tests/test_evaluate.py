@@ -12,10 +12,12 @@ from PIL import Image
 from open_gem import PATHWAYS, Localization, Localizer, Views
 from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluate import Store, evaluate, gather, measure, questions, run, scores, settings_of
+from open_gem.evaluate import Estimate, evaluate, gather, measure, questions, scores
+from open_gem.metrics import Records
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, digest, find_protocol
 from open_gem.report import Line, collect, render, summary
+from open_gem.runs import Store, run, settings_of
 from open_gem.types import Size
 
 TWO = {name: PATHWAYS[name] for name in ("clip", "maskclip")}
@@ -44,8 +46,6 @@ def counted(sample, among_all: Localization, named: Localization) -> dict[str, f
     assert of_pixels.vocabulary.labels == CONCEPTS
     assert of_objects.vocabulary.labels == sample.scene.names
     rows = of_pixels.count(among_all) | of_objects.count(named)
-    from open_gem.metrics import Records
-
     found = scores({what: Records({sample.id: row}) for what, row in rows.items()})
     return {name: estimate.value for name, estimate in found.items()}
 
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(tiny_localizer, tmp
     data = scenes(range(9), 64)
     whole = store_of(tmp_path / "whole", tiny_localizer, data)
     run(whole, tiny_localizer, TWO, data, PAPER, batch=2)
-    monkeypatch.setattr("open_gem.evaluate.PART", 2)
+    monkeypatch.setattr("open_gem.runs.PART", 2)
     store = store_of(tmp_path / "parts", tiny_localizer, data)
     heard: list[int] = []
 
@@ -303,8 +303,6 @@ def test_reports_have_every_run(format, tiny_localizer, tmp_path):
 
 
 def test_the_papers_value_stands_beside_ours():
-    from open_gem.evaluate import Estimate
-
     kept = ("voc2012", "val", 1449, 0, "ViT-B-16/openai", "paper", "run")
     line = Line(*kept, "gem", {"mean_iou": Estimate(0.47, 0.45, 0.49)})
     assert "| 47.0 [45.0, 49.0]; paper 46.2 (+0.8) |" in render([line])

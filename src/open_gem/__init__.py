@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from open_gem.localization import Localization as Localization
     from open_gem.localization import Maps as Maps
     from open_gem.localizer import Localizer as Localizer
-    from open_gem.localizer import TrainedLocalizer as TrainedLocalizer
     from open_gem.localizer import adapt as adapt
     from open_gem.localizer import load as load
-    from open_gem.localizer import load_trained as load_trained
     from open_gem.methods import PATHWAYS as PATHWAYS
     from open_gem.methods import Pathway as Pathway
     from open_gem.pathway import Features as Features
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from open_gem.prompts import Vocabulary as Vocabulary
     from open_gem.readout import Boxes as Boxes
     from open_gem.refine import Pamr as Pamr
+    from open_gem.trained import TrainedLocalizer as TrainedLocalizer
+    from open_gem.trained import load_trained as load_trained
     from open_gem.views import Views as Views
 
 __version__ = "0.1.0"
@@ -39,10 +39,10 @@ _HOMES = {
     "Localization": "localization",
     "Maps": "localization",
     "Localizer": "localizer",
-    "TrainedLocalizer": "localizer",
+    "TrainedLocalizer": "trained",
     "adapt": "localizer",
     "load": "localizer",
-    "load_trained": "localizer",
+    "load_trained": "trained",
     "PATHWAYS": "methods",
     "Features": "pathway",
     "Pathway": "methods",

@@ -3,28 +3,23 @@
     counts = evaluate(localizer, {"gem": "gem", "clip": "clip"}, open_dataset("voc2012", root))
     scores(counts["gem"])["mean_iou"]          # an Estimate: value, low, high
 
-What is counted depends on what a data set knows: label maps, labelled points, or (scenes) whole objects. `Store` keeps
+What is counted depends on what a data set knows: label maps, labelled points, or (scenes) whole objects. `runs` keeps
 counts on disk, so that a run can be interrupted anywhere, shared between machines, and gone on with.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-import open_gem
 from open_gem.datasets import Points, PointSample, Sample, SceneSample, Segmentation
-from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.files import write_file
+from open_gem.errors import ImageError, InputError
 from open_gem.imaging import size_of
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
@@ -52,7 +47,7 @@ from open_gem.metrics import (
     ratio,
 )
 from open_gem.prompts import Vocabulary
-from open_gem.protocols import Protocol, digest, name_of
+from open_gem.protocols import Protocol
 
 Dataset = Segmentation | Points
 Counts = dict[str, Records]  # of one pathway, by what is counted
@@ -314,135 +309,3 @@ def evaluate(
             yield one
 
     return gather(watched())
-
-
-# On disk --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Store:
-    """The counts of one run in a folder: `run.json`, its settings, and parts that are written whole or not at all.
-
-    Any number of processes and machines may add parts of their own images; together they are one run, to the bit.
-
-    folder    of this run alone: see `at`
-    settings  all that decides its numbers, as values that JSON can hold
-    """
-
-    folder: Path
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def at(cls, place: Path, settings: Mapping[str, Any]) -> "Store":
-        """The store of a run below `place`, made where there is none: its name has the data set and a hash of the
-        settings, so that runs of other settings never meet."""
-        store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
-        if not (store.folder / "run.json").exists():
-            write_file(store.folder / "run.json", json.dumps(settings, indent=1).encode())
-        return store
-
-    @classmethod
-    def open(cls, folder: Path) -> "Store":
-        """The store that is there. Raises InputError where there is none."""
-        try:
-            return cls(folder, json.loads((folder / "run.json").read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no run in {str(folder)!r}: {error}") from error
-
-    def add(self, measured: Sequence[Measured]) -> None:
-        """One part more. Raises OutputError."""
-        counts = {
-            name: {what: records.to_json() for what, records in counted.items()}
-            for name, counted in gather(measured).items()
-        }
-        failed = {one.id: one.error for one in measured if one.error is not None}
-        part = {"indices": [one.index for one in measured], "failed": failed, "counts": counts}
-        name = f"part-{measured[0].index:07d}-{uuid4().hex[:8]}.json"
-        write_file(self.folder / name, json.dumps(part).encode())
-
-    def parts(self) -> list[dict[str, Any]]:
-        """All parts. Raises OutputError for one that cannot be read."""
-        found = []
-        for path in sorted(self.folder.glob("part-*.json")):
-            try:
-                found.append(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError) as error:
-                raise OutputError(
-                    f"cannot read {str(path)!r}: {error}; remove it to measure its images again"
-                ) from error
-        return found
-
-    def done(self) -> set[int]:
-        """The indices of the images that are in some part."""
-        return {index for part in self.parts() for index in part["indices"]}
-
-    def failed(self) -> dict[str, str]:
-        """The images that could not be read, and why."""
-        return {image: error for part in self.parts() for image, error in part["failed"].items()}
-
-    def counts(self) -> dict[str, Counts]:
-        """The counts of each pathway over all parts. Raises InputError where an image is in two."""
-        merged: dict[str, dict[str, list[Records]]] = defaultdict(lambda: defaultdict(list))
-        for part in self.parts():
-            for name, counted in part["counts"].items():
-                for what, stored in counted.items():
-                    merged[name][what].append(Records.from_json(stored))
-        order = [name for name in self.settings["pathways"] if name in merged]
-        return {name: {what: Records.merge(some) for what, some in merged[name].items()} for name in order}
-
-
-PART = 64  # images of a part: what an interruption costs at most
-
-
-def run(
-    store: Store,
-    localizer: Localizer,
-    pathways: Mapping[str, str | Pathway],
-    dataset: Dataset,
-    protocol: Protocol,
-    *,
-    indices: Sequence[int] | None = None,
-    progress: Callable[[int], None] = lambda images: None,
-    **settings: Any,
-) -> None:
-    """Measure what of `indices` (by default, all) is in no part of the store yet; `settings` as of `measure`.
-
-    Whatever ends this early, what was measured until then is written.
-    """
-    done = store.done()
-    wanted = range(len(dataset)) if indices is None else indices
-    left = [index for index in wanted if index not in done]
-    progress(len(wanted) - len(left))
-    waiting: list[Measured] = []
-    try:
-        for one in measure(localizer, pathways, dataset, left, protocol, **settings):
-            waiting.append(one)
-            progress(1)
-            if len(waiting) == PART:
-                part, waiting = waiting, []
-                store.add(part)
-    finally:
-        if waiting:
-            store.add(waiting)
-
-
-def settings_of(
-    localizer: Localizer, pathways: Mapping[str, Pathway], dataset: Dataset, protocol: Protocol
-) -> dict[str, Any]:
-    """All that decides the numbers of a run, as values that JSON can hold."""
-    answering = protocol.settle(localizer)
-    described = answering.describe()
-    del described["pathway"]
-    return json.loads(
-        json.dumps(
-            {
-                "open_gem": open_gem.__version__,
-                "dataset": dataset.name,
-                "split": dataset.split,
-                **described,
-                "weights": localizer.backbone.fingerprint(),
-                "protocol": {"name": name_of(protocol), **protocol.describe()},
-                "pathways": {name: pathway.describe() for name, pathway in pathways.items()},
-            }
-        )
-    )

@@ -19,14 +19,12 @@ from open_gem.localization import Localization
 from open_gem.methods import PROXYCLIP, Pathway, check_name, find_pathway
 from open_gem.pathway import Features, check_depth, run
 from open_gem.prompts import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
-from open_gem.readout import merge_boxes
 from open_gem.refine import Pamr
 from open_gem.types import Size
 from open_gem.views import WHOLE, Mosaic, Tiles, Views, batches, check_views, plan
 
 if TYPE_CHECKING:
     from open_gem.backbones.experts import Expert
-    from open_gem.backbones.trained import Trained
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
 
@@ -87,7 +85,7 @@ class Localizer:
         ImageError, PromptError or InputError, before anything is computed.
         """
         if isinstance(images, list | tuple):
-            return self._locate_images(images, _prompts_by_image(prompts, len(images)))
+            return self._locate_images(images, prompts_by_image(prompts, len(images)))
         return self.compare(images, cast(Phrases, prompts), {"": self.pathway})[""]
 
     def compare(
@@ -182,7 +180,7 @@ class Localizer:
         if isinstance(sizes, Size) or len(sizes) != count:
             given = "one size" if isinstance(sizes, Size) else f"{len(sizes)} sizes"
             raise InputError(f"{given} for {count} images, expected a list with one an image")
-        by_image = _prompts_by_image(prompts, count)
+        by_image = prompts_by_image(prompts, count)
         return [self._locate_one(features, by_image[index], sizes[index], index) for index in range(count)]
 
     def _labelled(self, pathways: Mapping[str, str | Pathway] | Iterable[str]) -> dict[str, Pathway]:
@@ -227,9 +225,9 @@ class Localizer:
 
     def _locate_images(self, images: Sequence[ImageLike], by_image: Sequence[Vocabulary]) -> list[Localization]:
         if not self.views.is_plain:  # windows of one image are a batch already
-            pictures = _prepare_all(images, self._check_plan)
+            pictures = prepare_all(images, self._check_plan)
             return [self(picture, asked) for picture, asked in zip(pictures, by_image, strict=True)]
-        prepared = _prepare_all(images, self._prepare)
+        prepared = prepare_all(images, self._prepare)
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for index, (_, pixels) in enumerate(prepared):
             groups[pixels.shape].append(index)
@@ -266,64 +264,10 @@ def _of_image(features: Features, index: int, text: Tensor) -> tuple[list[Tensor
     return [cosines], None if features.pooled is None else features.pooled[index, None]
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedLocalizer:
-    """Phrases in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
-
-    model     from `backbones.trained.load_trained` or `adapt_trained`
-    template  what a phrase is put into, see `prompts.fill`; by default the one that the model is used with
-
-    Raises PromptError for a malformed template.
-    """
-
-    model: "Trained"
-    template: Template | None = None
-    text: TextCache = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        template = self.model.template if self.template is None else self.template
-        object.__setattr__(self, "text", TextCache(self.model, template))
-
-    @overload
-    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
-    @overload
-    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
-    def __call__(
-        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
-    ) -> Localization | list[Localization]:
-        """Localize `prompts` in one image or in a list of them, as `Localizer` does; the same prompts and errors."""
-        if isinstance(images, list | tuple):
-            by_image = _prompts_by_image(prompts, len(images))
-            prepared = _prepare_all(images, self._prepare)
-            return [self._locate(*one, asked) for one, asked in zip(prepared, by_image, strict=True)]
-        vocabulary = Vocabulary.of(cast(Phrases, prompts))
-        return self._locate(*self._prepare(images), vocabulary)
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that decides a result, but for the prompts: values that JSON can hold."""
-        return {
-            "model": self.model.name,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "size_rule": self.model.size_rule,
-            "template": self.text.template,
-        }
-
-    def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
-        picture = read_image(image)
-        return self.model.prepare(picture), size_of(picture)
-
-    def _locate(self, pixels: Tensor, size: Size, vocabulary: Vocabulary) -> Localization:
-        similarity, scores, detections = self.model.ground(pixels, size, self.text(vocabulary.phrases))
-        best, scale = vocabulary.best(scores), self.model.logit_scale
-        presence = best if scale is None else None
-        boxes = None if detections is None else tuple(map(merge_boxes, vocabulary.by_label(detections)))
-        return Localization(vocabulary.labels, similarity, size, best, scale, boxes, presence, vocabulary)
-
-
 P = TypeVar("P")
 
 
-def _prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P]) -> list[P]:
+def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P]) -> list[P]:
     """Each image prepared; an error says which it was."""
     prepared = []
     for index, image in enumerate(images):
@@ -359,7 +303,7 @@ def _expert(name: str, device: torch.device, dtype: torch.dtype) -> "Expert":
     return load_expert(name, device=device, dtype=dtype)
 
 
-def _prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
+def prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
     """A vocabulary for each image, from prompts for all or a list with some for each."""
     listed = prompts
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
@@ -405,24 +349,3 @@ def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
     """A `Localizer` on a model already in memory, which it reads and never changes. `settings` as of a `Localizer`;
     errors as `backbones.adapt`."""
     return Localizer(backbones.adapt(model, tokenizer), **settings)
-
-
-def load_trained(
-    name: str | PathLike[str],
-    *,
-    template: Template | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float32",
-    cache_dir: str | None = None,
-) -> TrainedLocalizer:
-    """A `TrainedLocalizer` on a model that was trained to localize: `load_trained("nvidia/groupvit-gcc-yfcc")`,
-    "CIDAS/clipseg-rd64-refined", "google/owlv2-base-patch16-ensemble".
-
-    template as `TrainedLocalizer`, checked before anything is loaded; the rest, and errors, as
-    `backbones.trained.load_trained`.
-    """
-    if template is not None:
-        check_template(template)
-    from open_gem.backbones import trained
-
-    return TrainedLocalizer(trained.load_trained(name, device=device, dtype=dtype, cache_dir=cache_dir), template)

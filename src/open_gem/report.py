@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from open_gem.errors import InputError
-from open_gem.evaluate import Estimate, Store, scores
+from open_gem.evaluate import Estimate, scores
+from open_gem.runs import Store
 
 # Grounding Everything, Table 3 (CLIP ViT-B/16), in per cent: data set -> its score there, and of each pathway.
 PAPER: Mapping[str, tuple[str, Mapping[str, float]]] = {

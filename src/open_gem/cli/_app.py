@@ -18,8 +18,9 @@ import open_gem
 from open_gem.errors import InputError, OpenGemError, PathwayError
 
 if TYPE_CHECKING:
-    from open_gem.localizer import Localizer, TrainedLocalizer
+    from open_gem.localizer import Localizer
     from open_gem.methods import Pathway
+    from open_gem.trained import TrainedLocalizer
 
 Number = TypeVar("Number", int, float)
 

@@ -63,12 +63,12 @@ def evaluate(
     from dataclasses import replace
 
     from open_gem.datasets import open_dataset
-    from open_gem.evaluate import Store, run, settings_of
     from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
     from open_gem.methods import PATHWAYS
     from open_gem.protocols import find_protocol
     from open_gem.report import summary
+    from open_gem.runs import Store, run, settings_of
 
     names, asked = names_of(pathway), find_protocol(protocol)  # whatever is wrong is said before a model is loaded
     tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from open_gem.localization import Localization
-    from open_gem.localizer import Localizer, TrainedLocalizer
+    from open_gem.localizer import Localizer
     from open_gem.methods import Pathway
     from open_gem.prompts import Vocabulary
     from open_gem.save import Row
+    from open_gem.trained import TrainedLocalizer
 
 MANY = 20  # phrases up to which each gets a picture and a row of the table unless asked otherwise
 DEFAULT_SAVE = "overlay,json"
@@ -152,11 +153,11 @@ def ground(
     from open_gem.backbones.trained import is_trained
     from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
-    from open_gem.localizer import load_trained
     from open_gem.methods import PATHWAYS
     from open_gem.prompts import check_template
     from open_gem.refine import Pamr
     from open_gem.save import Found, find_kinds, save_picture, side_by_side, stems
+    from open_gem.trained import load_trained
     from open_gem.views import Views
 
     vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])
@@ -263,7 +264,7 @@ def _locate(
 ) -> "tuple[Image.Image, dict[str, Localization]]":
     """The picture, and what each pathway finds in it; a model that has none goes under ""."""
     from open_gem.imaging import read_image
-    from open_gem.localizer import TrainedLocalizer
+    from open_gem.trained import TrainedLocalizer
 
     picture = read_image(path)
     try:
