@@ -15,7 +15,7 @@ SOURCE = Path(open_gem.__file__).parent
 ROWS = [
     ["cli"],
     ["save"],
-    ["report"],
+    ["experiments", "report"],
     ["runs"],
     ["bench", "evaluate", "figures", "viz"],
     ["protocols", "trained"],

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem.datasets import Points, PointSample, Sample, SceneSample, Segmentation
+from open_gem.datasets import IGNORE, Points, PointSample, Sample, SceneSample, Segmentation
 from open_gem.errors import ImageError, InputError
 from open_gem.imaging import size_of
 from open_gem.localization import Localization
@@ -39,13 +39,18 @@ from open_gem.metrics import (
     mean_accuracy,
     mean_iou,
     micro_iou,
+    object_contrast,
     pair_means,
+    patch_similarity,
     pixel_accuracy,
     point_accuracy,
     point_counts,
     pointing_game,
     ratio,
+    text_contrast,
+    to_grid,
 )
+from open_gem.pathway import Features
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import Protocol
 
@@ -129,6 +134,31 @@ def _ask_objects(sample: SceneSample, protocol: Protocol) -> list[Question]:
     return [Question(Vocabulary.of(sample.scene.names), count)]
 
 
+def _analyse(
+    localizer: Localizer,
+    dataset: Dataset,
+    sample: Sample | PointSample,
+    protocol: Protocol,
+    features: Features,
+    at: int,
+) -> dict[str, Row]:
+    """The paper's analysis of one image's patches (section 5): of all, and of the mask of each class that is there."""
+    if not (isinstance(dataset, Segmentation) and isinstance(sample, Sample)):
+        return {}
+    names = protocol.names if protocol.names in dataset.vocabularies else None
+    label_of = dict(zip(dataset.foreground, dataset.vocabulary(names).labels, strict=True))
+    labels, patches = torch.from_numpy(sample.labels()), features.patches[at].cpu()
+    present = [int(one) for one in labels.unique() if int(one) in label_of]
+    rows: dict[str, Row] = {"alike": Mean.of([patch_similarity(patches).item()]).row}
+    if present:
+        void = labels == IGNORE if len(present) > 1 or dataset.background is not None else None
+        sides = to_grid(torch.stack([labels == one for one in present]), features.grid, void)
+        text = localizer.text([label_of[one] for one in present]).cpu()
+        rows["parted"] = Mean.of(object_contrast(patches, sides).tolist()).row
+        rows["told"] = Mean.of(text_contrast(patches, text, sides).tolist()).row
+    return rows
+
+
 _Scored = tuple[Callable[[Records], Records], Score]
 
 
@@ -155,12 +185,15 @@ SCORES: Mapping[str, Mapping[str, _Scored]] = {
     "masks": {"mask_iou": (_as_counted, ratio)},
     "boxes": {"box_iou": (_as_counted, ratio)},
     "top1": {"top1": (_as_counted, ratio)},
+    "alike": {"patch_similarity": (_as_counted, ratio)},
+    "parted": {"object_contrast": (_as_counted, ratio)},
+    "told": {"text_contrast": (_as_counted, ratio)},
 }
 """What is counted -> the scores made of it: what is done to the records first, and the score of their sum."""
 
 
 class Estimate(NamedTuple):
-    """A score over all images, in [0, 1], and the interval that holds it with 95 % over other images like these."""
+    """A score over all images, in [0, 1] (of the analysis, in [-1, 1]), and its 95 % interval over such images."""
 
     value: float
     low: float
@@ -264,6 +297,9 @@ def _measure_group(
             for index, found in enumerate(localizer.locate(features, vocabularies, sizes)):
                 answer = _by_protocol(found, protocol, group[index].picture)
                 rows[index][name] |= asked[index][which].count(answer)
+        if protocol.analysis and isinstance(features, Features):
+            for index, one in enumerate(group):
+                rows[index][name] |= _analyse(localizer, dataset, one.sample, protocol, features, index)
     for one, row in zip(group, rows, strict=True):
         yield Measured(one.index, one.sample.id, row)
 

@@ -1,6 +1,6 @@
 """Figures of the paper, drawn again: pure functions, PIL out. matplotlib wakes in them, without its global state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +74,38 @@ def clustering_figure(
     rows.append([_kmeans_panel(start, count, seed) for count in clusters])
     titles = [("self-self attention", f"K = {count}") for count in iterations] + [("by cosine", "k-means")]
     return _draw(rows, titles, start)
+
+
+def plot(
+    series: Mapping[str, Sequence[tuple[float, tuple[float, float, float]]]], title: str = "", axis: str = ""
+) -> Image.Image:
+    """Curves with bands: each a list of (x, (value, low, high)). Steps of x that span tenfold are shown as logarithms.
+
+    Raises InputError for no curve.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    xs = [x for points in series.values() for x, _ in points]
+    if not xs:
+        raise InputError("no curve given, expected one or more")
+    figure = Figure(figsize=(6, 4), dpi=DPI, facecolor="white", layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    for name, points in series.items():
+        x, found = [x for x, _ in points], [estimate for _, estimate in points]
+        value, low, high = (np.array(column) for column in zip(*found, strict=True))
+        [line] = axes.plot(x, value, marker="o", markersize=4, label=name)
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if min(xs) > 0 and max(xs) >= 10 * min(xs):
+        axes.set_xscale("log")
+    axes.set_title(title, loc="left", color=INK)
+    axes.set_xlabel(axis, color=FAINT)
+    axes.grid(color=EDGE, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 # Panels ---------------------------------------------------------------------------------------------------------------

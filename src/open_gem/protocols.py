@@ -29,6 +29,7 @@ class Protocol:
     refinement  of maps
     remove_redundancy
                 see `Localizer`
+    analysis    also the paper's analysis of patch features (section 5), where pixels have classes
     """
 
     size: str | None = None
@@ -40,6 +41,7 @@ class Protocol:
     threshold: float = 0.5
     refinement: Pamr | None = None
     remove_redundancy: bool = False
+    analysis: bool = False
 
     def background_of(self, dataset: str) -> float:
         """The threshold of the background of a data set that has one."""
@@ -86,7 +88,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 def name_of(protocol: Protocol) -> str:
     """The name under which it is in `PROTOCOLS`, or "own"."""
-    return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
+    plain = replace(protocol, analysis=False)  # which changes no score
+    return next((name for name, row in PROTOCOLS.items() if row == plain), "own")
 
 
 def find_protocol(name: str) -> Protocol:
