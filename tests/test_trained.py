@@ -23,6 +23,7 @@ from open_gem.backbones import trained
 from open_gem.backbones.trained import TRAINED, adapt_trained, check_not_trained, clipseg, owl
 from open_gem.backbones.trained.owl import paint
 from open_gem.cli import app
+from open_gem.datasets import scenes
 from open_gem.errors import (
     ImageError,
     InputError,
@@ -689,3 +690,18 @@ def test_options_that_it_does_not_have_are_refused(option, kinds, place):
     assert result.exit_code == 2
     assert "was trained to localize" in result.stderr and f"no {option[0]}" in result.stderr
     assert result.stderr.count("\n") == 1 and not (place / "open_gem_out").exists()
+
+
+def test_it_is_measured_as_pathways_are(kind, place):
+    """By the same questions and counts; what it answers is what it answers when it is called."""
+    arguments = ["evaluate", "scenes", "--limit", "2", "--model", str(kind.folder), "--json", "-q"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    line = json.loads(result.stdout)
+    assert (line["pathway"], line["images"]) == ("as trained", 2)
+    data, hits, objects = scenes(range(2)), 0, 0
+    for sample in data:
+        found = kind.ours(sample.picture(), sample.scene.names)  # pyright: ignore[reportAttributeAccessIssue]
+        for (x, y), mask in zip(found.points().tolist(), sample.scene.masks, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
+            hits, objects = hits + int(mask[y, x]), objects + 1
+    assert line["scores"]["pointing_game"]["value"] == pytest.approx(hits / objects)

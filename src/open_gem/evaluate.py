@@ -53,6 +53,7 @@ from open_gem.metrics import (
 from open_gem.pathway import Features
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import Protocol
+from open_gem.trained import TrainedLocalizer
 
 Dataset = Segmentation | Points
 Counts = dict[str, Records]  # of one pathway, by what is counted
@@ -211,6 +212,9 @@ def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
     return found
 
 
+TRAINED = "as trained"
+"""What stands for a pathway where a model was trained to localize."""
+
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +237,7 @@ class _Ready:
 
 
 def measure(
-    localizer: Localizer,
+    localizer: Localizer | TrainedLocalizer,
     pathways: Mapping[str, str | Pathway],
     dataset: Dataset,
     indices: Sequence[int],
@@ -244,7 +248,8 @@ def measure(
 ) -> Iterator[Measured]:
     """Every picture of `indices` once, in batches of one shape; a picture that cannot be read gives its error.
 
-    Decoding runs ahead in `workers` threads. Raises DatasetError where the truth of a picture cannot be read.
+    Decoding runs ahead in `workers` threads. A model that was trained to localize has no pathways: `TRAINED` then.
+    Raises DatasetError where the truth of a picture cannot be read.
     """
     localizer = protocol.settle(localizer)
     chunks = [indices[start : start + 4 * batch] for start in range(0, len(indices), 4 * batch)]
@@ -259,11 +264,13 @@ def measure(
                 yield from _measure_group(localizer, pathways, dataset, protocol, group)
 
 
-def _prepare(localizer: Localizer, dataset: Dataset, index: int) -> _Ready | Measured:
+def _prepare(localizer: Localizer | TrainedLocalizer, dataset: Dataset, index: int) -> _Ready | Measured:
     sample = dataset[index]
     try:
         picture = sample.picture()
-        return _Ready(index, sample, picture, localizer.pixels(picture) if localizer.views.is_plain else None)
+        if isinstance(localizer, Localizer) and localizer.views.is_plain:
+            return _Ready(index, sample, picture, localizer.pixels(picture))
+        return _Ready(index, sample, picture, None)
     except ImageError as error:
         return Measured(index, sample.id, {}, str(error))
 
@@ -277,15 +284,23 @@ def _by_shape(ready: Sequence[_Ready], batch: int) -> Iterator[list[_Ready]]:
 
 
 def _measure_group(
-    localizer: Localizer,
+    localizer: Localizer | TrainedLocalizer,
     pathways: Mapping[str, str | Pathway],
     dataset: Dataset,
     protocol: Protocol,
     group: Sequence[_Ready],
 ) -> Iterator[Measured]:
     asked = [questions(dataset, one.sample, protocol) for one in group]
+    if isinstance(localizer, TrainedLocalizer):
+        for one, some in zip(group, asked, strict=True):
+            rows: dict[str, Row] = {}
+            for question in some:
+                answer = localizer(one.picture, question.vocabulary)
+                rows |= question.count(_by_protocol(answer, protocol, one.picture))
+            yield Measured(one.index, one.sample.id, {TRAINED: rows})
+        return
     sizes = [size_of(one.picture) for one in group]
-    rows: list[dict[str, dict[str, Row]]] = [{name: {} for name in pathways} for _ in group]
+    counted: list[dict[str, dict[str, Row]]] = [{name: {} for name in pathways} for _ in group]
     seen = (
         localizer.look(group[0].picture, pathways)
         if group[0].pixels is None
@@ -296,16 +311,16 @@ def _measure_group(
             vocabularies = [some[which].vocabulary for some in asked]
             for index, found in enumerate(localizer.locate(features, vocabularies, sizes)):
                 answer = _by_protocol(found, protocol, group[index].picture)
-                rows[index][name] |= asked[index][which].count(answer)
+                counted[index][name] |= asked[index][which].count(answer)
         if protocol.analysis and isinstance(features, Features):
             for index, one in enumerate(group):
-                rows[index][name] |= _analyse(localizer, dataset, one.sample, protocol, features, index)
-    for one, row in zip(group, rows, strict=True):
+                counted[index][name] |= _analyse(localizer, dataset, one.sample, protocol, features, index)
+    for one, row in zip(group, counted, strict=True):
         yield Measured(one.index, one.sample.id, row)
 
 
 def _by_protocol(found: Localization, protocol: Protocol, picture: Image.Image) -> Localization:
-    scale = found.logit_scale if protocol.logit_scale is None else protocol.logit_scale
+    scale = found.logit_scale if None in (protocol.logit_scale, found.logit_scale) else protocol.logit_scale
     answer = replace(found, logit_scale=scale)
     return answer if protocol.refinement is None else answer.refined(picture, protocol.refinement)
 
@@ -321,7 +336,7 @@ def gather(measured: Iterable[Measured]) -> dict[str, Counts]:
 
 
 def evaluate(
-    localizer: Localizer,
+    localizer: Localizer | TrainedLocalizer,
     pathways: Mapping[str, str | Pathway],
     dataset: Dataset,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen

@@ -11,6 +11,7 @@ from open_gem.errors import InputError
 from open_gem.localizer import Localizer
 from open_gem.prompts import TEMPLATE, Template
 from open_gem.refine import Pamr
+from open_gem.trained import TrainedLocalizer
 from open_gem.views import Views
 
 
@@ -47,8 +48,11 @@ class Protocol:
         """The threshold of the background of a data set that has one."""
         return self.background.get(dataset, self.background[""])
 
-    def settle(self, localizer: Localizer) -> Localizer:
-        """The localizer that answers by this protocol, on the same model."""
+    def settle(self, localizer: Localizer | TrainedLocalizer) -> Localizer | TrainedLocalizer:
+        """The localizer that answers by this protocol, on the same model; one that was trained keeps its own size and
+        template, and is asked no more than it can answer."""
+        if isinstance(localizer, TrainedLocalizer):
+            return localizer
         return replace(
             localizer,
             size=self.size,

@@ -10,12 +10,13 @@ from uuid import uuid4
 
 import open_gem
 from open_gem.errors import InputError, OutputError
-from open_gem.evaluate import Counts, Dataset, Measured, gather, measure
+from open_gem.evaluate import TRAINED, Counts, Dataset, Measured, gather, measure
 from open_gem.files import write_file
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
 from open_gem.metrics import Records
 from open_gem.protocols import Protocol, digest, name_of
+from open_gem.trained import TrainedLocalizer
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ PART = 64  # images of a part: what an interruption costs at most
 
 def run(
     store: Store,
-    localizer: Localizer,
+    localizer: Localizer | TrainedLocalizer,
     pathways: Mapping[str, str | Pathway],
     dataset: Dataset,
     protocol: Protocol,
@@ -126,12 +127,13 @@ def run(
 
 
 def settings_of(
-    localizer: Localizer, pathways: Mapping[str, Pathway], dataset: Dataset, protocol: Protocol
+    localizer: Localizer | TrainedLocalizer, pathways: Mapping[str, Pathway], dataset: Dataset, protocol: Protocol
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as values that JSON can hold."""
     answering = protocol.settle(localizer)
-    described = answering.describe()
-    del described["pathway"]
+    described = {name: value for name, value in answering.describe().items() if name != "pathway"}
+    model = localizer.model if isinstance(localizer, TrainedLocalizer) else localizer.backbone
+    told = {name: pathway.describe() for name, pathway in pathways.items()}
     return json.loads(
         json.dumps(
             {
@@ -139,9 +141,9 @@ def settings_of(
                 "dataset": dataset.name,
                 "split": dataset.split,
                 **described,
-                "weights": localizer.backbone.fingerprint(),
+                "weights": model.fingerprint(),
                 "protocol": {"name": name_of(protocol), **protocol.describe()},
-                "pathways": {name: pathway.describe() for name, pathway in pathways.items()},
+                "pathways": told or {TRAINED: {}},
             }
         )
     )

@@ -201,12 +201,8 @@ class Backbone:
         return version(self.model.parameters())
 
     def fingerprint(self) -> str:
-        """Twelve letters for the weights: the same for equal names, shapes, types and values, wherever they are."""
-        sha = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            sha.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return sha.hexdigest()[:12]
+        """Twelve letters for the weights, see `fingerprint`."""
+        return fingerprint(self.model)
 
     def blocks(self, grid: Grid) -> Sequence[Block]:
         """The blocks of the vision tower, for tokens on `grid`."""
@@ -282,6 +278,15 @@ class GridCache(Generic[T]):
 def version(weights: Iterable[Tensor]) -> Hashable:
     """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
     return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve letters for a model's weights: the same for equal names, shapes, types and values, wherever they are."""
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        sha.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:12]
 
 
 def off_mps(weights: Tensor) -> Tensor:

@@ -55,13 +55,15 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure pathways on a data set. The model sees each image once for all of them.
+    """Measure pathways on a data set. The model sees each image once for all of them. GroupViT, CLIPSeg and OWL, which
+    were trained to localize, are measured as they are.
 
     Interrupt it anywhere: the same command goes on where it was. Shards may run anywhere, with the same --out or one
     that is copied there; together they are one run, to the bit.
     """
     from dataclasses import replace
 
+    from open_gem.backbones.trained import is_trained
     from open_gem.datasets import open_dataset
     from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
@@ -69,6 +71,7 @@ def evaluate(
     from open_gem.protocols import find_protocol
     from open_gem.report import summary
     from open_gem.runs import Store, run, settings_of
+    from open_gem.trained import load_trained
 
     names, asked = names_of(pathway), find_protocol(protocol)  # whatever is wrong is said before a model is loaded
     tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)
@@ -77,8 +80,11 @@ def evaluate(
         asked = replace(asked, size=check_size_rule(size))
     data = open_dataset(dataset, data_root, split)
     check_writable(out)
-    localizer = load_localizer(model, pretrained, device, dtype)
-    settings = {name: localizer.settings(name) for name in names}
+    if pretrained is None and is_trained(model):
+        localizer, settings = load_trained(model, device=device, dtype=dtype), {}
+    else:
+        localizer = load_localizer(model, pretrained, device, dtype)
+        settings = {name: localizer.settings(name) for name in names}
     chosen = {
         name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
         for name, setting in settings.items()

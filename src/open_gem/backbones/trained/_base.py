@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem.backbones._base import TEXT_BATCH, version
+from open_gem.backbones._base import TEXT_BATCH, fingerprint, version
 from open_gem.backbones._weights import cut_off
 from open_gem.readout import Boxes
 from open_gem.types import Size
@@ -68,6 +68,10 @@ class Trained(ABC):
     def weights_version(self) -> Hashable:
         """Changes whenever the weights do, as `Backbone.weights_version`."""
         return version(self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """Twelve letters for the weights, as `Backbone.fingerprint`."""
+        return fingerprint(self.model)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
