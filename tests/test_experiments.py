@@ -10,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from open_gem import PATHWAYS, cli
-from open_gem.datasets import scenes
+from open_gem.datasets import Sample, scenes
+from open_gem.errors import ImageError
 from open_gem.evaluate import Estimate, evaluate, scores
 from open_gem.experiments import EXPERIMENTS, curves, markdown, reproduce, union
 from open_gem.figures import plot
@@ -73,6 +74,17 @@ def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path,
     assert found["table1"]["key, raw"] == scores(alone)
     reproduce(["table1", "table3"], tiny_localizer, data, tmp_path, protocol=protocol)
     assert len(passes) == 2  # the line above; the counts are kept
+
+
+def test_pictures_that_cannot_be_read_are_told(tiny_localizer, tmp_path, monkeypatch):
+    def broken(sample: Any) -> Any:
+        raise ImageError(f"cannot read {sample.id}")
+
+    data, picture = scenes(range(3), 64), Sample.picture
+    monkeypatch.setattr(Sample, "picture", lambda self: broken(self) if self.id == "scene-1" else picture(self))
+    with pytest.warns(UserWarning, match="1 images could not be read and do not count, scene-1"):
+        found = reproduce(["table3"], tiny_localizer, data, tmp_path)
+    assert found["table3"]["GEM"]["pointing_game"].value >= 0
 
 
 def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
@@ -138,3 +150,15 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
     wrong = call("tabel3")
     assert wrong.exit_code == 2
     assert "did you mean table3" in wrong.stderr
+
+
+def test_figures_without_numbers_are_drawn(tiny: str, tmp_path: Path):
+    arguments = ["reproduce", "figure2", "figure9", "--model", tiny, "--out", str(tmp_path), "-q"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "report.md").read_text()
+    for name in ("figure2", "figure9"):
+        assert f"]({name}.png)" in report
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert not (tmp_path / "runs").exists()

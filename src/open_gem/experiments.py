@@ -4,18 +4,24 @@ Every experiment names its rows as values; `reproduce` reads all rows of all exp
 set from one pass over the data, and then draws each.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from open_gem.clustering import random_vectors
+from open_gem.datasets import PointSample, Sample, Segmentation
 from open_gem.evaluate import Dataset, Estimate, scores
+from open_gem.figures import clustering_figure, plot
 from open_gem.localizer import Localizer
 from open_gem.methods import PATHWAYS, KMeans, Pathway
 from open_gem.protocols import PROTOCOLS, Protocol
 from open_gem.runs import Store, run, settings_of
+from open_gem.viz import contact_sheet, overlay
 
 GEM = PATHWAYS["gem"]
 RAW = PATHWAYS["gem-raw"]
@@ -216,10 +222,65 @@ def reproduce(
     store = Store.at(place, settings_of(localizer, pathways, dataset, asked))
     indices = range(len(dataset) if limit is None else min(limit, len(dataset)))
     run(store, localizer, pathways, dataset, asked, indices=indices, progress=progress, **settings)
+    if failed := store.failed():
+        image, error = next(iter(failed.items()))
+        warnings.warn(
+            f"{len(failed)} images could not be read and do not count, {image} for one: {error}", stacklevel=2
+        )
     found = {pathways[label]: scores(counts) for label, counts in store.counts().items()}
     return {
         name: {label: found[pathway] for label, pathway in EXPERIMENTS[name].rows(layers).items()} for name in names
     }
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+QUALITATIVE = ("clip", "maskclip", "clip_surgery", "gem")
+SHOWN_IMAGES, SHOWN_PHRASES = 4, 2
+
+
+def qualitative(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+    """The first pictures of a data set and what is in them, by four methods side by side, a row a phrase."""
+    answering = protocol.settle(localizer)
+    assert isinstance(answering, Localizer)
+    drawn = []
+    for index in range(min(SHOWN_IMAGES, len(dataset))):
+        sample = dataset[index]
+        picture = sample.picture()
+        phrases = _shown_phrases(dataset, sample)
+        if not phrases:
+            continue
+        found = answering.compare(picture, phrases, QUALITATIVE)
+        for phrase in phrases:
+            for name, one in found.items():
+                drawn.append(overlay(picture, one.heatmaps()[phrase], caption=f"{name} · {phrase}"))
+    return contact_sheet(drawn, columns=len(QUALITATIVE))
+
+
+def _shown_phrases(dataset: Dataset, sample: Sample | PointSample) -> tuple[str, ...]:
+    if isinstance(sample, PointSample):
+        names = dict.fromkeys(sample.names[one] for one in sample.positive)
+    else:
+        assert isinstance(dataset, Segmentation)
+        label_of = dict(zip(dataset.foreground, dataset.vocabulary().labels, strict=True))
+        labels, counts = np.unique(sample.labels(), return_counts=True)
+        largest = [int(labels[one]) for one in np.argsort(-counts, kind="stable")]
+        names = dict.fromkeys(label_of[one] for one in largest if one in label_of)
+    return tuple(names)[:SHOWN_PHRASES]
+
+
+def simulation(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+    """Section 4.2 on random vectors: needs neither model nor data."""
+    return clustering_figure(random_vectors())
+
+
+PICTURES: Mapping[str, tuple[str, Callable[[Localizer, Dataset, Protocol], Image.Image]]] = {
+    "figure2": ("self-self attention is clustering", simulation),
+    "figure4": ("four methods on pictures of the data set", qualitative),
+    "figure7": ("the same as figure 2, which has all of its panels here", simulation),
+    "figure9": ("the same as figure 4, of the first pictures", qualitative),
+}
+"""Figures without numbers; figure 8, of failures, is of pictures that somebody has to choose."""
 
 
 # Showing --------------------------------------------------------------------------------------------------------------
@@ -242,8 +303,6 @@ def markdown(name: str, found: Scores, dataset: str) -> str:
 
 def curves(name: str, found: Scores, layers: int) -> dict[str, Image.Image]:
     """A figure's plots, one a score; none of a table."""
-    from open_gem.figures import plot
-
     experiment = EXPERIMENTS[name]
     if experiment.sweep is None:
         return {}

@@ -50,28 +50,32 @@ def reproduce(
     """Measure tables and figures of the paper on one model and data set, all from one pass over the data.
 
     Without a network: on synthetic scenes, with the model in the package. Interrupted, the same command goes on where
-    it was. Figures 2 and 7 are `open-gem clusters`, 4, 8 and 9 `open-gem ground --pathway gem,clip_surgery,clip`.
+    it was.
     """
     from open_gem.datasets import open_dataset
     from open_gem.evaluate import measure
-    from open_gem.experiments import EXPERIMENTS, curves, markdown, union
+    from open_gem.experiments import EXPERIMENTS, PICTURES, curves, markdown, union
     from open_gem.experiments import reproduce as measure_all
     from open_gem.files import check_writable, write_file
     from open_gem.protocols import find_protocol
     from open_gem.save import save_picture
 
-    names = list(EXPERIMENTS) if not what or what == ["all"] else what
-    for name in names:
-        if name not in EXPERIMENTS:
-            raise InputError(
-                f"unknown experiment {name!r}{did_you_mean(name, EXPERIMENTS)}; known: {', '.join(EXPERIMENTS)}"
-            )
+    known = [*EXPERIMENTS, *PICTURES]
+    wanted = known if not what or what == ["all"] else what
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"unknown experiment {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    names, drawn = ([name for name in wanted if name in some] for some in (EXPERIMENTS, PICTURES))
     asked, data = find_protocol(protocol), open_dataset(dataset, data_root, split)
     check_writable(out)
     localizer = load_localizer(model, pretrained, device, dtype)
     count, layers = min(limit or len(data), len(data)), localizer.backbone.layers
     console, loop = new_console(), {"batch": batch, "workers": workers}
     if plan:
+        if drawn:
+            console.print(Text(f"{', '.join(drawn)}: seconds"))
+        if not names:
+            return
         pathways, start = union(names, layers), perf_counter()
         few = range(min(PROBE, count))
         for _ in measure(localizer, pathways, data, few, asked, **loop):
@@ -80,9 +84,11 @@ def reproduce(
         over = f"one pass over {count} images of {data.name} with {localizer.backbone.name}"
         console.print(Text(f"{', '.join(names)}: {len(pathways)} pathways from {over}, about {minutes:.0f} minutes"))
         return
-    with progress_bar(count, quiet) as advance:
-        settings = {"protocol": asked, "limit": limit, "progress": advance, **loop}
-        found = measure_all(names, localizer, data, out / "runs", **settings)
+    found = {}
+    if names:
+        with progress_bar(count, quiet) as advance:
+            settings = {"protocol": asked, "limit": limit, "progress": advance, **loop}
+            found = measure_all(names, localizer, data, out / "runs", **settings)
     parts = [f"# {localizer.backbone.name} on {data.name} ({data.split}), {count} images, protocol {protocol}\n"]
     for name in names:
         parts.append(markdown(name, found[name], data.name))
@@ -90,5 +96,9 @@ def reproduce(
             file = f"{name}.{score}.png"
             save_picture(out / file, picture)
             parts.append(f"![{name}, {score}]({file})\n")
+    for name in drawn:
+        about, draw = PICTURES[name]
+        save_picture(out / f"{name}.png", draw(localizer, data, asked))
+        parts.append(f"## {name.capitalize()}: {about}\n\n![{name}]({name}.png)\n")
     write_file(out / "report.md", "\n".join(parts).encode())
     console.print(Text(f"Look at {out / 'report.md'}"))
