@@ -227,6 +227,16 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(tiny_localizer, tmp
     assert len(list(store.folder.glob("part-*"))) == before
 
 
+def test_an_image_that_two_processes_measured_counts_once(tiny_localizer, tmp_path):
+    data = scenes(range(3), 64)
+    store = store_of(tmp_path, tiny_localizer, data)
+    run(store, tiny_localizer, TWO, data, PAPER)
+    before = documents(store)
+    store.add(list(measure(tiny_localizer, TWO, data, [1, 2], PAPER)))
+    assert len(list(store.folder.glob("part-*"))) == 2
+    assert documents(store) == before
+
+
 def test_runs_of_other_settings_never_meet(tiny_localizer, tmp_path):
     data = scenes(range(2), 64)
     folders = {

@@ -81,14 +81,14 @@ class Store:
         return {image: error for part in self.parts() for image, error in part["failed"].items()}
 
     def counts(self) -> dict[str, Counts]:
-        """The counts of each pathway over all parts. Raises InputError where an image is in two."""
-        merged: dict[str, dict[str, list[Records]]] = defaultdict(lambda: defaultdict(list))
+        """The counts of each pathway over all parts. An image that two processes have measured counts once."""
+        rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
         for part in self.parts():
             for name, counted in part["counts"].items():
                 for what, stored in counted.items():
-                    merged[name][what].append(Records.from_json(stored))
-        order = [name for name in self.settings["pathways"] if name in merged]
-        return {name: {what: Records.merge(some) for what, some in merged[name].items()} for name in order}
+                    rows[name][what] = stored | rows[name][what]  # who was first stays
+        order = [name for name in self.settings["pathways"] if name in rows]
+        return {name: {what: Records.from_json(some) for what, some in rows[name].items()} for name in order}
 
 
 PART = 64  # images of a part: what an interruption costs at most
