@@ -210,8 +210,8 @@ def test_whole_box_holds_every_pixel_of_the_mask(seed):
 
 
 def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
-    """One label a phrase, from logits on the patch grid."""
-    found = readout.contest(upsample(logit, size) for logit in grid_logits)
+    """One label a phrase, from logits on the patch grid, two maps at a time."""
+    found = readout.contest(upsample(some, size) for some in grid_logits.split(2))
     return readout.segment(found, range(len(grid_logits)), background)
 
 
@@ -285,17 +285,28 @@ def test_phrases_of_one_label_share_it_and_those_of_the_background_have_none(bac
     )
     best, label = by_label.max(dim=0)
     expected = label - 1 if background is None else (label - 1).masked_fill(best < background, -1)
-    found = readout.contest(upsample(logit, size) for logit in logits)
+    found = readout.contest([upsample(logits, size)])
     assert torch.equal(readout.segment(found, groups, background), expected)
     assert expected.unique().tolist() == [-1, 0, 1, 2]
 
 
-def test_the_mass_is_the_softmaxs_denominator():
+@pytest.mark.parametrize("some", [1, 2, 4, 9])
+def test_the_mass_is_the_softmaxs_denominator(some):
     logits = random(9, 5, 6, scale=40)
-    found = readout.contest(logits)
+    found = readout.contest(logits.split(some))
     close(found.log_mass, logits.logsumexp(dim=0), 1e-4)
     assert torch.equal(found.best, logits.amax(0))
     assert torch.equal(found.winner, logits.argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"), [(Size(1024, 1024), [4, 3]), (Size(2048, 4096), [1] * 7), (Size(9, 9), [7])]
+)
+def test_chunks_hold_four_million_pixels(size, lengths):
+    indices = [6, 5, 4, 3, 2, 1, 0]
+    found = list(readout.chunks(indices, size))
+    assert [len(some) for some in found] == lengths
+    assert [index for some in found for index in some] == indices
 
 
 # Redundancy -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """From patch features to heatmaps, masks, boxes, points and label maps: pure functions, no state.
 
 Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything that grows with pixels × prompts is
-made one prompt at a time.
+made a few prompts at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ from torch.nn.functional import interpolate, normalize
 
 from open_gem.attention import wide
 from open_gem.types import Size
+
+CELLS = 1 << 22
+"""Pixels, over all maps, that `chunks` has in memory at a time: 16 MiB in float32."""
 
 
 class Boxes(NamedTuple):
@@ -101,18 +104,29 @@ class Contest(NamedTuple):
 
 
 def contest(logits: Iterable[Tensor]) -> Contest:
-    """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
-    found = None
-    for index, given in enumerate(logits):
-        logit = wide(given)
+    """Logits against each other, several maps `(m, y, x)` at a time, together one or more phrases; float32 at least.
+
+    One pass that keeps three maps and what is given at that moment: how much memory it takes is for `chunks` to say.
+    """
+    found, index = None, 0
+    for some in map(wide, logits):
+        best, winner = some.max(dim=0)
+        mass = (some - best).exp_().sum(dim=0)
         if found is None:
-            found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
-            continue
-        higher = torch.maximum(found.best, logit)
-        mass = found.mass * (found.best - higher).exp() + (logit - higher).exp()
-        found = Contest(higher, found.winner.masked_fill_(logit > found.best, index), mass)
+            found = Contest(best, winner, mass)
+        else:
+            higher = torch.maximum(found.best, best)
+            mass = found.mass * (found.best - higher).exp_() + mass * (best - higher).exp_()
+            found = Contest(higher, torch.where(best > found.best, winner + index, found.winner), mass)
+        index += len(some)
     assert found is not None, "somebody has asked for at least one phrase"
     return found
+
+
+def chunks(indices: Sequence[int], size: Size) -> Iterator[Sequence[int]]:
+    """So many of `indices` at a time that their maps of this size have `CELLS` pixels together, one at least."""
+    step = max(1, CELLS // (size.height * size.width))
+    return (indices[start : start + step] for start in range(0, len(indices), step))
 
 
 def segment(found: Contest, groups: Sequence[int], background: float | None) -> Tensor:
