@@ -535,9 +535,8 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_no_view_holds_prompts_times_pixels(view, many, monkeypatch):
+def test_no_view_holds_prompts_times_pixels(view, many):
     pixels = SIZE.height * SIZE.width
-    monkeypatch.setattr("open_gem.readout.CELLS", 2 * pixels)  # what is held at a time is a constant
     with LivingMaps(pixels) as watch:
         kept = VIEWS[view](many)
     assert kept is not None

@@ -210,8 +210,8 @@ def test_whole_box_holds_every_pixel_of_the_mask(seed):
 
 
 def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
-    """One label a phrase, from logits on the patch grid, two maps at a time."""
-    found = readout.contest(upsample(some, size) for some in grid_logits.split(2))
+    """One label a phrase, from logits on the patch grid."""
+    found = readout.contest(upsample(logit, size) for logit in grid_logits)
     return readout.segment(found, range(len(grid_logits)), background)
 
 
@@ -285,28 +285,36 @@ def test_phrases_of_one_label_share_it_and_those_of_the_background_have_none(bac
     )
     best, label = by_label.max(dim=0)
     expected = label - 1 if background is None else (label - 1).masked_fill(best < background, -1)
-    found = readout.contest([upsample(logits, size)])
+    found = readout.contest(upsample(logit, size) for logit in logits)
     assert torch.equal(readout.segment(found, groups, background), expected)
     assert expected.unique().tolist() == [-1, 0, 1, 2]
 
 
-@pytest.mark.parametrize("some", [1, 2, 4, 9])
-def test_the_mass_is_the_softmaxs_denominator(some):
+def test_the_mass_is_the_softmaxs_denominator():
     logits = random(9, 5, 6, scale=40)
-    found = readout.contest(logits.split(some))
+    found = readout.contest(logits)
     close(found.log_mass, logits.logsumexp(dim=0), 1e-4)
     assert torch.equal(found.best, logits.amax(0))
     assert torch.equal(found.winner, logits.argmax(0))
 
 
-@pytest.mark.parametrize(
-    ("size", "lengths"), [(Size(1024, 1024), [4, 3]), (Size(2048, 4096), [1] * 7), (Size(9, 9), [7])]
-)
-def test_chunks_hold_four_million_pixels(size, lengths):
-    indices = [6, 5, 4, 3, 2, 1, 0]
-    found = list(readout.chunks(indices, size))
-    assert [len(some) for some in found] == lengths
-    assert [index for some in found for index in some] == indices
+@pytest.mark.parametrize("cells", [1, 500, 1 << 18])
+@pytest.mark.parametrize("size", [Size(29, 41), Size(3, 100), Size(4, 6), Size(2, 3), Size(1, 1)])
+@pytest.mark.parametrize("prompts", [1, 9])
+def test_a_contest_on_the_grid_is_that_of_upsampled_maps(prompts, size, cells, monkeypatch):
+    monkeypatch.setattr(readout, "CELLS", cells)
+    logits = random(prompts, 4, 6, seed=3, scale=20)
+    ours, theirs = readout.grid_contest(logits, size), readout.contest(upsample(logit, size) for logit in logits)
+    close(ours.best, theirs.best, 3e-5)  # of values up to 60
+    close(ours.log_mass, theirs.log_mass, 3e-5)
+    assert torch.equal(ours.winner, theirs.winner)
+
+
+def test_a_contest_on_the_grid_keeps_the_first_of_equals_and_what_is_not_a_number():
+    logits = random(1, 3, 3).expand(5, 3, 3).clone()
+    assert readout.grid_contest(logits, Size(7, 8)).winner.unique().tolist() == [0]
+    logits[3, 0, 0] = torch.nan
+    assert readout.grid_contest(logits, Size(7, 8)).best.isnan().any()
 
 
 # Redundancy -----------------------------------------------------------------------------------------------------------

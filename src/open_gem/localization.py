@@ -190,7 +190,9 @@ class Localization:
     @cached_property
     def _contest(self) -> readout.Contest:
         scale = 1.0 if self.logit_scale is None else self.logit_scale
-        return readout.contest(scale * self._some(indices) for indices in readout.chunks(self._order, self.size))
+        if self.refine is None and isinstance(self.maps, Tensor):
+            return readout.grid_contest(scale * self.maps[self._order], self.size)
+        return readout.contest(scale * self._phrase(index) for index in self._order)
 
     @property
     def _order(self) -> list[int]:
@@ -218,12 +220,6 @@ class Localization:
     def _cosine(self, index: int) -> Tensor:
         """The best of a prompt's phrases at each pixel."""
         return reduce(torch.maximum, map(self._phrase, self._phrases[index]))
-
-    def _some(self, indices: Sequence[int]) -> Tensor:
-        """Several phrases' maps `(m, y, x)`, made at once where they are on one patch grid and as they are."""
-        if self.refine is None and isinstance(self.maps, Tensor):
-            return readout.upsample(self.maps[list(indices)], self.size)
-        return torch.stack([self._phrase(index) for index in indices])
 
     def _phrase(self, index: int) -> Tensor:
         upsampled = readout.upsample(self.maps[index], self.size)

@@ -1,10 +1,11 @@
 """From patch features to heatmaps, masks, boxes, points and label maps: pure functions, no state.
 
 Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything that grows with pixels × prompts is
-made a few prompts at a time.
+made one prompt at a time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch.nn.functional import interpolate, normalize
 from open_gem.attention import wide
 from open_gem.types import Size
 
-CELLS = 1 << 22
-"""Pixels, over all maps, that `chunks` has in memory at a time: 16 MiB in float32."""
+CELLS = 1 << 18
+"""Numbers that `grid_contest` works on at a time: 1 MiB in float32, which stays in a core's cache."""
 
 
 class Boxes(NamedTuple):
@@ -104,29 +105,60 @@ class Contest(NamedTuple):
 
 
 def contest(logits: Iterable[Tensor]) -> Contest:
-    """Logits against each other, several maps `(m, y, x)` at a time, together one or more phrases; float32 at least.
-
-    One pass that keeps three maps and what is given at that moment: how much memory it takes is for `chunks` to say.
-    """
-    found, index = None, 0
-    for some in map(wide, logits):
-        best, winner = some.max(dim=0)
-        mass = (some - best).exp_().sum(dim=0)
+    """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
+    found = None
+    for index, given in enumerate(logits):
+        logit = wide(given)
         if found is None:
-            found = Contest(best, winner, mass)
-        else:
-            higher = torch.maximum(found.best, best)
-            mass = found.mass * (found.best - higher).exp_() + mass * (best - higher).exp_()
-            found = Contest(higher, torch.where(best > found.best, winner + index, found.winner), mass)
-        index += len(some)
+            found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
+            continue
+        higher = torch.maximum(found.best, logit)
+        mass = found.mass * (found.best - higher).exp() + (logit - higher).exp()
+        found = Contest(higher, found.winner.masked_fill_(logit > found.best, index), mass)
     assert found is not None, "somebody has asked for at least one phrase"
     return found
 
 
-def chunks(indices: Sequence[int], size: Size) -> Iterator[Sequence[int]]:
-    """So many of `indices` at a time that their maps of this size have `CELLS` pixels together, one at least."""
-    step = max(1, CELLS // (size.height * size.width))
-    return (indices[start : start + step] for start in range(0, len(indices), step))
+def grid_contest(logits: Tensor, size: Size) -> Contest:
+    """The same for logits on the patch grid, `(p, r, k)`, upsampled to `size` as `upsample` does.
+
+    Band by band of pixels between two rows of the grid, all phrases side by side in memory: several times faster than
+    map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of phrases.
+    """
+    corners = wide(logits).permute(1, 2, 0).contiguous()
+    (low_rows, high_rows, down), (low, high, along) = (
+        _taps(cells, pixels, corners) for cells, pixels in zip(corners.shape[:2], size, strict=True)
+    )
+    found = Contest(*(corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64, corners.dtype)))
+    step = max(1, CELLS // (size.width * len(logits)))
+    for start, end in _runs(low_rows.tolist()):
+        above, below = (
+            torch.lerp(corners[row, low], corners[row, high], along[:, None])
+            for row in (low_rows[start], high_rows[start])
+        )
+        for first in range(start, end, step):
+            band = slice(first, min(first + step, end))
+            here = torch.lerp(above, below, down[band, None, None])
+            best, _ = torch.max(here, dim=-1, out=(found.best[band], found.winner[band]))
+            torch.sum(here.sub_(best[..., None]).exp_(), dim=-1, out=found.mass[band])
+    return found
+
+
+def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which two cells each pixel lies along one side, and how far towards the second: bilinear, corners not
+    aligned, in float32 as torch's own."""
+    at = (torch.arange(pixels, dtype=torch.float32) + 0.5) * (cells / pixels) - 0.5
+    at = at.clamp(min=0)
+    low = at.long().clamp(max=cells - 1)
+    high = (low + 1).clamp(max=cells - 1)
+    return low.to(like.device), high.to(like.device), (at - low).to(like)
+
+
+def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where each run of equal values starts and ends."""
+    start = 0
+    for _, run in groupby(values):
+        yield start, (start := start + len(list(run)))
 
 
 def segment(found: Contest, groups: Sequence[int], background: float | None) -> Tensor:
