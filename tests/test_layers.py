@@ -18,6 +18,7 @@ ROWS = [
     ["experiments", "report"],
     ["runs"],
     ["bench", "evaluate", "figures", "viz"],
+    ["questions"],
     ["protocols"],
     ["trained"],
     ["localizer"],
@@ -29,7 +30,7 @@ ROWS = [
     ["clustering"],
     ["attention"],
     ["files"],
-    ["types", "errors", "checks"],
+    ["types", "errors", "checks", "paper"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 
