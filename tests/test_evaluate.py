@@ -15,7 +15,7 @@ from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import Estimate, evaluate, gather, measure, questions, scores
 from open_gem.metrics import Records
 from open_gem.prompts import Vocabulary
-from open_gem.protocols import PROTOCOLS, Protocol, digest, find_protocol
+from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
 from open_gem.report import Line, collect, render, summary
 from open_gem.runs import Store, run, settings_of
 from open_gem.types import Size

@@ -28,6 +28,7 @@ ROWS = [
     ["methods"],
     ["clustering"],
     ["attention"],
+    ["parts"],
     ["files"],
     ["types", "errors", "checks"],
 ]
@@ -40,6 +41,7 @@ OWNERS = {
     "matplotlib": {"figures", "viz"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "pyarrow": {"parts"},
     "scipy": {"clustering", "metrics", "readout"},
 }
 
