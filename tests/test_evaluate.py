@@ -13,6 +13,7 @@ from open_gem import PATHWAYS, Localization, Localizer, Views
 from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import Estimate, evaluate, gather, measure, questions, scores
+from open_gem.files import digest
 from open_gem.metrics import Records
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, find_protocol

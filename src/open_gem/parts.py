@@ -5,8 +5,8 @@
     for row in parts.rows():                  # one dict an image, one part in memory at a time
         row["id"], row["status"], [(one["label"], one["xyxy"]) for one in row["objects"]]
 
-A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is in
-one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", data_files="labels/part-*.parquet")`,
+A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
+in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", data_files="labels/part-*.parquet")`,
 `pandas.read_parquet`, DuckDB's `read_parquet`.
 """
 
