@@ -1,0 +1,487 @@
+"""Each format is read back with the library that owns it, and says what the parts say."""
+
+import io
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from torchvision.datasets import VOCSegmentation
+from typer.testing import CliRunner
+
+from open_gem.cli import app
+from open_gem.errors import InputError, OutputError
+from open_gem.export import FORMATS, export
+from open_gem.export.output import name_of
+from open_gem.export.polygons import polygons
+from open_gem.export.rows import Labelled
+from open_gem.parts import Manifest, Parts, row_of
+
+LABELS = ("cat", "Füchse & Co", "dog")
+HEIGHT, WIDTH = 40, 60
+
+
+def filled(*places: tuple[slice, slice]) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for place in places:
+        mask[place] = True
+    return mask
+
+
+SOLID = filled((slice(5, 25), slice(10, 40)))
+OVERLAPPING = filled((slice(15, 38), slice(30, 60)))
+PIXEL = filled((slice(39, 40), slice(59, 60)))
+TWO_PARTS = filled((slice(2, 8), slice(2, 9)), (slice(30, 39), slice(3, 11)))
+RING = filled((slice(4, 30), slice(8, 40)))
+RING[10:20, 15:30] = False
+
+
+def rle_of(mask: np.ndarray) -> dict:
+    packed: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": packed["counts"].decode()}
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    ys, xs = np.nonzero(mask)
+    return [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+
+
+def thing(label: str, score: float, mask: np.ndarray | None, box: list[int] | None = None, **more) -> dict:
+    """One object as labelling stores it; with a mask, its box is the mask's."""
+    box = box or box_of(SOLID if mask is None else mask)
+    return {
+        **{"label": label, "prompt": f"a {label}", "score": score, "image_score": 0.2, "presence": 0.9},
+        **{"xyxy": box, "rle": None if mask is None else rle_of(mask), "point": [box[0], box[1]]},
+        **more,
+    }
+
+
+def image(id: str, *objects: dict, **more) -> dict:
+    fields = {"status": "ok", "height": HEIGHT, "width": WIDTH, "seconds": 0.1, "objects": list(objects), **more}
+    return row_of(id, f"/pictures/{id}", **fields)
+
+
+IMAGES = [
+    image("plain.jpg", thing("cat", 0.31, SOLID), thing("dog", 0.28, OVERLAPPING)),
+    image("nothing.jpg"),
+    row_of("broken.jpg", "/pictures/broken.jpg", status="error", error="not a picture"),
+    image("Ordner/süß 猫.png", thing("Füchse & Co", 0.25, RING), thing("cat", 0.24, TWO_PARTS)),
+    image("Ordner/tiny.webp", thing("dog", 0.2, PIXEL, presence=None)),
+    image("box.jpg", thing("dog", 0.33, None, [3, 4, 33, 24]), thing("cat", 0.11, None, [50, 30, 60, 40])),
+]
+GOOD = [one for one in IMAGES if one["status"] == "ok"]
+
+
+def write_parts(folder: Path, images: list[dict], size: int = 2) -> Path:
+    parts = Parts.claim(folder, Manifest({"model": "none"}, LABELS))
+    for start in range(0, len(images), size):
+        parts.write(f"{start:04d}", images[start : start + size])
+    return folder
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    return write_parts(tmp_path / "labels", IMAGES)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """The pictures that were labelled, all in one folder: readers of these formats know no other."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for one in GOOD:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / Path(one["id"]).name)
+    return folder
+
+
+def exported(labelled: Path, name: str, out: str = "out", **options) -> Path:
+    export(labelled, [name], labelled.parent / out, **options)
+    return labelled.parent / out / name
+
+
+def flattened(folder: Path, kind: str) -> Path:
+    """The files of a folder without its folders, for readers that know none."""
+    flat = folder / "flat"
+    flat.mkdir()
+    for path in (folder / kind).rglob("*"):
+        if path.is_file():
+            (flat / path.name).write_bytes(path.read_bytes())
+    return flat
+
+
+def union(mask_or_none: np.ndarray | None, *others: np.ndarray) -> np.ndarray:
+    return np.any([mask for mask in (mask_or_none, *others) if mask is not None], axis=0)
+
+
+def quiet_supervision():
+    from open_gem.export.polygons import supervision
+
+    return supervision()
+
+
+needs_supervision = pytest.mark.skipif(
+    FORMATS["yolo"].missing() is not None, reason="supervision is not installed: pip install open_gem[supervision]"
+)
+
+
+def available(name: str):
+    """A format as a parameter that is skipped where its package is not installed."""
+    missing = FORMATS[name].missing()
+    return pytest.param(name, marks=pytest.mark.skipif(missing is not None, reason=str(missing)))
+
+
+EVERY = [available(name) for name in FORMATS]
+
+
+# All formats ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_format_takes_every_row(labelled, name):
+    told, seen = [], []
+    folder = exported(labelled, name, skip=lambda *what: told.append(what), progress=seen.append)
+    assert sum(seen) == len(IMAGES)
+    assert told == FORMATS_SKIP.get(name, [])
+    assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing temporary is left
+    assert any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert not [path for path in folder.rglob("*") if "broken" in path.name]
+
+
+FORMATS_SKIP: dict[str, list] = {}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_format_takes_nothing(tmp_path, name):
+    folder = exported(write_parts(tmp_path / "labels", IMAGES[2:3]), name)
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_fails_leaves_nothing(labelled, name, monkeypatch):
+    (labelled / "part-9999.parquet").write_bytes(b"no parquet")
+    with pytest.raises(OutputError, match="part-9999"):
+        exported(labelled, name)
+    assert list((labelled.parent / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_there_stays(labelled, name):
+    folder = exported(labelled, name)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match="is there already"):
+        exported(labelled, name)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_are_read_a_few_at_a_time(tmp_path, name, monkeypatch):
+    """However many images there are, only a few are alive at once: what a format keeps of one does not add up."""
+    import weakref
+
+    rows = [image(f"{number:04d}.jpg", thing("cat", 0.3, SOLID)) for number in range(300)]
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+    make = Labelled._row
+
+    def watched(self, raw):
+        nonlocal most
+        row = make(self, raw)
+        alive.add(row)
+        most = max(most, len(alive))
+        return row
+
+    monkeypatch.setattr(Labelled, "_row", watched)
+    exported(write_parts(tmp_path / "labels", rows, size=300), name)
+    assert 1 <= most <= 3
+
+
+# One by one -----------------------------------------------------------------------------------------------------------
+
+
+def test_coco_is_read_by_pycocotools(labelled):
+    folder = exported(labelled, "coco")
+    instances = COCO(folder / "instances.json")
+    assert [one["name"] for one in instances.loadCats(instances.getCatIds())] == list(LABELS)
+    assert [one["file_name"] for one in instances.loadImgs(instances.getImgIds())] == [one["id"] for one in GOOD]
+    results = instances.loadRes(str(folder / "results.json"))
+    for number, one in enumerate(GOOD, start=1):
+        for loaded in (instances, results):
+            annotations: Any = loaded.loadAnns(loaded.getAnnIds(imgIds=number))
+            assert len(annotations) == len(one["objects"])
+            for annotation, stored in zip(annotations, by_score(one), strict=True):
+                left, top, right, bottom = stored["xyxy"]
+                assert annotation["bbox"] == [left, top, right - left, bottom - top]
+                assert LABELS[annotation["category_id"] - 1] == stored["label"]
+                assert annotation["score"] == pytest.approx(stored["score"])
+                if stored["rle"]:
+                    mask = coco_mask.decode(stored["rle"]).astype(bool)
+                    assert np.array_equal(loaded.annToMask(annotation), mask)
+                    if loaded is instances:
+                        assert annotation["area"] == mask.sum()
+    boxes = instances.loadAnns(instances.getAnnIds(imgIds=5))
+    assert [(one["segmentation"], one["area"]) for one in boxes] == [([], 600), ([], 100)]
+
+
+def by_score(one: dict) -> list[dict]:
+    return sorted(one["objects"], key=lambda stored: -stored["score"])
+
+
+def test_coco_scores_itself_perfectly(tmp_path):
+    from pycocotools.cocoeval import COCOeval
+
+    labelled = write_parts(tmp_path / "labels", IMAGES[:4])  # those with masks that are large enough to count
+    folder = exported(labelled, "coco")
+    truth = COCO(folder / "instances.json")
+    for kind in ("segm", "bbox"):
+        scored = COCOeval(truth, truth.loadRes(str(folder / "results.json")), kind)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+        assert scored.stats[0] == pytest.approx(1)
+
+
+def test_panoptic_ids_are_the_segments(labelled):
+    folder = exported(labelled, "panoptic")
+    document = json.loads((folder / "panoptic.json").read_text("utf-8"))
+    assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    for annotation, stored in zip(document["annotations"], GOOD, strict=True):
+        colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
+        assert colors.shape == (HEIGHT, WIDTH, 3)
+        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        assert sorted({*ids.ravel().tolist()} - {0}) == sorted(one["id"] for one in annotation["segments_info"])
+        for segment in annotation["segments_info"]:
+            ys, xs = np.nonzero(ids == segment["id"])
+            assert segment["area"] == len(ys)
+            left, top, width, height = segment["bbox"]
+            assert (left, top) == (xs.min(), ys.min())
+            assert (left + width, top + height) == (xs.max() + 1, ys.max() + 1)
+        covered = [coco_mask.decode(one["rle"]) for one in stored["objects"] if one["rle"]]
+        assert np.array_equal(ids > 0, np.any([np.zeros((HEIGHT, WIDTH)), *covered], axis=0))
+    overlap = document["annotations"][0]["segments_info"]
+    assert [one["area"] for one in overlap] == [SOLID.sum(), (OVERLAPPING & ~SOLID).sum()]  # the best on top
+
+
+def test_semantic_maps_are_labels(labelled):
+    folder = exported(labelled, "semantic")
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == ["background", *LABELS]
+    picture: Any = Image.open(folder / "maps" / "plain.png")
+    values = np.asarray(picture)
+    assert picture.mode == "P"
+    assert np.array_equal(values == 1, SOLID)
+    assert np.array_equal(values == 3, OVERLAPPING & ~SOLID)
+    assert picture.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # Pascal VOC's first colours
+    assert not np.asarray(Image.open(folder / "maps" / "nothing.png")).any()
+    assert not np.asarray(Image.open(folder / "maps" / "box.png")).any()  # a box alone paints nothing
+
+
+def test_a_stored_label_map_comes_first_and_follows_the_labels_asked_for(tmp_path):
+    stored = np.zeros((HEIGHT, WIDTH), np.uint8)
+    stored[:10], stored[10:20], stored[20:30] = 1, 2, 3
+    png = io.BytesIO()
+    Image.fromarray(stored).save(png, format="PNG")
+    labelled = write_parts(tmp_path / "labels", [image("a.jpg", thing("cat", 0.3, SOLID), labelmap=png.getvalue())])
+    assert np.array_equal(np.asarray(Image.open(exported(labelled, "semantic") / "maps/a.png")), stored)
+    some = exported(labelled, "semantic", out="some", labels=["dog", "cat"])
+    expected = np.select([stored == 1, stored == 3], [1, 2])
+    assert np.array_equal(np.asarray(Image.open(some / "maps/a.png")), expected)
+    sure = exported(labelled, "semantic", out="sure", min_score=0.4)  # of a map nothing can be left out by score
+    assert not np.asarray(Image.open(sure / "maps/a.png")).any()
+
+
+def test_many_labels_need_16_bits(tmp_path):
+    names = tuple(f"label {number}" for number in range(300))
+    parts = Parts.claim(tmp_path / "labels", Manifest({}, names))
+    parts.write("0", [image("a.jpg", thing("label 299", 0.3, SOLID))])
+    folder = exported(tmp_path / "labels", "semantic")
+    values = np.asarray(Image.open(folder / "maps" / "a.png"))
+    assert np.array_equal(values, np.where(SOLID, 300, 0))
+    with pytest.raises(InputError, match="hold 254 labels, here are 300"):
+        exported(tmp_path / "labels", "voc")
+
+
+def test_voc_is_read_by_torchvision(tmp_path):
+    labelled = write_parts(tmp_path / "labels", GOOD)
+    folder = exported(labelled, "voc")
+    for one in GOOD:
+        path = folder / "VOCdevkit/VOC2012/JPEGImages" / f"{one['id'].rpartition('.')[0]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+    dataset = VOCSegmentation(folder, image_set="trainval")
+    assert len(dataset) == len(GOOD)
+    _, target = dataset[0]
+    assert np.array_equal(np.asarray(target) == 1, SOLID)
+    ids = np.asarray(Image.open(folder / "VOCdevkit/VOC2012/SegmentationObject/plain.png"))
+    assert np.array_equal(ids, np.where(SOLID, 1, np.where(OVERLAPPING, 2, 0)))
+
+
+@needs_supervision
+def test_voc_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "voc")
+    flat = flattened(folder, "VOCdevkit/VOC2012/Annotations")
+    dataset = quiet_supervision().DetectionDataset.from_pascal_voc(str(pictures), str(flat))
+    assert sorted(dataset.classes) == sorted(LABELS)
+    for one in GOOD:
+        found = dataset.annotations[str(pictures / Path(one["id"]).name)]
+        assert found.xyxy.tolist() == [stored["xyxy"] for stored in by_score(one)]
+        assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
+
+
+@needs_supervision
+def test_yolo_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "yolo")
+    flat = flattened(folder, "labels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = quiet_supervision().DetectionDataset.from_yolo(str(pictures), str(flat), str(folder / "data.yaml"))
+    assert dataset.classes == list(LABELS)
+    cat, dog = masks_by_label(dataset, pictures / "plain.jpg", "cat", "dog")
+    assert np.array_equal(cat, SOLID)
+    assert np.array_equal(dog, OVERLAPPING)
+    fox, parts = masks_by_label(dataset, pictures / "süß 猫.png", "Füchse & Co", "cat")
+    assert np.array_equal(fox, RING)  # the hole too
+    assert np.array_equal(parts, TWO_PARTS)
+    assert len(dataset.annotations[str(pictures / "süß 猫.png")]) == 3  # a line a part
+    assert (flat / "tiny.txt").read_text() == "2 0.991667 0.987500 0.016667 0.025000\n"  # a pixel is its box
+    boxes = dataset.annotations[str(pictures / "box.jpg")]
+    assert boxes.xyxy.round(2).tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
+    assert (flat / "nothing.txt").read_text() == ""
+
+
+def masks_by_label(dataset, path: Path, *labels: str) -> list[np.ndarray]:
+    found = dataset.annotations[str(path)]
+    return [union(*found.mask[found.class_id == dataset.classes.index(label)]) for label in labels]
+
+
+@needs_supervision
+def test_labelme_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "labelme")
+    flat = flattened(folder, ".")
+    dataset = quiet_supervision().DetectionDataset.from_labelme(str(pictures), str(flat))
+    assert dataset.classes == sorted(LABELS)
+    for one in GOOD[:1] + GOOD[2:3]:
+        found = dataset.annotations[str(pictures / Path(one["id"]).name)]
+        assert len(found) == len(one["objects"])  # parts of one object are one object
+        for mask, stored in zip(found.mask, by_score(one), strict=True):
+            assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
+    assert dataset.annotations[str(pictures / "box.jpg")].xyxy.tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
+    assert dataset.annotations[str(pictures / "tiny.webp")].xyxy.tolist() == [[59, 39, 60, 40]]
+    assert len(dataset.annotations[str(pictures / "nothing.jpg")]) == 0
+
+
+# Polygons -------------------------------------------------------------------------------------------------------------
+
+
+@needs_supervision
+def test_polygons_give_back_masks():
+    sv = quiet_supervision()
+    shapes = [SOLID, OVERLAPPING, RING, TWO_PARTS]
+    noise = np.random.default_rng(0).random((20, HEIGHT, WIDTH)) > 0.55  # pinches, thin lines, holes in holes
+    for mask in [*shapes, *noise]:
+        drawn = [sv.polygon_to_mask(corners, (WIDTH, HEIGHT)).astype(bool) for corners in polygons(mask)]
+        kept = union(np.zeros_like(mask), *drawn)
+        if any(mask is shape for shape in shapes):
+            assert np.array_equal(kept, mask)
+        lost = mask & ~kept
+        assert lost.sum() <= 0.15 * mask.sum()  # parts without three corners
+
+
+@needs_supervision
+def test_thin_parts_have_no_polygon():
+    line = filled((slice(3, 4), slice(5, 20)))
+    assert polygons(line) == polygons(PIXEL) == polygons(np.zeros((3, 3), bool)) == []
+    assert len(polygons(line | TWO_PARTS)) == 2
+
+
+# Choices, names and mistakes ------------------------------------------------------------------------------------------
+
+
+def test_objects_are_chosen(labelled):
+    def kept(**options):
+        found = Labelled.open(labelled, **options)
+        return [(one.name, one.label, round(one.score, 2)) for row in found for one in row.objects]
+
+    assert len(kept()) == 7
+    assert kept(labels=["dog"]) == [("dog", 0, 0.28), ("dog", 0, 0.2), ("dog", 0, 0.33)]
+    assert kept(min_score=0.3) == [("cat", 0, 0.31), ("dog", 2, 0.33)]
+    assert kept(labels=["dog"], min_presence=0.95) == [("dog", 0, 0.2)]  # that has no presence
+
+
+def test_names_stay_inside_the_folder():
+    names = {
+        "a/b.jpg": "a/b.jpg",
+        "../../etc/passwd": "etc/passwd",
+        "/absolute/a.png": "absolute/a.png",
+        "https://host/x/a.jpg?v=1": "host/x/a.jpg_v=1",
+        "s3://bucket/a.jpg": "bucket/a.jpg",
+        "C:\\pictures\\a.jpg": "C_/pictures/a.jpg",
+        "a\0b\n.jpg": "a_b_.jpg",
+        "": "image",
+        "ü" * 300 + ".jpg": "ü" * 98 + ".jpg",
+    }
+    assert {given: str(name_of(given)) for given in names} == names
+
+
+@needs_supervision
+def test_images_that_would_share_a_file_are_told(tmp_path):
+    rows = [image("a.jpg", thing("cat", 0.3, SOLID)), image("a.png", thing("dog", 0.3, SOLID))]
+    told = []
+    folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: told.append(what))
+    assert told == [("a.png", "its file labels/a.txt would be that of another image")]
+    assert (folder / "labels/a.txt").read_text().startswith("0 ")
+
+
+def test_mistakes_are_told(labelled, tmp_path):
+    with pytest.raises(InputError, match=r"unknown format 'coc' \(did you mean coco\?\)"):
+        export(labelled, ["coc"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"unknown label 'cut' \(did you mean cat\?\)"):
+        export(labelled, ["coco"], tmp_path / "out", labels=["cut"])
+    with pytest.raises(InputError, match="no labels in"):
+        export(tmp_path / "nowhere", ["coco"], tmp_path / "out")
+    Parts.claim(tmp_path / "empty", Manifest({}, LABELS))
+    with pytest.raises(InputError, match="no image is labelled there yet"):
+        export(tmp_path / "empty", ["coco"], tmp_path / "out")
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> SimpleNamespace:
+    result = CliRunner().invoke(app, ["export", *words])
+    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+def test_the_command_writes_and_tells(labelled, tmp_path):
+    done = run(str(labelled), "--format", "coco,semantic", "--out", str(tmp_path / "o"), "--labels", "cat,dog")
+    assert (done.code, done.err) == (0, "warning: 1 of 6 images could not be labelled and are left out\n")
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["coco", "semantic"]
+    categories = json.loads((tmp_path / "o/coco/instances.json").read_text("utf-8"))["categories"]
+    assert [one["name"] for one in categories] == ["cat", "dog"]
+
+
+def test_the_command_lists_formats():
+    assert all(name in run("--formats").out for name in FORMATS)
+
+
+def test_the_command_says_what_is_wrong(labelled, tmp_path):
+    for words, expected in [
+        ([str(labelled)], "expected a folder and --format"),
+        ([str(labelled), "-f", "coc"], "unknown format 'coc' (did you mean coco?)"),
+        ([str(tmp_path), "-f", "coco"], "no labels in"),
+    ]:
+        wrong = run(*words)
+        assert wrong.code == 2
+        assert wrong.err.startswith("error: ") and expected in wrong.err
+        assert wrong.err.count("\n") == 1
+
+
+def test_the_command_ends_with_1_where_images_are_left_out(tmp_path):
+    rows = [image("a.jpg", thing("cat", 0.3, SOLID)), image("a.png", thing("dog", 0.3, SOLID))]
+    done = run(str(write_parts(tmp_path / "labels", rows)), "-f", "semantic", "--out", str(tmp_path / "o"))
+    assert done.code == 1
+    assert done.err == "warning: a.png: its file maps/a.png would be that of another image; left out\n"
