@@ -3,9 +3,11 @@
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from open_gem.cli import app
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
+from open_gem.export.detections import to_supervision
 from open_gem.export.output import name_of
 from open_gem.export.polygons import polygons
 from open_gem.export.rows import Labelled
@@ -56,8 +59,14 @@ def thing(label: str, score: float, mask: np.ndarray | None, box: list[int] | No
     """One object as labelling stores it; with a mask, its box is the mask's."""
     box = box or box_of(SOLID if mask is None else mask)
     return {
-        **{"label": label, "prompt": f"a {label}", "score": score, "image_score": 0.2, "presence": 0.9},
-        **{"xyxy": box, "rle": None if mask is None else rle_of(mask), "point": [box[0], box[1]]},
+        "label": label,
+        "prompt": f"a {label}",
+        "score": score,
+        "image_score": 0.2,
+        "presence": 0.9,
+        "xyxy": box,
+        "rle": None if mask is None else rle_of(mask),
+        "point": box[:2],
         **more,
     }
 
@@ -147,13 +156,10 @@ def test_every_format_takes_every_row(labelled, name):
     told, seen = [], []
     folder = exported(labelled, name, skip=lambda *what: told.append(what), progress=seen.append)
     assert sum(seen) == len(IMAGES)
-    assert told == FORMATS_SKIP.get(name, [])
+    assert [image_id for image_id, _ in told] == ([one["id"] for one in GOOD] if name == "geojson" else [])
     assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing temporary is left
     assert any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert not [path for path in folder.rglob("*") if "broken" in path.name]
-
-
-FORMATS_SKIP: dict[str, list] = {}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -372,6 +378,168 @@ def test_labelme_is_read_by_supervision(labelled, pictures):
     assert dataset.annotations[str(pictures / "box.jpg")].xyxy.tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
     assert dataset.annotations[str(pictures / "tiny.webp")].xyxy.tolist() == [[59, 39, 60, 40]]
     assert len(dataset.annotations[str(pictures / "nothing.jpg")]) == 0
+
+
+@needs_supervision
+def test_label_studio_polygons_give_back_masks(labelled):
+    folder = exported(labelled, "label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
+    assert tasks[2]["data"]["image"] == "/data/local-files/?d=Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    config = ElementTree.parse(folder / "config.xml")
+    controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
+    for task, one in zip(tasks, GOOD, strict=True):
+        found = np.zeros((len(one["objects"]), HEIGHT, WIDTH), bool)
+        for region in task["predictions"][0]["result"]:
+            control = controls[region["from_name"]]
+            [label] = region["value"][region["type"]]
+            assert region["type"] == control.tag.lower()
+            assert label in [element.get("value") for element in control]
+            if region["type"] == "polygonlabels":
+                number = int(region["id"].partition(".")[0]) - 1
+                found[number] |= drawn_from_percent(region["value"]["points"])
+        for mask, stored in zip(found, by_score(one), strict=True):
+            if stored["rle"] and coco_mask.area(stored["rle"]) > 2:
+                assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
+    boxes = tasks[4]["predictions"][0]["result"]
+    assert [region["type"] for region in boxes] == ["rectanglelabels"] * 2
+    assert [boxes[0]["value"][name] for name in ("x", "y", "width", "height")] == [5, 10, 50, 50]
+
+
+def drawn_from_percent(points: list[list[float]]) -> np.ndarray:
+    corners = np.rint(np.array(points) * [WIDTH, HEIGHT] / 100).astype(int)
+    return quiet_supervision().polygon_to_mask(corners, (WIDTH, HEIGHT)).astype(bool)
+
+
+@pytest.mark.parametrize("name", [available("label-studio"), available("label-studio-brush")])
+def test_label_studio_finds_its_predictions_valid(labelled, name):
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface
+    folder = exported(labelled, name)
+    config = interface((folder / "config.xml").read_text("utf-8"))
+    config.validate()
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    for task in tasks:
+        assert config.validate_prediction(task["predictions"][0], return_errors=True) == []
+    task = tasks[4]
+    task["predictions"][0]["result"][0]["value"]["rectanglelabels"] = ["unknown"]
+    assert config.validate_prediction(task["predictions"][0], return_errors=True) != []
+
+
+@pytest.mark.parametrize("name", [available("label-studio-brush")])
+def test_label_studio_brush_gives_back_masks(labelled, name):
+    from label_studio_sdk.converter.brush import decode_rle  # pyright: ignore[reportMissingImports]
+
+    tasks = json.loads((exported(labelled, name) / "tasks.json").read_text("utf-8"))
+    regions = tasks[2]["predictions"][0]["result"]
+    masks = [decode_rle(one["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)[..., 3] > 0 for one in regions]
+    assert np.array_equal(masks, [RING, TWO_PARTS])
+
+
+@needs_supervision
+def test_supervision_detections(labelled):
+    rows = list(Labelled.open(labelled))
+    found: Any = to_supervision(rows[0])
+    assert found.xyxy.tolist() == [box_of(SOLID), box_of(OVERLAPPING)]
+    assert np.array_equal(found.mask, [SOLID, OVERLAPPING])
+    assert found.confidence.tolist() == pytest.approx([0.31, 0.28])
+    assert found.class_id.tolist() == [0, 2]
+    assert found["class_name"].tolist() == ["cat", "dog"]
+    assert found["prompt"].tolist() == ["a cat", "a dog"]
+    assert len(to_supervision(rows[1])) == 0
+    tiny: Any = to_supervision(rows[3])
+    assert np.isnan(tiny["presence"]).all()
+    assert to_supervision(rows[4]).mask is None
+    mixed: Any = to_supervision(replace(rows[0], objects=(*rows[0].objects, *rows[4].objects)))
+    assert mixed.mask.any(axis=(1, 2)).tolist() == [True, True, False, False]
+    annotated = quiet_supervision().MaskAnnotator().annotate(np.zeros((HEIGHT, WIDTH, 3), np.uint8), found)
+    assert annotated[SOLID | OVERLAPPING].any(axis=-1).all() and not annotated[~(SOLID | OVERLAPPING)].any()
+
+
+# Georeferenced tiles --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """One tile in a projection, north up; one whose rows run along another direction; a picture that lies nowhere; one
+    of another size."""
+    rasterio = pytest.importorskip("rasterio")
+    from affine import Affine
+
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    north = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+    turned = Affine(0.4, 0.3, 300_000, 0.3, -0.4, 4_000_000)
+    for name, transform, crs, width in [
+        ("north.tif", north, "EPSG:32632", WIDTH),
+        ("turned.tif", turned, "EPSG:32633", WIDTH),
+        ("nowhere.tif", None, None, WIDTH),
+        ("other.tif", north, "EPSG:32632", 7),
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            place = {} if crs is None else {"transform": transform, "crs": crs}
+            size = {"height": HEIGHT, "width": width, "count": 1, "dtype": "uint8"}
+            with rasterio.open(folder / name, "w", driver="GTiff", **size, **place) as raster:
+                raster.write(np.zeros((1, HEIGHT, width), np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # rasterio 1.4 multiplies affine 3 by *
+def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
+    import rasterio
+    from rasterio.features import is_valid_geom, rasterize
+    from rasterio.warp import transform_geom
+
+    masks = {"north.tif": [SOLID, TWO_PARTS, RING], "turned.tif": [OVERLAPPING, PIXEL]}
+    rows = [image(id, *[thing("cat", 0.3, mask) for mask in some]) for id, some in masks.items()]
+    rows[0]["objects"].append(thing("dog", 0.1, None, [3, 4, 33, 24]))
+    rows += [image(id, thing("cat", 0.3, SOLID)) for id in ("nowhere.tif", "other.tif", "missing.tif")]
+    told: list[tuple[str, str]] = []
+    folder = exported(write_parts(tmp_path / "labels", rows), name, images=tiles, skip=lambda *what: told.append(what))
+    features = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
+    expected = [*masks["north.tif"], filled((slice(4, 24), slice(3, 33))), *masks["turned.tif"]]
+    assert len(features) == len(expected)
+    for feature, mask in zip(features, expected, strict=True):
+        assert is_valid_geom(feature["geometry"])
+        with rasterio.open(tiles / feature["properties"]["image"]) as tile:
+            geometry = transform_geom("EPSG:4326", tile.crs, feature["geometry"])
+            burnt: Any = rasterize([geometry], out_shape=tile.shape, transform=tile.transform)
+        assert np.array_equal(burnt > 0, mask)
+    longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
+    assert (longitude, latitude) == pytest.approx(
+        (9.0, 48.75), abs=0.01
+    )  # the middle of UTM zone 32, and 5,400 km north
+    assert [id for id, _ in told] == ["nowhere.tif", "other.tif", "missing.tif"]
+    assert "not georeferenced" in told[0][1]
+    assert told[1][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
+    assert "cannot open its tile" in told[2][1]
+
+
+# FiftyOne -------------------------------------------------------------------------------------------------------------
+
+
+def test_fiftyone_samples(tmp_path):
+    fo = pytest.importorskip("fiftyone")
+    from open_gem.export.fiftyone import samples
+
+    cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
+    similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
+    rows = [*IMAGES[:3], {**IMAGES[3], "similarity": similarity}]
+    found = list(samples(Labelled.open(write_parts(tmp_path / "labels", rows)), tmp_path / "heat"))
+    assert [sample["open_gem_id"] for sample in found] == ["plain.jpg", "nothing.jpg", "Ordner/süß 猫.png"]
+    cat, dog = found[0]["objects"].detections
+    assert (cat.label, dog.label) == ("cat", "dog")
+    assert cat.bounding_box == pytest.approx([10 / 60, 5 / 40, 30 / 60, 20 / 40])
+    assert cat.mask.shape == (20, 30) and cat.mask.all()
+    [full] = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask for one in found[2]["objects"].detections[:1]]
+    assert np.array_equal(full > 0, RING)
+    [keypoint] = found[0]["points"].keypoints[:1]
+    assert keypoint.points[0] == pytest.approx([10.5 / 60, 5.5 / 40])
+    heatmap = found[2]["heatmap_1_f_chse_co"]
+    assert isinstance(heatmap, fo.Heatmap)
+    stored = heatmap.get_map().astype(float) / 65535 * 2 - 1
+    assert stored == pytest.approx(cosines[0].astype(float), abs=1e-4)
 
 
 # Polygons -------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,10 @@ def export(
         float | None,
         typer.Option(help="Leave out objects whose label is less probable in the image, 0 to 1.", show_default=False),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Where the pictures are now, for formats that open them.", show_default="where they were"),
+    ] = None,
     formats: Annotated[bool, typer.Option("--formats", help="List the formats.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -55,7 +59,7 @@ def export(
         say(f"warning: {image_id}: {reason}; left out")
 
     with progress_bar(count.total() * len(names), quiet) as advance:
-        options = {"labels": chosen, "min_score": min_score, "min_presence": min_presence}
+        options = {"labels": chosen, "min_score": min_score, "min_presence": min_presence, "images": images}
         write(folder, names, out, **options, skip=skip, progress=advance)
     if count["error"]:
         say(f"warning: {count['error']} of {count.total()} images could not be labelled and are left out")

@@ -14,6 +14,8 @@ from pathlib import Path
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.export.coco import write_coco, write_panoptic
+from open_gem.export.geojson import write_geojson
+from open_gem.export.label_studio import write_brush, write_polygons
 from open_gem.export.labelme import write_labelme
 from open_gem.export.maps import write_semantic
 from open_gem.export.output import Output, whole_folder
@@ -53,7 +55,14 @@ FORMATS: dict[str, Format] = {
     "semantic": Format("label maps as PNG in Pascal VOC's colours", write_semantic),
     "voc": Format("Pascal VOC: XML boxes and both segmentations", write_voc),
     "yolo": Format("YOLO segmentation: polygons in text files", write_yolo, "supervision", "supervision"),
+    "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
     "labelme": Format("LabelMe: polygons in a JSON an image", write_labelme, "supervision", "supervision"),
+    "label-studio": Format(
+        "Label Studio: tasks with polygons as predictions", write_polygons, "supervision", "supervision"
+    ),
+    "label-studio-brush": Format(
+        "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
+    ),
 }
 """All formats by name."""
 
@@ -76,6 +85,7 @@ def export(
     labels: Sequence[str] | None = None,
     min_score: float | None = None,
     min_presence: float | None = None,
+    images: Path | None = None,
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> None:
@@ -85,6 +95,7 @@ def export(
     labels        those to export; by default all
     min_score     leave out objects whose cosine is below this
     min_presence  leave out objects whose label is less probable in the image than this
+    images        where the pictures are now, by their ids; by default where they were read from
     skip          told the id of each image that a format cannot hold, and why
     progress      told how many images went by
 
@@ -94,7 +105,8 @@ def export(
         OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
     """
     chosen = find_formats(formats)
-    found = Labelled.open(folder, labels, min_score=min_score, min_presence=min_presence, progress=progress)
+    least = {"min_score": min_score, "min_presence": min_presence}
+    found = Labelled.open(folder, labels, **least, images=images, progress=progress)
     for name in chosen:
         if (out / name).exists():
             raise InputError(f"{str(out / name)!r} is there already: remove it, or choose another folder with --out")

@@ -71,7 +71,7 @@ class Row:
     """One image that was labelled without an error.
 
     id          of a folder's image, its posix path relative to the folder
-    source      the path or address it was read from
+    source      the path or address of the picture
     size        height and width in pixels
     objects     those that were asked for, best score first
     labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None where none was written
@@ -94,6 +94,7 @@ class Labelled:
     labels        that are exported, in the order of the manifest: their positions are the class indices
     min_score     leave out objects below this
     min_presence  leave out objects whose label is less probable in the image than this; those without it stay
+    images        where the pictures are now, by their ids; None: where they were read from
     progress      called with the number of images that went by
     """
 
@@ -101,6 +102,7 @@ class Labelled:
     labels: tuple[str, ...]
     min_score: float | None = None
     min_presence: float | None = None
+    images: Path | None = None
     progress: Callable[[int], None] = field(default=lambda images: None, repr=False)
 
     @classmethod
@@ -144,7 +146,7 @@ class Labelled:
         size = Size(raw["height"], raw["width"])
         return Row(
             raw["id"],
-            raw["source"],
+            raw["source"] if self.images is None else str(self.images / raw["id"]),
             size,
             tuple(objects),
             lambda: self._labelmap(raw.get("labelmap")),
@@ -177,7 +179,7 @@ def _object(raw: dict[str, Any], label: int) -> Object:
         label,
         raw["label"],
         raw["prompt"],
-        raw["score"],
+        round(raw["score"], 6),  # single precision has no more
         raw["image_score"],
         raw["presence"],
         cast(tuple[int, int, int, int], tuple(raw["xyxy"])),
