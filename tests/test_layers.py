@@ -14,6 +14,7 @@ SOURCE = Path(open_gem.__file__).parent
 # Top row first; a module may import from rows below its own. A folder counts as one module.
 ROWS = [
     ["cli"],
+    ["label"],
     ["save"],
     ["experiments", "report"],
     ["runs"],
@@ -41,7 +42,13 @@ OWNERS = {
     "matplotlib": {"figures", "viz"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "pyarrow": {"parts"},
+    "pyarrow": {"label", "parts"},
+    "pycocotools": {"label"},
+    "fsspec": {"label"},
+    "ray": {"label"},
+    "datasets": {"label"},
+    "yaml": {"label"},
+    "filelock": {"label"},
     "scipy": {"clustering", "metrics", "readout"},
 }
 
