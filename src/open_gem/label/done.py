@@ -13,7 +13,7 @@ import numpy as np
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import write_file
-from open_gem.parts import Parts
+from open_gem.parts import Parts, Row
 
 RECENT = 65_536  # ids kept as Python's numbers before they go to the array
 
@@ -36,6 +36,9 @@ class Shard:
     def of_environment(cls) -> "Shard":
         """What torchrun says in RANK and WORLD_SIZE; without it, all there is."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+WHOLE = Shard()  # nobody to share with
 
 
 def key(id: str) -> int:
@@ -67,12 +70,6 @@ class Ids:
             self._settle()
         return True
 
-    def update(self, other: "Ids") -> None:
-        """Put all ids of another set in."""
-        for some in (self, other):
-            some._settle()
-        self._sorted = np.union1d(self._sorted, other._sorted)
-
     def _has(self, number: int) -> bool:
         if number in self._recent:
             return True
@@ -102,6 +99,12 @@ class Tally:
     seconds: float = 0.0
     seen: Ids = field(default_factory=Ids, repr=False)
 
+    def count(self, row: Row) -> None:
+        """One row more."""
+        self.labeled += row["status"] == "ok"
+        self.failed += row["status"] != "ok"
+        self.seconds += row["seconds"]
+
     @property
     def left(self) -> int:
         return self.listed - self.there - self.twice - self.labeled - self.failed
@@ -111,7 +114,7 @@ class Tally:
 
 
 @contextmanager
-def writing(folder: Path, shard: Shard = Shard()) -> Iterator[None]:
+def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
     """Nobody else writes this shard of the folder, nor shards of another division, while this lasts.
 
     The system frees the lock of a process that dies, however it does. Raises InputError where somebody is writing,
