@@ -1,6 +1,7 @@
 """Parts: what is written is what is read, by the libraries people use; one folder holds one kind of labels."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -69,13 +70,14 @@ def test_other_libraries_read_parts(parts, tmp_path):
 
     files = str(parts.folder / "part-*.parquet")
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert [row["id"] for row in loaded] == [row["id"] for row in ROWS]
-    assert loaded[0]["objects"][0]["xyxy"] == CAT["xyxy"]
-    assert loaded[2]["similarity"]["values"] == b"1234"
+    rows: list[dict[str, Any]] = list(loaded.to_list())
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert rows[0]["objects"][0]["xyxy"] == CAT["xyxy"]
+    assert rows[2]["similarity"]["values"] == b"1234"
 
-    frame = pandas.read_parquet(parts.folder / "part-1.parquet")
-    assert frame["objects"][0][0]["rle"]["counts"] == "abc"
-    assert list(frame["objects"][0][0]["xyxy"]) == CAT["xyxy"]
+    found: Any = pandas.read_parquet(parts.folder / "part-1.parquet")["objects"][0][0]
+    assert found["rle"]["counts"] == "abc"
+    assert list(found["xyxy"]) == CAT["xyxy"]
 
     query = "select o.label, count(*), max(o.xyxy[3]) from (select unnest(objects) o from read_parquet(?)) group by 1"
     assert duckdb.execute(query, [files]).fetchall() == [("cat", 2, 4)]
