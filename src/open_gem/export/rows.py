@@ -141,7 +141,7 @@ class Labelled:
         return {label: index for index, label in enumerate(self.labels)}
 
     def _row(self, raw: dict[str, Any]) -> Row:
-        objects = [_object(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
+        objects = [object_of(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
         objects.sort(key=lambda one: -one.score)
         size = Size(raw["height"], raw["width"])
         return Row(
@@ -174,7 +174,8 @@ def _reaches(value: float | None, least: float | None) -> bool:
     return value is None or least is None or value >= least
 
 
-def _object(raw: dict[str, Any], label: int) -> Object:
+def object_of(raw: dict[str, Any], label: int) -> Object:
+    """An object as it is stored, of the label at that position."""
     return Object(
         label,
         raw["label"],
