@@ -66,3 +66,14 @@ def test_the_confidence_that_cvat_asks_for_is_of_presence():
     found = create(",".join([*PICTURE.names, "a zebra crossing"]), presence=0.0)
     assert annotate(found, type="mask", conf_threshold=0.0)
     assert annotate(found, type="mask", conf_threshold=1.0) == []
+
+
+def test_cvat_cli_loads_it():
+    loader = pytest.importorskip("cvat_cli._internal.common").FunctionLoader
+    parse = pytest.importorskip("cvat_cli._internal.parsers").parse_function_parameter
+    given = dict(map(parse, ["prompts=str:cat,remote control", "shape=str:rectangle", "presence=float:0.5"]))
+    spec = loader("open_gem.integrations.cvat", None, given).load().spec
+    assert [(label.name, label.id, str(label.type)) for label in spec.labels] == [
+        ("cat", 0, "rectangle"),
+        ("remote control", 1, "rectangle"),
+    ]

@@ -1,7 +1,7 @@
 """From the parts that labelling writes to the formats of other tools, one image in memory at a time.
 
     from open_gem.export import export
-    export(Path("labels"), ["coco", "yolo"], Path("out"))     # out/coco, out/yolo
+    export("labels", ["coco", "yolo"], "out")  # out/coco, out/yolo
 
 A format is one function and one row of `FORMATS`. Images whose row is an error are left out of every format.
 """
@@ -9,6 +9,7 @@ A format is one function and one row of `FORMATS`. Images whose row is an error 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 
 from open_gem.checks import did_you_mean
@@ -78,9 +79,9 @@ def find_formats(names: Sequence[str]) -> dict[str, Format]:
 
 
 def export(
-    folder: Path,
+    folder: str | PathLike[str],
     formats: Sequence[str],
-    out: Path,
+    out: str | PathLike[str],
     *,
     labels: Sequence[str] | None = None,
     min_score: float | None = None,
@@ -104,13 +105,13 @@ def export(
             there already.
         OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
     """
-    chosen = find_formats(formats)
+    chosen, place = find_formats(formats), Path(out)
     least = {"min_score": min_score, "min_presence": min_presence}
     found = Labelled.open(folder, labels, **least, images=images, progress=progress)
     for name in chosen:
-        if (out / name).exists():
-            raise InputError(f"{str(out / name)!r} is there already: remove it, or choose another folder with --out")
-    check_writable(out)
+        if (place / name).exists():
+            raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")
+    check_writable(place)
     for name, one in chosen.items():
-        with whole_folder(out / name) as place:
-            one.write(found, Output(place, skip))
+        with whole_folder(place / name) as new:
+            one.write(found, Output(new, skip))

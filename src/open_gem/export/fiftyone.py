@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from open_gem.errors import InputError
 from open_gem.export.output import save_map, stem_of
 from open_gem.export.rows import Labelled, Object, Row
+from open_gem.files import write_file
 
 if TYPE_CHECKING:
     from fiftyone import Dataset, Sample  # pyright: ignore[reportMissingImports]
@@ -79,7 +81,6 @@ def _heatmaps(row: Row, labels: tuple[str, ...], folder: Path) -> dict[str, Any]
     for label, cosines in row.similarity().items():
         field = f"heatmap_{labels.index(label)}_{re.sub('[^0-9A-Za-z]+', '_', label).lower()}".rstrip("_")
         path = folder.absolute() / stem_of(row.id) / f"{field}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_map(path, np.rint((cosines.astype(np.float32).clip(-1, 1) + 1) / 2 * 65535))
+        write_file(path, partial(save_map, labels=np.rint((cosines.astype(np.float32).clip(-1, 1) + 1) / 2 * 65535)))
         maps[field] = _fiftyone().Heatmap(map_path=str(path), range=[0, 65535])
     return maps

@@ -127,7 +127,7 @@ def json_arrays(path: Path, head: dict[str, Any], *names: str) -> Iterator[tuple
         file.write(b"}\n")
 
 
-def save_map(path: Path, labels: Any, colors: bytes | None = None) -> None:
+def save_map(path: Path | BinaryIO, labels: Any, colors: bytes | None = None) -> None:
     """Integers `(y, x)` as PNG: with a palette, 8 bits; without, 16 bits."""
     picture = Image.fromarray(labels.astype("uint16" if colors is None else "uint8"))
     if colors is not None:

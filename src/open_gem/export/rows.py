@@ -1,6 +1,7 @@
 """What exporters read: rows of the Parquet parts that labelling writes, one image at a time."""
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class Labelled:
     progress: Callable[[int], None] = field(default=lambda images: None, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
+    def open(cls, folder: str | os.PathLike[str], labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
         """Raises InputError where there are no parts, or for a label that none of them can have."""
         parts = Parts.open(folder)
         known = parts.manifest.labels
