@@ -665,7 +665,7 @@ def test_the_command_lists_formats():
 
 def test_the_command_says_what_is_wrong(labelled, tmp_path):
     for words, expected in [
-        ([str(labelled)], "expected a folder and --format"),
+        ([str(labelled)], "expected --format, such as"),
         ([str(labelled), "-f", "coc"], "unknown format 'coc' (did you mean coco?)"),
         ([str(tmp_path), "-f", "coco"], "no labels in"),
     ]:

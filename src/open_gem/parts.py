@@ -136,16 +136,23 @@ class Parts:
 
         Raises InputError where it holds labels made with others, OutputError where it cannot be written.
         """
+        if not cls.is_claimed(folder, manifest):
+            manifest.write(folder)
+        return cls(folder, manifest)
+
+    @classmethod
+    def is_claimed(cls, folder: Path, manifest: Manifest) -> bool:
+        """Whether the folder has parts by these settings; nothing is written. Raises InputError as `claim`."""
         if (there := Manifest.read(folder)) is None:
             if next(folder.glob(PARTS), None) is not None:
                 raise InputError(f"{str(folder)!r} has parts without a {MANIFEST}: expected an empty or new folder")
-            manifest.write(folder)
-        elif there.fingerprint != manifest.fingerprint:
+            return False
+        if there.fingerprint != manifest.fingerprint:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
                 + _differences(there, manifest)
             )
-        return cls(folder, manifest)
+        return True
 
     def paths(self) -> list[Path]:
         """The parts, in the order of their names, which is that of their making."""
@@ -153,9 +160,31 @@ class Parts:
 
     def write(self, name: str, rows: Sequence[Row]) -> Path:
         """One part more, or the same one again: name is unique to its images. Raises OutputError."""
-        path = self.folder / f"part-{name}.parquet"
-        write_file(path, lambda file: write_rows(rows, file))
-        return path
+        _write(self.path(name), rows)
+        return self.path(name)
+
+    def path(self, name: str) -> Path:
+        """Where the part of this name is or would be."""
+        return self.folder / f"part-{name}.parquet"
+
+    def rows_of(self, name: str, *names: str) -> list[Row]:
+        """The rows of one part, or some of their fields. Errors as `columns`."""
+        return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
+
+    def forget_errors(self) -> int:
+        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; how many.
+
+        Raises OutputError.
+        """
+        count = 0
+        for path in self.paths():
+            statuses = [status for batch in _batches(path, ["status"]) for status in batch.column(0).to_pylist()]
+            if (failed := statuses.count("error")) == 0:
+                continue
+            rows = [row for batch in _batches(path, None) for row in batch.to_pylist() if row["status"] != "error"]
+            _write(path, rows)
+            count += failed
+        return count
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
         """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
@@ -171,16 +200,26 @@ class Parts:
             yield from batch.to_pylist()
 
 
-def write_rows(rows: Sequence[Row], file: BinaryIO) -> None:
-    """A part, safe on disk when this returns."""
+def encode(rows: Sequence[Row]) -> bytes:
+    """A part."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    sink = pa.BufferOutputStream()  # errors of the disk are then those of one plain write
+    sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), sink, compression="zstd")
-    file.write(sink.getvalue())
-    file.flush()
-    os.fsync(file.fileno())  # or a power cut may leave the name without the content
+    return sink.getvalue().to_pybytes()
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """A part that is safe on disk before it has its name: or a power cut may leave the name without the content."""
+    content = encode(rows)
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_file(path, write)
 
 
 def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordBatch"]:

@@ -7,14 +7,13 @@ import typer
 from rich.text import Text
 
 from open_gem.cli._app import app, new_console, new_table, progress_bar, say
+from open_gem.cli.labels import OUT
 from open_gem.errors import InputError
 
 
 @app.command()
 def export(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="What `open-gem label --out` wrote.", show_default=False)
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="What `open-gem label --out` filled.")] = OUT,
     format: Annotated[
         str | None, typer.Option("--format", "-f", help="Formats, by commas: coco,yolo,voc.", show_default=False)
     ] = None,
@@ -45,8 +44,8 @@ def export(
     if formats:
         list_formats()
         return
-    if folder is None or not format:
-        raise InputError("expected a folder and --format, such as `open-gem export labels --format coco,yolo`")
+    if not format:
+        raise InputError("expected --format, such as `open-gem export --format coco,yolo`; see --formats")
     names = list(dict.fromkeys(name.strip() for name in format.split(",")))
     chosen = None if labels is None else [label.strip() for label in labels.split(",")]
     find_formats(names)

@@ -1,6 +1,7 @@
 """Which images are in some part, in little memory; and the lock of a folder that is written to."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from open_gem.errors import InputError, OutputError
 from open_gem.files import write_file
 from open_gem.parts import Parts, Row
 
+TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
 RECENT = 65_536  # ids kept as Python's numbers before they go to the array
 
 
@@ -167,6 +169,7 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Take away what writers that were killed left half-written."""
+    """Take away what writers that were killed left half-written, and what they meant to do."""
+    shutil.rmtree(folder / TODO, ignore_errors=True)
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

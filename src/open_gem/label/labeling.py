@@ -38,6 +38,17 @@ OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
 PER = ("component", "label")
 
 
+def check_settings(outputs: Sequence[str], scale: str, per: str, least_area: float) -> None:
+    """Raises InputError for values that do not exist."""
+    if unknown := [name for name in outputs if name not in OUTPUTS]:
+        raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
+    for name, value, known in (("scale", scale, SCALES), ("per", per, PER)):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if not 0 <= least_area <= 1:
+        raise InputError(f"least area is {least_area!r}, expected a share of the picture in [0, 1]")
+
+
 @dataclass(frozen=True, eq=False)
 class Ready:
     """An image that was read: `pixels` `(3, y, x)` for the model, and the picture where somebody asks for it later."""
@@ -77,13 +88,7 @@ class Labeling:
     least_area: float = 0.0005
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.outputs if name not in OUTPUTS]:
-            raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
-        for name, value, known in (("scale", self.scale, SCALES), ("per", self.per, PER)):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        if not 0 <= self.least_area <= 1:
-            raise InputError(f"least area is {self.least_area!r}, expected a share of the picture in [0, 1]")
+        check_settings(self.outputs, self.scale, self.per, self.least_area)
         views = self.localizer.views
         if "heatmaps" in self.outputs and views.merge == "logits" and not views.is_plain:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")

@@ -40,7 +40,7 @@ def run(
     *,
     shard: Shard = WHOLE,
     batch: int = 8,
-    workers: int = 2,
+    workers: int | None = None,
     stop: Event | None = None,
     done: Ids | None = None,
     progress: Callable[[int], None] = lambda images: None,
@@ -49,7 +49,7 @@ def run(
     """Label what of `source` is this shard's and in no part yet; `limits` as of `PartWriter`.
 
     batch     images of one shape that the model sees at a time; halved where memory ends, for the rest of the run
-    workers   threads that read, decode and find objects
+    workers   threads that read, decode and find objects; by default see `default_workers`
     stop      set by whoever wants the run to end: what the model has seen is written, and no more is begun
     done      ids that are labelled already; those of this run are added. By default what all parts have
     progress  hears how many images are done
@@ -86,11 +86,11 @@ def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Ite
 
 
 def label(
-    labeling: Labeling, items: Iterable[Item], *, batch: int = 8, workers: int = 2, stop: Event | None = None
+    labeling: Labeling, items: Iterable[Item], *, batch: int = 8, workers: int | None = None, stop: Event | None = None
 ) -> Iterator[Row]:
     """A row for each item, in the order in which images of one shape come together."""
     stop, limit = stop or Event(), _Limit(batch)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="label")
+    pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="label")
     try:
         prepared = _ahead(pool, labeling.prepare, _until(stop, items), AHEAD * batch)
         located = _locate(labeling, _by_shape(prepared, limit, stop), limit)
