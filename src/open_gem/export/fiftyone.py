@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fiftyone import Dataset, Sample  # pyright: ignore[reportMissingImports]
 
 
-def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: Path | None = None) -> "Dataset":
+def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: str | PathLike[str] | None = None) -> "Dataset":
     """A FiftyOne data set called `name`, filled a few images at a time: `samples` says what of each.
 
     heatmaps  folder for a PNG a label and image, where labelling has written similarities; None: without them
@@ -31,14 +32,14 @@ def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: Path | None 
     return dataset
 
 
-def samples(found: Labelled, heatmaps: Path | None = None) -> Iterator["Sample"]:
+def samples(found: Labelled, heatmaps: str | PathLike[str] | None = None) -> Iterator["Sample"]:
     """A sample an image: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints) and, by label,
     `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid, as a 16-bit PNG in `heatmaps`."""
     fo = _fiftyone()
     for row in found.rows("similarity") if heatmaps else found:
         objects = [_detection(one, row) for one in row.objects]
         points = [_keypoint(one, row) for one in row.objects if one.point]
-        maps = _heatmaps(row, found.labels, heatmaps) if heatmaps else {}
+        maps = _heatmaps(row, found.labels, Path(heatmaps)) if heatmaps else {}
         yield fo.Sample(
             filepath=row.source if "://" in row.source else str(Path(row.source).absolute()),
             open_gem_id=row.id,
