@@ -376,6 +376,17 @@ def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch
     assert [row["error"] for row in rows.values() if row["status"] == "error"] == ["does not fit into memory"]
 
 
+def test_what_one_image_does_to_a_library_is_its_own(photos, labeling, monkeypatch):
+    def odd(mask, span, size):
+        raise ValueError("odd\nmask")
+
+    rows = list(label(labeling, items_of(photos)[:3]))
+    monkeypatch.setattr("open_gem.label.labeling.run_lengths", odd)
+    broken = list(label(labeling, items_of(photos)[:3]))
+    assert [row["error"] for row in broken] == ["ValueError: odd mask"] * 3
+    assert [row["id"] for row in broken] == [row["id"] for row in rows]
+
+
 def test_other_errors_of_a_model_are_not_hidden_and_what_was_done_is_written(photos, labeling, tmp_path, monkeypatch):
     find, calls = Labeling.find, []
 

@@ -213,13 +213,13 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
 
 
 def test_ids_are_a_set(monkeypatch):
-    monkeypatch.setattr("open_gem.label.done.RECENT", 10)
-    ids = Ids(str(number) for number in range(95))
-    assert len(ids) == 95
-    assert all(str(number) in ids for number in range(95))
-    assert not any(str(number) in ids for number in range(95, 500))
-    assert [ids.add("7"), ids.add("x"), ids.add("x")] == [False, True, False]
-    assert len(ids) == 96
+    monkeypatch.setattr("open_gem.label.done.key", lambda id: int(id) << 46)  # four with the same start
+    ids = Ids(str(number) for number in range(1000))
+    assert len(ids) == 1000
+    assert all(str(number) in ids for number in range(1000))
+    assert not any(str(number) in ids for number in range(1000, 9000))
+    assert [ids.add("7"), ids.add("2000"), ids.add("2000")] == [False, True, False]
+    assert len(ids) == 1001
 
 
 def test_shards_share_all_images_out():

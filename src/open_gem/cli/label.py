@@ -175,6 +175,8 @@ def label(
         least_area,
     )
     labeling = recipe.make()
+    if retry_errors and shard.of > 1:
+        raise InputError("--retry-errors given under torchrun, expected one process: it changes parts of all")
     if dry_run:
         _show_estimate(_estimate(labeling, images, out, shard, batch, workers), as_json)
         return

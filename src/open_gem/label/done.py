@@ -3,21 +3,20 @@
 import os
 import shutil
 import socket
+from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import write_file
 from open_gem.parts import Parts, Row
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
-RECENT = 65_536  # ids kept as Python's numbers before they go to the array
+PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant
 
 
 @dataclass(frozen=True)
@@ -49,39 +48,33 @@ def key(id: str) -> int:
 
 
 class Ids:
-    """A set of ids that keeps eight bytes of each: ten million are 80 MB."""
+    """A set of ids that keeps eight bytes of each, in small arrays by their first two."""
 
     def __init__(self, ids: Iterable[str] = ()):
-        self._sorted = np.empty(0, dtype=np.uint64)
-        self._recent: set[int] = set()
+        self._by_start: list[array[int] | None] = [None] * 65_536
+        self._count = 0
         for id in ids:
             self.add(id)
 
     def __contains__(self, id: str) -> bool:
-        return self._has(key(id))
+        number = key(id)
+        return number in (self._by_start[number >> 48] or ())
 
     def __len__(self) -> int:
-        return len(self._sorted) + len(self._recent)
+        return self._count
 
     def add(self, id: str) -> bool:
         """Put an id in; whether it is new."""
-        if self._has(number := key(id)):
+        number = key(id)
+        alike = self._by_start[number >> 48]
+        if alike is None:
+            self._by_start[number >> 48] = array("Q", (number,))
+        elif number in alike:
             return False
-        self._recent.add(number)
-        if len(self._recent) >= RECENT:
-            self._settle()
+        else:
+            alike.append(number)
+        self._count += 1
         return True
-
-    def _has(self, number: int) -> bool:
-        if number in self._recent:
-            return True
-        at = int(np.searchsorted(self._sorted, np.uint64(number)))
-        return at < len(self._sorted) and int(self._sorted[at]) == number
-
-    def _settle(self) -> None:
-        recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
-        self._sorted = np.union1d(self._sorted, recent)
-        self._recent.clear()
 
 
 def done_in(parts: Parts) -> Ids:
@@ -124,27 +117,25 @@ def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock(folder, str(shard)), timeout=0):
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(_lock(folder, str(shard)), timeout=PATIENCE))
             for other in _others(folder, shard):
-                with FileLock(_lock(folder, other), timeout=0):
+                with FileLock(_lock(folder, other), timeout=PATIENCE):
                     pass
-            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            write_file(
-                _note(folder, str(shard)), f"process {os.getpid()} on {socket.gethostname()} since {now}".encode()
-            )
             if shard.of == 1:
                 _sweep(folder)
-            yield
-            _note(folder, str(shard)).unlink(missing_ok=True)
-    except Timeout as error:
-        name = Path(error.lock_file).name.removeprefix(".lock-")
-        raise InputError(
-            f"{str(folder)!r} is being written by {_writer(folder, name)}: expected one at a time"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            note = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+            write_file(_note(folder, str(shard)), note.encode())
+        except Timeout as error:
+            writer = _writer(folder, Path(error.lock_file).name.removeprefix(".lock-"))
+            raise InputError(f"{str(folder)!r} is being written by {writer}: expected one at a time") from None
+        except OSError as error:
+            raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+        yield
+        _note(folder, str(shard)).unlink(missing_ok=True)
 
 
 def _lock(folder: Path, shard: str) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import open_gem
 from open_gem import readout
-from open_gem.errors import ImageError, InputError
+from open_gem.errors import InputError, OpenGemError
 from open_gem.imaging import read_image, size_of
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import one_line, read
@@ -119,7 +119,7 @@ class Labeling:
             pixels = self.localizer.pixels(picture) if plain else None
             keep = not plain or self.localizer.refinement is not None
             return Ready(item, size_of(picture), perf_counter() - start, pixels, picture if keep else None)
-        except (ImageError, MemoryError) as error:
+        except Exception as error:  # whatever one image does to a library, the others go on
             return failed(item, error, perf_counter() - start)
 
     def find(self, group: Sequence[Ready]) -> list[Found]:
@@ -140,7 +140,7 @@ class Labeling:
                 "labelmap": self._labelmap(labels, result.size) if "labelmap" in self.outputs else None,
                 "similarity": self._similarity(result) if "heatmaps" in self.outputs else None,
             }
-        except MemoryError as error:
+        except Exception as error:
             return failed(found.item, error, found.seconds + perf_counter() - start)
         size = {"height": result.size.height, "width": result.size.width}
         seconds = found.seconds + perf_counter() - start
@@ -267,7 +267,11 @@ def run_lengths(mask: np.ndarray, span: tuple[slice, slice], size: Size) -> dict
 
 def failed(item: Item, error: BaseException, seconds: float) -> Row:
     """The row of an image that could not be labelled."""
-    reason = "does not fit into memory" if isinstance(error, MemoryError) else one_line(error)
+    if isinstance(error, OpenGemError):
+        reason = one_line(error)
+    else:
+        known = isinstance(error, MemoryError)
+        reason = "does not fit into memory" if known else f"{type(error).__name__}: {one_line(error)}"
     return _row(item, status="error", error=printable(reason), seconds=seconds)
 
 

@@ -17,7 +17,7 @@ from open_gem.label.done import key
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
 from open_gem.parts import Parts, Row
-from open_gem.viz import segmentation
+from open_gem.viz import overlay
 
 SIDE = 256  # pixels of a sample's longer side
 MOST = 1200  # images on a page by chance: with many labels, each has fewer
@@ -112,17 +112,17 @@ def _figure(sample: Sample) -> str:
 
 
 def draw(picture: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
-    """A small copy with objects tinted, by their masks or, without, by their boxes."""
+    """A small copy with the outlines and boxes of objects; the outline is the box where there is no mask."""
     size = (picture.height, picture.width)
     small = picture.copy()
     small.thumbnail((SIDE, SIDE))
-    covered = np.full((small.height, small.width), -1, dtype=np.int32)
-    names: list[str] = []
+    covered = np.zeros((small.height, small.width), dtype=bool)
+    boxes = []
     for one in objects:
-        names = [one["label"]]
         mask = Image.fromarray(_mask(one, size)).resize(small.size, Image.Resampling.NEAREST)
-        covered[np.asarray(mask) > 0] = 0
-    return segmentation(small, covered, names)
+        covered |= np.asarray(mask) > 0
+        boxes.append([side * small.width / picture.width for side in one["xyxy"]])
+    return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
 
 
 def _mask(one: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
