@@ -1,5 +1,6 @@
 """Each format is read back with the library that owns it, and says what the parts say."""
 
+import errno
 import gc
 import io
 import json
@@ -25,7 +26,7 @@ from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
 from open_gem.export.detections import to_supervision
-from open_gem.export.output import name_of
+from open_gem.export.output import IMAGE_ENDINGS, name_of
 from open_gem.export.polygons import polygons
 from open_gem.export.rows import Labelled
 from open_gem.parts import Manifest, Parts, row_of
@@ -627,8 +628,28 @@ def test_images_that_would_share_a_file_are_told(tmp_path):
     rows = [image("a.jpg", thing("cat", 0.3, SOLID)), image("a.png", thing("dog", 0.3, SOLID))]
     told = []
     folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: told.append(what))
-    assert told == [("a.png", "its file labels/a.txt would be that of another image")]
+    assert told == [("a.png", "its file labels/a.txt cannot be: another image has it, or it is too long")]
     assert (folder / "labels/a.txt").read_text().startswith("0 ")
+
+
+def test_an_image_whose_name_cannot_be_a_file_is_told(tmp_path):
+    rows = [image("a.jpg"), image("a.png/b.jpg"), image("/".join(["long" * 40] * 30) + ".jpg"), image("c.jpg")]
+    told = []
+    folder = exported(write_parts(tmp_path / "labels", rows), "semantic", skip=lambda *what: told.append(what[0]))
+    assert told == [rows[1]["id"], rows[2]["id"]]
+    assert sorted(path.name for path in (folder / "maps").rglob("*.png")) == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize("name", ["coco", "semantic"])
+def test_a_full_disk_is_told_and_leaves_nothing(labelled, name, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("open_gem.export.output.Items.add", full)
+    monkeypatch.setattr("open_gem.export.maps.save_map", full)
+    with pytest.raises(OutputError, match=f"cannot write '.*{name}': No space left on device"):
+        exported(labelled, name)
+    assert list((labelled.parent / "out").iterdir()) == []
 
 
 def test_mistakes_are_told(labelled, tmp_path):
@@ -638,6 +659,8 @@ def test_mistakes_are_told(labelled, tmp_path):
         export(labelled, ["coco"], tmp_path / "out", labels=["cut"])
     with pytest.raises(InputError, match="no labels in"):
         export(tmp_path / "nowhere", ["coco"], tmp_path / "out")
+    with pytest.raises(InputError, match="min_presence is nan, expected a number"):
+        export(labelled, ["coco"], tmp_path / "out", min_presence=float("nan"))
     Parts.claim(tmp_path / "empty", Manifest({}, LABELS))
     with pytest.raises(InputError, match="no image is labelled there yet"):
         export(tmp_path / "empty", ["coco"], tmp_path / "out")
@@ -679,4 +702,13 @@ def test_the_command_ends_with_1_where_images_are_left_out(tmp_path):
     rows = [image("a.jpg", thing("cat", 0.3, SOLID)), image("a.png", thing("dog", 0.3, SOLID))]
     done = run(str(write_parts(tmp_path / "labels", rows)), "-f", "semantic", "--out", str(tmp_path / "o"))
     assert done.code == 1
-    assert done.err == "warning: a.png: its file maps/a.png would be that of another image; left out\n"
+    told = "its file maps/a.png cannot be: another image has it, or it is too long"
+    assert done.err == f"warning: a.png: {told}; left out\n"
+
+
+def test_the_command_tells_of_the_first_ten_left_out(tmp_path):
+    rows = [image(f"a{ending}") for ending in sorted(IMAGE_ENDINGS)[:13]]
+    done = run(str(write_parts(tmp_path / "labels", rows)), "-f", "semantic", "--out", str(tmp_path / "o"))
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 11
+    assert done.err.endswith("warning: and 2 images more left out\n")

@@ -10,6 +10,8 @@ from open_gem.cli._app import app, new_console, new_table, progress_bar, say
 from open_gem.cli.labels import OUT
 from open_gem.errors import InputError
 
+TOLD = 10  # images left out that are told one by one
+
 
 @app.command()
 def export(
@@ -55,11 +57,14 @@ def export(
     def skip(image_id: str, reason: str) -> None:
         nonlocal skipped
         skipped += 1
-        say(f"warning: {image_id}: {reason}; left out")
+        if skipped <= TOLD:
+            say(f"warning: {image_id}: {reason}; left out")
 
     with progress_bar(count.total() * len(names), quiet) as advance:
         options = {"labels": chosen, "min_score": min_score, "min_presence": min_presence, "images": images}
         write(folder, names, out, **options, skip=skip, progress=advance)
+    if skipped > TOLD:
+        say(f"warning: and {skipped - TOLD} images more left out")
     if count["error"]:
         say(f"warning: {count['error']} of {count.total()} images could not be labelled and are left out")
     console = new_console()

@@ -1,5 +1,6 @@
 """How exporters write: a folder that is there whole or not at all, files named by image ids, JSON item by item."""
 
+import errno
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from open_gem.errors import OutputError
 _ENDINGS = "bmp dng gif heic heif jpeg jpg jp2 mpo png ppm tif tiff webp avif"
 IMAGE_ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
+OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
 
 
 @contextmanager
@@ -76,15 +78,19 @@ class Output:
     skip: Callable[[str, str], None]
 
     def place(self, kind: str, image_id: str, ending: str) -> Path | None:
-        """The path of an image's file of some kind, its folders made; None, and told, where another image has it:
-        "a.jpg" and "a.png" share a name in formats that drop the ending."""
+        """The path of an image's file of some kind, its folders made; None, and told, where another image has it
+        ("a.jpg" and "a.png" share a name in formats that drop the ending) or no file can be called so."""
         stem = stem_of(image_id)
         path = self.folder / kind / stem.with_name(stem.name + ending)
-        if path.exists():
-            self.skip(image_id, f"its file {kind}/{stem}{ending} would be that of another image")
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                return path
+        except OSError as error:
+            if error.errno not in OF_THE_NAME:
+                raise
+        self.skip(image_id, f"its file {kind}/{stem}{ending} cannot be: another image has it, or it is too long")
+        return None
 
 
 class Items:

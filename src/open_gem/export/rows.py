@@ -1,6 +1,7 @@
 """What exporters read: rows of the Parquet parts that labelling writes, one image at a time."""
 
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,11 @@ class Labelled:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
-        """Raises InputError where there are no parts, or for a label that none of them can have."""
+        """Raises InputError where there are no parts, for a label that none of them can have, or a limit that is no
+        number."""
+        for name in ("min_score", "min_presence"):
+            if (least := settings.get(name)) is not None and not math.isfinite(least):
+                raise InputError(f"{name} is {least}, expected a number")
         parts = Parts.open(folder)
         known = parts.manifest.labels
         for label in labels or ():
