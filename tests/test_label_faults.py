@@ -170,6 +170,28 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job, tiny):
     runs.check(60)
 
 
+@pytest.mark.full
+def test_a_disk_that_is_full_for_real(job, tmp_path):
+    """A file system of 100 KB; needs the right to mount one."""
+    runs = job(400)
+    runs.out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(runs.out)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        child = runs.start()
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 1 and "OutputError: cannot write" in errors and "No space left on device" in errors
+        before = len(runs.written)
+        assert 0 < before < 400 and not list(runs.out.glob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=10m", str(runs.out)], check=True)
+        assert f"done {400 - before} 0 {before}" in runs.finish()
+        runs.check(400)
+        print({"written before the disk was full": before, "seen twice": len(runs.seen) - 400})
+    finally:
+        subprocess.run(["umount", str(runs.out)], check=True)
+
+
 LIMITED = """
 import os, resource
 if "LIMIT" in os.environ:

@@ -190,10 +190,13 @@ def label(
         say(f"warning: {tally.twice} images are there twice under one id, each is labelled once")
     if shard.of == 1:
         conclude(parts, samples, as_json)
+    else:
+        counts = f"{tally.labeled} images labelled, {tally.failed} with an error"
+        say(f"process {shard.index}: {counts}; see open-gem labels {out}")
     if stop.signal is not None and watch is None:
         say(f"stopped: {tally.labeled + tally.failed} images done now; the same command goes on with the rest")
         raise typer.Exit(128 + stop.signal)
-    if tally.failed:
+    if tally.failed and shard.of == 1:  # torchrun would end all others
         raise typer.Exit(1)
 
 
