@@ -1,4 +1,4 @@
-"""Images a second and peak memory of exports, by numbers of images: python tests/export_cost.py 1000 10000 [FORMAT...]
+"""Images a second and peak memory of exports, by numbers of images: python benchmarks/exports.py 1000 10000 [FORMAT...]
 
 Each image is 640x480 with three objects of some 10,000 pixels; each export is a process of its own.
 """
