@@ -184,7 +184,11 @@ def test_the_command_writes_and_tells(labelled, tmp_path):
 
 
 def test_the_command_lists_formats():
-    assert all(name in run("--formats").out for name in FORMATS)
+    lines = run("--formats").out.splitlines()
+    for name, one in FORMATS.items():
+        [line] = [line for line in lines if f" {name} " in line]
+        assert one.about in line
+        assert not one.extra or f"open_gem[{one.extra}]" in line
 
 
 def test_the_command_says_what_is_wrong(labelled, tmp_path):

@@ -79,5 +79,5 @@ def list_formats() -> None:
 
     table = new_table("format", "what it is", "needs")
     for name, one in FORMATS.items():
-        table.add_row(name, one.about, f"open_gem[{one.extra}]" if one.extra else "")
+        table.add_row(name, one.about, Text(f"open_gem[{one.extra}]" if one.extra else ""))
     new_console().print(table)

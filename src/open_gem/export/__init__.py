@@ -56,7 +56,6 @@ FORMATS: dict[str, Format] = {
     "semantic": Format("label maps as PNG in Pascal VOC's colours", write_semantic),
     "voc": Format("Pascal VOC: XML boxes and both segmentations", write_voc),
     "yolo": Format("YOLO segmentation: polygons in text files", write_yolo, "supervision", "supervision"),
-    "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
     "labelme": Format("LabelMe: polygons in a JSON an image", write_labelme, "supervision", "supervision"),
     "label-studio": Format(
         "Label Studio: tasks with polygons as predictions", write_polygons, "supervision", "supervision"
@@ -64,6 +63,7 @@ FORMATS: dict[str, Format] = {
     "label-studio-brush": Format(
         "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
     ),
+    "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
 }
 """All formats by name."""
 
