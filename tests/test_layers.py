@@ -19,6 +19,7 @@ ROWS = [
     ["experiments", "report"],
     ["runs"],
     ["bench", "evaluate", "figures", "viz"],
+    ["questions"],
     ["protocols"],
     ["trained"],
     ["localizer"],
@@ -31,7 +32,7 @@ ROWS = [
     ["attention"],
     ["parts"],
     ["files"],
-    ["types", "errors", "checks"],
+    ["types", "errors", "checks", "paper"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 
