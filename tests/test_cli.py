@@ -773,9 +773,31 @@ def test_evaluate_prints_a_line_a_pathway_and_goes_on_where_it_was(tiny: str, pl
 
 
 def test_shards_add_up(tiny: str, place: Path):
-    whole = measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "whole")
-    measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "shards", "--shard", "1/2")
-    assert measured("--limit", 4, "--pathway", "gem", "--model", tiny, "--out", "shards", "--shard", "0/2") == whole
+    few = ("--limit", 8, "--pathway", "gem", "--model", tiny)
+    whole = measured(*few, "--out", "whole")
+    parts = [measured(*few, "--out", "shards", "--shard", f"{index}/2")["gem"]["images"] for index in (1, 0)]
+    assert sum(parts) == 8 and all(parts)
+    assert measured(*few, "--out", "shards") == whole
+    none = call("evaluate", *few, "--limit", 1, "--shard", "0/99", "--out", "none")
+    assert none.exit_code == 0 and "shard 0/99 of 1 images has none" in none.stderr
+    assert not Path("none").exists()
+
+
+def test_fewer_images_than_were_measured_are_reported_as_that(tiny: str, place: Path):
+    few = measured("--limit", 2, "--pathway", "gem", "--model", tiny, "--out", "few")
+    measured("--limit", 4, "--pathway", "gem", "--model", tiny)
+    assert measured("--limit", 2, "--pathway", "gem", "--model", tiny) == few
+
+
+def test_an_interruption_is_one_line(tiny: str, place: Path, monkeypatch):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("open_gem.runs.measure", interrupted)
+    for command in (["evaluate"], ["reproduce", "table4"]):
+        result = call(*command, "--limit", 2, "--model", tiny, "-q")
+        assert result.exit_code == 130
+        assert result.stderr == "interrupted: what was measured is kept, and the same command goes on from there\n"
 
 
 def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):

@@ -894,16 +894,29 @@ def test_check(tmp_path):
     result = call("data", "check", "voc2012", "--root", tmp_path)
     assert result.exit_code == 0
     assert "2 pictures, 1,449 were published" in result.stdout and "missing files: 0" in result.stdout
-    assert "2 label maps were read" in result.stdout
+    assert "the first 2 pictures and label maps were read" in result.stdout
     (home / "JPEGImages/2007_000033.jpg").unlink()
     jpeg(home / "JPEGImages/2007_000042.jpg", (5, 6))
     result = call("data", "check", "voc2012", "--root", tmp_path, "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert (found["images"], found["expected"], found["missing"]) == (2, 1449, ["JPEGImages/2007_000033.jpg"])
-    assert "2007_000042: labels are 9x13, the picture 5x6" in found["notes"]
+    assert found["broken"] == ["2007_000042: labels are 9x13, the picture 5x6"]
+    (home / "JPEGImages/2007_000042.jpg").write_bytes(b"no picture")
+    jpeg(home / "JPEGImages/2007_000033.jpg", (13, 9))
+    result = call("data", "check", "voc2012", "--root", tmp_path)
+    assert result.exit_code == 1 and "broken: cannot read" in result.stdout and "000042.jpg" in result.stdout
     result = call("data", "check", "voc2012", "--root", tmp_path / "none")
     assert result.exit_code == 2 and result.stderr.startswith("error: voc2012: ")
+
+
+def test_another_years_folder_is_refused_by_whatever_name(tmp_path, monkeypatch):
+    home = make_voc(tmp_path)
+    home.rename(home.with_name("VOC2010"))
+    monkeypatch.chdir(home.with_name("VOC2010"))
+    with pytest.raises(DatasetError, match="voc2012"):
+        open_dataset("voc2012", ".")
+    assert len(open_dataset("voc2010", ".")) == 2
 
 
 def test_check_points_and_scenes(tmp_path):

@@ -10,7 +10,8 @@ from open_gem import PATHWAYS, Localizer
 from open_gem.backbones import EMBEDDED
 from open_gem.datasets import scenes
 from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.evaluate import evaluate, scores
+from open_gem.evaluate import evaluate
+from open_gem.questions import scores
 
 HELD_OUT = range(60)
 

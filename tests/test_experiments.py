@@ -4,19 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from open_gem import PATHWAYS, cli
-from open_gem.datasets import Sample, scenes
-from open_gem.errors import ImageError
-from open_gem.evaluate import Estimate, evaluate, scores
-from open_gem.experiments import EXPERIMENTS, curves, markdown, reproduce, union
+from open_gem import PATHWAYS, backbones, cli
+from open_gem.datasets import Points, Sample, SceneSample, Segmentation, scenes
+from open_gem.errors import ImageError, InputError, WeightsError
+from open_gem.evaluate import evaluate
+from open_gem.experiments import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
+from open_gem.experiments.pictures import failures
 from open_gem.figures import plot
 from open_gem.metrics import object_contrast, patch_similarity, text_contrast, to_grid
+from open_gem.paper import MODELS, TABLES
+from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol
+from open_gem.questions import Estimate, scores
 
 GEM = PATHWAYS["gem"]
 
@@ -28,10 +33,19 @@ def test_rows_fit_the_model_and_curves_are_made_of_them(name, layers):
     rows = experiment.rows(layers)
     assert len(rows) > 1
     assert all(pathway.depth <= layers for pathway in rows.values())
-    series = experiment.sweep(layers) if experiment.sweep else {}
-    assert all(row in rows for points in series.values() for _, row in points)
-    if layers == 12:  # the model of the paper's values
-        assert experiment.paper.keys() <= rows.keys()
+    points = [point for drawn in experiment.plots for curve in drawn.curves(layers).values() for point in curve]
+    assert all(point.row in rows for point in points)
+    for point in points:
+        if point.block is not None and not rows[point.row].is_host:
+            assert layers - rows[point.row].depth < point.block <= layers
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_values_are_of_rows_and_models_that_are_measured(name):
+    experiment = EXPERIMENTS[name]
+    assert TABLES[name].keys() <= set(experiment.models)
+    for model, rows in TABLES[name].items():
+        assert rows.keys() <= ({"as trained"} if model == "GroupViT" else experiment.rows(12).keys())
 
 
 def test_table_1_is_projections_with_and_without_normalisation():
@@ -47,8 +61,8 @@ def test_table_5_is_depth_with_and_without_mlps():
     assert len(rows) == 22
     assert rows["6 blocks"] == GEM
     assert rows["11 blocks, MLP"] == replace(GEM, depth=11, mlp=True)
-    assert EXPERIMENTS["table5"].paper["4 blocks"]["voc2012"] == 45.5
-    assert EXPERIMENTS["table5"].paper["1 block, MLP"]["voc2012"] == 26.2
+    assert TABLES["table5"]["CLIP ViT-B/16"]["4 blocks"]["voc2012"] == 45.5
+    assert TABLES["table5"]["CLIP ViT-B/32"]["1 block, MLP"]["voc2012"] == 4.3
 
 
 def test_rows_that_experiments_share_are_read_once():
@@ -58,6 +72,19 @@ def test_rows_that_experiments_share_are_read_once():
     asked = [pathway for name in names for pathway in EXPERIMENTS[name].rows(12).values()]
     assert set(together.values()) == set(asked)
     assert len(asked) > len(together)
+    assert union(names[::-1], 12) == together and list(union(names[::-1], 12)) == list(together)
+
+
+def test_jobs_are_a_pass_for_each_model_and_split():
+    every = list(EXPERIMENTS)
+    assert jobs(every, True, ("held-out",), None) == [(None, None, tuple(every))]
+    on_voc = {job[:2]: job.experiments for job in jobs(every, False, ("val", "train"), None)}
+    assert on_voc["CLIP ViT-B/16", "train"] == ("figure3",)
+    assert on_voc["CLIP ViT-B/16", "val"] == ("table1", "table2", "table3", "table4", "table5", "figure5")
+    assert on_voc["CLIP ViT-B/32", "val"] == ("table4", "table5", "figure5")
+    assert on_voc["GroupViT", "val"] == ("table3",)
+    assert {model for model, _ in on_voc} == set(MODELS)
+    assert {job.split for job in jobs(every, False, ("val", "train"), "val")} == {"val"}
 
 
 def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path, monkeypatch):
@@ -67,7 +94,7 @@ def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path,
     monkeypatch.setattr(
         type(tiny_localizer.backbone), "embed", lambda self, pixels: passes.append(1) or embed(self, pixels)
     )
-    found = reproduce(["table1", "table3"], tiny_localizer, data, tmp_path, protocol=protocol)
+    found = reproduce(["table1", "table3"], tiny_localizer, data, tmp_path, protocol=protocol).rows
     assert len(passes) == 1
     assert list(found["table3"]) == list(EXPERIMENTS["table3"].rows(6))
     alone = evaluate(tiny_localizer, {"it": EXPERIMENTS["table1"].rows(6)["key, raw"]}, data, protocol)["it"]
@@ -82,52 +109,126 @@ def test_pictures_that_cannot_be_read_are_told(tiny_localizer, tmp_path, monkeyp
 
     data, picture = scenes(range(3), 64), Sample.picture
     monkeypatch.setattr(Sample, "picture", lambda self: broken(self) if self.id == "scene-1" else picture(self))
-    with pytest.warns(UserWarning, match="1 images could not be read and do not count, scene-1"):
-        found = reproduce(["table3"], tiny_localizer, data, tmp_path)
-    assert found["table3"]["GEM"]["pointing_game"].value >= 0
+    found = reproduce(["table3"], tiny_localizer, data, tmp_path)
+    assert (found.counted, found.asked, found.of) == (2, 3, 3)
+    assert found.failed == {"scene-1": "cannot read scene-1"}
+    assert not found.complete
+    assert found.rows["table3"]["GEM"]["pointing_game"].value >= 0
+    monkeypatch.setattr(Sample, "picture", broken)
+    with pytest.raises(InputError, match="none of 3 images of scenes could be read: cannot read scene"):
+        reproduce(["table3"], tiny_localizer, data, tmp_path / "other")
 
 
 def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
-    data = scenes(range(2), 64)
-    counts = evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(analysis=True))["gem"]
-    found = scores(counts)
+    """Of the objects' own masks against all that is not in them: in the joint space, and after each block."""
+    data, pathways = scenes(range(2), 64), {"gem": GEM, "clip": PATHWAYS["clip"]}
+    counts = evaluate(tiny_localizer, pathways, data, Protocol(), analysed=["gem"])
+    assert not any("contrast" in what or "similarity" in what for what in counts["clip"])
+    found = scores(counts["gem"])
     for sample in data:
-        patches = tiny_localizer.encode(tiny_localizer.pixels(sample.picture())[None]).patches[0]
-        labels = torch.from_numpy(sample.labels())
-        present = [one for one in labels.unique().tolist() if one != 255]
-        void = labels == 255 if len(present) > 1 else None
-        grid = tiny_localizer.encode(tiny_localizer.pixels(sample.picture())[None]).grid
-        sides = to_grid(torch.stack([labels == one for one in present]), grid, void)
-        text = tiny_localizer.text([data.classes[one] for one in present])
-        expected = {
-            "alike": [patch_similarity(patches).item()],
-            "parted": object_contrast(patches, sides).tolist(),
-            "told": text_contrast(patches, text, sides).tolist(),
-        }
-        for what, values in expected.items():
-            usable = [value for value in values if value == value]
-            row: Any = counts[what].rows[sample.id]
-            total, count = row.get(0, (0, 0))
-            assert count == len(usable)
-            assert total == pytest.approx(sum(usable), abs=1e-5)
-    assert {"patch_similarity", "object_contrast", "text_contrast"} <= found.keys()
+        assert isinstance(sample, SceneSample)
+        pixels = tiny_localizer.pixels(sample.picture())[None]
+        features = tiny_localizer.read(pixels, pathways, trace=["gem"])["gem"]
+        visible = [sample.labels() == data.classes.index(name) for name in sample.scene.names]
+        pairs = [(name, mask) for name, mask in zip(sample.scene.names, visible, strict=True) if mask.any()]
+        sides = to_grid(torch.stack([torch.from_numpy(mask) for _, mask in pairs]), features.grid)
+        text = tiny_localizer.text([name for name, _ in pairs])
+        streams = {f"@{block}": tokens[0, 1:] for block, tokens in features.trace.items()}
+        assert list(streams) == [f"@{block}" for block in range(1, 7)]
+        for at, patches in {"": features.patches[0], **streams}.items():
+            joint = tiny_localizer.backbone.project(patches) if at else patches
+            expected = {
+                "patch_similarity": [patch_similarity(patches).item()],
+                "object_contrast": object_contrast(patches, sides).tolist(),
+                "text_contrast": text_contrast(joint, text, sides).tolist(),
+            }
+            for what, values in expected.items():
+                usable = [value for value in values if value == value]
+                row: Any = counts["gem"][what + at].rows[sample.id]
+                total, count = row.get(0, (0, 0))
+                assert count == len(usable)
+                assert total == pytest.approx(sum(usable), abs=1e-5)
+                assert what + at in found
+
+
+@pytest.mark.parametrize("background", [None, 0])
+def test_void_is_outside_of_nothing_where_it_is_told_from_background(background, tiny_localizer):
+    labels = np.full((64, 64), 255, dtype=np.uint8)
+    labels[:32, :32], labels[32:] = 1, 0
+    classes = ("background", "cat") if background == 0 else ("dog", "cat")
+    sample = Sample("a", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), labels)
+    names = Vocabulary.of(["cat"] if background == 0 else ["dog", "cat"])
+    data = Segmentation("two", "val", classes, background, {"own": names}, [sample])
+    counts = evaluate(tiny_localizer, {"gem": GEM}, data, Protocol(), analysed=["gem"])["gem"]
+    features = tiny_localizer.encode(tiny_localizer.pixels(sample.picture())[None])
+    masks = torch.from_numpy(np.stack([labels == one for one in ((1,) if background == 0 else (0, 1))]))
+    void = torch.from_numpy(labels == 255)
+    kept, dropped = to_grid(masks, features.grid), to_grid(masks, features.grid, void)
+    expected = dropped if background == 0 else kept
+    row: Any = counts["object_contrast"].rows["a"]
+    assert row[0][0] == pytest.approx(object_contrast(features.patches[0], expected).sum().item(), abs=1e-6)
+    assert not torch.equal(dropped.outside, kept.outside)
+
+
+ESTIMATE = Estimate(0.461, 0.45, 0.47)
+OUTCOME = Outcome("ViT-B-16, openai", "CLIP ViT-B/16", "voc2012", "val", "paper", 9, 9, 9, {}, {})
 
 
 def test_a_table_has_intervals_and_the_papers_values():
-    estimate = Estimate(0.461, 0.45, 0.47)
-    text = markdown("table3", {"GEM": {"mean_iou": estimate}, "GEM, K = 2": {"mean_iou": estimate}}, "voc2012")
-    assert "| GEM | 46.1 [45.0, 47.0] | 46.2 |" in text
+    rows = {"GEM": {"mean_iou": ESTIMATE}, "GEM, K = 2": {"mean_iou": ESTIMATE}}
+    outcome = OUTCOME._replace(rows={"table3": rows})
+    text = markdown("table3", [outcome])
+    assert "## Table 3" in text
+    assert "| GEM | 46.1 [45.0, 47.0] | 46.2 (-0.1) |" in text
     assert "| GEM, K = 2 | 46.1 [45.0, 47.0] |  |" in text
-    assert "paper" not in markdown("table3", {"GEM": {"mean_iou": estimate}}, "scenes").split("\n\n")[1]
+    assert "| PACL (quoted by the paper, not measured) |  | 72.3 |" in text
+    others = ({"model": "embedded"}, {"split": "train"}, {"counted": 8}, {"protocol": "field"}, {"dataset": "scenes"})
+    for other in others:
+        assert "46.2" not in markdown("table3", [outcome._replace(**other)])
+    assert "paper" not in markdown("table3", [outcome._replace(dataset="scenes")])
+
+
+def test_models_stand_below_each_other():
+    gem = {"GEM": {"mean_iou": ESTIMATE}}
+    trained = OUTCOME._replace(
+        model="nvidia/groupvit-gcc-yfcc", label="GroupViT", rows={"table3": {"as trained": {"mean_iou": ESTIMATE}}}
+    )
+    text = markdown("table3", [OUTCOME._replace(rows={"table3": gem}), trained])
+    assert "| CLIP ViT-B/16 · GEM | 46.1 [45.0, 47.0] | 46.2 (-0.1) |" in text
+    assert "| GroupViT · as trained | 46.1 [45.0, 47.0] | 42.8 (+3.3) |" in text
+
+
+def test_seeds_are_a_mean_and_a_deviation():
+    rows = {f"k-means, 3, seed {seed}": {"mean_iou": Estimate(0.4 + seed / 100, 0, 1)} for seed in range(3)}
+    text = markdown("table2", [OUTCOME._replace(rows={"table2": {"GEM": {"mean_iou": ESTIMATE}, **rows}})])
+    assert "| k-means, 3 (3 seeds) | 41.0 ± 1.0 |" in text
+    assert "seed 0" not in text
+
+
+def test_a_table_without_scores_says_so():
+    text = markdown("figure3", [OUTCOME._replace(rows={"figure3": {"CLIP": {}}}, dataset="openimages")])
+    assert "openimages has no scores of the kind that this needs: patch_similarity" in text
 
 
 def test_figures_are_drawn_and_tables_are_not():
     estimate = {"mean_iou": Estimate(0.4, 0.3, 0.5)}
-    found = dict.fromkeys(EXPERIMENTS["figure5"].rows(12), estimate)
-    [(score, picture)] = curves("figure5", found, 12).items()
-    assert score == "mean_iou"
+    one = OUTCOME._replace(rows={"figure5": dict.fromkeys(EXPERIMENTS["figure5"].rows(12), estimate)})
+    two = one._replace(label="another")
+    layers = {one.label: 12, two.label: 12}
+    [(file, picture)] = curves("figure5", [one, two], layers).items()
+    assert file == "figure5.mean_iou"
     assert isinstance(picture, Image.Image) and min(picture.size) > 300
-    assert curves("table1", {}, 12) == {}
+    assert curves("table1", [one], layers) == {}
+
+
+def test_figure_3_is_drawn_over_iterations_and_over_blocks(tiny_localizer, tmp_path):
+    found = reproduce(["figure3"], tiny_localizer, scenes(range(2), 64), tmp_path)
+    files = curves("figure3", [found], {found.label: 6})
+    kinds = ("patch_similarity", "object_contrast", "text_contrast")
+    assert set(files) == {f"figure3{over}.{kind}" for over in ("", ".blocks") for kind in kinds}
+
+
+def test_no_curve_is_an_error():
     with pytest.raises(ValueError, match="no curve"):
         plot({})
 
@@ -139,7 +240,8 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
     result = call("table3", "figure5", "--limit", 2, "-q")
     assert result.exit_code == 0, result.output
     report = (tmp_path / "report.md").read_text()
-    assert "## Table3" in report and "## Figure5" in report
+    assert "## Table 3" in report and "## Figure 5" in report
+    assert "on scenes (held-out): 2 of 500 images" in report
     for file in ("figure5.mean_iou.png", "figure5.pointing_game.png"):
         assert f"]({file})" in report and (tmp_path / file).exists()
     assert call("table3", "figure5", "--limit", 2, "-q").exit_code == 0
@@ -153,12 +255,104 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
 
 
 def test_figures_without_numbers_are_drawn(tiny: str, tmp_path: Path):
-    arguments = ["reproduce", "figure2", "figure9", "--model", tiny, "--out", str(tmp_path), "-q"]
+    arguments = ["reproduce", "figure2", "figure8", "figure9", "--model", tiny, "--out", str(tmp_path), "-q"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     report = (tmp_path / "report.md").read_text()
-    for name in ("figure2", "figure9"):
+    for name in ("figure2", "figure8", "figure9"):
         assert f"]({name}.png)" in report
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 300
     assert not (tmp_path / "runs").exists()
+
+
+def test_failures_are_the_phrases_that_fit_worst(tiny_localizer, monkeypatch):
+    drawn: list[str] = []
+
+    def keep(picture: Image.Image, heatmap: Any, caption: str) -> Image.Image:
+        drawn.append(caption)
+        return picture
+
+    monkeypatch.setattr("open_gem.experiments.pictures.overlay", keep)
+    data = scenes(range(6), 64)
+    failures(tiny_localizer, data, PROTOCOLS["paper"])
+    given = [caption for caption in drawn if caption.startswith("gem")]
+    fits = []
+    for sample in data:
+        assert isinstance(sample, SceneSample)
+        found = tiny_localizer(sample.picture(), sample.scene.names)
+        for name, mask in zip(found.prompts, found.masks(), strict=True):
+            truth = torch.from_numpy(sample.labels() == data.classes.index(name))
+            fits.append(((mask & truth).sum() / (mask | truth).sum()).item())
+    assert [float(caption[-4:]) for caption in given] == pytest.approx(sorted(fits)[: len(given)], abs=0.006)
+
+
+def a_voc(root: Path, count: int) -> None:
+    """A data set in the exact layout of PascalVOC, of random pictures."""
+    random, home = np.random.default_rng(0), root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (home / folder).mkdir(parents=True)
+    ids = [f"2007_{index:06d}" for index in range(count)]
+    for one in ids:
+        Image.fromarray(random.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(home / f"JPEGImages/{one}.jpg")
+        labels = random.choice([0, 1, 2, 255], (50, 70)).astype(np.uint8)
+        Image.fromarray(labels).save(home / f"SegmentationClass/{one}.png")
+    for split in ("train", "val"):
+        (home / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{one}\n" for one in ids))
+
+
+def test_the_papers_models_are_measured_and_those_that_cannot_be_had_are_named(tiny, tmp_path, monkeypatch):
+    """Real data, no --model: every model of the paper, on the split the paper has for it."""
+    a_voc(tmp_path, 2)
+    real = backbones.load
+
+    def load(name: str, pretrained: str | None = None, **where: Any) -> Any:
+        if name == "ViT-B-16":
+            return real(tiny, **where)
+        raise WeightsError(f"cannot load {name}: no network")
+
+    monkeypatch.setattr("open_gem.backbones.load", load)
+    monkeypatch.setattr("open_gem.backbones.trained.is_trained", lambda name: False)
+    out = tmp_path / "out"
+    arguments = [
+        "table4",
+        "figure3",
+        "figure4",
+        "--dataset",
+        "voc2012",
+        "--data-root",
+        str(tmp_path),
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(cli.app, ["reproduce", *arguments, "-q"])
+    assert result.exit_code == 1, result.output
+    assert "error: CLIP ViT-B/32: cannot load ViT-B-32: no network" in result.stderr
+    report = (out / "report.md").read_text()
+    assert "* CLIP ViT-B/16 on voc2012 (val): 2 of 2 images" in report
+    assert "* CLIP ViT-B/16 on voc2012 (train): 2 of 2 images" in report
+    assert "| OpenCLIP ViT-B/16 · GEM |" in report
+    assert "figure3.blocks.text_contrast.png" in report and (out / "figure4.png").exists()
+    planned = CliRunner().invoke(cli.app, ["reproduce", *arguments, "--plan"])
+    assert "table4: cannot be run with CLIP ViT-L/14" in " ".join(planned.stdout.split())
+
+
+def test_a_figure_that_data_cannot_answer_is_named(tiny, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    values = np.full((1, 2), 0.5), np.array([0], dtype=np.int32), np.array([True])
+    data = Points("openimages", "val", ("cat",), ("a",), (tmp_path / "a.png",), np.array([0, 1]), *values, (), {})
+    monkeypatch.setattr("open_gem.datasets.open_dataset", lambda *where: data)
+    arguments = [
+        "reproduce",
+        "figure3",
+        "--dataset",
+        "openimages",
+        "--model",
+        tiny,
+        "--out",
+        str(tmp_path / "out"),
+        "-q",
+    ]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 1
+    assert "figure3 needs the class of each pixel, which openimages does not know" in result.stderr

@@ -21,6 +21,7 @@ ROWS = [
     ["experiments", "report"],
     ["runs"],
     ["bench", "evaluate", "figures", "viz"],
+    ["questions"],
     ["protocols"],
     ["trained"],
     ["localizer"],
@@ -33,7 +34,7 @@ ROWS = [
     ["attention"],
     ["parts"],
     ["files"],
-    ["types", "errors", "checks"],
+    ["types", "errors", "checks", "paper"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 

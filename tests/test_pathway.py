@@ -357,10 +357,32 @@ class CountingHost:
         names = ("norm", "qkv", "out", "mlp", "forward")
         return Block(**{name: self._counted((name, index), getattr(block, name)) for name in names})
 
-    def count(self, pathways: dict[str, Pathway], **settings: bool) -> Counter[Any]:
+    def count(self, pathways: dict[str, Pathway], **settings: Any) -> Counter[Any]:
         self.calls.clear()
         run(self, pictures(32, 32, 1), pathways, **settings)
         return self.calls
+
+
+def test_a_trace_is_the_stream_after_each_block(square):
+    """Of the host all blocks, as its modules have them; of a pathway its own, the last of which is projected."""
+    pixels, chosen = pictures(32, 32, 2), {"clip": PATHWAYS["clip"], "gem": replace(PATHWAYS["gem"], depth=2)}
+    layers = square.backbone.layers
+    plain = run(square.backbone, pixels, chosen)
+    found = run(square.backbone, pixels, chosen, trace=["clip", "gem"], exact=True)
+    assert list(found["clip"].trace) == list(range(1, layers + 1))
+    assert list(found["gem"].trace) == [layers - 1, layers]
+    tokens, grid = square.backbone.embed(pixels)
+    with torch.no_grad():
+        for number, block in enumerate(square.backbone.blocks(grid), start=1):
+            tokens = block.forward(tokens)
+            assert torch.equal(found["clip"].trace[number], tokens)
+        for name in chosen:
+            assert torch.equal(square.backbone.project(found[name].trace[layers]), found[name].tokens)
+    one = found["gem"].image(1)
+    assert torch.equal(one.tokens[0], found["gem"].tokens[1])
+    assert torch.equal(one.trace[layers][0], found["gem"].trace[layers][1])
+    assert all(not features.trace for features in plain.values())
+    assert not run(square.backbone, pixels, chosen, trace=["gem"])["clip"].trace
 
 
 @pytest.fixture

@@ -298,6 +298,25 @@ def test_the_mass_is_the_softmaxs_denominator():
     assert torch.equal(found.winner, logits.argmax(0))
 
 
+@pytest.mark.parametrize("cells", [1, 500, 1 << 18])
+@pytest.mark.parametrize("size", [Size(29, 41), Size(3, 100), Size(4, 6), Size(2, 3), Size(1, 1)])
+@pytest.mark.parametrize("prompts", [1, 9])
+def test_a_contest_on_the_grid_is_that_of_upsampled_maps(prompts, size, cells, monkeypatch):
+    monkeypatch.setattr(readout, "CELLS", cells)
+    logits = random(prompts, 4, 6, seed=3, scale=20)
+    ours, theirs = readout.grid_contest(logits, size), readout.contest(upsample(logit, size) for logit in logits)
+    close(ours.best, theirs.best, 3e-5)  # of values up to 60
+    close(ours.log_mass, theirs.log_mass, 3e-5)
+    assert torch.equal(ours.winner, theirs.winner)
+
+
+def test_a_contest_on_the_grid_keeps_the_first_of_equals_and_what_is_not_a_number():
+    logits = random(1, 3, 3).expand(5, 3, 3).clone()
+    assert readout.grid_contest(logits, Size(7, 8)).winner.unique().tolist() == [0]
+    logits[3, 0, 0] = torch.nan
+    assert readout.grid_contest(logits, Size(7, 8)).best.isnan().any()
+
+
 # Redundancy -----------------------------------------------------------------------------------------------------------
 
 

@@ -20,8 +20,9 @@ import open_gem
 from open_gem import PATHWAYS, Localizer
 from open_gem.datasets import scenes
 from open_gem.datasets.scenes import VALIDATION
-from open_gem.evaluate import evaluate, scores
+from open_gem.evaluate import evaluate
 from open_gem.protocols import Protocol
+from open_gem.questions import scores
 
 SCALES = (2.0, 1.0, 0.5, 0.25, 0.125)
 SIZES = ("short:128", "short:160", "short:192")

@@ -190,6 +190,8 @@ class Localization:
     @cached_property
     def _contest(self) -> readout.Contest:
         scale = 1.0 if self.logit_scale is None else self.logit_scale
+        if self.refine is None and isinstance(self.maps, Tensor):
+            return readout.grid_contest(scale * self.maps[self._order], self.size)
         return readout.contest(scale * self._phrase(index) for index in self._order)
 
     @property

@@ -1,7 +1,7 @@
 """Encode a picture once, ask as often as you like."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
@@ -159,10 +159,16 @@ class Localizer:
         return self.read(pixels, {"chosen": chosen}, pooled=pooled)["chosen"]
 
     def read(
-        self, pixels: Tensor, pathways: Mapping[str, str | Pathway] | Iterable[str], *, pooled: bool = True
+        self,
+        pixels: Tensor,
+        pathways: Mapping[str, str | Pathway] | Iterable[str],
+        *,
+        pooled: bool = True,
+        trace: Collection[str] = (),
     ) -> dict[str, Features]:
-        """Features by several pathways from one pass: names, or a mapping of labels to names and settings."""
-        return run(self.backbone, pixels, self._labelled(pathways), pooled=pooled)
+        """Features by several pathways from one pass: names, or a mapping of labels to names and settings. `trace`: see
+        `run`."""
+        return run(self.backbone, pixels, self._labelled(pathways), pooled=pooled, trace=trace)
 
     def locate(
         self,

@@ -11,8 +11,9 @@ Surgery, ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code 
 a slip).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -77,7 +78,9 @@ class Features:
 
     `tokens` `(b, prefix + r·k, e)` in the joint space, not normalised; `grid` r×k; `size` the pixels that were encoded;
     `pooled` `(b, e)` the host's image-level embedding, not normalised, or None where nobody asked for it; `original`
-    the size of the picture that the pixels were made of, where it is known.
+    the size of the picture that the pixels were made of, where it is known; `trace`, where it was asked for, this
+    pathway's stream after each block that it has, by the block's number from 1: `(b, prefix + r·k, d)` in the model's
+    own width, before the final norm.
     """
 
     tokens: Tensor
@@ -86,6 +89,14 @@ class Features:
     prefix: int = 1
     pooled: Tensor | None = None
     original: Size | None = None
+    trace: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def image(self, index: int) -> "Features":
+        """Those of one image of the batch, as a batch of one."""
+        one = slice(index, index + 1)
+        pooled = None if self.pooled is None else self.pooled[one]
+        trace = {block: tokens[one] for block, tokens in self.trace.items()}
+        return replace(self, tokens=self.tokens[one], pooled=pooled, trace=trace)
 
     @property
     def patches(self) -> Tensor:
@@ -108,7 +119,13 @@ def check_depth(pathway: Pathway, host: Host, label: str = "the pathway") -> Non
 
 @torch.no_grad()
 def run(
-    host: Host, pixels: Tensor, pathways: Mapping[str, Pathway], *, pooled: bool = False, exact: bool = False
+    host: Host,
+    pixels: Tensor,
+    pathways: Mapping[str, Pathway],
+    *,
+    pooled: bool = False,
+    exact: bool = False,
+    trace: Collection[str] = (),
 ) -> dict[str, Features]:
     """Encode `pixels` once and read every one of `pathways` from that pass.
 
@@ -118,6 +135,7 @@ def run(
     exact     run the host's blocks through its own modules: its tokens are then the library's to the last bit; by
               default the same weights run through one fused attention and share q, k, v with the pathways (difference
               ≤ 2e-5)
+    trace     pathways of which the stream after every block is wanted too, in `Features.trace`
 
     Returns one `Features` a pathway under the same names. Raises PathwayError where a pathway is deeper than the host,
     or none is given; InputError (from the host) where the pixels do not fit its patches.
@@ -132,6 +150,7 @@ def run(
     lenders = {index for pathway in beside.values() for index in pathway.borrows(host.layers)}
     lent: dict[int, Heads] = {}  # their q, k and v
     streams: dict[str, Tensor] = {}  # the second streams that have begun
+    traces: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     x, grid = host.embed(pixels)
     blocks = host.blocks(grid)
@@ -146,6 +165,9 @@ def run(
             _advance_streams(block, heads, Site(normed, pixels, grid, host.prefix, len(blocks), lent), here, streams)
         if host_is_read or index < len(blocks) - 1:
             x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
+        for name in trace:
+            if name not in beside or name in here:
+                traces[name][index + 1] = streams[name] if name in beside else x
 
     embedding = host.pool(x) if pooled else None
     size = Size(*pixels.shape[-2:])
@@ -157,6 +179,7 @@ def run(
             size,
             layouts[name].prefix,
             embedding,
+            trace=traces[name],
         )
         for name, pathway in pathways.items()
     }

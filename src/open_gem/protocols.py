@@ -29,7 +29,6 @@ class Protocol:
     refinement  of maps
     remove_redundancy
                 see `Localizer`
-    analysis    also the paper's analysis of patch features (section 5), where pixels have classes
     """
 
     size: str | None = None
@@ -41,7 +40,6 @@ class Protocol:
     threshold: float = 0.5
     refinement: Pamr | None = None
     remove_redundancy: bool = False
-    analysis: bool = False
 
     def background_of(self, dataset: str) -> float:
         """The threshold of the background of a data set that has one."""
@@ -78,7 +76,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         template="imagenet-80",
         names="sclip",
         views=Views(window=448, stride=224, merge="logits"),
-        background={"": 0.1, "voc2012": 0.5, "voc2010": 0.5, "context60": 0.15, "coco-object": 0.4},
+        background={"": 0.0, "voc2012": 0.5, "voc2010": 0.5, "context60": 0.15, "coco-object": 0.4},
         logit_scale=50.0,
     ),
 }
@@ -86,8 +84,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 def name_of(protocol: Protocol) -> str:
     """The name under which it is in `PROTOCOLS`, or "own"."""
-    plain = replace(protocol, analysis=False)  # which changes no score
-    return next((name for name, row in PROTOCOLS.items() if row == plain), "own")
+    return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
 
 
 def find_protocol(name: str) -> Protocol:

@@ -4,7 +4,8 @@ Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything
 made one prompt at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch.nn.functional import interpolate, normalize
 
 from open_gem.attention import wide
 from open_gem.types import Size
+
+CELLS = 1 << 18
+"""Numbers that `grid_contest` works on at a time: 1 MiB in float32, which stays in a core's cache."""
 
 
 class Boxes(NamedTuple):
@@ -132,6 +136,48 @@ def contest(logits: Iterable[Tensor]) -> Contest:
         found = Contest(higher, found.winner.masked_fill_(logit > found.best, index), mass)
     assert found is not None, "somebody has asked for at least one phrase"
     return found
+
+
+def grid_contest(logits: Tensor, size: Size) -> Contest:
+    """The same for logits on the patch grid, `(p, r, k)`, upsampled to `size` as `upsample` does.
+
+    Band by band of pixels between two rows of the grid, all phrases side by side in memory: several times faster than
+    map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of phrases.
+    """
+    corners = wide(logits).permute(1, 2, 0).contiguous()
+    (low_rows, high_rows, down), (low, high, along) = (
+        _taps(cells, pixels, corners) for cells, pixels in zip(corners.shape[:2], size, strict=True)
+    )
+    found = Contest(*(corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64, corners.dtype)))
+    step = max(1, CELLS // (size.width * len(logits)))
+    for start, end in _runs(low_rows.tolist()):
+        above, below = (
+            torch.lerp(corners[row, low], corners[row, high], along[:, None])
+            for row in (low_rows[start], high_rows[start])
+        )
+        for first in range(start, end, step):
+            band = slice(first, min(first + step, end))
+            here = torch.lerp(above, below, down[band, None, None])
+            best, _ = torch.max(here, dim=-1, out=(found.best[band], found.winner[band]))
+            torch.sum(here.sub_(best[..., None]).exp_(), dim=-1, out=found.mass[band])
+    return found
+
+
+def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which two cells each pixel lies along one side, and how far towards the second: bilinear, corners not
+    aligned, in float32 as torch's own."""
+    at = (torch.arange(pixels, dtype=torch.float32) + 0.5) * (cells / pixels) - 0.5
+    at = at.clamp(min=0)
+    low = at.long().clamp(max=cells - 1)
+    high = (low + 1).clamp(max=cells - 1)
+    return low.to(like.device), high.to(like.device), (at - low).to(like)
+
+
+def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where each run of equal values starts and ends."""
+    start = 0
+    for _, run in groupby(values):
+        yield start, (start := start + len(list(run)))
 
 
 def segment(found: Contest, groups: Sequence[int], background: float | None) -> Tensor:

@@ -3,117 +3,177 @@
 import csv
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from open_gem import paper
 from open_gem.errors import InputError
-from open_gem.evaluate import Estimate, scores
-from open_gem.runs import Store
+from open_gem.methods import PATHWAYS
+from open_gem.questions import Estimate, scores
+from open_gem.runs import Store, effective
 
-# Grounding Everything, Table 3 (CLIP ViT-B/16), in per cent: data set -> its score there, and of each pathway.
-PAPER: Mapping[str, tuple[str, Mapping[str, float]]] = {
-    "voc2012": ("mean_iou", {"clip": 10.4, "maskclip": 28.6, "clip_surgery": 41.2, "gem": 46.2}),
-    "context59": ("mean_iou", {"clip": 7.7, "maskclip": 23.8, "clip_surgery": 30.5, "gem": 32.6}),
-    "openimages": ("class_pooled", {"clip": 27.6, "maskclip": 42.0, "clip_surgery": 47.8, "gem": 50.9}),
+# The rows of Table 3 by the pathways that they are.
+TABLE_3 = {
+    "clip": "CLIP",
+    "maskclip": "MaskCLIP",
+    "clip_surgery": "CLIPSurgery",
+    "gem": "GEM",
+    "as trained": "as trained",
 }
-PAPER_MODELS = ("ViT-B-16/openai", "openai/clip-vit-base-patch16")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One pathway of one run: `images` that count, `failed` that could not be read, every score as an `Estimate`."""
+    """One pathway of one run: `images` that count, `failed` that could not be read, `of` all in the split; `size` the
+    size rule, `run` the folder's name, `tuned` whether the pathway's settings are other than usual; every score as an
+    `Estimate`."""
 
     dataset: str
     split: str
     images: int
     failed: int
+    of: int
     model: str
     protocol: str
+    size: str
     run: str
     pathway: str
+    tuned: bool
     scores: Mapping[str, Estimate]
 
     def paper(self, score: str) -> float | None:
-        """What the paper has for this, as a share; None where it has nothing, or the protocol is not the paper's."""
-        name, values = PAPER.get(self.dataset, ("", {}))
-        if score != name or self.model not in PAPER_MODELS or self.protocol == "field" or self.pathway not in values:
+        """What the paper's Table 3 has for this, as a share; None where it has nothing of the same model, data, split,
+        settings and protocol, or where images are missing."""
+        if self.tuned or self.images < self.of or paper.DATASETS.get(self.dataset) != score:
             return None
-        return values[self.pathway] / 100
+        row = TABLE_3.get(self.pathway, "")
+        known = paper.value("table3", self.model, row, self.dataset, self.split, self.protocol)
+        return None if known is None else known / 100
 
     def document(self) -> dict[str, Any]:
-        """All of it as values that JSON can hold."""
-        return asdict(self) | {"scores": {name: found._asdict() for name, found in self.scores.items()}}
+        """All of it as values that JSON can hold; a score without a value is null."""
+        numbers = {
+            name: {part: None if math.isnan(number) else number for part, number in found._asdict().items()}
+            for name, found in self.scores.items()
+        }
+        return asdict(self) | {"scores": numbers}
 
 
-def summary(store: Store) -> list[Line]:
-    """A line for each pathway of a run, over what was measured so far."""
-    settings, failed = store.settings, len(store.failed())
-    found = []
-    for name, counts in store.counts().items():
-        images = len(next(iter(counts.values())).rows)
-        kept = settings["dataset"], settings["split"], images, failed, settings["model"]
-        found.append(Line(*kept, settings["protocol"]["name"], store.folder.name, name, scores(counts)))
-    return found
+def summary(store: Store, ids: Collection[str] | None = None) -> list[Line]:
+    """A line for each pathway of a run, over these images or over all that were measured so far."""
+    settings, kept = store.settings, store.read()
+    done = kept.done if ids is None else kept.done.intersection(ids)
+    failed = kept.failed if ids is None else kept.failed.keys() & set(ids)
+    return [
+        Line(
+            settings["dataset"],
+            settings["split"],
+            len(done),
+            len(failed),
+            kept.of,
+            settings["model"],
+            settings["protocol"]["name"],
+            settings["size_rule"],
+            store.folder.name,
+            name,
+            name in PATHWAYS and settings["pathways"][name] != effective(PATHWAYS[name]),
+            scores(counts),
+        )
+        for name, counts in kept.counts(ids).items()
+    ]
 
 
 def collect(place: Path) -> list[Line]:
-    """The lines of all runs below a folder. Raises InputError where there are none."""
-    folders = sorted(path.parent for path in place.glob("*/run.json"))
-    if not folders:
+    """The lines of all runs in or below a folder that have counts. Raises InputError where there are none."""
+    folders = sorted(path.parent for path in place.rglob("run.json"))
+    lines = [line for folder in folders for line in summary(Store.open(folder))]
+    if not lines:
+        what = f"{len(folders)} runs without any counts" if folders else "no runs"
         raise InputError(
-            f"no runs in {str(place)!r}, expected folders with a run.json, as open-gem evaluate makes them"
+            f"{what} in {str(place)!r}, expected folders with a run.json and parts, as open-gem evaluate makes them"
         )
-    return [line for folder in folders for line in summary(Store.open(folder))]
+    return lines
 
 
-def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one table: per cent, with the 95 % interval, and the paper's value with the difference."""
-    names = list(dict.fromkeys(name for line in lines for name in line.scores))
-    head = ["data set", "split", "images", "model", "protocol", "pathway", *names]
-    rows = []
-    for line in lines:
-        cells = [line.dataset, line.split, str(line.images), line.model, line.protocol, line.pathway]
-        rows.append(cells + [_cell(line, name) if name in line.scores else "" for name in names])
-    return head, rows
+Table = tuple[list[str], list[list[str]]]
+
+
+def _told(line: Line) -> list[str]:
+    """What a line is of: the cells before its scores."""
+    images = f"{line.images} of {line.of}" + (f", {line.failed} failed" if line.failed else "")
+    pathway = line.pathway + (" (tuned)" if line.tuned else "")
+    return [line.dataset, line.split, images, line.model, line.protocol, line.size, line.run, pathway]
+
+
+TOLD = ["data set", "split", "images", "model", "protocol", "size", "run", "pathway"]
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Head and rows of one table: per cent, with the 95 % interval, and the paper's value with the difference. Scores
+    of single blocks are left to the figures."""
+    names = _score_names(lines)
+    rows = [_told(line) + [_cell(line, name) if name in line.scores else "" for name in names] for line in lines]
+    return [*TOLD, *names], rows
+
+
+def numbers(lines: Sequence[Line]) -> Table:
+    """The same for programs: a column a number, shares in full."""
+    names = _score_names(lines)
+    head = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
+    return [*TOLD, *head], [_told(line) + [cell for name in names for cell in _numbers(line, name)] for line in lines]
+
+
+def _score_names(lines: Sequence[Line]) -> list[str]:
+    return [name for name in dict.fromkeys(name for line in lines for name in line.scores) if "@" not in name]
 
 
 def _cell(line: Line, name: str) -> str:
     value, low, high = (100 * number for number in line.scores[name])
+    if math.isnan(value):
+        return "nothing counted"
     text = f"{value:.1f} [{low:.1f}, {high:.1f}]"
-    paper = line.paper(name)
-    return text if paper is None else f"{text}; paper {100 * paper:.1f} ({value - 100 * paper:+.1f})"
+    known = line.paper(name)
+    return text if known is None else f"{text}; paper {100 * known:.1f} ({value - 100 * known:+.1f})"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+def _numbers(line: Line, name: str) -> list[str]:
+    if name not in line.scores:
+        return [""] * 4
+    known = line.paper(name)
+    found = [*line.scores[name], math.nan if known is None else known]
+    return ["" if math.isnan(number) else repr(number) for number in found]
 
 
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown(lines: Sequence[Line]) -> str:
+    head, rows = table(lines)
+    printed = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in printed) + "\n"
+
+
+def _html(lines: Sequence[Line]) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
 
+    head, rows = table(lines)
     body = line("th", head) + "".join(line("td", row) for row in rows)
     return f'<!doctype html><meta charset="utf-8"><title>open_gem</title>\n<table>\n{body}</table>\n'
 
 
-def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _csv(lines: Sequence[Line]) -> str:
     file = io.StringIO()
+    head, rows = numbers(lines)
     csv.writer(file, lineterminator="\n").writerows([head, *rows])
     return file.getvalue()
 
 
-FORMATS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], str]] = {
-    "markdown": _markdown,
-    "html": _html,
-    "csv": _csv,
-}
+FORMATS: Mapping[str, Callable[[Sequence[Line]], str]] = {"markdown": _markdown, "html": _html, "csv": _csv}
 
 
 def render(lines: Sequence[Line], format: str = "markdown") -> str:
     """The table of these lines as text. Raises InputError for an unknown format."""
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
-    return FORMATS[format](*table(lines))
+    return FORMATS[format](lines)

@@ -2,21 +2,53 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zlib import crc32
 
 import open_gem
 from open_gem.errors import InputError, OutputError
-from open_gem.evaluate import TRAINED, Counts, Dataset, Measured, gather, measure
+from open_gem.evaluate import TRAINED, Counts, Measured, gather, measure
 from open_gem.files import digest, write_file
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
 from open_gem.metrics import Records
 from open_gem.protocols import Protocol, name_of
+from open_gem.questions import SCORES, Dataset
 from open_gem.trained import TrainedLocalizer
+
+NEEDED = ("open_gem", "dataset", "split", "model", "size_rule", "protocol", "pathways")
+"""Settings that a run has at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What all parts of a run hold together.
+
+    rows    of each pathway, by what is counted and by image; an image that was measured twice counts once
+    done    images that were measured
+    failed  images that could not be read, and why; not those that somebody could read after all
+    of      how many images the data set had when last measured
+    """
+
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    done: frozenset[str]
+    failed: Mapping[str, str]
+    of: int
+
+    def counts(self, ids: Collection[str] | None = None) -> dict[str, Counts]:
+        """The counts of each pathway over these images, or over all that were measured."""
+        wanted = self.done if ids is None else self.done & set(ids)
+        return {
+            name: {
+                what: Records.from_json({image: row for image, row in stored.items() if image in wanted})
+                for what, stored in counted.items()
+            }
+            for name, counted in self.rows.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -37,7 +69,11 @@ class Store:
         """The store of a run below `place`, made where there is none: its name has the data set and a hash of the
         settings, so that runs of other settings never meet."""
         store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
-        if not (store.folder / "run.json").exists():
+        try:
+            known = cls.open(store.folder).settings == settings
+        except InputError:
+            known = False
+        if not known:
             write_file(store.folder / "run.json", json.dumps(settings, indent=1).encode())
         return store
 
@@ -45,50 +81,52 @@ class Store:
     def open(cls, folder: Path) -> "Store":
         """The store that is there. Raises InputError where there is none."""
         try:
-            return cls(folder, json.loads((folder / "run.json").read_text("utf-8")))
-        except (OSError, ValueError) as error:
+            settings = json.loads((folder / "run.json").read_text("utf-8"))
+            lacking = [name for name in NEEDED if name not in settings]
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"no run in {str(folder)!r}: {error}") from error
+        if lacking:
+            raise InputError(f"no run in {str(folder)!r}: its run.json has no {', '.join(lacking)}")
+        return cls(folder, settings)
 
-    def add(self, measured: Sequence[Measured]) -> None:
-        """One part more. Raises OutputError."""
+    def add(self, measured: Sequence[Measured], of: int) -> None:
+        """One part more, of a data set `of` so many images. Raises OutputError."""
         counts = {
             name: {what: records.to_json() for what, records in counted.items()}
             for name, counted in gather(measured).items()
         }
         failed = {one.id: one.error for one in measured if one.error is not None}
-        part = {"indices": [one.index for one in measured], "failed": failed, "counts": counts}
-        name = f"part-{measured[0].index:07d}-{uuid4().hex[:8]}.json"
-        write_file(self.folder / name, json.dumps(part).encode())
+        ids = [one.id for one in measured if one.error is None]
+        part = {"of": of, "ids": ids, "failed": failed, "counts": counts}
+        write_file(self.folder / f"part-{uuid4().hex}.json", json.dumps(part).encode())
 
-    def parts(self) -> list[dict[str, Any]]:
-        """All parts. Raises OutputError for one that cannot be read."""
-        found = []
-        for path in sorted(self.folder.glob("part-*.json")):
-            try:
-                found.append(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError) as error:
-                raise OutputError(
-                    f"cannot read {str(path)!r}: {error}; remove it to measure its images again"
-                ) from error
-        return found
-
-    def done(self) -> set[int]:
-        """The indices of the images that are in some part."""
-        return {index for part in self.parts() for index in part["indices"]}
-
-    def failed(self) -> dict[str, str]:
-        """The images that could not be read, and why."""
-        return {image: error for part in self.parts() for image, error in part["failed"].items()}
-
-    def counts(self) -> dict[str, Counts]:
-        """The counts of each pathway over all parts. An image that two processes have measured counts once."""
+    def read(self) -> Kept:
+        """What all parts hold. Raises OutputError, naming it, for one that makes no sense."""
         rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-        for part in self.parts():
-            for name, counted in part["counts"].items():
-                for what, stored in counted.items():
-                    rows[name][what] = stored | rows[name][what]  # who was first stays
+        done: set[str] = set()
+        failed: dict[str, str] = {}
+        of = 0
+        for path in sorted(self.folder.glob("part-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            try:
+                part = json.loads(path.read_text("utf-8"))
+                done |= set(part["ids"])
+                failed |= part["failed"]
+                of = int(part["of"])
+                for name, counted in part["counts"].items():
+                    for what, stored in counted.items():
+                        if what.partition("@")[0] not in SCORES:
+                            raise ValueError(f"it counts {what!r}, which this version does not know")
+                        Records.from_json(stored)
+                        for image, row in stored.items():
+                            rows[name][what].setdefault(image, row)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                raise OutputError(
+                    f"cannot read {str(path)!r}: {reason}; remove it to measure its images again"
+                ) from error
         order = [name for name in self.settings["pathways"] if name in rows]
-        return {name: {what: Records.from_json(some) for what, some in rows[name].items()} for name in order}
+        left = {image: error for image, error in failed.items() if image not in done}
+        return Kept({name: rows[name] for name in order}, frozenset(done), left, of)
 
 
 PART = 64  # images of a part: what an interruption costs at most
@@ -101,17 +139,17 @@ def run(
     dataset: Dataset,
     protocol: Protocol,
     *,
-    indices: Sequence[int] | None = None,
+    ids: Collection[str] | None = None,
     progress: Callable[[int], None] = lambda images: None,
     **settings: Any,
 ) -> None:
-    """Measure what of `indices` (by default, all) is in no part of the store yet; `settings` as of `measure`.
+    """Measure what of `ids` (by default, all images) the store does not have yet; `settings` as of `measure`.
 
-    Whatever ends this early, what was measured until then is written.
+    Images that could not be read are tried again. Whatever ends this early, what was measured until then is written.
     """
-    done = store.done()
-    wanted = range(len(dataset)) if indices is None else indices
-    left = [index for index in wanted if index not in done]
+    place = {image: index for index, image in enumerate(dataset.ids)}
+    wanted, done = place.keys() if ids is None else ids, store.read().done
+    left = [place[image] for image in wanted if image not in done]
     progress(len(wanted) - len(left))
     waiting: list[Measured] = []
     try:
@@ -120,20 +158,29 @@ def run(
             progress(1)
             if len(waiting) == PART:
                 part, waiting = waiting, []
-                store.add(part)
+                store.add(part, len(place))
     finally:
         if waiting:
-            store.add(waiting)
+            store.add(waiting, len(place))
+
+
+def shard(ids: Sequence[str], index: int, count: int) -> list[str]:
+    """The images of one of `count` shards, by their names alone: the same on a machine that lacks some of them."""
+    return [image for image in ids if crc32(image.encode()) % count == index]
 
 
 def settings_of(
-    localizer: Localizer | TrainedLocalizer, pathways: Mapping[str, Pathway], dataset: Dataset, protocol: Protocol
+    localizer: Localizer | TrainedLocalizer,
+    pathways: Mapping[str, Pathway],
+    dataset: Dataset,
+    protocol: Protocol,
+    analysed: Collection[str] = (),
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as values that JSON can hold."""
     answering = protocol.settle(localizer)
     described = {name: value for name, value in answering.describe().items() if name != "pathway"}
     model = localizer.model if isinstance(localizer, TrainedLocalizer) else localizer.backbone
-    told = {name: pathway.describe() for name, pathway in pathways.items()}
+    told = {name: effective(pathway) for name, pathway in pathways.items()}
     return json.loads(
         json.dumps(
             {
@@ -144,6 +191,12 @@ def settings_of(
                 "weights": model.fingerprint(),
                 "protocol": {"name": name_of(protocol), **protocol.describe()},
                 "pathways": told or {TRAINED: {}},
+                "analysed": sorted(analysed),
             }
         )
     )
+
+
+def effective(pathway: Pathway) -> dict[str, Any]:
+    """The settings of a pathway that have an effect, as values that JSON can hold."""
+    return {name: value for name, value in pathway.describe().items() if name != "about"}

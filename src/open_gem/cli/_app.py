@@ -50,6 +50,16 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Ctrl-C inside is one line and exit code 130: for commands that keep what they have done."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        say("interrupted: what was measured is kept, and the same command goes on from there")
+        raise typer.Exit(130) from error
+
+
 def say(message: str) -> None:
     """One line on stderr."""
     print(" ".join(message.splitlines()), file=sys.stderr)  # print, for typer.echo would write across a progress bar
@@ -117,6 +127,16 @@ def load_localizer(
 
     backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
     return Localizer(backbone, "clip", **{name: value for name, value in settings.items() if value is not None})
+
+
+def load_any(model: str, pretrained: str | None, device: str, dtype: str) -> "Localizer | TrainedLocalizer":
+    """The same, or a model that was trained to localize, by what its name says."""
+    from open_gem.backbones.trained import is_trained
+    from open_gem.trained import load_trained
+
+    if pretrained is None and is_trained(model):
+        return load_trained(model, device=device, dtype=dtype)
+    return load_localizer(model, pretrained, device, dtype)
 
 
 def tuned(name: str, pathway: "Pathway", **settings: Any) -> "Pathway":

@@ -59,7 +59,8 @@ def check(
     split: Annotated[str | None, typer.Option(help="One of its splits; else the first.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the pictures of a split, and name the files that are missing: exit code 1 where some are."""
+    """Count the pictures of a split, and name the files that are missing and, of the first few, those that are broken:
+    exit code 1 where there are any."""
     from open_gem.datasets import find_dataset
 
     source = find_dataset(name)
@@ -77,7 +78,9 @@ def check(
             typer.echo(f"  {missing}")
         if len(survey.missing) > 10:
             typer.echo("  …")
-    if survey.missing:
+        for fault in survey.broken:
+            typer.echo(f"broken: {fault}")
+    if survey.missing or survey.broken:
         raise typer.Exit(1)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,8 @@ from open_gem.cli._app import (
     ModelOption,
     PretrainedOption,
     app,
-    load_localizer,
+    going_on,
+    load_any,
     names_of,
     new_console,
     new_table,
@@ -23,10 +24,8 @@ from open_gem.cli._app import (
 )
 from open_gem.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 OUT = Path("open_gem_results")
+DEFAULT = "clip,maskclip,clip_surgery,gem"
 
 
 @app.command()
@@ -35,15 +34,15 @@ def evaluate(
     data_root: Annotated[Path | None, typer.Option(help="The folder that holds its files; scenes need none.")] = None,
     split: Annotated[str | None, typer.Option(help="Which part; else the usual one.")] = None,
     protocol: Annotated[str, typer.Option(help="How it is asked: paper, official or field.")] = "paper",
-    pathway: Annotated[str, typer.Option(help="Names of `open-gem pathways`, by commas, or all.")] = (
-        "clip,maskclip,clip_surgery,gem"
-    ),
+    pathway: Annotated[
+        str | None, typer.Option(help="Names of `open-gem pathways`, by commas, or all.", show_default=DEFAULT)
+    ] = None,
     temperature_scale: Annotated[
         float | None,
         typer.Option(help="Of adaptive temperatures, not the model's own; 1 is the paper's."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--count", min=1, help="The first images only.")] = None,
-    shard: Annotated[str, typer.Option(help="i/n: every n-th image from the i-th, 0/1 is all of them.")] = "0/1",
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts, by the images' names; 0/1 is all.")] = "0/1",
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
     size: Annotated[str | None, typer.Option(help="Size rule; else the protocol's.")] = None,
@@ -63,56 +62,64 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from open_gem.backbones.trained import is_trained
+    from open_gem import runs
     from open_gem.datasets import open_dataset
     from open_gem.files import check_writable
     from open_gem.imaging import check_size_rule
+    from open_gem.localizer import Localizer
     from open_gem.methods import PATHWAYS
     from open_gem.protocols import find_protocol
     from open_gem.report import summary
-    from open_gem.runs import Store, run, settings_of
-    from open_gem.trained import load_trained
 
-    names, asked = names_of(pathway), find_protocol(protocol)  # whatever is wrong is said before a model is loaded
+    names, asked = (
+        names_of(pathway or DEFAULT),
+        find_protocol(protocol),
+    )  # what is wrong is said before a model is loaded
     tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)
-    first, step = _shard(shard)
+    index, parts = _shard(shard)
     if size is not None:
         asked = replace(asked, size=check_size_rule(size))
     data = open_dataset(dataset, data_root, split)
+    ids = runs.shard(data.ids[:limit], index, parts)
+    if not ids:
+        say(f"warning: shard {shard} of {len(data.ids[:limit])} images has none")
+        return
     check_writable(out)
-    if pretrained is None and is_trained(model):
-        localizer, settings = load_trained(model, device=device, dtype=dtype), {}
-    else:
-        localizer = load_localizer(model, pretrained, device, dtype)
+    localizer = load_any(model, pretrained, device, dtype)
+    chosen = {}
+    if isinstance(localizer, Localizer):
         settings = {name: localizer.settings(name) for name in names}
-    chosen = {
-        name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
-        for name, setting in settings.items()
-    }
-    store = Store.at(out, settings_of(localizer, chosen, data, asked))
-    indices = range(len(data) if limit is None else min(limit, len(data)))[first::step]
-    with progress_bar(len(indices), quiet) as advance:
-        run(store, localizer, chosen, data, asked, indices=indices, progress=advance, batch=batch, workers=workers)
-    lines = summary(store)
-    for image, error in (failed := store.failed()).items():
-        say(f"error: {image}: {error}")
+        chosen = {
+            name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
+            for name, setting in settings.items()
+        }
+    elif pathway is not None or size is not None or temperature_scale is not None:
+        raise InputError(f"{model} was trained to localize: it has no --pathway, --size or --temperature-scale")
+    store = runs.Store.at(out, runs.settings_of(localizer, chosen, data, asked))
+    with going_on(), progress_bar(len(ids), quiet) as advance:
+        runs.run(store, localizer, chosen, data, asked, ids=ids, progress=advance, batch=batch, workers=workers)
+    lines, failed = summary(store, ids), store.read().failed
+    for image in ids:
+        if image in failed:
+            say(f"error: {image}: {failed[image]}")
     if as_json:
         for line in lines:
             typer.echo(json.dumps(line.document()))
     elif lines:
-        table = new_table("pathway", *lines[0].scores, title=f"{data.name} {data.split}, {lines[0].images} images")
+        images = f"{lines[0].images} of {lines[0].of} images" + (f", {lines[0].failed} failed" if failed else "")
+        table = new_table("pathway", *lines[0].scores, title=f"{data.name} {data.split}, {images}")
         for line in lines:
             table.add_row(line.pathway, *(f"{found.value:.3f}" for found in line.scores.values()))
         console = new_console()
         console.print(table)
         console.print(f"With intervals and all other runs: open-gem report {out}")
-    if failed:
+    if failed.keys() & set(ids):
         raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="What `open-gem evaluate --out` filled.")] = OUT,
+    folder: Annotated[Path, typer.Argument(help="What `open-gem evaluate` or `reproduce` filled.")] = OUT,
     format: Annotated[str, typer.Option(help="markdown, html or csv.")] = "markdown",
     out: Annotated[Path | None, typer.Option(help="A file; else it is printed.")] = None,
 ) -> None:

@@ -118,6 +118,12 @@ class Sample:
         return self.truth.read() if isinstance(self.truth, LabelFile) else self.truth
 
 
+class Drawn(Sequence[Sample]):
+    """Samples that are made when they are asked for; their `ids` are known before."""
+
+    ids: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation(Sequence[Sample]):
     """Pictures whose every pixel has one of `classes`, or none that counts.
@@ -133,6 +139,11 @@ class Segmentation(Sequence[Sample]):
     background: int | None
     vocabularies: "Mapping[str, Vocabulary]"
     samples: Sequence[Sample]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all pictures, in order."""
+        return self.samples.ids if isinstance(self.samples, Drawn) else tuple(sample.id for sample in self.samples)
 
     @property
     def foreground(self) -> tuple[int, ...]:
@@ -241,6 +252,7 @@ class Survey:
     expected  how many the data set's authors published; None where that is unknown
     missing   files that should be there and are not
     notes     what else was seen, a line each
+    broken    what is wrong with files that were read, a line each
     """
 
     home: Path
@@ -248,6 +260,7 @@ class Survey:
     expected: int | None
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from open_gem.datasets._base import IGNORE, LabelFile, Sample, Segmentation, Source, Survey, some
 from open_gem.datasets._names import NAMES, read_names
-from open_gem.errors import DatasetError
+from open_gem.errors import DatasetError, ImageError
 
 READ_BY_CHECK = 16  # label maps that `check` reads through
 
@@ -80,15 +78,10 @@ class MapSource(Source):
         split = self.split_of(split)
         place, samples, missing = self._survey(root, split)
         absent = set(missing)
-        notes = []
         whole = [one for one in samples if not absent & {_below(place.home, path) for path in _files(one)}]
-        for sample in whole[:READ_BY_CHECK]:
-            height, width = sample.labels().shape
-            with Image.open(_files(sample)[0]) as image:
-                if image.size != (width, height):
-                    notes.append(f"{sample.id}: labels are {height}x{width}, the picture {image.height}x{image.width}")
-        notes.append(f"{len(whole[:READ_BY_CHECK])} label maps were read")
-        return Survey(place.home, len(samples), self.splits[split], missing, tuple(notes))
+        broken = [fault for sample in whole[:READ_BY_CHECK] if (fault := _fault(sample)) is not None]
+        notes = (f"the first {len(whole[:READ_BY_CHECK])} pictures and label maps were read",)
+        return Survey(place.home, len(samples), self.splits[split], missing, notes, tuple(broken))
 
     def home(self, root: str | Path | None) -> Path:
         """Where its files start, at or below `root`: the folder that holds the pictures. Raises DatasetError."""
@@ -152,8 +145,19 @@ class MapSource(Source):
 
     def _may_be_home(self, root: Path) -> bool:
         """Not where the folder's name says that it is another year's."""
-        year = re.fullmatch(r"VOC\d{4}", root.name)
+        year = re.fullmatch(r"VOC\d{4}", root.resolve().name)
         return year is None or any(home.endswith(year[0]) for home in self.homes)
+
+
+def _fault(sample: Sample) -> str | None:
+    """What is wrong with a picture or its label map; None where nothing is."""
+    try:
+        (height, width), picture = sample.labels().shape, sample.picture()
+    except (DatasetError, ImageError) as error:
+        return str(error)
+    if picture.size == (width, height):
+        return None
+    return f"{sample.id}: labels are {height}x{width}, the picture {picture.height}x{picture.width}"
 
 
 def _first(home: Path, names: Iterable[str]) -> Path | None:

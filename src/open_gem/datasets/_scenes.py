@@ -1,12 +1,11 @@
 """`scenes` as a data set of label maps, drawn when a sample is asked for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from open_gem.datasets._base import IGNORE, Sample, Segmentation, Source, Survey
+from open_gem.datasets._base import IGNORE, Drawn, Sample, Segmentation, Source, Survey
 from open_gem.datasets.scenes import CONCEPTS, HELD_OUT, VALIDATION, Scene, scene
 
 SCENE_SIZE = 256  # pixels a side
@@ -21,9 +20,10 @@ class SceneSample(Sample):
     scene: Scene
 
 
-class _Scenes(Sequence[Sample]):
+class _Scenes(Drawn):
     def __init__(self, seeds: range, size: int):
         self.seeds, self.size = seeds, size
+        self.ids = tuple(f"scene-{seed}" for seed in seeds)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -33,7 +33,7 @@ class _Scenes(Sequence[Sample]):
         labels = np.full(drawn.image.shape[:2], IGNORE, dtype=np.uint8)
         for name, mask in zip(drawn.names, drawn.masks, strict=True):
             labels[mask] = CONCEPTS.index(name)
-        return SceneSample(f"scene-{self.seeds[index]}", drawn.image, labels, drawn)
+        return SceneSample(self.ids[index], drawn.image, labels, drawn)
 
 
 def scenes(seeds: range = range(HELD_OUT, HELD_OUT + _COUNT), size: int = SCENE_SIZE, split: str = "") -> Segmentation:

@@ -23,15 +23,18 @@ class Interval(NamedTuple):
 
 
 def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile interval of a score over images (Efron, 1979), which holds the true value `level` of the time.
+    """Interval of a score over images (Efron, 1979): where data sets of as many images lie `level` of the time.
 
     `score` is a function of summed counts, one of `scores`. Images are the units: all that one adds is drawn together.
-    Intervals of mIoU are of the mean over the classes that a sample has: where a class is in a few images only, they
-    are too narrow. The same records give the same interval, in whatever order they were merged.
+    The percentiles of the draws are moved so that their median is the score itself: a draw lacks some classes that are
+    in few images, and what is given to them there counts as an error, so that draws of mIoU lie lower than what they
+    are drawn from. The same records give the same interval, in whatever order they were merged.
 
     Raises InputError where there are no counts, or for impossible settings.
     """
-    return interval(resample(records, score, samples, seed), level)
+    values = resample(records, score, samples, seed)
+    defined = values[~np.isnan(values)]
+    return interval(values + (records.value(score) - np.median(defined)) if len(defined) else values, level)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> Interval:
