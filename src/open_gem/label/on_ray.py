@@ -122,12 +122,13 @@ def _cluster() -> Iterator[None]:
     except ImportError as error:
         raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
     started = not ray.is_initialized()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray puts its own in their place
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
