@@ -9,6 +9,7 @@ the folder and the images under the same paths.
 """
 
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -56,11 +57,11 @@ def run(
     if shard.of > 1:
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
     stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
-    folder = parts.folder
+    folder = parts.folder.absolute()
     todo = _write_todo(folder / TODO, local.pending(source.items(), done, shard, tally), rows)
     if not todo:
         return tally
-    actor = Labeler(str(folder), todo[0], parts.manifest.fingerprint, source.root, make, batch)
+    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest.fingerprint, source.root, make, batch)
     try:
         with _cluster(), _telling(stop, folder / STOP):
             for result in _results(todo, actor, workers):
@@ -122,12 +123,13 @@ def _cluster() -> Iterator[None]:
     except ImportError as error:
         raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
     started = not ray.is_initialized()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray puts its own in their place
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -197,8 +199,10 @@ def _ours(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True)
 class Labeler:
-    """What an actor has to know; travels. `token` is a file that is there as long as the run is."""
+    """What an actor has to know; travels. Images are relative to `place`; `token` is a file that is there as long as
+    the run is."""
 
+    place: str
     folder: str
     token: str
     fingerprint: str
@@ -213,6 +217,7 @@ class _Actor:
     def __init__(self, given: Labeler, threads: int):
         import torch
 
+        os.chdir(given.place)  # a cluster may have been started anywhere
         torch.set_num_threads(threads)
         self.given, self.threads, self.labeling = given, threads, given.make()
         manifest = self.labeling.manifest(given.root)
