@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import open_gem
@@ -76,3 +77,23 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_localizer(tiny: str) -> open_gem.Localizer:
     return open_gem.load(tiny, device="cpu")
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """The parts of a few labelled images."""
+    from labelled import IMAGES, write_parts
+
+    return write_parts(tmp_path / "labels", IMAGES)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """The pictures that were labelled, all in one folder: readers of these formats know no other."""
+    from labelled import GOOD, HEIGHT, WIDTH
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for one in GOOD:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / Path(one["id"]).name)
+    return folder

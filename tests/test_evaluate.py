@@ -15,9 +15,10 @@ from open_gem import PATHWAYS, Localization, Localizer, Views, paper
 from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import evaluate, gather, measure
+from open_gem.files import digest
 from open_gem.metrics import Records
 from open_gem.prompts import Vocabulary
-from open_gem.protocols import PROTOCOLS, Protocol, digest, find_protocol
+from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
 from open_gem.questions import Estimate, questions, scores
 from open_gem.report import Line, collect, render, summary
 from open_gem.runs import Store, run, settings_of, shard

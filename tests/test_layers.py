@@ -14,6 +14,9 @@ SOURCE = Path(open_gem.__file__).parent
 # Top row first; a module may import from rows below its own. A folder counts as one module.
 ROWS = [
     ["cli"],
+    ["integrations"],
+    ["export"],
+    ["label"],
     ["save"],
     ["experiments", "report"],
     ["runs"],
@@ -29,6 +32,7 @@ ROWS = [
     ["methods"],
     ["clustering"],
     ["attention"],
+    ["parts"],
     ["files"],
     ["types", "errors", "checks", "paper"],
 ]
@@ -41,7 +45,19 @@ OWNERS = {
     "matplotlib": {"figures", "viz"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "scipy": {"clustering", "metrics", "readout"},
+    "pyarrow": {"label", "parts"},
+    "pycocotools": {"export", "label"},
+    "fsspec": {"label"},
+    "ray": {"label"},
+    "datasets": {"label"},
+    "yaml": {"export", "label"},
+    "filelock": {"label"},
+    "scipy": {"clustering", "export", "metrics", "readout"},
+    "supervision": {"export"},
+    "rasterio": {"export"},
+    "label_studio_sdk": {"export"},
+    "fiftyone": {"export"},
+    "cvat_sdk": {"integrations"},
 }
 
 

@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and letters that stand for settings."""
 
+import hashlib
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from open_gem.errors import OutputError
@@ -34,3 +36,8 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Twelve letters for settings that JSON can hold: equal for equal ones, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

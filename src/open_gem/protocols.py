@@ -1,6 +1,5 @@
 """Protocols: everything, besides the model and the pathway, that decides a number. Written down, hashed, printed."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -63,11 +62,6 @@ class Protocol:
     def describe(self) -> dict[str, Any]:
         """All of it as values that JSON can hold."""
         return json.loads(json.dumps(asdict(self)))
-
-
-def digest(settings: Mapping[str, Any]) -> str:
-    """Twelve letters for settings that JSON can hold: equal for equal ones, whatever the order of their names."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

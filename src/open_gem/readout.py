@@ -60,11 +60,30 @@ def peak(heatmap: Tensor) -> tuple[int, int]:
     return x, y
 
 
-def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
-    """A box around each 8-connected component of `mask` `(y, x)`, scored by the highest value of `heatmap` in it."""
+class Components(NamedTuple):
+    """The 8-connected components of a mask: `labels` `(y, x)` int32, 0 outside and n in the n-th, from 1; and the rows
+    and columns that each spans."""
+
+    labels: np.ndarray
+    spans: list[tuple[slice, slice]]
+
+
+def components(mask: Tensor) -> Components:
+    """The components of `mask` `(y, x)`, in reading order of their first pixels."""
     labels = np.empty(tuple(mask.shape), dtype=np.int32)
     ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)), output=labels)
-    found = ndimage.find_objects(labels)
+    return Components(labels, ndimage.find_objects(labels))
+
+
+def whole(mask: Tensor) -> Components:
+    """All of `mask` `(y, x)` as one component, whether connected or not; none where it is empty."""
+    labels = mask.cpu().numpy().astype(np.int32)
+    return Components(labels, ndimage.find_objects(labels))
+
+
+def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
+    """A box around each 8-connected component of `mask` `(y, x)`, scored by the highest value of `heatmap` in it."""
+    labels, found = components(mask)
     values = heatmap.float().cpu().numpy()
     boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]
     scores = ndimage.maximum(values, labels, range(1, len(found) + 1)) if found else []

@@ -12,11 +12,11 @@ from zlib import crc32
 import open_gem
 from open_gem.errors import InputError, OutputError
 from open_gem.evaluate import TRAINED, Counts, Measured, gather, measure
-from open_gem.files import write_file
+from open_gem.files import digest, write_file
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
 from open_gem.metrics import Records
-from open_gem.protocols import Protocol, digest, name_of
+from open_gem.protocols import Protocol, name_of
 from open_gem.questions import SCORES, Dataset
 from open_gem.trained import TrainedLocalizer
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from open_gem.errors import InputError
 from open_gem.evaluate import TRAINED
 from open_gem.experiments.rows import EXPERIMENTS
+from open_gem.files import digest
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
 from open_gem.paper import GROUPVIT, MODELS
-from open_gem.protocols import PROTOCOLS, Protocol, digest, name_of
+from open_gem.protocols import PROTOCOLS, Protocol, name_of
 from open_gem.questions import Dataset, Estimate, scores
 from open_gem.runs import Store, effective, run, settings_of
 from open_gem.trained import TrainedLocalizer

@@ -1,0 +1,156 @@
+"""What labelling costs beside the model: `python benchmarks/labelling.py`, see docs/reliability.md.
+
+Scenes as JPEG files of 640 × 480 are labelled several ways, in turns, and the best time of each counts, by the clock
+and by what processors did:
+
+    model   the passes of the model and its comparison with the phrases, on images that are ready: nothing else runs
+    loop    reading, model, objects, a batch after the other in one thread: a script without an engine
+    local   the local engine, from listing the files to the last part on disk, the model loaded before
+    ray     the same by Ray with one actor, from listing to the last part: starts Ray and loads the model
+    processes, with --shards N: the local engine in N processes at a time, as torchrun starts them
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.label import local, on_ray
+from open_gem.label.done import Shard
+from open_gem.label.labeling import Labeling, Ready
+from open_gem.label.ontology import Ontology
+from open_gem.label.recipe import Recipe
+from open_gem.label.sources import open_source
+from open_gem.parts import Parts
+
+
+def random_vit(folder: Path) -> str:
+    """A ViT-B/16 with random weights, as a folder that any process can load."""
+    torch.manual_seed(0)
+    config = open_clip.get_model_config("ViT-B-16")
+    assert config is not None
+    model = open_clip.create_model("ViT-B-16")
+    save_file(
+        {name: one.contiguous() for name, one in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    return f"local-dir:{folder}"
+
+
+def make(model: str, threads: int) -> Labeling:
+    torch.set_num_threads(threads)
+    if model == "embedded":
+        return Recipe(Ontology.of(CONCEPTS[:20]), device="cpu").make()
+    return Recipe(Ontology.of(CONCEPTS[:3], presence=0.0), model, device="cpu").make()  # random: all are looked for
+
+
+def in_batches(labeling: Labeling, ready: list[Ready], batch: int) -> float:
+    start = time.perf_counter()
+    for at in range(0, len(ready), batch):
+        labeling.find(ready[at : at + batch])
+    return time.perf_counter() - start
+
+
+def in_a_loop(labeling: Labeling, folder: Path, batch: int) -> float:
+    start = time.perf_counter()
+    items = list(open_source(str(folder)).items())
+    for at in range(0, len(items), batch):
+        prepared = [labeling.prepare(item) for item in items[at : at + batch]]
+        for found in labeling.find([one for one in prepared if isinstance(one, Ready)]):
+            labeling.row(found)
+    return time.perf_counter() - start
+
+
+def by_engine(labeling: Labeling, folder: Path, run: Callable, **settings: object) -> float:
+    source = open_source(str(folder))
+    with tempfile.TemporaryDirectory() as out:
+        parts = Parts.claim(Path(out), labeling.manifest(source.root))  # hashes the weights: once, however many images
+        start = time.perf_counter()
+        tally = run(parts, labeling, source, **settings)
+        seconds = time.perf_counter() - start
+        assert tally.labeled + tally.failed == len(list(parts.rows("id")))
+    return seconds
+
+
+def _share(model: str, folder: Path, shard: Shard, ready: multiprocessing.Barrier, batch: int) -> None:  # pyright: ignore[reportInvalidTypeForm, reportGeneralTypeIssues]
+    labeling = make(model, 1)
+    ready.wait()
+    by_engine(labeling, folder, local.run, shard=shard, batch=batch, workers=1)
+    ready.wait()
+
+
+def in_processes(model: str, folder: Path, count: int, batch: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(count + 1)
+    shards = [context.Process(target=_share, args=(model, folder, Shard(n, count), ready, batch)) for n in range(count)]
+    for process in shards:
+        process.start()
+    ready.wait()
+    start = time.perf_counter()
+    ready.wait()
+    seconds = time.perf_counter() - start
+    for process in shards:
+        process.join()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["embedded", "vit-b-16"], default="embedded")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--workers", type=int, default=1, help="threads that read and find objects")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--shards", type=int, nargs="*", default=[])
+    given = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory() as place:
+        photos, weights = Path(place, "photos"), Path(place, "weights")
+        for folder in (photos, weights):
+            folder.mkdir()
+        for seed in range(given.images):
+            Image.fromarray(scene(seed, (480, 640)).image).save(photos / f"{seed:05}.jpg", quality=90)
+        model = random_vit(weights) if given.model == "vit-b-16" else given.model
+        labeling = make(model, given.threads)
+        prepared = [labeling.prepare(item) for item in open_source(str(photos)).items()]
+        ready = [one for one in prepared if isinstance(one, Ready)]
+        in_batches(labeling, ready[: given.batch], given.batch)
+        ways: dict[str, Callable[[], float]] = {
+            "model": partial(in_batches, labeling, ready, given.batch),
+            "loop": partial(in_a_loop, labeling, photos, given.batch),
+            "local": partial(by_engine, labeling, photos, local.run, batch=given.batch, workers=given.workers),
+        }
+        if given.ray:
+            again = partial(make, model, given.threads)
+            ways["ray"] = partial(by_engine, labeling, photos, on_ray.run, make=again, batch=given.batch, workers=1)
+        for count in given.shards:
+            ways[f"{count} processes"] = partial(in_processes, model, photos, count, given.batch)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for _ in range(given.turns):
+            for name, way in ways.items():
+                before = time.process_time()
+                times[name].append((way(), time.process_time() - before))
+        best = {name: [min(some) for some in zip(*pairs, strict=True)] for name, pairs in times.items()}
+        for name, (clock, processors) in best.items():
+            shares = [f"{one / of - 1:+6.1%}" for one, of in zip((clock, processors), best["model"], strict=True)]
+            told = f"{given.images / clock:7.2f} images/s  {clock:7.2f} s {shares[0]}"
+            elsewhere = "" if name in ("model", "loop", "local") else " (other processes not counted)"
+            print(f"{name:12} {told}   of processors {processors:7.2f} s {shares[1]}{elsewhere}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`open-gem export`: what was labelled, for other tools."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from open_gem.cli._app import app, new_console, new_table, progress_bar, say
+from open_gem.cli.labels import OUT
+from open_gem.errors import InputError
+
+TOLD = 10  # images left out that are told one by one
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="What `open-gem label --out` filled.")] = OUT,
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="Formats, by commas: coco,yolo,voc.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for a folder of each format.")] = Path("open_gem_export"),
+    labels: Annotated[str | None, typer.Option(help="Labels to export, by commas.", show_default="all")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Leave out objects whose cosine is lower.", show_default=False)
+    ] = None,
+    min_presence: Annotated[
+        float | None,
+        typer.Option(help="Leave out objects whose label is less probable in the image, 0 to 1.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Where the pictures are now, for formats that open them.", show_default="where they were"),
+    ] = None,
+    formats: Annotated[bool, typer.Option("--formats", help="List the formats.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write what was labelled in the formats of other tools: `OUT/coco`, `OUT/yolo` …
+
+    Each is written whole or not at all, one image in memory at a time. Images that could not be labelled are left out.
+    """
+    from open_gem.export import export as write
+    from open_gem.export import find_formats
+    from open_gem.export.rows import Labelled
+
+    if formats:
+        list_formats()
+        return
+    if not format:
+        raise InputError("expected --format, such as `open-gem export --format coco,yolo`; see --formats")
+    names = list(dict.fromkeys(name.strip() for name in format.split(",")))
+    chosen = None if labels is None else [label.strip() for label in labels.split(",")]
+    find_formats(names)
+    count = Labelled.open(folder, chosen).count()
+    skipped = 0
+
+    def skip(image_id: str, reason: str) -> None:
+        nonlocal skipped
+        skipped += 1
+        if skipped <= TOLD:
+            say(f"warning: {image_id}: {reason}; left out")
+
+    with progress_bar(count.total() * len(names), quiet) as advance:
+        options = {"labels": chosen, "min_score": min_score, "min_presence": min_presence, "images": images}
+        write(folder, names, out, **options, skip=skip, progress=advance)
+    if skipped > TOLD:
+        say(f"warning: and {skipped - TOLD} images more left out")
+    if count["error"]:
+        say(f"warning: {count['error']} of {count.total()} images could not be labelled and are left out")
+    console = new_console()
+    for name in names:
+        console.print(Text(f"Look at {out / name}"))
+    if skipped:
+        raise typer.Exit(1)
+
+
+def list_formats() -> None:
+    from open_gem.export import FORMATS
+
+    table = new_table("format", "what it is", "needs")
+    for name, one in FORMATS.items():
+        table.add_row(name, one.about, Text(f"open_gem[{one.extra}]" if one.extra else ""))
+    new_console().print(table)

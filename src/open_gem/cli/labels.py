@@ -1,0 +1,63 @@
+"""`open-gem labels`: what was labelled so far."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from open_gem.cli._app import JsonOption, app, new_console, new_table
+
+if TYPE_CHECKING:
+    from open_gem.label.summary import Summary
+    from open_gem.parts import Parts
+
+OUT = Path("open_gem_labels")
+SHEET, SUMMARY = "samples.html", "summary.json"
+MOST = 40  # labels in the table
+
+
+@app.command()
+def labels(
+    folder: Annotated[Path, typer.Argument(help="What `open-gem label --out` filled.")] = OUT,
+    samples: Annotated[int, typer.Option(min=0, help="Images a label on the page of samples; 0: no page.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """What was labelled so far: labels found, empty images, errors by kind, and a page of samples to look at."""
+    from open_gem.parts import Parts
+
+    conclude(Parts.open(folder), samples, as_json)
+
+
+def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
+    """Print the summary, and write it with the page of samples beside the parts."""
+    from open_gem.files import write_file
+    from open_gem.label.sheet import write_sheet
+    from open_gem.label.summary import summarize
+
+    summary = summarize(parts)
+    document = summary.document()
+    write_file(parts.folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False).encode())
+    if samples and summary.labeled:
+        write_file(parts.folder / SHEET, write_sheet(parts, samples))
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False))
+        return
+    _show(summary)
+    look = f"; look at {parts.folder / SHEET} before you trust them" if samples and summary.labeled else ""
+    typer.echo(f"Labels are in {parts.folder}{look}")
+
+
+def _show(summary: "Summary") -> None:
+    console = new_console()
+    if summary.labeled:
+        table = new_table("label", "images", "objects", "mean score", title=f"{summary.labeled} images labelled")
+        often = sorted(summary.labels.items(), key=lambda pair: -pair[1].images)
+        for name, one in often[:MOST]:
+            table.add_row(name, str(one.images), str(one.objects), "" if one.score is None else f"{one.score:.3f}")
+        console.print(table)
+        if len(often) > MOST:
+            typer.echo(f"and {len(often) - MOST} labels more, in {SUMMARY}")
+    typer.echo(f"{summary.empty} images without any object")
+    for kind, count in summary.errors.most_common(10):
+        typer.echo(f"{count} images with an error: {kind}")

@@ -1,0 +1,117 @@
+"""From the parts that labelling writes to the formats of other tools, one image in memory at a time.
+
+    from open_gem.export import export
+    export("labels", ["coco", "yolo"], "out")  # out/coco, out/yolo
+
+A format is one function and one row of `FORMATS`. Images whose row is an error are left out of every format.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+
+from open_gem.checks import did_you_mean
+from open_gem.errors import InputError
+from open_gem.export.coco import write_coco, write_panoptic
+from open_gem.export.geojson import write_geojson
+from open_gem.export.label_studio import write_brush, write_polygons
+from open_gem.export.labelme import write_labelme
+from open_gem.export.maps import write_semantic
+from open_gem.export.output import Output, whole_folder
+from open_gem.export.rows import Labelled, Object, Row
+from open_gem.export.voc import write_voc
+from open_gem.export.yolo import write_yolo
+from open_gem.files import check_writable
+
+__all__ = ["FORMATS", "Format", "Labelled", "Object", "Output", "Row", "export", "find_formats"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    about  what it is, for a list
+    write  fills a new folder with what was found
+    extra  of open_gem that it needs, "" for none
+    needs  the module that this extra is for
+    """
+
+    about: str
+    write: Callable[[Labelled, Output], None]
+    extra: str = ""
+    needs: str = ""
+
+    def missing(self) -> str | None:
+        """What to say where the package is not installed; None where it is, or none is needed."""
+        if not self.needs or find_spec(self.needs) is not None:
+            return None
+        return f'{self.needs} is not installed: pip install "open_gem[{self.extra}]"'
+
+
+FORMATS: dict[str, Format] = {
+    "coco": Format("COCO instances and results, masks as RLE", write_coco),
+    "panoptic": Format("COCO panoptic: JSON and PNGs of segment ids", write_panoptic),
+    "semantic": Format("label maps as PNG in Pascal VOC's colours", write_semantic),
+    "voc": Format("Pascal VOC: XML boxes and both segmentations", write_voc),
+    "yolo": Format("YOLO segmentation: polygons in text files", write_yolo, "supervision", "supervision"),
+    "labelme": Format("LabelMe: polygons in a JSON an image", write_labelme, "supervision", "supervision"),
+    "label-studio": Format(
+        "Label Studio: tasks with polygons as predictions", write_polygons, "supervision", "supervision"
+    ),
+    "label-studio-brush": Format(
+        "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
+    ),
+    "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
+}
+"""All formats by name."""
+
+
+def find_formats(names: Sequence[str]) -> dict[str, Format]:
+    """The formats of these names. Raises InputError for an unknown one, or one whose package is not installed."""
+    for name in names:
+        if name not in FORMATS:
+            raise InputError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}; known: {', '.join(FORMATS)}")
+        if missing := FORMATS[name].missing():
+            raise InputError(f"cannot write {name}: {missing}")
+    return {name: FORMATS[name] for name in names}
+
+
+def export(
+    folder: str | PathLike[str],
+    formats: Sequence[str],
+    out: str | PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    min_score: float | None = None,
+    min_presence: float | None = None,
+    images: Path | None = None,
+    skip: Callable[[str, str], None] = lambda image_id, reason: None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> None:
+    """Write `out/<format>` for each format, whole or not at all.
+
+    folder        holds the parts and `manifest.json`
+    labels        those to export; by default all
+    min_score     leave out objects whose cosine is below this
+    min_presence  leave out objects whose label is less probable in the image than this
+    images        where the pictures are now, by their ids; by default where they were read from
+    skip          told the id of each image that a format cannot hold, and why
+    progress      told how many images went by
+
+    Raises:
+        InputError: for an unknown format or label, a package that is missing, a folder without parts, or one that is
+            there already.
+        OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
+    """
+    chosen, place = find_formats(formats), Path(out)
+    least = {"min_score": min_score, "min_presence": min_presence}
+    found = Labelled.open(folder, labels, **least, images=images, progress=progress)
+    for name in chosen:
+        if (place / name).exists():
+            raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")
+    check_writable(place)
+    for name, one in chosen.items():
+        with whole_folder(place / name) as new:
+            one.write(found, Output(new, skip))

@@ -1,0 +1,109 @@
+"""COCO: instances, results and panoptic segmentation."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from open_gem.export.output import Output, json_array, json_arrays, name_of
+from open_gem.export.rows import Labelled, Object, Row
+
+
+def write_coco(found: Labelled, output: Output) -> None:
+    """`instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
+
+    Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
+    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, `prompt`.
+    """
+    head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(found)}
+    with ExitStack() as files:
+        images, annotations = files.enter_context(
+            json_arrays(output.folder / "instances.json", head, "images", "annotations")
+        )
+        results = files.enter_context(json_array(output.folder / "results.json"))
+        count = 0
+        for image, row in enumerate(found, start=1):
+            images.add(_image(row, image))
+            for one in row.objects:
+                count += 1
+                annotations.add(_annotation(one, image, count))
+                results.add(_result(one, image))
+
+
+def write_panoptic(found: Labelled, output: Output) -> None:
+    """`panoptic.json` and one PNG an image in `panoptic/`, whose id at a pixel is red + 256 green + 65536 blue.
+
+    Where objects overlap the one of the highest score has the pixel; one that has no pixel left, or no mask, is left
+    out. Ids of segments count from 1 in each image; 0 is no segment.
+    """
+    head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(found)}
+    with json_arrays(output.folder / "panoptic.json", head, "images", "annotations") as (images, annotations):
+        for image, row in enumerate(found, start=1):
+            path = output.place("panoptic", row.id, ".png")
+            if path is None:
+                continue
+            ids = segment_ids(row)
+            _save_ids(path, ids)
+            images.add(_image(row, image))
+            name = path.relative_to(output.folder / "panoptic").as_posix()
+            annotations.add({"image_id": image, "file_name": name, "segments_info": _segments(row, ids)})
+
+
+def categories(found: Labelled) -> list[dict[str, Any]]:
+    return [
+        {"id": number, "name": label, "supercategory": "", "isthing": 1}
+        for number, label in enumerate(found.labels, start=1)
+    ]
+
+
+def segment_ids(row: Row) -> np.ndarray:
+    """`(y, x)` int32: 1 + the index of the object that has the pixel, the one of the highest score; 0 for none."""
+    ids = np.zeros(row.size, np.int32)
+    for index, one in reversed(list(enumerate(row.objects, start=1))):
+        mask = one.mask()
+        if mask is not None:
+            ids[mask] = index
+    return ids
+
+
+def _image(row: Row, number: int) -> dict[str, Any]:
+    name = name_of(row.id).as_posix()
+    return {"id": number, "file_name": name, "height": row.size.height, "width": row.size.width}
+
+
+def _result(one: Object, image: int) -> dict[str, Any]:
+    result = {"image_id": image, "category_id": one.label + 1, "bbox": one.xywh, "score": one.score}
+    return result if one.rle is None else {**result, "segmentation": one.rle}
+
+
+def _annotation(one: Object, image: int, number: int) -> dict[str, Any]:
+    shape = {"area": one.area, "iscrowd": 0, "segmentation": one.rle or []}
+    return {"id": number, **_result(one, image), **shape, "prompt": one.prompt}
+
+
+def _save_ids(path: Path, ids: np.ndarray) -> None:
+    channels = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]  # lowest byte first
+    Image.fromarray(np.ascontiguousarray(channels)).save(path, format="PNG", compress_level=1)  # flat: small anyway
+
+
+def _segments(row: Row, ids: np.ndarray) -> list[dict[str, Any]]:
+    areas = np.bincount(ids.ravel(), minlength=len(row.objects) + 1)
+    segments = []
+    for number, place in enumerate(ndimage.find_objects(ids), start=1):
+        if place is not None:
+            rows, columns = place
+            box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+            segments.append(
+                {
+                    "id": number,
+                    "category_id": row.objects[number - 1].label + 1,
+                    "area": int(areas[number]),
+                    "bbox": box,
+                    "iscrowd": 0,
+                    "score": row.objects[number - 1].score,
+                }
+            )
+    return segments

@@ -1,0 +1,113 @@
+"""Label Studio: tasks with predictions, and the labelling configuration that shows them. Owns label_studio_sdk."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+
+from open_gem.export.output import Output, json_array
+from open_gem.export.polygons import polygons
+from open_gem.export.rows import Labelled, Object, Row
+from open_gem.viz import palette
+
+TAGS = {"box": "RectangleLabels", "polygon": "PolygonLabels", "brush": "BrushLabels"}  # names of controls -> their kind
+
+Regions = Callable[[Object, Row], Iterator[tuple[str, dict[str, Any]]]]  # the controls of an object and their values
+
+
+def write_polygons(found: Labelled, output: Output) -> None:
+    """`tasks.json`, to import, and `config.xml`, to paste into the project's settings.
+
+    An object is a polygon a connected part; without a mask, or too thin for a polygon, it is a box. Pictures with an
+    address keep it; others are `/data/local-files/?d=<id>`, which Label Studio serves when its
+    LOCAL_FILES_DOCUMENT_ROOT is the folder that was labelled.
+    """
+    _write(found, output, _polygon_regions, ("box", "polygon"))
+
+
+def write_brush(found: Labelled, output: Output) -> None:
+    """The same with masks to the pixel, as Label Studio's own run-length encoding; without a mask it is a box."""
+    _write(found, output, _brush_regions, ("box", "brush"))
+
+
+def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[str, ...]) -> None:
+    (output.folder / "config.xml").write_bytes(_config(found.labels, controls))
+    version = f"open_gem {found.parts.manifest.fingerprint}"
+    with json_array(output.folder / "tasks.json") as tasks:
+        for row in found:
+            result = [
+                _region(number, one, row, control, value)
+                for number, one in enumerate(row.objects, start=1)
+                for control, value in regions(one, row)
+            ]
+            prediction = {"model_version": version, "score": _score(row), "result": result}
+            tasks.add({"data": {"image": _address(row), "id": row.id}, "predictions": [prediction]})
+
+
+def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    for control in controls:
+        group = ElementTree.SubElement(view, TAGS[control], name=control, toName="image")
+        for index, label in enumerate(labels):
+            color = "#" + bytes(palette(index)).hex()
+            ElementTree.SubElement(group, "Label", value=label, background=color)
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="utf-8")
+
+
+def _score(row: Row) -> float:
+    """Of the image as a whole: its best object's."""
+    return row.objects[0].score if row.objects else 0.0
+
+
+def _address(row: Row) -> str:
+    return row.source if re.match(r"\w+://", row.source) else f"/data/local-files/?d={quote(row.id)}"
+
+
+def _region(number: int, one: Object, row: Row, control: str, value: dict[str, Any]) -> dict[str, Any]:
+    kind = TAGS[control].lower()
+    return {
+        "id": f"{number}.{one.label}",
+        "type": kind,
+        "from_name": control,
+        "to_name": "image",
+        "original_width": row.size.width,
+        "original_height": row.size.height,
+        "image_rotation": 0,
+        "score": one.score,
+        "value": {**value, kind: [one.name]},
+        "meta": {"text": [one.prompt]},
+    }
+
+
+def _polygon_regions(one: Object, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+    mask = one.mask()
+    parts = [] if mask is None else polygons(mask)
+    for corners in parts:
+        yield "polygon", {"points": _percent(corners, row).tolist(), "closed": True}
+    if not parts:
+        yield _box(one, row)
+
+
+def _brush_regions(one: Object, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+    from label_studio_sdk.converter.brush import mask2rle  # pyright: ignore[reportMissingImports]
+
+    mask = one.mask()
+    if mask is None:
+        yield _box(one, row)
+    else:
+        yield "brush", {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255)}
+
+
+def _box(one: Object, row: Row) -> tuple[str, dict[str, Any]]:
+    left, top, right, bottom = _percent(np.reshape(one.xyxy, (2, 2)), row).ravel().tolist()
+    return "box", {"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}
+
+
+def _percent(points: np.ndarray, row: Row) -> np.ndarray:
+    """Pixels `(n, 2)`, `xy` → percent of the width and height."""
+    return points * 100 / [row.size.width, row.size.height]

@@ -1,0 +1,56 @@
+"""LabelMe: a JSON file an image."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from open_gem.export.output import Output, name_of, to_json
+from open_gem.export.polygons import polygons
+from open_gem.export.rows import Labelled, Object, Row
+
+
+def write_labelme(found: Labelled, output: Output) -> None:
+    """`<image>.json`, to lie beside the pictures.
+
+    An object is a polygon a connected part, which share a group; without a mask, or too thin for a polygon, it is a
+    rectangle. The score and the prompt are in its description.
+    """
+    for row in found:
+        path = output.place(".", row.id, ".json")
+        if path is not None:
+            path.write_bytes(to_json(_document(row)))
+
+
+def _document(row: Row) -> dict[str, Any]:
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": [shape for group, one in enumerate(row.objects) for shape in _shapes(one, group)],
+        "imagePath": PurePosixPath(name_of(row.id)).name,
+        "imageData": None,
+        "imageHeight": row.size.height,
+        "imageWidth": row.size.width,
+    }
+
+
+def _shapes(one: Object, group: int) -> Iterator[dict[str, Any]]:
+    mask = one.mask()
+    parts = [] if mask is None else polygons(mask)
+    together = group if len(parts) > 1 else None
+    for corners in parts:
+        yield _shape(one, "polygon", corners.astype(float).tolist(), together)
+    if not parts:
+        left, top, right, bottom = map(float, one.xyxy)
+        yield _shape(one, "rectangle", [[left, top], [right, bottom]], None)
+
+
+def _shape(one: Object, kind: str, points: list[list[float]], group: int | None) -> dict[str, Any]:
+    return {
+        "label": one.name,
+        "points": points,
+        "group_id": group,
+        "description": f"{one.prompt}: {one.score:.4f}",
+        "shape_type": kind,
+        "flags": {},
+        "mask": None,
+    }

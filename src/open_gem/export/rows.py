@@ -1,0 +1,202 @@
+"""What exporters read: rows of the Parquet parts that labelling writes, one image at a time."""
+
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+from open_gem.checks import did_you_mean
+from open_gem.errors import InputError
+from open_gem.parts import Parts
+from open_gem.types import Size
+
+FEW = 16  # rows as Python objects at a time
+COLUMNS = ("id", "source", "status", "height", "width", "objects")
+
+
+@dataclass(frozen=True, eq=False)
+class Object:
+    """One object of an image.
+
+    label        index into `Labelled.labels`
+    name         that label
+    prompt       the phrase that found it
+    score        highest raw cosine inside it, in [-1, 1] (of models trained to localize, a probability)
+    image_score  image-level cosine of the label, or None
+    presence     that score as a probability in [0, 1], or None
+    xyxy         box in pixels, right and bottom exclusive
+    point        its most confident pixel `(x, y)`, or None
+    rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}, or None: a box alone
+    """
+
+    label: int
+    name: str
+    prompt: str
+    score: float
+    image_score: float | None
+    presence: float | None
+    xyxy: tuple[int, int, int, int]
+    point: tuple[int, int] | None
+    rle: dict[str, Any] | None
+
+    def mask(self) -> np.ndarray | None:
+        """bool `(y, x)` of the whole image, decoded anew; None where there is a box alone."""
+        if self.rle is None:
+            return None
+        return coco.decode(cast(Any, self.rle)).astype(bool)
+
+    @property
+    def xywh(self) -> list[int]:
+        """The box as COCO has it: left, top, width, height."""
+        left, top, right, bottom = self.xyxy
+        return [left, top, right - left, bottom - top]
+
+    @property
+    def area(self) -> int:
+        """Pixels of the mask, or of the box where there is no mask."""
+        if self.rle is None:
+            return self.xywh[2] * self.xywh[3]
+        return int(coco.area(cast(Any, self.rle)))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One image that was labelled without an error.
+
+    id          of a folder's image, its posix path relative to the folder
+    source      the path or address of the picture
+    size        height and width in pixels
+    objects     those that were asked for, best score first
+    labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None where none was written
+    similarity  raw cosine of each patch with a label, `(rows, cols)` float16 by label, where it was written
+    """
+
+    id: str
+    source: str
+    size: Size
+    objects: tuple[Object, ...]
+    labelmap: Callable[[], np.ndarray | None] = field(repr=False)
+    similarity: Callable[[], Mapping[str, np.ndarray]] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Parts, and what of them is asked for. Iterating reads them from the start, a few rows at a time.
+
+    parts         what labelling wrote
+    labels        that are exported, in the order of the manifest: their positions are the class indices
+    min_score     leave out objects below this
+    min_presence  leave out objects whose label is less probable in the image than this; those without it stay
+    images        where the pictures are now, by their ids; None: where they were read from
+    progress      called with the number of images that went by
+    """
+
+    parts: Parts
+    labels: tuple[str, ...]
+    min_score: float | None = None
+    min_presence: float | None = None
+    images: Path | None = None
+    progress: Callable[[int], None] = field(default=lambda images: None, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
+        """Raises InputError where there are no parts, for a label that none of them can have, or a limit that is no
+        number."""
+        for name in ("min_score", "min_presence"):
+            if (least := settings.get(name)) is not None and not math.isfinite(least):
+                raise InputError(f"{name} is {least}, expected a number")
+        parts = Parts.open(folder)
+        known = parts.manifest.labels
+        for label in labels or ():
+            if label not in known:
+                raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}")
+        if not parts.paths():
+            raise InputError(f"no parts in {str(folder)!r}: no image is labelled there yet")
+        return cls(parts, tuple(label for label in known if labels is None or label in labels), **settings)
+
+    def count(self) -> Counter[str]:
+        """How many images are "ok" and how many are an "error"."""
+        statuses: Counter[str] = Counter()
+        for batch in self.parts.columns("status"):
+            statuses.update(batch.column(0).to_pylist())
+        return statuses
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows()
+
+    def rows(self, *more: str) -> Iterator[Row]:
+        """Images without an error, with the large columns that are asked for: labelmap, similarity. Raises OutputError
+        for a part that cannot be read."""
+        for batch in self.parts.columns(*COLUMNS, *more):
+            for start in range(0, len(batch), FEW):
+                few = batch.slice(start, FEW).to_pylist()
+                yield from (self._row(raw) for raw in few if raw["status"] == "ok")
+                self.progress(len(few))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def _row(self, raw: dict[str, Any]) -> Row:
+        objects = [object_of(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
+        objects.sort(key=lambda one: -one.score)
+        size = Size(raw["height"], raw["width"])
+        return Row(
+            raw["id"],
+            raw["source"] if self.images is None else str(self.images / raw["id"]),
+            size,
+            tuple(objects),
+            lambda: self._labelmap(raw.get("labelmap")),
+            lambda: _similarity(raw.get("similarity"), self._index),
+        )
+
+    def _wanted(self, raw: dict[str, Any]) -> bool:
+        return (
+            raw["label"] in self._index
+            and _reaches(raw["score"], self.min_score)
+            and _reaches(raw["presence"], self.min_presence)
+        )
+
+    def _labelmap(self, png: bytes | None) -> np.ndarray | None:
+        """None where objects were left out by their scores too: a map has none, so it cannot follow."""
+        if png is None or self.min_score is not None or self.min_presence is not None:
+            return None
+        with Image.open(io.BytesIO(png)) as picture:
+            stored = np.asarray(picture)
+        renumbered = np.array([0, *(self._index.get(label, -1) + 1 for label in self.parts.manifest.labels)])
+        return renumbered[stored]
+
+
+def _reaches(value: float | None, least: float | None) -> bool:
+    return value is None or least is None or value >= least
+
+
+def object_of(raw: dict[str, Any], label: int) -> Object:
+    """An object as it is stored, of the label at that position."""
+    return Object(
+        label,
+        raw["label"],
+        raw["prompt"],
+        round(raw["score"], 6),  # single precision has no more
+        raw["image_score"],
+        raw["presence"],
+        cast(tuple[int, int, int, int], tuple(raw["xyxy"])),
+        cast(tuple[int, int], tuple(raw["point"])) if raw["point"] else None,
+        raw["rle"],
+    )
+
+
+def _similarity(raw: dict[str, Any] | None, index: Mapping[str, int]) -> dict[str, np.ndarray]:
+    if raw is None:
+        return {}
+    maps = np.frombuffer(raw["values"], np.float16).reshape(-1, *raw["grid"])
+    return {label: values for label, values in zip(raw["labels"], maps, strict=True) if label in index}

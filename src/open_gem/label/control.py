@@ -1,0 +1,121 @@
+"""What surrounds a run: estimates before it, folders that grow, and signals that end it in order."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.labeling import Labeling
+from open_gem.label.local import label, pending
+from open_gem.label.reading import is_url
+from open_gem.label.sources import Item, Source
+from open_gem.parts import Parts, encode
+
+SETTLE = 2.0  # seconds for which a file must not have changed: it may still be being written
+
+
+# Before a run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: how many images, and by a few of them, `sampled`, how long and how large it would be.
+
+    seconds  for all that are left; None where there are none
+    size     bytes of their rows
+    """
+
+    tally: Tally
+    sampled: int
+    seconds: float | None
+    size: float | None
+
+
+def estimate(
+    labeling: Labeling, source: Source, done: Ids, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
+) -> Estimate:
+    """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
+    tally = Tally()
+    items = pending(source.items(), done, shard, tally)
+    first = list(islice(items, sample))
+    left = len(first) + sum(1 for _ in items)
+    if not first:
+        return Estimate(tally, 0, None, None)
+    next(label(labeling, first[:1], **settings))  # the first time is slow: memory, caches, the embeddings of phrases
+    start = time.perf_counter()
+    rows = list(label(labeling, first, **settings))
+    seconds = (time.perf_counter() - start) / len(rows)
+    return Estimate(tally, len(rows), seconds * left, len(encode(rows)) / len(rows) * left)
+
+
+# Folders that grow ----------------------------------------------------------------------------------------------------
+
+
+def settled(source: Source, seconds: float = SETTLE) -> Source:
+    """The source without files that changed less than `seconds` ago."""
+
+    def items() -> Iterator[Item]:
+        return (item for item in source.items() if _age(item) >= seconds)
+
+    return replace(source, items=items)
+
+
+def _age(item: Item) -> float:
+    """Seconds since an item's file changed; for ever, where that is not known."""
+    if item.container or item.error or is_url(item.source):
+        return float("inf")
+    try:
+        return time.time() - Path(item.source).stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def watch(
+    run: Callable[[Source, Ids], Tally], parts: Parts, source: Source, every: float, stop: Event
+) -> Iterator[Tally]:
+    """Run again and again, with what has come since, until `stop` is set; `every` seconds between."""
+    done = done_in(parts)
+    while True:
+        yield run(settled(source), done)
+        if stop.wait(every):
+            return
+
+
+# Signals --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stop:
+    """Set by the first signal; `signal` is its number."""
+
+    event: Event = field(default_factory=Event)
+    signal: int | None = None
+
+
+@contextmanager
+def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask a run to end in order while this lasts; a second one ends it at once."""
+    stop, before = Stop(), {}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.event.is_set():
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            raise KeyboardInterrupt
+        stop.signal = number
+        stop.event.set()
+        say(f"{signal.Signals(number).name}: writing what is done; once more ends it at once")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,166 @@
+"""Which images are in some part, in little memory; and the lock of a folder that is written to."""
+
+import os
+import shutil
+import socket
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+
+from open_gem.errors import InputError, OutputError
+from open_gem.files import write_file
+from open_gem.parts import Parts, Row
+
+TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
+PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `of` processes that share a run: it labels the images whose hash says so."""
+
+    index: int = 0
+    of: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.of}"
+
+    def has(self, id: str) -> bool:
+        """Whether an image is this one's."""
+        return self.of == 1 or key(id) % self.of == self.index
+
+    @classmethod
+    def of_environment(cls) -> "Shard":
+        """What torchrun says in RANK and WORLD_SIZE; without it, all there is."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+WHOLE = Shard()  # nobody to share with
+
+
+def key(id: str) -> int:
+    """Eight bytes for an id. Of ten million, two are the same with a chance of three in a million."""
+    return int.from_bytes(blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+class Ids:
+    """A set of ids that keeps eight bytes of each, in small arrays by their first two."""
+
+    def __init__(self, ids: Iterable[str] = ()):
+        self._by_start: list[array[int] | None] = [None] * 65_536
+        self._count = 0
+        for id in ids:
+            self.add(id)
+
+    def __contains__(self, id: str) -> bool:
+        number = key(id)
+        return number in (self._by_start[number >> 48] or ())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, id: str) -> bool:
+        """Put an id in; whether it is new."""
+        number = key(id)
+        alike = self._by_start[number >> 48]
+        if alike is None:
+            self._by_start[number >> 48] = array("Q", (number,))
+        elif number in alike:
+            return False
+        else:
+            alike.append(number)
+        self._count += 1
+        return True
+
+
+def done_in(parts: Parts) -> Ids:
+    """The ids in all parts: reads that column alone. Raises OutputError for a part that cannot be read."""
+    return Ids(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
+
+
+@dataclass
+class Tally:
+    """What became of the images of a source so far."""
+
+    listed: int = 0
+    there: int = 0  # in some part already
+    twice: int = 0  # listed again under the same id
+    labeled: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    seen: Ids = field(default_factory=Ids, repr=False)
+
+    def count(self, row: Row) -> None:
+        """One row more."""
+        self.labeled += row["status"] == "ok"
+        self.failed += row["status"] != "ok"
+        self.seconds += row["seconds"]
+
+    @property
+    def left(self) -> int:
+        return self.listed - self.there - self.twice - self.labeled - self.failed
+
+
+# The lock -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
+    """Nobody else writes this shard of the folder, nor shards of another division, while this lasts.
+
+    The system frees the lock of a process that dies, however it does. Raises InputError where somebody is writing,
+    OutputError where the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(_lock(folder, str(shard)), timeout=PATIENCE))
+            for other in _others(folder, shard):
+                with FileLock(_lock(folder, other), timeout=PATIENCE):
+                    pass
+            if shard.of == 1:
+                _sweep(folder)
+            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            note = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+            write_file(_note(folder, str(shard)), note.encode())
+        except Timeout as error:
+            writer = _writer(folder, Path(error.lock_file).name.removeprefix(".lock-"))
+            raise InputError(f"{str(folder)!r} is being written by {writer}: expected one at a time") from None
+        except OSError as error:
+            raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+        yield
+        _note(folder, str(shard)).unlink(missing_ok=True)
+
+
+def _lock(folder: Path, shard: str) -> Path:
+    return folder / f".lock-{shard}"
+
+
+def _note(folder: Path, shard: str) -> Path:
+    return folder / f".writer-{shard}"
+
+
+def _others(folder: Path, shard: Shard) -> list[str]:
+    """Shards of other divisions that were written here some time: with a writer at work, some images would be two's."""
+    shards = [path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")]
+    return [other for other in shards if not other.endswith(f"-of-{shard.of}")]
+
+
+def _writer(folder: Path, shard: str) -> str:
+    try:
+        return _note(folder, shard).read_text("utf-8")
+    except OSError:
+        return "another process"
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what writers that were killed left half-written, and what they meant to do."""
+    shutil.rmtree(folder / TODO, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,292 @@
+"""An image becomes a row, in three steps that any engine can spread as it likes:
+
+    ready = labeling.prepare(item)            # reading and decoding; a row where it cannot be
+    found = labeling.find([ready, …])         # the model, on images that come to one shape
+    row   = labeling.row(found[0])            # objects, masks, label map
+
+Presence before place: a label is looked for only in an image that has it as a whole (`Localization.presence` at or
+above the label's threshold), because the map of an absent thing has a maximum too, and stretched to [0, 1] looks as if
+it were there.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import open_gem
+from open_gem import readout
+from open_gem.errors import InputError, OpenGemError
+from open_gem.imaging import read_image, size_of
+from open_gem.label.ontology import Ontology
+from open_gem.label.reading import one_line, read
+from open_gem.label.sources import Item, printable
+from open_gem.localization import SCALES, Localization
+from open_gem.localizer import Localizer
+from open_gem.parts import Manifest, Row, row_of
+from open_gem.types import Size
+
+OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
+PER = ("component", "label")
+
+
+def check_settings(outputs: Sequence[str], scale: str, per: str, least_area: float) -> None:
+    """Raises InputError for values that do not exist."""
+    if unknown := [name for name in outputs if name not in OUTPUTS]:
+        raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
+    for name, value, known in (("scale", scale, SCALES), ("per", per, PER)):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if not 0 <= least_area <= 1:
+        raise InputError(f"least area is {least_area!r}, expected a share of the picture in [0, 1]")
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """An image that was read: `pixels` `(3, y, x)` for the model, and the picture where somebody asks for it later."""
+
+    item: Item
+    size: Size
+    seconds: float
+    pixels: Tensor | None
+    picture: Image.Image | None
+
+
+class Found(NamedTuple):
+    """What the model says of an image; on the CPU."""
+
+    item: Item
+    result: Localization
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Labeling:
+    """How images are labelled.
+
+    outputs     some of `OUTPUTS`; boxes are always there
+    scale       of the maps that the thresholds of the ontology are about: see `Localization.heatmaps`
+    per         "component": each connected part of a mask is an object of its own; "label": one object a label
+    least_area  share of the picture's pixels that an object has at least, in [0, 1]
+
+    Raises InputError for values that do not exist, and for heatmaps of views that are merged at pixel size.
+    """
+
+    localizer: Localizer
+    ontology: Ontology
+    outputs: tuple[str, ...] = ("boxes", "masks", "points")
+    scale: str = "minmax"
+    per: str = "component"
+    least_area: float = 0.0005
+
+    def __post_init__(self) -> None:
+        check_settings(self.outputs, self.scale, self.per, self.least_area)
+        views = self.localizer.views
+        if "heatmaps" in self.outputs and views.merge == "logits" and not views.is_plain:
+            raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
+
+    def manifest(self, root: str | None) -> Manifest:
+        """All that decides a row; `root` is what ids are relative to."""
+        settings = {
+            "open_gem": open_gem.__version__,
+            "root": root,
+            **self.localizer.describe(),
+            "weights": self.localizer.backbone.fingerprint(),
+            "ontology": self.ontology.describe(),
+            "outputs": [name for name in OUTPUTS if name in self.outputs],
+            "scale": self.scale,
+            "per": self.per,
+            "least_area": self.least_area,
+        }
+        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels)
+
+    # Three steps ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, item: Item) -> Ready | Row:
+        """The image read and made ready for the model; a row with the reason where that cannot be."""
+        start = perf_counter()
+        try:
+            picture = read_image(read(item))
+            plain = self.localizer.views.is_plain
+            pixels = self.localizer.pixels(picture) if plain else None
+            keep = not plain or self.localizer.refinement is not None
+            return Ready(item, size_of(picture), perf_counter() - start, pixels, picture if keep else None)
+        except Exception as error:  # whatever one image does to a library, the others go on
+            return failed(item, error, perf_counter() - start)
+
+    def find(self, group: Sequence[Ready]) -> list[Found]:
+        """What the model says of images of one shape. Whatever torch raises when memory ends."""
+        start = perf_counter()
+        with torch.no_grad():
+            results = [_on_cpu(result) for result in self._locate(group)]
+        seconds = (perf_counter() - start) / len(group)
+        return [Found(one.item, result, one.seconds + seconds) for one, result in zip(group, results, strict=True)]
+
+    def row(self, found: Found) -> Row:
+        """What was found, as a row."""
+        start, result = perf_counter(), found.result
+        try:
+            labels = [_Label(self, result, index) for index in self._present(result)]
+            fields = {
+                "objects": [one for label in labels for one in label.objects()],
+                "labelmap": self._labelmap(labels, result.size) if "labelmap" in self.outputs else None,
+                "similarity": self._similarity(result) if "heatmaps" in self.outputs else None,
+            }
+        except Exception as error:
+            return failed(found.item, error, found.seconds + perf_counter() - start)
+        size = {"height": result.size.height, "width": result.size.width}
+        seconds = found.seconds + perf_counter() - start
+        return _row(found.item, status="ok", **size, seconds=seconds, **fields)
+
+    def _locate(self, group: Sequence[Ready]) -> list[Localization]:
+        vocabulary = self.ontology.vocabulary
+        if group[0].pixels is None:
+            return [self.localizer(one.picture, vocabulary) for one in group if one.picture is not None]
+        features = self.localizer.encode(torch.stack([one.pixels for one in group if one.pixels is not None]))
+        results = self.localizer.locate(features, vocabulary, [one.size for one in group])
+        if (refinement := self.localizer.refinement) is None:
+            return results
+        pictures = [one.picture for one in group if one.picture is not None]
+        return [result.refined(picture, refinement) for result, picture in zip(results, pictures, strict=True)]
+
+    def _present(self, result: Localization) -> Iterator[int]:
+        assert result.presence is not None  # a Localizer gives it with every embedding of the whole image
+        for index, presence in enumerate(result.presence.tolist()):
+            if presence >= self.ontology.presence[index]:
+                yield index
+
+    def _labelmap(self, labels: Sequence["_Label"], size: Size) -> bytes:
+        """Each pixel of an object to the label with the highest cosine there."""
+        best, winner = np.full(tuple(size), -np.inf, dtype=np.float32), np.zeros(tuple(size), dtype=np.uint16)
+        for label in labels:
+            ahead = label.kept & (label.values > best)
+            best[ahead], winner[ahead] = label.values[ahead], label.index + 1
+        file = io.BytesIO()
+        few = len(self.ontology.labels) <= 255
+        Image.fromarray(winner.astype(np.uint8) if few else winner).save(file, format="PNG")
+        return file.getvalue()
+
+    def _similarity(self, result: Localization) -> dict[str, Any]:
+        by_label = self.ontology.vocabulary.by_label(list(result.similarity))
+        grids = [torch.stack(some).amax(dim=0) for some in by_label]
+        values = torch.stack(grids).to(torch.float16).contiguous().numpy().tobytes()
+        return {"labels": list(self.ontology.labels), "grid": list(grids[0].shape), "values": values}
+
+
+@dataclass(frozen=True, eq=False)
+class _Label:
+    """One label in one image that has it."""
+
+    labeling: Labeling
+    result: Localization
+    index: int
+
+    @cached_property
+    def cosine(self) -> Tensor:
+        return self.result.heatmaps("cosine")[self.index]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The cosine `(y, x)`."""
+        return self.cosine.float().numpy()
+
+    @cached_property
+    def components(self) -> readout.Components:
+        """What is above the label's threshold: in connected parts, or as one."""
+        scale = self.labeling.scale
+        stretched = {"minmax": readout.min_max, "cosine": lambda cosine: cosine}.get(scale)
+        heatmap = self.result.heatmaps(scale)[self.index] if stretched is None else stretched(self.cosine)
+        mask = heatmap > self.labeling.ontology.threshold[self.index]
+        return readout.components(mask) if self.labeling.per == "component" else readout.whole(mask)
+
+    @cached_property
+    def parts(self) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+        """The rows and columns of each object, and its mask in them."""
+        labels, spans = self.components
+        least = self.labeling.least_area * labels.size
+        masks = [(span, labels[span] == number) for number, span in enumerate(spans, start=1)]
+        return [(span, mask) for span, mask in masks if mask.sum() >= least]
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The mask `(y, x)` of all objects."""
+        kept = np.zeros(self.values.shape, dtype=bool)
+        for span, mask in self.parts:
+            kept[span] |= mask
+        return kept
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The objects, best first."""
+        return sorted((self._object(span, mask) for span, mask in self.parts), key=lambda one: -one["score"])
+
+    def _object(self, span: tuple[slice, slice], mask: np.ndarray) -> dict[str, Any]:
+        rows, columns = span
+        inside = np.where(mask, self.values[span], -np.inf)
+        y, x = (int(at) for at in np.unravel_index(inside.argmax(), inside.shape))
+        point = (columns.start + x, rows.start + y)
+        scores, presence = self.result.scores, self.result.presence
+        return {
+            "label": self.labeling.ontology.labels[self.index],
+            "prompt": self._phrase(point),
+            "score": float(inside[y, x]),
+            "image_score": None if scores is None else scores[self.index].item(),
+            "presence": None if presence is None else presence[self.index].item(),
+            "xyxy": [columns.start, rows.start, columns.stop, rows.stop],
+            "rle": run_lengths(mask, span, self.result.size) if "masks" in self.labeling.outputs else None,
+            "point": list(point) if "points" in self.labeling.outputs else None,
+        }
+
+    def _phrase(self, point: tuple[int, int]) -> str:
+        """The phrase of the label that is best where the object is."""
+        phrases = self.labeling.ontology.vocabulary.synonyms
+        if len(phrases[self.index]) == 1:
+            return phrases[self.index][0]
+        first = sum(map(len, phrases[: self.index]))
+        at = [
+            _at(self.result.maps[first + number], point, self.result.size) for number in range(len(phrases[self.index]))
+        ]
+        return phrases[self.index][int(np.argmax(at))]
+
+
+def run_lengths(mask: np.ndarray, span: tuple[slice, slice], size: Size) -> dict[str, Any]:
+    """A mask in some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
+    from pycocotools.mask import encode
+
+    whole = np.zeros(tuple(size), dtype=np.uint8, order="F")  # COCO goes down columns
+    whole[span] = mask
+    return {"size": list(size), "counts": str(encode(whole)["counts"], "ascii")}  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def failed(item: Item, error: BaseException, seconds: float) -> Row:
+    """The row of an image that could not be labelled."""
+    if isinstance(error, OpenGemError):
+        reason = one_line(error)
+    else:
+        known = isinstance(error, MemoryError)
+        reason = "does not fit into memory" if known else f"{type(error).__name__}: {one_line(error)}"
+    return _row(item, status="error", error=printable(reason), seconds=seconds)
+
+
+def _row(item: Item, **fields: Any) -> Row:
+    return row_of(item.id, printable(item.source), **fields)
+
+
+def _at(patches: Tensor, point: tuple[int, int], size: Size) -> float:
+    """The value of a map `(r, k)` in the patch that has a pixel `xy` of the picture."""
+    x, y = point
+    return float(patches[y * patches.shape[0] // size.height, x * patches.shape[1] // size.width])
+
+
+def _on_cpu(result: Localization) -> Localization:
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.float().cpu()
+
+    return replace(result, maps=result.maps.to("cpu"), scores=moved(result.scores), presence=moved(result.presence))

@@ -1,0 +1,257 @@
+"""The engine of one machine: threads that read and decode -> the model -> threads that find objects -> parts.
+
+    with writing(folder):
+        tally = run(Parts.claim(folder, labeling.manifest(source.root)), labeling, source)
+
+Every queue is bounded, so memory does not grow with the number of images. Several graphics cards, or machines, are one
+process each and share the images by hash: `torchrun --nproc-per-node 8 …`.
+"""
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Event
+from time import monotonic
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+
+from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.labeling import Found, Labeling, Ready, failed
+from open_gem.label.sources import Item, Source
+from open_gem.parts import Parts, Row
+
+AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
+PART_ROWS, PART_BYTES, PART_SECONDS = 1000, 2**26, 60  # a part is written when it has one of these
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as devices of torch say it
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def run(
+    parts: Parts,
+    labeling: Labeling,
+    source: Source,
+    *,
+    shard: Shard = WHOLE,
+    batch: int = 8,
+    workers: int | None = None,
+    stop: Event | None = None,
+    done: Ids | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+    **limits: Any,
+) -> Tally:
+    """Label what of `source` is this shard's and in no part yet; `limits` as of `PartWriter`.
+
+    batch     images of one shape that the model sees at a time; halved where memory ends, for the rest of the run
+    workers   threads that read, decode and find objects; by default see `default_workers`
+    stop      set by whoever wants the run to end: what the model has seen is written, and no more is begun
+    done      ids that are labelled already; those of this run are added. By default what all parts have
+    progress  hears how many images are done
+
+    Whatever ends this early, what was labelled until then is written. Raises OutputError where it cannot be.
+    """
+    stop, done = stop or Event(), done_in(parts) if done is None else done
+    tally = Tally()
+    items = pending(source.items(), done, shard, tally)
+    with PartWriter(parts, shard, **limits) as writer:
+        for row in label(labeling, items, batch=batch, workers=workers, stop=stop):
+            writer.add(row)
+            done.add(row["id"])
+            tally.count(row)
+            progress(1)
+    return tally
+
+
+def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Iterator[Item]:
+    """The items that are this shard's, new, and not there twice; counted as they pass."""
+    for item in items:
+        if not shard.has(item.id):
+            continue
+        tally.listed += 1
+        if not tally.seen.add(item.id):
+            tally.twice += 1
+        elif item.id in done:
+            tally.there += 1
+        else:
+            yield item
+
+
+# The pipeline ---------------------------------------------------------------------------------------------------------
+
+
+def label(
+    labeling: Labeling, items: Iterable[Item], *, batch: int = 8, workers: int | None = None, stop: Event | None = None
+) -> Iterator[Row]:
+    """A row for each item, in the order in which images of one shape come together."""
+    stop, limit = stop or Event(), _Limit(batch)
+    pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="label")
+    try:
+        prepared = _ahead(pool, labeling.prepare, _until(stop, items), AHEAD * batch)
+        located = _locate(labeling, _by_shape(prepared, limit, stop), limit)
+        yield from _ahead(pool, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _until(stop: Event, items: Iterable[A]) -> Iterator[A]:
+    for item in items:
+        if stop.is_set():
+            return
+        yield item
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], limit: int) -> Iterator[B]:
+    """The results of `work` in order, with up to `limit` items under way."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@dataclass
+class _Limit:
+    """How many images the model can take at a time, as far as is known."""
+
+    size: int
+
+
+def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> Iterator[list[Ready] | Row]:
+    """Rows as they are, and images in groups of one shape: full ones, or where too many wait, the largest.
+
+    Once `stop` is set, images that wait are left for the next run.
+    """
+    groups: dict[Any, list[Ready]] = defaultdict(list)
+    waiting = 0
+    for one in prepared:
+        if stop.is_set():
+            return
+        if isinstance(one, dict):
+            yield one
+            continue
+        shape = one.item.id if one.pixels is None else one.pixels.shape  # windows of one image are a batch already
+        groups[shape].append(one)
+        waiting += 1
+        if len(groups[shape]) >= limit.size or one.pixels is None or waiting >= AHEAD * limit.size:
+            group = groups.pop(max(groups, key=lambda shape: len(groups[shape])))
+            waiting -= len(group)
+            yield group
+    for group in groups.values():
+        if stop.is_set():
+            return
+        yield group
+
+
+def _locate(labeling: Labeling, groups: Iterable[list[Ready] | Row], limit: _Limit) -> Iterator[Found | Row]:
+    """What the model says of each image; where memory ends, of half as many at a time from then on."""
+    for group in groups:
+        if isinstance(group, dict):
+            yield group
+            continue
+        left = [group]
+        while left:
+            some = left.pop()
+            found = _find(labeling, some)
+            if found is not None:
+                yield from found
+            elif len(some) == 1:
+                yield failed(some[0].item, MemoryError(), some[0].seconds)
+            else:
+                half = len(some) // 2
+                limit.size = max(1, min(limit.size, half))
+                left += [some[half:], some[:half]]
+
+
+def _find(labeling: Labeling, group: list[Ready]) -> list[Found] | None:
+    """What the model says of a group, None where memory ended; the traceback, which keeps tensors, is gone then."""
+    try:
+        return labeling.find(group)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, of the machine or of a device."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def stamp() -> str:
+    """What names of parts begin with: the time, and letters that no other run has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+
+
+@dataclass
+class PartWriter:
+    """Collects rows and writes a part when there are `rows`, `size` bytes, or `seconds` have passed since the last.
+
+    A thread writes while the next rows come; at most one part waits. On leaving, whatever ended it, the rest is
+    written. Raises OutputError where a part cannot be written.
+    """
+
+    parts: Parts
+    shard: Shard = WHOLE
+    rows: int = PART_ROWS
+    size: int = PART_BYTES
+    seconds: float = PART_SECONDS
+
+    def __enter__(self) -> "PartWriter":
+        self._stamp, self._number = stamp(), 0
+        self._rows: list[Row] = []
+        self._bytes, self._since = 0, monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._writing: Future[Any] | None = None
+        return self
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        self._bytes += size_of(row)
+        full = len(self._rows) >= self.rows or self._bytes >= self.size
+        if full or monotonic() - self._since >= self.seconds:
+            self._flush()
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            self._flush()
+            self._wait()
+        finally:
+            self._thread.shutdown()
+
+    def _flush(self) -> None:
+        self._wait()
+        if self._rows:
+            name = f"{self._stamp}-{self.shard.index:03d}-{self._number:06d}"
+            self._writing = self._thread.submit(self.parts.write, name, self._rows)
+        self._rows, self._bytes, self._since = [], 0, monotonic()
+        self._number += 1
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def size_of(row: Row) -> int:
+    """About how many bytes a row has in memory."""
+    maps = len(row["labelmap"] or b"") + len((row["similarity"] or {}).get("values", b""))
+    return 500 + maps + sum(500 + len((one["rle"] or {}).get("counts", "")) for one in row["objects"])
+
+
+def default_workers() -> int:
+    """Threads that are worth having: one a processor that this process may use, but not more than 16."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

@@ -1,0 +1,263 @@
+"""The engine of many machines: the same pipeline as `local` in actors of Ray Data, the same parts.
+
+    tally = run(parts, labeling, source, make=make)     # make() gives the same labeling in another process
+
+What is left to do is cut into parts beforehand, each with its name. An actor gets a part at a time, labels it and
+writes it under that name, so one that Ray tries again (a worker or a machine was lost) is written once. The parts
+themselves are the checkpoint: no other is kept, and either engine goes on with what the other began. All machines see
+the folder and the images under the same paths.
+"""
+
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from open_gem.errors import InputError, OpenGemError, OutputError
+from open_gem.label import local
+from open_gem.label.done import TODO, WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.labeling import Labeling
+from open_gem.label.sources import Item, Source
+from open_gem.parts import Manifest, Parts, Row
+
+PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
+FILE_PARTS = 64  # parts in a file of what is to be done
+STOP = ".stop"  # in the folder of the parts, while a run is asked to end
+
+
+def run(
+    parts: Parts,
+    labeling: Labeling,
+    source: Source,
+    *,
+    make: Callable[[], Labeling],
+    shard: Shard = WHOLE,
+    batch: int = 8,
+    workers: int | None = None,
+    stop: Event | None = None,
+    done: Ids | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+    rows: int = PART_ROWS,
+) -> Tally:
+    """As `local.run`, on all machines of the Ray cluster that RAY_ADDRESS or `ray start` tell of, else on this one.
+
+    make      gives `labeling` in an actor; raises there where it does not
+    workers   actors, each with a model; by default one a graphics card, else one a processor but one
+    stop      set: actors write what they have and begin nothing more
+
+    Raises InputError without ray, and where the run is a shard: Ray shares out by itself.
+    """
+    if shard.of > 1:
+        raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
+    stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
+    folder = parts.folder.absolute()
+    todo = _write_todo(folder / TODO, local.pending(source.items(), done, shard, tally), rows)
+    if not todo:
+        return tally
+    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest.fingerprint, source.root, make, batch)
+    try:
+        with _cluster(), _telling(stop, folder / STOP):
+            for result in _results(todo, actor, workers):
+                for id in result["ids"]:
+                    done.add(id)
+                tally.labeled += result["labeled"]
+                tally.failed += result["failed"]
+                tally.seconds += result["seconds"]
+                progress(result["labeled"] + result["failed"])
+    finally:
+        shutil.rmtree(folder / TODO, ignore_errors=True)
+    return tally
+
+
+# What is to be done ---------------------------------------------------------------------------------------------------
+
+
+def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
+    """Files with a row a part: its name and its items. Streams, so that the list of all images is never in memory."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    start = local.stamp()  # also in the names of files, so that no later run has the same
+    parts = ({"part": f"{start}-ray-{number:06d}", "items": some} for number, some in enumerate(_chunks(items, rows)))
+    files = []
+    for number, some in enumerate(_chunks(parts, FILE_PARTS)):
+        for part in some:
+            part["items"] = [item._asdict() for item in part["items"]]
+        path = folder / f"{start}-{number:06d}.parquet"
+        parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
+        files.append(str(path))
+    return files
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int64()
+    kinds = {"id": text, "source": text, "container": text, "offset": number, "size": number, "error": text}
+    return pa.schema([("part", text), ("items", pa.list_(pa.struct(list(kinds.items()))))])
+
+
+# Ray ------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """A Ray cluster: the one that is there, or one on this machine while this lasts."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
+    started = not ray.is_initialized()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if started:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray puts its own in their place
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def _telling(stop: Event, file: Path) -> Iterator[None]:
+    """Put `file` there once `stop` is set, for actors on all machines to see; it goes when this ends."""
+    file.unlink(missing_ok=True)
+    over = Event()
+
+    def tell() -> None:
+        while not over.is_set():
+            if stop.wait(0.2):
+                file.touch()
+                return
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        file.unlink(missing_ok=True)
+
+
+def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator[dict[str, Any]]:
+    """What came of each part, as actors finish them. Errors of ours come out as they were raised."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 1), int(resources.get("GPU", 0))
+    count = workers or gpus or max(1, int(cpus) - 1)
+    share = max(0.5, (cpus - 1) // count)  # one processor stays free, or what feeds the actors would wait for ever
+    data = (
+        ray.data.read_parquet(todo)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            _Actor,
+            fn_constructor_args=(actor, max(1, int(share))),
+            batch_size=1,
+            num_cpus=share,
+            num_gpus=1 if gpus else 0,
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+        )
+    )
+    try:
+        yield from data.iter_rows()
+    except Exception as error:
+        raise _ours(error) from error
+
+
+def _ours(error: BaseException) -> BaseException:
+    """The error that our own code raised in an actor, where it did; else the one given."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OpenGemError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """What an actor has to know; travels. Images are relative to `place`; `token` is a file that is there as long as
+    the run is."""
+
+    place: str
+    folder: str
+    token: str
+    fingerprint: str
+    root: str | None
+    make: Callable[[], Labeling]
+    batch: int
+
+
+class _Actor:
+    """One process with a model: a part at a time."""
+
+    def __init__(self, given: Labeler, threads: int):
+        import torch
+
+        os.chdir(given.place)  # a cluster may have been started anywhere
+        torch.set_num_threads(threads)
+        self.given, self.threads, self.labeling = given, threads, given.make()
+        manifest = self.labeling.manifest(given.root)
+        if manifest.fingerprint != given.fingerprint:
+            raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
+        self.parts = Parts(Path(given.folder), Manifest(manifest.settings, manifest.labels))
+
+    def __call__(self, todo: dict[str, Any]) -> dict[str, list[Any]]:
+        results = [self._part(str(name), list(items)) for name, items in zip(todo["part"], todo["items"], strict=True)]
+        return {name: [result[name] for result in results] for name in results[0]}
+
+    def _part(self, name: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = self._rows(name, [Item(**one) for one in items])
+        statuses = [row["status"] for row in rows]
+        return {
+            "ids": [row["id"] for row in rows],
+            "labeled": statuses.count("ok"),
+            "failed": statuses.count("error"),
+            "seconds": sum(row["seconds"] for row in rows),
+        }
+
+    def _rows(self, name: str, items: list[Item]) -> list[Row]:
+        """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
+        if self.parts.path(name).exists():
+            return list(self.parts.rows_of(name, "id", "status", "seconds"))
+        stop = _StopFile(self.parts.folder / STOP)
+        rows = list(local.label(self.labeling, items, batch=self.given.batch, workers=self.threads, stop=stop))
+        if not Path(self.given.token).exists():  # the run was killed, and another may be at work on these images
+            raise OutputError("the run that this actor belongs to is over")
+        if rows:
+            self.parts.write(name, rows)
+        return rows
+
+
+class _StopFile(Event):
+    """An event that is set where a file is there."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def is_set(self) -> bool:
+        return self.path.exists()

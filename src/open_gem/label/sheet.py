@@ -1,0 +1,146 @@
+"""Samples of every label as a page, so that a person looks before they trust: some by chance, and the least sure."""
+
+import base64
+import heapq
+import html
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from open_gem.errors import ImageError
+from open_gem.imaging import read_image
+from open_gem.label.done import key
+from open_gem.label.reading import read
+from open_gem.label.sources import Item
+from open_gem.parts import Parts, Row
+from open_gem.viz import overlay
+
+SIDE = 256  # pixels of a sample's longer side
+MOST = 1200  # images on a page by chance: with many labels, each has fewer
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }
+section { margin-bottom: 2rem } .row { display: flex; flex-wrap: wrap; gap: 8px }
+figure { margin: 0; width: 240px } img { max-width: 100% } figcaption { overflow-wrap: anywhere; font-size: 12px }
+"""
+
+
+@dataclass
+class Lowest:
+    """The `count` entries with the lowest numbers of any stream."""
+
+    count: int
+    _heap: list[tuple[float, str, Any]] = field(default_factory=list)
+
+    def add(self, number: float, id: str, entry: Any) -> None:
+        if len(self._heap) < self.count:
+            heapq.heappush(self._heap, (-number, id, entry))
+        elif self.count and -number > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (-number, id, entry))
+
+    @property
+    def entries(self) -> list[Any]:
+        """Lowest first."""
+        return [entry for _, _, entry in sorted(self._heap, key=lambda one: (-one[0], one[1]))]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to look at, and the objects of one label in it."""
+
+    id: str
+    source: str
+    objects: Sequence[dict[str, Any]]
+
+
+def write_sheet(parts: Parts, count: int) -> bytes:
+    """A page of HTML with pictures inside: of each label up to `count` images by chance (the same every time) and half
+    as many in which it was least sure; then images without any object. Pictures that are gone are told."""
+    count = min(count, max(1, MOST // len(parts.manifest.labels)))
+    chance = {label: Lowest(count) for label in parts.manifest.labels}
+    unsure = {label: Lowest(count // 2) for label in parts.manifest.labels}
+    empty = Lowest(count)
+    for row in parts.rows("id", "source", "status", "objects"):
+        if row["status"] != "ok":
+            continue
+        for label, sample in _samples(row):
+            chance[label].add(key(row["id"]), row["id"], sample)
+            unsure[label].add(min(one["presence"] or 0 for one in sample.objects), row["id"], sample)
+        if not row["objects"]:
+            empty.add(key(row["id"]), row["id"], Sample(row["id"], row["source"], ()))
+    sections = [_section(label, chance[label].entries, unsure[label].entries) for label in parts.manifest.labels]
+    sections.append(_part("Nothing found in these", empty.entries))
+    body = "\n".join(sections)
+    page = (
+        f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n{body}\n"
+    )
+    return page.encode()
+
+
+def _samples(row: Row) -> Iterator[tuple[str, Sample]]:
+    for label in dict.fromkeys(one["label"] for one in row["objects"]):
+        yield label, Sample(row["id"], row["source"], [one for one in row["objects"] if one["label"] == label])
+
+
+def _section(label: str, chance: Sequence[Sample], unsure: Sequence[Sample]) -> str:
+    if not chance:
+        return f"<section><h2>{html.escape(label)}</h2><p>Found nowhere.</p></section>"
+    parts = [_part("By chance", chance), _part("Least sure", unsure)]
+    return f"<section><h2>{html.escape(label)}</h2>{''.join(parts)}</section>"
+
+
+def _part(title: str, samples: Sequence[Sample]) -> str:
+    figures = "".join(map(_figure, samples))
+    return f"<h3>{title}</h3><div class='row'>{figures}</div>" if samples else ""
+
+
+def _figure(sample: Sample) -> str:
+    try:
+        picture = read_image(read(Item(sample.id, sample.source)))
+    except ImageError as error:
+        return f"<figure>{html.escape(str(error))}<figcaption>{html.escape(sample.id)}</figcaption></figure>"
+    file = io.BytesIO()
+    draw(picture, sample.objects).save(file, format="JPEG", quality=80)
+    shown = base64.b64encode(file.getvalue()).decode()
+    told = ", ".join(f"{one['score']:.3f}" for one in sample.objects[:4])
+    sure = f" · present {sample.objects[0]['presence']:.2f} · {told}" if sample.objects else ""
+    caption = f"<figcaption>{html.escape(sample.id)}{sure}</figcaption>"
+    return f"<figure><img src='data:image/jpeg;base64,{shown}' alt=''>{caption}</figure>"
+
+
+def draw(picture: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
+    """A small copy with the outlines and boxes of objects; the outline is the box where there is no mask."""
+    size = (picture.height, picture.width)
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    covered = np.zeros((small.height, small.width), dtype=bool)
+    boxes = []
+    for one in objects:
+        mask = Image.fromarray(_mask(one, size)).resize(small.size, Image.Resampling.NEAREST)
+        covered |= np.asarray(mask) > 0
+        boxes.append([side * small.width / picture.width for side in one["xyxy"]])
+    return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
+
+
+def _mask(one: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The mask `(y, x)` of an object, 0 and 1."""
+    if one["rle"] is not None:
+        return decode(one["rle"])
+    mask = np.zeros(size, dtype=np.uint8)
+    left, top, right, bottom = one["xyxy"]
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def decode(rle: dict[str, Any]) -> np.ndarray:
+    """COCO's compressed run-length encoding -> a mask `(y, x)` uint8, 0 and 1."""
+    import warnings
+
+    from pycocotools import mask
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
+        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()})

@@ -1,0 +1,79 @@
+"""What was found, in numbers: read from the parts, whichever runs made them."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from open_gem.parts import Parts
+
+
+@dataclass
+class OfLabel:
+    """How often a label was found: in how many images, and how many objects; and their mean score, a raw cosine."""
+
+    images: int = 0
+    objects: int = 0
+    total: float = 0.0
+
+    @property
+    def score(self) -> float | None:
+        return self.total / self.objects if self.objects else None
+
+
+@dataclass
+class Summary:
+    """`labeled` images without error, of which `empty` have no object; `errors` by kind; `seconds` spent on all."""
+
+    labels: dict[str, OfLabel]
+    labeled: int = 0
+    empty: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def images(self) -> int:
+        return self.labeled + self.errors.total()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.seconds += row["seconds"]
+        if row["status"] == "error":
+            self.errors[kind_of(row["error"])] += 1
+            return
+        self.labeled += 1
+        self.empty += not row["objects"]
+        for label in {one["label"] for one in row["objects"]}:
+            self.labels[label].images += 1
+        for one in row["objects"]:
+            self.labels[one["label"]].objects += 1
+            self.labels[one["label"]].total += one["score"]
+
+    def document(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        labels = {
+            name: {"images": one.images, "objects": one.objects, "score": one.score}
+            for name, one in self.labels.items()
+        }
+        return {
+            "images": self.images,
+            "labeled": self.labeled,
+            "empty": self.empty,
+            "errors": dict(self.errors.most_common()),
+            "seconds": round(self.seconds, 3),
+            "labels": labels,
+        }
+
+
+def summarize(parts: Parts) -> Summary:
+    """All rows counted: reads what is counted alone, not masks or maps. Raises OutputError."""
+    summary = Summary({label: OfLabel() for label in parts.manifest.labels})
+    within = [f"objects.list.element.{name}" for name in ("label", "score")]
+    for row in parts.rows("status", "error", "seconds", *within):
+        summary.add(row)
+    return summary
+
+
+def kind_of(error: str) -> str:
+    """An error without what is of one image alone: names in quotes, bytes, and numbers."""
+    plain = re.sub(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"", "…", error)
+    return re.sub(r"\d+", "n", plain).strip()[:120]

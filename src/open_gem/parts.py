@@ -1,0 +1,253 @@
+"""Labels on disk: Parquet parts, one row an image, and a manifest that says what made them.
+
+    parts = Parts.open(Path("labels"))
+    parts.manifest.labels                     # the labels, in order
+    for row in parts.rows():                  # one dict an image, one part in memory at a time
+        row["id"], row["status"], [(one["label"], one["xyxy"]) for one in row["objects"]]
+
+A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
+in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", data_files="labels/part-*.parquet")`,
+`pandas.read_parquet`, DuckDB's `read_parquet`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from open_gem.errors import InputError, OutputError
+from open_gem.files import digest, write_file
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Row = dict[str, Any]  # an image, with the fields of `schema`
+
+MANIFEST = "manifest.json"
+PARTS = "part-*.parquet"
+STATUSES = ("ok", "error")
+READ = 64  # rows decoded to Python at a time: bounds memory where rows hold label maps
+
+
+@cache
+def schema() -> "pyarrow.Schema":
+    """The fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are `xy`.
+
+    id           of a file in a folder: its path relative to the folder, with /
+    source       path or URL, as given
+    status       "ok", or "error": then `error` is the reason, and `objects` is empty
+    seconds      spent on the image: reading it, its share of the model's time, finding objects
+    objects      in the order of the manifest's labels, best first within one
+      prompt       the phrase of the label that is best at `point`
+      score        highest cosine inside the object
+      image_score  cosine of the label with the image as a whole; presence: the same as a probability
+      rle          its mask in COCO's compressed run-length encoding; size is (height, width)
+      point        where the cosine is highest
+    labelmap     a PNG of 8 bits (16 with more than 255 labels): 0 is background, n the manifest's n-th label, from 1
+    similarity   cosine of each patch with each label: `values` is float16, C order, labels × rows × cols
+    """
+    import pyarrow as pa
+
+    numbers, sides = pa.list_(pa.int32()), pa.list_(pa.int32(), 4)
+    rle = pa.struct([("size", numbers), ("counts", pa.string())])
+    object_fields = [
+        pa.field("label", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("image_score", pa.float32()),
+        pa.field("presence", pa.float32()),
+        pa.field("xyxy", sides),
+        pa.field("rle", rle),
+        pa.field("point", numbers),
+    ]
+    similarity = pa.struct([("labels", pa.list_(pa.string())), ("grid", numbers), ("values", pa.binary())])
+    return pa.schema(
+        [
+            pa.field("id", pa.string()),
+            pa.field("source", pa.string()),
+            pa.field("status", pa.string()),
+            pa.field("error", pa.string()),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("seconds", pa.float32()),
+            pa.field("objects", pa.list_(pa.struct(object_fields))),
+            pa.field("labelmap", pa.binary()),
+            pa.field("similarity", similarity),
+        ]
+    )
+
+
+def row_of(id: str, source: str, **fields: Any) -> Row:
+    """A row with the fields given, and nothing found in all others."""
+    return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made the parts of a folder: `settings`, all that decides a row, as values that JSON can hold; `labels` in
+    order."""
+
+    settings: Mapping[str, Any]
+    labels: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve letters for the settings and labels."""
+        return digest({"settings": self.settings, "labels": self.labels})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """The manifest of a folder, None where there is none. Raises InputError for one that cannot be read."""
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_text("utf-8"))
+            return cls(document["settings"], tuple(document["labels"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{str(path)!r} is no manifest of labels: {error!r}") from error
+
+    def write(self, folder: Path) -> None:
+        document = {"fingerprint": self.fingerprint, "labels": self.labels, "settings": self.settings}
+        write_file(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False).encode())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts in a folder, and the manifest of all of them."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "Parts":
+        """What was labelled into `folder`. Raises InputError where nothing was."""
+        place = Path(folder)
+        if (manifest := Manifest.read(place)) is None:
+            raise InputError(f"no labels in {str(folder)!r}: expected a folder that `open-gem label --out` filled")
+        return cls(place, manifest)
+
+    @classmethod
+    def claim(cls, folder: Path, manifest: Manifest) -> "Parts":
+        """The folder, for parts by these settings; made where there is none.
+
+        Raises InputError where it holds labels made with others, OutputError where it cannot be written.
+        """
+        if not cls.is_claimed(folder, manifest):
+            manifest.write(folder)
+        return cls(folder, manifest)
+
+    @classmethod
+    def is_claimed(cls, folder: Path, manifest: Manifest) -> bool:
+        """Whether the folder has parts by these settings; nothing is written. Raises InputError as `claim`."""
+        if (there := Manifest.read(folder)) is None:
+            if next(folder.glob(PARTS), None) is not None:
+                raise InputError(f"{str(folder)!r} has parts without a {MANIFEST}: expected an empty or new folder")
+            return False
+        if there.fingerprint != manifest.fingerprint:
+            raise InputError(
+                f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
+                + _differences(there, manifest)
+            )
+        return True
+
+    def paths(self) -> list[Path]:
+        """The parts, in the order of their names, which is that of their making."""
+        return sorted(self.folder.glob(PARTS))
+
+    def write(self, name: str, rows: Sequence[Row]) -> Path:
+        """One part more, or the same one again: name is unique to its images. Raises OutputError."""
+        _write(self.path(name), rows)
+        return self.path(name)
+
+    def path(self, name: str) -> Path:
+        """Where the part of this name is or would be."""
+        return self.folder / f"part-{name}.parquet"
+
+    def rows_of(self, name: str, *names: str) -> list[Row]:
+        """The rows of one part, or some of their fields. Errors as `columns`."""
+        return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
+
+    def forget_errors(self) -> int:
+        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; how many.
+
+        Raises OutputError.
+        """
+        count = 0
+        for path in self.paths():
+            statuses = [status for batch in _batches(path, ["status"]) for status in batch.column(0).to_pylist()]
+            if (failed := statuses.count("error")) == 0:
+                continue
+            rows = [row for batch in _batches(path, None) for row in batch.to_pylist() if row["status"] != "error"]
+            _write(path, rows)
+            count += failed
+        return count
+
+    def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
+        """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
+
+        Raises OutputError for a part that cannot be read.
+        """
+        for path in self.paths():
+            yield from _batches(path, list(names) or None)
+
+    def rows(self, *names: str) -> Iterator[Row]:
+        """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
+        for batch in self.columns(*names):
+            yield from batch.to_pylist()
+
+
+def encode(rows: Sequence[Row]) -> bytes:
+    """A part."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """A part that is safe on disk before it has its name: or a power cut may leave the name without the content."""
+    content = encode(rows)
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_file(path, write)
+
+
+def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordBatch"]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as part:
+            yield from part.iter_batches(READ if columns is None else 64 * READ, columns=columns)
+    except (OSError, ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise OutputError(f"cannot read {str(path)!r}: {reason}; remove it to label its images again") from error
+
+
+def _differences(there: Manifest, here: Manifest) -> str:
+    """What two manifests say otherwise, for a message: the first few settings."""
+    old, new = ({**_flat(one.settings), "labels": list(one.labels)} for one in (there, here))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    told = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names[:3]]
+    return "; ".join([*told, f"{len(names) - 3} more"] if len(names) > 3 else told)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,63 @@
+"""Labels a source in a process of its own, which tests kill: `python label_child.py SOURCE OUT MODEL LOG [engine]`.
+
+Every image that the model sees is a line in LOG with the process's id, so that what was done twice can be counted.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from open_gem.label import control, local
+from open_gem.label.done import writing
+from open_gem.label.labeling import Found, Labeling, Ready
+from open_gem.label.ontology import Ontology
+from open_gem.label.recipe import Recipe
+from open_gem.label.sources import Columns, open_source
+from open_gem.parts import Parts
+
+PART = 50
+PAUSE = float(os.environ.get("PAUSE", "0"))  # seconds a batch, for tests that need time to act
+
+
+class Logged(Labeling):
+    log = ""
+
+    def find(self, group: Sequence[Ready]) -> list[Found]:
+        time.sleep(PAUSE)
+        found = super().find(group)
+        with Path(self.log).open("a") as file:
+            file.write("".join(f"{os.getpid()} {one.item.id}\n" for one in group))
+        return found
+
+
+def make(model: str, log: str) -> Labeling:
+    torch.set_num_threads(1)
+    made = Recipe(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu").make()
+    logged = Logged(made.localizer, made.ontology, made.outputs)
+    object.__setattr__(logged, "log", log)
+    return logged
+
+
+def main(given: str, out: str, model: str, log: str, engine: str = "local") -> None:
+    source = open_source(given, Columns(id="id" if given.endswith(".csv") else None))
+    labeling, folder = make(model, log), Path(out)
+    with control.stopping(print) as stop, writing(folder):
+        parts = Parts.claim(folder, labeling.manifest(source.root))
+        if engine == "local":
+            tally = local.run(parts, labeling, source, rows=PART, workers=2, stop=stop.event)
+        else:
+            from open_gem.label import on_ray
+
+            workers = int(os.environ.get("ACTORS", "1"))
+            made = partial(make, model, log)
+            tally = on_ray.run(parts, labeling, source, make=made, rows=PART, workers=workers, stop=stop.event)
+    print(f"done {tally.labeled} {tally.failed} {tally.there}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

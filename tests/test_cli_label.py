@@ -1,0 +1,220 @@
+"""`open-gem label` and `open-gem labels` as a person uses them."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from open_gem import cli
+from open_gem.datasets.scenes import scene
+from open_gem.label import control
+from open_gem.label.sources import open_source
+from open_gem.label.summary import kind_of
+from open_gem.parts import Parts
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with six pictures and one that is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for seed in range(6):
+        Image.fromarray(scene(seed, 64).image).save(tmp_path / "in" / f"{seed}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "classes.yaml").write_text("labels: {cat: [cat, kitten], dog: }\nbackground: [sky]\npresence: 0\n")
+    return tmp_path
+
+
+def label(tiny: str, *arguments: object) -> Result:
+    given = ["label", "in", "--out", "out", "--model", tiny, "--device", "cpu", *map(str, arguments)]
+    return CliRunner().invoke(cli.app, given)
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not Path("out").exists()
+
+
+def test_a_folder_is_labelled_and_summed_up(place, tiny):
+    result = label(tiny, "-c", "classes.yaml")
+    assert result.exit_code == 1, result.output  # one image has an error
+    assert "6 images labelled" in result.stdout
+    assert "1 images with an error: … is not a picture of any format that PIL reads: it starts with …" in result.stdout
+    files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
+    assert {"manifest.json", "summary.json", "samples.html"} < files and len(files) == 4
+    rows = {row["id"]: row for row in Parts.open("out").rows()}
+    assert sorted(rows) == [*(f"{seed}.png" for seed in range(6)), "broken.png"]
+    summary = json.loads(Path("out/summary.json").read_text())
+    counted = [one["label"] for row in rows.values() for one in row["objects"]]
+    for name in ("cat", "dog"):
+        images = sum(any(one["label"] == name for one in row["objects"]) for row in rows.values())
+        assert summary["labels"][name]["images"] == images
+        assert summary["labels"][name]["objects"] == counted.count(name)
+    assert (summary["images"], summary["labeled"], summary["empty"]) == (7, 6, 0)
+    page = Path("out/samples.html").read_text()
+    assert page.count("<img src='data:image/jpeg;base64,") == sum(
+        6 + 4 for name in ("cat", "dog") if summary["labels"][name]["images"] == 6
+    )
+
+
+def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
+    assert label(tiny, "-c", "classes.yaml").exit_code == 1
+    before = sorted(Path("out").glob("*.parquet"))
+    again = label(tiny, "-c", "classes.yaml")
+    assert again.exit_code == 0, "nothing was left to do"
+    assert sorted(Path("out").glob("*.parquet")) == before
+    shutil.copy("in/0.png", "in/broken.png")
+    result = label(tiny, "-c", "classes.yaml", "--retry-errors", "--json")
+    assert result.exit_code == 0, result.output
+    assert "1 images that had an error are tried again" in result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["labeled"], summary["errors"]) == (7, {})
+    assert len(list(Parts.open("out").rows("id"))) == 7
+
+
+def test_other_settings_need_another_folder(place, tiny):
+    assert label(tiny, "-c", "classes.yaml").exit_code == 1
+    for change in (["--pathway", "clip"], ["--threshold", "0.4"], ["--outputs", "boxes"]):
+        result = label(tiny, "-c", "classes.yaml", *change)
+        assert result.exit_code == 2
+        assert "holds labels made with other settings" in result.stderr, change
+
+
+def test_what_was_labelled_can_be_asked_again(place, tiny):
+    label(tiny, "-c", "classes.yaml", "--samples", "0")
+    assert not Path("out/samples.html").exists()
+    result = CliRunner().invoke(cli.app, ["labels", "out", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["images"] == 7
+    assert Path("out/samples.html").exists()
+    shutil.rmtree("in")
+    assert CliRunner().invoke(cli.app, ["labels", "out"]).exit_code == 0
+    assert (
+        "does not exist" in Path("out/samples.html").read_text()
+        or "No such file" in Path("out/samples.html").read_text()
+    )
+
+
+def test_names_in_the_page_are_text(place, tiny):
+    Path("in/0.png").rename("in/<b>&.png")
+    label(tiny, "-p", "<i>cat</i>", "--presence", "0")
+    page = Path("out/samples.html").read_text()
+    assert "&lt;b&gt;&amp;.png" in page and "&lt;i&gt;cat&lt;/i&gt;" in page
+    assert "<b>" not in page and "<i>" not in page
+
+
+def test_a_dry_run_writes_nothing(place, tiny):
+    result = label(tiny, "-c", "classes.yaml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("7 images: 0 done, 7 left, 0 listed twice\nabout ")
+    assert not Path("out").exists()
+    label(tiny, "-c", "classes.yaml")
+    shutil.copy("in/0.png", "in/9.png")
+    told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--json").stdout)
+    assert (told["images"], told["done"], told["left"], told["sampled"]) == (8, 7, 1, 1)
+    assert told["seconds"] > 0 and told["bytes"] > 0
+
+
+def test_lists_with_the_same_image_twice(place, tiny):
+    Path("list.txt").write_text("in/0.png\nin/1.png\nin/0.png\n")
+    given = ["label", "list.txt", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 0, result.output
+    assert "warning: 1 images are there twice under one id" in result.stderr
+    assert [row["id"] for row in Parts.open("out").rows("id")] == ["in/0.png", "in/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--ontology and --prompt: neither given"]),
+        (["-p", "cat", "-c", "classes.yaml"], ["both given"]),
+        (["-c", "none.yaml"], ["none.yaml", "No such file"]),
+        (["-p", "cat", "--outputs", "polygons"], ["output 'polygons'"]),
+        (["-p", "cat", "--scale", "log"], ["scale is 'log'"]),
+        (["-p", "cat", "--per", "image"], ["per is 'image'"]),
+        (["-p", "cat", "--least-area", "2"], ["least area is 2.0"]),
+        (["-p", "cat", "--presence", "2"], ["presence of label 'cat' is 2.0"]),
+        (["-p", "cat", "--engine", "spark"], ["engine is 'spark', expected one of local, ray"]),
+        (["-p", "cat", "--pathway", "gme"], ["did you mean gem"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(arguments, words, place, tiny):
+    refused(label(tiny, *arguments), *words)
+
+
+def test_under_torchrun_each_process_has_its_share(place, tiny, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = label(tiny, "-c", "classes.yaml")
+        assert result.exit_code == 0, "an image with an error is no reason for torchrun to end the others"
+        assert f"process {rank}: " in result.stderr
+    ids = [row["id"] for row in Parts.open("out").rows("id")]
+    assert len(ids) == len(set(ids)) == 7
+    assert not Path("out/summary.json").exists(), "no process knows all"
+
+
+def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
+    monkeypatch.setattr(control, "SETTLE", 0.0)
+    stopping = control.stopping
+    stops = []
+
+    def caught(say):
+        manager = stopping(say)
+        stop = manager.__enter__()
+        stops.append(stop)
+        return _Context(stop, manager)
+
+    monkeypatch.setattr(control, "stopping", caught)
+
+    def act() -> None:
+        _wait(lambda: Path("out/manifest.json").exists() and len(list(Parts.open("out").rows("id"))) == 7)
+        shutil.copy("in/0.png", "in/new.png")
+        _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
+        stops[0].event.set()
+
+    actor = threading.Thread(target=act)
+    actor.start()
+    result = label(tiny, "-c", "classes.yaml", "--watch", "0.1")
+    actor.join()
+    assert result.exit_code == 0, result.output
+    assert "1 images labelled, 0 with an error; looking for more" in result.stderr
+    assert "7 images labelled" in result.stdout
+
+
+class _Context:
+    def __init__(self, stop, manager):
+        self.stop, self.manager = stop, manager
+
+    def __enter__(self):
+        return self.stop
+
+    def __exit__(self, *raised):
+        return self.manager.__exit__(*raised)
+
+
+def _wait(until) -> None:
+    end = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_files_that_may_still_be_being_written_wait(place):
+    source = open_source("in")
+    assert list(control.settled(source, 1000).items()) == []
+    assert len(list(control.settled(source, 0).items())) == 7
+
+
+def test_errors_by_kind():
+    assert (
+        kind_of("'a/it\\'s.jpg' is empty (0 bytes)") == kind_of("'b.jpg' is empty (0 bytes)") == "… is empty (n bytes)"
+    )
+    assert kind_of("it starts with b'\\x00ab'") == kind_of('it starts with b"x\'"') == "it starts with …"

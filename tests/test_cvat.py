@@ -1,0 +1,79 @@
+"""The auto-annotation function does what CVAT's own driver asks of one."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from open_gem.datasets.scenes import scene
+from open_gem.errors import InputError
+from open_gem.integrations.cvat import create
+
+PICTURE = scene(seed=1, size=192)
+
+
+def test_settings_that_make_no_sense_are_told():
+    for settings, expected in [
+        ({}, "expected prompts"),
+        ({"prompts": "cat", "ontology": "a.yaml"}, "and not both"),
+        ({"prompts": "cat", "shape": "cuboid"}, "shape is 'cuboid', expected one of mask, rectangle"),
+        ({"prompts": "cat", "presence": 2.0}, "presence of label 'cat' is 2.0"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            create(**settings)
+
+
+def annotate(function: Any, *, type: str, **context: Any) -> list[Any]:
+    """What reaches the server: the driver's own mapping, which refuses what breaks a rule."""
+    driver: Any = pytest.importorskip("cvat_sdk.auto_annotation.driver")
+    labels = [
+        SimpleNamespace(name=label.name, id=100 + label.id, type=type, attributes=[], sublabels=[])
+        for label in function.spec.labels
+    ]
+    convert = context.get("conv_mask_to_poly", False)
+    rules = {"allow_unmatched_labels": False, "conv_mask_to_poly": convert}
+    mapper = driver._AnnotationMapper(logging.getLogger(), function.spec.labels, labels, **rules)
+    found = function.detect(driver._DetectionFunctionContextImpl(frame_name="a.png", **context), PICTURE.image)
+    tags, shapes = mapper.validate_and_remap(found, ds_frame=7)
+    assert tags == []
+    assert all(shape.frame == 7 and shape.label_id >= 100 for shape in shapes)
+    return shapes
+
+
+def test_masks_polygons_and_rectangles_are_of_the_same_objects():
+    masks: Any = pytest.importorskip("cvat_sdk.masks")
+    sv = pytest.importorskip("supervision")
+    prompts = ",".join(PICTURE.names)
+    found = create(prompts, presence=0.0)
+    as_masks = annotate(found, type="mask")
+    assert {shape.label_id for shape in as_masks} == {100 + index for index in range(len(PICTURE.names))}
+    as_polygons = annotate(found, type="polygon", conv_mask_to_poly=True)
+    boxes = annotate(create(prompts, shape="rectangle", presence=0.0), type="rectangle")
+    assert len(as_masks) == len(as_polygons) == len(boxes)
+    side = PICTURE.image.shape[1]
+    for mask, polygon, box in zip(as_masks, as_polygons, boxes, strict=True):
+        pixels = masks.decode_mask(mask.points, image_width=side, image_height=side)
+        corners = np.array(polygon.points).reshape(-1, 2).astype(int)
+        assert np.array_equal(sv.polygon_to_mask(corners, (side, side)).astype(bool), pixels)
+        ys, xs = np.nonzero(pixels)
+        assert box.points == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def test_the_confidence_that_cvat_asks_for_is_of_presence():
+    pytest.importorskip("cvat_sdk")
+    found = create(",".join([*PICTURE.names, "a zebra crossing"]), presence=0.0)
+    assert annotate(found, type="mask", conf_threshold=0.0)
+    assert annotate(found, type="mask", conf_threshold=1.0) == []
+
+
+def test_cvat_cli_loads_it():
+    loader = pytest.importorskip("cvat_cli._internal.common").FunctionLoader
+    parse = pytest.importorskip("cvat_cli._internal.parsers").parse_function_parameter
+    given = dict(map(parse, ["prompts=str:cat,remote control", "shape=str:rectangle", "presence=float:0.5"]))
+    spec = loader("open_gem.integrations.cvat", None, given).load().spec
+    assert [(label.name, label.id, str(label.type)) for label in spec.labels] == [
+        ("cat", 0, "rectangle"),
+        ("remote control", 1, "rectangle"),
+    ]

@@ -1,0 +1,422 @@
+"""Each format is read back with the library that owns it, and says what the parts say."""
+
+import io
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from labelled import (
+    GOOD,
+    HEIGHT,
+    IMAGES,
+    LABELS,
+    OVERLAPPING,
+    PIXEL,
+    RING,
+    SOLID,
+    TWO_PARTS,
+    WIDTH,
+    available,
+    box_of,
+    exported,
+    filled,
+    flattened,
+    image,
+    needs_supervision,
+    quiet_supervision,
+    thing,
+    union,
+    write_parts,
+)
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from torchvision.datasets import VOCSegmentation
+
+from open_gem.datasets.scenes import scene
+from open_gem.errors import InputError
+from open_gem.export.detections import to_supervision
+from open_gem.export.polygons import polygons
+from open_gem.export.rows import Labelled
+from open_gem.parts import Manifest, Parts
+
+# One by one -----------------------------------------------------------------------------------------------------------
+
+
+def test_coco_is_read_by_pycocotools(labelled):
+    folder = exported(labelled, "coco")
+    instances = COCO(folder / "instances.json")
+    assert [one["name"] for one in instances.loadCats(instances.getCatIds())] == list(LABELS)
+    assert [one["file_name"] for one in instances.loadImgs(instances.getImgIds())] == [one["id"] for one in GOOD]
+    results = instances.loadRes(str(folder / "results.json"))
+    for number, one in enumerate(GOOD, start=1):
+        for loaded in (instances, results):
+            annotations: Any = loaded.loadAnns(loaded.getAnnIds(imgIds=number))
+            assert len(annotations) == len(one["objects"])
+            for annotation, stored in zip(annotations, by_score(one), strict=True):
+                left, top, right, bottom = stored["xyxy"]
+                assert annotation["bbox"] == [left, top, right - left, bottom - top]
+                assert LABELS[annotation["category_id"] - 1] == stored["label"]
+                assert annotation["score"] == pytest.approx(stored["score"])
+                if stored["rle"]:
+                    mask = coco_mask.decode(stored["rle"]).astype(bool)
+                    assert np.array_equal(loaded.annToMask(annotation), mask)
+                    if loaded is instances:
+                        assert annotation["area"] == mask.sum()
+    boxes = instances.loadAnns(instances.getAnnIds(imgIds=5))
+    assert [(one["segmentation"], one["area"]) for one in boxes] == [([], 600), ([], 100)]
+
+
+def by_score(one: dict) -> list[dict]:
+    return sorted(one["objects"], key=lambda stored: -stored["score"])
+
+
+def test_coco_scores_itself_perfectly(tmp_path):
+    from pycocotools.cocoeval import COCOeval
+
+    labelled = write_parts(tmp_path / "labels", IMAGES[:4])  # those with masks that are large enough to count
+    folder = exported(labelled, "coco")
+    truth = COCO(folder / "instances.json")
+    for kind in ("segm", "bbox"):
+        scored = COCOeval(truth, truth.loadRes(str(folder / "results.json")), kind)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+        assert scored.stats[0] == pytest.approx(1)
+
+
+def test_panoptic_ids_are_the_segments(labelled):
+    folder = exported(labelled, "panoptic")
+    document = json.loads((folder / "panoptic.json").read_text("utf-8"))
+    assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    for annotation, stored in zip(document["annotations"], GOOD, strict=True):
+        colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
+        assert colors.shape == (HEIGHT, WIDTH, 3)
+        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        assert sorted({*ids.ravel().tolist()} - {0}) == sorted(one["id"] for one in annotation["segments_info"])
+        for segment in annotation["segments_info"]:
+            ys, xs = np.nonzero(ids == segment["id"])
+            assert segment["area"] == len(ys)
+            left, top, width, height = segment["bbox"]
+            assert (left, top) == (xs.min(), ys.min())
+            assert (left + width, top + height) == (xs.max() + 1, ys.max() + 1)
+        covered = [coco_mask.decode(one["rle"]) for one in stored["objects"] if one["rle"]]
+        assert np.array_equal(ids > 0, np.any([np.zeros((HEIGHT, WIDTH)), *covered], axis=0))
+    overlap = document["annotations"][0]["segments_info"]
+    assert [one["area"] for one in overlap] == [SOLID.sum(), (OVERLAPPING & ~SOLID).sum()]  # the best on top
+
+
+def test_semantic_maps_are_labels(labelled):
+    folder = exported(labelled, "semantic")
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == ["background", *LABELS]
+    picture: Any = Image.open(folder / "maps" / "plain.png")
+    values = np.asarray(picture)
+    assert picture.mode == "P"
+    assert np.array_equal(values == 1, SOLID)
+    assert np.array_equal(values == 3, OVERLAPPING & ~SOLID)
+    assert picture.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # Pascal VOC's first colours
+    assert not np.asarray(Image.open(folder / "maps" / "nothing.png")).any()
+    assert not np.asarray(Image.open(folder / "maps" / "box.png")).any()  # a box alone paints nothing
+
+
+def test_a_stored_label_map_comes_first_and_follows_the_labels_asked_for(tmp_path):
+    stored = np.zeros((HEIGHT, WIDTH), np.uint8)
+    stored[:10], stored[10:20], stored[20:30] = 1, 2, 3
+    png = io.BytesIO()
+    Image.fromarray(stored).save(png, format="PNG")
+    labelled = write_parts(tmp_path / "labels", [image("a.jpg", thing("cat", 0.3, SOLID), labelmap=png.getvalue())])
+    assert np.array_equal(np.asarray(Image.open(exported(labelled, "semantic") / "maps/a.png")), stored)
+    some = exported(labelled, "semantic", out="some", labels=["dog", "cat"])
+    expected = np.select([stored == 1, stored == 3], [1, 2])
+    assert np.array_equal(np.asarray(Image.open(some / "maps/a.png")), expected)
+    sure = exported(labelled, "semantic", out="sure", min_score=0.4)  # of a map nothing can be left out by score
+    assert not np.asarray(Image.open(sure / "maps/a.png")).any()
+
+
+def test_many_labels_need_16_bits(tmp_path):
+    names = tuple(f"label {number}" for number in range(300))
+    parts = Parts.claim(tmp_path / "labels", Manifest({}, names))
+    parts.write("0", [image("a.jpg", thing("label 299", 0.3, SOLID))])
+    folder = exported(tmp_path / "labels", "semantic")
+    values = np.asarray(Image.open(folder / "maps" / "a.png"))
+    assert np.array_equal(values, np.where(SOLID, 300, 0))
+    with pytest.raises(InputError, match="hold 254 labels, here are 300"):
+        exported(tmp_path / "labels", "voc")
+
+
+def test_voc_is_read_by_torchvision(tmp_path):
+    labelled = write_parts(tmp_path / "labels", GOOD)
+    folder = exported(labelled, "voc")
+    for one in GOOD:
+        path = folder / "VOCdevkit/VOC2012/JPEGImages" / f"{one['id'].rpartition('.')[0]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+    dataset = VOCSegmentation(folder, image_set="trainval")
+    assert len(dataset) == len(GOOD)
+    _, target = dataset[0]
+    assert np.array_equal(np.asarray(target) == 1, SOLID)
+    ids = np.asarray(Image.open(folder / "VOCdevkit/VOC2012/SegmentationObject/plain.png"))
+    assert np.array_equal(ids, np.where(SOLID, 1, np.where(OVERLAPPING, 2, 0)))
+
+
+@needs_supervision
+def test_voc_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "voc")
+    flat = flattened(folder, "VOCdevkit/VOC2012/Annotations")
+    dataset = quiet_supervision().DetectionDataset.from_pascal_voc(str(pictures), str(flat))
+    assert sorted(dataset.classes) == sorted(LABELS)
+    for one in GOOD:
+        found = dataset.annotations[str(pictures / Path(one["id"]).name)]
+        assert found.xyxy.tolist() == [stored["xyxy"] for stored in by_score(one)]
+        assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
+
+
+@needs_supervision
+def test_yolo_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "yolo")
+    flat = flattened(folder, "labels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = quiet_supervision().DetectionDataset.from_yolo(str(pictures), str(flat), str(folder / "data.yaml"))
+    assert dataset.classes == list(LABELS)
+    cat, dog = masks_by_label(dataset, pictures / "plain.jpg", "cat", "dog")
+    assert np.array_equal(cat, SOLID)
+    assert np.array_equal(dog, OVERLAPPING)
+    fox, parts = masks_by_label(dataset, pictures / "süß 猫.png", "Füchse & Co", "cat")
+    assert np.array_equal(fox, RING)  # the hole too
+    assert np.array_equal(parts, TWO_PARTS)
+    assert len(dataset.annotations[str(pictures / "süß 猫.png")]) == 3  # a line a part
+    assert (flat / "tiny.txt").read_text() == "2 0.991667 0.987500 0.016667 0.025000\n"  # a pixel is its box
+    boxes = dataset.annotations[str(pictures / "box.jpg")]
+    assert boxes.xyxy.round(2).tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
+    assert (flat / "nothing.txt").read_text() == ""
+
+
+def masks_by_label(dataset, path: Path, *labels: str) -> list[np.ndarray]:
+    found = dataset.annotations[str(path)]
+    return [union(*found.mask[found.class_id == dataset.classes.index(label)]) for label in labels]
+
+
+@needs_supervision
+def test_labelme_is_read_by_supervision(labelled, pictures):
+    folder = exported(labelled, "labelme")
+    flat = flattened(folder, ".")
+    dataset = quiet_supervision().DetectionDataset.from_labelme(str(pictures), str(flat))
+    assert dataset.classes == sorted(LABELS)
+    for one in GOOD[:1] + GOOD[2:3]:
+        found = dataset.annotations[str(pictures / Path(one["id"]).name)]
+        assert len(found) == len(one["objects"])  # parts of one object are one object
+        for mask, stored in zip(found.mask, by_score(one), strict=True):
+            assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
+    assert dataset.annotations[str(pictures / "box.jpg")].xyxy.tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
+    assert dataset.annotations[str(pictures / "tiny.webp")].xyxy.tolist() == [[59, 39, 60, 40]]
+    assert len(dataset.annotations[str(pictures / "nothing.jpg")]) == 0
+
+
+@needs_supervision
+def test_label_studio_polygons_give_back_masks(labelled):
+    folder = exported(labelled, "label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
+    assert tasks[2]["data"]["image"] == "/data/local-files/?d=Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    config = ElementTree.parse(folder / "config.xml")
+    controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
+    for task, one in zip(tasks, GOOD, strict=True):
+        found = np.zeros((len(one["objects"]), HEIGHT, WIDTH), bool)
+        for region in task["predictions"][0]["result"]:
+            control = controls[region["from_name"]]
+            [label] = region["value"][region["type"]]
+            assert region["type"] == control.tag.lower()
+            assert label in [element.get("value") for element in control]
+            if region["type"] == "polygonlabels":
+                number = int(region["id"].partition(".")[0]) - 1
+                found[number] |= drawn_from_percent(region["value"]["points"])
+        for mask, stored in zip(found, by_score(one), strict=True):
+            if stored["rle"] and coco_mask.area(stored["rle"]) > 2:
+                assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
+    boxes = tasks[4]["predictions"][0]["result"]
+    assert [region["type"] for region in boxes] == ["rectanglelabels"] * 2
+    assert [boxes[0]["value"][name] for name in ("x", "y", "width", "height")] == [5, 10, 50, 50]
+
+
+def drawn_from_percent(points: list[list[float]]) -> np.ndarray:
+    corners = np.rint(np.array(points) * [WIDTH, HEIGHT] / 100).astype(int)
+    return quiet_supervision().polygon_to_mask(corners, (WIDTH, HEIGHT)).astype(bool)
+
+
+@pytest.mark.parametrize("name", [available("label-studio"), available("label-studio-brush")])
+def test_label_studio_finds_its_predictions_valid(labelled, name):
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface
+    folder = exported(labelled, name)
+    config = interface((folder / "config.xml").read_text("utf-8"))
+    config.validate()
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    for task in tasks:
+        assert config.validate_prediction(task["predictions"][0], return_errors=True) == []
+    task = tasks[4]
+    task["predictions"][0]["result"][0]["value"]["rectanglelabels"] = ["unknown"]
+    assert config.validate_prediction(task["predictions"][0], return_errors=True) != []
+
+
+@pytest.mark.parametrize("name", [available("label-studio-brush")])
+def test_label_studio_brush_gives_back_masks(labelled, name):
+    from label_studio_sdk.converter.brush import decode_rle  # pyright: ignore[reportMissingImports]
+
+    tasks = json.loads((exported(labelled, name) / "tasks.json").read_text("utf-8"))
+    regions = tasks[2]["predictions"][0]["result"]
+    masks = [decode_rle(one["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)[..., 3] > 0 for one in regions]
+    assert np.array_equal(masks, [RING, TWO_PARTS])
+
+
+@needs_supervision
+def test_supervision_detections(labelled):
+    rows = list(Labelled.open(labelled))
+    found: Any = to_supervision(rows[0])
+    assert found.xyxy.tolist() == [box_of(SOLID), box_of(OVERLAPPING)]
+    assert np.array_equal(found.mask, [SOLID, OVERLAPPING])
+    assert found.confidence.tolist() == pytest.approx([0.31, 0.28])
+    assert found.class_id.tolist() == [0, 2]
+    assert found["class_name"].tolist() == ["cat", "dog"]
+    assert found["prompt"].tolist() == ["a cat", "a dog"]
+    assert len(to_supervision(rows[1])) == 0
+    tiny: Any = to_supervision(rows[3])
+    assert np.isnan(tiny["presence"]).all()
+    assert to_supervision(rows[4]).mask is None
+    mixed: Any = to_supervision(replace(rows[0], objects=(*rows[0].objects, *rows[4].objects)))
+    assert mixed.mask.any(axis=(1, 2)).tolist() == [True, True, False, False]
+    annotated = quiet_supervision().MaskAnnotator().annotate(np.zeros((HEIGHT, WIDTH, 3), np.uint8), found)
+    assert annotated[SOLID | OVERLAPPING].any(axis=-1).all() and not annotated[~(SOLID | OVERLAPPING)].any()
+
+
+@needs_supervision
+def test_supervision_detections_of_a_localization(tiny_localizer):
+    picture = scene(seed=0, size=64)
+    result = tiny_localizer(picture.image, ["cat", "dog"])
+    found: Any = to_supervision(result, threshold=0.6)
+    boxes = result.boxes(0.6)
+    assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
+    for index, some in enumerate(boxes):
+        mine = found[found.class_id == index]
+        assert mine.xyxy.tolist() == some.xyxy.tolist()
+        assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
+        assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
+    predicted = replace(result, detections=tuple(boxes))
+    assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
+    assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
+
+
+# Georeferenced tiles --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """One tile in a projection, north up; one whose rows run along another direction; a picture that lies nowhere; one
+    of another size."""
+    rasterio = pytest.importorskip("rasterio")
+    from affine import Affine
+
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    north = Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+    turned = Affine(0.4, 0.3, 300_000, 0.3, -0.4, 4_000_000)
+    for name, transform, crs, width in [
+        ("north.tif", north, "EPSG:32632", WIDTH),
+        ("turned.tif", turned, "EPSG:32633", WIDTH),
+        ("nowhere.tif", None, None, WIDTH),
+        ("other.tif", north, "EPSG:32632", 7),
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            place = {} if crs is None else {"transform": transform, "crs": crs}
+            size = {"height": HEIGHT, "width": width, "count": 1, "dtype": "uint8"}
+            with rasterio.open(folder / name, "w", driver="GTiff", **size, **place) as raster:
+                raster.write(np.zeros((1, HEIGHT, width), np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # rasterio 1.4 multiplies affine 3 by *
+def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
+    import rasterio
+    from rasterio.features import is_valid_geom, rasterize
+    from rasterio.warp import transform_geom
+
+    masks = {"north.tif": [SOLID, TWO_PARTS, RING], "turned.tif": [OVERLAPPING, PIXEL]}
+    rows = [image(id, *[thing("cat", 0.3, mask) for mask in some]) for id, some in masks.items()]
+    rows[0]["objects"].append(thing("dog", 0.1, None, [3, 4, 33, 24]))
+    rows += [image(id, thing("cat", 0.3, SOLID)) for id in ("nowhere.tif", "other.tif", "missing.tif")]
+    told: list[tuple[str, str]] = []
+    folder = exported(write_parts(tmp_path / "labels", rows), name, images=tiles, skip=lambda *what: told.append(what))
+    features = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
+    expected = [*masks["north.tif"], filled((slice(4, 24), slice(3, 33))), *masks["turned.tif"]]
+    assert len(features) == len(expected)
+    for feature, mask in zip(features, expected, strict=True):
+        assert is_valid_geom(feature["geometry"])
+        with rasterio.open(tiles / feature["properties"]["image"]) as tile:
+            geometry = transform_geom("EPSG:4326", tile.crs, feature["geometry"])
+            burnt: Any = rasterize([geometry], out_shape=tile.shape, transform=tile.transform)
+        assert np.array_equal(burnt > 0, mask)
+    longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
+    assert (longitude, latitude) == pytest.approx(
+        (9.0, 48.75), abs=0.01
+    )  # the middle of UTM zone 32, and 5,400 km north
+    assert [id for id, _ in told] == ["nowhere.tif", "other.tif", "missing.tif"]
+    assert "not georeferenced" in told[0][1]
+    assert told[1][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
+    assert "cannot open its tile" in told[2][1]
+
+
+# FiftyOne -------------------------------------------------------------------------------------------------------------
+
+
+def test_fiftyone_samples(tmp_path):
+    fo = pytest.importorskip("fiftyone")
+    from open_gem.export.fiftyone import samples
+
+    cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
+    similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
+    rows = [*IMAGES[:3], {**IMAGES[3], "similarity": similarity}]
+    found = list(samples(Labelled.open(write_parts(tmp_path / "labels", rows)), tmp_path / "heat"))
+    assert [sample["open_gem_id"] for sample in found] == ["plain.jpg", "nothing.jpg", "Ordner/süß 猫.png"]
+    cat, dog = found[0]["objects"].detections
+    assert (cat.label, dog.label) == ("cat", "dog")
+    assert cat.bounding_box == pytest.approx([10 / 60, 5 / 40, 30 / 60, 20 / 40])
+    assert cat.mask.shape == (20, 30) and cat.mask.all()
+    [full] = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask for one in found[2]["objects"].detections[:1]]
+    assert np.array_equal(full > 0, RING)
+    [keypoint] = found[0]["points"].keypoints[:1]
+    assert keypoint.points[0] == pytest.approx([10.5 / 60, 5.5 / 40])
+    heatmap = found[2]["heatmap_1_f_chse_co"]
+    assert isinstance(heatmap, fo.Heatmap)
+    stored = heatmap.get_map().astype(float) / 65535 * 2 - 1
+    assert stored == pytest.approx(cosines[0].astype(float), abs=1e-4)
+
+
+# Polygons -------------------------------------------------------------------------------------------------------------
+
+
+@needs_supervision
+def test_polygons_give_back_masks():
+    sv = quiet_supervision()
+    shapes = [SOLID, OVERLAPPING, RING, TWO_PARTS]
+    noise = np.random.default_rng(0).random((20, HEIGHT, WIDTH)) > 0.55  # pinches, thin lines, holes in holes
+    for mask in [*shapes, *noise]:
+        drawn = [sv.polygon_to_mask(corners, (WIDTH, HEIGHT)).astype(bool) for corners in polygons(mask)]
+        kept = union(np.zeros_like(mask), *drawn)
+        if any(mask is shape for shape in shapes):
+            assert np.array_equal(kept, mask)
+        lost = mask & ~kept
+        assert lost.sum() <= 0.15 * mask.sum()  # parts without three corners
+
+
+@needs_supervision
+def test_thin_parts_have_no_polygon():
+    line = filled((slice(3, 4), slice(5, 20)))
+    assert polygons(line) == polygons(PIXEL) == polygons(np.zeros((3, 3), bool)) == []
+    assert len(polygons(line | TWO_PARTS)) == 2

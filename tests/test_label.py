@@ -1,0 +1,444 @@
+"""Labelling: rows say what the localizer says, whatever happens every image is in one part, and runs go on where they
+were."""
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+import open_gem
+from open_gem import Localizer, Views
+from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.errors import InputError
+from open_gem.label import local
+from open_gem.label.done import Shard, done_in, writing
+from open_gem.label.labeling import OUTPUTS, Labeling
+from open_gem.label.local import PartWriter, label, run
+from open_gem.label.ontology import Ontology
+from open_gem.label.sources import Item, open_source
+from open_gem.parts import Parts, Row
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
+
+ANY = {"presence": 0.0}  # whatever the model says, so that a random one finds something
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Forty small scenes of several shapes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(40):
+        height, width = ((64, 64), (64, 96), (80, 48))[seed % 3]
+        Image.fromarray(scene(seed, (height, width)).image).save(folder / f"{seed:02}.png")
+    return folder
+
+
+@pytest.fixture
+def labeling(tiny_localizer: Localizer) -> Labeling:
+    return Labeling(tiny_localizer, Ontology.of(["cat", "dog"], **ANY))
+
+
+def claim(folder: Path, labeling: Labeling, source) -> Parts:
+    return Parts.claim(folder, labeling.manifest(source.root))
+
+
+def items_of(folder: Path) -> list[Item]:
+    return sorted(open_source(str(folder)).items())
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def row_of(labeling: Labeling, item: Item) -> Row:
+    [row] = label(labeling, [item])
+    assert row["status"] == "ok", row["error"]
+    return row
+
+
+def decoded(one: dict) -> np.ndarray:
+    return coco.decode({"size": one["rle"]["size"], "counts": one["rle"]["counts"].encode()}).astype(bool)
+
+
+def test_objects_are_those_of_the_localization(photos, tiny_localizer, labeling):
+    """Boxes, scores and masks against `Localization`, which has them by code of its own."""
+    for item in items_of(photos)[:6]:
+        row = row_of(replace(labeling, least_area=0.0), item)
+        result = tiny_localizer(item.source, ["cat", "dog"])
+        assert (row["height"], row["width"]) == result.size
+        for index, (name, boxes) in enumerate(zip(result.prompts, result.boxes(), strict=True)):
+            objects = [one for one in row["objects"] if one["label"] == name]
+            assert sorted(one["xyxy"] for one in objects) == sorted(boxes.xyxy.tolist())
+            assert [one["score"] for one in objects] == pytest.approx(boxes.scores.tolist(), abs=1e-6)
+            union = np.any([decoded(one) for one in objects], axis=0)
+            assert np.array_equal(union, result.masks()[index].numpy())
+            assert objects[0]["point"] == result.points()[index].tolist()
+            assert result.scores is not None and result.presence is not None
+            assert objects[0]["image_score"] == pytest.approx(result.scores[index].item(), abs=1e-6)
+            assert objects[0]["presence"] == pytest.approx(result.presence[index].item(), abs=1e-5)
+
+
+def test_one_object_a_label(photos, labeling):
+    for item in items_of(photos)[:6]:
+        parts = row_of(replace(labeling, least_area=0.0), item)["objects"]
+        wholes = row_of(replace(labeling, per="label"), item)["objects"]
+        assert [one["label"] for one in wholes] == ["cat", "dog"]
+        for whole in wholes:
+            some = [one for one in parts if one["label"] == whole["label"]]
+            assert whole["score"] == max(one["score"] for one in some)
+            assert whole["xyxy"][:2] == [min(one["xyxy"][axis] for one in some) for axis in (0, 1)]
+            assert np.array_equal(decoded(whole), np.any([decoded(one) for one in some], axis=0))
+
+
+def test_presence_comes_before_place(photos, tiny_localizer, labeling):
+    item = items_of(photos)[0]
+    presence = tiny_localizer(item.source, ["cat", "dog"]).presence
+    assert presence is not None
+    cat, dog = presence.tolist()
+    for label_, own, expected in (("cat", cat, {"cat"}), ("dog", dog, {"dog"})):
+        thresholds = {"cat": {"presence": 1.0}, "dog": {"presence": 1.0}} | {label_: {"presence": own - 1e-4}}
+        found = row_of(replace(labeling, ontology=Ontology.of(thresholds)), item)["objects"]
+        assert {one["label"] for one in found} == expected
+    assert row_of(replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=1.0)), item)["objects"] == []
+
+
+def test_thresholds_are_of_each_label(photos, labeling):
+    item = items_of(photos)[0]
+    ontology = Ontology.of({"cat": {"threshold": 0.9}, "dog": {"threshold": 0.2}}, **ANY)
+    labeling = replace(labeling, per="label")
+    before, after = row_of(labeling, item), row_of(replace(labeling, ontology=ontology), item)
+    areas = [[decoded(one).sum() for one in row["objects"]] for row in (before, after)]
+    assert areas[1][0] < areas[0][0] and areas[1][1] > areas[0][1]
+
+
+def test_specks_are_left_out(photos, labeling):
+    item = items_of(photos)[0]
+    every = row_of(replace(labeling, least_area=0.0), item)["objects"]
+    areas = [decoded(one).mean() for one in every]
+    least = sorted(areas)[len(areas) // 2]
+    kept = row_of(replace(labeling, least_area=least), item)["objects"]
+    assert kept == [one for one, area in zip(every, areas, strict=True) if area >= least]
+    assert 0 < len(kept) < len(every)
+
+
+def test_the_phrase_is_the_best_one_where_the_object_is(photos, tiny_localizer):
+    ontology = Ontology.of({"cat": ["cat", "kitten", "tiger"], "dog": ["dog"]}, **ANY)
+    labeling = Labeling(tiny_localizer, ontology)
+    seen = Counter()
+    for item in items_of(photos)[:9]:
+        result = tiny_localizer(item.source, ["cat", "kitten", "tiger"])
+        for one in row_of(labeling, item)["objects"]:
+            if one["label"] == "cat":
+                x, y = one["point"]
+                best = result.heatmaps("cosine").stack()[:, y, x]
+                assert best.max() - best[result.prompts.index(one["prompt"])] < 0.02  # interpolation aside
+                assert best.max() == pytest.approx(one["score"], abs=1e-5)
+                seen[one["prompt"]] += 1
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("scale", ["minmax", "cosine", "probability"])
+def test_scales_are_those_of_heatmaps(scale, photos, tiny_localizer, labeling):
+    item = items_of(photos)[1]
+    threshold = {"minmax": 0.7, "cosine": 0.1, "probability": 0.5}[scale]
+    ontology = Ontology.of(["cat", "dog"], threshold=threshold, **ANY)
+    row = row_of(replace(labeling, scale=scale, ontology=ontology, least_area=0.0), item)
+    expected = tiny_localizer(item.source, ["cat", "dog"]).masks(threshold, scale)
+    for index, name in enumerate(("cat", "dog")):
+        masks = [decoded(one) for one in row["objects"] if one["label"] == name]
+        union = np.any(masks, axis=0) if masks else np.zeros((row["height"], row["width"]), dtype=bool)
+        assert np.array_equal(union, expected[index].numpy())
+
+
+def test_outputs_are_there_when_asked_for(photos, labeling):
+    item = items_of(photos)[0]
+    least = row_of(replace(labeling, outputs=("boxes",)), item)
+    assert (least["labelmap"], least["similarity"]) == (None, None)
+    assert all(one["rle"] is None and one["point"] is None for one in least["objects"])
+    most = row_of(replace(labeling, outputs=OUTPUTS), item)
+    assert [one["xyxy"] for one in most["objects"]] == [one["xyxy"] for one in least["objects"]]
+    assert all(one["rle"] and one["point"] for one in most["objects"])
+    with pytest.raises(InputError, match="output 'polygons', expected some of boxes"):
+        replace(labeling, outputs=("polygons",))
+
+
+@pytest.mark.parametrize("count", [2, 300])
+def test_label_maps_have_the_best_object_of_each_pixel(count, photos, tiny_localizer):
+    names = [f"thing {number}" for number in range(count)]
+    thresholds = {name: {"presence": 0.0 if number >= count - 2 else 1.0} for number, name in enumerate(names)}
+    labeling = Labeling(tiny_localizer, Ontology.of(thresholds), outputs=("masks", "labelmap"), least_area=0.0)
+    item = items_of(photos)[0]
+    row = row_of(labeling, item)
+    labelmap = np.asarray(Image.open(io.BytesIO(row["labelmap"])))
+    assert labelmap.dtype == (np.uint8 if count <= 255 else np.uint16)
+    cosines = tiny_localizer(item.source, names[-2:]).heatmaps("cosine").stack().numpy()
+    masks = [np.any([decoded(one) for one in row["objects"] if one["label"] == name], axis=0) for name in names[-2:]]
+    expected = np.where(~masks[0] & ~masks[1], 0, count - 1)
+    expected[masks[1] & ~(masks[0] & (cosines[0] >= cosines[1]))] = count
+    assert np.array_equal(labelmap, expected)
+
+
+def test_similarity_is_the_best_phrase_on_the_grid(photos, tiny_localizer):
+    ontology = Ontology.of({"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "background": ["sky"]})
+    row = row_of(Labeling(tiny_localizer, ontology, outputs=("heatmaps",)), items_of(photos)[1])
+    told = row["similarity"]
+    values = np.frombuffer(told["values"], dtype=np.float16).reshape(len(told["labels"]), *told["grid"])
+    similarity = tiny_localizer(items_of(photos)[1].source, ["cat", "kitten", "dog"]).similarity
+    expected = torch.stack([similarity[:2].amax(dim=0), similarity[2]])
+    assert values.shape == (2, 8, 12)
+    assert np.abs(values - expected.numpy()).max() < 1e-3
+
+
+def test_windows_and_refinement(photos, tiny_localizer, labeling):
+    views = Views(window=32, stride=16)
+    refined = replace(tiny_localizer, refinement=open_gem.Pamr(), views=views)
+    for localizer in (replace(tiny_localizer, views=views), refined, replace(refined, views=Views())):
+        item = items_of(photos)[2]
+        row = row_of(replace(labeling, localizer=localizer, per="label"), item)
+        expected = localizer(item.source, ["cat", "dog"]).masks().stack().numpy()
+        assert np.array_equal([decoded(one) for one in row["objects"]], expected)
+    merged = replace(tiny_localizer, views=replace(views, merge="logits"))
+    assert row_of(replace(labeling, localizer=merged), items_of(photos)[0])["objects"]
+    with pytest.raises(InputError, match="no patch grid"):
+        replace(labeling, localizer=merged, outputs=("heatmaps",))
+
+
+def test_scenes_are_found():
+    """The embedded model, by its own judgement of what is there."""
+    localizer = open_gem.load(device="cpu")
+    labeling = Labeling(localizer, Ontology.of(CONCEPTS), per="label", outputs=("masks",))
+    right = wrong = missed = 0
+    overlaps = []
+    for seed in range(12):
+        picture = scene(seed, 256)
+        ready = labeling.prepare(_item_of(picture.image))
+        assert not isinstance(ready, dict)
+        objects = {one["label"]: decoded(one) for one in labeling.row(labeling.find([ready])[0])["objects"]}
+        right += len(objects.keys() & set(picture.names))
+        wrong += len(objects.keys() - set(picture.names))
+        missed += len(set(picture.names) - objects.keys())
+        for name, mask in zip(picture.names, picture.masks, strict=True):
+            if name in objects:
+                overlaps.append((mask & objects[name]).sum() / (mask | objects[name]).sum())
+    assert right > 2 * wrong and right > 2 * missed
+    assert np.mean(overlaps) > 0.4
+
+
+def _item_of(image: np.ndarray) -> Item:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:
+        Image.fromarray(image).save(file)
+    return Item("x", file.name)
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_it_was(photos, labeling, tmp_path):
+    source = open_source(str(photos))
+    stop, seen = Event(), Counter()
+
+    def after_ten(images: int) -> None:
+        seen["images"] += images
+        if seen["images"] >= 10:
+            stop.set()
+
+    parts = claim(tmp_path, labeling, source)
+    first = run(parts, labeling, source, stop=stop, batch=2, progress=after_ten, rows=4)
+    assert 10 <= first.labeled < 30
+    assert len(done_in(parts)) == first.labeled
+    second = run(parts, labeling, source, rows=7)
+    assert (second.listed, second.there, second.labeled) == (40, first.labeled, 40 - first.labeled)
+    third = run(parts, labeling, source)
+    assert (third.there, third.labeled) == (40, 0)
+    ids = [row["id"] for row in parts.rows("id")]
+    assert sorted(ids) == sorted(path.name for path in photos.iterdir())
+
+
+def test_rows_do_not_depend_on_batches_or_threads(photos, labeling):
+    def rows(batch: int, workers: int) -> list[Row]:
+        found = sorted(label(labeling, items_of(photos), batch=batch, workers=workers), key=lambda row: row["id"])
+        for row in found:
+            row["seconds"] = 0.0
+            for one in row["objects"]:
+                for name in ("score", "image_score", "presence"):
+                    one[name] = round(one[name], 4)
+        return found
+
+    one = rows(batch=1, workers=1)
+    assert len(one) == 40
+    many = rows(batch=16, workers=4)
+    assert [row["id"] for row in many] == [row["id"] for row in one]
+    same = sum(a["objects"] == b["objects"] for a, b in zip(one, many, strict=True))
+    assert same >= 38  # in batches the last digits differ, and once in a while a pixel at the threshold
+
+
+def test_shards_are_one_run(photos, labeling, tmp_path):
+    source = open_source(str(photos))
+    for index in (1, 0):
+        with writing(tmp_path, Shard(index, 2)):
+            run(claim(tmp_path, labeling, source), labeling, source, shard=Shard(index, 2))
+    ids = [row["id"] for row in Parts.open(tmp_path).rows("id")]
+    assert len(ids) == len(set(ids)) == 40
+
+
+def test_every_bad_image_is_a_row_with_the_reason_and_no_neighbour_is_lost(photos, labeling, tmp_path):
+    good = photos / "00.png"
+    content = good.read_bytes()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_bytes(b"no picture")
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    (folder / "small.png").write_bytes(_png(3, 3))
+    (folder / "huge.png").write_bytes(_bomb())
+    (folder / "twin.png").write_bytes(content)
+    for number in range(10):
+        (folder / f"good{number}.png").write_bytes(content)
+    listing = tmp_path / "list.txt"
+    listing.write_text(
+        "\n".join([*(f"in/{path.name}" for path in sorted(folder.iterdir())), "in/none.png", "in/twin.png"])
+    )
+    source = open_source(str(listing))
+    parts = claim(tmp_path / "out", labeling, source)
+    tally = run(parts, labeling, source, batch=4)
+    rows = {row["id"]: row for row in parts.rows()}
+    reasons = {
+        "empty": "is empty",
+        "text": "is not a picture",
+        "cut": "cannot be read",
+        "small": "smaller than one 8x8 patch",
+        "huge": "more than the 89478485 that are safe",
+        "none": "No such file",
+    }
+    for name, reason in reasons.items():
+        row = rows.pop(f"in/{name}.png")
+        assert row["status"] == "error" and reason in row["error"], row["error"]
+        assert (row["objects"], row["height"]) == ([], None)
+    assert len(rows) == 11 and all(row["status"] == "ok" and row["objects"] for row in rows.values())
+    assert (tally.listed, tally.twice, tally.labeled, tally.failed) == (18, 1, 11, 6)
+
+
+def _png(height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _bomb() -> bytes:
+    """A small file that says it is a picture of 20000 × 20000."""
+    import struct
+    import zlib
+
+    content = bytearray(_png(8, 8))
+    content[16:24] = struct.pack(">II", 20000, 20000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_where_memory_ends_batches_are_halved(error, photos, labeling, monkeypatch):
+    tried = []
+    find = Labeling.find
+
+    def small(self: Labeling, group):
+        tried.append(len(group))
+        if len(group) > 2:
+            raise error
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", small)
+    rows = list(label(labeling, items_of(photos), batch=8))
+    assert len({row["id"] for row in rows}) == len(rows) == 40
+    assert all(row["status"] == "ok" for row in rows)
+    assert tried[0] == 8 and tried.count(8) <= 3, "and stay small"
+
+
+def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch):
+    find = Labeling.find
+
+    def picky(self: Labeling, group):
+        if any(one.item.id == "07.png" for one in group):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", picky)
+    rows = {row["id"]: row for row in label(labeling, items_of(photos), batch=4)}
+    assert len(rows) == 40
+    assert [row["error"] for row in rows.values() if row["status"] == "error"] == ["does not fit into memory"]
+
+
+def test_what_one_image_does_to_a_library_is_its_own(photos, labeling, monkeypatch):
+    def odd(mask, span, size):
+        raise ValueError("odd\nmask")
+
+    rows = list(label(labeling, items_of(photos)[:3]))
+    monkeypatch.setattr("open_gem.label.labeling.run_lengths", odd)
+    broken = list(label(labeling, items_of(photos)[:3]))
+    assert [row["error"] for row in broken] == ["ValueError: odd mask"] * 3
+    assert [row["id"] for row in broken] == [row["id"] for row in rows]
+
+
+def test_other_errors_of_a_model_are_not_hidden_and_what_was_done_is_written(photos, labeling, tmp_path, monkeypatch):
+    find, calls = Labeling.find, []
+
+    def breaks(self: Labeling, group):
+        calls.append(group)
+        if len(calls) == 4:
+            raise RuntimeError("a bug")
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", breaks)
+    source = open_source(str(photos))
+    parts = claim(tmp_path, labeling, source)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(parts, labeling, source, batch=2)
+    done = len(done_in(parts))
+    assert 0 < done <= 6
+    assert run(parts, labeling, source, batch=2).labeled == 40 - done
+
+
+def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
+    rows = list(label(labeling, items_of(photos)))
+    large = max(map(local.size_of, rows))
+    cases: list[tuple[dict[str, Any], Any]] = [
+        ({"rows": 7}, [6]),
+        ({"size": 10 * large}, range(3, 40)),
+        ({"seconds": 0}, [40]),
+        ({}, [1]),
+    ]
+    for limits, expected in cases:
+        folder = tmp_path / str(limits)
+        parts = Parts.claim(folder, labeling.manifest(None))
+        with PartWriter(parts, **limits) as writer:
+            for row in rows:
+                writer.add(row)
+        assert len(parts.paths()) in expected
+        assert [row["id"] for row in parts.rows("id")] == [row["id"] for row in rows]
+
+
+def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer):
+    root = str(photos)
+    fingerprint = labeling.manifest(root).fingerprint
+    assert labeling.manifest(root).fingerprint == fingerprint
+    changed = [
+        replace(labeling, ontology=Ontology.of(["cat", "cow"], **ANY)),
+        replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=0.1)),
+        replace(labeling, ontology=Ontology.of(["cat", "dog"], threshold=0.1, **ANY)),
+        replace(labeling, localizer=replace(tiny_localizer, pathway="clip")),
+        replace(labeling, localizer=replace(tiny_localizer, size="short:48")),
+        replace(labeling, outputs=OUTPUTS),
+        replace(labeling, scale="cosine"),
+        replace(labeling, per="label"),
+        replace(labeling, least_area=0.1),
+    ]
+    others = {one.manifest(root).fingerprint for one in changed} | {labeling.manifest("/elsewhere").fingerprint}
+    assert len(others - {fingerprint}) == len(changed) + 1

@@ -1,0 +1,108 @@
+"""Parts: what is written is what is read, by the libraries people use; one folder holds one kind of labels."""
+
+import json
+from typing import Any
+
+import pytest
+
+from open_gem.errors import InputError, OutputError
+from open_gem.parts import Manifest, Parts, row_of
+
+MANIFEST = Manifest({"model": "tiny", "presence": {"cat": 0.5}}, ("cat", "dog"))
+CAT = {
+    "label": "cat",
+    "prompt": "kitten",
+    "score": 0.25,
+    "image_score": 0.5,
+    "presence": 0.75,
+    "xyxy": [1, 2, 4, 6],
+    "rle": {"size": [8, 9], "counts": "abc"},
+    "point": [2, 3],
+}
+ROWS = [
+    row_of("a/ä.jpg", "/in/a/ä.jpg", status="ok", height=8, width=9, seconds=0.5, objects=[CAT, {**CAT, "rle": None}]),
+    row_of("b.jpg", "/in/b.jpg", status="error", error="it is empty", seconds=0.0),
+    row_of(
+        "c.jpg",
+        "/in/c.jpg",
+        status="ok",
+        height=8,
+        width=9,
+        seconds=0.25,
+        labelmap=b"PNG",
+        similarity={"labels": ["cat"], "grid": [1, 2], "values": b"1234"},
+    ),
+]
+
+
+@pytest.fixture
+def parts(tmp_path):
+    parts = Parts.claim(tmp_path / "labels", MANIFEST)
+    parts.write("1", ROWS[:2])
+    parts.write("2", ROWS[2:])
+    return parts
+
+
+def test_rows_come_back(parts):
+    again = Parts.open(parts.folder)
+    assert again.manifest == MANIFEST
+    assert list(again.rows()) == ROWS
+    assert list(again.rows("id", "status"))[1] == {"id": "b.jpg", "status": "error"}
+    labels = [row["objects"] for row in again.rows("objects.list.element.label")]
+    assert labels == [[{"label": "cat"}, {"label": "cat"}], [], []]
+
+
+def test_nothing_but_parts_and_the_manifest(parts):
+    names = sorted(path.name for path in parts.folder.iterdir())
+    assert names == ["manifest.json", "part-1.parquet", "part-2.parquet"]
+    assert json.loads((parts.folder / "manifest.json").read_text())["fingerprint"] == MANIFEST.fingerprint
+
+
+def test_a_part_that_is_written_again_is_there_once(parts):
+    parts.write("2", ROWS[2:])
+    assert len(list(parts.rows())) == 3
+
+
+def test_other_libraries_read_parts(parts, tmp_path):
+    import datasets
+    import duckdb
+    import pandas
+
+    files = str(parts.folder / "part-*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    rows: list[dict[str, Any]] = list(loaded.to_list())
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert rows[0]["objects"][0]["xyxy"] == CAT["xyxy"]
+    assert rows[2]["similarity"]["values"] == b"1234"
+
+    found: Any = pandas.read_parquet(parts.folder / "part-1.parquet")["objects"][0][0]
+    assert found["rle"]["counts"] == "abc"
+    assert list(found["xyxy"]) == CAT["xyxy"]
+
+    query = "select o.label, count(*), max(o.xyxy[3]) from (select unnest(objects) o from read_parquet(?)) group by 1"
+    assert duckdb.execute(query, [files]).fetchall() == [("cat", 2, 4)]
+
+
+def test_other_settings_are_refused_with_what_differs(parts):
+    other = Manifest({"model": "tiny", "presence": {"cat": 0.6}}, MANIFEST.labels)
+    with pytest.raises(InputError, match=r"presence\.cat was 0\.5, is 0\.6"):
+        Parts.claim(parts.folder, other)
+    assert Parts.claim(parts.folder, MANIFEST).manifest == MANIFEST
+
+
+def test_what_is_not_a_folder_of_labels(tmp_path, parts):
+    with pytest.raises(InputError, match="no labels in"):
+        Parts.open(tmp_path)
+    (parts.folder / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="no manifest"):
+        Parts.open(parts.folder)
+    (parts.folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="parts without a manifest"):
+        Parts.claim(parts.folder, MANIFEST)
+
+
+def test_a_damaged_part_is_named(parts):
+    path = parts.folder / "part-2.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(OutputError, match=r"part-2\.parquet.*remove it to label its images again"):
+        list(parts.rows())

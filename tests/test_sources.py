@@ -1,0 +1,250 @@
+"""Every kind of source gives the same pictures under ids of its own, and what cannot be read says why."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from open_gem.errors import ImageError, InputError
+from open_gem.imaging import read_image
+from open_gem.label.done import Ids, Shard, writing
+from open_gem.label.reading import read
+from open_gem.label.sources import KINDS, Columns, Item, open_source
+
+NAMES = ("a.png", "b/c.PNG", "b/ä d.png")
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 8), (shade, 0, 0)).save(file, format="PNG")
+    return file.getvalue()
+
+
+IMAGES = {name: png(40 * index) for index, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    for name, content in IMAGES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    for other in (".hidden.png", "notes.txt", ".cache/x.png"):
+        (folder / other).parent.mkdir(parents=True, exist_ok=True)
+        (folder / other).write_bytes(b"x")
+    return folder
+
+
+# One a row of KINDS: what makes such a source of the folder, and the ids it then has.
+
+
+def as_folder(folder: Path) -> tuple[str, list[str]]:
+    return str(folder), list(NAMES)
+
+
+def as_pattern(folder: Path) -> tuple[str, list[str]]:
+    return f"{folder}/**/*", list(NAMES)
+
+
+def as_text(folder: Path) -> tuple[str, list[str]]:
+    path = folder.parent / "list.txt"
+    given = [f"photos/{name}" for name in NAMES]
+    path.write_text("\n".join(["", *given]), "utf-8")
+    return str(path), given
+
+
+def as_csv(folder: Path) -> tuple[str, list[str]]:
+    path = folder.parent / "list.csv"
+    path.write_text("\n".join(["\ufefflicence,path", *(f'x,"{folder}/{name}"' for name in NAMES)]), "utf-8")
+    return str(path), [f"{folder}/{name}" for name in NAMES]
+
+
+def as_tar(folder: Path) -> tuple[str, list[str]]:
+    for shard in range(2):
+        with tarfile.open(folder.parent / f"shard-{shard}.tar", "w") as tar:
+            for name in NAMES[shard::2]:
+                tar.add(folder / name, name)
+                tar.add(folder / "notes.txt", f"{name}.txt")
+    return f"{folder.parent}/shard-*.tar", [f"shard-{index % 2}.tar/{name}" for index, name in enumerate(NAMES)]
+
+
+def as_parquet(folder: Path) -> tuple[str, list[str]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = folder.parent / "rows.parquet"
+    pictures = [{"bytes": content, "path": None} for content in IMAGES.values()]
+    parquet.write_table(pa.table({"n": [1, 2, 3], "image": pictures}), path, row_group_size=2)
+    return str(path), [f"rows.parquet/{row}" for row in range(len(NAMES))]
+
+
+def as_dataset(folder: Path) -> tuple[str, list[str]]:
+    import datasets
+
+    features = datasets.Features({"picture": datasets.Image()})
+    rows = [{"picture": {"bytes": content, "path": None}} for content in IMAGES.values()]
+    data = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict({"train": data}).save_to_disk(str(folder.parent / "data"))
+    return str(folder.parent / "data"), [f"train/{row}" for row in range(len(NAMES))]
+
+
+MAKERS = {
+    "folder": as_folder,
+    "pattern": as_pattern,
+    "text": as_text,
+    "csv": as_csv,
+    "tar": as_tar,
+    "parquet": as_parquet,
+    "dataset": as_dataset,
+}
+
+
+def test_every_kind_is_tested():
+    assert set(MAKERS) == set(KINDS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_gives_the_same_pictures(kind, folder):
+    given, ids = MAKERS[kind](folder)
+    items = {item.id: item for item in open_source(given).items()}
+    assert sorted(items) == sorted(ids)
+    for id, content in zip(ids, IMAGES.values(), strict=True):
+        assert read_image(read(items[id])).tobytes() == read_image(content).tobytes(), id
+    assert sorted(item.id for item in open_source(given).items()) == sorted(ids), "a source can be listed again"
+
+
+def test_tables_of_paths_with_ids_of_their_own(folder):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"key": [7, 8, 9], "where": [f"photos/{name}" for name in NAMES]})
+    parquet.write_table(table, folder.parent / "paths.parquet")
+    source = open_source(str(folder.parent / "paths.parquet"), Columns("where", "key"))
+    assert [item.id for item in source.items()] == ["7", "8", "9"]
+    assert [read_image(read(item)).getpixel((0, 0)) for item in source.items()] == [(0, 0, 0), (40, 0, 0), (80, 0, 0)]
+
+
+def test_remote_sources(folder):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name, content in IMAGES.items():
+        store.pipe(f"/bucket/photos/{name}", content)
+    items = list(open_source("memory://bucket/photos/").items())
+    assert sorted(item.id for item in items) == sorted(NAMES)
+    assert all(read(item) == IMAGES[item.id] for item in items)
+    as_tar(folder)
+    for path in folder.parent.glob("shard-*.tar"):
+        store.pipe(f"/bucket/{path.name}", path.read_bytes())
+    tars = list(open_source("memory://bucket/shard-*.tar").items())
+    assert sorted(item.id for item in tars) == [
+        f"shard-{i}.tar/{n}" for i, n in ((0, "a.png"), (0, NAMES[2]), (1, NAMES[1]))
+    ]
+    assert [bytes(read(item)) for item in tars] == [IMAGES[item.id.partition("/")[2]] for item in tars]
+    (folder.parent / "urls.txt").write_text("memory://bucket/photos/a.png\n")
+    [item] = open_source(str(folder.parent / "urls.txt")).items()
+    assert (item.id, read(item)) == ("memory://bucket/photos/a.png", IMAGES["a.png"])
+
+
+def test_links_are_followed_but_not_in_circles(folder):
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "twin").symlink_to(folder / "b")
+    found = sorted(item.id for item in open_source(str(folder)).items())
+    assert found == sorted([*NAMES, "twin/c.PNG", "twin/ä d.png"])
+
+
+def test_names_that_are_not_utf8(folder):
+    odd = os.fsencode(folder) + b"/\xff.png"
+    with open(odd, "wb") as file:  # noqa: PTH123 - bytes
+        file.write(IMAGES["a.png"])
+    [item] = [item for item in open_source(str(folder)).items() if item.id not in NAMES]
+    assert item.id == "\\udcff.png"
+    assert read_image(read(item)).size == (9, 8)
+
+
+def test_a_broken_tar_is_an_item_and_its_neighbours_are_there(folder):
+    given, _ = as_tar(folder)
+    (folder.parent / "shard-1.tar").write_bytes(b"x" * 2000)
+    items = {item.id: item for item in open_source(given).items()}
+    assert sorted(items) == ["shard-0.tar/a.png", f"shard-0.tar/{NAMES[2]}", "shard-1.tar"]
+    with pytest.raises(ImageError, match="cannot be read to its end"):
+        read(items["shard-1.tar"])
+
+
+def test_what_cannot_be_read_is_an_image_error(folder):
+    os.mkfifo(folder / "pipe.png")
+    for item, reason in (
+        (Item("x", str(folder / "none.png")), "No such file"),
+        (Item("x", "memory://nowhere.png"), "cannot be read"),
+        (Item("x", str(folder / "pipe.png")), "is a pipe"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            read_image(read(item))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nowhere", "does not exist, expected a folder"),
+        ("notes.txt.gz", "is no source of images, expected a folder"),
+        ("nosuch://x/", "cannot read nosuch:// URLs"),
+        ("list.csv", "no column of pictures in .*, expected one of a, b"),
+        ("broken.parquet", "cannot read .*broken.parquet"),
+        ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
+    ],
+)
+def test_what_is_no_source_is_told(given, message, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "notes.txt.gz").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    parquet.write_table(pa.table({"image": [1]}), tmp_path / "numbers.parquet")
+    with pytest.raises(InputError, match=message):
+        open_source(given if "://" in given else str(tmp_path / given))
+
+
+# Ids and locks --------------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_a_set(monkeypatch):
+    monkeypatch.setattr("open_gem.label.done.key", lambda id: int(id) << 46)  # four with the same start
+    ids = Ids(str(number) for number in range(1000))
+    assert len(ids) == 1000
+    assert all(str(number) in ids for number in range(1000))
+    assert not any(str(number) in ids for number in range(1000, 9000))
+    assert [ids.add("7"), ids.add("2000"), ids.add("2000")] == [False, True, False]
+    assert len(ids) == 1001
+
+
+def test_shards_share_all_images_out():
+    names = [f"{number}.jpg" for number in range(300)]
+    of = [[name for name in names if Shard(index, 3).has(name)] for index in range(3)]
+    assert sorted(name for some in of for name in some) == sorted(names)
+    assert all(70 < len(some) < 130 for some in of)
+
+
+def test_two_writers_of_the_same_images_are_one_too_many(tmp_path):
+    with (
+        writing(tmp_path),
+        pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "),
+        writing(tmp_path),
+    ):
+        pass
+    with writing(tmp_path):  # free again
+        pass
+    with writing(tmp_path, Shard(0, 2)), writing(tmp_path, Shard(1, 2)):  # shards of one run may
+        for other in (Shard(0, 2), Shard(0, 1), Shard(2, 3)):
+            with pytest.raises(InputError, match="is being written by"), writing(tmp_path, other):
+                pass
+
+
+def test_what_a_killed_writer_left_half_written_goes(tmp_path):
+    (tmp_path / ".0123.tmp").write_bytes(b"half a part")
+    with writing(tmp_path):
+        assert not list(tmp_path.glob("*.tmp"))
