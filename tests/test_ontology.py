@@ -90,3 +90,9 @@ def test_files_that_are_not_there(tmp_path, write):
         Ontology.read(write(FILE), first_is_background=True)
     with pytest.raises(PromptError, match="no class"):
         Ontology.read(write("\n", "empty.txt"))
+
+
+@pytest.mark.parametrize("one", [{"cat": ["cat", "kitten"]}, ["cat", "kitten"]])
+def test_a_list_of_labels_with_phrases_says_what_to_write(one):
+    with pytest.raises(InputError, match="in a list, expected text: for phrases, a mapping of labels without dashes"):
+        Ontology.of([one, "dog"])

@@ -248,3 +248,29 @@ def test_what_a_killed_writer_left_half_written_goes(tmp_path):
     (tmp_path / ".0123.tmp").write_bytes(b"half a part")
     with writing(tmp_path):
         assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_link_in_a_circle_is_one_item(tmp_path):
+    """Opening it fails; its neighbours are there."""
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    items = list(open_source(str(tmp_path)).items())
+    assert sorted(item.id for item in items) == ["a.jpg", "b.jpg", "loop.jpg"]
+    assert not any(item.error for item in items)
+
+
+def test_other_columns_are_another_job(tmp_path):
+    (tmp_path / "list.csv").write_text("a,b,n\nx.jpg,y.jpg,1\n")
+    roots = [
+        open_source(str(tmp_path / "list.csv"), Columns(*columns)).root for columns in (("a",), ("b",), ("a", "n"))
+    ]
+    assert len(set(roots)) == 3
+
+
+def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "a.jpg", "a.jpg")
+    [item] = open_source(str(tmp_path / "s.tar")).items()
+    assert read(Item(item.id, item.source)) == b"picture"

@@ -147,8 +147,8 @@ class Pathway:
         return Layout(grid, prefix) if layout is None else layout(size)
 
     def describe(self) -> dict[str, Any]:
-        """The settings as values that JSON can hold."""
-        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """The settings, those that have an effect, as values that JSON can hold."""
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "about"}
         settings = {name: float(value) if isinstance(value, np.floating) else value for name, value in given.items()}
         function = getattr(self.mix, "__qualname__", None)  # what `repr` says of one has its address
         return settings | {"mix": self.mix if isinstance(self.mix, str) else function or repr(self.mix)}

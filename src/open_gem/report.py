@@ -13,7 +13,7 @@ from open_gem import paper
 from open_gem.errors import InputError
 from open_gem.methods import PATHWAYS
 from open_gem.questions import Estimate, scores
-from open_gem.runs import Store, effective
+from open_gem.runs import Store
 
 # The rows of Table 3 by the pathways that they are.
 TABLE_3 = {
@@ -79,7 +79,7 @@ def summary(store: Store, ids: Collection[str] | None = None) -> list[Line]:
             settings["size_rule"],
             store.folder.name,
             name,
-            name in PATHWAYS and settings["pathways"][name] != effective(PATHWAYS[name]),
+            name in PATHWAYS and settings["pathways"][name] != PATHWAYS[name].describe(),
             scores(counts),
         )
         for name, counts in kept.counts(ids).items()

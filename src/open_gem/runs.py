@@ -180,7 +180,7 @@ def settings_of(
     answering = protocol.settle(localizer)
     described = {name: value for name, value in answering.describe().items() if name != "pathway"}
     model = localizer.model if isinstance(localizer, TrainedLocalizer) else localizer.backbone
-    told = {name: effective(pathway) for name, pathway in pathways.items()}
+    told = {name: pathway.describe() for name, pathway in pathways.items()}
     return json.loads(
         json.dumps(
             {
@@ -195,8 +195,3 @@ def settings_of(
             }
         )
     )
-
-
-def effective(pathway: Pathway) -> dict[str, Any]:
-    """The settings of a pathway that have an effect, as values that JSON can hold."""
-    return {name: value for name, value in pathway.describe().items() if name != "about"}

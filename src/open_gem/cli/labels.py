@@ -30,20 +30,22 @@ def labels(
 
 
 def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
-    """Print the summary, and write it with the page of samples beside the parts."""
+    """Print the summary, and then write it with the page of samples beside the parts, where there may be no room."""
     from open_gem.files import write_file
     from open_gem.label.sheet import write_sheet
     from open_gem.label.summary import summarize
 
     summary = summarize(parts)
     document = summary.document()
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False))
+    else:
+        _show(summary)
     write_file(parts.folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False).encode())
     if samples and summary.labeled:
         write_file(parts.folder / SHEET, write_sheet(parts, samples))
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
         return
-    _show(summary)
     look = f"; look at {parts.folder / SHEET} before you trust them" if samples and summary.labeled else ""
     typer.echo(f"Labels are in {parts.folder}{look}")
 

@@ -13,7 +13,7 @@ from open_gem.methods import Pathway
 from open_gem.paper import GROUPVIT, MODELS
 from open_gem.protocols import PROTOCOLS, Protocol, name_of
 from open_gem.questions import Dataset, Estimate, scores
-from open_gem.runs import Store, effective, run, settings_of
+from open_gem.runs import Store, run, settings_of
 from open_gem.trained import TrainedLocalizer
 
 Scores = Mapping[str, Mapping[str, Estimate]]  # of each row of an experiment, each score
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 def union(names: Sequence[str], layers: int) -> dict[str, Pathway]:
     """Every pathway that these experiments need of a model, once, by a hash of its settings: in any order the same."""
     needed = {pathway for name in names for pathway in EXPERIMENTS[name].rows(layers).values()}
-    return dict(sorted((digest(effective(pathway)), pathway) for pathway in needed))
+    return dict(sorted((digest(pathway.describe()), pathway) for pathway in needed))
 
 
 def reproduce(
@@ -117,7 +117,7 @@ def reproduce(
         {
             name: {TRAINED: found[TRAINED]}
             if trained
-            else {row: found[digest(effective(pathway))] for row, pathway in EXPERIMENTS[name].rows(layers).items()}
+            else {row: found[digest(pathway.describe())] for row, pathway in EXPERIMENTS[name].rows(layers).items()}
             for name in names
         },
     )

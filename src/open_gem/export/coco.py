@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from open_gem.export.output import Output, json_array, json_arrays, name_of
+from open_gem.export.output import Output, json_array, json_arrays
 from open_gem.export.rows import Labelled, Object, Row
 
 
@@ -70,8 +70,7 @@ def segment_ids(row: Row) -> np.ndarray:
 
 
 def _image(row: Row, number: int) -> dict[str, Any]:
-    name = name_of(row.id).as_posix()
-    return {"id": number, "file_name": name, "height": row.size.height, "width": row.size.width}
+    return {"id": number, "file_name": row.id, "height": row.size.height, "width": row.size.width}
 
 
 def _result(one: Object, image: int) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[st
     with json_array(output.folder / "tasks.json") as tasks:
         for row in found:
             result = [
-                _region(number, one, row, control, value)
+                _region(f"{number}.{part}", one, row, control, value)
                 for number, one in enumerate(row.objects, start=1)
-                for control, value in regions(one, row)
+                for part, (control, value) in enumerate(regions(one, row), start=1)
             ]
             prediction = {"model_version": version, "score": _score(row), "result": result}
             tasks.add({"data": {"image": _address(row), "id": row.id}, "predictions": [prediction]})
@@ -68,10 +68,10 @@ def _address(row: Row) -> str:
     return row.source if re.match(r"\w+://", row.source) else f"/data/local-files/?d={quote(row.id)}"
 
 
-def _region(number: int, one: Object, row: Row, control: str, value: dict[str, Any]) -> dict[str, Any]:
+def _region(id: str, one: Object, row: Row, control: str, value: dict[str, Any]) -> dict[str, Any]:
     kind = TAGS[control].lower()
     return {
-        "id": f"{number}.{one.label}",
+        "id": id,
         "type": kind,
         "from_name": control,
         "to_name": "image",

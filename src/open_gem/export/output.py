@@ -15,9 +15,9 @@ from uuid import uuid4
 from PIL import Image
 
 from open_gem.errors import OutputError
+from open_gem.label.sources import ENDINGS
 
-_ENDINGS = "bmp dng gif heic heif jpeg jpg jp2 mpo png ppm tif tiff webp avif"
-IMAGE_ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
+IMAGE_ENDINGS = frozenset({*ENDINGS, ".dng", ".heic", ".heif", ".mpo"})
 LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
 OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
 

@@ -71,7 +71,7 @@ def _age(item: Item) -> float:
     if item.container or item.error or is_url(item.source):
         return float("inf")
     try:
-        return time.time() - Path(item.source).stat().st_mtime
+        return abs(time.time() - Path(item.source).stat().st_mtime)  # clocks differ: one that is ahead waits no longer
     except OSError:
         return float("inf")
 

@@ -91,7 +91,7 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
     files = []
     for number, some in enumerate(_chunks(parts, FILE_PARTS)):
         for part in some:
-            part["items"] = [item._asdict() for item in part["items"]]
+            part["items"] = [item._asdict() | {"source": os.fsencode(item.source)} for item in part["items"]]
         path = folder / f"{start}-{number:06d}.parquet"
         parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
         files.append(str(path))
@@ -108,7 +108,7 @@ def _schema() -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
-    kinds = {"id": text, "source": text, "container": text, "offset": number, "size": number, "error": text}
+    kinds = {"id": text, "source": pa.binary(), "container": text, "offset": number, "size": number, "error": text}
     return pa.schema([("part", text), ("items", pa.list_(pa.struct(list(kinds.items()))))])
 
 
@@ -230,7 +230,7 @@ class _Actor:
         return {name: [result[name] for result in results] for name in results[0]}
 
     def _part(self, name: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._rows(name, [Item(**one) for one in items])
+        rows = self._rows(name, [Item(**one)._replace(source=os.fsdecode(one["source"])) for one in items])
         statuses = [row["status"] for row in rows]
         return {
             "ids": [row["id"] for row in rows],

@@ -105,6 +105,8 @@ def _labels(given: Any) -> dict[str, Any]:
     """Labels and what is told of each."""
     if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
         raise InputError(f"labels are {given!r}, expected a mapping of labels to phrases, or a list of labels")
+    if not isinstance(given, Mapping) and (odd := [one for one in given if isinstance(one, Mapping | list)]):
+        raise InputError(f"label {odd[0]!r} in a list, expected text: for phrases, a mapping of labels without dashes")
     labels = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
     if len(labels) != len(given):
         raise InputError("a label is there twice, expected each once")

@@ -50,7 +50,9 @@ def _regular(path: str) -> Path:
 
 
 def _download(url: str) -> bytes:
-    with open_file(url) as file:
+    import fsspec
+
+    with cast(Any, fsspec.open(url, "rb")) as file:  # as a whole: of a file in a tar, it keeps the tar open
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ImageError(f"has more than {MAX_BYTES} bytes, expected a picture")

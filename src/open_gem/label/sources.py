@@ -12,7 +12,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import has_magic, iglob
 from pathlib import Path
@@ -52,7 +52,8 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A stream of items. `root` is what ids are relative to, None where they stand for themselves."""
+    """A stream of items. `root` is what ids are relative to, None where they stand for themselves; of tables also the
+    columns that were asked for."""
 
     kind: str
     root: str | None
@@ -90,7 +91,11 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
     if kind is None:
         raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
-    return KINDS[kind][1](given, columns)
+    source = KINDS[kind][1](given, columns)
+    if columns == Columns():
+        return source
+    chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
+    return replace(source, root=f"{source.root or ''} {chosen}".strip())  # other columns are other images
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -121,12 +126,21 @@ def _walk(root: Path, below: str = "", above: frozenset[tuple[int, int]] = froze
                 inside = f"{below}/{entry.name}" if below else entry.name
                 if entry.name.startswith("."):
                     continue
-                if is_picture(entry.name) and (entry.is_file() or not entry.is_dir()):
-                    yield Item(printable(inside), entry.path)
-                elif entry.is_dir():
+                is_folder = _is_dir(entry)
+                if is_folder:
                     yield from _walk(root, inside, above | {me})
+                elif is_picture(entry.name):
+                    yield Item(printable(inside), entry.path)
     except OSError as error:
         yield Item(printable(below or "."), place, error=f"cannot list this folder: {error.strerror}")
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder; a link that leads nowhere, or round in circles, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _walk_remote(root: str) -> Iterator[Item]:
