@@ -151,7 +151,7 @@ def pathways(as_json: JsonOption = False) -> None:
     """List the ways to read a model's patches, with their settings."""
     from open_gem.methods import PATHWAYS
 
-    rows = [{"name": name, **row.describe()} for name, row in PATHWAYS.items()]
+    rows = [{"name": name, **row.describe(), "about": row.about} for name, row in PATHWAYS.items()]
     if as_json:
         typer.echo(json.dumps(rows))
         return
