@@ -63,14 +63,14 @@ def test_self_self_is_equations_2_to_5(biased, normalize, iterations, taus):
     bias = torch.linspace(-1, 2, 49, dtype=torch.float64).view(7, 7) if biased else None
     for p in heads:
         settings = {"normalize": normalize, "iterations": iterations, "bias": bias}
-        ours = self_self(p, heads.v, inverse, **settings)
+        ours = self_self([p], heads.v, inverse, **settings)
         close(ours, explicit_self_self(p, heads.v, taus, **settings))
 
 
 def test_self_self_leaves_its_input_alone_and_keeps_its_type():
     heads = random_heads(torch.float32)
     before = [part.clone() for part in heads]
-    mixed = self_self(heads.v, heads.v, torch.tensor([2.0, 3.0])[:, None, None, None], normalize=False, iterations=1)
+    mixed = self_self([heads.v], heads.v, torch.tensor([2.0, 3.0])[:, None, None, None], normalize=False, iterations=1)
     assert mixed.dtype == torch.float32
     assert all(torch.equal(now, then) for now, then in zip(heads, before, strict=True))
 
@@ -79,8 +79,8 @@ def test_normalisation_makes_the_length_of_a_projected_token_immaterial():
     heads = random_heads()
     longer = heads.k * torch.linspace(0.1, 50, 7, dtype=torch.float64)[:, None]
     close(
-        self_self(longer, heads.v, 2.0, normalize=True, iterations=1),
-        self_self(heads.k, heads.v, 2.0, normalize=True, iterations=1),
+        self_self([longer], heads.v, 2.0, normalize=True, iterations=1),
+        self_self([heads.k], heads.v, 2.0, normalize=True, iterations=1),
     )
 
 
@@ -134,7 +134,7 @@ def test_a_head_that_is_all_zero_stays_finite_in_half_precision(dtype):
     """As pruned heads are; 1e-12, which guards the norm, is 0 in float16."""
     zero = torch.zeros(1, 2, 5, 8, dtype=dtype)
     values = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    mixed = self_self(zero, values, 4.0, normalize=True, iterations=1)
+    mixed = self_self([zero], values, 4.0, normalize=True, iterations=1)
     torch.testing.assert_close(
         mixed.float(), values.float().mean(2, keepdim=True).expand(mixed.shape), rtol=0, atol=1e-2
     )

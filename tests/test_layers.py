@@ -32,6 +32,7 @@ ROWS = [
     ["methods"],
     ["clustering"],
     ["attention"],
+    ["kernels"],
     ["parts"],
     ["files"],
     ["types", "errors", "checks", "paper"],

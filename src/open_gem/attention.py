@@ -1,11 +1,11 @@
 """Ways to mix the values of one transformer block: pure functions on tensors split into heads.
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
-`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores. A bias is one: n²
-numbers for all images and heads, 0.4 GB at 10,000 patches.
+`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores; or, where it can do
+it, of our own kernel for a CPU. A bias is such a matrix: n² numbers for all images and heads, 0.4 GB at 10,000 patches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
 
+from open_gem.kernels import attention as native
 from open_gem.types import Grid
 
 ROWS = 1024
@@ -29,7 +30,8 @@ class Heads(NamedTuple):
 
 def query_key(heads: Heads) -> Tensor:
     """The attention the model was trained with: softmax(q kᵀ / √c) v."""
-    return scaled_dot_product_attention(heads.q, heads.k, heads.v)
+    attend = native.query_key if native.fits(heads.q.shape[-1] ** -0.5, *heads) else scaled_dot_product_attention
+    return attend(*heads)
 
 
 def identity(heads: Heads) -> Tensor:
@@ -38,7 +40,7 @@ def identity(heads: Heads) -> Tensor:
 
 
 def self_self(
-    p: Tensor,
+    projections: Sequence[Tensor],
     values: Tensor,
     inverse_temperature: Tensor | float,
     *,
@@ -46,21 +48,29 @@ def self_self(
     iterations: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Self-self attention (paper eqs. 2–5) of one projection `p`, which is q, k or v: softmax(p pᵀ / τ + bias) values.
+    """Self-self attention (paper eqs. 2–6): the mean over `projections` p of softmax(p pᵀ / τ + bias) values.
 
-    `inverse_temperature` is 1/τ: a number, or a tensor that broadcasts to `(b, h, n, c)`. `normalize`: unit norm per
-    head before each step. `iterations` is K of eq. 3: refinement steps before the assignment to the values. `bias`
-    broadcasts to `(b, h, n, n)` and is added to the scaled scores of each step.
+    projections          of q, k and v, those that take part
+    inverse_temperature  1/τ: a number, or one an image, `(b, 1, 1, 1)`
+    normalize            unit norm per head before each step
+    iterations           K of eq. 3: refinement steps before the assignment to the values
+    bias                 broadcasts to `(b, h, n, n)`, is added to the scaled scores of each step
     """
+    if normalize and bias is None and native.fits(inverse_temperature, *projections, values):
+        return native.self_self(projections, values, inverse_temperature, iterations)
     norm: Callable[[Tensor], Tensor] = to_unit if normalize else (lambda p: p)
 
     def step(p: Tensor, values: Tensor) -> Tensor:  # τ rides on the query, one value an image
         return scaled_dot_product_attention(p * inverse_temperature, p, values, attn_mask=bias, scale=1.0)
 
-    p = norm(p)
-    for _ in range(iterations):
-        p = norm(step(p, p))
-    return step(p, values)
+    def attend(p: Tensor) -> Tensor:
+        p = norm(p)
+        for _ in range(iterations):
+            p = norm(step(p, p))
+        return step(p, values)
+
+    mixed = [attend(p) for p in projections]
+    return sum(mixed[1:], mixed[0]) / len(mixed)
 
 
 def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:

@@ -6,7 +6,7 @@ small frozen dataclass, and stands in a `Pathway` as a value. To add another att
 of `PATHWAYS`.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +32,7 @@ class Site:
     prefix  number of tokens before them
     layers  number of blocks of the host
     lent    q, k and v of those blocks so far that some mix borrows from: see `Pathway.borrows`
+    asked   the settings by which all pathways that are read here mix values: see `Pathway.mixture`
     """
 
     normed: Tensor
@@ -40,6 +41,7 @@ class Site:
     prefix: int
     layers: int
     lent: Mapping[int, Heads]
+    asked: Collection["Pathway"] = ()
     _made: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -200,15 +202,17 @@ def self_self(pathway: Pathway, heads: Heads, site: Site) -> Tensor:
         std = float(pathway.gaussian)
         bias = site.once(("gaussian", std), lambda: attention.gaussian(site.grid, site.prefix, std).to(heads.v))
 
-    def attend(name: str) -> Tensor:
+    def attend(names: str) -> Tensor:
         settings: dict[str, Any] = {"normalize": pathway.normalize, "iterations": pathway.iterations, "bias": bias}
-        return attention.self_self(getattr(heads, name), heads.v, inverse, **settings)
+        return attention.self_self([getattr(heads, name) for name in names], heads.v, inverse, **settings)
 
     alone = replace(pathway.mixture, mix="self-self", combine="mean")
-    keys = {name: replace(alone, projections=name) for name in pathway.projections}
-    mixed = [site.once(key, partial(attend, name)) for name, key in keys.items()]
-    total = sum(mixed[1:], mixed[0])
-    return total / len(mixed) if pathway.combine == "mean" else total
+    keys = {names: replace(alone, projections=names) for names in (pathway.projections, *pathway.projections)}
+    apart = any(keys[name] in site.asked for name in pathway.projections)  # others want some projection by itself
+    parts = pathway.projections if apart else [pathway.projections]
+    mixed = [site.once(keys[names], partial(attend, names)) for names in parts]
+    mean = sum(mixed[1:], mixed[0]) / len(mixed)
+    return mean * len(pathway.projections) if pathway.combine == "sum" else mean
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,9 @@ def run(
             heads = block.qkv(normed)
             lent |= {index: heads} if index in lenders else {}
             streams |= {name: x for name in here.keys() - streams.keys() if here[name].residual}
-            _advance_streams(block, heads, Site(normed, pixels, grid, host.prefix, len(blocks), lent), here, streams)
+            asked = {pathway.mixture for pathway in here.values()}
+            site = Site(normed, pixels, grid, host.prefix, len(blocks), lent, asked)
+            _advance_streams(block, heads, site, here, streams)
         if host_is_read or index < len(blocks) - 1:
             x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
         for name in trace:
@@ -187,8 +189,8 @@ def run(
 
 def _forward_fused(block: Block, x: Tensor, heads: Heads) -> Tensor:
     """The host's block in fused kernels: what `block.forward` computes, from q, k, v that are already there."""
-    x = x + block.out(attention.query_key(heads))
-    return x + block.mlp(x)
+    x = block.out(attention.query_key(heads)).add_(x)
+    return block.mlp(x).add_(x)
 
 
 def _advance_streams(

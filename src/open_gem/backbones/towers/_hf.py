@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from open_gem.attention import Heads
 from open_gem.backbones._base import Tower, join_heads, split_heads, watch
+from open_gem.kernels.linear import apply, feed_forward
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -82,21 +83,22 @@ class HfTower(Tower):
     @staticmethod
     def qkv(attn: Any, normed: Tensor) -> Heads:
         """Queries, keys and values that the attention `attn` makes of normed tokens."""
-        projected = (attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed))
+        projected = (apply(layer, normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
         return Heads(*(split_heads(part, attn.num_heads) for part in projected))
 
     @staticmethod
     def out(attn: Any, mixed: Tensor) -> Tensor:
         """The output projection of the attention `attn`, of joined heads."""
-        return attn.out_proj(mixed)
+        return apply(attn.out_proj, mixed)
 
     @classmethod
     def _read(cls, layer: Any) -> Block:
+        mlp = feed_forward(layer.mlp)
         return Block(
             norm=layer.layer_norm1,
             qkv=lambda normed: cls.qkv(layer.self_attn, normed),
             out=lambda mixed: cls.out(layer.self_attn, join_heads(mixed)),
-            mlp=lambda tokens: layer.mlp(layer.layer_norm2(tokens)),
+            mlp=lambda tokens: mlp(layer.layer_norm2(tokens)),
             forward=lambda tokens: layer(tokens, attention_mask=None),
         )
 

@@ -8,6 +8,7 @@ from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLay
 from open_gem.attention import Heads
 from open_gem.backbones._base import split_heads, watch
 from open_gem.backbones.towers._hf import HfTower
+from open_gem.kernels.linear import apply
 
 
 class BlipTower(HfTower):
@@ -26,11 +27,11 @@ class BlipTower(HfTower):
 
     @staticmethod
     def qkv(attn: Any, normed: Tensor) -> Heads:
-        return Heads(*(split_heads(part, attn.num_heads) for part in attn.qkv(normed).chunk(3, dim=-1)))
+        return Heads(*(split_heads(part, attn.num_heads) for part in apply(attn.qkv, normed).chunk(3, dim=-1)))
 
     @staticmethod
     def out(attn: Any, mixed: Tensor) -> Tensor:
-        return attn.projection(mixed)
+        return apply(attn.projection, mixed)
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.module.vision_proj(self.vision.post_layernorm(tokens))

@@ -10,11 +10,11 @@ from timm.layers.attention import AttentionRope
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, apply_rot_embed_cat
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from open_gem.attention import Heads
 from open_gem.backbones._base import GridCache, has_hooks, join_heads, split_heads, version
 from open_gem.backbones.towers._timm import TimmTower
+from open_gem.kernels.linear import apply, feed_forward, linear
 from open_gem.pathway import Block
 from open_gem.types import Grid
 
@@ -74,22 +74,22 @@ def _read(block: Any, rotations: Tensor | None) -> Block:
         return Heads(rotate(attn.q_norm(q)), rotate(attn.k_norm(k)), v)
 
     def branch(x: Tensor) -> Tensor:
-        return attn.proj(attn.norm(join_heads(x)))
+        return apply(attn.proj, attn.norm(join_heads(x)))
 
-    forward = partial(block, rope=rotations)
+    forward, mlp = partial(block, rope=rotations), feed_forward(block.mlp)
     if isinstance(block, EvaBlockPostNorm):
         return Block(
             norm=nn.Identity(),
             qkv=qkv,
             out=lambda mixed: block.norm1(branch(mixed)),
-            mlp=lambda x: block.norm2(block.mlp(x)),
+            mlp=lambda x: block.norm2(mlp(x)),
             forward=forward,
         )
     return Block(
         norm=block.norm1,
         qkv=qkv,
         out=lambda mixed: _scaled(branch(mixed), block.gamma_1),
-        mlp=lambda x: _scaled(block.mlp(block.norm2(x)), block.gamma_2),
+        mlp=lambda x: _scaled(mlp(block.norm2(x)), block.gamma_2),
         forward=forward,
     )
 
@@ -97,9 +97,9 @@ def _read(block: Any, rotations: Tensor | None) -> Block:
 def _projected(attn: Any, normed: Tensor) -> Sequence[Tensor]:
     """Queries, keys and values, each `(b, n, h·c)`, from one matrix or three; keys may do without a bias."""
     if attn.qkv is None:
-        return attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)
+        return tuple(apply(layer, normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
     if getattr(attn, "q_bias", None) is None:
-        return attn.qkv(normed).chunk(3, dim=-1)
+        return apply(attn.qkv, normed).chunk(3, dim=-1)
     bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     return linear(normed, attn.qkv.weight, bias).chunk(3, dim=-1)
 

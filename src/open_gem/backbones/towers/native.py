@@ -9,10 +9,11 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear
+from torch.nn.functional import interpolate
 
 from open_gem.attention import Heads
 from open_gem.backbones._base import Tower, grid_of, has_hooks, join_heads, off_mps, split_heads, watch
+from open_gem.kernels.linear import feed_forward, linear
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -114,7 +115,8 @@ def _read(block: ResidualAttentionBlock) -> Block:
     def out(mixed: Tensor) -> Tensor:
         return block.ls_1(linear(join_heads(mixed), attn.out_proj.weight, attn.out_proj.bias))
 
-    return Block(norm=block.ln_1, qkv=qkv, out=out, mlp=lambda x: block.ls_2(block.mlp(block.ln_2(x))), forward=block)
+    mlp = feed_forward(block.mlp)
+    return Block(norm=block.ln_1, qkv=qkv, out=out, mlp=lambda x: block.ls_2(mlp(block.ln_2(x))), forward=block)
 
 
 def _pool_of_one(pooler: Any, tokens: Tensor) -> Tensor:

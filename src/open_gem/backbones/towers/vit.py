@@ -10,6 +10,7 @@ from torch import Tensor
 from open_gem.attention import Heads
 from open_gem.backbones._base import has_hooks, join_heads, split_heads
 from open_gem.backbones.towers._timm import TimmTower
+from open_gem.kernels.linear import apply, feed_forward
 from open_gem.pathway import Block
 from open_gem.types import Grid
 
@@ -39,10 +40,11 @@ def _read(block: TimmBlock) -> Block:
     attn: Any = block.attn
 
     def qkv(normed: Tensor) -> Heads:
-        q, k, v = (split_heads(part, attn.num_heads) for part in attn.qkv(normed).chunk(3, dim=-1))
+        q, k, v = (split_heads(part, attn.num_heads) for part in apply(attn.qkv, normed).chunk(3, dim=-1))
         return Heads(attn.q_norm(q), attn.k_norm(k), v)
 
     def out(mixed: Tensor) -> Tensor:
-        return block.ls1(attn.proj(attn.norm(join_heads(mixed))))
+        return block.ls1(apply(attn.proj, attn.norm(join_heads(mixed))))
 
-    return Block(norm=block.norm1, qkv=qkv, out=out, mlp=lambda x: block.ls2(block.mlp(block.norm2(x))), forward=block)
+    mlp = feed_forward(block.mlp)
+    return Block(norm=block.norm1, qkv=qkv, out=out, mlp=lambda x: block.ls2(mlp(block.norm2(x))), forward=block)

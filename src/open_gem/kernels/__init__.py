@@ -1,0 +1,22 @@
+"""Faster ways, on a CPU, to compute what the host's modules and torch's attention compute, to 2e-5.
+
+`attention`: a kernel in C, compiled on this machine. `linear`: oneDNN's linear layers, fused with their activations.
+Both step aside for anything they do not know, and where OPEN_GEM_KERNELS is 0.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+SWITCH = "OPEN_GEM_KERNELS"
+
+
+def are_on() -> bool:
+    """Whether they may be used: OPEN_GEM_KERNELS is not 0."""
+    return os.environ.get(SWITCH) != "0"
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is what they take: float32, in a CPU's memory, without gradient."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad

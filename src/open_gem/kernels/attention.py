@@ -1,0 +1,193 @@
+"""Attention on a CPU in a kernel of our own, compiled on this machine the first time it is wanted.
+
+`attention.c` says what it does and why it needs fewer operations than `scaled_dot_product_attention`. It is compiled
+with the C compiler that is there, for the processor that is there, in about a second, and kept in the user's cache
+folder under a name that says all it depends on. Where there is no compiler, no OpenMP runtime of torch's or no vector
+unit, everything goes through torch's own kernels: the same numbers, in more time.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from open_gem import kernels
+
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+SOURCE = Path(__file__).with_name("attention.c")
+SHARPEST = 40.0
+"""Largest 1/τ: the least entry of a row is exp(−2/τ), which float32 has to hold."""
+QUERY_KEY = -1
+"""In place of a number of iterations: attention of queries to keys."""
+
+
+class Kernel(NamedTuple):
+    """The compiled library, or None and the `reason`, a word for people."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+class _View(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((stride, ctypes.c_long) for stride in ("image", "head", "token")))
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (
+        ("p", _View * 3),
+        ("v", _View),
+        ("out", _View),
+        ("inverse", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("images", "heads", "tokens", "width", "projections", "iterations")),
+        ("threads", ctypes.c_long),
+        ("next", ctypes.c_long),
+    )
+
+
+@cache
+def load() -> Kernel:
+    """The kernel for this machine, compiled if it is not there yet."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        return Kernel(None, "no C compiler was found")
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)), mode=os.RTLD_NOW)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Kernel(None, f"it could not be built with {compiler}: {error}")
+    library.attend.argtypes, library.attend.restype = [ctypes.POINTER(_Job)], None
+    library.operations.argtypes, library.operations.restype = [ctypes.c_long] * 4, ctypes.c_double
+    return Kernel(library, f"compiled with {compiler}")
+
+
+def _compiled(compiler: str) -> Path:
+    """Where the compiled kernel is, under a name of all that it depends on."""
+    depends = (SOURCE.read_text("utf-8"), compiler, *FLAGS, platform.platform(), _instructions())
+    name = hashlib.sha256("\n".join(depends).encode()).hexdigest()[:24] + ".so"
+    folder = _folder()
+    if not (folder / name).is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch, name)
+            command = (*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm")
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            made.rename(folder / name)
+    return folder / name
+
+
+def _instructions() -> str:
+    """What the processor can do: a home folder may be shared by machines that differ."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _folder() -> Path:
+    """A folder of this user's that can be written to."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="open_gem-"))
+
+
+def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
+    """Whether the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least one for
+    every thread; and 1/τ, a number or one an image, not above `SHARPEST`."""
+    shape = heads[0].shape
+    return (
+        all(kernels.is_plain(p) and p.shape == shape and p.stride(-1) == 1 for p in heads)
+        and shape[0] * shape[1] >= torch.get_num_threads()
+        and _is_mild(inverse_temperature)
+        and kernels.are_on()
+        and load().library is not None
+    )
+
+
+def _is_mild(inverse_temperature: Tensor | float) -> bool:
+    """A scaled score of two unit vectors is 1/τ at most."""
+    if isinstance(inverse_temperature, Tensor):
+        return inverse_temperature.ndim in (0, 4) and bool((inverse_temperature <= SHARPEST).all())
+    return inverse_temperature <= SHARPEST
+
+
+def self_self(
+    projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor | float, iterations: int
+) -> Tensor:
+    """Normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
+    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32).flatten().expand(len(values)).contiguous()
+    return _self_self(list(projections), values, inverse, iterations)
+
+
+def query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √c) v."""
+    return _query_key(q, k, v)
+
+
+@torch.library.custom_op("open_gem::self_self", mutates_args=(), device_types="cpu")
+def _self_self(projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor, iterations: int) -> Tensor:
+    return _attend(projections, values, inverse_temperature, iterations)
+
+
+@torch.library.custom_op("open_gem::query_key", mutates_args=(), device_types="cpu")
+def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _attend((q, k), v, torch.full((len(v),), v.shape[-1] ** -0.5), QUERY_KEY)
+
+
+def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iterations: int) -> Tensor:
+    out = _room(values)
+    views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
+    value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
+    numbers = (*values.shape, len(views), iterations, torch.get_num_threads())
+    job = _Job((_View * 3)(*views), value, outcome, inverse.data_ptr(), *numbers)
+    _library().attend(ctypes.byref(job))
+    return out
+
+
+def _room(values: Tensor) -> Tensor:
+    """Room for the outcome, `(b, h, n, c)`, as the output projection reads it: the heads of a token together."""
+    return torch.empty_like(values.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _library() -> ctypes.CDLL:
+    library = load().library
+    assert library is not None, load().reason
+    return library
+
+
+@_self_self.register_fake
+def _(projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor, iterations: int) -> Tensor:
+    return _room(values)
+
+
+@_query_key.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _room(v)
+
+
+@register_flop_formula(torch.ops.open_gem.self_self)
+def _self_self_flops(
+    projections: Sequence, values: Sequence[int], inverse: object, iterations: int, **_: object
+) -> int:
+    return _flops(values, len(projections), iterations)
+
+
+@register_flop_formula(torch.ops.open_gem.query_key)
+def _query_key_flops(q: object, k: object, v: Sequence[int], **_: object) -> int:
+    return _flops(v, 2, QUERY_KEY)
+
+
+def _flops(shape: Sequence[int], projections: int, iterations: int) -> int:
+    b, h, n, c = shape
+    return round(b * h * _library().operations(n, c, projections, iterations))

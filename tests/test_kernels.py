@@ -1,0 +1,393 @@
+"""Our kernels for a CPU against torch's own and against the formulas; that they step aside, and how they are built."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_attention import close, explicit_self_self
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from open_gem import kernels
+from open_gem.attention import Heads, query_key, self_self
+from open_gem.kernels import attention, linear
+
+TILE = 48
+
+
+def heads(b: int = 2, h: int = 3, n: int = 50, c: int = 8, seed: int = 0) -> Heads:
+    """As a packed projection gives them: not contiguous."""
+    packed = torch.randn(b, n, 3, h, c, generator=torch.Generator().manual_seed(seed))
+    return Heads(*packed.permute(2, 0, 3, 1, 4))
+
+
+@pytest.fixture
+def kernel() -> attention.Kernel:
+    found = attention.load()
+    if found.library is None:
+        pytest.skip(found.reason)
+    return found
+
+
+@pytest.fixture
+def rebuilt(monkeypatch, tmp_path) -> Iterator[Path]:
+    """An empty cache folder; what is built in it is forgotten in the end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    attention.load.cache_clear()
+    yield tmp_path / "open_gem"
+    attention.load.cache_clear()
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+@pytest.mark.parametrize("which", ["q", "kv", "qkv"])
+@pytest.mark.parametrize("n", [1, 5, TILE - 1, TILE, TILE + 1, 3 * TILE + 7])
+@pytest.mark.parametrize("c", [4, 16, 24, 64, 88])
+def test_self_self_is_the_formula_at_every_shape(n, c, which, iterations):
+    given, taus = heads(n=n, c=c, seed=n * c), [0.2, 0.9]
+    chosen = [getattr(given, name) for name in which]
+    inverse = 1 / torch.tensor(taus)[:, None, None, None]
+    assert attention.fits(inverse, *chosen, given.v)
+    ours = attention.self_self(chosen, given.v, inverse, iterations)
+    settings = {"normalize": True, "iterations": iterations}
+    explicit = [explicit_self_self(p, given.v, taus, **settings) for p in chosen]
+    close(ours.double(), torch.stack(explicit).mean(dim=0), 3e-6)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(("which", "n"), [("qkv", 3400), ("q", 5850)])
+def test_where_memory_would_not_be_linear_a_strip_of_rows_at_a_time_gives_the_same(which, n, monkeypatch):
+    given = heads(b=1, h=1, n=n, c=16)
+    chosen = [getattr(given, name) for name in which]
+    ours = self_self(chosen, given.v, 6.0, normalize=True, iterations=1)
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    close(ours, self_self(chosen, given.v, 6.0, normalize=True, iterations=1), 2e-6)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("n", [1, TILE - 1, TILE, 2 * TILE + 1])
+@pytest.mark.parametrize("c", [4, 64, 80])
+def test_query_key_is_torchs(n, c, scale):
+    """Also where scores are so far apart that all but one weight of a row is next to nothing."""
+    given = heads(n=n, c=c)
+    q, k, v = given.q * scale, given.k, given.v
+    assert attention.fits(1.0, q, k, v)
+    expected = functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    close(attention.query_key(q, k, v).double(), expected, 3e-6 * scale)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_what_one_image_gives_does_not_depend_on_those_beside_it():
+    given, alone = heads(b=3), [Heads(*(p[i : i + 1] for p in heads(b=3))) for i in range(3)]
+    inverse = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
+    together = attention.self_self(list(given), given.v, inverse, 1)
+    for index, one in enumerate(alone):
+        assert torch.equal(together[index], attention.self_self(list(one), one.v, float(index + 1), 1)[0])
+
+
+@pytest.mark.usefixtures("kernel")
+def test_tokens_that_are_all_zero_attend_to_all_alike():
+    given = heads()
+    blank = torch.zeros_like(given.q)
+    close(attention.self_self([blank], given.v, 5.0, 1), given.v.mean(dim=2, keepdim=True).expand_as(given.v), 1e-6)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_sharpest_temperature_it_takes_is_exact_and_a_sharper_one_goes_to_torch():
+    given = heads(n=70, c=16)
+    settings: dict[str, Any] = {"normalize": True, "iterations": 0}
+    assert attention.fits(attention.SHARPEST, *given)
+    for inverse in (attention.SHARPEST, 2 * attention.SHARPEST):
+        ours = self_self([given.k], given.v, inverse, **settings)
+        close(ours.double(), explicit_self_self(given.k, given.v, [1 / inverse] * 2, **settings), 2e-5)
+    assert not attention.fits(attention.SHARPEST * 1.01, *given)
+    assert not attention.fits(torch.tensor([1.0, 41.0])[:, None, None, None], *given)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    "change",
+    {
+        "float64": lambda p: p.double(),
+        "bfloat16": lambda p: p.bfloat16(),
+        "not on a CPU": lambda p: p.to("meta"),
+        "with gradient": lambda p: p.clone().requires_grad_(),
+        "width not next to each other": lambda p: p.transpose(2, 3).contiguous().transpose(2, 3),
+        "fewer keys": lambda p: p[:, :, :-1],
+    }.items(),
+    ids=lambda change: change[0],
+)
+def test_what_it_cannot_do_is_left_to_torch(change):
+    given = heads()
+    assert attention.fits(1.0, given.q, given.k)
+    assert not attention.fits(1.0, given.q, change[1](given.k))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_fewer_heads_than_threads_are_left_to_torch(monkeypatch):
+    given = heads(b=2, h=3)
+    for threads, fits in ((6, True), (7, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert attention.fits(1.0, *given) == fits
+
+
+@pytest.mark.usefixtures("kernel")
+def test_several_threads_give_the_same(monkeypatch):
+    given = heads(b=4, n=100)
+    alone = attention.self_self(list(given), given.v, 3.0, 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(attention.self_self(list(given), given.v, 3.0, 1), alone)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_operations_are_counted_as_they_are_done():
+    given = heads(b=2, h=3, n=50, c=8)
+    product = 2 * 50 * 50 * 8 * 2 * 3
+    for work, products in (
+        (lambda: query_key(given), 2),
+        (lambda: self_self(list(given), given.v, 2.0, normalize=True, iterations=1), 3 * (1.5 + 0.5) + 1),
+        (lambda: self_self([given.q], given.v, 2.0, normalize=True, iterations=0), 0.5 + 1),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        assert counter.get_total_flops() == products * product
+
+
+@pytest.mark.usefixtures("kernel")
+def test_torch_can_reason_about_it_without_running_it():
+    given = heads()
+    torch.library.opcheck(attention._self_self, (list(given), given.v, torch.ones(2), 1))
+    torch.library.opcheck(attention._query_key, tuple(given))
+
+
+# How it is built ------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_compiled_once_and_kept(rebuilt, kernel):
+    first = attention.load()
+    [made] = rebuilt.iterdir()
+    assert first.library is not None
+    stamp = made.stat().st_mtime_ns
+    attention.load.cache_clear()
+    assert attention.load().library is not None
+    assert [path.stat().st_mtime_ns for path in rebuilt.iterdir()] == [stamp]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "word"), [("false", "could not be built with false"), ("no-such-compiler", "could not be built")]
+)
+def test_without_a_compiler_that_works_torch_does_it(compiler, word, rebuilt, monkeypatch):
+    given = heads()
+    expected = functional.scaled_dot_product_attention(*given)
+    monkeypatch.setenv("CC", compiler)
+    assert attention.load().library is None
+    assert word in attention.load().reason
+    assert not attention.fits(1.0, *given)
+    close(query_key(given), expected, 1e-6)
+    assert list(rebuilt.iterdir()) == []  # nothing half-made
+
+
+def test_without_any_compiler_the_reason_says_so(rebuilt, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(rebuilt))
+    assert attention.load() == (None, "no C compiler was found")
+
+
+@pytest.mark.usefixtures("rebuilt")
+def test_a_broken_file_in_the_cache_is_no_crash(kernel):
+    attention._compiled("cc").write_bytes(b"not a library")
+    assert attention.load().library is None
+    assert "could not be built" in attention.load().reason
+
+
+def test_a_home_that_cannot_be_written_to_is_no_obstacle(rebuilt, kernel, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert attention.load().library is not None
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-O1"])
+def test_a_lesser_processor_gives_the_same(flag, rebuilt, monkeypatch):
+    monkeypatch.setattr(attention, "FLAGS", (*attention.FLAGS, flag))
+    if attention.load().library is None:
+        pytest.skip(attention.load().reason)
+    given = heads(n=130, c=72)
+    ours = (attention.self_self(list(given), given.v, 4.0, 1), attention.query_key(*given))
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    close(ours[0], self_self(list(given), given.v, 4.0, normalize=True, iterations=1), 2e-6)
+    close(ours[1], query_key(given), 2e-6)
+
+
+PEAK = """
+import sys, open_clip, torch
+from pathlib import Path
+from open_gem.backbones.open_clip import read_tower
+from open_gem.methods import PATHWAYS
+from open_gem.pathway import run
+
+config = open_clip.CLIPVisionCfg(image_size=224, layers=2, width=384, head_width=64, patch_size=16)
+tower = read_tower(open_clip.model._build_vision_tower(24, config).eval(), "test")
+pathway = {"gem": PATHWAYS["gem"].__class__(depth=2)}
+for side in map(int, sys.argv[1:]):
+    run(tower, torch.zeros(1, 3, side, side), pathway)
+    print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_peak_memory_is_linear_in_the_number_of_patches_up_to_896_pixels(switch):
+    """785 tokens, then 3,137: four times as many may take four times as much, not sixteen."""
+    command = [sys.executable, "-c", PEAK, "64", "448", "896"]
+    environment = {**os.environ, kernels.SWITCH: switch, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    start, middle, most = map(int, done.stdout.split())
+    assert most - start < 6 * (middle - start)
+
+
+# Linear layers --------------------------------------------------------------------------------------------------------
+
+
+def network(kind: str) -> nn.Module:
+    from open_clip.transformer import QuickGELU
+    from timm.layers.mlp import Mlp
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPMLP
+    from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+    from transformers.models.siglip.modeling_siglip import SiglipMLP
+
+    def sequential(activation: nn.Module, bias: bool = True) -> nn.Module:
+        layers = {"c_fc": nn.Linear(16, 64, bias), "gelu": activation, "c_proj": nn.Linear(64, 16, bias)}
+        module = nn.Sequential()
+        for name, layer in layers.items():
+            module.add_module(name, layer)
+        return module
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        module = {
+            "open_clip": lambda: sequential(nn.GELU()),
+            "open_clip, tanh": lambda: sequential(nn.GELU(approximate="tanh")),
+            "OpenAI": lambda: sequential(QuickGELU()),
+            "OpenAI, no bias": lambda: sequential(QuickGELU(), bias=False),
+            "timm": lambda: Mlp(16, 64),
+            "transformers' CLIP": lambda: CLIPMLP(CLIPVisionConfig(**sizes)),
+            "transformers' CLIP, GELU": lambda: CLIPMLP(CLIPVisionConfig(**sizes, hidden_act="gelu")),
+            "SigLIP": lambda: SiglipMLP(SiglipVisionConfig(**sizes)),
+        }[kind]()
+    return module.eval().requires_grad_(False)
+
+
+KINDS = [
+    "open_clip",
+    "open_clip, tanh",
+    "OpenAI",
+    "OpenAI, no bias",
+    "timm",
+    "transformers' CLIP",
+    "transformers' CLIP, GELU",
+    "SigLIP",
+]
+
+
+def is_fused(module: nn.Module, x: Tensor) -> bool:
+    """Whether the layers of `module` are read past when it is read as a feed-forward network."""
+    calls = []
+    module.forward = lambda x, forward=module.forward: calls.append(1) or forward(x)
+    linear.feed_forward(module)(x)
+    return not calls
+
+
+@pytest.fixture
+def inputs() -> Tensor:
+    return 3 * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
+
+
+needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no fused linear layer for this processor")
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_feed_forward_network_of_a_known_kind_is_fused_and_the_same(kind, inputs, monkeypatch):
+    module = network(kind)
+    expected = module(inputs)
+    close(linear.feed_forward(module)(inputs), expected, 5e-6)
+    monkeypatch.setattr(linear, "ROOM", 64 * 5)  # five rows at a time
+    close(linear.feed_forward(module)(inputs), expected, 5e-6)
+    assert is_fused(module, inputs)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_weights_are_read_at_every_call(inputs):
+    module = network("open_clip")
+    forward = linear.feed_forward(module)
+    forward(inputs)
+    module.c_fc.weight.mul_(2)  # type: ignore[union-attr, operator]
+    close(forward(inputs), module(inputs), 5e-6)
+
+
+def another_between(module: Any) -> None:
+    module.add_module("extra", nn.Linear(16, 16))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    {
+        "a hook": lambda module: module.c_fc.register_forward_hook(lambda *_: None),
+        "a hook on all": lambda module: module.register_forward_pre_hook(lambda *_: None),
+        "training": lambda module: module.train(),
+        "something else inside": another_between,
+        "another activation": lambda module: module.add_module("gelu", nn.ELU()),
+        "another kind of layer": lambda module: module.add_module("c_fc", nn.Sequential(module.c_fc)),
+        "half precision": lambda module: module.bfloat16(),
+    }.items(),
+    ids=lambda change: change[0],
+)
+@torch.no_grad()
+def test_a_network_that_is_not_plain_runs_as_it_is(change, inputs):
+    module = network("open_clip")
+    change[1](module)
+    assert not is_fused(module, inputs.to(module.c_proj.weight.dtype))  # type: ignore[union-attr, arg-type]
+
+
+@needs_onednn
+def test_gradients_flow_as_ever(inputs):
+    module = network("open_clip").requires_grad_()
+    assert not is_fused(module, inputs)
+    with torch.no_grad():
+        assert is_fused(network("open_clip"), inputs)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_linear_layer_is_the_same_and_counted(bias, inputs):
+    layer = nn.Linear(16, 24, bias)
+    with FlopCounterMode(display=False) as counter:
+        ours = linear.apply(layer, inputs)
+    assert counter.get_total_flops() == 2 * 2 * 9 * 16 * 24
+    close(ours, layer(inputs), 2e-6)
+
+
+@torch.no_grad()
+def test_the_switch_turns_all_off(inputs, monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert not is_fused(network("open_clip"), inputs)
+    assert not attention.fits(1.0, *heads())
+    layer = nn.Linear(16, 24)
+    assert torch.equal(linear.apply(layer, inputs), layer(inputs))
