@@ -595,25 +595,6 @@ def test_an_expert_makes_proxyclip_one_of_the_pathways(tiny: str, place: Path):
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
 
 
-# Bench ----------------------------------------------------------------------------------------------------------------
-
-
-def test_bench_measures_pathways_beside_the_plain_forward(tiny: str, monkeypatch: pytest.MonkeyPatch):
-    tower = open_gem.load(tiny, device="cpu").backbone.tower
-    monkeypatch.setattr("open_gem.backbones.build_tower", lambda name: tower)
-    result = call("bench", "--model", "tiny", "--side", 32, "--pathway", "clip,gem,gem-raw", "--repeats", 2, "--json")
-    assert result.exit_code == 0, result.output
-    costs = {cost["case"]: cost for cost in json.loads(result.stdout)["costs"]}
-    assert list(costs) == ["plain forward", "clip", "gem", "gem-raw", "all together"]
-    assert costs["clip"]["flops"] <= costs["plain forward"]["flops"] < costs["gem"]["flops"]
-    assert costs["gem-raw"]["flops"] < costs["gem"]["flops"] < costs["all together"]["flops"]
-    for cost in costs.values():
-        assert len(cost["seconds"]) == 2
-        assert cost["flops_ratio"] == cost["flops"] / costs["plain forward"]["flops"]
-    table = call("bench", "--model", "tiny", "--side", 32, "--pathway", "gem", "--repeats", 1)
-    assert "gem" in table.stdout and "plain forward" in table.stdout
-
-
 # Models and pathways --------------------------------------------------------------------------------------------------
 
 

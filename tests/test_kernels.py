@@ -203,9 +203,11 @@ def test_without_any_compiler_the_reason_says_so(rebuilt, monkeypatch):
     assert attention.load() == (None, "no C compiler was found")
 
 
-@pytest.mark.usefixtures("rebuilt")
-def test_a_broken_file_in_the_cache_is_no_crash(kernel):
+@pytest.mark.usefixtures("rebuilt", "kernel")
+def test_a_broken_file_in_the_cache_is_no_crash(monkeypatch):
+    monkeypatch.setattr(attention, "FLAGS", (*attention.FLAGS, "-DANOTHER_NAME"))
     attention._compiled("cc").write_bytes(b"not a library")
+    attention.load.cache_clear()
     assert attention.load().library is None
     assert "could not be built" in attention.load().reason
 

@@ -131,6 +131,23 @@ def build_tower(name: str) -> Tower:
     return tower
 
 
+def build(name: str) -> Backbone:
+    """A whole model of an architecture of open_clip with random weights, to measure; the embedded one, and folders,
+    have their own. Raises UnknownModelError, WeightsError, UnsupportedModelError or InputError, where it cannot be had
+    without a network."""
+    name = as_folder(name)
+    if name == EMBEDDED or name.startswith("local-dir:"):
+        return load(name, device="cpu")
+    if is_transformers(name):
+        raise InputError(f"{name!r} is an architecture of transformers, expected one of open_clip")
+    try:
+        return library_of(name).build(name)
+    except OSError as error:
+        raise InputError(
+            f"the texts of {name!r} need a network, expected an architecture with CLIP's tokenizer"
+        ) from error
+
+
 def adapt(model: Any, tokenizer: Any) -> Backbone:
     """A backbone around a model already in memory (your fine-tuned one, say), which it never changes.
 

@@ -53,6 +53,16 @@ def build_tower(name: str) -> Tower:
     return read_tower(visual.eval(), name)
 
 
+def build(name: str) -> Backbone:
+    """A whole model of open_clip's architecture `name` with random weights; errors as `load`, OSError where its
+    tokenizer is not here."""
+    architecture = _architecture(name)
+    tokenizer = open_clip.get_tokenizer(architecture)
+    with quiet():
+        model = open_clip.create_model(architecture)
+    return adapt(model.eval(), tokenizer, name=name)
+
+
 class OpenClipText(Text):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 

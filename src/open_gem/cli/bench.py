@@ -1,13 +1,26 @@
-"""`open-gem bench`: what pathways cost beside the plain forward pass."""
+"""`open-gem bench`: what dense features cost beside the plain forward pass."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from open_gem.cli._app import DeviceOption, DtypeOption, JsonOption, app, names_of, new_console, new_table
+from open_gem.cli._app import DtypeOption, JsonOption, app, numbers_of
+from open_gem.errors import InputError
+
+if TYPE_CHECKING:
+    from open_gem.bench.cases import Case
+    from open_gem.bench.measuring import Cost
+    from open_gem.bench.subject import Setting
+
+HEADS = ("case", "ms an image", "from", "to", "× plain", "GFLOP an image", "× plain", "of the ceiling")
+MEMORY = ("peak MiB", "above the model")
 
 
 @app.command()
@@ -15,40 +28,101 @@ def bench(
     model: Annotated[
         str, typer.Option(help="An architecture of `open-gem models`; its weights are random.")
     ] = "ViT-B-16",
-    pathway: Annotated[str, typer.Option(help="Names of `open-gem pathways`, by commas, or all.")] = "all",
-    side: Annotated[int, typer.Option(min=1, help="Sides of the pictures in pixels, whole patches.")] = 448,
-    batch: Annotated[int, typer.Option(min=1, help="How many pictures at a time.")] = 1,
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="Names of `open-gem pathways`, and others, by commas; pathways, answers and trained are groups."
+        ),
+    ] = "clip,maskclip,clip_surgery,gem",
+    side: Annotated[
+        str, typer.Option(help="Sides of the pictures in pixels, whole patches; several by commas.")
+    ] = "448",
+    batch: Annotated[str, typer.Option(help="How many pictures at a time; several by commas.")] = "1",
+    prompts: Annotated[str, typer.Option(help="How many phrases; several by commas.")] = "20",
     repeats: Annotated[int, typer.Option(min=1, help="How often each case is measured; they take turns.")] = 5,
-    device: DeviceOption = "auto",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory too: each case again in a process of its own.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="A Python that has the published gem_torch, to measure beside.")
+    ] = None,
+    device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", "mps" …')] = "cpu",
     dtype: DtypeOption = "float32",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: as many as torch takes.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure pathways beside the library's plain forward pass: FLOPs, and seconds as ratios of medians in one run."""
-    from open_gem import backbones
-    from open_gem.backbones import find_device, find_dtype
-    from open_gem.bench import bench as measure
-    from open_gem.methods import find_pathway
-    from open_gem.types import Size
+    """Measure pathways, and the way from pictures to masks, beside the library's plain forward pass.
 
-    chosen = {name: find_pathway(name) for name in names_of(pathway)}
-    tower = backbones.build_tower(model)
-    tower.module.to(find_device(device), find_dtype(dtype))
-    costs = measure(tower, chosen, Size(side, side), batch, repeats)
+    All cases of a setting take turns in one run; ratios of medians are what to read. Prints Markdown.
+    """
+    from open_gem.bench.cases import find_cases
+    from open_gem.bench.measuring import machine
+    from open_gem.bench.subject import Setting
+
+    chosen = find_cases(name.strip() for name in cases.split(","))
+    sweep = product(*(_counts(*given) for given in (("--side", side), ("--batch", batch), ("--prompts", prompts))))
+    settings = [Setting(model, *one, device=device, dtype=dtype, threads=threads) for one in sweep]
+    runs = []
+    for setting in settings:
+        costs = _measure(setting, chosen, repeats, memory, against)
+        runs.append({"setting": asdict(setting), "costs": [asdict(cost) for cost in costs]})
+        if not as_json:
+            typer.echo("\n".join(_markdown(setting, costs)) + "\n")
     if as_json:
-        run = {"model": model, "side": side, "batch": batch, "repeats": repeats, "dtype": dtype}
-        typer.echo(json.dumps({**run, "costs": [asdict(cost) for cost in costs]}))
-        return
-    table = new_table(
-        "case", "GFLOP an image", "× plain", "ms an image", "range", "× plain", title=f"{model}, {side} px"
+        typer.echo(json.dumps({"machine": machine(), "repeats": repeats, "runs": runs}))
+    else:
+        typer.echo(f"{machine()}; medians of {repeats} turns.")
+
+
+def _counts(option: str, given: str) -> tuple[int, ...]:
+    counts = numbers_of(option, given, int)
+    if min(counts) < 1:
+        raise InputError(f"{option} is {given!r}, expected whole numbers from 1")
+    return counts
+
+
+def _measure(
+    setting: "Setting", cases: "Mapping[str, Case]", repeats: int, memory: bool, against: Path | None
+) -> "list[Cost]":
+    from open_gem.bench.measuring import measure
+    from open_gem.bench.memory import measure_memory
+    from open_gem.bench.published import NAME, published
+
+    with ExitStack() as stack:
+        others = {}
+        if against is not None:
+            given = (setting.model, setting.side, setting.batch, setting.threads)
+            others[NAME] = stack.enter_context(published(str(against), *given))
+        costs = measure(setting, cases, repeats, others)
+        seen = {name: (other.rest, other.peak) for name, other in others.items()}
+    if memory:
+        seen |= {name: measure_memory(name, setting) for name in cases}
+        costs = [replace(cost, rest=seen[cost.case][0], peak=seen[cost.case][1]) for cost in costs]
+    return costs
+
+
+def _markdown(setting: "Setting", costs: "list[Cost]") -> Iterator[str]:
+    """A table in Markdown, under a line that says of what."""
+    threads = f", {setting.threads} threads" if setting.threads else ""
+    yield (
+        f"{setting.model}, {setting.side} px, {setting.batch} pictures at a time, {setting.prompts} phrases, "
+        f"{setting.dtype} on {setting.device}{threads}"
     )
+    yield ""
+    heads = [*HEADS, *(MEMORY if costs[0].peak is not None else ())]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
     for cost in costs:
-        times = [1000 * seconds / batch for seconds in cost.seconds]
-        table.add_row(
-            cost.case,
-            f"{cost.flops / batch / 1e9:.1f}",
-            f"{cost.flops_ratio:.2f}",
-            f"{median(times):.0f}",
-            f"{min(times):.0f} to {max(times):.0f}",
-            f"{cost.time_ratio:.2f}",
-        )
-    new_console().print(table)
+        cells = [cost.case, *_cells(cost, setting.batch)][: len(heads)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _cells(cost: "Cost", batch: int) -> Iterator[str]:
+    times = [1000 * seconds / batch for seconds in (median(cost.seconds), min(cost.seconds), max(cost.seconds))]
+    yield from (f"{time:.3g}" if time < 100 else f"{time:.0f}" for time in times)
+    yield f"{cost.time_ratio:.2f}"
+    yield "" if cost.flops is None else f"{cost.flops / batch / 1e9:.1f}"
+    yield "" if cost.flops_ratio is None else f"{cost.flops_ratio:.2f}"
+    yield "" if cost.ceiling is None else f"{cost.ceiling:.0%}"
+    yield "" if cost.peak is None else f"{cost.peak:.0f}"
+    yield "" if cost.peak is None or cost.rest is None else f"{cost.peak - cost.rest:.0f}"

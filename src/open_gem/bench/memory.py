@@ -1,0 +1,61 @@
+"""Peak memory of one case, in a process that does nothing else: `python -m open_gem.bench.memory CASE SETTING`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from open_gem.bench.subject import Setting, Subject
+from open_gem.errors import InputError
+
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Memory(NamedTuple):
+    """MiB: with the model loaded, and at most."""
+
+    rest: float
+    peak: float
+
+
+def resident() -> Memory:
+    """What this process holds now, and at most. Raises InputError where the system does not say."""
+    if not STATUS.is_file():
+        raise InputError("memory is measured on Linux only")
+    lines = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
+    return Memory(*(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))
+
+
+def measure_memory(case: str, setting: Setting) -> Memory:
+    """Of `case`, in a fresh process. Raises InputError where that ends badly."""
+    return run_alone([sys.executable, "-m", "open_gem.bench.memory", case, json.dumps(asdict(setting))])
+
+
+def run_alone(command: Sequence[str]) -> Memory:
+    """What a process that prints its `Memory` as JSON says. Raises InputError where that ends badly."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no word").splitlines()[-1]
+        raise InputError(f"memory could not be measured: {last}")
+    return Memory(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    import torch
+
+    from open_gem.bench.cases import CASES
+
+    case, setting = sys.argv[1], Setting(**json.loads(sys.argv[2]))
+    with torch.no_grad():
+        work = CASES[case].make(Subject(setting))
+        rest = resident().rest
+        FORGET.write_text("5")  # the peak so far, of importing and building
+        work()
+    print(json.dumps([rest, resident().peak]))
+
+
+if __name__ == "__main__":
+    main()

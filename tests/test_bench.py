@@ -1,0 +1,196 @@
+"""What measuring itself has to keep: turns, ratios, counts, memory of a fresh process, another interpreter."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from open_gem.bench import measuring, published
+from open_gem.bench.cases import CASES, CEILING, GROUPS, PLAIN, TOGETHER, find_cases
+from open_gem.bench.measuring import count_flops, interleave, measure
+from open_gem.bench.memory import Memory, measure_memory, run_alone
+from open_gem.bench.subject import Setting, Subject
+from open_gem.cli import app
+from open_gem.errors import InputError
+from open_gem.methods import PATHWAYS
+
+
+@pytest.fixture
+def setting(tiny: str) -> Setting:
+    return Setting(tiny, side=32, batch=2, prompts=3)
+
+
+def call(*given: Any) -> Any:
+    return CliRunner().invoke(app, ["bench", *map(str, given)])
+
+
+def test_cases_take_turns_and_the_first_does_not_count():
+    order: list[str] = []
+    times = iter(range(100))
+    turns = {name: lambda name=name: order.append(name) or float(next(times)) for name in "ab"}
+    assert interleave(turns, 2) == {"a": (2.0, 4.0), "b": (3.0, 5.0)}
+    assert "".join(order) == "ababab"
+
+
+def test_operations_are_counted_in_matrix_products():
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    assert count_flops(lambda: (a @ b).exp() + 1) == 2 * 3 * 4 * 5
+
+
+def test_every_case_is_measured_beside_the_plain_forward_pass(setting):
+    names = [name for name in CASES if name not in GROUPS["trained"]]
+    costs = {cost.case: cost for cost in measure(setting, find_cases(names), repeats=1)}
+    assert list(costs)[:2] == [CEILING, PLAIN]
+    assert costs.keys() == set(names)
+    assert costs[PLAIN].time_ratio == costs[PLAIN].flops_ratio == 1
+    for cost in costs.values():
+        assert len(cost.seconds) == 1 and cost.seconds[0] > 0
+        assert cost.time_ratio == pytest.approx(cost.seconds[0] / costs[PLAIN].seconds[0])
+        assert (cost.flops is None) == (cost.case in GROUPS["answers"])
+    flops = {name: cost.flops for name, cost in costs.items() if cost.flops}
+    assert flops["maskclip"] <= flops["clip"] <= flops[PLAIN] < flops["gem"] < flops[TOGETHER]
+    assert costs["gem"].ceiling == pytest.approx(
+        flops["gem"] / costs["gem"].seconds[0] / (flops[CEILING] / costs[CEILING].seconds[0])
+    )
+
+
+def test_work_grows_with_pictures_and_their_size(tiny):
+    def flops(**change: Any) -> float:
+        settings: dict[str, Any] = {"side": 32, "batch": 1, **change}
+        costs = measure(Setting(tiny, **settings), find_cases(["gem"]), repeats=1)
+        return next(cost.flops for cost in costs if cost.case == "gem")  # type: ignore[return-value]
+
+    assert flops(batch=3) == 3 * flops()
+    assert flops(side=64) > 4 * flops()
+
+
+@pytest.mark.parametrize("name", GROUPS["trained"])
+def test_trained_models_run_as_transformers_has_them(name, monkeypatch, setting):
+    """Made tiny; what each is called with has to be accepted."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    text = {**small, "num_hidden_layers": 1, "vocab_size": 1001, "bos_token_id": 0, "eos_token_id": 1000}
+    config = {"clipseg": "CLIPSegConfig", "groupvit": "GroupViTConfig", "owlv2": "Owlv2Config"}[name]
+    original = getattr(transformers, config)
+    vision = {
+        "clipseg": {**small, "num_hidden_layers": 10, "image_size": 352, "patch_size": 32},
+        "groupvit": {},
+        "owlv2": {**small, "num_hidden_layers": 1, "image_size": 768, "patch_size": 256},
+    }[name]
+    more = {
+        "clipseg": {"reduce_dim": 8, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 8},
+        "groupvit": {},
+        "owlv2": {"projection_dim": 16},
+    }[name]
+    text = {} if name == "groupvit" else text
+    monkeypatch.setattr(transformers, config, lambda: original(text_config=text, vision_config=vision, **more))
+    with torch.no_grad():
+        CASES[name].make(Subject(setting))()
+
+
+def test_memory_is_that_of_a_fresh_process(setting):
+    held = [torch.zeros(100, 2**18)]  # 100 MiB of this process
+    memory = measure_memory("gem", setting)
+    assert 100 < memory.rest <= memory.peak < 4000
+    assert memory.peak - memory.rest < 100
+    del held
+
+
+def test_a_process_that_fails_is_one_line():
+    with pytest.raises(InputError, match="memory could not be measured: ValueError: no"):
+        run_alone([sys.executable, "-c", "raise ValueError('no')"])
+
+
+def test_unknown_cases_are_refused_with_what_there_is():
+    with pytest.raises(InputError, match=r"unknown case 'jem'.*gem.*known: pathways, answers, trained, matrix-product"):
+        find_cases(["jem"])
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package called `gem` in the published one's shape."""
+    (tmp_path / "gem.py").write_text(
+        "import torch\n"
+        "class Visual(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        assert x.shape == (2, 3, 32, 32), x.shape\n"
+        "        return x, x\n"
+        "class Wrapper(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.model = torch.nn.Module()\n"
+        "        self.model.visual = Visual()\n"
+        "def create_gem_model(model_name, pretrained, device):\n"
+        "    assert (model_name, pretrained, device) == ('ViT-B-16', None, 'cpu')\n"
+        "    return Wrapper()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_the_published_code_takes_its_turns_in_another_interpreter(stand_in):
+    with published.published(sys.executable, "ViT-B-16", 32, 2, 1) as other:
+        assert all(seconds > 0 for seconds in (other(), other()))
+        assert other.rest > 0 and other.peak > 0
+    assert other.process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "words"),
+    [("no-such-python", "could not be run"), (sys.executable, "it said: .*No module named 'gem'")],
+)
+def test_an_interpreter_without_the_published_code_is_one_line(interpreter, words, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(InputError, match=words), published.published(interpreter, "ViT-B-16", 32, 1, 1) as other:
+        other()
+
+
+def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
+    monkeypatch.setattr("open_gem.bench.memory.measure_memory", lambda case, setting: Memory(10, setting.side))
+    options = ("--model", tiny, "--side", "32,64", "--batch", 2, "--cases", "gem,texts", "--repeats", 1)
+    result = call(*options, "--memory")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| ")]
+    assert [row[0].strip() for row in rows] == ["case", CEILING, PLAIN, "gem", "texts"] * 2
+    assert {len(row) for row in rows} == {10}
+    assert [row[-2:] for row in rows[1:]] == [[" 32 ", " 22 "]] * 4 + [[" peak MiB ", " above the model "]] + [
+        [" 64 ", " 54 "]
+    ] * 4
+    assert ", 64 px, 2 pictures at a time, 20 phrases, float32 on cpu" in result.stdout
+    assert measuring.machine() in lines[-1]
+    document = json.loads(call(*options, "--json").stdout)
+    assert [run["setting"]["side"] for run in document["runs"]] == [32, 64]
+    assert document["machine"] == measuring.machine()
+    assert all(cost["peak"] is None and len(cost["seconds"]) == 1 for run in document["runs"] for cost in run["costs"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--side", "32,x"), "--side is '32,x', expected whole numbers"),
+        (("--cases", "jem"), "unknown case 'jem'"),
+        (("--side", "33"), "33"),
+        (("--against", "no-such-python"), "could not be run"),
+        (("--batch", "0"), "--batch is '0', expected whole numbers from 1"),
+    ],
+)
+def test_wrong_options_are_one_line(options, words, tiny):
+    result = call("--model", tiny, "--side", "32", "--repeats", 1, *options)
+    assert result.exit_code == 2
+    assert words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_model_whose_texts_need_a_network_is_one_line():
+    result = call("--model", "openai/clip-vit-base-patch16", "--cases", "texts")
+    assert result.exit_code == 2
+    assert "expected one of open_clip" in result.stderr
+
+
+def test_every_pathway_is_a_case():
+    assert set(PATHWAYS) < set(CASES)
+    assert all(case.about for case in CASES.values())
