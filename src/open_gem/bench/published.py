@@ -58,7 +58,10 @@ class Published:
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
             said = self.process.communicate()[1].strip().splitlines() or ["nothing"]
-            raise InputError(f"gem_torch did not run with {self.interpreter!r}; it said: {said[-1]}") from error
+            end = (
+                f"it was killed by signal {-code}" if (code := self.process.returncode) < 0 else f"it said: {said[-1]}"
+            )
+            raise InputError(f"gem_torch did not run with {self.interpreter!r}: {end}") from error
 
 
 def memory(field: str) -> float:
