@@ -1,7 +1,7 @@
 """What can be measured: a table of names, and functions from a subject to the work of one turn."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ def _masks(subject: Subject) -> Work:
 def _label_map(subject: Subject) -> Work:
     """From similarities on the grid of patches to a label for each of 480 × 640 pixels."""
     found = subject.localizer(subject.photographs, subject.phrases)
-    return lambda: [one.segment() for one in found]
+    return lambda: [replace(one).segment() for one in found]  # anew: a localization keeps what it has found out
 
 
 def _transformers(config: str, model: str, side: int, texts: str = "input_ids") -> Callable[[Subject], Work]:
