@@ -23,6 +23,7 @@ from labelled import (
 )
 from typer.testing import CliRunner
 
+from open_gem.checks import listed
 from open_gem.cli import app
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
@@ -181,6 +182,47 @@ def test_the_command_writes_and_tells(labelled, tmp_path):
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["coco", "semantic"]
     categories = json.loads((tmp_path / "o/coco/instances.json").read_text("utf-8"))["categories"]
     assert [one["name"] for one in categories] == ["cat", "dog"]
+
+
+def test_labels_with_commas_can_be_chosen(tmp_path):
+    labels = ("cat", "car", "car, parked", '6" pipe', "a,b")
+    Parts.claim(tmp_path / "labels", Manifest({}, labels)).write("0", [image("a.jpg")])
+
+    def chosen(*given: str) -> list[str]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        words = [word for value in given for word in ("--labels", value)]
+        done = run(str(tmp_path / "labels"), "-f", "coco", "--out", str(out), *words)
+        assert (done.code, done.err) == (0, "")
+        return [one["name"] for one in json.loads((out / "coco/instances.json").read_text("utf-8"))["categories"]]
+
+    assert chosen() == list(labels)
+    assert chosen("car, cat") == ["cat", "car"]
+    assert chosen("car, parked") == ["car, parked"]
+    assert chosen('cat, "car, parked",6" pipe') == ["cat", "car, parked", '6" pipe']
+    assert chosen("a,b", "cat") == ["cat", "a,b"]
+    wrong = run(str(tmp_path / "labels"), "-f", "coco", "--labels", "car,park", "--out", str(tmp_path / "o"))
+    assert wrong.code == 2
+    assert wrong.err == "error: unknown label 'park'; known: cat, car, 'car, parked', 6\" pipe, 'a,b'\n"
+
+
+def test_of_many_labels_the_first_are_told():
+    assert listed(["a", "b, c"], most=2) == "a, 'b, c'"
+    assert listed([f"{number}" for number in range(30)], most=3) == "0, 1, 2 … (30 in all)"
+
+
+def test_all_formats_have_the_same_images_while_labelling_goes_on(labelled, tmp_path):
+    parts, seen = Parts.open(labelled), []
+
+    def progress(images: int) -> None:
+        seen.append(images)
+        parts.write(f"later{len(seen)}", [image(f"later{len(seen)}.jpg", thing("cat", 0.3, SOLID))])
+
+    export(labelled, ["coco", "panoptic", "semantic"], tmp_path / "out", progress=progress)
+    assert sum(seen) == 3 * len(IMAGES)
+    for name in ("coco/instances.json", "panoptic/panoptic.json"):
+        document = json.loads((tmp_path / "out" / name).read_text("utf-8"))
+        assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    assert len(list((tmp_path / "out/semantic/maps").rglob("*.png"))) == len(GOOD)
 
 
 def test_the_command_lists_formats():

@@ -25,7 +25,7 @@ from open_gem.export.voc import write_voc
 from open_gem.export.yolo import write_yolo
 from open_gem.files import check_writable
 
-__all__ = ["FORMATS", "Format", "Labelled", "Object", "Output", "Row", "export", "find_formats"]
+__all__ = ["FORMATS", "Format", "Labelled", "Object", "Output", "Row", "export", "find_formats", "write_formats"]
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,20 @@ def export(
             there already.
         OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
     """
-    chosen, place = find_formats(formats), Path(out)
+    find_formats(formats)
     least = {"min_score": min_score, "min_presence": min_presence}
     found = Labelled.open(folder, labels, **least, images=images, progress=progress)
+    write_formats(found, formats, out, skip)
+
+
+def write_formats(
+    found: Labelled,
+    formats: Sequence[str],
+    out: str | PathLike[str],
+    skip: Callable[[str, str], None] = lambda image_id, reason: None,
+) -> None:
+    """The same of what was opened before: all formats have the same images, whatever labelling adds meanwhile."""
+    chosen, place = find_formats(formats), Path(out)
     for name in chosen:
         if (place / name).exists():
             raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from open_gem.checks import did_you_mean
+from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
 from open_gem.parts import Parts
 from open_gem.types import Size
@@ -92,7 +92,7 @@ class Row:
 class Labelled:
     """Parts, and what of them is asked for. Iterating reads them from the start, a few rows at a time.
 
-    parts         what labelling wrote
+    parts         what labelling wrote, up to when it was opened
     labels        that are exported, in the order of the manifest: their positions are the class indices
     min_score     leave out objects below this
     min_presence  leave out objects whose label is less probable in the image than this; those without it stay
@@ -114,11 +114,11 @@ class Labelled:
         for name in ("min_score", "min_presence"):
             if (least := settings.get(name)) is not None and not math.isfinite(least):
                 raise InputError(f"{name} is {least}, expected a number")
-        parts = Parts.open(folder)
+        parts = Parts.open(folder).snapshot()
         known = parts.manifest.labels
         for label in labels or ():
             if label not in known:
-                raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}")
+                raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {listed(known)}")
         if not parts.paths():
             raise InputError(f"no parts in {str(folder)!r}: no image is labelled there yet")
         return cls(parts, tuple(label for label in known if labels is None or label in labels), **settings)
