@@ -27,8 +27,8 @@ from open_gem.checks import listed
 from open_gem.cli import app
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
+from open_gem.export.labelled import Labelled
 from open_gem.export.output import IMAGE_ENDINGS, name_of
-from open_gem.export.rows import Labelled
 from open_gem.parts import Manifest, Parts
 
 # All formats ----------------------------------------------------------------------------------------------------------
@@ -106,6 +106,8 @@ def test_objects_are_chosen(labelled):
 
     assert len(kept()) == 7
     assert kept(labels=["dog"]) == [("dog", 0, 0.28), ("dog", 0, 0.2), ("dog", 0, 0.33)]
+    assert ("cat", 0, 0.24) in kept(min_score=0.24)  # stored as 0.2399999946, in single precision
+    assert len(kept(min_presence=0.9)) == 7
     assert kept(min_score=0.3) == [("cat", 0, 0.31), ("dog", 2, 0.33)]
     assert kept(labels=["dog"], min_presence=0.95) == [("dog", 0, 0.2)]  # that has no presence
 

@@ -42,8 +42,9 @@ from torchvision.datasets import VOCSegmentation
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
 from open_gem.export.detections import to_supervision
+from open_gem.export.labelled import Labelled
+from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled
 from open_gem.parts import Manifest, Parts
 
 # One by one -----------------------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_supervision_detections(labelled):
 def test_supervision_detections_of_a_localization(tiny_localizer):
     picture = scene(seed=0, size=64)
     result = tiny_localizer(picture.image, ["cat", "dog"])
-    found: Any = to_supervision(result, threshold=0.6)
+    found: Any = to_supervision(result, threshold=0.6, least_area=0.0)
     boxes = result.boxes(0.6)
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
@@ -306,6 +307,10 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
         assert mine.xyxy.tolist() == some.xyxy.tolist()
         assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
+    areas = [int(one.area) for one in image_of(result, threshold=0.6, least_area=0.0).objects]
+    middle = sorted(areas)[len(areas) // 2]
+    kept = image_of(result, threshold=0.6, least_area=middle / 64**2).objects
+    assert sorted(one.area for one in kept) == [area for area in sorted(areas) if area >= middle]
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0

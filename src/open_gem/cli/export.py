@@ -49,7 +49,7 @@ def export(
     Each is written whole or not at all, one image in memory at a time. Images that could not be labelled are left out.
     """
     from open_gem.export import find_formats, write_formats
-    from open_gem.export.rows import Labelled
+    from open_gem.export.labelled import Labelled
     from open_gem.parts import Parts
 
     if formats:

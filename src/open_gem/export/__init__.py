@@ -17,15 +17,25 @@ from open_gem.errors import InputError
 from open_gem.export.coco import write_coco, write_panoptic
 from open_gem.export.geojson import write_geojson
 from open_gem.export.label_studio import write_brush, write_polygons
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.labelme import write_labelme
 from open_gem.export.maps import write_semantic
 from open_gem.export.output import Output, whole_folder
-from open_gem.export.rows import Labelled, Object, Row
 from open_gem.export.voc import write_voc
 from open_gem.export.yolo import write_yolo
 from open_gem.files import check_writable
 
-__all__ = ["FORMATS", "Format", "Labelled", "Object", "Output", "Row", "export", "find_formats", "write_formats"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Labelled",
+    "LabelledImage",
+    "Object",
+    "Output",
+    "export",
+    "find_formats",
+    "write_formats",
+]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from open_gem.errors import InputError
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import save_map, stem_of
-from open_gem.export.rows import Labelled, Object, Row
 from open_gem.files import write_file
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def samples(found: Labelled, heatmaps: str | PathLike[str] | None = None) -> Ite
     """A sample an image: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints) and, by label,
     `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid, as a 16-bit PNG in `heatmaps`."""
     fo = _fiftyone()
-    for row in found.rows("similarity") if heatmaps else found:
-        objects = [_detection(one, row) for one in row.objects]
-        points = [_keypoint(one, row) for one in row.objects if one.point]
-        maps = _heatmaps(row, found.labels, Path(heatmaps)) if heatmaps else {}
+    for image in found.each("similarity") if heatmaps else found:
+        objects = [_detection(one, image) for one in image.objects]
+        points = [_keypoint(one, image) for one in image.objects if one.point]
+        maps = _heatmaps(image, found.labels, Path(heatmaps)) if heatmaps else {}
         yield fo.Sample(
-            filepath=row.source if "://" in row.source else str(Path(row.source).absolute()),
-            open_gem_id=row.id,
+            filepath=image.source if "://" in image.source else str(Path(image.source).absolute()),
+            open_gem_id=image.id,
             objects=fo.Detections(detections=objects),
             points=fo.Keypoints(keypoints=points),
             **maps,
@@ -57,9 +57,9 @@ def _fiftyone() -> Any:
     return fiftyone
 
 
-def _detection(one: Object, row: Row) -> Any:
+def _detection(one: Object, image: LabelledImage) -> Any:
     left, top, right, bottom = one.xyxy
-    height, width = row.size
+    height, width = image.size
     mask = one.mask()
     return _fiftyone().Detection(
         label=one.name,
@@ -71,17 +71,17 @@ def _detection(one: Object, row: Row) -> Any:
     )
 
 
-def _keypoint(one: Object, row: Row) -> Any:
+def _keypoint(one: Object, image: LabelledImage) -> Any:
     assert one.point is not None
-    x, y = ((place + 0.5) / side for place, side in zip(one.point, (row.size.width, row.size.height), strict=True))
+    x, y = ((place + 0.5) / side for place, side in zip(one.point, (image.size.width, image.size.height), strict=True))
     return _fiftyone().Keypoint(label=one.name, points=[(x, y)], confidence=[one.score])
 
 
-def _heatmaps(row: Row, labels: tuple[str, ...], folder: Path) -> dict[str, Any]:
+def _heatmaps(image: LabelledImage, labels: tuple[str, ...], folder: Path) -> dict[str, Any]:
     maps = {}
-    for label, cosines in row.similarity().items():
+    for label, cosines in image.similarity().items():
         field = f"heatmap_{labels.index(label)}_{re.sub('[^0-9A-Za-z]+', '_', label).lower()}".rstrip("_")
-        path = folder.absolute() / stem_of(row.id) / f"{field}.png"
+        path = folder.absolute() / stem_of(image.id) / f"{field}.png"
         write_file(path, partial(save_map, labels=np.rint((cosines.astype(np.float32).clip(-1, 1) + 1) / 2 * 65535)))
         maps[field] = _fiftyone().Heatmap(map_path=str(path), range=[0, 65535])
     return maps

@@ -1,4 +1,4 @@
-"""What exporters read: rows of the Parquet parts that labelling writes, one image at a time."""
+"""What exporters read: images and their objects, from the Parquet parts that labelling writes, one at a time."""
 
 import io
 import math
@@ -20,6 +20,7 @@ from open_gem.parts import Parts
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time
+DIGITS = 6  # of scores: single precision has no more
 COLUMNS = ("id", "source", "status", "height", "width", "objects")
 
 
@@ -69,7 +70,7 @@ class Object:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class LabelledImage:
     """One image that was labelled without an error.
 
     id          of a folder's image, its posix path relative to the folder
@@ -130,27 +131,27 @@ class Labelled:
             statuses.update(batch.column(0).to_pylist())
         return statuses
 
-    def __iter__(self) -> Iterator[Row]:
-        return self.rows()
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return self.each()
 
-    def rows(self, *more: str) -> Iterator[Row]:
+    def each(self, *more: str) -> Iterator[LabelledImage]:
         """Images without an error, with the large columns that are asked for: labelmap, similarity. Raises OutputError
         for a part that cannot be read."""
         for batch in self.parts.columns(*COLUMNS, *more):
             for start in range(0, len(batch), FEW):
                 few = batch.slice(start, FEW).to_pylist()
-                yield from (self._row(raw) for raw in few if raw["status"] == "ok")
+                yield from (self._image(raw) for raw in few if raw["status"] == "ok")
                 self.progress(len(few))
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
-    def _row(self, raw: dict[str, Any]) -> Row:
+    def _image(self, raw: dict[str, Any]) -> LabelledImage:
         objects = [object_of(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
         objects.sort(key=lambda one: -one.score)
         size = Size(raw["height"], raw["width"])
-        return Row(
+        return LabelledImage(
             raw["id"],
             raw["source"] if self.images is None else str(self.images / raw["id"]),
             size,
@@ -177,7 +178,7 @@ class Labelled:
 
 
 def _reaches(value: float | None, least: float | None) -> bool:
-    return value is None or least is None or value >= least
+    return value is None or least is None or round(value, DIGITS) >= least
 
 
 def object_of(raw: dict[str, Any], label: int) -> Object:
@@ -186,7 +187,7 @@ def object_of(raw: dict[str, Any], label: int) -> Object:
         label,
         raw["label"],
         raw["prompt"],
-        round(raw["score"], 6),  # single precision has no more
+        round(raw["score"], DIGITS),
         raw["image_score"],
         raw["presence"],
         cast(tuple[int, int, int, int], tuple(raw["xyxy"])),
