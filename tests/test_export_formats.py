@@ -1,8 +1,10 @@
 """Each format is read back with the library that owns it, and says what the parts say."""
 
+import base64
 import io
 import json
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from torchvision.datasets import VOCSegmentation
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
 from open_gem.export.detections import to_supervision
+from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
 from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
@@ -380,27 +383,56 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
 # FiftyOne -------------------------------------------------------------------------------------------------------------
 
 
-def test_fiftyone_samples(tmp_path):
-    fo = pytest.importorskip("fiftyone")
-    from open_gem.export.fiftyone import samples
+def unpacked(text: str) -> np.ndarray:
+    return np.load(io.BytesIO(zlib.decompress(base64.b64decode(text))))
 
+
+def test_fiftyone_samples(labelled):
+    folder = exported(labelled, "fiftyone", images=Path("/now"))
+    info = json.loads((folder / "metadata.json").read_text("utf-8"))["info"]
+    assert info["default_classes"] == list(LABELS)
+    samples = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    assert [one["open_gem_id"] for one in samples] == [one["id"] for one in GOOD]
+    assert [one["filepath"] for one in samples] == [f"/now/{one['id']}" for one in GOOD]
+    for sample, stored in zip(samples, GOOD, strict=True):
+        for one, truth in zip(sample["objects"]["detections"], by_score(stored), strict=True):
+            assert (one["label"], one["prompt"]) == (truth["label"], truth["prompt"])
+            assert one["confidence"] == pytest.approx(truth["score"])
+            x, y, width, height = np.array(one["bounding_box"]) * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+            left, top, right, bottom = truth["xyxy"]
+            assert (x, y, x + width, y + height) == pytest.approx((left, top, right, bottom))
+            if truth["rle"]:
+                mask = coco_mask.decode(truth["rle"]).astype(bool)
+                assert np.array_equal(unpacked(one["mask"]), mask[top:bottom, left:right])
+            else:
+                assert one["mask"] is None
+        for point, truth in zip(sample["points"]["keypoints"], by_score(stored), strict=True):
+            x, y = truth["point"]
+            assert point["points"] == [pytest.approx([(x + 0.5) / WIDTH, (y + 0.5) / HEIGHT])]  # the pixel's middle
+            assert point["confidence"] == [pytest.approx(truth["score"])]
+    assert samples[3]["objects"]["detections"][0]["presence"] is None
+
+
+def test_fiftyone_heatmaps(tmp_path):
     cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
     similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
-    rows = [*IMAGES[:3], {**IMAGES[3], "similarity": similarity}]
-    found = list(samples(Labelled.open(write_parts(tmp_path / "labels", rows)), tmp_path / "heat"))
-    assert [sample["open_gem_id"] for sample in found] == ["plain.jpg", "nothing.jpg", "Ordner/süß 猫.png"]
-    cat, dog = found[0]["objects"].detections
-    assert (cat.label, dog.label) == ("cat", "dog")
-    assert cat.bounding_box == pytest.approx([10 / 60, 5 / 40, 30 / 60, 20 / 40])
-    assert cat.mask.shape == (20, 30) and cat.mask.all()
-    [full] = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask for one in found[2]["objects"].detections[:1]]
-    assert np.array_equal(full > 0, RING)
-    [keypoint] = found[0]["points"].keypoints[:1]
-    assert keypoint.points[0] == pytest.approx([10.5 / 60, 5.5 / 40])
-    heatmap = found[2]["heatmap_1_f_chse_co"]
-    assert isinstance(heatmap, fo.Heatmap)
-    stored = heatmap.get_map().astype(float) / 65535 * 2 - 1
-    assert stored == pytest.approx(cosines[0].astype(float), abs=1e-4)
+    found = Labelled.open(write_parts(tmp_path / "labels", [{**IMAGES[3], "similarity": similarity}]))
+    [image] = found.each("similarity")
+    sample = sample_of(image, found.labels)
+    heatmap = sample["heatmap_1_f_chse_co"]
+    assert heatmap["range"] == [-1, 1]
+    assert np.array_equal(unpacked(heatmap["map"]), cosines[0])
+    assert not [name for name in sample_of(image) if name.startswith("heatmap")]
+
+
+def test_fiftyone_reads_its_samples(labelled):
+    fo = pytest.importorskip("fiftyone")
+    folder = exported(labelled, "fiftyone")
+    documents = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    found = [fo.Sample.from_dict(one) for one in documents]
+    masks = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask > 0 for one in found[2]["objects"].detections]
+    assert np.array_equal(masks, [RING, TWO_PARTS])
+    assert found[0]["points"].keypoints[0].points == [pytest.approx([10.5 / WIDTH, 5.5 / HEIGHT])]
 
 
 # Polygons -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.export.coco import write_coco, write_panoptic
+from open_gem.export.fiftyone import write_fiftyone
 from open_gem.export.geojson import write_geojson
 from open_gem.export.label_studio import write_brush, write_polygons
 from open_gem.export.labelled import Labelled, LabelledImage, Object
@@ -73,6 +74,7 @@ FORMATS: dict[str, Format] = {
     "label-studio-brush": Format(
         "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
     ),
+    "fiftyone": Format("FiftyOne: a data set of objects and points", write_fiftyone),
     "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
 }
 """All formats by name."""
