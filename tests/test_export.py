@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import hashlib
 import json
 import tracemalloc
 from types import SimpleNamespace
@@ -113,18 +114,24 @@ def test_objects_are_chosen(labelled):
 
 
 def test_names_stay_inside_the_folder():
-    names = {
+    kept = {
         "a/b.jpg": "a/b.jpg",
-        "../../etc/passwd": "etc/passwd",
         "/absolute/a.png": "absolute/a.png",
-        "https://host/x/a.jpg?v=1": "host/x/a.jpg_v=1",
+        "https://host/x/a.jpg": "host/x/a.jpg",
         "s3://bucket/a.jpg": "bucket/a.jpg",
-        "C:\\pictures\\a.jpg": "C_/pictures/a.jpg",
-        "a\0b\n.jpg": "a_b_.jpg",
-        "": "image",
-        "ü" * 300 + ".jpg": "ü" * 98 + ".jpg",
     }
-    assert {given: str(name_of(given)) for given in names} == names
+    assert {given: str(name_of(given)) for given in kept} == kept
+    changed = {  # these lose letters, and get some of their hash
+        "../../etc/passwd": "etc/passwd-{}",
+        "https://host/x/a.jpg?v=1": "host/x/a.jpg_v=1-{}",
+        "C:\\pictures\\a.jpg": "C_/pictures/a-{}.jpg",
+        "a\0b\n.jpg": "a_b_-{}.jpg",
+        "": "image-{}",
+        "ü" * 300 + ".jpg": "ü" * 98 + "-{}.jpg",
+    }
+    letters = {given: hashlib.sha256(given.encode()).hexdigest()[:8] for given in changed}
+    expected = {given: name.format(letters[given]) for given, name in changed.items()}
+    assert {given: str(name_of(given)) for given in changed} == expected
 
 
 @needs_supervision
@@ -134,6 +141,27 @@ def test_images_that_would_share_a_file_are_told(tmp_path):
     folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: told.append(what))
     assert told == [("a.png", "its file labels/a.txt cannot be: another image has it, or it is too long")]
     assert (folder / "labels/a.txt").read_text().startswith("0 ")
+
+
+def test_ids_that_lose_letters_keep_files_of_their_own(tmp_path):
+    ids = ["a?b.jpg", "a_b.jpg", "a:b.jpg", "http://h/c.jpg", "https://h/c.jpg", "d.jpg", "/d.jpg", "../d.jpg"]
+    ids += ["x" * 300 + f"{number}.jpg" for number in range(2)]
+    rows = [image(id, thing("cat", 0.3, SOLID)) for id in ids]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", rows)
+    maps = exported(labelled, "semantic", skip=lambda *what: told.append(what)) / "maps"
+    names = [path.relative_to(maps).as_posix() for path in maps.rglob("*.png")]
+    assert told == []
+    assert len(names) == len(ids)
+    assert {"a_b.png", "h/c.png", "d.png"} < set(names)
+    files = [path.relative_to(maps) for path in maps.rglob("*.png")]
+    voc = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
+    assert told == []
+    assert sorted(
+        path.relative_to(voc / "SegmentationObject") for path in (voc / "SegmentationObject").rglob("*.png")
+    ) == sorted(files)
+    listed = (voc / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()
+    assert sorted(listed) == sorted(path.with_suffix("").as_posix() for path in files)
 
 
 def test_an_image_whose_name_cannot_be_a_file_is_told(tmp_path):
@@ -260,4 +288,4 @@ def test_the_command_tells_of_the_first_ten_left_out(tmp_path):
     done = run(str(write_parts(tmp_path / "labels", rows)), "-f", "semantic", "--out", str(tmp_path / "o"))
     assert done.code == 1
     assert len(done.err.splitlines()) == 11
-    assert done.err.endswith("warning: and 2 images more left out\n")
+    assert done.err.endswith("warning: and 2 images more: left out\n")

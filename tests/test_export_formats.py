@@ -181,6 +181,67 @@ def test_voc_is_read_by_supervision(labelled, pictures):
         assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
 
 
+NAMES = {  # id -> what VOC and LabelMe say of where the picture is
+    "a/b.jpg": ("a", "b.jpg", "b.jpg"),
+    "a?b/c:d.jpg": ("a?b", "c:d.jpg", "../a?b/c:d.jpg"),
+    "é «ü».png": (".", "é «ü».png", "é «ü».png"),
+    "../up.jpg": ("..", "up.jpg", "../up.jpg"),
+    "/abs/x.jpg": ("/abs", "x.jpg", "/abs/x.jpg"),
+    "s3://bucket/y.jpg": ("bucket", "y.jpg", "y.jpg"),
+}
+
+
+def test_voc_tells_the_true_names_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "voc") / "VOCdevkit/VOC2012/Annotations"
+    found = [ElementTree.parse(path).getroot() for path in folder.rglob("*.xml")]
+    told = {(one.findtext("folder"), one.findtext("filename")) for one in found}
+    assert told == {(place, name) for place, name, _ in NAMES.values()}
+
+
+@needs_supervision
+def test_labelme_tells_the_true_paths_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "labelme")
+    found = {path: json.loads(path.read_text("utf-8"))["imagePath"] for path in folder.rglob("*.json")}
+    assert sorted(found.values()) == sorted(path for _, _, path in NAMES.values())
+    [beside] = [path for path, picture in found.items() if picture == "../a?b/c:d.jpg"]
+    assert beside.parent.relative_to(folder).as_posix() == "a_b"
+
+
+def voc_objects(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a VOC annotation says of each object, as text."""
+    root = ElementTree.parse(folder / f"VOCdevkit/VOC2012/Annotations/{name}.xml").getroot()
+    return [{part.tag: part.text for part in one.iter()} for one in root.iter("object")]
+
+
+def test_voc_says_what_is_cut_off_at_an_edge(tmp_path):
+    inside = [10, 10, 30, 30]
+    edges = [[0, 10, 30, 30], [10, 0, 30, 30], [10, 10, WIDTH, 30], [10, 10, 30, HEIGHT]]
+    things = [thing("cat", 0.9 - index / 10, None, box) for index, box in enumerate([inside, *edges])]
+    folder = exported(write_parts(tmp_path / "labels", [image("a.jpg", *things)]), "voc")
+    assert [one["truncated"] for one in voc_objects(folder, "a")] == ["0", "1", "1", "1", "1"]
+
+
+def test_voc_has_254_objects_in_a_map_and_tells_of_more(tmp_path):
+    spots = [(index // WIDTH * 2, index % WIDTH) for index in range(300)]  # a pixel each, best first
+    things = [
+        thing("cat", 0.9 - index / 1000, filled((slice(y, y + 1), slice(x, x + 1))))
+        for index, (y, x) in enumerate(spots)
+    ]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", [image("many.jpg", *things), image("few.jpg", *things[:254])])
+    folder = exported(labelled, "voc", note=lambda *what: told.append(what))
+    assert told == [("many.jpg", "has 300 objects, of which SegmentationObject holds the 254 best")]
+    assert len(voc_objects(folder, "many")) == 300
+    for name, count in (("many", 300), ("few", 254)):
+        ids = np.asarray(Image.open(folder / f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"))
+        expected = np.zeros((HEIGHT, WIDTH), int)
+        for number, (y, x) in enumerate(spots[:count], start=1):
+            expected[y, x] = min(number, 255)
+        assert np.array_equal(ids, expected)
+
+
 @needs_supervision
 def test_yolo_is_read_by_supervision(labelled, pictures):
     folder = exported(labelled, "yolo")

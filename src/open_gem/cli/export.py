@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from open_gem.cli._app import app, new_console, new_table, progress_bar, say
 from open_gem.cli.labels import OUT
 from open_gem.errors import InputError
 
-TOLD = 10  # images left out that are told one by one
+TOLD = 10  # images that are told one by one
 
 
 @app.command()
@@ -62,25 +62,35 @@ def export(
     chosen = labels and labels_of(labels, Parts.open(folder).manifest.labels)
     found = Labelled.open(folder, chosen, min_score=min_score, min_presence=min_presence, images=images)
     count = found.count()
-    skipped = 0
-
-    def skip(image_id: str, reason: str) -> None:
-        nonlocal skipped
-        skipped += 1
-        if skipped <= TOLD:
-            say(f"warning: {image_id}: {reason}; left out")
-
+    skip, note = Told("left out"), Told("the rest is there")
     with progress_bar(count.total() * len(names), quiet) as advance:
-        write_formats(replace(found, progress=advance), names, out, skip)
-    if skipped > TOLD:
-        say(f"warning: and {skipped - TOLD} images more left out")
+        write_formats(replace(found, progress=advance), names, out, skip, note)
+    skip.conclude()
+    note.conclude()
     if count["error"]:
         say(f"warning: {count['error']} of {count.total()} images could not be labelled and are left out")
     console = new_console()
     for name in names:
         console.print(Text(f"Look at {out / name}"))
-    if skipped:
+    if skip.count:
         raise typer.Exit(1)
+
+
+@dataclass
+class Told:
+    """Images that something is told of: the first ones one by one, and how many more."""
+
+    end: str
+    count: int = 0
+
+    def __call__(self, image_id: str, what: str) -> None:
+        self.count += 1
+        if self.count <= TOLD:
+            say(f"warning: {image_id}: {what}; {self.end}")
+
+    def conclude(self) -> None:
+        if (more := self.count - TOLD) > 0:
+            say(f"warning: and {more} {'image' if more == 1 else 'images'} more: {self.end}")
 
 
 def labels_of(given: list[str], known: Container[str]) -> list[str]:

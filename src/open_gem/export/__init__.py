@@ -100,6 +100,7 @@ def export(
     min_presence: float | None = None,
     images: Path | None = None,
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
+    note: Callable[[str, str], None] = lambda image_id, what: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Write `out/<format>` for each format, whole or not at all.
@@ -110,6 +111,7 @@ def export(
     min_presence  leave out objects whose label is less probable in the image than this
     images        where the pictures are now, by their ids; by default where they were read from
     skip          told the id of each image that a format cannot hold, and why
+    note          told the id of each image of which a format holds not all, and what
     progress      told how many images went by
 
     Raises:
@@ -120,7 +122,7 @@ def export(
     find_formats(formats)
     least = {"min_score": min_score, "min_presence": min_presence}
     found = Labelled.open(folder, labels, **least, images=images, progress=progress)
-    write_formats(found, formats, out, skip)
+    write_formats(found, formats, out, skip, note)
 
 
 def write_formats(
@@ -128,6 +130,7 @@ def write_formats(
     formats: Sequence[str],
     out: str | PathLike[str],
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
+    note: Callable[[str, str], None] = lambda image_id, what: None,
 ) -> None:
     """The same of what was opened before: all formats have the same images, whatever labelling adds meanwhile."""
     chosen, place = find_formats(formats), Path(out)
@@ -137,4 +140,4 @@ def write_formats(
     check_writable(place)
     for name, one in chosen.items():
         with whole_folder(place / name) as new:
-            one.write(found, Output(new, skip))
+            one.write(found, Output(new, skip, note))

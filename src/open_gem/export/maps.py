@@ -8,7 +8,7 @@ from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import Output, save_map
 from open_gem.viz import palette
 
-MOST = 254  # labels of an 8-bit map: 0 is the background, 255 what does not count
+MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
 
 
 def write_semantic(found: Labelled, output: Output) -> None:

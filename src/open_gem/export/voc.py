@@ -1,6 +1,6 @@
 """Pascal VOC: boxes as XML, both kinds of segmentation as palette PNG."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from open_gem.export.coco import segment_ids
 from open_gem.export.labelled import Labelled, LabelledImage, Object
-from open_gem.export.maps import MOST, check_labels, colors_of_labels, label_map
-from open_gem.export.output import Output, name_of, save_map, stem_of
+from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, label_map
+from open_gem.export.output import Output, path_of, save_map
 
 DEVKIT = "VOCdevkit/VOC2012"
 
@@ -19,7 +19,8 @@ def write_voc(found: Labelled, output: Output) -> None:
     SegmentationObject and ImageSets, whose one set is `trainval`; and `labels.txt`: its lines are the values of
     SegmentationClass.
 
-    Boxes are 1-based and inclusive, as the devkit has them. SegmentationObject holds the 254 best objects.
+    Boxes are 1-based and inclusive, as the devkit has them. Of more objects than SegmentationObject has values, pixels
+    of the others are 255, which does not count, and `output.note` is told.
     """
     check_labels(found)
     (output.folder / "labels.txt").write_text("\n".join(["background", *found.labels, ""]), "utf-8")
@@ -33,25 +34,29 @@ def write_voc(found: Labelled, output: Output) -> None:
             if path is None:
                 continue
             _write_xml(path, image)
+            if len(image.objects) > MOST:
+                output.note(
+                    image.id, f"has {len(image.objects)} objects, of which SegmentationObject holds the {MOST} best"
+                )
             for kind, values in (("SegmentationClass", label_map(image)), ("SegmentationObject", _objects(image))):
                 place = output.place(f"{DEVKIT}/{kind}", image.id, ".png")
                 if place is not None:
                     save_map(place, values, colors)
-            names.write(f"{stem_of(image.id)}\n")
+            names.write(f"{path.relative_to(output.folder / DEVKIT / 'Annotations').with_suffix('')}\n")
     sets[1].write_bytes(sets[0].read_bytes())
 
 
 def _objects(image: LabelledImage) -> np.ndarray:
     ids = segment_ids(image)
-    return np.where(ids <= MOST, ids, 0)
+    return np.where(ids <= MOST, ids, VOID)
 
 
 def _write_xml(path: Path, image: LabelledImage) -> None:
-    name = name_of(image.id)
+    picture = PurePosixPath(path_of(image.id))
     root = _element(
         "annotation",
-        folder=name.parent.as_posix(),
-        filename=name.name,
+        folder=str(picture.parent),
+        filename=picture.name,
         source={"database": "open_gem", "image": image.source},
         size={"width": image.size.width, "height": image.size.height, "depth": 3},
         segmented=1,
