@@ -7,7 +7,7 @@ import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -48,6 +48,7 @@ from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
 from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
+from open_gem.imaging import read_image
 from open_gem.parts import Manifest, Parts
 
 # One by one -----------------------------------------------------------------------------------------------------------
@@ -439,6 +440,66 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     assert "not georeferenced" in told[0][1]
     assert told[1][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
     assert "cannot open its tile" in told[2][1]
+
+
+TURNED = {  # EXIF orientation -> the picture upright, of its pixels as stored
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_geojson_of_a_turned_picture_lies_where_its_pixels_do(tiles, tmp_path, name):
+    import rasterio
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+    from rasterio.features import rasterize
+    from rasterio.warp import transform_geom
+
+    with Image.open(tiles / "north.tif") as plain:
+        tags = cast(Any, plain).tag_v2
+    stored = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 251
+    rows, masks = [], []
+    for orientation, upright in TURNED.items():
+        place = ImageFileDirectory_v2()
+        for tag in (33550, 33922, 34735, 34737):  # the scale, a tie point, the projection
+            place.tagtype[tag], place[tag] = tags.tagtype[tag], tags[tag]
+        place[274] = orientation
+        path = tiles / f"{orientation}.tif"
+        Image.fromarray(stored.astype(np.uint8)).save(path, tiffinfo=place)
+        picture = np.asarray(read_image(path))[..., 0]
+        assert np.array_equal(picture, upright(stored))  # what is labelled
+        mask = upright(SOLID | TWO_PARTS)
+        height, width = mask.shape
+        alone = thing("dog", 0.1, None, box_of(upright(SOLID)))
+        rows.append(image(path.name, thing("cat", 0.3, mask), alone, height=height, width=width))
+        masks += [SOLID | TWO_PARTS, SOLID]
+    features = json.loads(
+        (exported(write_parts(tmp_path / "labels", rows), name, images=tiles) / "objects.geojson").read_text("utf-8")
+    )["features"]
+    assert len(features) == len(masks)
+    for feature, mask in zip(features, masks, strict=True):
+        with rasterio.open(tiles / feature["properties"]["image"]) as tile:
+            geometry = transform_geom("EPSG:4326", tile.crs, feature["geometry"])
+            burnt: Any = rasterize([geometry], out_shape=tile.shape, transform=tile.transform)
+        assert np.array_equal(burnt > 0, mask)
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+def test_geojson_parts_that_meet_at_a_corner_are_apart(tiles, tmp_path, name):
+    corner = filled((slice(5, 10), slice(5, 10)), (slice(10, 15), slice(10, 15)))
+    folder = exported(
+        write_parts(tmp_path / "labels", [image("north.tif", thing("cat", 0.3, corner))]), name, images=tiles
+    )
+    [feature] = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
+    assert feature["geometry"]["type"] == "MultiPolygon"
+    assert [len(part) for part in feature["geometry"]["coordinates"]] == [1, 1]
 
 
 # FiftyOne -------------------------------------------------------------------------------------------------------------
