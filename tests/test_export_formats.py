@@ -290,7 +290,7 @@ def test_label_studio_polygons_give_back_masks(labelled):
     folder = exported(labelled, "label-studio")
     tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
-    assert tasks[2]["data"]["image"] == "/data/local-files/?d=Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    assert tasks[2]["data"]["image"] == "/data/local-files/?d=pictures/Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
     config = ElementTree.parse(folder / "config.xml")
     controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
     for task, one in zip(tasks, GOOD, strict=True):
@@ -309,6 +309,20 @@ def test_label_studio_polygons_give_back_masks(labelled):
     boxes = tasks[4]["predictions"][0]["result"]
     assert [region["type"] for region in boxes] == ["rectanglelabels"] * 2
     assert [boxes[0]["value"][name] for name in ("x", "y", "width", "height")] == [5, 10, 50, 50]
+
+
+@needs_supervision
+def test_label_studio_addresses_are_served_from_above_the_folder(tmp_path):
+    sources = {
+        "a/b.jpg": ("/data/photos/a/b.jpg", "/data/local-files/?d=photos/a/b.jpg"),
+        "/abs/c?.jpg": ("/abs/c?.jpg", "/data/local-files/?d=abs/c%3F.jpg"),
+        "7": ("/data/photos/d.jpg", "/data/local-files/?d=data/photos/d.jpg"),
+        "s3://bucket/e.jpg": ("s3://bucket/e.jpg", "s3://bucket/e.jpg"),
+    }
+    rows = [{**image(id), "source": source} for id, (source, _) in sources.items()]
+    folder = exported(write_parts(tmp_path / "labels", rows), "label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    assert [task["data"]["image"] for task in tasks] == [address for _, address in sources.values()]
 
 
 def drawn_from_percent(points: list[list[float]]) -> np.ndarray:

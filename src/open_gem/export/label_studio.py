@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -24,8 +25,8 @@ def write_polygons(found: Labelled, output: Output) -> None:
     """`tasks.json`, to import, and `config.xml`, to paste into the project's settings.
 
     An object is a polygon a connected part; without a mask, or too thin for a polygon, it is a box. Pictures with an
-    address keep it; others are `/data/local-files/?d=<id>`, which Label Studio serves when its
-    LOCAL_FILES_DOCUMENT_ROOT is the folder that was labelled.
+    address keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
+    LOCAL_FILES_DOCUMENT_ROOT is the folder above the one that was labelled, and that is a local storage of the project.
     """
     _write(found, output, _polygon_regions, ("box", "polygon"))
 
@@ -67,7 +68,14 @@ def _score(image: LabelledImage) -> float:
 
 
 def _address(image: LabelledImage) -> str:
-    return image.source if re.match(r"\w+://", image.source) else f"/data/local-files/?d={quote(image.id)}"
+    """Where Label Studio finds the picture. It serves no file right in its document root, only of folders in that: so
+    the root is above the folder of the ids, or, where ids are not paths in one, it is /."""
+    if re.match(r"\w+://", image.source):
+        return image.source
+    path = str(Path(image.source).absolute())
+    folder = path.removesuffix(f"/{image.id}")
+    place = path.lstrip("/") if folder == path else f"{Path(folder).name}/{image.id}"
+    return f"/data/local-files/?d={quote(place)}"
 
 
 def _region(id: str, one: Object, image: LabelledImage, control: str, value: dict[str, Any]) -> dict[str, Any]:
