@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import tracemalloc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ from open_gem.checks import listed
 from open_gem.cli import app
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
-from open_gem.export.labelled import Labelled
+from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import IMAGE_ENDINGS, name_of
 from open_gem.parts import Manifest, Parts
 
@@ -88,6 +89,23 @@ def test_nothing_is_kept_of_an_image(tmp_path, name):
     finally:
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 150_000  # 200 bytes an image would show; what the interpreter has for reuse is less
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_format_has_two_images_at_a_time(tmp_path, name, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    def tracked(*fields: Any) -> LabelledImage:
+        one = LabelledImage(*fields)
+        alive.add(one)
+        most.append(len(alive))
+        return one
+
+    monkeypatch.setattr("open_gem.export.labelled.LabelledImage", tracked)
+    rows = [image(f"{number}.jpg", thing("cat", 0.3, SOLID)) for number in range(30)]
+    exported(write_parts(tmp_path / "labels", rows, size=10), name)
+    assert len(most) == len(rows)
+    assert max(most) == 2  # the one that is written, and the next
 
 
 def memory() -> int:
