@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import yaml
 from labelled import (
     GOOD,
     HEIGHT,
@@ -58,7 +59,9 @@ def test_coco_is_read_by_pycocotools(labelled):
     folder = exported(labelled, "coco")
     instances = COCO(folder / "instances.json")
     assert [one["name"] for one in instances.loadCats(instances.getCatIds())] == list(LABELS)
-    assert [one["file_name"] for one in instances.loadImgs(instances.getImgIds())] == [one["id"] for one in GOOD]
+    images: Any = instances.loadImgs(instances.getImgIds())
+    assert [one["file_name"] for one in images] == [one["id"] for one in GOOD]
+    assert {(one["height"], one["width"]) for one in images} == {(HEIGHT, WIDTH)}
     results = instances.loadRes(str(folder / "results.json"))
     for number, one in enumerate(GOOD, start=1):
         for loaded in (instances, results):
@@ -67,7 +70,7 @@ def test_coco_is_read_by_pycocotools(labelled):
             for annotation, stored in zip(annotations, by_score(one), strict=True):
                 left, top, right, bottom = stored["xyxy"]
                 assert annotation["bbox"] == [left, top, right - left, bottom - top]
-                assert LABELS[annotation["category_id"] - 1] == stored["label"]
+                assert [one["name"] for one in loaded.loadCats(annotation["category_id"])] == [stored["label"]]
                 assert annotation["score"] == pytest.approx(stored["score"])
                 if stored["rle"]:
                     mask = coco_mask.decode(stored["rle"]).astype(bool)
@@ -99,8 +102,15 @@ def test_coco_scores_itself_perfectly(tmp_path):
 def test_panoptic_ids_are_the_segments(labelled):
     folder = exported(labelled, "panoptic")
     document = json.loads((folder / "panoptic.json").read_text("utf-8"))
-    assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    images = {one["id"]: one for one in document["images"]}
+    names = {one["id"]: one["name"] for one in document["categories"] if one["isthing"]}
     for annotation, stored in zip(document["annotations"], GOOD, strict=True):
+        picture = images.pop(annotation["image_id"])
+        assert (picture["file_name"], picture["height"], picture["width"]) == (stored["id"], HEIGHT, WIDTH)
+        masked = {one["label"]: one["score"] for one in stored["objects"] if one["rle"]}
+        segments = annotation["segments_info"]
+        assert {names[one["category_id"]]: one["score"] for one in segments} == pytest.approx(masked)
+        assert not any(one["iscrowd"] for one in segments)
         colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
         assert colors.shape == (HEIGHT, WIDTH, 3)
         ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
@@ -113,6 +123,7 @@ def test_panoptic_ids_are_the_segments(labelled):
             assert (left + width, top + height) == (xs.max() + 1, ys.max() + 1)
         covered = [coco_mask.decode(one["rle"]) for one in stored["objects"] if one["rle"]]
         assert np.array_equal(ids > 0, np.any([np.zeros((HEIGHT, WIDTH)), *covered], axis=0))
+    assert not images
     overlap = document["annotations"][0]["segments_info"]
     assert [one["area"] for one in overlap] == [SOLID.sum(), (OVERLAPPING & ~SOLID).sum()]  # the best on top
 
@@ -140,19 +151,24 @@ def test_a_stored_label_map_comes_first_and_follows_the_labels_asked_for(tmp_pat
     some = exported(labelled, "semantic", out="some", labels=["dog", "cat"])
     expected = np.select([stored == 1, stored == 3], [1, 2])
     assert np.array_equal(np.asarray(Image.open(some / "maps/a.png")), expected)
-    sure = exported(labelled, "semantic", out="sure", min_score=0.4)  # of a map nothing can be left out by score
-    assert not np.asarray(Image.open(sure / "maps/a.png")).any()
+    for limit in ({"min_score": 0.4}, {"min_presence": 0.95}):  # of a map nothing can be left out by score
+        sure = exported(labelled, "semantic", out=f"sure {limit}", **limit)
+        assert not np.asarray(Image.open(sure / "maps/a.png")).any()
 
 
-def test_many_labels_need_16_bits(tmp_path):
-    names = tuple(f"label {number}" for number in range(300))
-    parts = Parts.claim(tmp_path / "labels", Manifest({}, names))
-    parts.write("0", [image("a.jpg", thing("label 299", 0.3, SOLID))])
-    folder = exported(tmp_path / "labels", "semantic")
-    values = np.asarray(Image.open(folder / "maps" / "a.png"))
-    assert np.array_equal(values, np.where(SOLID, 300, 0))
-    with pytest.raises(InputError, match="hold 254 labels, here are 300"):
-        exported(tmp_path / "labels", "voc")
+@pytest.mark.parametrize(("count", "mode"), [(254, "P"), (255, "I;16"), (300, "I;16")])
+def test_beyond_254_labels_maps_need_16_bits(tmp_path, count, mode):
+    names = tuple(f"label {number}" for number in range(count))
+    Parts.claim(tmp_path / "labels", Manifest({}, names)).write("0", [image("a.jpg", thing(names[-1], 0.3, SOLID))])
+    with Image.open(exported(tmp_path / "labels", "semantic") / "maps" / "a.png") as picture:
+        assert picture.mode == mode
+        assert np.array_equal(np.asarray(picture), np.where(SOLID, count, 0))
+    if count > 254:
+        with pytest.raises(InputError, match=f"hold 254 labels, here are {count}"):
+            exported(tmp_path / "labels", "voc")
+    else:
+        voc = exported(tmp_path / "labels", "voc") / "VOCdevkit/VOC2012/SegmentationClass/a.png"
+        assert np.asarray(Image.open(voc)).max() == 254
 
 
 def test_voc_is_read_by_torchvision(tmp_path):
@@ -216,7 +232,18 @@ def voc_objects(folder: Path, name: str) -> list[dict[str, Any]]:
     return [{part.tag: part.text for part in one.iter()} for one in root.iter("object")]
 
 
-def test_voc_says_what_is_cut_off_at_an_edge(tmp_path):
+def test_voc_annotations_of_a_picture(labelled):
+    folder = exported(labelled, "voc")
+    root = ElementTree.parse(folder / "VOCdevkit/VOC2012/Annotations/plain.xml").getroot()
+    size = {name: root.findtext(f"size/{name}") for name in ("width", "height", "depth")}
+    assert size == {"width": str(WIDTH), "height": str(HEIGHT), "depth": "3"}
+    cat, dog = voc_objects(folder, "plain")
+    assert (cat["name"], dog["name"]) == ("cat", "dog")
+    assert (float(str(cat["score"])), float(str(dog["score"]))) == (0.31, 0.28)
+    assert (cat["xmin"], cat["ymin"], cat["xmax"], cat["ymax"]) == ("11", "6", "40", "25")
+
+
+def test_voc_objects_cut_off_at_an_edge(tmp_path):
     inside = [10, 10, 30, 30]
     edges = [[0, 10, 30, 30], [10, 0, 30, 30], [10, 10, WIDTH, 30], [10, 10, 30, HEIGHT]]
     things = [thing("cat", 0.9 - index / 10, None, box) for index, box in enumerate([inside, *edges])]
@@ -251,6 +278,7 @@ def test_yolo_is_read_by_supervision(labelled, pictures):
         warnings.simplefilter("ignore")
         dataset = quiet_supervision().DetectionDataset.from_yolo(str(pictures), str(flat), str(folder / "data.yaml"))
     assert dataset.classes == list(LABELS)
+    assert yaml.safe_load((folder / "data.yaml").read_text("utf-8"))["names"] == dict(enumerate(LABELS))
     cat, dog = masks_by_label(dataset, pictures / "plain.jpg", "cat", "dog")
     assert np.array_equal(cat, SOLID)
     assert np.array_equal(dog, OVERLAPPING)
@@ -286,19 +314,41 @@ def test_labelme_is_read_by_supervision(labelled, pictures):
 
 
 @needs_supervision
+def test_labelme_parts_of_an_object_share_a_group_of_their_own(tmp_path):
+    other = filled((slice(2, 8), slice(40, 50)), (slice(30, 39), slice(40, 50)))
+    things = [thing("cat", 0.3, TWO_PARTS), thing("cat", 0.2, other), thing("cat", 0.1, SOLID)]
+    folder = exported(write_parts(tmp_path / "labels", [image("a.jpg", *things)]), "labelme")
+    document = json.loads((folder / "a.json").read_text("utf-8"))
+    assert (document["imageHeight"], document["imageWidth"]) == (HEIGHT, WIDTH)
+    groups = [shape["group_id"] for shape in document["shapes"]]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert groups[4] is None
+    assert document["shapes"][4]["description"] == "a cat: 0.1000"
+
+
+@needs_supervision
 def test_label_studio_polygons_give_back_masks(labelled):
     folder = exported(labelled, "label-studio")
     tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
     assert tasks[2]["data"]["image"] == "/data/local-files/?d=pictures/Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    scores = [max((one["score"] for one in image["objects"]), default=0) for image in GOOD]
+    assert [task["predictions"][0]["score"] for task in tasks] == pytest.approx(scores)
     config = ElementTree.parse(folder / "config.xml")
+    assert len({element.get("background") for element in config.iter("Label")}) == len(LABELS)
     controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
     for task, one in zip(tasks, GOOD, strict=True):
         found = np.zeros((len(one["objects"]), HEIGHT, WIDTH), bool)
-        for region in task["predictions"][0]["result"]:
+        regions = task["predictions"][0]["result"]
+        assert len({region["id"] for region in regions}) == len(regions)
+        for region in regions:
+            truth = by_score(one)[int(region["id"].partition(".")[0]) - 1]
+            assert (region["score"], region["meta"]) == (pytest.approx(truth["score"]), {"text": [truth["prompt"]]})
+            assert (region["original_width"], region["original_height"]) == (WIDTH, HEIGHT)
             control = controls[region["from_name"]]
             [label] = region["value"][region["type"]]
             assert region["type"] == control.tag.lower()
+            assert label == truth["label"]
             assert label in [element.get("value") for element in control]
             if region["type"] == "polygonlabels":
                 number = int(region["id"].partition(".")[0]) - 1
@@ -586,6 +636,23 @@ def test_polygons_give_back_masks():
             assert np.array_equal(kept, mask)
         lost = mask & ~kept
         assert lost.sum() <= 0.15 * mask.sum()  # parts without three corners
+
+
+@needs_supervision
+def test_a_hole_without_a_seam_is_filled(monkeypatch):
+    quiet_supervision()
+    from supervision.dataset import utils
+
+    real = utils.approximate_mask_with_polygons
+
+    def without_seams(mask: np.ndarray, bridge_holes: bool = False) -> Any:
+        if bridge_holes:
+            raise ValueError("No foreground-contained seam found for a mask hole.")
+        return real(mask)
+
+    monkeypatch.setattr(utils, "approximate_mask_with_polygons", without_seams)
+    [corners] = polygons(RING)
+    assert sorted(map(tuple, corners.tolist())) == [(8, 4), (8, 29), (39, 4), (39, 29)]
 
 
 @needs_supervision
