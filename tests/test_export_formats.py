@@ -1,16 +1,19 @@
 """Each format is read back with the library that owns it, and says what the parts say."""
 
+import base64
 import io
 import json
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from labelled import (
     GOOD,
     HEIGHT,
@@ -42,8 +45,11 @@ from torchvision.datasets import VOCSegmentation
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
 from open_gem.export.detections import to_supervision
+from open_gem.export.fiftyone import sample_of
+from open_gem.export.labelled import Labelled
+from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled
+from open_gem.imaging import read_image
 from open_gem.parts import Manifest, Parts
 
 # One by one -----------------------------------------------------------------------------------------------------------
@@ -53,7 +59,9 @@ def test_coco_is_read_by_pycocotools(labelled):
     folder = exported(labelled, "coco")
     instances = COCO(folder / "instances.json")
     assert [one["name"] for one in instances.loadCats(instances.getCatIds())] == list(LABELS)
-    assert [one["file_name"] for one in instances.loadImgs(instances.getImgIds())] == [one["id"] for one in GOOD]
+    images: Any = instances.loadImgs(instances.getImgIds())
+    assert [one["file_name"] for one in images] == [one["id"] for one in GOOD]
+    assert {(one["height"], one["width"]) for one in images} == {(HEIGHT, WIDTH)}
     results = instances.loadRes(str(folder / "results.json"))
     for number, one in enumerate(GOOD, start=1):
         for loaded in (instances, results):
@@ -62,7 +70,7 @@ def test_coco_is_read_by_pycocotools(labelled):
             for annotation, stored in zip(annotations, by_score(one), strict=True):
                 left, top, right, bottom = stored["xyxy"]
                 assert annotation["bbox"] == [left, top, right - left, bottom - top]
-                assert LABELS[annotation["category_id"] - 1] == stored["label"]
+                assert [one["name"] for one in loaded.loadCats(annotation["category_id"])] == [stored["label"]]
                 assert annotation["score"] == pytest.approx(stored["score"])
                 if stored["rle"]:
                     mask = coco_mask.decode(stored["rle"]).astype(bool)
@@ -94,8 +102,15 @@ def test_coco_scores_itself_perfectly(tmp_path):
 def test_panoptic_ids_are_the_segments(labelled):
     folder = exported(labelled, "panoptic")
     document = json.loads((folder / "panoptic.json").read_text("utf-8"))
-    assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    images = {one["id"]: one for one in document["images"]}
+    names = {one["id"]: one["name"] for one in document["categories"] if one["isthing"]}
     for annotation, stored in zip(document["annotations"], GOOD, strict=True):
+        picture = images.pop(annotation["image_id"])
+        assert (picture["file_name"], picture["height"], picture["width"]) == (stored["id"], HEIGHT, WIDTH)
+        masked = {one["label"]: one["score"] for one in stored["objects"] if one["rle"]}
+        segments = annotation["segments_info"]
+        assert {names[one["category_id"]]: one["score"] for one in segments} == pytest.approx(masked)
+        assert not any(one["iscrowd"] for one in segments)
         colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
         assert colors.shape == (HEIGHT, WIDTH, 3)
         ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
@@ -108,6 +123,7 @@ def test_panoptic_ids_are_the_segments(labelled):
             assert (left + width, top + height) == (xs.max() + 1, ys.max() + 1)
         covered = [coco_mask.decode(one["rle"]) for one in stored["objects"] if one["rle"]]
         assert np.array_equal(ids > 0, np.any([np.zeros((HEIGHT, WIDTH)), *covered], axis=0))
+    assert not images
     overlap = document["annotations"][0]["segments_info"]
     assert [one["area"] for one in overlap] == [SOLID.sum(), (OVERLAPPING & ~SOLID).sum()]  # the best on top
 
@@ -135,19 +151,24 @@ def test_a_stored_label_map_comes_first_and_follows_the_labels_asked_for(tmp_pat
     some = exported(labelled, "semantic", out="some", labels=["dog", "cat"])
     expected = np.select([stored == 1, stored == 3], [1, 2])
     assert np.array_equal(np.asarray(Image.open(some / "maps/a.png")), expected)
-    sure = exported(labelled, "semantic", out="sure", min_score=0.4)  # of a map nothing can be left out by score
-    assert not np.asarray(Image.open(sure / "maps/a.png")).any()
+    for limit in ({"min_score": 0.4}, {"min_presence": 0.95}):  # of a map nothing can be left out by score
+        sure = exported(labelled, "semantic", out=f"sure {limit}", **limit)
+        assert not np.asarray(Image.open(sure / "maps/a.png")).any()
 
 
-def test_many_labels_need_16_bits(tmp_path):
-    names = tuple(f"label {number}" for number in range(300))
-    parts = Parts.claim(tmp_path / "labels", Manifest({}, names))
-    parts.write("0", [image("a.jpg", thing("label 299", 0.3, SOLID))])
-    folder = exported(tmp_path / "labels", "semantic")
-    values = np.asarray(Image.open(folder / "maps" / "a.png"))
-    assert np.array_equal(values, np.where(SOLID, 300, 0))
-    with pytest.raises(InputError, match="hold 254 labels, here are 300"):
-        exported(tmp_path / "labels", "voc")
+@pytest.mark.parametrize(("count", "mode"), [(254, "P"), (255, "I;16"), (300, "I;16")])
+def test_beyond_254_labels_maps_need_16_bits(tmp_path, count, mode):
+    names = tuple(f"label {number}" for number in range(count))
+    Parts.claim(tmp_path / "labels", Manifest({}, names)).write("0", [image("a.jpg", thing(names[-1], 0.3, SOLID))])
+    with Image.open(exported(tmp_path / "labels", "semantic") / "maps" / "a.png") as picture:
+        assert picture.mode == mode
+        assert np.array_equal(np.asarray(picture), np.where(SOLID, count, 0))
+    if count > 254:
+        with pytest.raises(InputError, match=f"hold 254 labels, here are {count}"):
+            exported(tmp_path / "labels", "voc")
+    else:
+        voc = exported(tmp_path / "labels", "voc") / "VOCdevkit/VOC2012/SegmentationClass/a.png"
+        assert np.asarray(Image.open(voc)).max() == 254
 
 
 def test_voc_is_read_by_torchvision(tmp_path):
@@ -177,6 +198,78 @@ def test_voc_is_read_by_supervision(labelled, pictures):
         assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
 
 
+NAMES = {  # id -> what VOC and LabelMe say of where the picture is
+    "a/b.jpg": ("a", "b.jpg", "b.jpg"),
+    "a?b/c:d.jpg": ("a?b", "c:d.jpg", "../a?b/c:d.jpg"),
+    "é «ü».png": (".", "é «ü».png", "é «ü».png"),
+    "../up.jpg": ("..", "up.jpg", "../up.jpg"),
+    "/abs/x.jpg": ("/abs", "x.jpg", "/abs/x.jpg"),
+    "s3://bucket/y.jpg": ("bucket", "y.jpg", "y.jpg"),
+}
+
+
+def test_voc_tells_the_true_names_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "voc") / "VOCdevkit/VOC2012/Annotations"
+    found = [ElementTree.parse(path).getroot() for path in folder.rglob("*.xml")]
+    told = {(one.findtext("folder"), one.findtext("filename")) for one in found}
+    assert told == {(place, name) for place, name, _ in NAMES.values()}
+
+
+@needs_supervision
+def test_labelme_tells_the_true_paths_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "labelme")
+    found = {path: json.loads(path.read_text("utf-8"))["imagePath"] for path in folder.rglob("*.json")}
+    assert sorted(found.values()) == sorted(path for _, _, path in NAMES.values())
+    [beside] = [path for path, picture in found.items() if picture == "../a?b/c:d.jpg"]
+    assert beside.parent.relative_to(folder).as_posix() == "a_b"
+
+
+def voc_objects(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a VOC annotation says of each object, as text."""
+    root = ElementTree.parse(folder / f"VOCdevkit/VOC2012/Annotations/{name}.xml").getroot()
+    return [{part.tag: part.text for part in one.iter()} for one in root.iter("object")]
+
+
+def test_voc_annotations_of_a_picture(labelled):
+    folder = exported(labelled, "voc")
+    root = ElementTree.parse(folder / "VOCdevkit/VOC2012/Annotations/plain.xml").getroot()
+    size = {name: root.findtext(f"size/{name}") for name in ("width", "height", "depth")}
+    assert size == {"width": str(WIDTH), "height": str(HEIGHT), "depth": "3"}
+    cat, dog = voc_objects(folder, "plain")
+    assert (cat["name"], dog["name"]) == ("cat", "dog")
+    assert (float(str(cat["score"])), float(str(dog["score"]))) == (0.31, 0.28)
+    assert (cat["xmin"], cat["ymin"], cat["xmax"], cat["ymax"]) == ("11", "6", "40", "25")
+
+
+def test_voc_objects_cut_off_at_an_edge(tmp_path):
+    inside = [10, 10, 30, 30]
+    edges = [[0, 10, 30, 30], [10, 0, 30, 30], [10, 10, WIDTH, 30], [10, 10, 30, HEIGHT]]
+    things = [thing("cat", 0.9 - index / 10, None, box) for index, box in enumerate([inside, *edges])]
+    folder = exported(write_parts(tmp_path / "labels", [image("a.jpg", *things)]), "voc")
+    assert [one["truncated"] for one in voc_objects(folder, "a")] == ["0", "1", "1", "1", "1"]
+
+
+def test_voc_has_254_objects_in_a_map_and_tells_of_more(tmp_path):
+    spots = [(index // WIDTH * 2, index % WIDTH) for index in range(300)]  # a pixel each, best first
+    things = [
+        thing("cat", 0.9 - index / 1000, filled((slice(y, y + 1), slice(x, x + 1))))
+        for index, (y, x) in enumerate(spots)
+    ]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", [image("many.jpg", *things), image("few.jpg", *things[:254])])
+    folder = exported(labelled, "voc", note=lambda *what: told.append(what))
+    assert told == [("many.jpg", "has 300 objects, of which SegmentationObject holds the 254 best")]
+    assert len(voc_objects(folder, "many")) == 300
+    for name, count in (("many", 300), ("few", 254)):
+        ids = np.asarray(Image.open(folder / f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"))
+        expected = np.zeros((HEIGHT, WIDTH), int)
+        for number, (y, x) in enumerate(spots[:count], start=1):
+            expected[y, x] = min(number, 255)
+        assert np.array_equal(ids, expected)
+
+
 @needs_supervision
 def test_yolo_is_read_by_supervision(labelled, pictures):
     folder = exported(labelled, "yolo")
@@ -185,6 +278,7 @@ def test_yolo_is_read_by_supervision(labelled, pictures):
         warnings.simplefilter("ignore")
         dataset = quiet_supervision().DetectionDataset.from_yolo(str(pictures), str(flat), str(folder / "data.yaml"))
     assert dataset.classes == list(LABELS)
+    assert yaml.safe_load((folder / "data.yaml").read_text("utf-8"))["names"] == dict(enumerate(LABELS))
     cat, dog = masks_by_label(dataset, pictures / "plain.jpg", "cat", "dog")
     assert np.array_equal(cat, SOLID)
     assert np.array_equal(dog, OVERLAPPING)
@@ -220,19 +314,41 @@ def test_labelme_is_read_by_supervision(labelled, pictures):
 
 
 @needs_supervision
+def test_labelme_parts_of_an_object_share_a_group_of_their_own(tmp_path):
+    other = filled((slice(2, 8), slice(40, 50)), (slice(30, 39), slice(40, 50)))
+    things = [thing("cat", 0.3, TWO_PARTS), thing("cat", 0.2, other), thing("cat", 0.1, SOLID)]
+    folder = exported(write_parts(tmp_path / "labels", [image("a.jpg", *things)]), "labelme")
+    document = json.loads((folder / "a.json").read_text("utf-8"))
+    assert (document["imageHeight"], document["imageWidth"]) == (HEIGHT, WIDTH)
+    groups = [shape["group_id"] for shape in document["shapes"]]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert groups[4] is None
+    assert document["shapes"][4]["description"] == "a cat: 0.1000"
+
+
+@needs_supervision
 def test_label_studio_polygons_give_back_masks(labelled):
     folder = exported(labelled, "label-studio")
     tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
-    assert tasks[2]["data"]["image"] == "/data/local-files/?d=Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    assert tasks[2]["data"]["image"] == "/data/local-files/?d=pictures/Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
+    scores = [max((one["score"] for one in image["objects"]), default=0) for image in GOOD]
+    assert [task["predictions"][0]["score"] for task in tasks] == pytest.approx(scores)
     config = ElementTree.parse(folder / "config.xml")
+    assert len({element.get("background") for element in config.iter("Label")}) == len(LABELS)
     controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
     for task, one in zip(tasks, GOOD, strict=True):
         found = np.zeros((len(one["objects"]), HEIGHT, WIDTH), bool)
-        for region in task["predictions"][0]["result"]:
+        regions = task["predictions"][0]["result"]
+        assert len({region["id"] for region in regions}) == len(regions)
+        for region in regions:
+            truth = by_score(one)[int(region["id"].partition(".")[0]) - 1]
+            assert (region["score"], region["meta"]) == (pytest.approx(truth["score"]), {"text": [truth["prompt"]]})
+            assert (region["original_width"], region["original_height"]) == (WIDTH, HEIGHT)
             control = controls[region["from_name"]]
             [label] = region["value"][region["type"]]
             assert region["type"] == control.tag.lower()
+            assert label == truth["label"]
             assert label in [element.get("value") for element in control]
             if region["type"] == "polygonlabels":
                 number = int(region["id"].partition(".")[0]) - 1
@@ -243,6 +359,20 @@ def test_label_studio_polygons_give_back_masks(labelled):
     boxes = tasks[4]["predictions"][0]["result"]
     assert [region["type"] for region in boxes] == ["rectanglelabels"] * 2
     assert [boxes[0]["value"][name] for name in ("x", "y", "width", "height")] == [5, 10, 50, 50]
+
+
+@needs_supervision
+def test_label_studio_addresses_are_served_from_above_the_folder(tmp_path):
+    sources = {
+        "a/b.jpg": ("/data/photos/a/b.jpg", "/data/local-files/?d=photos/a/b.jpg"),
+        "/abs/c?.jpg": ("/abs/c?.jpg", "/data/local-files/?d=abs/c%3F.jpg"),
+        "7": ("/data/photos/d.jpg", "/data/local-files/?d=data/photos/d.jpg"),
+        "s3://bucket/e.jpg": ("s3://bucket/e.jpg", "s3://bucket/e.jpg"),
+    }
+    rows = [{**image(id), "source": source} for id, (source, _) in sources.items()]
+    folder = exported(write_parts(tmp_path / "labels", rows), "label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    assert [task["data"]["image"] for task in tasks] == [address for _, address in sources.values()]
 
 
 def drawn_from_percent(points: list[list[float]]) -> np.ndarray:
@@ -298,7 +428,7 @@ def test_supervision_detections(labelled):
 def test_supervision_detections_of_a_localization(tiny_localizer):
     picture = scene(seed=0, size=64)
     result = tiny_localizer(picture.image, ["cat", "dog"])
-    found: Any = to_supervision(result, threshold=0.6)
+    found: Any = to_supervision(result, threshold=0.6, least_area=0.0)
     boxes = result.boxes(0.6)
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
@@ -306,6 +436,10 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
         assert mine.xyxy.tolist() == some.xyxy.tolist()
         assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
+    areas = [int(one.area) for one in image_of(result, threshold=0.6, least_area=0.0).objects]
+    middle = sorted(areas)[len(areas) // 2]
+    kept = image_of(result, threshold=0.6, least_area=middle / 64**2).objects
+    assert sorted(one.area for one in kept) == [area for area in sorted(areas) if area >= middle]
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
@@ -372,30 +506,119 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     assert "cannot open its tile" in told[2][1]
 
 
+TURNED = {  # EXIF orientation -> the picture upright, of its pixels as stored
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_geojson_of_a_turned_picture_lies_where_its_pixels_do(tiles, tmp_path, name):
+    import rasterio
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+    from rasterio.features import rasterize
+    from rasterio.warp import transform_geom
+
+    with Image.open(tiles / "north.tif") as plain:
+        tags = cast(Any, plain).tag_v2
+    stored = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 251
+    rows, masks = [], []
+    for orientation, upright in TURNED.items():
+        place = ImageFileDirectory_v2()
+        for tag in (33550, 33922, 34735, 34737):  # the scale, a tie point, the projection
+            place.tagtype[tag], place[tag] = tags.tagtype[tag], tags[tag]
+        place[274] = orientation
+        path = tiles / f"{orientation}.tif"
+        Image.fromarray(stored.astype(np.uint8)).save(path, tiffinfo=place)
+        picture = np.asarray(read_image(path))[..., 0]
+        assert np.array_equal(picture, upright(stored))  # what is labelled
+        mask = upright(SOLID | TWO_PARTS)
+        height, width = mask.shape
+        alone = thing("dog", 0.1, None, box_of(upright(SOLID)))
+        rows.append(image(path.name, thing("cat", 0.3, mask), alone, height=height, width=width))
+        masks += [SOLID | TWO_PARTS, SOLID]
+    features = json.loads(
+        (exported(write_parts(tmp_path / "labels", rows), name, images=tiles) / "objects.geojson").read_text("utf-8")
+    )["features"]
+    assert len(features) == len(masks)
+    for feature, mask in zip(features, masks, strict=True):
+        with rasterio.open(tiles / feature["properties"]["image"]) as tile:
+            geometry = transform_geom("EPSG:4326", tile.crs, feature["geometry"])
+            burnt: Any = rasterize([geometry], out_shape=tile.shape, transform=tile.transform)
+        assert np.array_equal(burnt > 0, mask)
+
+
+@pytest.mark.parametrize("name", [available("geojson")])
+def test_geojson_parts_that_meet_at_a_corner_are_apart(tiles, tmp_path, name):
+    corner = filled((slice(5, 10), slice(5, 10)), (slice(10, 15), slice(10, 15)))
+    folder = exported(
+        write_parts(tmp_path / "labels", [image("north.tif", thing("cat", 0.3, corner))]), name, images=tiles
+    )
+    [feature] = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
+    assert feature["geometry"]["type"] == "MultiPolygon"
+    assert [len(part) for part in feature["geometry"]["coordinates"]] == [1, 1]
+
+
 # FiftyOne -------------------------------------------------------------------------------------------------------------
 
 
-def test_fiftyone_samples(tmp_path):
-    fo = pytest.importorskip("fiftyone")
-    from open_gem.export.fiftyone import samples
+def unpacked(text: str) -> np.ndarray:
+    return np.load(io.BytesIO(zlib.decompress(base64.b64decode(text))))
 
+
+def test_fiftyone_samples(labelled):
+    folder = exported(labelled, "fiftyone", images=Path("/now"))
+    info = json.loads((folder / "metadata.json").read_text("utf-8"))["info"]
+    assert info["default_classes"] == list(LABELS)
+    samples = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    assert [one["open_gem_id"] for one in samples] == [one["id"] for one in GOOD]
+    assert [one["filepath"] for one in samples] == [f"/now/{one['id']}" for one in GOOD]
+    for sample, stored in zip(samples, GOOD, strict=True):
+        for one, truth in zip(sample["objects"]["detections"], by_score(stored), strict=True):
+            assert (one["label"], one["prompt"]) == (truth["label"], truth["prompt"])
+            assert one["confidence"] == pytest.approx(truth["score"])
+            x, y, width, height = np.array(one["bounding_box"]) * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+            left, top, right, bottom = truth["xyxy"]
+            assert (x, y, x + width, y + height) == pytest.approx((left, top, right, bottom))
+            if truth["rle"]:
+                mask = coco_mask.decode(truth["rle"]).astype(bool)
+                assert np.array_equal(unpacked(one["mask"]), mask[top:bottom, left:right])
+            else:
+                assert one["mask"] is None
+        for point, truth in zip(sample["points"]["keypoints"], by_score(stored), strict=True):
+            x, y = truth["point"]
+            assert point["points"] == [pytest.approx([(x + 0.5) / WIDTH, (y + 0.5) / HEIGHT])]  # the pixel's middle
+            assert point["confidence"] == [pytest.approx(truth["score"])]
+    assert samples[3]["objects"]["detections"][0]["presence"] is None
+
+
+def test_fiftyone_heatmaps(tmp_path):
     cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
     similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
-    rows = [*IMAGES[:3], {**IMAGES[3], "similarity": similarity}]
-    found = list(samples(Labelled.open(write_parts(tmp_path / "labels", rows)), tmp_path / "heat"))
-    assert [sample["open_gem_id"] for sample in found] == ["plain.jpg", "nothing.jpg", "Ordner/süß 猫.png"]
-    cat, dog = found[0]["objects"].detections
-    assert (cat.label, dog.label) == ("cat", "dog")
-    assert cat.bounding_box == pytest.approx([10 / 60, 5 / 40, 30 / 60, 20 / 40])
-    assert cat.mask.shape == (20, 30) and cat.mask.all()
-    [full] = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask for one in found[2]["objects"].detections[:1]]
-    assert np.array_equal(full > 0, RING)
-    [keypoint] = found[0]["points"].keypoints[:1]
-    assert keypoint.points[0] == pytest.approx([10.5 / 60, 5.5 / 40])
-    heatmap = found[2]["heatmap_1_f_chse_co"]
-    assert isinstance(heatmap, fo.Heatmap)
-    stored = heatmap.get_map().astype(float) / 65535 * 2 - 1
-    assert stored == pytest.approx(cosines[0].astype(float), abs=1e-4)
+    found = Labelled.open(write_parts(tmp_path / "labels", [{**IMAGES[3], "similarity": similarity}]))
+    [image] = found.each("similarity")
+    sample = sample_of(image, found.labels)
+    heatmap = sample["heatmap_1_f_chse_co"]
+    assert heatmap["range"] == [-1, 1]
+    assert np.array_equal(unpacked(heatmap["map"]), cosines[0])
+    assert not [name for name in sample_of(image) if name.startswith("heatmap")]
+
+
+def test_fiftyone_reads_its_samples(labelled):
+    fo = pytest.importorskip("fiftyone")
+    folder = exported(labelled, "fiftyone")
+    documents = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    found = [fo.Sample.from_dict(one) for one in documents]
+    masks = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask > 0 for one in found[2]["objects"].detections]
+    assert np.array_equal(masks, [RING, TWO_PARTS])
+    assert found[0]["points"].keypoints[0].points == [pytest.approx([10.5 / WIDTH, 5.5 / HEIGHT])]
 
 
 # Polygons -------------------------------------------------------------------------------------------------------------
@@ -413,6 +636,23 @@ def test_polygons_give_back_masks():
             assert np.array_equal(kept, mask)
         lost = mask & ~kept
         assert lost.sum() <= 0.15 * mask.sum()  # parts without three corners
+
+
+@needs_supervision
+def test_a_hole_without_a_seam_is_filled(monkeypatch):
+    quiet_supervision()
+    from supervision.dataset import utils
+
+    real = utils.approximate_mask_with_polygons
+
+    def without_seams(mask: np.ndarray, bridge_holes: bool = False) -> Any:
+        if bridge_holes:
+            raise ValueError("No foreground-contained seam found for a mask hole.")
+        return real(mask)
+
+    monkeypatch.setattr(utils, "approximate_mask_with_polygons", without_seams)
+    [corners] = polygons(RING)
+    assert sorted(map(tuple, corners.tolist())) == [(8, 4), (8, 29), (39, 4), (39, 29)]
 
 
 @needs_supervision

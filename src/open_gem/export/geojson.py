@@ -6,36 +6,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image
 
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_arrays
-from open_gem.export.rows import Labelled, Object, Row
+from open_gem.label.reading import open_file
+from open_gem.types import Size
 
 
 def write_geojson(found: Labelled, output: Output) -> None:
     """`objects.geojson`: a feature an object, WGS 84, along the edges of its pixels, holes included.
 
     A feature is a Polygon, of several parts a MultiPolygon; an object without a mask is its box. The tiles are opened
-    for where they lie; an image that is none, or has another size now, is left out and told.
+    for where they lie, and turned as EXIF says; an image that is none, or has another size now, is left out and told.
     """
     with json_arrays(output.folder / "objects.geojson", {"type": "FeatureCollection"}, "features") as (features,):
-        for row in found:
-            tile = _tile(row)
+        for image in found:
+            tile = _tile(image)
             if isinstance(tile, str):
-                output.skip(row.id, tile)
+                output.skip(image.id, tile)
                 continue
-            for one in row.objects:
-                features.add(_feature(one, row, tile))
+            for one in image.objects:
+                features.add(_feature(one, image, tile))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Where an image lies: `transform` takes its pixels (x, y) to coordinates of `crs`."""
+    """Where an image lies: `transform` takes its pixels (x, y), upright, to coordinates of `crs`."""
 
     transform: Any
     crs: Any
 
 
-def _tile(row: Row) -> Tile | str:
+def _tile(image: LabelledImage) -> Tile | str:
     """The tile, or why the image is none."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -43,19 +46,56 @@ def _tile(row: Row) -> Tile | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(row.source) as raster:
-                transform, crs, size = raster.transform, raster.crs, raster.shape
+            with rasterio.open(image.source) as raster:
+                transform, crs, size = raster.transform, raster.crs, Size(*raster.shape)
     except RasterioError as error:
         return f"cannot open its tile: {error}"
     if crs is None or transform.is_identity:
-        return f"not georeferenced: {row.source}"
-    if tuple(size) != tuple(row.size):
-        sides = [f"{height}x{width}" for height, width in (size, row.size)]
+        return f"not georeferenced: {image.source}"
+    turn = _turn(_orientation(image.source), size)
+    if turn[0, 0] == 0:
+        size = Size(size.width, size.height)
+    if size != image.size:
+        sides = [f"{height}x{width}" for height, width in (size, image.size)]
         return f"its tile is {sides[0]} pixels now (height x width), {sides[1]} were labelled"
-    return Tile(transform, crs)
+    upright = np.reshape(transform, (3, 3)) @ turn
+    return Tile(rasterio.Affine(*upright[:2].ravel().tolist()), crs)
 
 
-def _feature(one: Object, row: Row, tile: Tile) -> dict[str, Any]:
+_TURNS = {  # EXIF orientation -> how columns and rows of the file follow from x and y upright; 1 is upright
+    2: ((-1, 0), (0, 1)),
+    3: ((-1, 0), (0, -1)),
+    4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)),
+    6: ((0, 1), (-1, 0)),
+    7: ((0, -1), (-1, 0)),
+    8: ((0, -1), (1, 0)),
+}
+
+
+def _turn(orientation: int, size: Size) -> np.ndarray:
+    """`(3, 3)` from pixels upright, as they were labelled, to those of the file, which is what lies somewhere.
+
+    size  of the file's pixels as they are stored
+    """
+    turn = np.eye(3)
+    turn[:2, :2] = _TURNS.get(orientation, np.eye(2))
+    for axis, side in enumerate((size.width, size.height)):
+        turn[axis, 2] = side if turn[axis].sum() < 0 else 0  # counted from the other end
+    return turn
+
+
+def _orientation(source: str) -> int:
+    """What EXIF says; 1, upright, where nothing does. GDAL ignores it, so that its transform is of pixels as stored."""
+    try:
+        with warnings.catch_warnings(), open_file(source) as file:
+            warnings.simplefilter("ignore")
+            return Image.open(file).getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a tile that PIL cannot read, in place of the picture that it could
+        return 1
+
+
+def _feature(one: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
     from rasterio.warp import transform_geom
 
     properties = {
@@ -63,21 +103,23 @@ def _feature(one: Object, row: Row, tile: Tile) -> dict[str, Any]:
         "prompt": one.prompt,
         "score": one.score,
         "presence": one.presence,
-        "image": row.id,
+        "image": image.id,
     }
-    geometry = transform_geom(tile.crs, "EPSG:4326", _outline(one, tile), precision=9)  # a tenth of a millimetre
+    geometry = transform_geom(
+        tile.crs, "EPSG:4326", _outline(one, image.size, tile), precision=9
+    )  # a tenth of a millimetre
     return {"type": "Feature", "properties": properties, "geometry": geometry}
 
 
-def _outline(one: Object, tile: Tile) -> Mapping[str, Any]:
+def _outline(one: Object, size: Size, tile: Tile) -> Mapping[str, Any]:
     """In the coordinates of the tile."""
     from rasterio.features import shapes
 
     mask = one.mask()
     if mask is None:
         left, top, right, bottom = one.xyxy
-        corners = [(left, top), (left, bottom), (right, bottom), (right, top), (left, top)]
-        return {"type": "Polygon", "coordinates": [[tile.transform @ corner for corner in corners]]}
+        mask = np.zeros(size, bool)
+        mask[top:bottom, left:right] = True
     # Connected by edges: rings of parts that meet at a corner would touch themselves otherwise.
     parts = [
         shape["coordinates"]
