@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -218,3 +219,24 @@ def test_errors_by_kind():
         kind_of("'a/it\\'s.jpg' is empty (0 bytes)") == kind_of("'b.jpg' is empty (0 bytes)") == "… is empty (n bytes)"
     )
     assert kind_of("it starts with b'\\x00ab'") == kind_of('it starts with b"x\'"') == "it starts with …"
+
+
+def test_a_terminal_that_goes_away_ends_a_run_in_order():
+    told = []
+    with control.stopping(told.append) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.event.is_set() and stop.signal == signal.SIGHUP
+        assert told == ["SIGHUP: writing what is done; once more ends it at once"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+
+
+def test_what_a_process_was_told_to_ignore_stays_ignored():
+    """As by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with control.stopping(print) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

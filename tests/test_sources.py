@@ -177,10 +177,17 @@ def test_a_broken_tar_is_an_item_and_its_neighbours_are_there(folder):
 
 def test_what_cannot_be_read_is_an_image_error(folder):
     os.mkfifo(folder / "pipe.png")
+    with tarfile.open(folder.parent / "s.tar", "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+    [member] = open_source(str(folder.parent / "s.tar")).items()
     for item, reason in (
         (Item("x", str(folder / "none.png")), "No such file"),
         (Item("x", "memory://nowhere.png"), "cannot be read"),
-        (Item("x", str(folder / "pipe.png")), "is a pipe"),
+        (Item("x", str(folder / "pipe.png")), "pipe.png' is a pipe, expected a file"),
+        (Item("x", f"file://{folder}/pipe.png"), "pipe.png' is a pipe"),
+        (member._replace(container=str(folder / "pipe.png")), "is a pipe"),
+        (Item("x", "/dev/null"), "is a device"),
+        (Item("x", str(folder)), "is a folder"),
     ):
         with pytest.raises(ImageError, match=reason):
             read_image(read(item))
@@ -263,7 +270,8 @@ def test_a_link_in_a_circle_is_one_item(tmp_path):
 def test_other_columns_are_another_job(tmp_path):
     (tmp_path / "list.csv").write_text("a,b,n\nx.jpg,y.jpg,1\n")
     roots = [
-        open_source(str(tmp_path / "list.csv"), Columns(*columns)).root for columns in (("a",), ("b",), ("a", "n"))
+        open_source(str(tmp_path / "list.csv"), Columns(image, id)).root
+        for image, id in (("a", None), ("b", None), ("a", "n"))
     ]
     assert len(set(roots)) == 3
 

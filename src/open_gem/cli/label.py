@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,10 @@ def label(
         str | None, typer.Option(help="Of a table: the column of pictures or paths.", rich_help_panel=RUN)
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Of a table: the column of ids.", rich_help_panel=RUN)] = None,
+    read_timeout: Annotated[
+        float,
+        typer.Option(min=0.001, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN),
+    ] = 60.0,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try images again that had an error.", rich_help_panel=RUN)
     ] = False,
@@ -155,7 +160,7 @@ def label(
     if engine not in ENGINES:
         raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
-    images = open_source(source, Columns(column, id_column))
+    images = open_source(source, Columns(column, id_column, read_timeout))
     check_writable(out)
     shard = Shard.of_environment()
     recipe = Recipe(
@@ -173,6 +178,7 @@ def label(
         scale,
         per,
         least_area,
+        read_timeout,
     )
     labeling = recipe.make()
     if retry_errors and shard.of > 1:
@@ -244,7 +250,7 @@ def _run(
     from open_gem.label.done import Ids, Tally, done_in, writing
     from open_gem.parts import Parts
 
-    with control.stopping(say) as stop, writing(out, shard):
+    with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
         parts = Parts.claim(out, labeling.manifest(source.root))
         if retry_errors and (forgotten := parts.forget_errors()):
             say(f"{forgotten} images that had an error are tried again")
@@ -264,6 +270,20 @@ def _run(
             if not quiet and tally.labeled + tally.failed:
                 say(f"{tally.labeled} images labelled, {tally.failed} with an error; looking for more, Ctrl-C ends it")
         return parts, tally, stop
+
+
+@contextmanager
+def _leaving(stop: "Stop") -> Iterator[None]:
+    """A second signal ends the process at once when what is inside has written what it had."""
+    from open_gem.label.control import leave
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if stop.signal is None:
+            raise
+        say("ended at once: the same command goes on with the rest")
+        leave(stop.signal)
 
 
 def _local() -> Engine:

@@ -1,13 +1,20 @@
-"""The bytes of an item, wherever it is: the only place that opens files of others, local or remote."""
+"""The bytes of an item, wherever it is: the only place that opens files of others, local or remote.
 
+What is remote may hang for ever, and libraries do not let go of it, so a thread of its own does each such read and is
+left behind when its time is over. Of what is local only regular files are opened: a pipe would wait for a writer.
+"""
+
+import io
+import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs
 
 from open_gem.errors import ImageError, InputError, OpenGemError
@@ -18,35 +25,73 @@ if TYPE_CHECKING:
     from open_gem.label.sources import Item
 
 MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
+SECONDS = 60.0  # for one remote read, unless asked otherwise
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
 _one_at_a_time = Lock()  # readers of Parquet are not made for several threads
 
+R = TypeVar("R")
 
-def read(item: "Item") -> bytes | Path:
-    """What `read_image` takes: the bytes of the file, or the path of a local one. Raises ImageError in one line."""
+
+def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
+    """What `read_image` takes: the bytes of the file, or the path of a local one.
+
+    Raises ImageError in one line, also where something remote takes longer than `seconds`.
+    """
     try:
         if item.error is not None:
             raise ImageError(item.error)
-        if item.container:
-            with open_file(item.container) as file:
-                file.seek(item.offset)
-                return file.read(item.size)
-        if match := ROW.fullmatch(item.source):
-            return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()})
-        if is_url(item.source):
-            return _download(item.source)
-        return _regular(item.source)
+        return within(seconds, _read, item) if is_url(item.container or item.source) else _read(item)
     except ImageError:
         raise
     except Exception as error:  # of whichever library stands behind the URL
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
+def _read(item: "Item") -> bytes | Path:
+    if item.container:
+        with _open(item.container) as file:
+            file.seek(item.offset)
+            return file.read(item.size)
+    if match := ROW.fullmatch(item.source):
+        return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()})
+    if is_url(item.source):
+        return _download(item.source)
+    return _regular(item.source)
+
+
+def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
+    """What `work` gives. Raises ImageError where it takes longer; the thread that does it is then left to hang."""
+    future: Future[R] = Future()
+
+    def act() -> None:
+        try:
+            future.set_result(work(*given))
+        except BaseException as error:  # whoever waits for it decides
+            future.set_exception(error)
+
+    Thread(target=act, name="read", daemon=True).start()
+    wait([future], seconds)
+    if not future.done():
+        raise ImageError(f"was not read within {seconds:g} seconds")
+    return future.result()
+
+
+NOT_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
 def _regular(path: str) -> Path:
-    if stat.S_ISFIFO(Path(path).stat().st_mode):  # would wait for somebody to write to it
-        raise ImageError("is a pipe, expected a file")
-    return Path(path)
+    """A local path or file:// URL of a regular file: others may wait for ever. Raises ImageError, OSError."""
+    place = Path(local_path(path))
+    if (kind := stat.S_IFMT(place.stat().st_mode)) != stat.S_IFREG:
+        raise ImageError(f"{str(place)!r} is {NOT_FILES.get(kind, 'no regular file')}, expected a file")
+    return place
 
 
 def _download(url: str) -> bytes:
@@ -72,7 +117,9 @@ def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
         value = value.get("bytes") or value.get("path")
     if not value:
         raise ImageError("the row has no picture")
-    return value if isinstance(value, bytes) else _regular(value)
+    if isinstance(value, bytes):
+        return value
+    return _download(value) if is_url(value) else _regular(value)
 
 
 def _group_of(path: str, row: int) -> tuple[int, int]:
@@ -109,22 +156,70 @@ def _of_dataset(place: str, split: str, column: str) -> Any:
 
 
 def is_url(given: str) -> bool:
-    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", given) is not None
+    """Whether this is the address of something that may be elsewhere."""
+    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", given) is not None and not given.startswith(LOCAL)
 
 
-def open_file(given: str) -> BinaryIO:
-    """A local file, or what fsspec makes of a URL."""
+LOCAL = ("file://", "local://")  # how URLs of local files begin
+
+
+def local_path(given: str) -> str:
+    """A file:// URL as the path it means; others as they are."""
+    if not given.startswith(LOCAL):
+        return given
+    from fsspec.core import strip_protocol
+
+    return strip_protocol(given)
+
+
+def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
+    """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
     if not is_url(given):
-        return Path(given).open("rb")
+        return _open(given)
+    patient = _Patient(within(seconds, _open, given), seconds)
+    return cast(BinaryIO, io.BufferedReader(patient, 2**16))  # fewer threads
+
+
+def _open(given: str) -> BinaryIO:
+    if not is_url(given):
+        return _regular(given).open("rb")
     import fsspec
 
     return cast(BinaryIO, cast(Any, fsspec.open(given, "rb")).open())
 
 
-def parquet_file(given: str) -> "ParquetFile":
+class _Patient(io.RawIOBase):
+    """A remote file whose reads end after some seconds, with an ImageError."""
+
+    def __init__(self, file: BinaryIO, seconds: float):
+        self._file, self._seconds = file, seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        content = within(self._seconds, self._file.read, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def parquet_file(given: str, seconds: float = SECONDS) -> "ParquetFile":
     from pyarrow import parquet
 
-    return parquet.ParquetFile(open_file(given) if is_url(given) else given)
+    return parquet.ParquetFile(open_file(given, seconds) if is_url(given) else _regular(given))
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,17 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from open_gem.errors import InputError
-from open_gem.label.reading import check_protocol, is_url, one_line, open_file, parquet_file, saved_dataset, told
+from open_gem.label.reading import (
+    SECONDS,
+    check_protocol,
+    is_url,
+    local_path,
+    one_line,
+    open_file,
+    parquet_file,
+    saved_dataset,
+    told,
+)
 
 ENDINGS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2"),
@@ -62,10 +72,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual."""
+    """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual.
+
+    seconds  that one read of a remote list, tar or table may take
+    """
 
     image: str | None = None
     id: str | None = None
+    seconds: float = SECONDS
 
     def find(self, given: str, names: Iterable[str]) -> str:
         """The name of the column with pictures. Raises InputError where there is none."""
@@ -86,13 +100,14 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
     Raises InputError where it is none of them or not there, or a package for it is missing.
     """
     check_protocol(given)
+    given = local_path(given)
     if not is_url(given) and not is_pattern(given) and not Path(given).exists():
         raise InputError(f"{given!r} does not exist, expected {EXPECTED}")
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
     if kind is None:
         raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
     source = KINDS[kind][1](given, columns)
-    if columns == Columns():
+    if columns.image is None and columns.id is None:
         return source
     chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
     return replace(source, root=f"{source.root or ''} {chosen}".strip())  # other columns are other images
@@ -212,7 +227,7 @@ def _list(given: str, columns: Columns, read: Callable[[str, Columns], Iterator[
 
 
 def _lines(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
-    with told(given), open_file(given) as file:
+    with told(given), open_file(given, columns.seconds) as file:
         for line in file:
             if path := line.decode(
                 "utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8", "surrogateescape"
@@ -221,7 +236,7 @@ def _lines(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
 
 
 def _csv(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
-    with told(given), open_file(given) as file:
+    with told(given), open_file(given, columns.seconds) as file:
         text = (line.decode("utf-8-sig") for line in file)
         rows = csv.DictReader(text, delimiter="\t" if given.lower().endswith(".tsv") else ",")
         column = columns.find(given, rows.fieldnames or [])
@@ -234,7 +249,7 @@ def _csv(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
 
 
 def _tars(given: str, columns: Columns) -> Source:
-    return _containers("tar", given, _tar)
+    return _containers("tar", given, partial(_tar, seconds=columns.seconds))
 
 
 def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Item]]) -> Source:
@@ -252,10 +267,10 @@ def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Ite
     return Source(kind, root, items)
 
 
-def _tar(path: str, name: str) -> Iterator[Item]:
+def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
     import tarfile
 
-    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
             if member.isfile() and is_picture(member.name):
                 source = f"tar://{member.name}::{path}"  # as fsspec writes it
@@ -270,31 +285,31 @@ def _parquet(given: str, columns: Columns) -> Source:
     if first is None:
         raise InputError(f"{given!r} matches no file, expected at least one")
     with told(first):
-        fields = parquet_file(first).schema_arrow
+        fields = parquet_file(first, columns.seconds).schema_arrow
     column = columns.find(first, fields.names)
     kind = fields.field(column).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _list(given, columns, partial(_parquet_paths, column=column))
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
         raise InputError(f"column {column!r} of {first!r} is {kind}, expected paths, or the bytes of images")
-    return _containers("parquet", given, partial(_parquet_rows, column=column, id_column=columns.id))
+    return _containers("parquet", given, partial(_parquet_rows, column=column, columns=columns))
 
 
 def _parquet_paths(given: str, columns: Columns, column: str) -> Iterator[tuple[str, str]]:
     wanted = [column] if columns.id is None else [column, columns.id]
     for path in _matches(given):
-        for batch in parquet_file(path).iter_batches(4096, columns=wanted):
+        for batch in parquet_file(path, columns.seconds).iter_batches(4096, columns=wanted):
             for row in batch.to_pylist():
                 if row[column]:
                     yield str(row[columns.id or column]), row[column]
 
 
-def _parquet_rows(path: str, name: str, column: str, id_column: str | None) -> Iterator[Item]:
-    file = parquet_file(path)
-    if id_column is None:
+def _parquet_rows(path: str, name: str, column: str, columns: Columns) -> Iterator[Item]:
+    file = parquet_file(path, columns.seconds)
+    if columns.id is None:
         ids: Iterable[str] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
     else:
-        batches = file.iter_batches(4096, columns=[id_column])
+        batches = file.iter_batches(4096, columns=[columns.id])
         ids = (str(id) for batch in batches for id in batch.column(0).to_pylist())
     for row, id in enumerate(ids):
         yield Item(printable(id), f"{path}#{urlencode({'column': column, 'row': row})}")
