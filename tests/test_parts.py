@@ -3,10 +3,13 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from open_gem.errors import InputError, OutputError
-from open_gem.parts import Manifest, Parts, row_of
+from open_gem.parts import Manifest, Parts, mask_of, row_of, run_lengths
+from open_gem.types import Size
 
 MANIFEST = Manifest({"model": "tiny", "presence": {"cat": 0.5}}, ("cat", "dog"))
 CAT = {
@@ -106,3 +109,23 @@ def test_a_damaged_part_is_named(parts):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(OutputError, match=r"part-2\.parquet.*remove it to label its images again"):
         list(parts.rows())
+
+
+def test_run_lengths_are_those_of_coco():
+    chance = np.random.default_rng(0)
+    size = Size(9, 7)
+    spans = [
+        (slice(0, 9), slice(0, 7)),
+        (slice(0, 9), slice(2, 5)),
+        (slice(3, 9), slice(1, 7)),
+        (slice(4, 5), slice(6, 7)),
+    ]
+    for span in spans:
+        for share in (0.0, 0.3, 0.7, 1.0):
+            whole = np.zeros(size, dtype=np.uint8, order="F")
+            mask = chance.random(whole[span].shape) < share
+            whole[span] = mask
+            expected: Any = coco.encode(whole)
+            rle = run_lengths(mask, span, size)
+            assert rle == {"size": [9, 7], "counts": expected["counts"].decode()}
+            assert np.array_equal(mask_of(rle), whole)

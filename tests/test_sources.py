@@ -282,3 +282,14 @@ def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
         tar.add(tmp_path / "a.jpg", "a.jpg")
     [item] = open_source(str(tmp_path / "s.tar")).items()
     assert read(Item(item.id, item.source)) == b"picture"
+
+
+def test_rows_of_parquet_are_read_in_any_order(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    cells = [{"bytes": str(number).encode(), "path": None} for number in range(200)]
+    parquet.write_table(pa.table({"image": cells}), tmp_path / "rows.parquet", row_group_size=90)
+    items = list(open_source(str(tmp_path / "rows.parquet")).items())
+    for order in (range(200), (0, 5, 199, 3, 89, 90, 88, 130, 66, 1), range(199, -1, -7)):
+        assert [read(items[row]) for row in order] == [str(row).encode() for row in order]

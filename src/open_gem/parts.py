@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import digest, write_file
+from open_gem.types import Size
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
 Row = dict[str, Any]  # an image, with the fields of `schema`
+Span = tuple[slice, slice]  # rows and columns of a picture
 
 MANIFEST = "manifest.json"
 PARTS = "part-*.parquet"
@@ -83,6 +86,35 @@ def schema() -> "pyarrow.Schema":
 def row_of(id: str, source: str, **fields: Any) -> Row:
     """A row with the fields given, and nothing found in all others."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
+
+
+def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
+    """A mask `(y, x)` of some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
+    import numpy as np
+    from pycocotools.mask import frPyObjects
+
+    (height, width), (rows, columns) = size, span
+    turned = np.zeros((mask.shape[1], height), dtype=bool)  # COCO goes down columns
+    turned[:, rows] = mask.T
+    flat = turned.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0] * int(flat[0]), edges, [len(flat)] * int(flat[-1])])
+    counts = np.diff(edges + columns.start * height, prepend=0, append=height * width)
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    runs = {"size": [height, width], "counts": counts.tolist()}
+    packed: Any = frPyObjects(runs, height, width)
+    return {"size": [height, width], "counts": str(packed["counts"], "ascii")}
+
+
+def mask_of(rle: Mapping[str, Any]) -> "np.ndarray":
+    """COCO's compressed run-length encoding -> a mask `(y, x)` bool."""
+    import warnings
+
+    from pycocotools import mask
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
+        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()}).astype(bool)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ import io
 import os
 import re
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from collections import deque
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -28,8 +31,6 @@ MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
 SECONDS = 60.0  # for one remote read, unless asked otherwise
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
-_one_at_a_time = Lock()  # readers of Parquet are not made for several threads
-
 R = TypeVar("R")
 
 
@@ -42,6 +43,9 @@ def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
         if item.error is not None:
             raise ImageError(item.error)
         return within(seconds, _read, item) if is_url(item.container or item.source) else _read(item)
+    except LateError:
+        _column.cache_clear()  # the read that hangs may have the lock of such a one
+        raise
     except ImageError:
         raise
     except Exception as error:  # of whichever library stands behind the URL
@@ -60,8 +64,12 @@ def _read(item: "Item") -> bytes | Path:
     return _regular(item.source)
 
 
+class LateError(ImageError):
+    """Something remote took too long."""
+
+
 def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
-    """What `work` gives. Raises ImageError where it takes longer; the thread that does it is then left to hang."""
+    """What `work` gives. Raises LateError where it takes longer; the thread that does it is then left to hang."""
     future: Future[R] = Future()
 
     def act() -> None:
@@ -73,7 +81,7 @@ def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
     Thread(target=act, name="read", daemon=True).start()
     wait([future], seconds)
     if not future.done():
-        raise ImageError(f"was not read within {seconds:g} seconds")
+        raise LateError(f"was not read within {seconds:g} seconds")
     return future.result()
 
 
@@ -110,9 +118,7 @@ def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
         value = _of_dataset(place, where.get("split", ""), column)[row][column]
     else:
-        with _one_at_a_time:
-            group, start = _group_of(place, row)
-            value = _column(place, column, group)[row - start].as_py()
+        value = _column(place, column)[row]
     if isinstance(value, Mapping):  # as `datasets` keeps pictures: their bytes, or the path of a file
         value = value.get("bytes") or value.get("path")
     if not value:
@@ -122,25 +128,42 @@ def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
     return _download(value) if is_url(value) else _regular(value)
 
 
-def _group_of(path: str, row: int) -> tuple[int, int]:
-    """The row group of a row of a Parquet file, and the row at which it begins."""
-    bounds = _bounds(path)
-    group = next(index for index, start in enumerate(bounds[1:]) if row < start)
-    return group, bounds[group]
+class _Column:
+    """A column of a Parquet file by rows, for threads that ask for them nearly in order: a few rows are in memory, and
+    one before them, or far behind, means reading from the start of its row group."""
+
+    ROWS, KEPT = 16, 4  # of a batch; batches that are kept
+
+    def __init__(self, path: str, column: str):
+        self._file, self._column = parquet_file(path), column
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._lock = Lock()  # readers of Parquet are not made for several threads
+        self._go_to(0)
+
+    def __getitem__(self, row: int) -> Any:
+        with self._lock:
+            group = bisect_right(self._starts, row) - 1
+            if (self._kept and row < self._kept[0][0]) or self._starts[group] > self._end:
+                self._go_to(group)
+            while row >= self._end:
+                values = next(self._batches).column(0)
+                self._kept.append((self._end, values))
+                self._end += len(values)
+            start, values = next(pair for pair in reversed(self._kept) if pair[0] <= row)
+            return values[row - start].as_py()
+
+    def _go_to(self, group: int) -> None:
+        groups = list(range(group, len(self._starts) - 1))
+        self._batches = self._file.iter_batches(self.ROWS, groups, [self._column], use_threads=False)
+        self._kept: deque[tuple[int, Any]] = deque(maxlen=self.KEPT)
+        self._end = self._starts[group]
 
 
-@lru_cache(maxsize=64)
-def _bounds(path: str) -> list[int]:
-    metadata = parquet_file(path).metadata
-    bounds = [0]
-    for group in range(metadata.num_row_groups):
-        bounds.append(bounds[-1] + metadata.row_group(group).num_rows)
-    return bounds
-
-
-@lru_cache(maxsize=2)  # rows come in order, so the group at hand and the next
-def _column(path: str, column: str, group: int) -> Any:
-    return parquet_file(path).read_row_group(group, columns=[column]).column(0)
+@lru_cache(maxsize=4)
+def _column(path: str, column: str) -> _Column:
+    return _Column(path, column)
 
 
 @lru_cache(maxsize=4)
@@ -219,7 +242,8 @@ class _Patient(io.RawIOBase):
 def parquet_file(given: str, seconds: float = SECONDS) -> "ParquetFile":
     from pyarrow import parquet
 
-    return parquet.ParquetFile(open_file(given, seconds) if is_url(given) else _regular(given))
+    # A buffer, or the whole of a column's chunk would be read at once.
+    return parquet.ParquetFile(open_file(given, seconds) if is_url(given) else _regular(given), buffer_size=2**20)
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from open_gem.imaging import read_image
 from open_gem.label.done import key
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
-from open_gem.parts import Parts, Row
+from open_gem.parts import Parts, Row, mask_of
 from open_gem.viz import overlay
 
 SIDE = 256  # pixels of a sample's longer side
@@ -120,27 +120,16 @@ def draw(picture: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image
     boxes = []
     for one in objects:
         mask = Image.fromarray(_mask(one, size)).resize(small.size, Image.Resampling.NEAREST)
-        covered |= np.asarray(mask) > 0
+        covered |= np.asarray(mask)
         boxes.append([side * small.width / picture.width for side in one["xyxy"]])
     return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
 
 
 def _mask(one: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The mask `(y, x)` of an object, 0 and 1."""
+    """The mask `(y, x)` of an object."""
     if one["rle"] is not None:
-        return decode(one["rle"])
-    mask = np.zeros(size, dtype=np.uint8)
+        return mask_of(one["rle"])
+    mask = np.zeros(size, dtype=bool)
     left, top, right, bottom = one["xyxy"]
-    mask[top:bottom, left:right] = 1
+    mask[top:bottom, left:right] = True
     return mask
-
-
-def decode(rle: dict[str, Any]) -> np.ndarray:
-    """COCO's compressed run-length encoding -> a mask `(y, x)` uint8, 0 and 1."""
-    import warnings
-
-    from pycocotools import mask
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
-        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()})
