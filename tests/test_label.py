@@ -47,7 +47,7 @@ def labeling(tiny_localizer: Localizer) -> Labeling:
 
 
 def claim(folder: Path, labeling: Labeling, source) -> Parts:
-    return Parts.claim(folder, labeling.manifest(source.root))
+    return Parts.claim(folder, labeling.manifest(source))
 
 
 def items_of(folder: Path) -> list[Item]:
@@ -417,7 +417,7 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
     ]
     for limits, expected in cases:
         folder = tmp_path / str(limits)
-        parts = Parts.claim(folder, labeling.manifest(None))
+        parts = Parts.claim(folder, labeling.manifest(open_source(str(photos))))
         with PartWriter(parts, **limits) as writer:
             for row in rows:
                 writer.add(row)
@@ -426,9 +426,9 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
 
 
 def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer):
-    root = str(photos)
-    fingerprint = labeling.manifest(root).fingerprint
-    assert labeling.manifest(root).fingerprint == fingerprint
+    source = open_source(str(photos))
+    fingerprint = labeling.manifest(source).fingerprint
+    assert labeling.manifest(source).fingerprint == fingerprint
     changed = [
         replace(labeling, ontology=Ontology.of(["cat", "cow"], **ANY)),
         replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=0.1)),
@@ -440,7 +440,8 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
         replace(labeling, per="label"),
         replace(labeling, least_area=0.1),
     ]
-    others = {one.manifest(root).fingerprint for one in changed} | {labeling.manifest("/elsewhere").fingerprint}
+    others = {one.manifest(source).fingerprint for one in changed}
+    others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
     assert len(others - {fingerprint}) == len(changed) + 1
 
 

@@ -159,14 +159,14 @@ HANGS = """
 import sys, threading
 from open_gem.label import sources
 from open_gem.label.reading import within
-walk = sources._walk
+walk = sources.walk
 def hangs():
     print("hangs", file=sys.stderr, flush=True)
     threading.Event().wait()
 def walk_and_hang(*given):
     yield from walk(*given)
     within(10_000, hangs)
-sources._walk = walk_and_hang
+sources.walk = walk_and_hang
 from open_gem.cli import main
 main()
 """

@@ -1,6 +1,7 @@
 """Parts: what is written is what is read, by the libraries people use; one folder holds one kind of labels."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,32 @@ def test_other_settings_are_refused_with_what_differs(parts):
     with pytest.raises(InputError, match=r"presence\.cat was 0\.5, is 0\.6"):
         Parts.claim(parts.folder, other)
     assert Parts.claim(parts.folder, MANIFEST).manifest == MANIFEST
+
+
+def test_what_differs_alike_is_told_once(tmp_path):
+    def manifest(presence: float) -> Manifest:
+        labels = {label: {"presence": presence} for label in ("cat", "dog", "cow")}
+        return Manifest({"ontology": labels, "size": presence}, ("cat", "dog", "cow"))
+
+    Parts.claim(tmp_path, manifest(0.5))
+    with pytest.raises(InputError) as caught:
+        Parts.claim(tmp_path, manifest(0.6))
+    told = "ontology.cat.presence was 0.5, is 0.6 (and 2 more such); size was 0.5, is 0.6"
+    assert str(caught.value).endswith(told)
+
+
+def test_images_may_be_moved_but_those_of_another_folder_are_others(tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    one.mkdir()
+    Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(one)))
+    with pytest.raises(InputError, match="of images in '.*one', which is still there"):
+        Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two)))
+    one.rename(two)
+    assert Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two))).manifest.root == str(two)
+    assert Parts.open(tmp_path / "labels").manifest.root == str(two)
+    Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://a"))
+    with pytest.raises(InputError, match="which is still there"):
+        Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://b"))
 
 
 def test_what_is_not_a_folder_of_labels(tmp_path, parts):

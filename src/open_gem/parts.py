@@ -120,10 +120,11 @@ def mask_of(rle: Mapping[str, Any]) -> "np.ndarray":
 @dataclass(frozen=True)
 class Manifest:
     """What made the parts of a folder: `settings`, all that decides a row, as values that JSON can hold; `labels` in
-    order."""
+    order; `root`, where the images were that ids are relative to, None where ids stand for themselves."""
 
     settings: Mapping[str, Any]
     labels: tuple[str, ...]
+    root: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -136,14 +137,21 @@ class Manifest:
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text("utf-8"))
-            return cls(document["settings"], tuple(document["labels"]))
+            settings = dict(document["settings"])
+            root = settings.pop("root", None)  # where it was before it had a place of its own
+            return cls(settings, tuple(document["labels"]), document.get("root", root))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is no manifest of labels: {error!r}") from error
 
     def write(self, folder: Path) -> None:
-        document = {"fingerprint": self.fingerprint, "labels": self.labels, "settings": self.settings}
+        document = {
+            "fingerprint": self.fingerprint,
+            "root": self.root,
+            "labels": self.labels,
+            "settings": self.settings,
+        }
         write_file(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
@@ -168,8 +176,8 @@ class Parts:
 
         Raises InputError where it holds labels made with others, OutputError where it cannot be written.
         """
-        if not cls.is_claimed(folder, manifest):
-            manifest.write(folder)
+        if not cls.is_claimed(folder, manifest) or Manifest.read(folder) != manifest:
+            manifest.write(folder)  # also where the images are now
         return cls(folder, manifest)
 
     @classmethod
@@ -183,6 +191,11 @@ class Parts:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
                 + _differences(there, manifest)
+            )
+        if there.root != manifest.root and there.root is not None and _may_exist(there.root):
+            raise InputError(
+                f"{str(folder)!r} holds labels of images in {there.root!r}, which is still there, and ids are relative "
+                f"to it: expected another folder for those in {manifest.root!r}"
             )
         return True
 
@@ -265,12 +278,21 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
         raise OutputError(f"cannot read {str(path)!r}: {reason}; remove it to label its images again") from error
 
 
+def _may_exist(root: str) -> bool:
+    """Whether images may still be where they were; nobody looks at what is remote."""
+    return "://" in root or Path(root).exists()
+
+
 def _differences(there: Manifest, here: Manifest) -> str:
-    """What two manifests say otherwise, for a message: the first few settings."""
+    """What two manifests say otherwise, for a message: the first few settings; what is common to many is told once."""
     old, new = ({**_flat(one.settings), "labels": list(one.labels)} for one in (there, here))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    told = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names[:3]]
-    return "; ".join([*told, f"{len(names) - 3} more"] if len(names) > 3 else told)
+    told: dict[str, list[str]] = {}
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            change = f"was {_short(old.get(name))}, is {_short(new.get(name))}"
+            told.setdefault(f"{name.rpartition('.')[2]} {change}", []).append(f"{name} {change}")
+    lines = [one[0] if len(one) == 1 else f"{one[0]} (and {len(one) - 1} more such)" for one in told.values()]
+    return "; ".join([*lines[:3], f"{len(lines) - 3} more"] if len(lines) > 3 else lines)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

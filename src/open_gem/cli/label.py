@@ -161,7 +161,10 @@ def label(
         raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
     images = open_source(source, Columns(column, id_column, read_timeout))
-    check_writable(out)
+    if watch is None:
+        images.check_not_empty()
+    if not dry_run:
+        check_writable(out)
     shard = Shard.of_environment()
     recipe = Recipe(
         wanted,
@@ -251,7 +254,7 @@ def _run(
     from open_gem.parts import Parts
 
     with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
-        parts = Parts.claim(out, labeling.manifest(source.root))
+        parts = Parts.claim(out, labeling.manifest(source))
         if retry_errors and (forgotten := parts.forget_errors()):
             say(f"{forgotten} images that had an error are tried again")
 
@@ -313,7 +316,7 @@ def _estimate(
     from open_gem.label.done import Ids, done_in
     from open_gem.parts import Parts
 
-    manifest = labeling.manifest(source.root)
+    manifest = labeling.manifest(source)
     done = done_in(Parts(out, manifest)) if Parts.is_claimed(out, manifest) else Ids()
     return estimate(labeling, source, done, shard=shard, batch=batch, workers=workers)
 

@@ -30,7 +30,7 @@ from open_gem.errors import InputError, OpenGemError
 from open_gem.imaging import read_image, size_of
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS, one_line, read
-from open_gem.label.sources import Item, printable
+from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import SCALES, Localization
 from open_gem.localizer import Localizer
 from open_gem.parts import Manifest, Row, Span, row_of, run_lengths
@@ -99,11 +99,11 @@ class Labeling:
         if "heatmaps" in self.outputs and views.merge == "logits" and not views.is_plain:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
 
-    def manifest(self, root: str | None) -> Manifest:
-        """All that decides a row; `root` is what ids are relative to."""
+    def manifest(self, source: "Source") -> Manifest:
+        """All that decides a row, and where the images are."""
         settings = {
             "open_gem": open_gem.__version__,
-            "root": root,
+            **({} if source.columns is None else {"columns": source.columns}),
             **self.localizer.describe(),
             "weights": self.localizer.backbone.fingerprint(),
             "ontology": self.ontology.describe(),
@@ -112,7 +112,7 @@ class Labeling:
             "per": self.per,
             "least_area": self.least_area,
         }
-        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels)
+        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels, source.root)
 
     # Three steps ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The engine of one machine: threads that read and decode -> the model -> threads that find objects -> parts.
 
     with writing(folder):
-        tally = run(Parts.claim(folder, labeling.manifest(source.root)), labeling, source)
+        tally = run(Parts.claim(folder, labeling.manifest(source)), labeling, source)
 
 Every queue is bounded, so memory does not grow with the number of images. A read that hangs keeps one thread and
 nobody else: images that are ready go before it, objects are found by threads of their own, and all are daemons, which

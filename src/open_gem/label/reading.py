@@ -9,10 +9,10 @@ import os
 import re
 import stat
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from collections import deque
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +25,7 @@ from open_gem.errors import ImageError, InputError, OpenGemError
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-    from open_gem.label.sources import Item
+    from open_gem.label.paths import Item
 
 MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
 SECONDS = 60.0  # for one remote read, unless asked otherwise
