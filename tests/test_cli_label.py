@@ -47,7 +47,7 @@ def test_a_folder_is_labelled_and_summed_up(place, tiny):
     result = label(tiny, "-c", "classes.yaml")
     assert result.exit_code == 1, result.output  # one image has an error
     assert "6 images labelled" in result.stdout
-    assert "1 images with an error: … is not a picture of any format that PIL reads: it starts with …" in result.stdout
+    assert "1 image with an error: 'in/broken.png' is not a picture of any format that PIL reads" in result.stdout
     files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
     assert {"manifest.json", "summary.json", "samples.html"} < files and len(files) == 4
     rows = {row["id"]: row for row in Parts.open("out").rows()}
@@ -74,7 +74,7 @@ def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
     shutil.copy("in/0.png", "in/broken.png")
     result = label(tiny, "-c", "classes.yaml", "--retry-errors", "--json")
     assert result.exit_code == 0, result.output
-    assert "1 images that had an error are tried again" in result.stderr
+    assert "trying 1 image with an error again" in result.stderr
     summary = json.loads(result.stdout)
     assert (summary["labeled"], summary["errors"]) == (7, {})
     assert len(list(Parts.open("out").rows("id"))) == 7
@@ -120,6 +120,40 @@ def test_a_dry_run_writes_nothing(place, tiny):
     told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--json").stdout)
     assert (told["images"], told["done"], told["left"], told["sampled"]) == (8, 7, 1, 1)
     assert told["seconds"] > 0 and told["bytes"] > 0
+    told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--retry-errors", "--json").stdout)
+    assert (told["done"], told["left"]) == (6, 2)
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """The system says that no file can be made; root could in a folder that only says so itself."""
+
+    def refuses(*given, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    def forbid() -> None:
+        monkeypatch.setattr(Path, "replace", refuses)
+        monkeypatch.setattr("tempfile.TemporaryFile", refuses)
+
+    return forbid
+
+
+def test_where_nothing_can_be_written_one_can_still_look(place, tiny, read_only):
+    assert label(tiny, "-c", "classes.yaml").exit_code == 1
+    Path("out/samples.html").unlink()
+    read_only()
+    result = CliRunner().invoke(cli.app, ["labels", "out"])
+    assert result.exit_code == 0, result.output
+    assert "6 images labelled" in result.stdout and "Labels are in out\n" in result.stdout
+    assert "note: cannot write 'out/summary.json': Permission denied" in result.stderr
+    assert label(tiny, "-c", "classes.yaml", "--dry-run").exit_code == 0
+    assert label(tiny, "-c", "classes.yaml", "--dry-run", "--out", "nowhere").exit_code == 0
+    assert not Path("nowhere").exists()
+
+
+def test_names_that_match_nothing_claim_no_folder(place, tiny):
+    given = ["label", "in/*.jpg", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
+    refused(CliRunner().invoke(cli.app, given), "no image in 'in/*.jpg', expected at least one")
 
 
 def test_lists_with_the_same_image_twice(place, tiny):
@@ -127,7 +161,7 @@ def test_lists_with_the_same_image_twice(place, tiny):
     given = ["label", "list.txt", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
     result = CliRunner().invoke(cli.app, given)
     assert result.exit_code == 0, result.output
-    assert "warning: 1 images are there twice under one id" in result.stderr
+    assert "warning: 1 image listed again under an id that was there" in result.stderr
     assert [row["id"] for row in Parts.open("out").rows("id")] == ["in/0.png", "in/1.png"]
 
 
@@ -186,7 +220,7 @@ def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
     result = label(tiny, "-c", "classes.yaml", "--watch", "0.1")
     actor.join()
     assert result.exit_code == 0, result.output
-    assert "1 images labelled, 0 with an error; looking for more" in result.stderr
+    assert "1 image labelled, 0 with an error; looking for more" in result.stderr
     assert "7 images labelled" in result.stdout
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,14 @@ def test_what_a_killed_writer_left_half_written_goes(tmp_path):
     (tmp_path / ".0123.tmp").write_bytes(b"half a part")
     with writing(tmp_path):
         assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_shards_take_away_what_is_too_old_to_be_another_s(tmp_path):
+    for name, age in ((".old.tmp", 1000), (".new.tmp", 1)):
+        (tmp_path / name).write_bytes(b"half a part")
+        os.utime(tmp_path / name, (time.time(), time.time() - age))
+    with writing(tmp_path, Shard(0, 2)):
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".new.tmp"]
 
 
 def test_a_link_in_a_circle_is_one_item(tmp_path):

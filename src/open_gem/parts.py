@@ -12,7 +12,7 @@ in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", d
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]  # an image, with the fields of `schema`
+Place = tuple[Path, int]  # a part, and the number of a row in it
 Span = tuple[slice, slice]  # rows and columns of a picture
 
 MANIFEST = "manifest.json"
@@ -96,12 +97,10 @@ def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
     (height, width), (rows, columns) = size, span
     turned = np.zeros((mask.shape[1], height), dtype=bool)  # COCO goes down columns
     turned[:, rows] = mask.T
-    flat = turned.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0] * int(flat[0]), edges, [len(flat)] * int(flat[-1])])
-    counts = np.diff(edges + columns.start * height, prepend=0, append=height * width)
+    edges = np.flatnonzero(np.diff(turned.ravel(), prepend=False, append=False)) + columns.start * height
+    counts = np.diff(edges, prepend=0, append=height * width)
     counts = counts[:-1] if counts[-1] == 0 else counts
-    runs = {"size": [height, width], "counts": counts.tolist()}
+    runs: Any = {"size": [height, width], "counts": counts.tolist()}
     packed: Any = frPyObjects(runs, height, width)
     return {"size": [height, width], "counts": str(packed["counts"], "ascii")}
 
@@ -216,20 +215,21 @@ class Parts:
         """The rows of one part, or some of their fields. Errors as `columns`."""
         return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
 
-    def forget_errors(self) -> int:
-        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; how many.
+    def forget_errors(self, which: Callable[[Row], bool] = lambda row: True) -> list[str]:
+        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; their ids.
+
+        which  is asked with id, source and status of each such row, and tells whether it goes
 
         Raises OutputError.
         """
-        count = 0
+        forgotten: list[str] = []
         for path in self.paths():
-            statuses = [status for batch in _batches(path, ["status"]) for status in batch.column(0).to_pylist()]
-            if (failed := statuses.count("error")) == 0:
-                continue
-            rows = [row for batch in _batches(path, None) for row in batch.to_pylist() if row["status"] != "error"]
-            _write(path, rows)
-            count += failed
-        return count
+            rows = [row for batch in _batches(path, ["id", "source", "status"]) for row in batch.to_pylist()]
+            if gone := {row["id"] for row in rows if row["status"] == "error" and which(row)}:
+                rows = (row for batch in _batches(path, None) for row in batch.to_pylist())
+                _write(path, [row for row in rows if row["id"] not in gone])
+                forgotten += gone
+        return forgotten
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
         """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
@@ -238,6 +238,25 @@ class Parts:
         """
         for path in self.paths():
             yield from _batches(path, list(names) or None)
+
+    def placed(self, *names: str) -> Iterator[tuple[Place, Row]]:
+        """The same with the place of each, by which `at` finds it."""
+        for path in self.paths():
+            rows = (row for batch in _batches(path, list(names) or None) for row in batch.to_pylist())
+            yield from (((path, number), row) for number, row in enumerate(rows))
+
+    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, Row]]:
+        """The rows in some places, or some of their fields, in the order of parts. Errors as `columns`."""
+        wanted: dict[Path, set[int]] = {}
+        for path, number in places:
+            wanted.setdefault(path, set()).add(number)
+        for path, numbers in sorted(wanted.items()):
+            start = 0
+            for batch in _batches(path, list(names) or None):
+                here = sorted(number for number in numbers if start <= number < start + len(batch))
+                rows = batch.take([number - start for number in here]).to_pylist() if here else []
+                yield from (((path, number), row) for number, row in zip(here, rows, strict=True))
+                start += len(batch)
 
     def rows(self, *names: str) -> Iterator[Row]:
         """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""

@@ -16,6 +16,7 @@ from open_gem.cli._app import (
     ModelOption,
     PretrainedOption,
     app,
+    counted,
     new_console,
     progress_bar,
     say,
@@ -183,11 +184,11 @@ def label(
         least_area,
         read_timeout,
     )
-    labeling = recipe.make()
     if retry_errors and shard.of > 1:
         raise InputError("--retry-errors given under torchrun, expected one process: it changes parts of all")
+    labeling = recipe.make()
     if dry_run:
-        _show_estimate(_estimate(labeling, images, out, shard, batch, workers), as_json)
+        _show_estimate(_estimate(labeling, images, out, shard, batch, workers, retry_errors), as_json)
         return
     settings: dict[str, Any] = {"batch": batch, "workers": workers}
     if part is not None:
@@ -196,14 +197,15 @@ def label(
         settings["make"] = recipe.make
     parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, watch, retry_errors, quiet)
     if tally.twice:
-        say(f"warning: {tally.twice} images are there twice under one id, each is labelled once")
+        say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
     if shard.of == 1:
         conclude(parts, samples, as_json)
     else:
-        counts = f"{tally.labeled} images labelled, {tally.failed} with an error"
+        counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
         say(f"process {shard.index}: {counts}; see open-gem labels {out}")
     if stop.signal is not None and watch is None:
-        say(f"stopped: {tally.labeled + tally.failed} images done now; the same command goes on with the rest")
+        done = counted(tally.labeled + tally.failed, "image")
+        say(f"stopped: {done} done now; the same command goes on with the rest")
         raise typer.Exit(128 + stop.signal)
     if tally.failed and shard.of == 1:  # torchrun would end all others
         raise typer.Exit(1)
@@ -256,7 +258,7 @@ def _run(
     with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
         parts = Parts.claim(out, labeling.manifest(source))
         if retry_errors and (forgotten := parts.forget_errors()):
-            say(f"{forgotten} images that had an error are tried again")
+            say(f"trying {counted(len(forgotten), 'image')} with an error again")
 
         def once(images: "Source", done: Ids) -> Tally:
             total = 0 if quiet or every is not None or shard.of > 1 else _count(images)
@@ -271,7 +273,8 @@ def _run(
         tally = Tally()
         for tally in control.watch(once, parts, source, every, stop.event):
             if not quiet and tally.labeled + tally.failed:
-                say(f"{tally.labeled} images labelled, {tally.failed} with an error; looking for more, Ctrl-C ends it")
+                counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
+                say(f"{counts}; looking for more, Ctrl-C ends it")
         return parts, tally, stop
 
 
@@ -310,14 +313,20 @@ def _count(source: "Source") -> int:
 
 
 def _estimate(
-    labeling: "Labeling", source: "Source", out: Path, shard: "Shard", batch: int, workers: int | None
+    labeling: "Labeling",
+    source: "Source",
+    out: Path,
+    shard: "Shard",
+    batch: int,
+    workers: int | None,
+    retry_errors: bool,
 ) -> "Estimate":
     from open_gem.label.control import estimate
     from open_gem.label.done import Ids, done_in
     from open_gem.parts import Parts
 
     manifest = labeling.manifest(source)
-    done = done_in(Parts(out, manifest)) if Parts.is_claimed(out, manifest) else Ids()
+    done = done_in(Parts(out, manifest), errors=not retry_errors) if Parts.is_claimed(out, manifest) else Ids()
     return estimate(labeling, source, done, shard=shard, batch=batch, workers=workers)
 
 
@@ -332,7 +341,7 @@ def _show_estimate(found: "Estimate", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(told))
         return
-    typer.echo(f"{tally.listed} images: {tally.there} done, {left} left, {tally.twice} listed twice")
+    typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
     if found.seconds is not None and found.size is not None:
         speed = left / found.seconds
         duration, size = _duration(found.seconds), found.size / 1e6
