@@ -1,8 +1,10 @@
 """`open-gem label` and `open-gem labels` as a person uses them."""
 
 import json
+import os
 import shutil
 import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -14,9 +16,11 @@ from typer.testing import CliRunner, Result
 from open_gem import cli
 from open_gem.datasets.scenes import scene
 from open_gem.label import control
+from open_gem.label.done import Ids
 from open_gem.label.sources import open_source
 from open_gem.label.summary import kind_of
-from open_gem.parts import Parts
+from open_gem.label.watching import Errors, Looks
+from open_gem.parts import Manifest, Parts, row_of
 
 
 @pytest.fixture
@@ -197,7 +201,6 @@ def test_under_torchrun_each_process_has_its_share(place, tiny, monkeypatch):
 
 
 def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
-    monkeypatch.setattr(control, "SETTLE", 0.0)
     stopping = control.stopping
     stops = []
 
@@ -213,15 +216,18 @@ def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
         _wait(lambda: Path("out/manifest.json").exists() and len(list(Parts.open("out").rows("id"))) == 7)
         shutil.copy("in/0.png", "in/new.png")
         _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
+        shutil.copy("in/1.png", "in/broken.png")
+        _wait(lambda: all(row["status"] == "ok" for row in Parts.open("out").rows("status")))
+        _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
         stops[0].event.set()
 
     actor = threading.Thread(target=act)
     actor.start()
-    result = label(tiny, "-c", "classes.yaml", "--watch", "0.1")
+    result = label(tiny, "-c", "classes.yaml", "--watch", "0.1", "--settle", "0")
     actor.join()
     assert result.exit_code == 0, result.output
     assert "1 image labelled, 0 with an error; looking for more" in result.stderr
-    assert "7 images labelled" in result.stdout
+    assert "8 images labelled" in result.stdout
 
 
 class _Context:
@@ -243,9 +249,63 @@ def _wait(until) -> None:
 
 
 def test_files_that_may_still_be_being_written_wait(place):
-    source = open_source("in")
-    assert list(control.settled(source, 1000).items()) == []
-    assert len(list(control.settled(source, 0).items())) == 7
+    def ids(looks: Looks, done: Ids = Ids()) -> list[str]:  # noqa: B008 - never changed
+        return sorted(item.id for item in looks.settled(open_source("in"), done).items())
+
+    names = sorted(path.name for path in Path("in").iterdir())
+    assert ids(Looks(1000)) == []
+    assert ids(Looks(1000), Ids(names)) == names, "what is done is counted, and nobody looks at it"
+    looks = Looks(0)
+    assert ids(looks) == names, "what is there at first is taken"
+    shutil.copy("in/0.png", "in/new.png")
+    assert ids(looks) == names, "what comes then is taken when it stood still for one look"
+    Path("in/new.png").write_bytes(b"more")
+    assert ids(looks) == names
+    assert ids(looks) == sorted([*names, "new.png"])
+
+
+def test_a_tar_that_grows_waits_as_a_whole(place):
+    def add(name: str) -> None:
+        with tarfile.open("s.tar", "a") as tar:
+            tar.add("in/0.png", name)
+
+    def ids(looks: Looks) -> list[str]:
+        return [item.id for item in looks.settled(open_source("s.tar"), Ids()).items()]
+
+    add("a.png")
+    looks = Looks(0)
+    assert ids(looks) == ["s.tar/a.png"]
+    add("b.png")
+    assert ids(looks) == []
+    assert ids(looks) == ["s.tar/a.png", "s.tar/b.png"]
+
+
+def test_errors_are_tried_again_when_their_files_have_changed(place, tmp_path):
+    """Also those of a run before, and of files that were changed while they were read; others are not."""
+    parts = Parts.claim(tmp_path / "out", Manifest({}, ("cat",)))
+    old = time.time() - 1000
+    for name in ("same", "grown", "replaced", "while"):
+        Path(f"in/{name}.png").write_bytes(b"x")
+        os.utime(f"in/{name}.png", (old, old if name != "while" else old + 995))
+    rows = [
+        row_of(name, f"in/{name}.png", status="error", error="", seconds=0.0) for name in ("same", "grown", "replaced")
+    ]
+    away = [
+        row_of("gone", "in/gone.png", status="error", error="", seconds=0.0),
+        row_of("far", "s3://b/x.png", status="error", error="", seconds=0.0),
+    ]
+    parts.write("1", [*rows, *away, row_of("good", "in/0.png", status="ok", seconds=0.0)])
+    errors = Errors(parts, 2.0)
+    errors.learn()
+    assert errors.forget_changed() == []
+    parts.write("2", [row_of("while", "in/while.png", status="error", error="", seconds=0.0)])
+    errors.learn(time.time() - 10)
+    Path("in/grown.png").write_bytes(b"xx")
+    os.utime("in/grown.png", (old, old + 1))
+    os.utime("in/replaced.png", (old, old + 2))
+    assert sorted(errors.forget_changed()) == ["grown", "replaced", "while"]
+    assert errors.forget_changed() == []
+    assert sorted(row["id"] for row in parts.rows("id")) == ["far", "gone", "good", "same"]
 
 
 def test_errors_by_kind():

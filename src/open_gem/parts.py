@@ -224,12 +224,16 @@ class Parts:
         """
         forgotten: list[str] = []
         for path in self.paths():
-            rows = [row for batch in _batches(path, ["id", "source", "status"]) for row in batch.to_pylist()]
-            if gone := {row["id"] for row in rows if row["status"] == "error" and which(row)}:
+            if gone := {row["id"] for row in self.errors_of(path) if which(row)}:
                 rows = (row for batch in _batches(path, None) for row in batch.to_pylist())
                 _write(path, [row for row in rows if row["id"] not in gone])
                 forgotten += gone
         return forgotten
+
+    def errors_of(self, path: Path) -> Iterator[Row]:
+        """Id, source and status of the images of a part that could not be labelled."""
+        for batch in _batches(path, ["id", "source", "status"]):
+            yield from (row for row in batch.to_pylist() if row["status"] == "error")
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
         """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.

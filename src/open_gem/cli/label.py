@@ -139,6 +139,12 @@ def label(
     watch: Annotated[
         float | None, typer.Option(min=0.1, help="Look for new images every so many seconds.", rich_help_panel=RUN)
     ] = None,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, help="With --watch: seconds since the last change of a file that is taken.", rich_help_panel=RUN
+        ),
+    ] = 2.0,
     samples: Annotated[
         int, typer.Option(min=0, help="Images a label on the page of samples; 0: no page.", rich_help_panel=RUN)
     ] = 8,
@@ -195,7 +201,9 @@ def label(
         settings["rows"] = part
     if engine == "ray":
         settings["make"] = recipe.make
-    parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, watch, retry_errors, quiet)
+    parts, tally, stop = _run(
+        labeling, images, out, shard, ENGINES[engine](), settings, watch, settle, retry_errors, quiet
+    )
     if tally.twice:
         say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
     if shard.of == 1:
@@ -247,12 +255,14 @@ def _run(
     engine: Engine,
     settings: dict[str, Any],
     every: float | None,
+    settle: float,
     retry_errors: bool,
     quiet: bool,
 ) -> "tuple[Parts, Tally, Stop]":
     """Label, once or again and again; what there is in the end, and what came of the last time."""
     from open_gem.label import control
     from open_gem.label.done import Ids, Tally, done_in, writing
+    from open_gem.label.watching import watch
     from open_gem.parts import Parts
 
     with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
@@ -271,7 +281,8 @@ def _run(
         if every is None:
             return parts, once(source, done_in(parts)), stop
         tally = Tally()
-        for tally in control.watch(once, parts, source, every, stop.event):
+        alone = shard.of == 1
+        for tally in watch(once, parts, source, every, stop.event, settle=settle, retry=alone):
             if not quiet and tally.labeled + tally.failed:
                 counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
                 say(f"{counts}; looking for more, Ctrl-C ends it")

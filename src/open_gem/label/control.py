@@ -1,4 +1,4 @@
-"""What surrounds a run: estimates before it, folders that grow, and signals that end it in order."""
+"""What surrounds a run: estimates before it, and signals that end it in order."""
 
 import os
 import signal
@@ -6,21 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn
 
-from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.done import WHOLE, Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
-from open_gem.label.reading import is_url
-from open_gem.label.sources import Item, Source
-from open_gem.parts import Parts, encode
-
-SETTLE = 2.0  # seconds for which a file must not have changed: it may still be being written
-
+from open_gem.label.sources import Source
+from open_gem.parts import encode
 
 # Before a run ---------------------------------------------------------------------------------------------------------
 
@@ -54,39 +49,6 @@ def estimate(
     rows = list(label(labeling, first, **settings))
     seconds = (time.perf_counter() - start) / len(rows)
     return Estimate(tally, len(rows), seconds * left, len(encode(rows)) / len(rows) * left)
-
-
-# Folders that grow ----------------------------------------------------------------------------------------------------
-
-
-def settled(source: Source, seconds: float = SETTLE) -> Source:
-    """The source without files that changed less than `seconds` ago."""
-
-    def items() -> Iterator[Item]:
-        return (item for item in source.items() if _age(item) >= seconds)
-
-    return replace(source, items=items)
-
-
-def _age(item: Item) -> float:
-    """Seconds since an item's file changed; for ever, where that is not known."""
-    if item.container or item.error or is_url(item.source):
-        return float("inf")
-    try:
-        return abs(time.time() - Path(item.source).stat().st_mtime)  # clocks differ: one that is ahead waits no longer
-    except OSError:
-        return float("inf")
-
-
-def watch(
-    run: Callable[[Source, Ids], Tally], parts: Parts, source: Source, every: float, stop: Event
-) -> Iterator[Tally]:
-    """Run again and again, with what has come since, until `stop` is set; `every` seconds between."""
-    done = done_in(parts)
-    while True:
-        yield run(settled(source), done)
-        if stop.wait(every):
-            return
 
 
 # Signals --------------------------------------------------------------------------------------------------------------

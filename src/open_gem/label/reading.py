@@ -195,6 +195,16 @@ def local_path(given: str) -> str:
     return strip_protocol(given)
 
 
+def local_file(address: str) -> str | None:
+    """The local file in which something is that `Item.source` tells of; None where that is remote."""
+    if match := ROW.fullmatch(address):
+        address = match[1]
+    if address.startswith("tar://"):
+        address = address.rpartition("::")[2]
+    address = local_path(address)
+    return None if is_url(address) else address
+
+
 def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
     """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
     if not is_url(given):
