@@ -258,10 +258,10 @@ def test_files_that_may_still_be_being_written_wait(place):
     looks = Looks(0)
     assert ids(looks) == names, "what is there at first is taken"
     shutil.copy("in/0.png", "in/new.png")
-    assert ids(looks) == names, "what comes then is taken when it stood still for one look"
+    assert ids(looks, Ids(names)) == names, "what comes then is taken when it stood still for one look"
     Path("in/new.png").write_bytes(b"more")
-    assert ids(looks) == names
-    assert ids(looks) == sorted([*names, "new.png"])
+    assert ids(looks, Ids(names)) == names
+    assert ids(looks, Ids(names)) == sorted([*names, "new.png"])
 
 
 def test_a_tar_that_grows_waits_as_a_whole(place):
@@ -287,14 +287,9 @@ def test_errors_are_tried_again_when_their_files_have_changed(place, tmp_path):
     for name in ("same", "grown", "replaced", "while"):
         Path(f"in/{name}.png").write_bytes(b"x")
         os.utime(f"in/{name}.png", (old, old if name != "while" else old + 995))
-    rows = [
-        row_of(name, f"in/{name}.png", status="error", error="", seconds=0.0) for name in ("same", "grown", "replaced")
-    ]
-    away = [
-        row_of("gone", "in/gone.png", status="error", error="", seconds=0.0),
-        row_of("far", "s3://b/x.png", status="error", error="", seconds=0.0),
-    ]
-    parts.write("1", [*rows, *away, row_of("good", "in/0.png", status="ok", seconds=0.0)])
+    places = {name: f"in/{name}.png" for name in ("same", "grown", "replaced", "gone")} | {"far": "s3://b/x.png"}
+    rows = [row_of(id, source, status="error", error="", seconds=0.0) for id, source in places.items()]
+    parts.write("1", [*rows, row_of("good", "in/0.png", status="ok", seconds=0.0)])
     errors = Errors(parts, 2.0)
     errors.learn()
     assert errors.forget_changed() == []

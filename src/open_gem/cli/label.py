@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -201,9 +201,8 @@ def label(
         settings["rows"] = part
     if engine == "ray":
         settings["make"] = recipe.make
-    parts, tally, stop = _run(
-        labeling, images, out, shard, ENGINES[engine](), settings, watch, settle, retry_errors, quiet
-    )
+    looks = Watched(watch, settle)
+    parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, looks, retry_errors, quiet)
     if tally.twice:
         say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
     if shard.of == 1:
@@ -244,6 +243,13 @@ def _device(given: str) -> str:
     return given
 
 
+class Watched(NamedTuple):
+    """Seconds between looks, None for one only; and since the last change of a file that is taken."""
+
+    every: float | None
+    settle: float
+
+
 # Running --------------------------------------------------------------------------------------------------------------
 
 
@@ -254,8 +260,7 @@ def _run(
     shard: "Shard",
     engine: Engine,
     settings: dict[str, Any],
-    every: float | None,
-    settle: float,
+    watched: "Watched",
     retry_errors: bool,
     quiet: bool,
 ) -> "tuple[Parts, Tally, Stop]":
@@ -271,18 +276,18 @@ def _run(
             say(f"trying {counted(len(forgotten), 'image')} with an error again")
 
         def once(images: "Source", done: Ids) -> Tally:
-            total = 0 if quiet or every is not None or shard.of > 1 else _count(images)
+            total = 0 if quiet or watched.every is not None or shard.of > 1 else _count(images)
             with progress_bar(total, quiet) as advance:
                 advance(min(total, len(done)))
                 return engine(
                     parts, labeling, images, shard=shard, stop=stop.event, done=done, progress=advance, **settings
                 )
 
-        if every is None:
+        if watched.every is None:
             return parts, once(source, done_in(parts)), stop
         tally = Tally()
         alone = shard.of == 1
-        for tally in watch(once, parts, source, every, stop.event, settle=settle, retry=alone):
+        for tally in watch(once, parts, source, watched.every, stop.event, settle=watched.settle, retry=alone):
             if not quiet and tally.labeled + tally.failed:
                 counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
                 say(f"{counts}; looking for more, Ctrl-C ends it")
