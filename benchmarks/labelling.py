@@ -76,7 +76,7 @@ def in_a_loop(labeling: Labeling, folder: Path, batch: int) -> float:
 def by_engine(labeling: Labeling, folder: Path, run: Callable, **settings: object) -> float:
     source = open_source(str(folder))
     with tempfile.TemporaryDirectory() as out:
-        parts = Parts.claim(Path(out), labeling.manifest(source.root))  # hashes the weights: once, however many images
+        parts = Parts.claim(Path(out), labeling.manifest(source))  # hashes the weights: once, however many images
         start = time.perf_counter()
         tally = run(parts, labeling, source, **settings)
         seconds = time.perf_counter() - start

@@ -47,7 +47,7 @@ def main(given: str, out: str, model: str, log: str, engine: str = "local") -> N
     source = open_source(given, Columns(id="id" if given.endswith(".csv") else None))
     labeling, folder = make(model, log), Path(out)
     with control.stopping(print) as stop, writing(folder):
-        parts = Parts.claim(folder, labeling.manifest(source.root))
+        parts = Parts.claim(folder, labeling.manifest(source))
         if engine == "local":
             tally = local.run(parts, labeling, source, rows=PART, workers=2, stop=stop.event)
         else:

@@ -1,7 +1,10 @@
 """`open-gem label` and `open-gem labels` as a person uses them."""
 
 import json
+import os
 import shutil
+import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -13,9 +16,11 @@ from typer.testing import CliRunner, Result
 from open_gem import cli
 from open_gem.datasets.scenes import scene
 from open_gem.label import control
+from open_gem.label.done import Ids
 from open_gem.label.sources import open_source
 from open_gem.label.summary import kind_of
-from open_gem.parts import Parts
+from open_gem.label.watching import Errors, Looks
+from open_gem.parts import Manifest, Parts, row_of
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def test_a_folder_is_labelled_and_summed_up(place, tiny):
     result = label(tiny, "-c", "classes.yaml")
     assert result.exit_code == 1, result.output  # one image has an error
     assert "6 images labelled" in result.stdout
-    assert "1 images with an error: … is not a picture of any format that PIL reads: it starts with …" in result.stdout
+    assert "1 image with an error: 'in/broken.png' is not a picture of any format that PIL reads" in result.stdout
     files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
     assert {"manifest.json", "summary.json", "samples.html"} < files and len(files) == 4
     rows = {row["id"]: row for row in Parts.open("out").rows()}
@@ -73,7 +78,7 @@ def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
     shutil.copy("in/0.png", "in/broken.png")
     result = label(tiny, "-c", "classes.yaml", "--retry-errors", "--json")
     assert result.exit_code == 0, result.output
-    assert "1 images that had an error are tried again" in result.stderr
+    assert "trying 1 image with an error again" in result.stderr
     summary = json.loads(result.stdout)
     assert (summary["labeled"], summary["errors"]) == (7, {})
     assert len(list(Parts.open("out").rows("id"))) == 7
@@ -119,6 +124,40 @@ def test_a_dry_run_writes_nothing(place, tiny):
     told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--json").stdout)
     assert (told["images"], told["done"], told["left"], told["sampled"]) == (8, 7, 1, 1)
     assert told["seconds"] > 0 and told["bytes"] > 0
+    told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--retry-errors", "--json").stdout)
+    assert (told["done"], told["left"]) == (6, 2)
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """The system says that no file can be made; root could in a folder that only says so itself."""
+
+    def refuses(*given, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    def forbid() -> None:
+        monkeypatch.setattr(Path, "replace", refuses)
+        monkeypatch.setattr("tempfile.TemporaryFile", refuses)
+
+    return forbid
+
+
+def test_where_nothing_can_be_written_one_can_still_look(place, tiny, read_only):
+    assert label(tiny, "-c", "classes.yaml").exit_code == 1
+    Path("out/samples.html").unlink()
+    read_only()
+    result = CliRunner().invoke(cli.app, ["labels", "out"])
+    assert result.exit_code == 0, result.output
+    assert "6 images labelled" in result.stdout and "Labels are in out\n" in result.stdout
+    assert "note: cannot write 'out/summary.json': Permission denied" in result.stderr
+    assert label(tiny, "-c", "classes.yaml", "--dry-run").exit_code == 0
+    assert label(tiny, "-c", "classes.yaml", "--dry-run", "--out", "nowhere").exit_code == 0
+    assert not Path("nowhere").exists()
+
+
+def test_names_that_match_nothing_claim_no_folder(place, tiny):
+    given = ["label", "in/*.jpg", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
+    refused(CliRunner().invoke(cli.app, given), "no image in 'in/*.jpg', expected at least one")
 
 
 def test_lists_with_the_same_image_twice(place, tiny):
@@ -126,7 +165,7 @@ def test_lists_with_the_same_image_twice(place, tiny):
     given = ["label", "list.txt", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
     result = CliRunner().invoke(cli.app, given)
     assert result.exit_code == 0, result.output
-    assert "warning: 1 images are there twice under one id" in result.stderr
+    assert "warning: 1 image listed again under an id that was there" in result.stderr
     assert [row["id"] for row in Parts.open("out").rows("id")] == ["in/0.png", "in/1.png"]
 
 
@@ -162,7 +201,6 @@ def test_under_torchrun_each_process_has_its_share(place, tiny, monkeypatch):
 
 
 def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
-    monkeypatch.setattr(control, "SETTLE", 0.0)
     stopping = control.stopping
     stops = []
 
@@ -178,15 +216,18 @@ def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
         _wait(lambda: Path("out/manifest.json").exists() and len(list(Parts.open("out").rows("id"))) == 7)
         shutil.copy("in/0.png", "in/new.png")
         _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
+        shutil.copy("in/1.png", "in/broken.png")
+        _wait(lambda: all(row["status"] == "ok" for row in Parts.open("out").rows("status")))
+        _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
         stops[0].event.set()
 
     actor = threading.Thread(target=act)
     actor.start()
-    result = label(tiny, "-c", "classes.yaml", "--watch", "0.1")
+    result = label(tiny, "-c", "classes.yaml", "--watch", "0.1", "--settle", "0")
     actor.join()
     assert result.exit_code == 0, result.output
-    assert "1 images labelled, 0 with an error; looking for more" in result.stderr
-    assert "7 images labelled" in result.stdout
+    assert "1 image labelled, 0 with an error; looking for more" in result.stderr
+    assert "8 images labelled" in result.stdout
 
 
 class _Context:
@@ -208,9 +249,58 @@ def _wait(until) -> None:
 
 
 def test_files_that_may_still_be_being_written_wait(place):
-    source = open_source("in")
-    assert list(control.settled(source, 1000).items()) == []
-    assert len(list(control.settled(source, 0).items())) == 7
+    def ids(looks: Looks, done: Ids = Ids()) -> list[str]:  # noqa: B008 - never changed
+        return sorted(item.id for item in looks.settled(open_source("in"), done).items())
+
+    names = sorted(path.name for path in Path("in").iterdir())
+    assert ids(Looks(1000)) == []
+    assert ids(Looks(1000), Ids(names)) == names, "what is done is counted, and nobody looks at it"
+    looks = Looks(0)
+    assert ids(looks) == names, "what is there at first is taken"
+    shutil.copy("in/0.png", "in/new.png")
+    assert ids(looks, Ids(names)) == names, "what comes then is taken when it stood still for one look"
+    Path("in/new.png").write_bytes(b"more")
+    assert ids(looks, Ids(names)) == names
+    assert ids(looks, Ids(names)) == sorted([*names, "new.png"])
+
+
+def test_a_tar_that_grows_waits_as_a_whole(place):
+    def add(name: str) -> None:
+        with tarfile.open("s.tar", "a") as tar:
+            tar.add("in/0.png", name)
+
+    def ids(looks: Looks) -> list[str]:
+        return [item.id for item in looks.settled(open_source("s.tar"), Ids()).items()]
+
+    add("a.png")
+    looks = Looks(0)
+    assert ids(looks) == ["s.tar/a.png"]
+    add("b.png")
+    assert ids(looks) == []
+    assert ids(looks) == ["s.tar/a.png", "s.tar/b.png"]
+
+
+def test_errors_are_tried_again_when_their_files_have_changed(place, tmp_path):
+    """Also those of a run before, and of files that were changed while they were read; others are not."""
+    parts = Parts.claim(tmp_path / "out", Manifest({}, ("cat",)))
+    old = time.time() - 1000
+    for name in ("same", "grown", "replaced", "while"):
+        Path(f"in/{name}.png").write_bytes(b"x")
+        os.utime(f"in/{name}.png", (old, old if name != "while" else old + 995))
+    places = {name: f"in/{name}.png" for name in ("same", "grown", "replaced", "gone")} | {"far": "s3://b/x.png"}
+    rows = [row_of(id, source, status="error", error="", seconds=0.0) for id, source in places.items()]
+    parts.write("1", [*rows, row_of("good", "in/0.png", status="ok", seconds=0.0)])
+    errors = Errors(parts, 2.0)
+    errors.learn()
+    assert errors.forget_changed() == []
+    parts.write("2", [row_of("while", "in/while.png", status="error", error="", seconds=0.0)])
+    errors.learn(time.time() - 10)
+    Path("in/grown.png").write_bytes(b"xx")
+    os.utime("in/grown.png", (old, old + 1))
+    os.utime("in/replaced.png", (old, old + 2))
+    assert sorted(errors.forget_changed()) == ["grown", "replaced", "while"]
+    assert errors.forget_changed() == []
+    assert sorted(row["id"] for row in parts.rows("id")) == ["far", "gone", "good", "same"]
 
 
 def test_errors_by_kind():
@@ -218,3 +308,24 @@ def test_errors_by_kind():
         kind_of("'a/it\\'s.jpg' is empty (0 bytes)") == kind_of("'b.jpg' is empty (0 bytes)") == "… is empty (n bytes)"
     )
     assert kind_of("it starts with b'\\x00ab'") == kind_of('it starts with b"x\'"') == "it starts with …"
+
+
+def test_a_terminal_that_goes_away_ends_a_run_in_order():
+    told = []
+    with control.stopping(told.append) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.event.is_set() and stop.signal == signal.SIGHUP
+        assert told == ["SIGHUP: writing what is done; once more ends it at once"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+
+
+def test_what_a_process_was_told_to_ignore_stays_ignored():
+    """As by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with control.stopping(print) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

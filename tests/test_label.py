@@ -23,7 +23,7 @@ from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, Labeling
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
-from open_gem.label.sources import Item, open_source
+from open_gem.label.sources import Columns, Item, open_source
 from open_gem.parts import Parts, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
@@ -47,7 +47,7 @@ def labeling(tiny_localizer: Localizer) -> Labeling:
 
 
 def claim(folder: Path, labeling: Labeling, source) -> Parts:
-    return Parts.claim(folder, labeling.manifest(source.root))
+    return Parts.claim(folder, labeling.manifest(source))
 
 
 def items_of(folder: Path) -> list[Item]:
@@ -417,7 +417,7 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
     ]
     for limits, expected in cases:
         folder = tmp_path / str(limits)
-        parts = Parts.claim(folder, labeling.manifest(None))
+        parts = Parts.claim(folder, labeling.manifest(open_source(str(photos))))
         with PartWriter(parts, **limits) as writer:
             for row in rows:
                 writer.add(row)
@@ -426,9 +426,9 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
 
 
 def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer):
-    root = str(photos)
-    fingerprint = labeling.manifest(root).fingerprint
-    assert labeling.manifest(root).fingerprint == fingerprint
+    source = open_source(str(photos))
+    fingerprint = labeling.manifest(source).fingerprint
+    assert labeling.manifest(source).fingerprint == fingerprint
     changed = [
         replace(labeling, ontology=Ontology.of(["cat", "cow"], **ANY)),
         replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=0.1)),
@@ -440,5 +440,42 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
         replace(labeling, per="label"),
         replace(labeling, least_area=0.1),
     ]
-    others = {one.manifest(root).fingerprint for one in changed} | {labeling.manifest("/elsewhere").fingerprint}
+    others = {one.manifest(source).fingerprint for one in changed}
+    others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
     assert len(others - {fingerprint}) == len(changed) + 1
+
+
+# Reads that hang ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listing(photos, tmp_path, monkeypatch) -> Path:
+    """A list of an image that never comes, and forty that do."""
+    from hanging import register
+
+    register()
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(["hanging://a.png", *map(str, sorted(photos.iterdir()))]))
+    return path
+
+
+def test_a_read_that_hangs_is_an_error_and_the_others_go_before_it(listing, labeling):
+    items = open_source(str(listing)).items()
+    rows = list(label(replace(labeling, seconds=2.0), items, batch=2, workers=2))
+    assert [row["id"] for row in rows if row["status"] == "error"] == ["hanging://a.png"]
+    late = next(row for row in rows if row["status"] == "error")
+    assert late["error"] == "was not read within 2 seconds"
+    assert len(rows) == 41 and rows.index(late) > 0
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_reads_that_hang(listing, labeling):
+    stop, rows = Event(), []
+    for row in label(replace(labeling, seconds=10_000.0), open_source(str(listing)).items(), workers=2, stop=stop):
+        rows.append(row)
+        stop.set()
+    assert 0 < len(rows) <= 41 and all(row["status"] == "ok" for row in rows)
+
+
+def test_a_remote_tar_that_hangs_is_an_item(listing):
+    [item] = open_source("hanging://shard.tar", Columns(seconds=0.1)).items()
+    assert item.error is not None and "was not read within 0.1 seconds" in item.error

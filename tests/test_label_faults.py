@@ -138,6 +138,40 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     runs.check(120)
 
 
+def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
+    """While it lists what a server that never answers has; what was labelled until then is written."""
+    runs = job(60)
+    command = [sys.executable, "-c", HANGS, "label", str(runs.source), "-p", "cat", "--presence", "0"]
+    command += ["--out", str(runs.out), "--model", tiny, "--device", "cpu", "--read-timeout", "10000"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for number, line in ((signal.SIGINT, "hangs"), (signal.SIGTERM, "SIGINT: writing what is done")):
+        while not child.stderr.readline().startswith(line):
+            assert child.poll() is None
+        child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGINT, errors
+    assert errors == "ended at once: the same command goes on with the rest\n"
+    assert 0 < len(runs.written) < 60
+
+
+HANGS = """
+import sys, threading
+from open_gem.label import sources
+from open_gem.label.reading import within
+walk = sources.walk
+def hangs():
+    print("hangs", file=sys.stderr, flush=True)
+    threading.Event().wait()
+def walk_and_hang(*given):
+    yield from walk(*given)
+    within(10_000, hangs)
+sources.walk = walk_and_hang
+from open_gem.cli import main
+main()
+"""
+
+
 SLOW = """
 import sys, time
 from open_gem.label.labeling import Labeling

@@ -47,7 +47,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "pyarrow": {"label", "parts"},
-    "pycocotools": {"export", "label"},
+    "pycocotools": {"export", "parts"},
     "fsspec": {"label"},
     "ray": {"label"},
     "datasets": {"label"},

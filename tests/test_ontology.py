@@ -72,6 +72,8 @@ def test_class_files(write):
         ("", "expected a mapping of labels"),
         ("[]", "no label given"),
         ("{", "it is not YAML"),
+        ("labels: [cat]\nbackground: {a: b}", "background is {'a': 'b'}, expected a phrase"),
+        ("labels: [a cat]\nbackground: [sky, cat]", "'a cat' is a label's phrase and the background's"),
         ("!!python/object/apply:os.system [ls]", "it is not YAML"),
     ],
 )
@@ -96,3 +98,16 @@ def test_files_that_are_not_there(tmp_path, write):
 def test_a_list_of_labels_with_phrases_says_what_to_write(one):
     with pytest.raises(InputError, match="in a list, expected text: for phrases, a mapping of labels without dashes"):
         Ontology.of([one, "dog"])
+
+
+def test_yaml_may_merge_mappings(write):
+    text = "labels: {cat: &loose {presence: 0.3, threshold: 0.2}, dog: {<<: *loose, threshold: 0.4}}"
+    found = Ontology.read(write(text))
+    assert (found.presence, found.threshold) == ((0.3, 0.3), (0.2, 0.4))
+
+
+def test_json_is_json(write):
+    assert Ontology.read(write('{\t"cat": null, "dog": ["dog"]}', "classes.json")).labels == ("cat", "dog")
+    for text, message in (("{cat: }", "it is not JSON"), ('{"cat": null, "cat": null}', "'cat' is there twice")):
+        with pytest.raises(InputError, match=message):
+            Ontology.read(write(text, "classes.json"))

@@ -1,12 +1,16 @@
 """Parts: what is written is what is read, by the libraries people use; one folder holds one kind of labels."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from open_gem.errors import InputError, OutputError
-from open_gem.parts import Manifest, Parts, row_of
+from open_gem.parts import Manifest, Parts, mask_of, row_of, run_lengths
+from open_gem.types import Size
 
 MANIFEST = Manifest({"model": "tiny", "presence": {"cat": 0.5}}, ("cat", "dog"))
 CAT = {
@@ -90,6 +94,32 @@ def test_other_settings_are_refused_with_what_differs(parts):
     assert Parts.claim(parts.folder, MANIFEST).manifest == MANIFEST
 
 
+def test_what_differs_alike_is_told_once(tmp_path):
+    def manifest(presence: float) -> Manifest:
+        labels = {label: {"presence": presence} for label in ("cat", "dog", "cow")}
+        return Manifest({"ontology": labels, "size": presence}, ("cat", "dog", "cow"))
+
+    Parts.claim(tmp_path, manifest(0.5))
+    with pytest.raises(InputError) as caught:
+        Parts.claim(tmp_path, manifest(0.6))
+    told = "ontology.cat.presence was 0.5, is 0.6 (and 2 more such); size was 0.5, is 0.6"
+    assert str(caught.value).endswith(told)
+
+
+def test_images_may_be_moved_but_those_of_another_folder_are_others(tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    one.mkdir()
+    Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(one)))
+    with pytest.raises(InputError, match=r"of images in '.*one', which is still there"):
+        Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two)))
+    one.rename(two)
+    assert Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two))).manifest.root == str(two)
+    assert Parts.open(tmp_path / "labels").manifest.root == str(two)
+    Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://a"))
+    with pytest.raises(InputError, match="which is still there"):
+        Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://b"))
+
+
 def test_what_is_not_a_folder_of_labels(tmp_path, parts):
     with pytest.raises(InputError, match="no labels in"):
         Parts.open(tmp_path)
@@ -106,3 +136,23 @@ def test_a_damaged_part_is_named(parts):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(OutputError, match=r"part-2\.parquet.*remove it to label its images again"):
         list(parts.rows())
+
+
+def test_run_lengths_are_those_of_coco():
+    chance = np.random.default_rng(0)
+    size = Size(9, 7)
+    spans = [
+        (slice(0, 9), slice(0, 7)),
+        (slice(0, 9), slice(2, 5)),
+        (slice(3, 9), slice(1, 7)),
+        (slice(4, 5), slice(6, 7)),
+    ]
+    for span in spans:
+        for share in (0.0, 0.3, 0.7, 1.0):
+            whole = np.zeros(size, dtype=np.uint8, order="F")
+            mask = chance.random(whole[span].shape) < share
+            whole[span] = mask
+            expected: Any = coco.encode(whole)
+            rle = run_lengths(mask, span, size)
+            assert rle == {"size": [9, 7], "counts": expected["counts"].decode()}
+            assert np.array_equal(mask_of(rle), whole)

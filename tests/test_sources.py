@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from open_gem.errors import ImageError, InputError
 from open_gem.imaging import read_image
 from open_gem.label.done import Ids, Shard, writing
+from open_gem.label.paths import expand
 from open_gem.label.reading import read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
 
@@ -177,10 +179,17 @@ def test_a_broken_tar_is_an_item_and_its_neighbours_are_there(folder):
 
 def test_what_cannot_be_read_is_an_image_error(folder):
     os.mkfifo(folder / "pipe.png")
+    with tarfile.open(folder.parent / "s.tar", "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+    [member] = open_source(str(folder.parent / "s.tar")).items()
     for item, reason in (
         (Item("x", str(folder / "none.png")), "No such file"),
         (Item("x", "memory://nowhere.png"), "cannot be read"),
-        (Item("x", str(folder / "pipe.png")), "is a pipe"),
+        (Item("x", str(folder / "pipe.png")), "pipe.png' is a pipe, expected a file"),
+        (Item("x", f"file://{folder}/pipe.png"), "pipe.png' is a pipe"),
+        (member._replace(container=str(folder / "pipe.png")), "is a pipe"),
+        (Item("x", "/dev/null"), "is a device"),
+        (Item("x", str(folder)), "is a folder"),
     ):
         with pytest.raises(ImageError, match=reason):
             read_image(read(item))
@@ -191,6 +200,7 @@ def test_what_cannot_be_read_is_an_image_error(folder):
     [
         ("nowhere", "does not exist, expected a folder"),
         ("notes.txt.gz", "is no source of images, expected a folder"),
+        ("x.tar.gz", "x.tar.gz' is compressed, .*: unpack it to .tar"),
         ("nosuch://x/", "cannot read nosuch:// URLs"),
         ("list.csv", "no column of pictures in .*, expected one of a, b"),
         ("broken.parquet", "cannot read .*broken.parquet"),
@@ -202,6 +212,7 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
     from pyarrow import parquet
 
     (tmp_path / "notes.txt.gz").write_bytes(b"")
+    (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "list.csv").write_text("a,b\n1,2\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     parquet.write_table(pa.table({"image": [1]}), tmp_path / "numbers.parquet")
@@ -250,6 +261,14 @@ def test_what_a_killed_writer_left_half_written_goes(tmp_path):
         assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_shards_take_away_what_is_too_old_to_be_another_s(tmp_path):
+    for name, age in ((".old.tmp", 1000), (".new.tmp", 1)):
+        (tmp_path / name).write_bytes(b"half a part")
+        os.utime(tmp_path / name, (time.time(), time.time() - age))
+    with writing(tmp_path, Shard(0, 2)):
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".new.tmp"]
+
+
 def test_a_link_in_a_circle_is_one_item(tmp_path):
     """Opening it fails; its neighbours are there."""
     for name in ("a.jpg", "b.jpg"):
@@ -262,10 +281,8 @@ def test_a_link_in_a_circle_is_one_item(tmp_path):
 
 def test_other_columns_are_another_job(tmp_path):
     (tmp_path / "list.csv").write_text("a,b,n\nx.jpg,y.jpg,1\n")
-    roots = [
-        open_source(str(tmp_path / "list.csv"), Columns(*columns)).root for columns in (("a",), ("b",), ("a", "n"))
-    ]
-    assert len(set(roots)) == 3
+    asked = [Columns("a"), Columns("b"), Columns("a", "n")]
+    assert len({open_source(str(tmp_path / "list.csv"), one).columns for one in asked}) == 3
 
 
 def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
@@ -274,3 +291,122 @@ def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
         tar.add(tmp_path / "a.jpg", "a.jpg")
     [item] = open_source(str(tmp_path / "s.tar")).items()
     assert read(Item(item.id, item.source)) == b"picture"
+
+
+def test_rows_of_parquet_are_read_in_any_order(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    cells = [{"bytes": str(number).encode(), "path": None} for number in range(200)]
+    parquet.write_table(pa.table({"image": cells}), tmp_path / "rows.parquet", row_group_size=90)
+    items = list(open_source(str(tmp_path / "rows.parquet")).items())
+    for order in (range(200), (0, 5, 199, 3, 89, 90, 88, 130, 66, 1), range(199, -1, -7)):
+        assert [read(items[row]) for row in order] == [str(row).encode() for row in order]
+
+
+# Lists with faults ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_line_is_an_item_that_names_it_and_the_others_are_there(tmp_path):
+    (tmp_path / "list.csv").write_bytes(
+        b"path,key\na.jpg,1\nnosuch://x.jpg,2\n,3\nb.jpg\nb.jpg,\n\xe9.jpg,6\nc.jpg,\xe9\nd.jpg,8,9\n"
+    )
+    items = list(open_source(str(tmp_path / "list.csv"), Columns(id="key")).items())
+    assert [item.id for item in items] == ["1", "2", "3", "line 5", "line 6", "6", "\\udce9", "8"]
+    reasons = {item.id: item.error for item in items if item.error}
+    assert reasons.pop("2", "").startswith("line 3 is 'nosuch://x.jpg': cannot read nosuch:// URLs")
+    assert reasons == {
+        "3": "line 4 has no path",
+        "line 5": "line 5 has no id",
+        "line 6": "line 6 has no id",
+        "6": "line 7 is not UTF-8 text, and no file has its bytes for a name",
+    }
+    (tmp_path / "list.txt").write_bytes(b"a.jpg\n\nnosuch://b.jpg\n\xe9.jpg\n")
+    listed = list(open_source(str(tmp_path / "list.txt")).items())
+    assert [(item.error or "")[:7].strip() for item in listed] == ["", "line 3", "line 4"]
+
+
+def test_rows_without_an_id_or_a_path_are_items_that_say_so(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    pictures = [{"bytes": b"x", "path": None}] * 3
+    parquet.write_table(pa.table({"image": pictures, "n": ["a", None, ""]}), tmp_path / "rows.parquet")
+    items = list(open_source(str(tmp_path / "rows.parquet"), Columns(id="n")).items())
+    assert [(item.id, item.error) for item in items] == [
+        ("a", None),
+        ("rows.parquet/1", "rows.parquet/1 has no id"),
+        ("rows.parquet/2", "rows.parquet/2 has no id"),
+    ]
+    parquet.write_table(pa.table({"path": ["a.jpg", None, ""], "n": [1, 2, 3]}), tmp_path / "paths.parquet")
+    items = list(open_source(str(tmp_path / "paths.parquet"), Columns(id="n")).items())
+    assert [(item.id, item.error) for item in items] == [
+        ("1", None),
+        ("2", "row 1 of paths.parquet has no path"),
+        ("3", "row 2 of paths.parquet has no path"),
+    ]
+
+
+# Patterns -------------------------------------------------------------------------------------------------------------
+
+
+def test_patterns_mean_what_glob_makes_of_them(folder, monkeypatch):
+    from glob import glob
+
+    (folder / "b" / "deep" / "er").mkdir(parents=True)
+    (folder / "b" / "deep" / "er" / "e.png").write_bytes(b"x")
+    (folder / ".cache" / "y.png").write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    for pattern in (
+        "*.png",
+        "**/*.png",
+        "b/*",
+        "**/**/?.png",
+        "b/**",
+        "*/*.PNG",
+        "[ab]/**/*",
+        ".*/*.png",
+        "no*/x.png",
+        "**",
+    ):
+        for given in (pattern, f"{folder}/{pattern}"):
+            found = [item.source for item in open_source(given).items()]
+            expected = glob(given, recursive=True)  # noqa: PTH207 - what is compared
+            assert sorted(found) == sorted({path for path in expected if path.lower().endswith("png")})
+            assert len(set(found)) == len(found)
+
+
+def test_patterns_follow_links_but_not_in_circles(folder):
+    (folder / "b" / "up").symlink_to(folder)
+    assert sorted(item.id for item in open_source(f"{folder}/**/*").items()) == sorted(NAMES)
+
+
+def test_braces_are_as_shells_have_them(tmp_path):
+    assert list(expand("s-{0..2}.tar")) == ["s-0.tar", "s-1.tar", "s-2.tar"]
+    assert list(expand("s-{098..101}.{a,b}")) == [f"s-{n}.{e}" for n in ("098", "099", "100", "101") for e in "ab"]
+    assert list(expand("{2..1}{x,}{}")) == ["2x{}", "2{}", "1x{}", "1{}"]
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as tar:
+            (tmp_path / "x.png").write_bytes(png(shard))
+            tar.add(tmp_path / "x.png", "x.png")
+    items = list(open_source(f"{tmp_path}/s-{{0..2}}.tar").items())
+    assert [(item.id, item.error is None) for item in items] == [
+        ("s-0.tar/x.png", True),
+        ("s-1.tar/x.png", True),
+        ("s-2.tar", False),
+    ]
+
+
+def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
+    for name in ("br[1].tar", "br1.tar"):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            (tmp_path / f"{name}.png").write_bytes(png(9))
+            tar.add(tmp_path / f"{name}.png", f"{name}.png")
+    assert [item.id for item in open_source(f"{tmp_path}/br[1].tar").items()] == ["br[1].tar/br[1].tar.png"]
+
+
+def test_a_source_without_images_is_told(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    for given in (tmp_path, f"{tmp_path}/*.jpg", f"{tmp_path}/no/*.jpg", f"{tmp_path}/*.tar", tmp_path / "empty.txt"):
+        with pytest.raises(InputError, match=r"no image in .*, expected at least one"):
+            open_source(str(given)).check_not_empty()

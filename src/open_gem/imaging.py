@@ -265,7 +265,8 @@ def _from_pil(image: Image.Image, name: str = "PIL image") -> Image.Image:
             image.load()
         turn = _TURNS.get(_orientation(image))
         image = _DEEP[image.mode](image, name) if image.mode in _DEEP else image
-        image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
+        if image.mode != "RGB" or turn is None or _has_alpha(image):  # turning makes a copy too
+            image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
         image = image if turn is None else image.transpose(turn)
     image.info.clear()  # above all the orientation: reading the result again must not turn it again
     return image

@@ -12,7 +12,7 @@ in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", d
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import digest, write_file
+from open_gem.types import Size
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
 Row = dict[str, Any]  # an image, with the fields of `schema`
+Place = tuple[Path, int]  # a part, and the number of a row in it
+Span = tuple[slice, slice]  # rows and columns of a picture
 
 MANIFEST = "manifest.json"
 PARTS = "part-*.parquet"
@@ -85,13 +89,41 @@ def row_of(id: str, source: str, **fields: Any) -> Row:
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
 
 
+def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
+    """A mask `(y, x)` of some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
+    import numpy as np
+    from pycocotools.mask import frPyObjects
+
+    (height, width), (rows, columns) = size, span
+    turned = np.zeros((mask.shape[1], height), dtype=bool)  # COCO goes down columns
+    turned[:, rows] = mask.T
+    edges = np.flatnonzero(np.diff(turned.ravel(), prepend=False, append=False)) + columns.start * height
+    counts = np.diff(edges, prepend=0, append=height * width)
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    runs: Any = {"size": [height, width], "counts": counts.tolist()}
+    packed: Any = frPyObjects(runs, height, width)
+    return {"size": [height, width], "counts": str(packed["counts"], "ascii")}
+
+
+def mask_of(rle: Mapping[str, Any]) -> "np.ndarray":
+    """COCO's compressed run-length encoding -> a mask `(y, x)` bool."""
+    import warnings
+
+    from pycocotools import mask
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
+        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()}).astype(bool)  # pyright: ignore[reportArgumentType]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What made the parts of a folder: `settings`, all that decides a row, as values that JSON can hold; `labels` in
-    order."""
+    order; `root`, where the images were that ids are relative to, None where ids stand for themselves."""
 
     settings: Mapping[str, Any]
     labels: tuple[str, ...]
+    root: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -104,14 +136,21 @@ class Manifest:
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text("utf-8"))
-            return cls(document["settings"], tuple(document["labels"]))
+            settings = dict(document["settings"])
+            root = settings.pop("root", None)  # where it was before it had a place of its own
+            return cls(settings, tuple(document["labels"]), document.get("root", root))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is no manifest of labels: {error!r}") from error
 
     def write(self, folder: Path) -> None:
-        document = {"fingerprint": self.fingerprint, "labels": self.labels, "settings": self.settings}
+        document = {
+            "fingerprint": self.fingerprint,
+            "root": self.root,
+            "labels": self.labels,
+            "settings": self.settings,
+        }
         write_file(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
@@ -137,8 +176,8 @@ class Parts:
 
         Raises InputError where it holds labels made with others, OutputError where it cannot be written.
         """
-        if not cls.is_claimed(folder, manifest):
-            manifest.write(folder)
+        if not cls.is_claimed(folder, manifest) or Manifest.read(folder) != manifest:
+            manifest.write(folder)  # also where the images are now
         return cls(folder, manifest)
 
     @classmethod
@@ -152,6 +191,11 @@ class Parts:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
                 + _differences(there, manifest)
+            )
+        if there.root != manifest.root and there.root is not None and _may_exist(there.root):
+            raise InputError(
+                f"{str(folder)!r} holds labels of images in {there.root!r}, which is still there, and ids are relative "
+                f"to it: expected another folder for those in {manifest.root!r}"
             )
         return True
 
@@ -176,20 +220,25 @@ class Parts:
         """The rows of one part, or some of their fields. Errors as `columns`."""
         return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
 
-    def forget_errors(self) -> int:
-        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; how many.
+    def forget_errors(self, which: Callable[[Row], bool] = lambda row: True) -> list[str]:
+        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; their ids.
+
+        which  is asked with id, source and status of each such row, and tells whether it goes
 
         Raises OutputError.
         """
-        count = 0
+        forgotten: list[str] = []
         for path in self.paths():
-            statuses = [status for batch in _batches(path, ["status"]) for status in batch.column(0).to_pylist()]
-            if (failed := statuses.count("error")) == 0:
-                continue
-            rows = [row for batch in _batches(path, None) for row in batch.to_pylist() if row["status"] != "error"]
-            _write(path, rows)
-            count += failed
-        return count
+            if gone := {row["id"] for row in self.errors_of(path) if which(row)}:
+                rows = (row for batch in _batches(path, None) for row in batch.to_pylist())
+                _write(path, [row for row in rows if row["id"] not in gone])
+                forgotten += gone
+        return forgotten
+
+    def errors_of(self, path: Path) -> Iterator[Row]:
+        """Id, source and status of the images of a part that could not be labelled."""
+        for batch in _batches(path, ["id", "source", "status"]):
+            yield from (row for row in batch.to_pylist() if row["status"] == "error")
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
         """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
@@ -198,6 +247,25 @@ class Parts:
         """
         for path in self.paths():
             yield from _batches(path, list(names) or None)
+
+    def placed(self, *names: str) -> Iterator[tuple[Place, Row]]:
+        """The same with the place of each, by which `at` finds it."""
+        for path in self.paths():
+            rows = (row for batch in _batches(path, list(names) or None) for row in batch.to_pylist())
+            yield from (((path, number), row) for number, row in enumerate(rows))
+
+    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, Row]]:
+        """The rows in some places, or some of their fields, in the order of parts. Errors as `columns`."""
+        wanted: dict[Path, set[int]] = {}
+        for path, number in places:
+            wanted.setdefault(path, set()).add(number)
+        for path, numbers in sorted(wanted.items()):
+            start = 0
+            for batch in _batches(path, list(names) or None):
+                here = sorted(number for number in numbers if start <= number < start + len(batch))
+                rows = batch.take([number - start for number in here]).to_pylist() if here else []
+                yield from (((path, number), row) for number, row in zip(here, rows, strict=True))
+                start += len(batch)
 
     def rows(self, *names: str) -> Iterator[Row]:
         """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
@@ -238,12 +306,21 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
         raise OutputError(f"cannot read {str(path)!r}: {reason}; remove it to label its images again") from error
 
 
+def _may_exist(root: str) -> bool:
+    """Whether images may still be where they were; nobody looks at what is remote."""
+    return "://" in root or Path(root).exists()
+
+
 def _differences(there: Manifest, here: Manifest) -> str:
-    """What two manifests say otherwise, for a message: the first few settings."""
+    """What two manifests say otherwise, for a message: the first few settings; what is common to many is told once."""
     old, new = ({**_flat(one.settings), "labels": list(one.labels)} for one in (there, here))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    told = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names[:3]]
-    return "; ".join([*told, f"{len(names) - 3} more"] if len(names) > 3 else told)
+    told: dict[str, list[str]] = {}
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            change = f"was {_short(old.get(name))}, is {_short(new.get(name))}"
+            told.setdefault(f"{name.rpartition('.')[2]} {change}", []).append(f"{name} {change}")
+    lines = [one[0] if len(one) == 1 else f"{one[0]} (and {len(one) - 1} more such)" for one in told.values()]
+    return "; ".join([*lines[:3], f"{len(lines) - 3} more"] if len(lines) > 3 else lines)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -89,6 +89,12 @@ class Vocabulary:
         return (*[phrase for some in self.synonyms for phrase in some], *self.background)
 
     @property
+    def contested(self) -> tuple[str, ...]:
+        """Phrases of labels that are the background's as well, articles aside."""
+        background = {_bare(phrase) for phrase in self.background}
+        return tuple(phrase for some in self.synonyms for phrase in some if _bare(phrase) in background)
+
+    @property
     def groups(self) -> tuple[int, ...]:
         """For each of `phrases` the index of its label, −1 for background."""
         indices = [index for index, some in enumerate(self.synonyms) for _ in some]

@@ -4,7 +4,7 @@ Maps are `(p, r, k)` on the patch grid and `(p, y, x)` at pixel size; everything
 made one prompt at a time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -48,10 +48,17 @@ def upsample(grid_map: Tensor, size: Size) -> Tensor:
 
 def min_max(heatmap: Tensor) -> Tensor:
     """Stretch one map `(y, x)` to [0, 1]; a constant map, where nothing stands out, becomes 0."""
+    return min_max_of(heatmap)(heatmap)
+
+
+def min_max_of(heatmap: Tensor) -> Callable[[Tensor], Tensor]:
+    """What `min_max` does to a map, for any part of it."""
     low, high = heatmap.aminmax()
     # Interpolation weights add up to 1 only nearly, so a constant patch map comes here with noise in its last digits.
     noise = 8 * torch.finfo(heatmap.dtype).eps * torch.maximum(low.abs(), high.abs())
-    return torch.zeros_like(heatmap) if high - low <= noise else (heatmap - low) / (high - low)  # NaN stays NaN
+    if high - low <= noise:
+        return torch.zeros_like
+    return lambda part: (part - low) / (high - low)  # NaN stays NaN
 
 
 def peak(heatmap: Tensor) -> tuple[int, int]:

@@ -65,6 +65,11 @@ def say(message: str) -> None:
     print(" ".join(message.splitlines()), file=sys.stderr)  # print, for typer.echo would write across a progress bar
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )

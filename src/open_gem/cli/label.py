@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,6 +16,7 @@ from open_gem.cli._app import (
     ModelOption,
     PretrainedOption,
     app,
+    counted,
     new_console,
     progress_bar,
     say,
@@ -124,6 +126,10 @@ def label(
         str | None, typer.Option(help="Of a table: the column of pictures or paths.", rich_help_panel=RUN)
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Of a table: the column of ids.", rich_help_panel=RUN)] = None,
+    read_timeout: Annotated[
+        float,
+        typer.Option(min=0.001, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN),
+    ] = 60.0,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try images again that had an error.", rich_help_panel=RUN)
     ] = False,
@@ -133,6 +139,12 @@ def label(
     watch: Annotated[
         float | None, typer.Option(min=0.1, help="Look for new images every so many seconds.", rich_help_panel=RUN)
     ] = None,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, help="With --watch: seconds since the last change of a file that is taken.", rich_help_panel=RUN
+        ),
+    ] = 2.0,
     samples: Annotated[
         int, typer.Option(min=0, help="Images a label on the page of samples; 0: no page.", rich_help_panel=RUN)
     ] = 8,
@@ -155,8 +167,11 @@ def label(
     if engine not in ENGINES:
         raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
-    images = open_source(source, Columns(column, id_column))
-    check_writable(out)
+    images = open_source(source, Columns(column, id_column, read_timeout))
+    if watch is None:
+        images.check_not_empty()
+    if not dry_run:
+        check_writable(out)
     shard = Shard.of_environment()
     recipe = Recipe(
         wanted,
@@ -173,28 +188,31 @@ def label(
         scale,
         per,
         least_area,
+        read_timeout,
     )
-    labeling = recipe.make()
     if retry_errors and shard.of > 1:
         raise InputError("--retry-errors given under torchrun, expected one process: it changes parts of all")
+    labeling = recipe.make()
     if dry_run:
-        _show_estimate(_estimate(labeling, images, out, shard, batch, workers), as_json)
+        _show_estimate(_estimate(labeling, images, out, shard, batch, workers, retry_errors), as_json)
         return
     settings: dict[str, Any] = {"batch": batch, "workers": workers}
     if part is not None:
         settings["rows"] = part
     if engine == "ray":
         settings["make"] = recipe.make
-    parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, watch, retry_errors, quiet)
+    looks = Watched(watch, settle)
+    parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, looks, retry_errors, quiet)
     if tally.twice:
-        say(f"warning: {tally.twice} images are there twice under one id, each is labelled once")
+        say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
     if shard.of == 1:
         conclude(parts, samples, as_json)
     else:
-        counts = f"{tally.labeled} images labelled, {tally.failed} with an error"
+        counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
         say(f"process {shard.index}: {counts}; see open-gem labels {out}")
     if stop.signal is not None and watch is None:
-        say(f"stopped: {tally.labeled + tally.failed} images done now; the same command goes on with the rest")
+        done = counted(tally.labeled + tally.failed, "image")
+        say(f"stopped: {done} done now; the same command goes on with the rest")
         raise typer.Exit(128 + stop.signal)
     if tally.failed and shard.of == 1:  # torchrun would end all others
         raise typer.Exit(1)
@@ -225,6 +243,13 @@ def _device(given: str) -> str:
     return given
 
 
+class Watched(NamedTuple):
+    """Seconds between looks, None for one only; and since the last change of a file that is taken."""
+
+    every: float | None
+    settle: float
+
+
 # Running --------------------------------------------------------------------------------------------------------------
 
 
@@ -235,35 +260,52 @@ def _run(
     shard: "Shard",
     engine: Engine,
     settings: dict[str, Any],
-    every: float | None,
+    watched: "Watched",
     retry_errors: bool,
     quiet: bool,
 ) -> "tuple[Parts, Tally, Stop]":
     """Label, once or again and again; what there is in the end, and what came of the last time."""
     from open_gem.label import control
     from open_gem.label.done import Ids, Tally, done_in, writing
+    from open_gem.label.watching import watch
     from open_gem.parts import Parts
 
-    with control.stopping(say) as stop, writing(out, shard):
-        parts = Parts.claim(out, labeling.manifest(source.root))
+    with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
+        parts = Parts.claim(out, labeling.manifest(source))
         if retry_errors and (forgotten := parts.forget_errors()):
-            say(f"{forgotten} images that had an error are tried again")
+            say(f"trying {counted(len(forgotten), 'image')} with an error again")
 
         def once(images: "Source", done: Ids) -> Tally:
-            total = 0 if quiet or every is not None or shard.of > 1 else _count(images)
+            total = 0 if quiet or watched.every is not None or shard.of > 1 else _count(images)
             with progress_bar(total, quiet) as advance:
                 advance(min(total, len(done)))
                 return engine(
                     parts, labeling, images, shard=shard, stop=stop.event, done=done, progress=advance, **settings
                 )
 
-        if every is None:
+        if watched.every is None:
             return parts, once(source, done_in(parts)), stop
         tally = Tally()
-        for tally in control.watch(once, parts, source, every, stop.event):
+        alone = shard.of == 1
+        for tally in watch(once, parts, source, watched.every, stop.event, settle=watched.settle, retry=alone):
             if not quiet and tally.labeled + tally.failed:
-                say(f"{tally.labeled} images labelled, {tally.failed} with an error; looking for more, Ctrl-C ends it")
+                counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
+                say(f"{counts}; looking for more, Ctrl-C ends it")
         return parts, tally, stop
+
+
+@contextmanager
+def _leaving(stop: "Stop") -> Iterator[None]:
+    """A second signal ends the process at once when what is inside has written what it had."""
+    from open_gem.label.control import leave
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if stop.signal is None:
+            raise
+        say("ended at once: the same command goes on with the rest")
+        leave(stop.signal)
 
 
 def _local() -> Engine:
@@ -287,14 +329,20 @@ def _count(source: "Source") -> int:
 
 
 def _estimate(
-    labeling: "Labeling", source: "Source", out: Path, shard: "Shard", batch: int, workers: int | None
+    labeling: "Labeling",
+    source: "Source",
+    out: Path,
+    shard: "Shard",
+    batch: int,
+    workers: int | None,
+    retry_errors: bool,
 ) -> "Estimate":
     from open_gem.label.control import estimate
     from open_gem.label.done import Ids, done_in
     from open_gem.parts import Parts
 
-    manifest = labeling.manifest(source.root)
-    done = done_in(Parts(out, manifest)) if Parts.is_claimed(out, manifest) else Ids()
+    manifest = labeling.manifest(source)
+    done = done_in(Parts(out, manifest), errors=not retry_errors) if Parts.is_claimed(out, manifest) else Ids()
     return estimate(labeling, source, done, shard=shard, batch=batch, workers=workers)
 
 
@@ -309,7 +357,7 @@ def _show_estimate(found: "Estimate", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(told))
         return
-    typer.echo(f"{tally.listed} images: {tally.there} done, {left} left, {tally.twice} listed twice")
+    typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
     if found.seconds is not None and found.size is not None:
         speed = left / found.seconds
         duration, size = _duration(found.seconds), found.size / 1e6

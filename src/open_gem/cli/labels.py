@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from open_gem.cli._app import JsonOption, app, new_console, new_table
+from open_gem.cli._app import JsonOption, app, counted, new_console, new_table, say
+from open_gem.errors import OutputError
 
 if TYPE_CHECKING:
     from open_gem.label.summary import Summary
@@ -30,36 +31,53 @@ def labels(
 
 
 def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
-    """Print the summary, and then write it with the page of samples beside the parts, where there may be no room."""
-    from open_gem.files import write_file
-    from open_gem.label.sheet import write_sheet
+    """Print the summary, and then write it with the page of samples beside the parts; where that cannot be, say so."""
+    from open_gem.label.sheet import Sheet
     from open_gem.label.summary import summarize
 
-    summary = summarize(parts)
+    sheet = Sheet(parts.manifest.labels, samples)
+    summary = summarize(parts, sheet.add if samples else lambda place, row: None)
     document = summary.document()
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     else:
         _show(summary)
-    write_file(parts.folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False).encode())
+    files = {SUMMARY: json.dumps(document, indent=1, ensure_ascii=False).encode()}
     if samples and summary.labeled:
-        write_file(parts.folder / SHEET, write_sheet(parts, samples))
+        files[SHEET] = sheet.write(parts)
+    is_written = _written(parts.folder, files)
     if as_json:
         return
-    look = f"; look at {parts.folder / SHEET} before you trust them" if samples and summary.labeled else ""
+    look = f"; look at {parts.folder / SHEET} before you trust them" if SHEET in files and is_written else ""
     typer.echo(f"Labels are in {parts.folder}{look}")
+
+
+def _written(folder: Path, files: dict[str, bytes]) -> bool:
+    """Whether there was a place for the files; where not, that is said."""
+    from open_gem.files import write_file
+
+    try:
+        for name, content in files.items():
+            write_file(folder / name, content)
+    except OutputError as error:
+        say(f"note: {error}: {' and '.join(files)} were not written")
+        return False
+    return True
 
 
 def _show(summary: "Summary") -> None:
     console = new_console()
     if summary.labeled:
-        table = new_table("label", "images", "objects", "mean score", title=f"{summary.labeled} images labelled")
+        table = new_table(
+            "label", "images", "objects", "mean score", title=f"{counted(summary.labeled, 'image')} labelled"
+        )
         often = sorted(summary.labels.items(), key=lambda pair: -pair[1].images)
         for name, one in often[:MOST]:
             table.add_row(name, str(one.images), str(one.objects), "" if one.score is None else f"{one.score:.3f}")
         console.print(table)
         if len(often) > MOST:
             typer.echo(f"and {len(often) - MOST} labels more, in {SUMMARY}")
-    typer.echo(f"{summary.empty} images without any object")
+    typer.echo(f"{counted(summary.empty, 'image')} without any object")
     for kind, count in summary.errors.most_common(10):
-        typer.echo(f"{count} images with an error: {kind}")
+        such = "" if count == 1 else " such as"
+        typer.echo(f"{counted(count, 'image')} with an error{such}: {summary.examples[kind]}")

@@ -1,24 +1,21 @@
-"""What surrounds a run: estimates before it, folders that grow, and signals that end it in order."""
+"""What surrounds a run: estimates before it, and signals that end it in order."""
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NoReturn
 
-from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.done import WHOLE, Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
-from open_gem.label.reading import is_url
-from open_gem.label.sources import Item, Source
-from open_gem.parts import Parts, encode
-
-SETTLE = 2.0  # seconds for which a file must not have changed: it may still be being written
-
+from open_gem.label.sources import Source
+from open_gem.parts import encode
 
 # Before a run ---------------------------------------------------------------------------------------------------------
 
@@ -54,40 +51,9 @@ def estimate(
     return Estimate(tally, len(rows), seconds * left, len(encode(rows)) / len(rows) * left)
 
 
-# Folders that grow ----------------------------------------------------------------------------------------------------
-
-
-def settled(source: Source, seconds: float = SETTLE) -> Source:
-    """The source without files that changed less than `seconds` ago."""
-
-    def items() -> Iterator[Item]:
-        return (item for item in source.items() if _age(item) >= seconds)
-
-    return replace(source, items=items)
-
-
-def _age(item: Item) -> float:
-    """Seconds since an item's file changed; for ever, where that is not known."""
-    if item.container or item.error or is_url(item.source):
-        return float("inf")
-    try:
-        return abs(time.time() - Path(item.source).stat().st_mtime)  # clocks differ: one that is ahead waits no longer
-    except OSError:
-        return float("inf")
-
-
-def watch(
-    run: Callable[[Source, Ids], Tally], parts: Parts, source: Source, every: float, stop: Event
-) -> Iterator[Tally]:
-    """Run again and again, with what has come since, until `stop` is set; `every` seconds between."""
-    done = done_in(parts)
-    while True:
-        yield run(settled(source), done)
-        if stop.wait(every):
-            return
-
-
 # Signals --------------------------------------------------------------------------------------------------------------
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass
@@ -100,7 +66,10 @@ class Stop:
 
 @contextmanager
 def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask a run to end in order while this lasts; a second one ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP ask a run to end in order while this lasts; a second one raises KeyboardInterrupt.
+
+    What the process was told to ignore (nohup) stays ignored.
+    """
     stop, before = Stop(), {}
 
     def ask(number: int, frame: Any) -> None:
@@ -110,12 +79,34 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signal = number
         stop.event.set()
-        say(f"{signal.Signals(number).name}: writing what is done; once more ends it at once")
+        try:
+            say(f"{signal.Signals(number).name}: writing what is done; once more ends it at once")
+        except OSError:  # the terminal is gone, and nobody there to tell the rest either
+            _be_quiet()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, ask)
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _be_quiet() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def leave(number: int) -> NoReturn:
+    """End the process as a signal does that came twice: at once, whatever threads of other libraries still wait for.
+
+    To be called when all is written that shall be: nothing else of the process is tidied up.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(128 + number)

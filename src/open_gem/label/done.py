@@ -3,9 +3,10 @@
 import os
 import shutil
 import socket
+import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -16,6 +17,7 @@ from open_gem.files import write_file
 from open_gem.parts import Parts, Row
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
+OLD = 600.0  # seconds: no part takes so long to write
 PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant
 
 
@@ -76,10 +78,23 @@ class Ids:
         self._count += 1
         return True
 
+    def discard(self, id: str) -> None:
+        """Take an id out, where it is in."""
+        number = key(id)
+        alike = self._by_start[number >> 48]
+        if alike is not None and number in alike:
+            alike.remove(number)
+            self._count -= 1
 
-def done_in(parts: Parts) -> Ids:
-    """The ids in all parts: reads that column alone. Raises OutputError for a part that cannot be read."""
-    return Ids(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
+
+def done_in(parts: Parts, errors: bool = True) -> Ids:
+    """The ids in all parts, or without those of images that could not be labelled: reads no more than it has to.
+
+    Raises OutputError for a part that cannot be read.
+    """
+    if errors:
+        return Ids(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
+    return Ids(row["id"] for row in parts.rows("id", "status") if row["status"] != "error")
 
 
 @dataclass
@@ -124,8 +139,7 @@ def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
             for other in _others(folder, shard):
                 with FileLock(_lock(folder, other), timeout=PATIENCE):
                     pass
-            if shard.of == 1:
-                _sweep(folder)
+            _sweep(folder, shard)
             now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             note = f"process {os.getpid()} on {socket.gethostname()} since {now}"
             write_file(_note(folder, str(shard)), note.encode())
@@ -159,8 +173,12 @@ def _writer(folder: Path, shard: str) -> str:
         return "another process"
 
 
-def _sweep(folder: Path) -> None:
-    """Take away what writers that were killed left half-written, and what they meant to do."""
-    shutil.rmtree(folder / TODO, ignore_errors=True)
+def _sweep(folder: Path, shard: Shard) -> None:
+    """Take away what writers that were killed left half-written, and what they meant to do; of shards what is old, for
+    others are at work."""
+    if shard.of == 1:
+        shutil.rmtree(folder / TODO, ignore_errors=True)
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another shard was faster
+            if shard.of == 1 or time.time() - path.stat().st_mtime > OLD:
+                path.unlink()

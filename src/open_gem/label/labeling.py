@@ -12,8 +12,10 @@ it were there.
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Condition
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -27,12 +29,14 @@ from open_gem import readout
 from open_gem.errors import InputError, OpenGemError
 from open_gem.imaging import read_image, size_of
 from open_gem.label.ontology import Ontology
-from open_gem.label.reading import one_line, read
-from open_gem.label.sources import Item, printable
+from open_gem.label.reading import SECONDS, one_line, read
+from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import SCALES, Localization
 from open_gem.localizer import Localizer
-from open_gem.parts import Manifest, Row, row_of
+from open_gem.parts import Manifest, Row, Span, row_of, run_lengths
 from open_gem.types import Size
+
+BAND = 2**20  # pixels of a map that are worked on at a time, where that needs more maps
 
 OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
 PER = ("component", "label")
@@ -76,6 +80,7 @@ class Labeling:
     scale       of the maps that the thresholds of the ontology are about: see `Localization.heatmaps`
     per         "component": each connected part of a mask is an object of its own; "label": one object a label
     least_area  share of the picture's pixels that an object has at least, in [0, 1]
+    seconds     that reading a remote image may take; decides no row but whether there is one
 
     Raises InputError for values that do not exist, and for heatmaps of views that are merged at pixel size.
     """
@@ -86,6 +91,7 @@ class Labeling:
     scale: str = "minmax"
     per: str = "component"
     least_area: float = 0.0005
+    seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         check_settings(self.outputs, self.scale, self.per, self.least_area)
@@ -93,11 +99,11 @@ class Labeling:
         if "heatmaps" in self.outputs and views.merge == "logits" and not views.is_plain:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
 
-    def manifest(self, root: str | None) -> Manifest:
-        """All that decides a row; `root` is what ids are relative to."""
+    def manifest(self, source: "Source") -> Manifest:
+        """All that decides a row, and where the images are."""
         settings = {
             "open_gem": open_gem.__version__,
-            "root": root,
+            **({} if source.columns is None else {"columns": source.columns}),
             **self.localizer.describe(),
             "weights": self.localizer.backbone.fingerprint(),
             "ontology": self.ontology.describe(),
@@ -106,7 +112,7 @@ class Labeling:
             "per": self.per,
             "least_area": self.least_area,
         }
-        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels)
+        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels, source.root)
 
     # Three steps ------------------------------------------------------------------------------------------------------
 
@@ -114,7 +120,7 @@ class Labeling:
         """The image read and made ready for the model; a row with the reason where that cannot be."""
         start = perf_counter()
         try:
-            picture = read_image(read(item))
+            picture = read_image(read(item, self.seconds))
             plain = self.localizer.views.is_plain
             pixels = self.localizer.pixels(picture) if plain else None
             keep = not plain or self.localizer.refinement is not None
@@ -134,10 +140,12 @@ class Labeling:
         """What was found, as a row."""
         start, result = perf_counter(), found.result
         try:
-            labels = [_Label(self, result, index) for index in self._present(result)]
+            painting = _Painting(result.size) if "labelmap" in self.outputs else None
+            with ROOM.taken(result.size.height * result.size.width):  # one label at a time: each has maps as large
+                objects = [one for index in self._present(result) for one in self._objects(result, index, painting)]
             fields = {
-                "objects": [one for label in labels for one in label.objects()],
-                "labelmap": self._labelmap(labels, result.size) if "labelmap" in self.outputs else None,
+                "objects": objects,
+                "labelmap": None if painting is None else painting.png(len(self.ontology.labels)),
                 "similarity": self._similarity(result) if "heatmaps" in self.outputs else None,
             }
         except Exception as error:
@@ -163,16 +171,15 @@ class Labeling:
             if presence >= self.ontology.presence[index]:
                 yield index
 
-    def _labelmap(self, labels: Sequence["_Label"], size: Size) -> bytes:
-        """Each pixel of an object to the label with the highest cosine there."""
-        best, winner = np.full(tuple(size), -np.inf, dtype=np.float32), np.zeros(tuple(size), dtype=np.uint16)
-        for label in labels:
-            ahead = label.kept & (label.values > best)
-            best[ahead], winner[ahead] = label.values[ahead], label.index + 1
-        file = io.BytesIO()
-        few = len(self.ontology.labels) <= 255
-        Image.fromarray(winner.astype(np.uint8) if few else winner).save(file, format="PNG")
-        return file.getvalue()
+    def _objects(self, result: Localization, index: int, painting: "_Painting | None") -> list[dict[str, Any]]:
+        """The objects of one label, best first; the maps they are made of are gone then."""
+        label = _Label(self, result, index)
+        objects = []
+        for span, mask in label.parts():
+            objects.append(label.object(span, mask))
+            if painting is not None:
+                painting.add(index, span, mask, label.values)
+        return sorted(objects, key=lambda one: -one["score"])
 
     def _similarity(self, result: Localization) -> dict[str, Any]:
         by_label = self.ontology.vocabulary.by_label(list(result.similarity))
@@ -198,45 +205,37 @@ class _Label:
         """The cosine `(y, x)`."""
         return self.cosine.float().numpy()
 
-    @cached_property
-    def components(self) -> readout.Components:
-        """What is above the label's threshold: in connected parts, or as one."""
-        scale = self.labeling.scale
-        stretched = {"minmax": readout.min_max, "cosine": lambda cosine: cosine}.get(scale)
-        heatmap = self.result.heatmaps(scale)[self.index] if stretched is None else stretched(self.cosine)
-        mask = heatmap > self.labeling.ontology.threshold[self.index]
-        return readout.components(mask) if self.labeling.per == "component" else readout.whole(mask)
-
-    @cached_property
-    def parts(self) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-        """The rows and columns of each object, and its mask in them."""
-        labels, spans = self.components
-        least = self.labeling.least_area * labels.size
-        masks = [(span, labels[span] == number) for number, span in enumerate(spans, start=1)]
-        return [(span, mask) for span, mask in masks if mask.sum() >= least]
-
     @property
-    def kept(self) -> np.ndarray:
-        """The mask `(y, x)` of all objects."""
-        kept = np.zeros(self.values.shape, dtype=bool)
-        for span, mask in self.parts:
-            kept[span] |= mask
-        return kept
+    def mask(self) -> Tensor:
+        """Where the map is above the label's threshold, `(y, x)`."""
+        scale, threshold = self.labeling.scale, self.labeling.ontology.threshold[self.index]
+        if scale == "probability":
+            return self.result.heatmaps(scale)[self.index] > threshold
+        stretch = readout.min_max_of(self.cosine) if scale == "minmax" else _unchanged
+        mask = torch.empty(self.cosine.shape, dtype=torch.bool)
+        for band in _bands(*mask.shape):
+            torch.gt(stretch(self.cosine[band]), threshold, out=mask[band])
+        return mask
 
-    def objects(self) -> list[dict[str, Any]]:
-        """The objects, best first."""
-        return sorted((self._object(span, mask) for span, mask in self.parts), key=lambda one: -one["score"])
+    def parts(self) -> Iterator[tuple[Span, np.ndarray]]:
+        """The rows and columns of each object, and its mask in them."""
+        find = readout.components if self.labeling.per == "component" else readout.whole
+        labels, spans = find(self.mask)
+        least = self.labeling.least_area * labels.size
+        for number, span in enumerate(spans, start=1):
+            mask = labels[span] == number
+            if np.count_nonzero(mask) >= least:
+                yield span, mask
 
-    def _object(self, span: tuple[slice, slice], mask: np.ndarray) -> dict[str, Any]:
+    def object(self, span: Span, mask: np.ndarray) -> dict[str, Any]:
         rows, columns = span
-        inside = np.where(mask, self.values[span], -np.inf)
-        y, x = (int(at) for at in np.unravel_index(inside.argmax(), inside.shape))
+        y, x = _peak(self.values[span], mask)
         point = (columns.start + x, rows.start + y)
         scores, presence = self.result.scores, self.result.presence
         return {
             "label": self.labeling.ontology.labels[self.index],
             "prompt": self._phrase(point),
-            "score": float(inside[y, x]),
+            "score": float(self.values[point[1], point[0]]),
             "image_score": None if scores is None else scores[self.index].item(),
             "presence": None if presence is None else presence[self.index].item(),
             "xyxy": [columns.start, rows.start, columns.stop, rows.stop],
@@ -256,13 +255,71 @@ class _Label:
         return phrases[self.index][int(np.argmax(at))]
 
 
-def run_lengths(mask: np.ndarray, span: tuple[slice, slice], size: Size) -> dict[str, Any]:
-    """A mask in some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
-    from pycocotools.mask import encode
+def _peak(values: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
+    """Where the values `(y, x)` are highest in a mask, which has some: `(y, x)`, the first of equal ones."""
+    found = None
+    for band in _bands(*mask.shape):
+        inside = np.where(mask[band], values[band], -np.inf)
+        y, x = divmod(int(inside.argmax()), mask.shape[1])
+        if found is None or inside[y, x] > values[found]:
+            found = (band.start + y, x)
+    assert found is not None
+    return found
 
-    whole = np.zeros(tuple(size), dtype=np.uint8, order="F")  # COCO goes down columns
-    whole[span] = mask
-    return {"size": list(size), "counts": str(encode(whole)["counts"], "ascii")}  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+@dataclass
+class _Painting:
+    """A label map: each pixel of an object has the label with the highest cosine there."""
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        self._best = np.full(tuple(self.size), -np.inf, dtype=np.float32)
+        self._winner = np.zeros(tuple(self.size), dtype=np.uint16)
+
+    def add(self, index: int, span: Span, mask: np.ndarray, values: np.ndarray) -> None:
+        best, winner, values = self._best[span], self._winner[span], values[span]
+        ahead = mask & (values > best)
+        best[ahead], winner[ahead] = values[ahead], index + 1
+
+    def png(self, labels: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self._winner.astype(np.uint8) if labels <= 255 else self._winner).save(file, format="PNG")
+        return file.getvalue()
+
+
+def _unchanged(cosine: Tensor) -> Tensor:
+    return cosine
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of which together there are about `BAND` pixels."""
+    step = max(1, BAND // width)
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+
+class Room:
+    """Lets threads at work on so many pixels at once, or on one picture that is larger alone."""
+
+    def __init__(self, pixels: int):
+        self._all = self._left = pixels
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= pixels)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify_all()
+
+
+ROOM = Room(2**26)
 
 
 def failed(item: Item, error: BaseException, seconds: float) -> Row:

@@ -1,19 +1,22 @@
 """The engine of one machine: threads that read and decode -> the model -> threads that find objects -> parts.
 
     with writing(folder):
-        tally = run(Parts.claim(folder, labeling.manifest(source.root)), labeling, source)
+        tally = run(Parts.claim(folder, labeling.manifest(source)), labeling, source)
 
-Every queue is bounded, so memory does not grow with the number of images. Several graphics cards, or machines, are one
-process each and share the images by hash: `torchrun --nproc-per-node 8 …`.
+Every queue is bounded, so memory does not grow with the number of images. A read that hangs keeps one thread and
+nobody else: images that are ready go before it, objects are found by threads of their own, and all are daemons, which
+the end of a process does not wait for. Several graphics cards, or machines, are one process each and share the images
+by hash: `torchrun --nproc-per-node 8 …`.
 """
 
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Thread
 from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -27,6 +30,8 @@ from open_gem.parts import Parts, Row
 
 AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
 PART_ROWS, PART_BYTES, PART_SECONDS = 1000, 2**26, 60  # a part is written when it has one of these
+PATIENCE = 1.0  # seconds that images are kept in order for: others then go before one that takes longer
+LOOK = 0.1  # seconds between looks whether to stop, while nothing comes
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as devices of torch say it
 
 A = TypeVar("A")
@@ -88,15 +93,56 @@ def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Ite
 def label(
     labeling: Labeling, items: Iterable[Item], *, batch: int = 8, workers: int | None = None, stop: Event | None = None
 ) -> Iterator[Row]:
-    """A row for each item, in the order in which images of one shape come together."""
+    """A row for each item, in the order in which images of one shape come together.
+
+    Once `stop` is set, reads under way are not waited for, and what the model has seen still becomes rows.
+    """
     stop, limit = stop or Event(), _Limit(batch)
-    pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="label")
+    count = workers or default_workers()
+    readers, finders = Threads(count), Threads(count)
     try:
-        prepared = _ahead(pool, labeling.prepare, _until(stop, items), AHEAD * batch)
+        prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
         located = _locate(labeling, _by_shape(prepared, limit, stop), limit)
-        yield from _ahead(pool, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
+        rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
+        yield from rows
     finally:
-        pool.shutdown(cancel_futures=True)
+        readers.close()
+        finders.close()
+
+
+class Threads:
+    """Daemon threads that do what is put before them."""
+
+    def __init__(self, count: int):
+        self._jobs: SimpleQueue[Any] = SimpleQueue()
+        self._closed = False
+        self._threads = [Thread(target=self._work, name="label", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[A], B], item: A) -> "Future[B]":
+        future: Future[B] = Future()
+        self._jobs.put((future, work, item))
+        return future
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, work, item = job
+            if not self._closed:
+                try:
+                    future.set_result(work(item))
+                except BaseException as error:  # whoever waits for it decides
+                    future.set_exception(error)
+            del job, future, work, item  # an image must not live on while the thread waits
+
+    def close(self) -> None:
+        """Begin nothing more; threads at work have a moment to end."""
+        self._closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        end = monotonic() + PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, end - monotonic()))
 
 
 def _until(stop: Event, items: Iterable[A]) -> Iterator[A]:
@@ -106,15 +152,46 @@ def _until(stop: Event, items: Iterable[A]) -> Iterator[A]:
         yield item
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], limit: int) -> Iterator[B]:
-    """The results of `work` in order, with up to `limit` items under way."""
+def _ahead(
+    threads: Threads,
+    work: Callable[[A], B],
+    items: Iterable[A],
+    limit: int,
+    take: "Callable[[deque[Future[B]]], Future[B] | None]" = deque.popleft,
+) -> Iterator[B]:
+    """The results of `work` with up to `limit` items under way: in order, or as `take` says; None ends it."""
     waiting: deque[Future[B]] = deque()
     for item in items:
-        waiting.append(pool.submit(work, item))
+        waiting.append(threads.submit(work, item))
         if len(waiting) >= limit:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            if (one := take(waiting)) is None:
+                return
+            yield one.result()
+    while waiting and (one := take(waiting)) is not None:
+        yield one.result()
+
+
+class _Impatient:
+    """Takes the oldest, but for those that keep others waiting: whichever is done goes before them; nothing once `stop`
+    is set."""
+
+    def __init__(self, stop: Event):
+        self._stop, self._late = stop, set[Any]()
+
+    def __call__(self, waiting: deque[Any]) -> Any:
+        start = monotonic()
+        while not self._stop.is_set():
+            oldest = next((one for one in waiting if one not in self._late), None)
+            wanted = self._late if oldest is None else {oldest, *self._late}
+            if done := wait(wanted, LOOK, FIRST_COMPLETED).done:
+                one = next(one for one in waiting if one in done)
+                waiting.remove(one)
+                self._late.discard(one)
+                return one
+            if oldest is not None and monotonic() - start > PATIENCE:
+                self._late.add(oldest)
+                start = monotonic()
+        return None
 
 
 @dataclass

@@ -61,7 +61,7 @@ def run(
     todo = _write_todo(folder / TODO, local.pending(source.items(), done, shard, tally), rows)
     if not todo:
         return tally
-    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest.fingerprint, source.root, make, batch)
+    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch)
     try:
         with _cluster(), _telling(stop, folder / STOP):
             for result in _results(todo, actor, workers):
@@ -205,8 +205,7 @@ class Labeler:
     place: str
     folder: str
     token: str
-    fingerprint: str
-    root: str | None
+    manifest: Manifest
     make: Callable[[], Labeling]
     batch: int
 
@@ -220,10 +219,10 @@ class _Actor:
         os.chdir(given.place)  # a cluster may have been started anywhere
         torch.set_num_threads(threads)
         self.given, self.threads, self.labeling = given, threads, given.make()
-        manifest = self.labeling.manifest(given.root)
-        if manifest.fingerprint != given.fingerprint:
+        source = Source("", given.manifest.root, lambda: iter(()), given.manifest.settings.get("columns"))
+        if self.labeling.manifest(source) != given.manifest:
             raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
-        self.parts = Parts(Path(given.folder), Manifest(manifest.settings, manifest.labels))
+        self.parts = Parts(Path(given.folder), given.manifest)
 
     def __call__(self, todo: dict[str, Any]) -> dict[str, list[Any]]:
         results = [self._part(str(name), list(items)) for name, items in zip(todo["part"], todo["items"], strict=True)]

@@ -10,6 +10,7 @@ background: [sky, grass]
 presence: 0.8                   # of labels that say nothing
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -25,14 +26,15 @@ DEFAULTS = {"presence": 0.9, "threshold": 0.5}
 `Localization.presence`; and the level of its map, whichever scale that has, above which a pixel belongs to it."""
 
 TOP, OF_LABEL = ("labels", "background", *DEFAULTS), ("prompts", *DEFAULTS)  # names that a file may use
-FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
+FILES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
 class Ontology:
     """Labels with their phrases, and thresholds in [0, 1], one a label: see `DEFAULTS`.
 
-    Raises InputError for a number of thresholds that is not that of the labels, or one outside [0, 1].
+    Raises InputError for a number of thresholds that is not that of the labels, or one outside [0, 1], and PromptError
+    for a label's phrase that is also the background's: it could never be found, being no likelier than itself.
     """
 
     vocabulary: Vocabulary
@@ -40,6 +42,8 @@ class Ontology:
     threshold: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if contested := self.vocabulary.contested:
+            raise PromptError(f"{contested[0]!r} is a label's phrase and the background's, expected it in one of them")
         for name in DEFAULTS:
             values = getattr(self, name)
             if len(values) != len(self.labels):
@@ -64,6 +68,8 @@ class Ontology:
         phrases = {label: _phrases(label, told) for label, told in labels.items()}
         vocabulary = Vocabulary.of(phrases)
         if background := top.get("background"):
+            if not isinstance(background, str | list | tuple):
+                raise InputError(f"background is {background!r}, expected a phrase, or a list of phrases")
             vocabulary = vocabulary.with_background(background)
         usual = {
             name: top.get(name, default) if thresholds.get(name) is None else thresholds[name]
@@ -137,22 +143,45 @@ def _check_names(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -
 
 
 def _load(path: Path) -> Any:
-    """What a YAML file holds; JSON is YAML too. Raises InputError where it cannot be read, or a key is there twice."""
+    """What a YAML or JSON file holds. Raises InputError where it cannot be read, or a key is there twice."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(getattr(error, "strerror", None) or "it is not UTF-8 text") from error
+    return _of_json(text) if path.suffix.lower() == ".json" else _of_yaml(text)
+
+
+def _of_json(text: str) -> Any:
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once([key for key, _ in pairs])
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=mapping)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"it is not JSON: {error}") from error
+
+
+def _of_yaml(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
-        if twice := [key for index, key in enumerate(keys) if key in keys[:index]]:
-            raise InputError(f"{twice[0]!r} is there twice, expected it once")
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        _check_once([loader.construct_object(key) for key in own])  # pyright: ignore[reportUnknownMemberType]
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(path.read_text("utf-8-sig"), Loader)  # a SafeLoader: makes plain values only
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(getattr(error, "strerror", None) or "it is not UTF-8 text") from error
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader)  # a SafeLoader: makes plain values only
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"it is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_once(keys: list[Any]) -> None:
+    if twice := [key for index, key in enumerate(keys) if key in keys[:index]]:
+        raise InputError(f"{twice[0]!r} is there twice, expected it once")

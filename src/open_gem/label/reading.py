@@ -1,13 +1,23 @@
-"""The bytes of an item, wherever it is: the only place that opens files of others, local or remote."""
+"""The bytes of an item, wherever it is: the only place that opens files of others, local or remote.
 
+What is remote may hang for ever, and libraries do not let go of it, so a thread of its own does each such read and is
+left behind when its time is over. Of what is local only regular files are opened: a pipe would wait for a writer.
+"""
+
+import io
+import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs
 
 from open_gem.errors import ImageError, InputError, OpenGemError
@@ -15,38 +25,81 @@ from open_gem.errors import ImageError, InputError, OpenGemError
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-    from open_gem.label.sources import Item
+    from open_gem.label.paths import Item
 
 MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
+SECONDS = 60.0  # for one remote read, unless asked otherwise
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
-_one_at_a_time = Lock()  # readers of Parquet are not made for several threads
+R = TypeVar("R")
 
 
-def read(item: "Item") -> bytes | Path:
-    """What `read_image` takes: the bytes of the file, or the path of a local one. Raises ImageError in one line."""
+def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
+    """What `read_image` takes: the bytes of the file, or the path of a local one.
+
+    Raises ImageError in one line, also where something remote takes longer than `seconds`.
+    """
     try:
         if item.error is not None:
             raise ImageError(item.error)
-        if item.container:
-            with open_file(item.container) as file:
-                file.seek(item.offset)
-                return file.read(item.size)
-        if match := ROW.fullmatch(item.source):
-            return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()})
-        if is_url(item.source):
-            return _download(item.source)
-        return _regular(item.source)
+        return within(seconds, _read, item) if is_url(item.container or item.source) else _read(item)
+    except LateError:
+        _column.cache_clear()  # the read that hangs may have the lock of such a one
+        raise
     except ImageError:
         raise
     except Exception as error:  # of whichever library stands behind the URL
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
+def _read(item: "Item") -> bytes | Path:
+    if item.container:
+        with _open(item.container) as file:
+            file.seek(item.offset)
+            return file.read(item.size)
+    if match := ROW.fullmatch(item.source):
+        return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()})
+    if is_url(item.source):
+        return _download(item.source)
+    return _regular(item.source)
+
+
+class LateError(ImageError):
+    """Something remote took too long."""
+
+
+def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
+    """What `work` gives. Raises LateError where it takes longer; the thread that does it is then left to hang."""
+    future: Future[R] = Future()
+
+    def act() -> None:
+        try:
+            future.set_result(work(*given))
+        except BaseException as error:  # whoever waits for it decides
+            future.set_exception(error)
+
+    Thread(target=act, name="read", daemon=True).start()
+    wait([future], seconds)
+    if not future.done():
+        raise LateError(f"was not read within {seconds:g} seconds")
+    return future.result()
+
+
+NOT_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
 def _regular(path: str) -> Path:
-    if stat.S_ISFIFO(Path(path).stat().st_mode):  # would wait for somebody to write to it
-        raise ImageError("is a pipe, expected a file")
-    return Path(path)
+    """A local path or file:// URL of a regular file: others may wait for ever. Raises ImageError, OSError."""
+    place = Path(local_path(path))
+    if (kind := stat.S_IFMT(place.stat().st_mode)) != stat.S_IFREG:
+        raise ImageError(f"{str(place)!r} is {NOT_FILES.get(kind, 'no regular file')}, expected a file")
+    return place
 
 
 def _download(url: str) -> bytes:
@@ -65,35 +118,52 @@ def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
         value = _of_dataset(place, where.get("split", ""), column)[row][column]
     else:
-        with _one_at_a_time:
-            group, start = _group_of(place, row)
-            value = _column(place, column, group)[row - start].as_py()
+        value = _column(place, column)[row]
     if isinstance(value, Mapping):  # as `datasets` keeps pictures: their bytes, or the path of a file
         value = value.get("bytes") or value.get("path")
     if not value:
         raise ImageError("the row has no picture")
-    return value if isinstance(value, bytes) else _regular(value)
+    if isinstance(value, bytes):
+        return value
+    return _download(value) if is_url(value) else _regular(value)
 
 
-def _group_of(path: str, row: int) -> tuple[int, int]:
-    """The row group of a row of a Parquet file, and the row at which it begins."""
-    bounds = _bounds(path)
-    group = next(index for index, start in enumerate(bounds[1:]) if row < start)
-    return group, bounds[group]
+class _Column:
+    """A column of a Parquet file by rows, for threads that ask for them nearly in order: a few rows are in memory, and
+    one before them, or far behind, means reading from the start of its row group."""
+
+    ROWS, KEPT = 16, 4  # of a batch; batches that are kept
+
+    def __init__(self, path: str, column: str):
+        self._file, self._column = parquet_file(path), column
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._lock = Lock()  # readers of Parquet are not made for several threads
+        self._go_to(0)
+
+    def __getitem__(self, row: int) -> Any:
+        with self._lock:
+            group = bisect_right(self._starts, row) - 1
+            if (self._kept and row < self._kept[0][0]) or self._starts[group] > self._end:
+                self._go_to(group)
+            while row >= self._end:
+                values = next(self._batches).column(0)
+                self._kept.append((self._end, values))
+                self._end += len(values)
+            start, values = next(pair for pair in reversed(self._kept) if pair[0] <= row)
+            return values[row - start].as_py()
+
+    def _go_to(self, group: int) -> None:
+        groups = list(range(group, len(self._starts) - 1))
+        self._batches = self._file.iter_batches(self.ROWS, groups, [self._column], use_threads=False)
+        self._kept: deque[tuple[int, Any]] = deque(maxlen=self.KEPT)
+        self._end = self._starts[group]
 
 
-@lru_cache(maxsize=64)
-def _bounds(path: str) -> list[int]:
-    metadata = parquet_file(path).metadata
-    bounds = [0]
-    for group in range(metadata.num_row_groups):
-        bounds.append(bounds[-1] + metadata.row_group(group).num_rows)
-    return bounds
-
-
-@lru_cache(maxsize=2)  # rows come in order, so the group at hand and the next
-def _column(path: str, column: str, group: int) -> Any:
-    return parquet_file(path).read_row_group(group, columns=[column]).column(0)
+@lru_cache(maxsize=4)
+def _column(path: str, column: str) -> _Column:
+    return _Column(path, column)
 
 
 @lru_cache(maxsize=4)
@@ -109,22 +179,81 @@ def _of_dataset(place: str, split: str, column: str) -> Any:
 
 
 def is_url(given: str) -> bool:
-    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", given) is not None
+    """Whether this is the address of something that may be elsewhere."""
+    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", given) is not None and not given.startswith(LOCAL)
 
 
-def open_file(given: str) -> BinaryIO:
-    """A local file, or what fsspec makes of a URL."""
+LOCAL = ("file://", "local://")  # how URLs of local files begin
+
+
+def local_path(given: str) -> str:
+    """A file:// URL as the path it means; others as they are."""
+    if not given.startswith(LOCAL):
+        return given
+    from fsspec.core import strip_protocol
+
+    return strip_protocol(given)
+
+
+def local_file(address: str) -> str | None:
+    """The local file in which something is that `Item.source` tells of; None where that is remote."""
+    if match := ROW.fullmatch(address):
+        address = match[1]
+    if address.startswith("tar://"):
+        address = address.rpartition("::")[2]
+    address = local_path(address)
+    return None if is_url(address) else address
+
+
+def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
+    """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
     if not is_url(given):
-        return Path(given).open("rb")
+        return _open(given)
+    patient = _Patient(within(seconds, _open, given), seconds)
+    return cast(BinaryIO, io.BufferedReader(patient, 2**16))  # fewer threads
+
+
+def _open(given: str) -> BinaryIO:
+    if not is_url(given):
+        return _regular(given).open("rb")
     import fsspec
 
     return cast(BinaryIO, cast(Any, fsspec.open(given, "rb")).open())
 
 
-def parquet_file(given: str) -> "ParquetFile":
+class _Patient(io.RawIOBase):
+    """A remote file whose reads end after some seconds, with an ImageError."""
+
+    def __init__(self, file: BinaryIO, seconds: float):
+        self._file, self._seconds = file, seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        content = within(self._seconds, self._file.read, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def parquet_file(given: str, seconds: float = SECONDS) -> "ParquetFile":
     from pyarrow import parquet
 
-    return parquet.ParquetFile(open_file(given) if is_url(given) else given)
+    # A buffer, or the whole of a column's chunk would be read at once.
+    return parquet.ParquetFile(open_file(given, seconds) if is_url(given) else _regular(given), buffer_size=2**20)
 
 
 @lru_cache(maxsize=4)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from open_gem.imaging import check_size_rule
 from open_gem.label.labeling import Labeling, check_settings
 from open_gem.label.ontology import Ontology
+from open_gem.label.reading import SECONDS
 from open_gem.localizer import load
 from open_gem.methods import check_name
 from open_gem.prompts import TEMPLATE, Template, check_template
@@ -31,6 +32,7 @@ class Recipe:
     scale: str = "minmax"
     per: str = "component"
     least_area: float = 0.0005
+    seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         check_name(self.pathway)
@@ -52,4 +54,4 @@ class Recipe:
             device=self.device,
             dtype=self.dtype,
         )
-        return Labeling(localizer, self.ontology, self.outputs, self.scale, self.per, self.least_area)
+        return Labeling(localizer, self.ontology, self.outputs, self.scale, self.per, self.least_area, self.seconds)

@@ -4,7 +4,7 @@ import base64
 import heapq
 import html
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from open_gem.imaging import read_image
 from open_gem.label.done import key
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
-from open_gem.parts import Parts, Row
+from open_gem.parts import Parts, Place, Row, mask_of
 from open_gem.viz import overlay
 
 SIDE = 256  # pixels of a sample's longer side
@@ -56,33 +56,50 @@ class Sample:
     objects: Sequence[dict[str, Any]]
 
 
-def write_sheet(parts: Parts, count: int) -> bytes:
-    """A page of HTML with pictures inside: of each label up to `count` images by chance (the same every time) and half
-    as many in which it was least sure; then images without any object. Pictures that are gone are told."""
-    count = min(count, max(1, MOST // len(parts.manifest.labels)))
-    chance = {label: Lowest(count) for label in parts.manifest.labels}
-    unsure = {label: Lowest(count // 2) for label in parts.manifest.labels}
-    empty = Lowest(count)
-    for row in parts.rows("id", "source", "status", "objects"):
+class Sheet:
+    """Chooses rows as they come by, and makes a page of them.
+
+    Of each label up to `count` images by chance (the same every time) and half as many in which it was least sure; then
+    images without any object.
+    """
+
+    def __init__(self, labels: Sequence[str], count: int):
+        count = min(count, max(1, MOST // len(labels)))
+        self.chance = {label: Lowest(count) for label in labels}
+        self.unsure = {label: Lowest(count // 2) for label in labels}
+        self.empty = Lowest(count)
+
+    def add(self, place: Place, row: Row) -> None:
+        """A row's id, status, and labels and presence of its objects."""
         if row["status"] != "ok":
-            continue
-        for label, sample in _samples(row):
-            chance[label].add(key(row["id"]), row["id"], sample)
-            unsure[label].add(min(one["presence"] or 0 for one in sample.objects), row["id"], sample)
+            return
+        number = key(row["id"])
         if not row["objects"]:
-            empty.add(key(row["id"]), row["id"], Sample(row["id"], row["source"], ()))
-    sections = [_section(label, chance[label].entries, unsure[label].entries) for label in parts.manifest.labels]
-    sections.append(_part("Nothing found in these", empty.entries))
-    body = "\n".join(sections)
-    page = (
-        f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n{body}\n"
-    )
-    return page.encode()
+            self.empty.add(number, row["id"], place)
+        presence: dict[str, float] = {}
+        for one in row["objects"]:
+            presence[one["label"]] = min(one["presence"] or 0, presence.get(one["label"], 1))
+        for label, least in presence.items():
+            self.chance[label].add(number, row["id"], place)
+            self.unsure[label].add(least, row["id"], place)
+
+    def write(self, parts: Parts) -> bytes:
+        """A page of HTML with pictures inside, read now; those that are gone are told. Raises OutputError."""
+        chosen = [*self.chance.values(), *self.unsure.values(), self.empty]
+        places = {place for lowest in chosen for place in lowest.entries}
+        rows = dict(parts.at(places, "id", "source", "objects"))
+        sections = [_section(label, *self._samples(label, rows)) for label in self.chance]
+        sections.append(_part("Nothing found in these", [_sample(rows[place]) for place in self.empty.entries]))
+        head = f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n"
+        return (head + "\n".join(sections) + "\n").encode()
+
+    def _samples(self, label: str, rows: Mapping[Place, Row]) -> Iterator[list[Sample]]:
+        for lowest in (self.chance[label], self.unsure[label]):
+            yield [_sample(rows[place], label) for place in lowest.entries]
 
 
-def _samples(row: Row) -> Iterator[tuple[str, Sample]]:
-    for label in dict.fromkeys(one["label"] for one in row["objects"]):
-        yield label, Sample(row["id"], row["source"], [one for one in row["objects"] if one["label"] == label])
+def _sample(row: Row, label: str | None = None) -> Sample:
+    return Sample(row["id"], row["source"], [one for one in row["objects"] if one["label"] == label])
 
 
 def _section(label: str, chance: Sequence[Sample], unsure: Sequence[Sample]) -> str:
@@ -120,27 +137,16 @@ def draw(picture: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image
     boxes = []
     for one in objects:
         mask = Image.fromarray(_mask(one, size)).resize(small.size, Image.Resampling.NEAREST)
-        covered |= np.asarray(mask) > 0
+        covered |= np.asarray(mask)
         boxes.append([side * small.width / picture.width for side in one["xyxy"]])
     return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
 
 
 def _mask(one: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The mask `(y, x)` of an object, 0 and 1."""
+    """The mask `(y, x)` of an object."""
     if one["rle"] is not None:
-        return decode(one["rle"])
-    mask = np.zeros(size, dtype=np.uint8)
+        return mask_of(one["rle"])
+    mask = np.zeros(size, dtype=bool)
     left, top, right, bottom = one["xyxy"]
-    mask[top:bottom, left:right] = 1
+    mask[top:bottom, left:right] = True
     return mask
-
-
-def decode(rle: dict[str, Any]) -> np.ndarray:
-    """COCO's compressed run-length encoding -> a mask `(y, x)` uint8, 0 and 1."""
-    import warnings
-
-    from pycocotools import mask
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
-        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()})

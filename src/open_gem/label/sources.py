@@ -10,23 +10,36 @@ files. A kind of source is one function and one row of `KINDS`.
 
 import csv
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import has_magic, iglob
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from open_gem.errors import InputError
-from open_gem.label.reading import check_protocol, is_url, one_line, open_file, parquet_file, saved_dataset, told
-
-ENDINGS = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
-}
-"""What names of pictures in folders and tars end with, in either case; other files are passed over."""
+from open_gem.label.paths import (
+    ENDINGS,  # noqa: F401 - who exports asks here
+    Item,
+    is_pattern,
+    is_picture,
+    matches,
+    printable,
+    root_of,
+    walk,
+    walk_remote,
+)
+from open_gem.label.reading import (
+    SECONDS,
+    check_protocol,
+    is_url,
+    local_path,
+    one_line,
+    open_file,
+    parquet_file,
+    saved_dataset,
+    told,
+)
 
 COLUMNS = (
     *("image", "img", "path", "image_path", "filepath", "file_path", "file_name", "filename", "file"),
@@ -35,37 +48,33 @@ COLUMNS = (
 """Names by which the column of pictures is known, the first that is there, where none was asked for."""
 
 
-class Item(NamedTuple):
-    """An image: `id`, unique in its source; `source`, its path or URL, as given.
-
-    Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
-    could not even be listed.
-    """
-
-    id: str
-    source: str
-    container: str = ""
-    offset: int = 0
-    size: int = 0
-    error: str | None = None
-
-
 @dataclass(frozen=True)
 class Source:
-    """A stream of items. `root` is what ids are relative to, None where they stand for themselves; of tables also the
-    columns that were asked for."""
+    """A stream of items. `root` is what ids are relative to, None where they stand for themselves; `columns` those of a
+    table that were asked for."""
 
     kind: str
     root: str | None
     items: Callable[[], Iterator[Item]]
+    columns: str | None = None
+    given: str = ""
+
+    def check_not_empty(self) -> None:
+        """Raises InputError where there is no image: perhaps a name is wrong."""
+        if next(self.items(), None) is None:
+            raise InputError(f"no image in {self.given!r}, expected at least one")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual."""
+    """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual.
+
+    seconds  that one read of a remote list, tar or table may take
+    """
 
     image: str | None = None
     id: str | None = None
+    seconds: float = SECONDS
 
     def find(self, given: str, names: Iterable[str]) -> str:
         """The name of the column with pictures. Raises InputError where there is none."""
@@ -86,176 +95,128 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
     Raises InputError where it is none of them or not there, or a package for it is missing.
     """
     check_protocol(given)
+    given = local_path(given)
     if not is_url(given) and not is_pattern(given) and not Path(given).exists():
         raise InputError(f"{given!r} does not exist, expected {EXPECTED}")
+    if _ends(*COMPRESSED)(given):
+        raise InputError(f"{given!r} is compressed, and pictures in it cannot be reached one by one: unpack it to .tar")
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
     if kind is None:
         raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
     source = KINDS[kind][1](given, columns)
-    if columns == Columns():
-        return source
     chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
-    return replace(source, root=f"{source.root or ''} {chosen}".strip())  # other columns are other images
+    return replace(source, columns=chosen or None, given=given)  # other columns are other images
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file name is a picture's: by its ending, hidden ones aside."""
-    base = re.split(r"[/\\]", name)[-1]
-    return os.path.splitext(base)[1].lower() in ENDINGS and not base.startswith(".")  # noqa: PTH122 - of any system
-
-
 def _folder(given: str, columns: Columns) -> Source:
     root = given.rstrip("/") if is_url(given) else str(Path(given).absolute())
-    listed = partial(_walk_remote, root) if is_url(given) else partial(_walk, Path(given))
-    return Source("folder", root, listed)
-
-
-def _walk(root: Path, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Item]:
-    """Pictures in a folder and those in it, links followed but never round in circles; in no order, for sorting would
-    keep all names of a folder."""
-    place = os.path.join(root, below)  # noqa: PTH118 - ten million times
-    try:
-        status = os.stat(place)  # noqa: PTH116
-        if (me := (status.st_dev, status.st_ino)) in above:
-            return
-        with os.scandir(place) as entries:
-            for entry in entries:
-                inside = f"{below}/{entry.name}" if below else entry.name
-                if entry.name.startswith("."):
-                    continue
-                is_folder = _is_dir(entry)
-                if is_folder:
-                    yield from _walk(root, inside, above | {me})
-                elif is_picture(entry.name):
-                    yield Item(printable(inside), entry.path)
-    except OSError as error:
-        yield Item(printable(below or "."), place, error=f"cannot list this folder: {error.strerror}")
-
-
-def _is_dir(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder; a link that leads nowhere, or round in circles, is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _walk_remote(root: str) -> Iterator[Item]:
-    from fsspec.core import url_to_fs
-
-    files, top = url_to_fs(root)
-    for folder, _, names in files.walk(top):
-        for name in sorted(filter(is_picture, names)):
-            path = f"{folder.rstrip('/')}/{name}"
-            yield Item(path[len(top) :].lstrip("/"), files.unstrip_protocol(path))
+    return Source("folder", root, partial(walk_remote, root) if is_url(given) else partial(walk, given))
 
 
 def _pattern(given: str, columns: Columns) -> Source:
-    root = _root(given)
-    paths = partial(_matches, given)
-    return Source(
-        "pattern", root, lambda: (Item(printable(_below(root, path)), path) for path in paths() if is_picture(path))
-    )
-
-
-def is_pattern(given: str) -> bool:
-    """Whether a path or URL has wildcards; a question mark in a web address is none."""
-    return "*" in given if given.startswith(("http://", "https://")) else has_magic(given)
-
-
-def _root(given: str) -> str:
-    """The folder of a file, or of a pattern that before the first wildcard; absolute where it is local."""
-    wild = re.search(r"[*?\[]", given) if is_pattern(given) else None
-    before = given[: wild.start() if wild else None].rpartition("/")[0]
-    return before if is_url(given) else str(Path(before or ("/" if given.startswith("/") else ".")).absolute())
-
-
-def _below(root: str, path: str) -> str:
-    if is_url(path):  # of one place there are several spellings, as s3://x and s3:///x
-        from fsspec.core import strip_protocol
-
-        return strip_protocol(path).removeprefix(strip_protocol(root)).lstrip("/")
-    return str(Path(path).absolute()).removeprefix(root).lstrip("/")
-
-
-def _matches(given: str) -> Iterator[str]:
-    """The files that a path, URL or pattern means."""
-    if not is_pattern(given):
-        yield given
-    elif is_url(given):
-        from fsspec.core import url_to_fs
-
-        files, pattern = url_to_fs(given)
-        yield from (files.unstrip_protocol(str(path)) for path in files.glob(pattern))
-    else:
-        yield from iglob(given, recursive=True)  # noqa: PTH207 - takes absolute patterns too
+    return Source("pattern", root_of(given), partial(matches, given, is_picture))
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
 
 
-def _list(given: str, columns: Columns, read: Callable[[str, Columns], Iterator[tuple[str, str]]]) -> Source:
+class _Entry(NamedTuple):
+    """What a list says in one place: a line, or a row."""
+
+    place: str
+    id: str | None
+    path: str | None
+    error: str | None = None
+
+
+def _list(given: str, columns: Columns, read: Callable[[str, Columns], Iterator[_Entry]]) -> Source:
     """Ids and paths that something lists; relative ones are relative to it."""
-    folder = _root(given)
-    first = next(read(given, columns), ("", ""))[0]
-
-    def items() -> Iterator[Item]:
-        for id, path in read(given, columns):
-            check_protocol(path)
-            whole = path if is_url(path) or path.startswith("/") else f"{folder}/{path}"
-            yield Item(printable(id), whole)
-
-    return Source("list", None if is_url(first) or first.startswith("/") else folder, items)
+    folder = root_of(given)
+    first = next((entry.path for entry in read(given, columns) if entry.path), "")
+    is_relative = not (is_url(first) or local_path(first).startswith("/"))
+    return Source(
+        "list", folder if is_relative else None, lambda: (_listed(folder, one) for one in read(given, columns))
+    )
 
 
-def _lines(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
-    with told(given), open_file(given) as file:
-        for line in file:
-            if path := line.decode(
-                "utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8", "surrogateescape"
-            ).strip():
-                yield path, path
+def _listed(folder: str, entry: _Entry) -> Item:
+    """What an entry means; where that cannot be, an item that says which and why."""
+    path = local_path(entry.path or "")
+    whole = path if not path or is_url(path) or path.startswith("/") else f"{folder}/{path}"
+    reason = entry.error or _why_not(entry, whole)
+    error = None if reason is None else f"{entry.place} {reason}"
+    return Item(printable(entry.id or entry.place), whole, error=error)
 
 
-def _csv(given: str, columns: Columns) -> Iterator[tuple[str, str]]:
-    with told(given), open_file(given) as file:
-        text = (line.decode("utf-8-sig") for line in file)
+def _why_not(entry: _Entry, whole: str) -> str | None:
+    if not entry.path:
+        return "has no path"
+    if not entry.id:
+        return "has no id"
+    try:
+        check_protocol(whole)
+    except InputError as error:
+        return f"is {entry.path!r}: {error}"
+    if printable(whole) != whole and not os.path.lexists(whole):
+        return "is not UTF-8 text, and no file has its bytes for a name"
+    return None
+
+
+def _lines(given: str, columns: Columns) -> Iterator[_Entry]:
+    with told(given), open_file(given, columns.seconds) as file:
+        for number, line in enumerate(file, start=1):
+            encoding = "utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8"
+            if path := line.decode(encoding, "surrogateescape").strip():
+                yield _Entry(f"line {number}", path, path)
+
+
+def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
+    with told(given), open_file(given, columns.seconds) as file:
+        text = (line.decode("utf-8-sig", "surrogateescape") for line in file)
         rows = csv.DictReader(text, delimiter="\t" if given.lower().endswith(".tsv") else ",")
         column = columns.find(given, rows.fieldnames or [])
-        for row in rows:
-            if path := (row[column] or "").strip():
-                yield (row[columns.id] if columns.id else path), path
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _Entry(f"line {rows.line_num}", None, None, f"cannot be read: {error}")
+                continue
+            path, id = ((row[name] or "").strip() for name in (column, columns.id or column))
+            yield _Entry(f"line {rows.line_num}", id, path)
 
 
 # Containers -----------------------------------------------------------------------------------------------------------
 
 
 def _tars(given: str, columns: Columns) -> Source:
-    return _containers("tar", given, _tar)
+    return _containers("tar", given, partial(_tar, seconds=columns.seconds))
 
 
 def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Item]]) -> Source:
     """Items of all files that `given` means; one that cannot be read (to its end) is an item that says so."""
-    root = _root(given)
 
     def items() -> Iterator[Item]:
-        for path in _matches(given):
-            name = printable(_below(root, path))
+        for file in matches(given):
+            if file.error:
+                yield file
+                continue
             try:
-                yield from inside(path, name)
+                yield from inside(file.source, file.id)
             except Exception as error:
-                yield Item(name, path, error=f"cannot be read to its end: {one_line(error)}")
+                yield file._replace(error=f"cannot be read to its end: {one_line(error)}")
 
-    return Source(kind, root, items)
+    return Source(kind, root_of(given), items)
 
 
-def _tar(path: str, name: str) -> Iterator[Item]:
+def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
     import tarfile
 
-    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
             if member.isfile() and is_picture(member.name):
                 source = f"tar://{member.name}::{path}"  # as fsspec writes it
@@ -266,38 +227,61 @@ def _parquet(given: str, columns: Columns) -> Source:
     """A list of paths where the column has text, images where it has bytes."""
     import pyarrow as pa
 
-    first = next(_matches(given), None)
-    if first is None:
-        raise InputError(f"{given!r} matches no file, expected at least one")
-    with told(first):
-        fields = parquet_file(first).schema_arrow
+    first, fields = _schema(given, columns.seconds)
     column = columns.find(first, fields.names)
     kind = fields.field(column).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _list(given, columns, partial(_parquet_paths, column=column))
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
         raise InputError(f"column {column!r} of {first!r} is {kind}, expected paths, or the bytes of images")
-    return _containers("parquet", given, partial(_parquet_rows, column=column, id_column=columns.id))
+    return _containers("parquet", given, partial(_parquet_rows, column=column, columns=columns))
 
 
-def _parquet_paths(given: str, columns: Columns, column: str) -> Iterator[tuple[str, str]]:
+def _schema(given: str, seconds: float) -> tuple[str, Any]:
+    """The first file that can be read, and its fields. Raises InputError where there is none."""
+    broken: InputError | None = None
+    for file in matches(given):
+        try:
+            with told(file.source):
+                return file.source, parquet_file(file.source, seconds).schema_arrow
+        except InputError as error:
+            broken = broken or error
+    raise broken or InputError(f"{given!r} matches no file, expected at least one")
+
+
+def _parquet_paths(given: str, columns: Columns, column: str) -> Iterator[_Entry]:
     wanted = [column] if columns.id is None else [column, columns.id]
-    for path in _matches(given):
-        for batch in parquet_file(path).iter_batches(4096, columns=wanted):
-            for row in batch.to_pylist():
-                if row[column]:
-                    yield str(row[columns.id or column]), row[column]
+    for file in matches(given):
+        number = 0
+        try:
+            for batch in parquet_file(file.source, columns.seconds).iter_batches(4096, columns=wanted):
+                for row in batch.to_pylist():
+                    yield _Entry(f"row {number} of {file.id}", _id(row[columns.id or column]), row[column])
+                    number += 1
+        except Exception as error:
+            yield _Entry(file.id, file.id, file.source, f"cannot be read to its end: {one_line(error)}")
 
 
-def _parquet_rows(path: str, name: str, column: str, id_column: str | None) -> Iterator[Item]:
-    file = parquet_file(path)
-    if id_column is None:
-        ids: Iterable[str] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
+def _id(value: Any) -> str | None:
+    """A cell as an id, None where it is empty."""
+    return None if value is None else str(value).strip() or None
+
+
+def _parquet_rows(path: str, name: str, column: str, columns: Columns) -> Iterator[Item]:
+    file = parquet_file(path, columns.seconds)
+    if columns.id is None:
+        ids: Iterable[str | None] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
     else:
-        batches = file.iter_batches(4096, columns=[id_column])
-        ids = (str(id) for batch in batches for id in batch.column(0).to_pylist())
+        batches = file.iter_batches(4096, columns=[columns.id])
+        ids = (_id(id) for batch in batches for id in batch.column(0).to_pylist())
     for row, id in enumerate(ids):
-        yield Item(printable(id), f"{path}#{urlencode({'column': column, 'row': row})}")
+        yield _cell(f"{name}/{row}", id, path, column=column, row=row)
+
+
+def _cell(place: str, id: str | None, path: str, **where: Any) -> Item:
+    """A picture in a row of a table; one whose column of ids is empty says so."""
+    error = f"{place} has no id" if id is None else None
+    return Item(printable(id or place), f"{path}#{urlencode(where)}", error=error)
 
 
 def _dataset(given: str, columns: Columns) -> Source:
@@ -311,10 +295,11 @@ def _dataset(given: str, columns: Columns) -> Source:
 
     def items() -> Iterator[Item]:
         for split, (rows, column) in found.items():
-            ids = (f"{split}/{row}" if split else str(row) for row in range(len(rows)))
-            named = ids if columns.id is None else (str(row[columns.id]) for row in rows.select_columns([columns.id]))
-            for row, id in enumerate(named):
-                yield Item(printable(id), f"{root}#{urlencode({'split': split, 'column': column, 'row': row})}")
+            named = None if columns.id is None else rows.select_columns([columns.id])
+            for row in range(len(rows)):
+                place = f"{split}/{row}" if split else str(row)
+                id = place if named is None else _id(named[row][columns.id])
+                yield _cell(place, id, root, split=split, column=column, row=row)
 
     return Source("dataset", root, items)
 
@@ -346,13 +331,12 @@ KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
 }
 """What a source can be, the first that fits: whether it is that, and how it is opened."""
 
+COMPRESSED = tuple(
+    ending for kind in ("gz", "bz2", "xz", "zst") for ending in (f".tar.{kind}", f".t{kind.removesuffix('2')}")
+)
+
 EXPECTED = (
     "a folder (a remote one with / at its end), a pattern such as 'photos/**/*.jpg', a list of paths or URLs "
     "(.txt, .csv, .tsv, .parquet), tars (not compressed), Parquet with the bytes of images, or a data set that "
     "`datasets` saved on disk"
 )
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a name that are none become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from open_gem.parts import Parts
+from open_gem.parts import Parts, Place, Row
 
 
 @dataclass
@@ -23,12 +24,14 @@ class OfLabel:
 
 @dataclass
 class Summary:
-    """`labeled` images without error, of which `empty` have no object; `errors` by kind; `seconds` spent on all."""
+    """`labeled` images without error, of which `empty` have no object; `errors` by kind, of which `examples` has the
+    first of each; `seconds` spent on all."""
 
     labels: dict[str, OfLabel]
     labeled: int = 0
     empty: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -38,7 +41,8 @@ class Summary:
     def add(self, row: dict[str, Any]) -> None:
         self.seconds += row["seconds"]
         if row["status"] == "error":
-            self.errors[kind_of(row["error"])] += 1
+            self.errors[kind := kind_of(row["error"])] += 1
+            self.examples.setdefault(kind, row["error"])
             return
         self.labeled += 1
         self.empty += not row["objects"]
@@ -58,18 +62,19 @@ class Summary:
             "images": self.images,
             "labeled": self.labeled,
             "empty": self.empty,
-            "errors": dict(self.errors.most_common()),
+            "errors": {self.examples[kind]: count for kind, count in self.errors.most_common()},
             "seconds": round(self.seconds, 3),
             "labels": labels,
         }
 
 
-def summarize(parts: Parts) -> Summary:
-    """All rows counted: reads what is counted alone, not masks or maps. Raises OutputError."""
+def summarize(parts: Parts, also: Callable[[Place, Row], None] = lambda place, row: None) -> Summary:
+    """All rows counted, and shown to `also`: reads what that needs alone, not masks or maps. Raises OutputError."""
     summary = Summary({label: OfLabel() for label in parts.manifest.labels})
-    within = [f"objects.list.element.{name}" for name in ("label", "score")]
-    for row in parts.rows("status", "error", "seconds", *within):
+    within = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
+    for place, row in parts.placed("id", "status", "error", "seconds", *within):
         summary.add(row)
+        also(place, row)
     return summary
 
 

@@ -1,0 +1,193 @@
+"""The files that a folder, a path, a URL or a pattern means, as items: an id, and where the image's bytes are."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from glob import has_magic
+from pathlib import Path
+from typing import NamedTuple
+
+from open_gem.label.reading import is_url
+
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+}
+"""What names of pictures in folders and tars end with, in either case; other files are passed over."""
+
+
+class Item(NamedTuple):
+    """An image: `id`, unique in its source; `source`, its path or URL, as given.
+
+    Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
+    could not even be listed.
+    """
+
+    id: str
+    source: str
+    container: str = ""
+    offset: int = 0
+    size: int = 0
+    error: str | None = None
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file name is a picture's: by its ending, hidden ones aside."""
+    base = re.split(r"[/\\]", name)[-1]
+    return os.path.splitext(base)[1].lower() in ENDINGS and not base.startswith(".")  # noqa: PTH122 - of any system
+
+
+# Folders and patterns -------------------------------------------------------------------------------------------------
+
+
+ALL = ("**",)  # of a folder everything in it and below
+
+
+def walk(
+    top: str,
+    segments: Sequence[str] = ALL,
+    keep: Callable[[str], bool] = is_picture,
+    below: str = "",
+    at: frozenset[int] = frozenset({0, 1}),
+    above: frozenset[tuple[int, int]] = frozenset(),
+) -> Iterator[Item]:
+    """Files that a pattern's `segments` below `top` mean, of which `at` are the next; links are followed but never
+    round in circles. In no order, for sorting would keep all names of a folder."""
+    place = os.path.join(top, below) or "."  # noqa: PTH118 - ten million times
+    try:
+        status = os.stat(place)  # noqa: PTH116
+        if (me := (status.st_dev, status.st_ino)) in above:
+            return
+        with os.scandir(place) as entries:
+            for entry in entries:
+                after = _after(entry.name, segments, at)
+                if not after:
+                    continue
+                inside = f"{below}/{entry.name}" if below else entry.name
+                if _is_dir(entry):
+                    yield from walk(top, segments, keep, inside, after, above | {me})
+                elif len(segments) in after and keep(entry.name):
+                    yield Item(printable(inside), os.path.join(top, inside))  # noqa: PTH118
+    except OSError as error:
+        yield Item(printable(below or "."), place, error=f"cannot list this folder: {error.strerror}")
+
+
+def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[int]:
+    """Which segments may be next after a name, where those `at` might be its own; their number, where it is the last.
+
+    ** stands for any folders, or none; no wildcard stands for the dot of a hidden name.
+    """
+    hidden = name.startswith(".")
+    if segments is ALL:
+        return frozenset() if hidden else at
+    after = set()
+    for index in at - {len(segments)}:
+        segment = segments[index]
+        if segment == "**":
+            after |= set() if hidden else {index}
+        elif fnmatchcase(name, segment) and (segment.startswith(".") or not hidden):
+            after.add(index + 1)
+    return _with_skipped(segments, after)
+
+
+def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
+    """The same and those behind any ** among them."""
+    found = set(at)
+    for index, segment in enumerate(segments):
+        if index in found and segment == "**":
+            found.add(index + 1)
+    return frozenset(found)
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder; a link that leads nowhere, or round in circles, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def walk_remote(root: str) -> Iterator[Item]:
+    from fsspec.core import url_to_fs
+
+    files, top = url_to_fs(root)
+    for folder, _, names in files.walk(top):
+        for name in sorted(filter(is_picture, names)):
+            path = f"{folder.rstrip('/')}/{name}"
+            yield Item(path[len(top) :].lstrip("/"), files.unstrip_protocol(path))
+
+
+def matches(given: str, keep: Callable[[str], bool] = bool) -> Iterator[Item]:
+    """The files that a path, URL or pattern means."""
+    root = root_of(given)
+    for one in expand(given) if is_pattern(given) else [given]:
+        if (one == given and not is_pattern(given)) or not _has_wildcards(one):
+            if keep(one):
+                yield Item(printable(below_root(root, one)), one)
+        elif is_url(one):
+            from fsspec.core import url_to_fs
+
+            files, pattern = url_to_fs(one)
+            paths = (files.unstrip_protocol(str(path)) for path in files.glob(pattern))
+            yield from (Item(printable(below_root(root, path)), path) for path in paths if keep(path))
+        else:
+            top = _before(given)
+            segments = tuple(filter(None, one.removeprefix(top).split("/")))
+            if Path(top or ".").is_dir():
+                yield from walk(top, segments, keep, at=_with_skipped(segments, {0}))
+
+
+def is_pattern(given: str) -> bool:
+    """Whether a path or URL has wildcards or braces; a file that is called so is none."""
+    return (_has_wildcards(given) or bool(BRACES.search(given))) and (is_url(given) or not os.path.lexists(given))
+
+
+def _has_wildcards(given: str) -> bool:
+    """A question mark in a web address is none."""
+    return "*" in given if given.startswith(("http://", "https://")) else has_magic(given)
+
+
+BRACES = re.compile(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{},]*(?:,[^{},]*)+))\}")
+
+
+def expand(given: str) -> Iterator[str]:
+    """All that braces mean: "{0..2}", "{008..010}", "{a,b}", as shells and WebDataset have them."""
+    if (found := BRACES.search(given)) is None:
+        yield given
+        return
+    first, last, names = found.groups()
+    if names is None:
+        width = max(len(one) if one.startswith("0") else 0 for one in (first, last))
+        step = 1 if int(first) <= int(last) else -1
+        options: Iterable[str] = (str(number).zfill(width) for number in range(int(first), int(last) + step, step))
+    else:
+        options = names.split(",")
+    for option in options:
+        yield from expand(given[: found.start()] + option + given[found.end() :])
+
+
+def _before(given: str) -> str:
+    """What comes before the last / of a path, or of a pattern before its first wildcard; / included."""
+    wild = re.search(r"[*?\[{]", given) if is_pattern(given) else None
+    before, slash, _ = given[: wild.start() if wild else None].rpartition("/")
+    return before + slash
+
+
+def root_of(given: str) -> str:
+    """The folder of a file, or of a pattern that before the first wildcard; absolute where it is local."""
+    before = _before(given)
+    return before.removesuffix("/") if is_url(given) else str(Path(before or ".").absolute())
+
+
+def below_root(root: str, path: str) -> str:
+    if is_url(path):  # of one place there are several spellings, as s3://x and s3:///x
+        from fsspec.core import strip_protocol
+
+        return strip_protocol(path).removeprefix(strip_protocol(root)).lstrip("/")
+    return str(Path(path).absolute()).removeprefix(root).lstrip("/")
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a name that are none become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,136 @@
+"""Sources that grow: runs again and again, of what is new and no longer being written.
+
+A file is taken when its size and time of change were the same one look before, and the last change is some seconds ago;
+at the first look the seconds alone count, for what was there before is mostly whole. An image that had an error is
+tried again when its file has changed since. What was labelled is not looked at again.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+
+from open_gem.label.done import Ids, Tally, done_in
+from open_gem.label.paths import Item
+from open_gem.label.reading import local_file
+from open_gem.label.sources import Source
+from open_gem.parts import Parts, Row
+
+SETTLE = 2.0  # seconds
+WRITTEN = 120.0  # seconds before a part was written that its images may have been read
+
+State = tuple[int, float]  # bytes, and when they changed
+MISSING: State = (-1, 0.0)
+
+
+def watch(
+    run: Callable[[Source, Ids], Tally],
+    parts: Parts,
+    source: Source,
+    every: float,
+    stop: Event,
+    *,
+    settle: float = SETTLE,
+    retry: bool = True,
+) -> Iterator[Tally]:
+    """Run again and again, with what has come since, until `stop` is set; `every` seconds between.
+
+    retry  errors whose files have changed; not where other processes write parts too
+    """
+    done, looks, errors = done_in(parts), Looks(settle), Errors(parts, settle)
+    while True:
+        start = time.time()
+        if retry:
+            errors.learn()
+            for id in errors.forget_changed():
+                done.discard(id)
+        yield run(looks.settled(source, done), done)
+        if retry:
+            errors.learn(start)
+        if stop.wait(every):
+            return
+
+
+@dataclass
+class Looks:
+    """Which files were still being written at the last look."""
+
+    settle: float
+    held: dict[str, State] | None = None
+
+    def settled(self, source: Source, done: Ids) -> Source:
+        """The source without files that may still be being written; one look."""
+
+        def items() -> Iterator[Item]:
+            before, self.held = self.held, {}
+            path, takes = None, True
+            for item in source.items():
+                if item.id not in done and (file := local_file(item.container or item.source)) is not None:
+                    if file != path:  # of a tar, all pictures alike
+                        path, takes = file, self._takes(file, before)
+                    if not takes:
+                        continue
+                yield item
+
+        return replace(source, items=items)
+
+    def _takes(self, file: str, before: dict[str, State] | None) -> bool:
+        state = _state(file)
+        stood = before is None or before.get(file) == state
+        if state == MISSING or (stood and _age(state) >= self.settle):
+            return True
+        assert self.held is not None
+        self.held[file] = state
+        return False
+
+
+@dataclass
+class Errors:
+    """Images that could not be labelled, and how their files were then."""
+
+    parts: Parts
+    settle: float
+    states: dict[str, tuple[str, State | None]] = field(default_factory=dict)  # None: it may have changed while read
+    known: set[str] = field(default_factory=set)
+
+    def learn(self, start: float | None = None) -> None:
+        """Look at parts that are new, whose images were read after `start`, or by the time of each part."""
+        for path in self.parts.paths():
+            if path.name in self.known:
+                continue
+            self.known.add(path.name)
+            since = path.stat().st_mtime - WRITTEN if start is None else start
+            for row in self.parts.errors_of(path):
+                if (file := local_file(row["source"])) is not None:
+                    state = _state(file)
+                    self.states[row["id"]] = file, None if state[1] > since - self.settle else state
+
+    def forget_changed(self) -> list[str]:
+        """Take those out of the parts whose files are others now; their ids."""
+        changed = {id for id, (file, state) in self.states.items() if self._has_changed(_state(file), state)}
+        if not changed:
+            return []
+
+        def is_changed(row: Row) -> bool:
+            return row["id"] in changed
+
+        for id in changed:
+            del self.states[id]
+        return self.parts.forget_errors(is_changed)
+
+    def _has_changed(self, now: State, then: State | None) -> bool:
+        return now != then and _age(now) >= self.settle
+
+
+def _state(file: str) -> State:
+    try:
+        status = Path(file).stat()
+    except (OSError, ValueError):
+        return MISSING
+    return status.st_size, status.st_mtime
+
+
+def _age(state: State) -> float:
+    """Seconds since the last change."""
+    return abs(time.time() - state[1])  # clocks differ: one that is ahead waits no longer
