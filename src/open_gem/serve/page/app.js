@@ -115,6 +115,8 @@ function show() {
   const main = phrasesOf(shownPathways().at(-1));
   chips.update(main);
   const { picture } = state;
+  for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === picture?.origin);
+  $("limit-row").hidden = main.some(({ answer }) => answer?.presence === null && !answer.error);
   $("empty").hidden = Boolean(picture);
   $("panels").hidden = $("results").hidden = !picture;
   if (!picture || !state.model) return;
@@ -233,6 +235,7 @@ async function offerSamples() {
     const button = Object.assign(document.createElement("button"), { type: "button", title: phrases.join(", ") });
     button.setAttribute("aria-label", `Sample scene: ${phrases.join(", ")}`);
     button.append(Object.assign(new Image(), { src: URL.createObjectURL(blob), alt: "", width: 72, height: 72 }));
+    button.value = origin;
     button.addEventListener("click", () => (keepSamples(phrases), look(blob, file, origin)));
     const item = document.createElement("li");
     item.append(button);

@@ -1,6 +1,6 @@
 // Phrases as chips with colours, and the table of what was found.
 
-export const COLORS = [[255, 45, 150], [0, 158, 115], [230, 159, 0], [86, 180, 233], [148, 103, 189], [213, 94, 0], [188, 189, 34], [64, 110, 220]];
+export const COLORS = [[255, 45, 150], [0, 190, 120], [255, 170, 0], [60, 170, 255], [175, 110, 255], [255, 95, 40], [165, 200, 30], [0, 195, 200]];
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const number = (value) => (value === null || value === undefined ? "" : value.toFixed(3));

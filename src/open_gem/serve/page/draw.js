@@ -71,11 +71,11 @@ export function paint(canvas, view, { heat, marks, show, threshold, opacity }) {
   const hot = heat && show.heat;
   if (hot) paintHeat(image.data, heat, opacity);
   const shorter = Math.min(view.width, view.height);
-  const line = Math.max(2, Math.floor(shorter / 240)), dot = Math.max(4, Math.floor(shorter / 90));
+  const line = Math.max(2, Math.round(shorter / 180)), dot = Math.max(4, Math.floor(shorter / 90));
   const drawn = marks.map(({ map, color }) => ({ color, ...marksOf(map, threshold) }));
   if (show.mask) for (const { mask, color } of drawn) paintMask(image, mask, color, hot ? 0 : opacity, line);
   context.putImageData(image, 0, 0);
-  if (show.boxes) for (const { boxes, color } of drawn) boxes.forEach((one, rank) => strokeBox(context, one.box, color, rank ? line / 2 : line));
+  if (show.boxes) for (const { boxes, color } of drawn) boxes.forEach(({ box }, rank) => strokeBox(context, box, color, line, rank > 0));
   if (show.point) for (const { point, color } of drawn) drawPoint(context, point, color, dot, line);
 }
 
@@ -113,10 +113,12 @@ function paintMask({ data, width, height }, mask, color, tint, line) {
 
 const css = (color) => `rgb(${color.join(" ")})`;
 
-function strokeBox(context, [left, top, right, bottom], color, line) {
+/** The best box of a phrase is drawn in full, others dashed. */
+function strokeBox(context, [left, top, right, bottom], color, line, dashed) {
   for (const [style, width] of [[DARK, line + 2], [color, line]]) {
     context.strokeStyle = css(style);
-    context.lineWidth = width;
+    context.lineWidth = dashed ? width / 2 : width;
+    context.setLineDash(dashed ? [2 * line, 2 * line] : []);
     context.strokeRect(left + line / 2, top + line / 2, Math.max(0, right - left - line), Math.max(0, bottom - top - line));
   }
 }

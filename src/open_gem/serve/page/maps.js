@@ -40,7 +40,7 @@ export function upsample(grid, { height, width }) {
     }
     for (let x = 0; x < width; x++, at++) {
       const left = row[along.low[x]];
-      const value = left + (row[along.high[x]] - left) * along.part[x];
+      const value = Math.fround(left + (row[along.high[x]] - left) * along.part[x]);
       values[at] = value;
       if (value < low) low = value;
       if (value > high) high = value;

@@ -118,6 +118,6 @@ function captionOf(chosen) {
   const { text, answer, absent } = chosen;
   if (!answer) return `Looking for “${text}” …`;
   if (answer.error) return answer.error;
-  const best = `at best ${Math.max(...answer.grid.values).toFixed(3)} here`;
-  return absent ? `“${text}” is probably not there; greys show where it would be. ${best}` : `“${text}”, ${best}`;
+  const best = Math.max(...answer.grid.values).toFixed(3);
+  return absent ? `“${text}” is probably not there. Greys show where it would be likest (${best}).` : `“${text}”, likest at ${best}.`;
 }
