@@ -1,14 +1,19 @@
 """A real browser and a real server for the tests of the page: Chromium through Playwright, uvicorn in a thread."""
 
+import io
 import shutil
 import socket
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = [
@@ -54,3 +59,73 @@ def serving(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"  # what is pending is painted
+
+
+class Visit:
+    """An opened page. `complaints` are what the browser found wrong, and requests that went elsewhere."""
+
+    def __init__(self, context: Any, address: str):
+        self.page, self.address = context.new_page(), address
+        self.complaints: list[str] = []
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._note_message)
+        self.page.on("request", self._note_request)
+        self.page.goto(address)
+
+    def _note_message(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def _note_request(self, request: Any) -> None:
+        if not request.url.startswith((self.address, "blob:", "data:")):
+            self.complaints.append(f"asked for {request.url}")
+
+    def forgive(self, complaint: str) -> None:
+        """What the test itself brought about."""
+        self.complaints[:] = [one for one in self.complaints if complaint not in one]
+
+    def open(self) -> "Visit":
+        """Wait until the page knows the model."""
+        self.page.wait_for_selector("#model:not(:empty)")
+        return self
+
+    def look_at(self, path: Path, *phrases: str) -> "Visit":
+        self.page.set_input_files("#file", path)
+        for phrase in phrases:
+            self.page.fill("#phrase", phrase)
+            self.page.press("#phrase", "Enter")
+        return self.shows(phrases[-1]) if phrases else self
+
+    def shows(self, phrase: str, panels: int = 1) -> "Visit":
+        """Wait until that many panels have painted `phrase`."""
+        self.page.wait_for_function(
+            "([phrase, panels]) => document.querySelectorAll(`canvas[data-shows=${JSON.stringify(phrase)}]`).length === panels",
+            arg=[phrase, panels],
+        )
+        return self
+
+    def switch(self, **wanted: bool) -> "Visit":
+        for name, on in wanted.items():
+            self.page.set_checked(f"input[name={name}]", on)
+        return self
+
+    def slide(self, name: str, value: float) -> "Visit":
+        self.page.fill(f"#{name}", str(value))
+        return self
+
+    def pixels(self, panel: int = 0) -> np.ndarray:
+        """What a panel has painted by the next frame: `(y, x, 3)` int."""
+        self.page.evaluate(FRAME)
+        data = self.page.evaluate("(panel) => document.querySelectorAll('canvas')[panel].toDataURL()", panel)
+        picture = Image.open(io.BytesIO(b64decode(data.partition(",")[2]))).convert("RGB")
+        return np.asarray(picture).astype(int)
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.page.locator(selector).all_inner_texts()

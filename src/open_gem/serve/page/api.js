@@ -72,10 +72,10 @@ async function reasonOf(response) {
   return `The server answered ${response.status} ${response.statusText}`.trim() + ".";
 }
 
-function secondsOf(response) {
-  if (response.status !== 429 && response.status !== 503) return null;
-  const seconds = Number(response.headers.get("Retry-After"));
-  return seconds > 0 ? Math.min(seconds, 60) : 1;
+function secondsOf({ status, headers }) {
+  const given = headers.get("Retry-After");
+  if (status !== 429 && !(status === 503 && given)) return null;
+  return Math.min(Math.max(Number(given) || 1, 1), 60);
 }
 
 /** Asks for what is missing, one request after another, until nothing is.

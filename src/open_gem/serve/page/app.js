@@ -5,10 +5,9 @@ import { boxInImage, mapOf, marksOf, viewOf } from "./draw.js";
 import { fileName, pythonLines, shellLines } from "./lines.js";
 import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
-import { allPhrases, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newPicture, removePhrase, setModel, state, tidy } from "./state.js";
+import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newPicture, removePhrase, setModel, state, tidy } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
 
-const AT_ONCE = 16; // phrases asked for in one request
 const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 

@@ -6,6 +6,7 @@ const READABLE = 320; // pixels of the shorter side up to which a small picture 
 const LIVE = 700_000; // pixels that are painted again at every letter and every move of a slider
 const SAVED = 16_000_000; // pixels of a picture that is saved
 const COOL = 1 / 7; // opacity of heat where it is 0, as a share of that where it is 1
+const BOXES = 3; // drawn of a phrase: more hide the picture
 const DARK = [0, 0, 0];
 
 /** What is drawn on for a bitmap of an image: its size in pixels, and the pixels. A whole multiple of the image, or itself,
@@ -75,7 +76,7 @@ export function paint(canvas, view, { heat, marks, show, threshold, opacity }) {
   const drawn = marks.map(({ map, color }) => ({ color, ...marksOf(map, threshold) }));
   if (show.mask) for (const { mask, color } of drawn) paintMask(image, mask, color, hot ? 0 : opacity, line);
   context.putImageData(image, 0, 0);
-  if (show.boxes) for (const { boxes, color } of drawn) boxes.forEach(({ box }, rank) => strokeBox(context, box, color, line, rank > 0));
+  if (show.boxes) for (const { boxes, color } of drawn) boxes.slice(0, BOXES).forEach(({ box }, rank) => strokeBox(context, box, color, line, rank > 0));
   if (show.point) for (const { point, color } of drawn) drawPoint(context, point, color, dot, line);
 }
 

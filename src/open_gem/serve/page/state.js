@@ -1,6 +1,7 @@
 // What is looked at and asked for: the picture, the phrases, the pathways, and the answers so far.
 import { COLORS } from "./chips.js";
 
+export const AT_ONCE = 16; // phrases asked for in one request
 const KEPT = 2000; // answers kept of a picture
 const PATHWAYS = ["clip", "gem"]; // compared by default: the paper in one glance; the last is the one shown alone
 

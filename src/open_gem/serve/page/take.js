@@ -1,6 +1,7 @@
 // To take away: a PNG, a JSON, lines to copy.
 import { brief } from "./chips.js";
 import { paint, toPng, viewOf } from "./draw.js";
+import { AT_ONCE } from "./state.js";
 
 /** What is seen, as large as the picture is. `panels(view)` gives what each pathway shows on a view. */
 export async function savePng({ bitmap, view: { image }, name }, panels, settings) {
@@ -23,7 +24,10 @@ function captionOf({ pathway, chosen }) {
 export async function saveJson(client, { id, name }, prompts, pathways, threshold) {
   const answers = [];
   for (const pathway of pathways) {
-    answers.push(await client.ground(id, { prompts, pathway, threshold, mask: "rle", similarity: true }));
+    for (let start = 0; start < prompts.length; start += AT_ONCE) {
+      const some = prompts.slice(start, start + AT_ONCE);
+      answers.push(await client.ground(id, { prompts: some, pathway, threshold, mask: "rle", similarity: true }));
+    }
   }
   const document = JSON.stringify({ image: name, threshold, answers }, null, 1);
   download(new Blob([document], { type: "application/json" }), name, "json");
