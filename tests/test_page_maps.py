@@ -136,8 +136,7 @@ def test_lines_say_any_phrase(modules):
         "file": "-my cats.jpg",
         "origin": None,
         "token": None,
-        "model": ["ViT-B-16", "openai"],
-        "size": "short:448",
+        "model": {"name": "ViT-B-16, openai", "size": "short:448", "dtype": "bfloat16", "template": "a {}"},
         "phrases": NASTY,
         "pathways": ["clip", "gem"],
         "threshold": 0.3,
@@ -149,9 +148,11 @@ def test_lines_say_any_phrase(modules):
         phrase for phrase in NASTY if phrase != "-p"
     ]
     assert words[:3] == ["open-gem", "ground", "./-my cats.jpg"] and words.count("-p") == len(NASTY) + 1
-    for option, value in {"--model": "ViT-B-16", "--pretrained": "openai", "--size": "short:448", "--threshold": "0.3"}.items():
+    for option, value in {"--model": "ViT-B-16", "--pretrained": "openai", "--size": "short:448", "--dtype": "bfloat16", "--template": "a {}", "--threshold": "0.3"}.items():
         assert words[words.index(option) + 1] == value
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)}
     assert [ast.literal_eval(one) for one in calls["open_gem.load"].args] == ["ViT-B-16", "openai"]
     assert [ast.literal_eval(one) for one in calls["localizer.compare"].args] == ["-my cats.jpg", NASTY, ["clip", "gem"]]
+    settings = {one.arg: ast.literal_eval(one.value) for one in calls["open_gem.load"].keywords}
+    assert settings == {"size": "short:448", "dtype": "bfloat16", "template": "a {}"}
     assert ast.literal_eval(calls["result.masks"].args[0]) == 0.3

@@ -151,8 +151,7 @@ function showResults(shown) {
   const rows = shown.flatMap(({ pathway, others }) => others.filter(({ answer }) => answer).map((phrase) => ({ ...phrase, pathway, box: boxOf(phrase, view, threshold) })));
   fillTable($("results").querySelector("tbody"), rows);
   const phrases = texts(), pathways = [...new Set(shownPathways())];
-  const model = state.model.name.split(", "); // a name of open_clip and its tag
-  const lines = { file: name, origin, token: client.token, model, size: state.model.size_rule, phrases, pathways, threshold };
+  const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
   $("cli").textContent = phrases.length ? shellLines(lines) : "Type a phrase first.";
   $("python").textContent = phrases.length ? pythonLines(lines) : "Type a phrase first.";
 }
