@@ -34,7 +34,7 @@ def chromium() -> Iterator[Any]:
     """A browser, while the block lasts; where there is none, the test is skipped."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -103,7 +103,8 @@ class Visit:
     def shows(self, phrase: str, panels: int = 1) -> "Visit":
         """Wait until that many panels have painted `phrase`."""
         self.page.wait_for_function(
-            "([phrase, panels]) => document.querySelectorAll(`canvas[data-shows=${JSON.stringify(phrase)}]`).length === panels",
+            "([phrase, panels]) => panels ==="
+            " document.querySelectorAll(`canvas[data-shows=${JSON.stringify(phrase)}]`).length",
             arg=[phrase, panels],
         )
         return self

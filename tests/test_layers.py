@@ -14,6 +14,7 @@ SOURCE = Path(open_gem.__file__).parent
 # Top row first; a module may import from rows below its own. A folder counts as one module.
 ROWS = [
     ["cli"],
+    ["serve"],
     ["integrations"],
     ["export"],
     ["label"],
@@ -58,6 +59,11 @@ OWNERS = {
     "label_studio_sdk": {"export"},
     "fiftyone": {"export"},
     "cvat_sdk": {"integrations"},
+    "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "pydantic": {"serve"},
+    "prometheus_client": {"serve"},
+    "uvicorn": {"cli"},
 }
 
 

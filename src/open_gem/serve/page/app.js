@@ -1,7 +1,7 @@
 // The page: what is wanted of the server, what is painted of its answers, and what people do.
 import { Client, Loop } from "./api.js";
 import { Chips, fillTable, sentence } from "./chips.js";
-import { boxInImage, mapOf, marksOf, viewOf } from "./draw.js";
+import { boxInImage, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
 import { fileName, pythonLines, shellLines } from "./lines.js";
 import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
@@ -56,7 +56,7 @@ async function upload(picture, signal) {
 
 async function ask(picture, pathway, prompts, signal) {
   try {
-    const asked = { prompts, pathway, threshold: null, mask: "none", similarity: true };
+    const asked = { prompts, pathway, threshold: null, mask: "none", place: false, similarity: true };
     const { grid, results } = await client.ground(picture.id, asked, signal);
     results.forEach((result, index) => keepAnswer(picture, pathway, prompts[index], answerFrom(result, grid)));
     picture.lost = 0;
@@ -70,8 +70,8 @@ async function ask(picture, pathway, prompts, signal) {
   refresh();
 }
 
-function answerFrom({ score, presence, point, similarity }, [rows, cols]) {
-  return { score, presence: presence ?? null, point, grid: { rows, cols, values: decodeHalf(similarity) } };
+function answerFrom({ score, presence, similarity }, [rows, cols]) {
+  return { score, presence, grid: { rows, cols, values: decodeHalf(similarity) } };
 }
 
 function waiting({ message, retryAfter }) {
@@ -122,8 +122,9 @@ function show() {
   const shown = shownPathways().map((pathway) => panelOf(pathway, picture.view));
   stage.update(picture.view, shown, settings());
   if (shown.every(({ chosen }) => chosen?.answer)) painted();
-  showResults(shown);
-  if (main.every(({ answer }) => answer)) announce(main);
+  const found = shown.flatMap(({ pathway, others }) => foundBy(pathway, others));
+  showResults(found);
+  if (main.every(({ answer }) => answer)) announce(found.filter(({ chosen }) => chosen).slice(-1));
 }
 
 /** What one pathway shows of the picture. While a phrase is awaited, the one before stays. */
@@ -145,20 +146,22 @@ function panelOf(pathway, view) {
   };
 }
 
-function showResults(shown) {
-  const { view, name, origin } = state.picture;
-  const { threshold } = settings();
-  const rows = shown.flatMap(({ pathway, others }) => others.filter(({ answer }) => answer).map((phrase) => ({ ...phrase, pathway, box: boxOf(phrase, view, threshold) })));
-  fillTable($("results").querySelector("tbody"), rows);
+/** The phrases that a pathway has answered, with point and best box in pixels of the picture. */
+function foundBy(pathway, phrases) {
+  const { view } = state.picture, threshold = number("threshold");
+  return phrases.filter(({ answer }) => answer).map((phrase) => {
+    const marks = phrase.answer.grid && marksOf(mapOf(view, phrase.answer), threshold);
+    return { ...phrase, pathway, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
+  });
+}
+
+function showResults(found) {
+  const { name, origin } = state.picture, threshold = number("threshold");
+  fillTable($("results").querySelector("tbody"), found);
   const phrases = texts(), pathways = [...new Set(shownPathways())];
   const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
   $("cli").textContent = phrases.length ? shellLines(lines) : "Type a phrase first.";
   $("python").textContent = phrases.length ? pythonLines(lines) : "Type a phrase first.";
-}
-
-function boxOf({ answer }, view, threshold) {
-  const [best] = answer.grid ? marksOf(mapOf(view, answer), threshold).boxes : [];
-  return best && boxInImage(best, view);
 }
 
 /** What was typed is in the frame that follows: take the time once it is on the screen. */
@@ -181,9 +184,9 @@ function say(text) {
 let speaking = 0, spoken = "";
 
 /** Tell those who hear the page, once typing pauses. */
-function announce(phrases) {
+function announce(found) {
   clearTimeout(speaking);
-  const text = phrases.filter(({ chosen }) => chosen).map(sentence).join(" ");
+  const text = found.map(sentence).join(" ");
   speaking = setTimeout(() => text !== spoken && tell((spoken = text)), 600);
 }
 

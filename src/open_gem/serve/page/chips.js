@@ -68,10 +68,10 @@ export class Chips {
 
 const keyOf = ({ text, draft }) => (draft ? "" : text); // the draft keeps its chip while it is being typed
 
-/** rows: [{text, pathway, absent, answer, box}] into the body of a table. */
+/** rows: [{text, pathway, absent, answer, box, point}] into the body of a table. */
 export function fillTable(body, rows) {
   body.replaceChildren(
-    ...rows.map(({ text, pathway, absent, answer, box }) => {
+    ...rows.map(({ text, pathway, absent, answer, box, point }) => {
       const row = document.createElement("tr");
       row.classList.toggle("absent", absent);
       const heading = document.createElement("th");
@@ -80,7 +80,7 @@ export function fillTable(body, rows) {
       const presence = answer.presence === null ? "" : percent(answer.presence) + (absent ? " (not there)" : "");
       const cells = answer.error
         ? [pathway, answer.error]
-        : [pathway, presence, number(answer.score), answer.point?.join(", ") ?? "", box?.join(", ") ?? ""];
+        : [pathway, presence, number(answer.score), point.join(", "), box?.join(", ") ?? ""];
       row.append(heading, ...cells.map(cellOf));
       if (answer.error) row.lastChild.colSpan = 4;
       return row;
@@ -95,9 +95,9 @@ function cellOf(text) {
 }
 
 /** A sentence on what was found, for those who hear the page. */
-export function sentence({ text, absent, answer }) {
+export function sentence({ text, absent, answer, point }) {
   if (answer.error) return `${text}: ${answer.error}`;
-  const where = answer.point ? `; most like it at ${answer.point.join(", ")}` : "";
+  const where = `; likest at ${point.join(", ")}`;
   if (answer.presence === null) return `${text}: score ${number(answer.score)}${where}.`;
   return `${text}: ${absent ? "probably not there" : "there"}, presence ${percent(answer.presence)}${where}.`;
 }

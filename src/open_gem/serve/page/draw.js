@@ -53,10 +53,18 @@ export function marksOf(map, threshold) {
 }
 
 /** A box of a view in pixels of its image, right and bottom exclusive. */
-export function boxInImage({ box: [left, top, right, bottom] }, view) {
-  const [across, down] = [view.image.width / view.width, view.image.height / view.height];
+export function boxInImage([left, top, right, bottom], view) {
+  const [across, down] = scaleOf(view);
   return [Math.floor(left * across), Math.floor(top * down), Math.ceil(right * across), Math.ceil(bottom * down)];
 }
+
+/** A point likewise: the pixel of the image in which the view's pixel has its middle. */
+export function pointInImage([x, y], view) {
+  const [across, down] = scaleOf(view);
+  return [Math.floor((x + 0.5) * across), Math.floor((y + 0.5) * down)];
+}
+
+const scaleOf = ({ image, width, height }) => [image.width / width, image.height / height];
 
 /** Paint a view on a canvas of its size.
  *

@@ -1,0 +1,130 @@
+"""Picture and labels in one request, in the shapes of Hugging Face's inference API."""
+
+from threading import Event
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from open_gem.errors import OpenGemError
+from open_gem.export.results import row_of
+from open_gem.localization import Localization
+from open_gem.serve import answers
+from open_gem.serve.errors import RequestError, documented
+from open_gem.serve.schemas import Batch, Detection, Inference, OneOf, Parameters, Segment
+from open_gem.serve.service import Service
+from open_gem.serve.uploads import (
+    checked,
+    content_type,
+    fields_of,
+    files_of,
+    form_of,
+    from_base64,
+    json_of,
+    labels_of,
+)
+
+LEAST_AREA = 0.0005  # of the picture; smaller objects are specks, as when labelling
+
+PICTURE = {"type": "string", "format": "binary"}
+FIELDS = {
+    "candidate_labels": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "A field each; or one with labels by commas, or a JSON list.",
+    },
+    **{
+        name: schema
+        for name, schema in Parameters.model_json_schema()["properties"].items()
+        if name != "candidate_labels"
+    },
+}
+BODY = documented(400, 408, 413, 415, 422, 429, 503)
+
+
+def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: schema, **FIELDS}
+    return {"schema": {"type": "object", "required": [name, "candidate_labels"], "properties": fields}}
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1/ground", tags=["ground"])
+    one = {"multipart/form-data": _form("file", PICTURE), "application/json": {"schema": Inference.model_json_schema()}}
+    several = {"multipart/form-data": _form("files", {"type": "array", "items": PICTURE})}
+
+    @router.post("", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": one}})
+    async def ground(request: Request) -> list[Detection] | list[Segment]:
+        """Where the labels are: a box an object, or a mask a label, best score first."""
+        if content_type(request) == "application/json":
+            asked = checked(Inference, await json_of(request))
+            return await _grounded(service, from_base64(asked.inputs), asked.parameters)
+        async with form_of(request, files=1) as form:
+            [data] = await files_of(form, "file")
+            parameters = _parameters(fields_of(form, ("candidate_labels",)))
+        return await _grounded(service, data, parameters)
+
+    @router.post("/batch", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": several}})
+    async def ground_batch(request: Request) -> Batch:
+        """The same for several pictures. One that cannot be read has its reason, and the others are there."""
+        async with form_of(request, files=service.settings.max_files) as form:
+            pictures = await files_of(form, "files")
+            parameters = _parameters(fields_of(form, ("candidate_labels",)))
+        service.check(parameters.candidate_labels, parameters.pathway)
+        return Batch(results=[await _one_of(service, data, parameters) for data in pictures])
+
+    return router
+
+
+def _parameters(fields: dict[str, Any]) -> Parameters:
+    if "candidate_labels" in fields:
+        fields["candidate_labels"] = labels_of(fields["candidate_labels"])
+    return checked(Parameters, fields)
+
+
+async def _one_of(service: Service, data: bytes, parameters: Parameters) -> OneOf:
+    try:
+        return OneOf(found=await _grounded(service, data, parameters))
+    except (OpenGemError, RequestError) as error:
+        return OneOf(error=str(error))
+
+
+async def _grounded(service: Service, data: bytes, parameters: Parameters) -> list[Detection] | list[Segment]:
+    service.check(parameters.candidate_labels, parameters.pathway)
+    seen = await service.see(data, keep=False)
+    found = await service.ask(seen, parameters.candidate_labels, parameters.pathway)
+    return await service.told(TASKS[parameters.task], found, parameters=parameters)
+
+
+def detections(found: Localization, gone: Event, parameters: Parameters) -> list[Detection]:
+    """A box a connected part, of the labels that are in the image; most probable label first."""
+    row = row_of(found, threshold=parameters.mask_threshold, presence=parameters.threshold)
+    least = LEAST_AREA * row.size.height * row.size.width
+    told = [
+        Detection(
+            label=one.name, score=_score(one.presence, one.image_score), box=dict(zip(CORNERS, one.xyxy, strict=True))
+        )
+        for one in row.objects
+        if one.area >= least
+    ]
+    return sorted(told, key=lambda one: -one.score)
+
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def segments(found: Localization, gone: Event, parameters: Parameters) -> list[Segment]:
+    """A mask a label that is in the image, most probable first."""
+    masks = found.masks(parameters.mask_threshold)
+    told = []
+    for index, label in enumerate(found.prompts):
+        presence = None if found.presence is None else float(found.presence[index])
+        image_score = None if found.scores is None else float(found.scores[index])
+        if not gone.is_set() and (presence is None or presence >= parameters.threshold):
+            told.append(Segment(label=label, score=_score(presence, image_score), mask=answers.as_png(masks[index])))
+    return sorted(told, key=lambda one: -one.score)
+
+
+TASKS = {"object-detection": detections, "image-segmentation": segments}
+
+
+def _score(presence: float | None, image_score: float | None) -> float:
+    return round(next((value for value in (presence, image_score) if value is not None), 0.0), 6)
