@@ -128,5 +128,11 @@ class Visit:
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
 
+    def rows(self) -> list[list[str]]:
+        """The cells of the table of what was found, once it is filled."""
+        self.page.evaluate(FRAME)
+        self.page.wait_for_selector("#results[aria-busy=false]")
+        return [row.split("\t") for row in self.texts("#results tbody tr")]
+
     def texts(self, selector: str) -> list[str]:
         return self.page.locator(selector).all_inner_texts()

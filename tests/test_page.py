@@ -38,7 +38,7 @@ def test_the_right_object_is_lit_as_a_phrase_is_typed(visit, picture, drawn):
         warmth = {name: lit(pixels, mask) for name, mask in zip(drawn.names, drawn.masks, strict=True)}
         assert max(warmth, key=warmth.__getitem__) == phrase, warmth
         assert "ms from the last letter" in page.text("#status")
-        x, y = map(int, page.texts("#results tbody tr td:nth-child(5)")[-1].split(", "))
+        x, y = map(int, page.rows()[-1][4].split(", "))
         assert drawn.masks[drawn.names.index(phrase), y, x]
 
 
@@ -62,7 +62,8 @@ def test_masks_are_those_of_the_server(visit, picture, drawn, threshold, embedde
     mask = coco.decode(result["mask"]).astype(bool)
     assert (marked & mask).sum() / (marked | mask).sum() > 0.99
     assert np.array_equal(mask, embedded(picture, ["rabbit"]).masks(threshold)[0])
-    assert page.texts("#results tbody td:last-child") == [", ".join(map(str, result["box"]))]
+    [row] = page.rows()
+    assert row[4:] == [", ".join(map(str, result[part])) for part in ("point", "box")]
 
 
 def test_what_is_not_there_is_said_and_grey(visit, picture, drawn):
@@ -162,7 +163,7 @@ def test_a_sample_brings_its_phrases_and_what_was_typed_stays(visit):
 def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
     page = visit().open().look_at(picture, *PHRASES).switch(compare=True).slide("threshold", 0.4)
     page.shows(PHRASES[-1], panels=2)
-    rows = [re.split(r"\t", row) for row in page.texts("#results tbody tr")]
+    rows = page.rows()
     monkeypatch.chdir(picture.parent)
     _, *words = shlex.split(page.text("#cli"))
     ran = CliRunner().invoke(commands, [*words, "--json", "--quiet"])

@@ -84,7 +84,7 @@ function secondsOf({ status, headers }) {
  *  in flight, so that of everything typed meanwhile only the newest is asked for.
  */
 export class Loop {
-  constructor({ next, waiting, failed, debounce = 15 }) {
+  constructor({ next, waiting, failed, debounce = 5 }) {
     Object.assign(this, { next, waiting, failed, debounce, running: false, timer: 0 });
   }
 

@@ -8,6 +8,7 @@ import { Stage } from "./stage.js";
 import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newPicture, removePhrase, setModel, state, tidy } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
 
+const SETTLED = 100, PAUSE = 500; // milliseconds without a change: until the table is filled, until words are spoken
 const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 
@@ -122,9 +123,8 @@ function show() {
   const shown = shownPathways().map((pathway) => panelOf(pathway, picture.view));
   stage.update(picture.view, shown, settings());
   if (shown.every(({ chosen }) => chosen?.answer)) painted();
-  const found = shown.flatMap(({ pathway, others }) => foundBy(pathway, others));
-  showResults(found);
-  if (main.every(({ answer }) => answer)) announce(found.filter(({ chosen }) => chosen).slice(-1));
+  showLines();
+  showTable(shown, main.every(({ answer }) => answer));
 }
 
 /** What one pathway shows of the picture. While a phrase is awaited, the one before stays. */
@@ -155,9 +155,22 @@ function foundBy(pathway, phrases) {
   });
 }
 
-function showResults(found) {
+let filling = 0;
+
+/** Fill the table once nothing has changed for a moment: it needs the maps of all phrases, the picture that of one. */
+function showTable(shown, complete) {
+  clearTimeout(filling);
+  $("results").ariaBusy = "true";
+  filling = setTimeout(() => {
+    const found = shown.flatMap(({ pathway, others }) => foundBy(pathway, others));
+    fillTable($("results").querySelector("tbody"), found);
+    $("results").ariaBusy = "false";
+    if (complete) announce(found.filter(({ chosen }) => chosen).slice(-1));
+  }, SETTLED);
+}
+
+function showLines() {
   const { name, origin } = state.picture, threshold = number("threshold");
-  fillTable($("results").querySelector("tbody"), found);
   const phrases = texts(), pathways = [...new Set(shownPathways())];
   const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
   $("cli").textContent = phrases.length ? shellLines(lines) : "Type a phrase first.";
@@ -187,7 +200,7 @@ let speaking = 0, spoken = "";
 function announce(found) {
   clearTimeout(speaking);
   const text = found.map(sentence).join(" ");
-  speaking = setTimeout(() => text !== spoken && tell((spoken = text)), 600);
+  speaking = setTimeout(() => text !== spoken && tell((spoken = text)), PAUSE);
 }
 
 function tell(text) {

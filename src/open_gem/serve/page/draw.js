@@ -32,14 +32,14 @@ function shrunk({ height, width }, most) {
   return { height: Math.max(1, Math.round(height * factor)), width: Math.max(1, Math.round(width * factor)) };
 }
 
-const KEPT = 32; // maps a view keeps: each is as large as the picture
+const KEPT = 32_000_000; // pixels of the maps that a view keeps
 
 /** The map of an answer at the size of a view; made once, as long as it is among the last that were asked for. */
 export function mapOf(view, answer) {
   const map = view.maps.get(answer) ?? upsample(answer.grid, view);
   view.maps.delete(answer);
   view.maps.set(answer, map);
-  if (view.maps.size > KEPT) view.maps.delete(view.maps.keys().next().value);
+  if (view.maps.size * map.values.length > KEPT) view.maps.delete(view.maps.keys().next().value);
   return map;
 }
 
@@ -105,18 +105,23 @@ function paintHeat(pixels, { map, absent }, opacity) {
 
 /** A line just inside the mask with a dark one inside that, and a tint of the rest. */
 function paintMask({ data, width, height }, mask, color, tint, line) {
-  const inside = (x, y) => x < 0 || y < 0 || x >= width || y >= height || mask[y * width + x];
-  const within = (x, y, by) => inside(x - by, y) && inside(x + by, y) && inside(x, y - by) && inside(x, y + by);
-  for (let y = 0, at = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, at++) {
-      if (!mask[at]) continue;
-      const edge = !within(x, y, line), second = !edge && !within(x, y, 2 * line);
+  const pad = 2 * line, stride = width + 2 * pad;
+  const padded = new Uint8Array(stride * (height + 2 * pad)).fill(1); // a mask goes on where the picture ends
+  for (let y = 0; y < height; y++) padded.set(mask.subarray(y * width, (y + 1) * width), (y + pad) * stride + pad);
+  const within = (at, by) => padded[at - by] & padded[at + by] & padded[at - by * stride] & padded[at + by * stride];
+  for (let y = 0, pixel = 0; y < height; y++) {
+    for (let x = 0, at = (y + pad) * stride + pad; x < width; x++, at++, pixel += 4) {
+      if (!padded[at]) continue;
+      const edge = !within(at, line), second = !edge && !within(at, pad);
       const alpha = edge || second ? 1 : tint;
-      const over = second ? DARK : color;
-      for (let channel = 0; channel < 3; channel++) {
-        data[4 * at + channel] = data[4 * at + channel] * (1 - alpha) + over[channel] * alpha;
-      }
+      if (alpha) blend(data, pixel, second ? DARK : color, alpha);
     }
+  }
+}
+
+function blend(data, pixel, color, alpha) {
+  for (let channel = 0; channel < 3; channel++) {
+    data[pixel + channel] = data[pixel + channel] * (1 - alpha) + color[channel] * alpha;
   }
 }
 

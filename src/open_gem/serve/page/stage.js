@@ -45,7 +45,9 @@ export class Stage {
     const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
     select.value = pathway;
     select.title = this.pathways.find(({ name }) => name === pathway)?.about ?? "";
-    paint(canvas, this.view, { ...settings, heat, marks });
+    const drawn = [this.view, heat?.map, heat?.absent, JSON.stringify(settings), ...marks.flatMap(({ map, color }) => [map, color])];
+    if (!isSame(drawn, panel.drawn)) paint(canvas, this.view, { ...settings, heat, marks });
+    panel.drawn = drawn;
     panel.querySelector(".canvas").style.setProperty("--ratio", this.view.width / this.view.height);
     const caption = captionOf(chosen);
     panel.querySelector(".caption").textContent = caption;
@@ -106,6 +108,8 @@ export class Stage {
 }
 
 const gridOf = ({ others }) => others.find(({ answer }) => answer?.grid)?.answer.grid;
+
+const isSame = (some, others = []) => some.length === others.length && some.every((one, index) => one === others[index]);
 
 /** Of several phrases the one that is most like what is at a place. */
 function nearestOf(phrases, at) {
