@@ -47,6 +47,15 @@ def server(port: int) -> Iterator[str]:
         process.wait()
 
 
+@contextmanager
+def browsing() -> Iterator[Any]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
 def looked_at(page: Any, side: int, compare: bool) -> None:
     """A scene in the page, with one phrase asked already: features are there, as when somebody has begun to type."""
     file = io.BytesIO()
@@ -71,9 +80,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=80, help="milliseconds between letters")
     parser.add_argument("--port", type=int, default=8765)
     given = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with server(given.port) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with server(given.port) as address, browsing() as browser:
         for number, compare in enumerate((False, True)):
             page = browser.new_page()
             page.goto(address)
@@ -88,7 +95,6 @@ def main() -> None:
                 flush=True,
             )
             page.close()
-        browser.close()
         print(f"{os.cpu_count()} cores, shared by the server and the browser")
 
 
