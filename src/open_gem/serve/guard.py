@@ -84,12 +84,12 @@ class _Request:
                 raise  # too late to say anything
             LOG.exception("while answering %s %s", self.scope["method"], self._route())
             await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
-        if self.status is not None:
-            self.guard.metrics.answered(self._route(), self.status, time.perf_counter() - self.start)
 
     def leave(self) -> None:
+        """Make room for others; once."""
         self.guard.requests -= self.counted
         self.guard.bodies -= self.bytes
+        self.counted, self.bytes = False, 0
         self.guard.changed()
 
     # Before ---------------------------------------------------------------------------------------------------------
@@ -183,6 +183,9 @@ class _Request:
             self.status = message["status"]
             have = {name for name, _ in message["headers"]}
             message["headers"] = [*message["headers"], *_encoded(SECURITY.items(), have)]
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.leave()  # before the client has its answer, and may ask again
+            self.guard.metrics.answered(self._route(), self.status or 0, time.perf_counter() - self.start)
         await self._send(message)
 
     async def _refuse(self, error: RequestError) -> None:
