@@ -9,6 +9,7 @@ import logging
 import time
 from base64 import b64decode
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -24,6 +25,7 @@ OPEN = (
     "/health",
     "/favicon.ico",
 )  # asked without a token: the page, which asks for it, and whether the server lives
+DRAIN_SECONDS = 2
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 WORK = ("/v1/images", "/v1/ground", "/predict")  # what costs something, when posted to
 
@@ -190,7 +192,20 @@ class _Request:
 
     async def _refuse(self, error: RequestError) -> None:
         if self.status is None:
+            if error.status != 408:
+                await self._drain()
             await error_response(error.status, error.reason, error.headers)(self.scope, self._receive, self.send)
+
+    async def _drain(self) -> None:
+        """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""
+        left = self.settings.max_body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0 and not self.arrived.is_set():
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _route(self) -> str:
         """The pattern of the path, not the path, of which there is no end."""

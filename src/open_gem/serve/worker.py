@@ -76,6 +76,10 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def __len__(self) -> int:
         return len(self._waiting)
 
