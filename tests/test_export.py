@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import hashlib
 import json
 import tracemalloc
 from types import SimpleNamespace
@@ -23,11 +24,12 @@ from labelled import (
 )
 from typer.testing import CliRunner
 
+from open_gem.checks import listed
 from open_gem.cli import app
 from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
+from open_gem.export.labelled import Labelled
 from open_gem.export.output import IMAGE_ENDINGS, name_of
-from open_gem.export.rows import Labelled
 from open_gem.parts import Manifest, Parts
 
 # All formats ----------------------------------------------------------------------------------------------------------
@@ -105,23 +107,31 @@ def test_objects_are_chosen(labelled):
 
     assert len(kept()) == 7
     assert kept(labels=["dog"]) == [("dog", 0, 0.28), ("dog", 0, 0.2), ("dog", 0, 0.33)]
+    assert ("cat", 0, 0.24) in kept(min_score=0.24)  # stored as 0.2399999946, in single precision
+    assert len(kept(min_presence=0.9)) == 7
     assert kept(min_score=0.3) == [("cat", 0, 0.31), ("dog", 2, 0.33)]
     assert kept(labels=["dog"], min_presence=0.95) == [("dog", 0, 0.2)]  # that has no presence
 
 
 def test_names_stay_inside_the_folder():
-    names = {
+    kept = {
         "a/b.jpg": "a/b.jpg",
-        "../../etc/passwd": "etc/passwd",
         "/absolute/a.png": "absolute/a.png",
-        "https://host/x/a.jpg?v=1": "host/x/a.jpg_v=1",
+        "https://host/x/a.jpg": "host/x/a.jpg",
         "s3://bucket/a.jpg": "bucket/a.jpg",
-        "C:\\pictures\\a.jpg": "C_/pictures/a.jpg",
-        "a\0b\n.jpg": "a_b_.jpg",
-        "": "image",
-        "ü" * 300 + ".jpg": "ü" * 98 + ".jpg",
     }
-    assert {given: str(name_of(given)) for given in names} == names
+    assert {given: str(name_of(given)) for given in kept} == kept
+    changed = {  # these lose letters, and get some of their hash
+        "../../etc/passwd": "etc/passwd-{}",
+        "https://host/x/a.jpg?v=1": "host/x/a.jpg_v=1-{}",
+        "C:\\pictures\\a.jpg": "C_/pictures/a-{}.jpg",
+        "a\0b\n.jpg": "a_b_-{}.jpg",
+        "": "image-{}",
+        "ü" * 300 + ".jpg": "ü" * 98 + "-{}.jpg",
+    }
+    letters = {given: hashlib.sha256(given.encode()).hexdigest()[:8] for given in changed}
+    expected = {given: name.format(letters[given]) for given, name in changed.items()}
+    assert {given: str(name_of(given)) for given in changed} == expected
 
 
 @needs_supervision
@@ -131,6 +141,27 @@ def test_images_that_would_share_a_file_are_told(tmp_path):
     folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: told.append(what))
     assert told == [("a.png", "its file labels/a.txt cannot be: another image has it, or it is too long")]
     assert (folder / "labels/a.txt").read_text().startswith("0 ")
+
+
+def test_ids_that_lose_letters_keep_files_of_their_own(tmp_path):
+    ids = ["a?b.jpg", "a_b.jpg", "a:b.jpg", "http://h/c.jpg", "https://h/c.jpg", "d.jpg", "/d.jpg", "../d.jpg"]
+    ids += ["x" * 300 + f"{number}.jpg" for number in range(2)]
+    rows = [image(id, thing("cat", 0.3, SOLID)) for id in ids]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", rows)
+    maps = exported(labelled, "semantic", skip=lambda *what: told.append(what)) / "maps"
+    names = [path.relative_to(maps).as_posix() for path in maps.rglob("*.png")]
+    assert told == []
+    assert len(names) == len(ids)
+    assert {"a_b.png", "h/c.png", "d.png"} < set(names)
+    files = [path.relative_to(maps) for path in maps.rglob("*.png")]
+    voc = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
+    assert told == []
+    assert sorted(
+        path.relative_to(voc / "SegmentationObject") for path in (voc / "SegmentationObject").rglob("*.png")
+    ) == sorted(files)
+    listed = (voc / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()
+    assert sorted(listed) == sorted(path.with_suffix("").as_posix() for path in files)
 
 
 def test_an_image_whose_name_cannot_be_a_file_is_told(tmp_path):
@@ -183,6 +214,47 @@ def test_the_command_writes_and_tells(labelled, tmp_path):
     assert [one["name"] for one in categories] == ["cat", "dog"]
 
 
+def test_labels_with_commas_can_be_chosen(tmp_path):
+    labels = ("cat", "car", "car, parked", '6" pipe', "a,b")
+    Parts.claim(tmp_path / "labels", Manifest({}, labels)).write("0", [image("a.jpg")])
+
+    def chosen(*given: str) -> list[str]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        words = [word for value in given for word in ("--labels", value)]
+        done = run(str(tmp_path / "labels"), "-f", "coco", "--out", str(out), *words)
+        assert (done.code, done.err) == (0, "")
+        return [one["name"] for one in json.loads((out / "coco/instances.json").read_text("utf-8"))["categories"]]
+
+    assert chosen() == list(labels)
+    assert chosen("car, cat") == ["cat", "car"]
+    assert chosen("car, parked") == ["car, parked"]
+    assert chosen('cat, "car, parked",6" pipe') == ["cat", "car, parked", '6" pipe']
+    assert chosen("a,b", "cat") == ["cat", "a,b"]
+    wrong = run(str(tmp_path / "labels"), "-f", "coco", "--labels", "car,park", "--out", str(tmp_path / "o"))
+    assert wrong.code == 2
+    assert wrong.err == "error: unknown label 'park'; known: cat, car, 'car, parked', 6\" pipe, 'a,b'\n"
+
+
+def test_of_many_labels_the_first_are_told():
+    assert listed(["a", "b, c"], most=2) == "a, 'b, c'"
+    assert listed([f"{number}" for number in range(30)], most=3) == "0, 1, 2 … (30 in all)"
+
+
+def test_all_formats_have_the_same_images_while_labelling_goes_on(labelled, tmp_path):
+    parts, seen = Parts.open(labelled), []
+
+    def progress(images: int) -> None:
+        seen.append(images)
+        parts.write(f"later{len(seen)}", [image(f"later{len(seen)}.jpg", thing("cat", 0.3, SOLID))])
+
+    export(labelled, ["coco", "panoptic", "semantic"], tmp_path / "out", progress=progress)
+    assert sum(seen) == 3 * len(IMAGES)
+    for name in ("coco/instances.json", "panoptic/panoptic.json"):
+        document = json.loads((tmp_path / "out" / name).read_text("utf-8"))
+        assert [one["file_name"] for one in document["images"]] == [one["id"] for one in GOOD]
+    assert len(list((tmp_path / "out/semantic/maps").rglob("*.png"))) == len(GOOD)
+
+
 def test_the_command_lists_formats():
     lines = run("--formats").out.splitlines()
     for name, one in FORMATS.items():
@@ -216,4 +288,4 @@ def test_the_command_tells_of_the_first_ten_left_out(tmp_path):
     done = run(str(write_parts(tmp_path / "labels", rows)), "-f", "semantic", "--out", str(tmp_path / "o"))
     assert done.code == 1
     assert len(done.err.splitlines()) == 11
-    assert done.err.endswith("warning: and 2 images more left out\n")
+    assert done.err.endswith("warning: and 2 images more: left out\n")

@@ -1,8 +1,10 @@
 """Each format is read back with the library that owns it, and says what the parts say."""
 
+import base64
 import io
 import json
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,10 @@ from torchvision.datasets import VOCSegmentation
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
 from open_gem.export.detections import to_supervision
+from open_gem.export.fiftyone import sample_of
+from open_gem.export.labelled import Labelled
+from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled
 from open_gem.parts import Manifest, Parts
 
 # One by one -----------------------------------------------------------------------------------------------------------
@@ -177,6 +181,67 @@ def test_voc_is_read_by_supervision(labelled, pictures):
         assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
 
 
+NAMES = {  # id -> what VOC and LabelMe say of where the picture is
+    "a/b.jpg": ("a", "b.jpg", "b.jpg"),
+    "a?b/c:d.jpg": ("a?b", "c:d.jpg", "../a?b/c:d.jpg"),
+    "é «ü».png": (".", "é «ü».png", "é «ü».png"),
+    "../up.jpg": ("..", "up.jpg", "../up.jpg"),
+    "/abs/x.jpg": ("/abs", "x.jpg", "/abs/x.jpg"),
+    "s3://bucket/y.jpg": ("bucket", "y.jpg", "y.jpg"),
+}
+
+
+def test_voc_tells_the_true_names_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "voc") / "VOCdevkit/VOC2012/Annotations"
+    found = [ElementTree.parse(path).getroot() for path in folder.rglob("*.xml")]
+    told = {(one.findtext("folder"), one.findtext("filename")) for one in found}
+    assert told == {(place, name) for place, name, _ in NAMES.values()}
+
+
+@needs_supervision
+def test_labelme_tells_the_true_paths_of_pictures(tmp_path):
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
+    folder = exported(labelled, "labelme")
+    found = {path: json.loads(path.read_text("utf-8"))["imagePath"] for path in folder.rglob("*.json")}
+    assert sorted(found.values()) == sorted(path for _, _, path in NAMES.values())
+    [beside] = [path for path, picture in found.items() if picture == "../a?b/c:d.jpg"]
+    assert beside.parent.relative_to(folder).as_posix() == "a_b"
+
+
+def voc_objects(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a VOC annotation says of each object, as text."""
+    root = ElementTree.parse(folder / f"VOCdevkit/VOC2012/Annotations/{name}.xml").getroot()
+    return [{part.tag: part.text for part in one.iter()} for one in root.iter("object")]
+
+
+def test_voc_says_what_is_cut_off_at_an_edge(tmp_path):
+    inside = [10, 10, 30, 30]
+    edges = [[0, 10, 30, 30], [10, 0, 30, 30], [10, 10, WIDTH, 30], [10, 10, 30, HEIGHT]]
+    things = [thing("cat", 0.9 - index / 10, None, box) for index, box in enumerate([inside, *edges])]
+    folder = exported(write_parts(tmp_path / "labels", [image("a.jpg", *things)]), "voc")
+    assert [one["truncated"] for one in voc_objects(folder, "a")] == ["0", "1", "1", "1", "1"]
+
+
+def test_voc_has_254_objects_in_a_map_and_tells_of_more(tmp_path):
+    spots = [(index // WIDTH * 2, index % WIDTH) for index in range(300)]  # a pixel each, best first
+    things = [
+        thing("cat", 0.9 - index / 1000, filled((slice(y, y + 1), slice(x, x + 1))))
+        for index, (y, x) in enumerate(spots)
+    ]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", [image("many.jpg", *things), image("few.jpg", *things[:254])])
+    folder = exported(labelled, "voc", note=lambda *what: told.append(what))
+    assert told == [("many.jpg", "has 300 objects, of which SegmentationObject holds the 254 best")]
+    assert len(voc_objects(folder, "many")) == 300
+    for name, count in (("many", 300), ("few", 254)):
+        ids = np.asarray(Image.open(folder / f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"))
+        expected = np.zeros((HEIGHT, WIDTH), int)
+        for number, (y, x) in enumerate(spots[:count], start=1):
+            expected[y, x] = min(number, 255)
+        assert np.array_equal(ids, expected)
+
+
 @needs_supervision
 def test_yolo_is_read_by_supervision(labelled, pictures):
     folder = exported(labelled, "yolo")
@@ -298,7 +363,7 @@ def test_supervision_detections(labelled):
 def test_supervision_detections_of_a_localization(tiny_localizer):
     picture = scene(seed=0, size=64)
     result = tiny_localizer(picture.image, ["cat", "dog"])
-    found: Any = to_supervision(result, threshold=0.6)
+    found: Any = to_supervision(result, threshold=0.6, least_area=0.0)
     boxes = result.boxes(0.6)
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
@@ -306,6 +371,10 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
         assert mine.xyxy.tolist() == some.xyxy.tolist()
         assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
+    areas = [int(one.area) for one in image_of(result, threshold=0.6, least_area=0.0).objects]
+    middle = sorted(areas)[len(areas) // 2]
+    kept = image_of(result, threshold=0.6, least_area=middle / 64**2).objects
+    assert sorted(one.area for one in kept) == [area for area in sorted(areas) if area >= middle]
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
@@ -375,27 +444,56 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
 # FiftyOne -------------------------------------------------------------------------------------------------------------
 
 
-def test_fiftyone_samples(tmp_path):
-    fo = pytest.importorskip("fiftyone")
-    from open_gem.export.fiftyone import samples
+def unpacked(text: str) -> np.ndarray:
+    return np.load(io.BytesIO(zlib.decompress(base64.b64decode(text))))
 
+
+def test_fiftyone_samples(labelled):
+    folder = exported(labelled, "fiftyone", images=Path("/now"))
+    info = json.loads((folder / "metadata.json").read_text("utf-8"))["info"]
+    assert info["default_classes"] == list(LABELS)
+    samples = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    assert [one["open_gem_id"] for one in samples] == [one["id"] for one in GOOD]
+    assert [one["filepath"] for one in samples] == [f"/now/{one['id']}" for one in GOOD]
+    for sample, stored in zip(samples, GOOD, strict=True):
+        for one, truth in zip(sample["objects"]["detections"], by_score(stored), strict=True):
+            assert (one["label"], one["prompt"]) == (truth["label"], truth["prompt"])
+            assert one["confidence"] == pytest.approx(truth["score"])
+            x, y, width, height = np.array(one["bounding_box"]) * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+            left, top, right, bottom = truth["xyxy"]
+            assert (x, y, x + width, y + height) == pytest.approx((left, top, right, bottom))
+            if truth["rle"]:
+                mask = coco_mask.decode(truth["rle"]).astype(bool)
+                assert np.array_equal(unpacked(one["mask"]), mask[top:bottom, left:right])
+            else:
+                assert one["mask"] is None
+        for point, truth in zip(sample["points"]["keypoints"], by_score(stored), strict=True):
+            x, y = truth["point"]
+            assert point["points"] == [pytest.approx([(x + 0.5) / WIDTH, (y + 0.5) / HEIGHT])]  # the pixel's middle
+            assert point["confidence"] == [pytest.approx(truth["score"])]
+    assert samples[3]["objects"]["detections"][0]["presence"] is None
+
+
+def test_fiftyone_heatmaps(tmp_path):
     cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
     similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
-    rows = [*IMAGES[:3], {**IMAGES[3], "similarity": similarity}]
-    found = list(samples(Labelled.open(write_parts(tmp_path / "labels", rows)), tmp_path / "heat"))
-    assert [sample["open_gem_id"] for sample in found] == ["plain.jpg", "nothing.jpg", "Ordner/süß 猫.png"]
-    cat, dog = found[0]["objects"].detections
-    assert (cat.label, dog.label) == ("cat", "dog")
-    assert cat.bounding_box == pytest.approx([10 / 60, 5 / 40, 30 / 60, 20 / 40])
-    assert cat.mask.shape == (20, 30) and cat.mask.all()
-    [full] = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask for one in found[2]["objects"].detections[:1]]
-    assert np.array_equal(full > 0, RING)
-    [keypoint] = found[0]["points"].keypoints[:1]
-    assert keypoint.points[0] == pytest.approx([10.5 / 60, 5.5 / 40])
-    heatmap = found[2]["heatmap_1_f_chse_co"]
-    assert isinstance(heatmap, fo.Heatmap)
-    stored = heatmap.get_map().astype(float) / 65535 * 2 - 1
-    assert stored == pytest.approx(cosines[0].astype(float), abs=1e-4)
+    found = Labelled.open(write_parts(tmp_path / "labels", [{**IMAGES[3], "similarity": similarity}]))
+    [image] = found.each("similarity")
+    sample = sample_of(image, found.labels)
+    heatmap = sample["heatmap_1_f_chse_co"]
+    assert heatmap["range"] == [-1, 1]
+    assert np.array_equal(unpacked(heatmap["map"]), cosines[0])
+    assert not [name for name in sample_of(image) if name.startswith("heatmap")]
+
+
+def test_fiftyone_reads_its_samples(labelled):
+    fo = pytest.importorskip("fiftyone")
+    folder = exported(labelled, "fiftyone")
+    documents = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    found = [fo.Sample.from_dict(one) for one in documents]
+    masks = [one.to_segmentation(frame_size=(WIDTH, HEIGHT)).mask > 0 for one in found[2]["objects"].detections]
+    assert np.array_equal(masks, [RING, TWO_PARTS])
+    assert found[0]["points"].keypoints[0].points == [pytest.approx([10.5 / WIDTH, 5.5 / HEIGHT])]
 
 
 # Polygons -------------------------------------------------------------------------------------------------------------

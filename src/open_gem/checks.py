@@ -1,7 +1,7 @@
 """What settings may be, and what was perhaps meant: small questions that many modules ask."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -24,3 +24,9 @@ def did_you_mean(given: Any, known: Iterable[str]) -> str:
     """What to put behind a name that is not known: " (did you mean gem?)", or nothing where none is close."""
     close = get_close_matches(str(given), list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names in a message, those with a comma in quotation marks, and of many the first: "cat, 'car, parked'"."""
+    shown = ", ".join(repr(name) if "," in name else name for name in names[:most])
+    return shown if len(names) <= most else f"{shown} … ({len(names)} in all)"

@@ -13,7 +13,7 @@ in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", d
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -117,10 +117,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts in a folder, and the manifest of all of them."""
+    """The parts in a folder, and the manifest of all of them. `listed` are those of a snapshot, see there."""
 
     folder: Path
     manifest: Manifest
+    listed: tuple[Path, ...] | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Parts":
@@ -156,7 +157,11 @@ class Parts:
 
     def paths(self) -> list[Path]:
         """The parts, in the order of their names, which is that of their making."""
-        return sorted(self.folder.glob(PARTS))
+        return sorted(self.folder.glob(PARTS)) if self.listed is None else list(self.listed)
+
+    def snapshot(self) -> "Parts":
+        """The parts that are there now: reading them again does not see those that labelling adds meanwhile."""
+        return replace(self, listed=tuple(self.paths()))
 
     def write(self, name: str, rows: Sequence[Row]) -> Path:
         """One part more, or the same one again: name is unique to its images. Raises OutputError."""

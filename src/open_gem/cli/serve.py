@@ -23,6 +23,12 @@ def serve(
     ] = None,
     cache_mb: Annotated[int, typer.Option(min=1, help="MiB for features of uploaded images.")] = 512,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests in the house; more are told 429.")] = 32,
+    label_studio_url: Annotated[
+        str | None, typer.Option(help="A Label Studio whose pictures are fetched to predict its tasks.")
+    ] = None,
+    label_studio_token: Annotated[
+        str, typer.Option(envvar="LABEL_STUDIO_API_KEY", help="Of a user of that Label Studio.")
+    ] = "",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
 ) -> None:
@@ -36,9 +42,16 @@ def serve(
         from open_gem.serve.app import create_app
     except ImportError as error:
         raise InputError(f'the server needs {error.name}: pip install "open_gem[serve]"') from error
+    from open_gem.serve.label_studio import Source
     from open_gem.serve.settings import MIB, Settings, hosts_of
 
-    settings = Settings(token=token or None, hosts=hosts_of(host), cache_bytes=cache_mb * MIB, max_queue=max_queue)
+    settings = Settings(
+        token=token or None,
+        hosts=hosts_of(host),
+        cache_bytes=cache_mb * MIB,
+        max_queue=max_queue,
+        label_studio=None if label_studio_url is None else Source(label_studio_url, label_studio_token),
+    )
     if settings.hosts is None and settings.token is None:
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     localizer = load_localizer(model, pretrained, device, dtype, size=size)

@@ -15,17 +15,28 @@ from pathlib import Path
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.export.coco import write_coco, write_panoptic
+from open_gem.export.fiftyone import write_fiftyone
 from open_gem.export.geojson import write_geojson
 from open_gem.export.label_studio import write_brush, write_polygons
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.labelme import write_labelme
 from open_gem.export.maps import write_semantic
 from open_gem.export.output import Output, whole_folder
-from open_gem.export.rows import Labelled, Object, Row
 from open_gem.export.voc import write_voc
 from open_gem.export.yolo import write_yolo
 from open_gem.files import check_writable
 
-__all__ = ["FORMATS", "Format", "Labelled", "Object", "Output", "Row", "export", "find_formats"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Labelled",
+    "LabelledImage",
+    "Object",
+    "Output",
+    "export",
+    "find_formats",
+    "write_formats",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ FORMATS: dict[str, Format] = {
     "label-studio-brush": Format(
         "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
     ),
+    "fiftyone": Format("FiftyOne: a data set of objects and points", write_fiftyone),
     "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
 }
 """All formats by name."""
@@ -88,6 +100,7 @@ def export(
     min_presence: float | None = None,
     images: Path | None = None,
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
+    note: Callable[[str, str], None] = lambda image_id, what: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Write `out/<format>` for each format, whole or not at all.
@@ -98,6 +111,7 @@ def export(
     min_presence  leave out objects whose label is less probable in the image than this
     images        where the pictures are now, by their ids; by default where they were read from
     skip          told the id of each image that a format cannot hold, and why
+    note          told the id of each image of which a format holds not all, and what
     progress      told how many images went by
 
     Raises:
@@ -105,13 +119,25 @@ def export(
             there already.
         OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
     """
-    chosen, place = find_formats(formats), Path(out)
+    find_formats(formats)
     least = {"min_score": min_score, "min_presence": min_presence}
     found = Labelled.open(folder, labels, **least, images=images, progress=progress)
+    write_formats(found, formats, out, skip, note)
+
+
+def write_formats(
+    found: Labelled,
+    formats: Sequence[str],
+    out: str | PathLike[str],
+    skip: Callable[[str, str], None] = lambda image_id, reason: None,
+    note: Callable[[str, str], None] = lambda image_id, what: None,
+) -> None:
+    """The same of what was opened before: all formats have the same images, whatever labelling adds meanwhile."""
+    chosen, place = find_formats(formats), Path(out)
     for name in chosen:
         if (place / name).exists():
             raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")
     check_writable(place)
     for name, one in chosen.items():
         with whole_folder(place / name) as new:
-            one.write(found, Output(new, skip))
+            one.write(found, Output(new, skip, note))

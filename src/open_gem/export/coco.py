@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_array, json_arrays
-from open_gem.export.rows import Labelled, Object, Row
 
 
 def write_coco(found: Labelled, output: Output) -> None:
@@ -25,12 +25,12 @@ def write_coco(found: Labelled, output: Output) -> None:
         )
         results = files.enter_context(json_array(output.folder / "results.json"))
         count = 0
-        for image, row in enumerate(found, start=1):
-            images.add(_image(row, image))
-            for one in row.objects:
+        for number, image in enumerate(found, start=1):
+            images.add(_image(image, number))
+            for one in image.objects:
                 count += 1
-                annotations.add(_annotation(one, image, count))
-                results.add(_result(one, image))
+                annotations.add(_annotation(one, number, count))
+                results.add(_result(one, number))
 
 
 def write_panoptic(found: Labelled, output: Output) -> None:
@@ -41,15 +41,15 @@ def write_panoptic(found: Labelled, output: Output) -> None:
     """
     head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(found)}
     with json_arrays(output.folder / "panoptic.json", head, "images", "annotations") as (images, annotations):
-        for image, row in enumerate(found, start=1):
-            path = output.place("panoptic", row.id, ".png")
+        for number, image in enumerate(found, start=1):
+            path = output.place("panoptic", image.id, ".png")
             if path is None:
                 continue
-            ids = segment_ids(row)
+            ids = segment_ids(image)
             _save_ids(path, ids)
-            images.add(_image(row, image))
+            images.add(_image(image, number))
             name = path.relative_to(output.folder / "panoptic").as_posix()
-            annotations.add({"image_id": image, "file_name": name, "segments_info": _segments(row, ids)})
+            annotations.add({"image_id": number, "file_name": name, "segments_info": _segments(image, ids)})
 
 
 def categories(found: Labelled) -> list[dict[str, Any]]:
@@ -59,28 +59,28 @@ def categories(found: Labelled) -> list[dict[str, Any]]:
     ]
 
 
-def segment_ids(row: Row) -> np.ndarray:
+def segment_ids(image: LabelledImage) -> np.ndarray:
     """`(y, x)` int32: 1 + the index of the object that has the pixel, the one of the highest score; 0 for none."""
-    ids = np.zeros(row.size, np.int32)
-    for index, one in reversed(list(enumerate(row.objects, start=1))):
+    ids = np.zeros(image.size, np.int32)
+    for index, one in reversed(list(enumerate(image.objects, start=1))):
         mask = one.mask()
         if mask is not None:
             ids[mask] = index
     return ids
 
 
-def _image(row: Row, number: int) -> dict[str, Any]:
-    return {"id": number, "file_name": row.id, "height": row.size.height, "width": row.size.width}
+def _image(image: LabelledImage, number: int) -> dict[str, Any]:
+    return {"id": number, "file_name": image.id, "height": image.size.height, "width": image.size.width}
 
 
-def _result(one: Object, image: int) -> dict[str, Any]:
-    result = {"image_id": image, "category_id": one.label + 1, "bbox": one.xywh, "score": one.score}
+def _result(one: Object, image_id: int) -> dict[str, Any]:
+    result = {"image_id": image_id, "category_id": one.label + 1, "bbox": one.xywh, "score": one.score}
     return result if one.rle is None else {**result, "segmentation": one.rle}
 
 
-def _annotation(one: Object, image: int, number: int) -> dict[str, Any]:
+def _annotation(one: Object, image_id: int, number: int) -> dict[str, Any]:
     shape = {"area": one.area, "iscrowd": 0, "segmentation": one.rle or []}
-    return {"id": number, **_result(one, image), **shape, "prompt": one.prompt}
+    return {"id": number, **_result(one, image_id), **shape, "prompt": one.prompt}
 
 
 def _save_ids(path: Path, ids: np.ndarray) -> None:
@@ -88,8 +88,8 @@ def _save_ids(path: Path, ids: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(channels)).save(path, format="PNG", compress_level=1)  # flat: small anyway
 
 
-def _segments(row: Row, ids: np.ndarray) -> list[dict[str, Any]]:
-    areas = np.bincount(ids.ravel(), minlength=len(row.objects) + 1)
+def _segments(image: LabelledImage, ids: np.ndarray) -> list[dict[str, Any]]:
+    areas = np.bincount(ids.ravel(), minlength=len(image.objects) + 1)
     segments = []
     for number, place in enumerate(ndimage.find_objects(ids), start=1):
         if place is not None:
@@ -98,11 +98,11 @@ def _segments(row: Row, ids: np.ndarray) -> list[dict[str, Any]]:
             segments.append(
                 {
                     "id": number,
-                    "category_id": row.objects[number - 1].label + 1,
+                    "category_id": image.objects[number - 1].label + 1,
                     "area": int(areas[number]),
                     "bbox": box,
                     "iscrowd": 0,
-                    "score": row.objects[number - 1].score,
+                    "score": image.objects[number - 1].score,
                 }
             )
     return segments

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from open_gem.export.labelled import LabelledImage
 from open_gem.export.polygons import supervision
-from open_gem.export.rows import Row
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from open_gem.localization import Localization
 
 
-def to_supervision(found: "Row | Localization", **settings: Any) -> "Detections":
-    """The objects of an image that was labelled, or of what a localizer gave, by `settings` as of `results.row_of`.
+def to_supervision(found: "LabelledImage | Localization", **settings: Any) -> "Detections":
+    """The objects of an image that was labelled, or of what a localizer gave, by `settings` as of `localized.image_of`.
 
     `xyxy`, `mask`, `confidence` (the raw cosine), `class_id` (the label's position), and by object in `data`
     `class_name`, `prompt`, `presence` (NaN for none). Where some objects have masks, those of boxes alone are empty.
 
     Raises InputError where supervision is not installed.
     """
-    if not isinstance(found, Row):
-        from open_gem.export.results import row_of
+    if not isinstance(found, LabelledImage):
+        from open_gem.export.localized import image_of
 
-        found = row_of(found, **settings)
+        found = image_of(found, **settings)
     some, masks = found.objects, [one.mask() for one in found.objects]
     empty = np.zeros(found.size, bool)
     return supervision().Detections(

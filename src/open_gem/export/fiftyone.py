@@ -1,27 +1,35 @@
-"""FiftyOne: a data set to look at, with objects, points and heatmaps. Owns fiftyone."""
+"""FiftyOne: a data set to look at, with objects, points and heatmaps. Owns fiftyone, which writing does without."""
 
+import io
 import re
+import zlib
+from base64 import b64encode
 from collections.abc import Iterator
-from functools import partial
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from open_gem.errors import InputError
-from open_gem.export.output import save_map, stem_of
-from open_gem.export.rows import Labelled, Object, Row
-from open_gem.files import write_file
-
-if TYPE_CHECKING:
-    from fiftyone import Dataset, Sample  # pyright: ignore[reportMissingImports]
+from open_gem.export.labelled import Labelled, LabelledImage, Object
+from open_gem.export.output import Output, json_arrays, to_json
+from open_gem.types import Size
 
 
-def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: str | PathLike[str] | None = None) -> "Dataset":
-    """A FiftyOne data set called `name`, filled a few images at a time: `samples` says what of each.
+def write_fiftyone(found: Labelled, output: Output) -> None:
+    """`samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; pictures stay where they
+    are. `sample_of` says what there is of each, but for heatmaps: those are `to_fiftyone`'s."""
+    info = {"description": "labelled by open_gem", "default_classes": found.labels}
+    (output.folder / "metadata.json").write_bytes(to_json({"media_type": "image", "info": info}))
+    with json_arrays(output.folder / "samples.json", info, "samples") as (samples,):
+        for image in found:
+            samples.add(sample_of(image))
 
-    heatmaps  folder for a PNG a label and image, where labelling has written similarities; None: without them
+
+def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: bool = False) -> Any:
+    """A `fiftyone.Dataset` called `name`, filled a few images at a time: `sample_of` says what of each.
+
+    heatmaps  also cosines on the patch grid, where labelling has written similarities
 
     Raises InputError where FiftyOne is not installed.
     """
@@ -32,21 +40,25 @@ def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: str | PathLi
     return dataset
 
 
-def samples(found: Labelled, heatmaps: str | PathLike[str] | None = None) -> Iterator["Sample"]:
-    """A sample an image: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints) and, by label,
-    `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid, as a 16-bit PNG in `heatmaps`."""
+def samples(found: Labelled, heatmaps: bool = False) -> Iterator[Any]:
+    """A `fiftyone.Sample` an image."""
     fo = _fiftyone()
-    for row in found.rows("similarity") if heatmaps else found:
-        objects = [_detection(one, row) for one in row.objects]
-        points = [_keypoint(one, row) for one in row.objects if one.point]
-        maps = _heatmaps(row, found.labels, Path(heatmaps)) if heatmaps else {}
-        yield fo.Sample(
-            filepath=row.source if "://" in row.source else str(Path(row.source).absolute()),
-            open_gem_id=row.id,
-            objects=fo.Detections(detections=objects),
-            points=fo.Keypoints(keypoints=points),
-            **maps,
-        )
+    for image in found.each("similarity") if heatmaps else found:
+        yield fo.Sample.from_dict(sample_of(image, found.labels if heatmaps else ()))
+
+
+def sample_of(image: LabelledImage, heatmaps: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A sample as JSON can hold it: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints) and, of
+    `heatmaps`, the labels, `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid."""
+    return {
+        "filepath": image.source if "://" in image.source else str(Path(image.source).absolute()),
+        "tags": [],
+        "_media_type": "image",
+        "open_gem_id": image.id,
+        "objects": _label("Detections", detections=[_detection(one, image.size) for one in image.objects]),
+        "points": _label("Keypoints", keypoints=[_keypoint(one, image.size) for one in image.objects if one.point]),
+        **(_heatmaps(image, heatmaps) if heatmaps else {}),
+    }
 
 
 def _fiftyone() -> Any:
@@ -57,31 +69,43 @@ def _fiftyone() -> Any:
     return fiftyone
 
 
-def _detection(one: Object, row: Row) -> Any:
+def _label(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"_cls": kind, **fields}
+
+
+def _detection(one: Object, size: Size) -> dict[str, Any]:
     left, top, right, bottom = one.xyxy
-    height, width = row.size
+    height, width = size
     mask = one.mask()
-    return _fiftyone().Detection(
+    return _label(
+        "Detection",
+        tags=[],
         label=one.name,
         bounding_box=[left / width, top / height, (right - left) / width, (bottom - top) / height],
-        mask=None if mask is None else mask[top:bottom, left:right],
+        mask=None if mask is None else _packed(mask[top:bottom, left:right]),
         confidence=one.score,
         prompt=one.prompt,
         presence=one.presence,
     )
 
 
-def _keypoint(one: Object, row: Row) -> Any:
+def _keypoint(one: Object, size: Size) -> dict[str, Any]:
     assert one.point is not None
-    x, y = ((place + 0.5) / side for place, side in zip(one.point, (row.size.width, row.size.height), strict=True))
-    return _fiftyone().Keypoint(label=one.name, points=[(x, y)], confidence=[one.score])
+    x, y = one.point
+    middle = [(x + 0.5) / size.width, (y + 0.5) / size.height]  # of the pixel
+    return _label("Keypoint", tags=[], label=one.name, points=[middle], confidence=[one.score])
 
 
-def _heatmaps(row: Row, labels: tuple[str, ...], folder: Path) -> dict[str, Any]:
+def _heatmaps(image: LabelledImage, labels: tuple[str, ...]) -> dict[str, Any]:
     maps = {}
-    for label, cosines in row.similarity().items():
+    for label, cosines in image.similarity().items():
         field = f"heatmap_{labels.index(label)}_{re.sub('[^0-9A-Za-z]+', '_', label).lower()}".rstrip("_")
-        path = folder.absolute() / stem_of(row.id) / f"{field}.png"
-        write_file(path, partial(save_map, labels=np.rint((cosines.astype(np.float32).clip(-1, 1) + 1) / 2 * 65535)))
-        maps[field] = _fiftyone().Heatmap(map_path=str(path), range=[0, 65535])
+        maps[field] = _label("Heatmap", tags=[], map=_packed(cosines), range=[-1, 1])
     return maps
+
+
+def _packed(values: np.ndarray) -> str:
+    """An array as FiftyOne has it in JSON: NumPy's own format, zlib, base64."""
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return b64encode(zlib.compress(file.getvalue())).decode()

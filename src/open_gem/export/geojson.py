@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_arrays
-from open_gem.export.rows import Labelled, Object, Row
 
 
 def write_geojson(found: Labelled, output: Output) -> None:
@@ -18,13 +18,13 @@ def write_geojson(found: Labelled, output: Output) -> None:
     for where they lie; an image that is none, or has another size now, is left out and told.
     """
     with json_arrays(output.folder / "objects.geojson", {"type": "FeatureCollection"}, "features") as (features,):
-        for row in found:
-            tile = _tile(row)
+        for image in found:
+            tile = _tile(image)
             if isinstance(tile, str):
-                output.skip(row.id, tile)
+                output.skip(image.id, tile)
                 continue
-            for one in row.objects:
-                features.add(_feature(one, row, tile))
+            for one in image.objects:
+                features.add(_feature(one, image, tile))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tile:
     crs: Any
 
 
-def _tile(row: Row) -> Tile | str:
+def _tile(image: LabelledImage) -> Tile | str:
     """The tile, or why the image is none."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -43,19 +43,19 @@ def _tile(row: Row) -> Tile | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(row.source) as raster:
+            with rasterio.open(image.source) as raster:
                 transform, crs, size = raster.transform, raster.crs, raster.shape
     except RasterioError as error:
         return f"cannot open its tile: {error}"
     if crs is None or transform.is_identity:
-        return f"not georeferenced: {row.source}"
-    if tuple(size) != tuple(row.size):
-        sides = [f"{height}x{width}" for height, width in (size, row.size)]
+        return f"not georeferenced: {image.source}"
+    if tuple(size) != tuple(image.size):
+        sides = [f"{height}x{width}" for height, width in (size, image.size)]
         return f"its tile is {sides[0]} pixels now (height x width), {sides[1]} were labelled"
     return Tile(transform, crs)
 
 
-def _feature(one: Object, row: Row, tile: Tile) -> dict[str, Any]:
+def _feature(one: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
     from rasterio.warp import transform_geom
 
     properties = {
@@ -63,7 +63,7 @@ def _feature(one: Object, row: Row, tile: Tile) -> dict[str, Any]:
         "prompt": one.prompt,
         "score": one.score,
         "presence": one.presence,
-        "image": row.id,
+        "image": image.id,
     }
     geometry = transform_geom(tile.crs, "EPSG:4326", _outline(one, tile), precision=9)  # a tenth of a millimetre
     return {"type": "Feature", "properties": properties, "geometry": geometry}

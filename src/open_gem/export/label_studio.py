@@ -8,14 +8,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_array
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled, Object, Row
 from open_gem.viz import palette
 
 TAGS = {"box": "RectangleLabels", "polygon": "PolygonLabels", "brush": "BrushLabels"}  # names of controls -> their kind
 
-Regions = Callable[[Object, Row], Iterator[tuple[str, dict[str, Any]]]]  # the controls of an object and their values
+Regions = Callable[
+    [Object, LabelledImage], Iterator[tuple[str, dict[str, Any]]]
+]  # the controls of an object and their values
 
 
 def write_polygons(found: Labelled, output: Output) -> None:
@@ -25,26 +27,26 @@ def write_polygons(found: Labelled, output: Output) -> None:
     address keep it; others are `/data/local-files/?d=<id>`, which Label Studio serves when its
     LOCAL_FILES_DOCUMENT_ROOT is the folder that was labelled.
     """
-    _write(found, output, _polygon_regions, ("box", "polygon"))
+    _write(found, output, polygon_regions, ("box", "polygon"))
 
 
 def write_brush(found: Labelled, output: Output) -> None:
     """The same with masks to the pixel, as Label Studio's own run-length encoding; without a mask it is a box."""
-    _write(found, output, _brush_regions, ("box", "brush"))
+    _write(found, output, brush_regions, ("box", "brush"))
 
 
 def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[str, ...]) -> None:
     (output.folder / "config.xml").write_bytes(_config(found.labels, controls))
     version = f"open_gem {found.parts.manifest.fingerprint}"
     with json_array(output.folder / "tasks.json") as tasks:
-        for row in found:
+        for image in found:
             result = [
-                _region(f"{number}.{part}", one, row, control, value)
-                for number, one in enumerate(row.objects, start=1)
-                for part, (control, value) in enumerate(regions(one, row), start=1)
+                region(f"{number}.{part}", one, image, control, value)
+                for number, one in enumerate(image.objects, start=1)
+                for part, (control, value) in enumerate(regions(one, image), start=1)
             ]
-            prediction = {"model_version": version, "score": _score(row), "result": result}
-            tasks.add({"data": {"image": _address(row), "id": row.id}, "predictions": [prediction]})
+            prediction = {"model_version": version, "score": _score(image), "result": result}
+            tasks.add({"data": {"image": _address(image), "id": image.id}, "predictions": [prediction]})
 
 
 def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
@@ -59,24 +61,34 @@ def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
     return ElementTree.tostring(view, encoding="utf-8")
 
 
-def _score(row: Row) -> float:
+def _score(image: LabelledImage) -> float:
     """Of the image as a whole: its best object's."""
-    return row.objects[0].score if row.objects else 0.0
+    return image.objects[0].score if image.objects else 0.0
 
 
-def _address(row: Row) -> str:
-    return row.source if re.match(r"\w+://", row.source) else f"/data/local-files/?d={quote(row.id)}"
+def _address(image: LabelledImage) -> str:
+    return image.source if re.match(r"\w+://", image.source) else f"/data/local-files/?d={quote(image.id)}"
 
 
-def _region(id: str, one: Object, row: Row, control: str, value: dict[str, Any]) -> dict[str, Any]:
+def region(
+    id: str,
+    one: Object,
+    image: LabelledImage,
+    control: str,
+    value: dict[str, Any],
+    from_name: str | None = None,
+    to_name: str = "image",
+) -> dict[str, Any]:
+    """An object as a region: `control` a key of `TAGS` and `value` what it has, as a member of `Regions` gives them.
+    `from_name` and `to_name`: of the tags in the configuration; by default those of the one that is written here."""
     kind = TAGS[control].lower()
     return {
         "id": id,
         "type": kind,
-        "from_name": control,
-        "to_name": "image",
-        "original_width": row.size.width,
-        "original_height": row.size.height,
+        "from_name": control if from_name is None else from_name,
+        "to_name": to_name,
+        "original_width": image.size.width,
+        "original_height": image.size.height,
         "image_rotation": 0,
         "score": one.score,
         "value": {**value, kind: [one.name]},
@@ -84,30 +96,33 @@ def _region(id: str, one: Object, row: Row, control: str, value: dict[str, Any])
     }
 
 
-def _polygon_regions(one: Object, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+def polygon_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A polygon a connected part of the mask; where there is none, a box."""
     mask = one.mask()
     parts = [] if mask is None else polygons(mask)
     for corners in parts:
-        yield "polygon", {"points": _percent(corners, row).tolist(), "closed": True}
+        yield "polygon", {"points": _percent(corners, image).tolist(), "closed": True}
     if not parts:
-        yield _box(one, row)
+        yield box_region(one, image)
 
 
-def _brush_regions(one: Object, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+def brush_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mask to the pixel; where there is none, a box."""
     from label_studio_sdk.converter.brush import mask2rle  # pyright: ignore[reportMissingImports]
 
     mask = one.mask()
     if mask is None:
-        yield _box(one, row)
+        yield box_region(one, image)
     else:
         yield "brush", {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255)}
 
 
-def _box(one: Object, row: Row) -> tuple[str, dict[str, Any]]:
-    left, top, right, bottom = _percent(np.reshape(one.xyxy, (2, 2)), row).ravel().tolist()
+def box_region(one: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
+    """Its box."""
+    left, top, right, bottom = _percent(np.reshape(one.xyxy, (2, 2)), image).ravel().tolist()
     return "box", {"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}
 
 
-def _percent(points: np.ndarray, row: Row) -> np.ndarray:
+def _percent(points: np.ndarray, image: LabelledImage) -> np.ndarray:
     """Pixels `(n, 2)`, `xy` → percent of the width and height."""
-    return points * 100 / [row.size.width, row.size.height]
+    return points * 100 / [image.size.width, image.size.height]

@@ -1,35 +1,37 @@
 """LabelMe: a JSON file an image."""
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from posixpath import isabs, relpath
 from typing import Any
 
-from open_gem.export.output import Output, name_of, to_json
+from open_gem.export.labelled import Labelled, LabelledImage, Object
+from open_gem.export.output import Output, path_of, to_json
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled, Object, Row
 
 
 def write_labelme(found: Labelled, output: Output) -> None:
-    """`<image>.json`, to lie beside the pictures.
+    """`<image>.json`, to lie beside the pictures: `imagePath` is relative to it.
 
     An object is a polygon a connected part, which share a group; without a mask, or too thin for a polygon, it is a
     rectangle. The score and the prompt are in its description.
     """
-    for row in found:
-        path = output.place(".", row.id, ".json")
+    for image in found:
+        path = output.place(".", image.id, ".json")
         if path is not None:
-            path.write_bytes(to_json(_document(row)))
+            beside = path.parent.relative_to(output.folder).as_posix()
+            path.write_bytes(to_json(_document(image, beside)))
 
 
-def _document(row: Row) -> dict[str, Any]:
+def _document(image: LabelledImage, folder: str) -> dict[str, Any]:
+    picture = path_of(image.id)
     return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": [shape for group, one in enumerate(row.objects) for shape in _shapes(one, group)],
-        "imagePath": PurePosixPath(name_of(row.id)).name,
+        "shapes": [shape for group, one in enumerate(image.objects) for shape in _shapes(one, group)],
+        "imagePath": picture if isabs(picture) else relpath(picture, folder),
         "imageData": None,
-        "imageHeight": row.size.height,
-        "imageWidth": row.size.width,
+        "imageHeight": image.size.height,
+        "imageWidth": image.size.width,
     }
 
 

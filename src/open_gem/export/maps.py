@@ -4,11 +4,11 @@ import numpy as np
 
 from open_gem.errors import InputError
 from open_gem.export.coco import segment_ids
+from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import Output, save_map
-from open_gem.export.rows import Labelled, Row
 from open_gem.viz import palette
 
-MOST = 254  # labels of an 8-bit map: 0 is the background, 255 what does not count
+MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
 
 
 def write_semantic(found: Labelled, output: Output) -> None:
@@ -19,18 +19,18 @@ def write_semantic(found: Labelled, output: Output) -> None:
     """
     (output.folder / "labels.txt").write_text("\n".join(["background", *found.labels, ""]), "utf-8")
     colors = colors_of_labels() if len(found.labels) <= MOST else None
-    for row in found.rows("labelmap"):
-        path = output.place("maps", row.id, ".png")
+    for image in found.each("labelmap"):
+        path = output.place("maps", image.id, ".png")
         if path is not None:
-            save_map(path, label_map(row), colors)
+            save_map(path, label_map(image), colors)
 
 
-def label_map(row: Row) -> np.ndarray:
+def label_map(image: LabelledImage) -> np.ndarray:
     """`(y, x)` int64: 0 background, otherwise 1 + the label's position."""
-    stored = row.labelmap()
+    stored = image.labelmap()
     if stored is not None:
         return stored
-    return np.array([0, *(one.label + 1 for one in row.objects)])[segment_ids(row)]
+    return np.array([0, *(one.label + 1 for one in image.objects)])[segment_ids(image)]
 
 
 def colors_of_labels() -> bytes:

@@ -1,6 +1,7 @@
 """How exporters write: a folder that is there whole or not at all, files named by image ids, JSON item by item."""
 
 import errno
+import hashlib
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from open_gem.label.sources import ENDINGS
 
 IMAGE_ENDINGS = frozenset({*ENDINGS, ".dng", ".heic", ".heif", ".mpo"})
 LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://"
 OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
 
 
@@ -40,11 +42,25 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def name_of(image_id: str) -> PurePosixPath:
     """An image's id as a relative path that every file system takes: no scheme, no way out of the folder.
 
-    "a/b.jpg" stays; "https://host/b.jpg?v=1" becomes "host/b.jpg_v=1".
+    "a/b.jpg" and "https://host/b.jpg" keep what they say; one that loses letters has some of its hash behind, so that
+    it is no other's: "b?.jpg" becomes "b_-42768118.jpg".
     """
-    path = re.sub(r"^\w+://", "", image_id).replace("\\", "/")
-    parts = [re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part) for part in path.split("/") if part not in ("", ".", "..")]
-    return PurePosixPath(*[_short(part) for part in parts] or ["image"])
+    path = re.sub(rf"^{SCHEME}", "", image_id)
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")] or ["image"]
+    fit = [_short(re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)) for part in parts]
+    name = PurePosixPath(*fit)
+    return name if str(name) == path.lstrip("/") else _marked(name, image_id)
+
+
+def _marked(name: PurePosixPath, image_id: str) -> PurePosixPath:
+    """The name with letters behind its stem that are the id's own."""
+    stem, ending = _split(name.name)
+    return name.with_name(f"{stem}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}{ending}")
+
+
+def path_of(image_id: str) -> str:
+    """Where the picture truly is: its id as it is, but of an address where it would be, once it is fetched."""
+    return str(name_of(image_id)) if re.match(SCHEME, image_id) else image_id
 
 
 def _short(part: str) -> str:
@@ -60,36 +76,35 @@ def _split(name: str) -> tuple[str, str]:
     return (path.stem, path.suffix) if path.suffix.lower() in IMAGE_ENDINGS else (name, "")
 
 
-def stem_of(image_id: str) -> PurePosixPath:
-    """`name_of` without the picture's ending: what files beside it are named by."""
-    name = name_of(image_id)
-    return name.with_name(_split(name.name)[0])
-
-
 @dataclass(frozen=True)
 class Output:
     """Where one format goes, and whom to tell of an image that it cannot hold.
 
     folder  new and empty
-    skip    called with an image's id and the reason
+    skip    called with an image's id and the reason: the image is left out
+    note    called with an image's id and what of it is not held: the rest is
     """
 
     folder: Path
     skip: Callable[[str, str], None]
+    note: Callable[[str, str], None]
 
     def place(self, kind: str, image_id: str, ending: str) -> Path | None:
         """The path of an image's file of some kind, its folders made; None, and told, where another image has it
         ("a.jpg" and "a.png" share a name in formats that drop the ending) or no file can be called so."""
-        stem = stem_of(image_id)
-        path = self.folder / kind / stem.with_name(stem.name + ending)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                return path
-        except OSError as error:
-            if error.errno not in OF_THE_NAME:
-                raise
-        self.skip(image_id, f"its file {kind}/{stem}{ending} cannot be: another image has it, or it is too long")
+        name = name_of(image_id)
+        names = [name] if str(name) == image_id else [name, _marked(name, image_id)]  # "http://h/a" and "https://h/a"
+        for one in names:
+            path = self.folder / kind / one.with_name(_split(one.name)[0] + ending)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    return path
+            except OSError as error:
+                if error.errno not in OF_THE_NAME:
+                    raise
+        file = name.with_name(_split(name.name)[0] + ending)
+        self.skip(image_id, f"its file {PurePosixPath(kind, file)} cannot be: another image has it, or it is too long")
         return None
 
 

@@ -1,15 +1,15 @@
 """Pascal VOC: boxes as XML, both kinds of segmentation as palette PNG."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from open_gem.export.coco import segment_ids
-from open_gem.export.maps import MOST, check_labels, colors_of_labels, label_map
-from open_gem.export.output import Output, name_of, save_map, stem_of
-from open_gem.export.rows import Labelled, Object, Row
+from open_gem.export.labelled import Labelled, LabelledImage, Object
+from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, label_map
+from open_gem.export.output import Output, path_of, save_map
 
 DEVKIT = "VOCdevkit/VOC2012"
 
@@ -19,7 +19,8 @@ def write_voc(found: Labelled, output: Output) -> None:
     SegmentationObject and ImageSets, whose one set is `trainval`; and `labels.txt`: its lines are the values of
     SegmentationClass.
 
-    Boxes are 1-based and inclusive, as the devkit has them. SegmentationObject holds the 254 best objects.
+    Boxes are 1-based and inclusive, as the devkit has them. Of more objects than SegmentationObject has values, pixels
+    of the others are 255, which does not count, and `output.note` is told.
     """
     check_labels(found)
     (output.folder / "labels.txt").write_text("\n".join(["background", *found.labels, ""]), "utf-8")
@@ -28,42 +29,46 @@ def write_voc(found: Labelled, output: Output) -> None:
     for path in sets:
         path.parent.mkdir(parents=True)
     with sets[0].open("x", encoding="utf-8") as names:
-        for row in found.rows("labelmap"):
-            path = output.place(f"{DEVKIT}/Annotations", row.id, ".xml")
+        for image in found.each("labelmap"):
+            path = output.place(f"{DEVKIT}/Annotations", image.id, ".xml")
             if path is None:
                 continue
-            _write_xml(path, row)
-            for kind, values in (("SegmentationClass", label_map(row)), ("SegmentationObject", _objects(row))):
-                place = output.place(f"{DEVKIT}/{kind}", row.id, ".png")
+            _write_xml(path, image)
+            if len(image.objects) > MOST:
+                output.note(
+                    image.id, f"has {len(image.objects)} objects, of which SegmentationObject holds the {MOST} best"
+                )
+            for kind, values in (("SegmentationClass", label_map(image)), ("SegmentationObject", _objects(image))):
+                place = output.place(f"{DEVKIT}/{kind}", image.id, ".png")
                 if place is not None:
                     save_map(place, values, colors)
-            names.write(f"{stem_of(row.id)}\n")
+            names.write(f"{path.relative_to(output.folder / DEVKIT / 'Annotations').with_suffix('')}\n")
     sets[1].write_bytes(sets[0].read_bytes())
 
 
-def _objects(row: Row) -> np.ndarray:
-    ids = segment_ids(row)
-    return np.where(ids <= MOST, ids, 0)
+def _objects(image: LabelledImage) -> np.ndarray:
+    ids = segment_ids(image)
+    return np.where(ids <= MOST, ids, VOID)
 
 
-def _write_xml(path: Path, row: Row) -> None:
-    name = name_of(row.id)
+def _write_xml(path: Path, image: LabelledImage) -> None:
+    picture = PurePosixPath(path_of(image.id))
     root = _element(
         "annotation",
-        folder=name.parent.as_posix(),
-        filename=name.name,
-        source={"database": "open_gem", "image": row.source},
-        size={"width": row.size.width, "height": row.size.height, "depth": 3},
+        folder=str(picture.parent),
+        filename=picture.name,
+        source={"database": "open_gem", "image": image.source},
+        size={"width": image.size.width, "height": image.size.height, "depth": 3},
         segmented=1,
     )
-    root.extend(_object(one, row) for one in row.objects)
+    root.extend(_object(one, image) for one in image.objects)
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def _object(one: Object, row: Row) -> ElementTree.Element:
+def _object(one: Object, image: LabelledImage) -> ElementTree.Element:
     left, top, right, bottom = one.xyxy
-    at_edge = left == 0 or top == 0 or right == row.size.width or bottom == row.size.height
+    at_edge = left == 0 or top == 0 or right == image.size.width or bottom == image.size.height
     return _element(
         "object",
         name=one.name,

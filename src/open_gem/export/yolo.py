@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
+from open_gem.export.labelled import Labelled, Object
 from open_gem.export.output import Output
 from open_gem.export.polygons import polygons
-from open_gem.export.rows import Labelled, Object
 from open_gem.types import Size
 
 
@@ -19,10 +19,10 @@ def write_yolo(found: Labelled, output: Output) -> None:
     """
     data = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(found.labels))}
     (output.folder / "data.yaml").write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), "utf-8")
-    for row in found:
-        path = output.place("labels", row.id, ".txt")
+    for image in found:
+        path = output.place("labels", image.id, ".txt")
         if path is not None:
-            lines = [line for one in row.objects for line in _lines(one, row.size)]
+            lines = [line for one in image.objects for line in _lines(one, image.size)]
             path.write_text("".join(lines), "utf-8")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
-    from open_gem.export.rows import Object
+    from open_gem.export.labelled import Object
     from open_gem.label.labeling import Labeling
 
 SHAPES = ("mask", "rectangle")
@@ -79,7 +79,7 @@ class Function:
         return [shape for one in objects for shape in self._shapes(one, context.conv_mask_to_poly)]
 
     def _find(self, name: str, image: Any, least: float | None) -> Iterator["Object"]:
-        from open_gem.export.rows import object_of
+        from open_gem.export.labelled import object_of
         from open_gem.imaging import read_image, size_of
         from open_gem.label.labeling import Ready
         from open_gem.label.sources import Item

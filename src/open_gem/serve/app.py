@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 import open_gem
 from open_gem.localizer import Localizer
-from open_gem.serve import routes_about, routes_ground, routes_images
+from open_gem.serve import routes_about, routes_ground, routes_images, routes_label_studio
 from open_gem.serve.errors import add_handlers
 from open_gem.serve.guard import Guard
 from open_gem.serve.metrics import Metrics
@@ -46,7 +46,7 @@ def create_app(localizer: Localizer, settings: Settings | None = None) -> FastAP
     )
     app.state.service = service
     add_handlers(app)
-    for routes in (routes_images, routes_ground, routes_about):
+    for routes in (routes_images, routes_ground, routes_label_studio, routes_about):
         app.include_router(routes.routes(service))
     routes_about.add_page(app)
     app.add_middleware(Guard, settings=settings, metrics=metrics)

@@ -9,6 +9,7 @@ import logging
 import time
 from base64 import b64decode
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -24,6 +25,7 @@ OPEN = (
     "/health",
     "/favicon.ico",
 )  # asked without a token: the page, which asks for it, and whether the server lives
+DRAIN_SECONDS = 2
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 WORK = ("/v1/images", "/v1/ground", "/predict")  # what costs something, when posted to
 
@@ -84,12 +86,12 @@ class _Request:
                 raise  # too late to say anything
             LOG.exception("while answering %s %s", self.scope["method"], self._route())
             await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
-        if self.status is not None:
-            self.guard.metrics.answered(self._route(), self.status, time.perf_counter() - self.start)
 
     def leave(self) -> None:
+        """Make room for others; once."""
         self.guard.requests -= self.counted
         self.guard.bodies -= self.bytes
+        self.counted, self.bytes = False, 0
         self.guard.changed()
 
     # Before ---------------------------------------------------------------------------------------------------------
@@ -183,11 +185,27 @@ class _Request:
             self.status = message["status"]
             have = {name for name, _ in message["headers"]}
             message["headers"] = [*message["headers"], *_encoded(SECURITY.items(), have)]
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.leave()  # before the client has its answer, and may ask again
+            self.guard.metrics.answered(self._route(), self.status or 0, time.perf_counter() - self.start)
         await self._send(message)
 
     async def _refuse(self, error: RequestError) -> None:
         if self.status is None:
+            if error.status != 408:
+                await self._drain()
             await error_response(error.status, error.reason, error.headers)(self.scope, self._receive, self.send)
+
+    async def _drain(self) -> None:
+        """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""
+        left = self.settings.max_body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0 and not self.arrived.is_set():
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _route(self) -> str:
         """The pattern of the path, not the path, of which there is no end."""

@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from open_gem.errors import OpenGemError
-from open_gem.export.results import row_of
+from open_gem.export.localized import image_of
 from open_gem.localization import Localization
 from open_gem.serve import answers
 from open_gem.serve.errors import RequestError, documented
-from open_gem.serve.schemas import Batch, Detection, Inference, OneOf, Parameters, Segment
+from open_gem.serve.schemas import Batch, Corners, Detection, Inference, OneOf, Parameters, Segment
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import (
     checked,
@@ -22,8 +22,6 @@ from open_gem.serve.uploads import (
     json_of,
     labels_of,
 )
-
-LEAST_AREA = 0.0005  # of the picture; smaller objects are specks, as when labelling
 
 PICTURE = {"type": "string", "format": "binary"}
 FIELDS = {
@@ -62,7 +60,12 @@ def routes(service: Service) -> APIRouter:
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
         return await _grounded(service, data, parameters)
 
-    @router.post("/batch", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": several}})
+    @router.post(
+        "/batch",
+        response_model_exclude_none=True,
+        responses=BODY,
+        openapi_extra={"requestBody": {"required": True, "content": several}},
+    )
     async def ground_batch(request: Request) -> Batch:
         """The same for several pictures. One that cannot be read has its reason, and the others are there."""
         async with form_of(request, files=service.settings.max_files) as form:
@@ -96,14 +99,14 @@ async def _grounded(service: Service, data: bytes, parameters: Parameters) -> li
 
 def detections(found: Localization, gone: Event, parameters: Parameters) -> list[Detection]:
     """A box a connected part, of the labels that are in the image; most probable label first."""
-    row = row_of(found, threshold=parameters.mask_threshold, presence=parameters.threshold)
-    least = LEAST_AREA * row.size.height * row.size.width
+    objects = image_of(found, threshold=parameters.mask_threshold, presence=parameters.threshold).objects
     told = [
         Detection(
-            label=one.name, score=_score(one.presence, one.image_score), box=dict(zip(CORNERS, one.xyxy, strict=True))
+            label=one.name,
+            score=_score(one.presence, one.image_score),
+            box=Corners(**dict(zip(CORNERS, one.xyxy, strict=True))),
         )
-        for one in row.objects
-        if one.area >= least
+        for one in objects
     ]
     return sorted(told, key=lambda one: -one.score)
 

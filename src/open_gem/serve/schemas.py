@@ -149,3 +149,33 @@ class Health(BaseModel):
     status: str
     model_class: str
     version: str
+
+
+class Task(BaseModel):
+    """A task of Label Studio: whatever else it has is not looked at."""
+
+    data: dict[str, Any] = Field(description="The picture is under the name that the configuration says.")
+    id: Any = None
+
+
+class Tasks(BaseModel):
+    """What Label Studio sends to be predicted."""
+
+    tasks: list[Task]
+    label_config: str = Field(description="The project's labelling configuration.")
+
+
+class Prediction(BaseModel):
+    result: list[dict[str, Any]]
+    score: float
+    model_version: str
+    error: str | None = None
+
+
+class Predictions(BaseModel):
+    results: list[Prediction]
+    model_version: str
+
+
+class Version(BaseModel):
+    model_version: str

@@ -92,6 +92,10 @@ class Service:
         """Run what takes a processor's time, where it holds up neither the event loop nor the model."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
 
+    async def fetch(self, work: Callable[..., Made], *given: object) -> Made:
+        """Run what waits for another machine, where it holds up no thread that others need."""
+        return await asyncio.to_thread(work, *given)
+
     async def told(self, work: Callable[..., Made], found: Localization, **options: Any) -> Made:
         """`work(found, gone, **options)` in a thread; `gone` is set when nobody waits for it any more."""
         gone = Event()

@@ -6,6 +6,7 @@ from typing import Any
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
+from open_gem.serve.label_studio import Source
 
 MIB = 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,6 +34,7 @@ class Settings:
     threads        that decode pictures and make masks
     pathways       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
                    forward pass and costs nothing beside another
+    label_studio   whose pictures may be fetched to predict its tasks; None: only data: URIs
     formats        of pictures, as PIL calls them
 
     Raises InputError for a limit that is none.
@@ -54,6 +56,7 @@ class Settings:
     stop_seconds: float = 10.0
     threads: int = 2
     pathways: tuple[str, ...] = ("gem", "clip")
+    label_studio: Source | None = None
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
     def __post_init__(self) -> None:

@@ -57,13 +57,17 @@ class Worker:
 
     async def do(self, kind: Kind[Given, Made], given: Given) -> Made:
         """What comes of one input. Cancelling this takes the job out of the queue; raises what the work raises."""
+        return await asyncio.wrap_future(self.submit(kind, given))
+
+    def submit(self, kind: Kind[Given, Made], given: Given) -> "Future[Made]":
+        """The same for askers without an event loop."""
         job = _Job(kind, given)
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the worker has been stopped")
             self._waiting.append(job)
             self._changed.notify()
-        return await asyncio.wrap_future(job.future)
+        return job.future
 
     def stop(self) -> None:
         """Finish what waits, and end the thread."""
@@ -71,6 +75,10 @@ class Worker:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def __len__(self) -> int:
         return len(self._waiting)

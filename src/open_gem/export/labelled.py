@@ -1,4 +1,4 @@
-"""What exporters read: rows of the Parquet parts that labelling writes, one image at a time."""
+"""What exporters read: images and their objects, from the Parquet parts that labelling writes, one at a time."""
 
 import io
 import math
@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from open_gem.checks import did_you_mean
+from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
 from open_gem.parts import Parts
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time
+DIGITS = 6  # of scores: single precision has no more
 COLUMNS = ("id", "source", "status", "height", "width", "objects")
 
 
@@ -69,7 +70,7 @@ class Object:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class LabelledImage:
     """One image that was labelled without an error.
 
     id          of a folder's image, its posix path relative to the folder
@@ -92,7 +93,7 @@ class Row:
 class Labelled:
     """Parts, and what of them is asked for. Iterating reads them from the start, a few rows at a time.
 
-    parts         what labelling wrote
+    parts         what labelling wrote, up to when it was opened
     labels        that are exported, in the order of the manifest: their positions are the class indices
     min_score     leave out objects below this
     min_presence  leave out objects whose label is less probable in the image than this; those without it stay
@@ -114,11 +115,11 @@ class Labelled:
         for name in ("min_score", "min_presence"):
             if (least := settings.get(name)) is not None and not math.isfinite(least):
                 raise InputError(f"{name} is {least}, expected a number")
-        parts = Parts.open(folder)
+        parts = Parts.open(folder).snapshot()
         known = parts.manifest.labels
         for label in labels or ():
             if label not in known:
-                raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}")
+                raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {listed(known)}")
         if not parts.paths():
             raise InputError(f"no parts in {str(folder)!r}: no image is labelled there yet")
         return cls(parts, tuple(label for label in known if labels is None or label in labels), **settings)
@@ -130,27 +131,27 @@ class Labelled:
             statuses.update(batch.column(0).to_pylist())
         return statuses
 
-    def __iter__(self) -> Iterator[Row]:
-        return self.rows()
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return self.each()
 
-    def rows(self, *more: str) -> Iterator[Row]:
+    def each(self, *more: str) -> Iterator[LabelledImage]:
         """Images without an error, with the large columns that are asked for: labelmap, similarity. Raises OutputError
         for a part that cannot be read."""
         for batch in self.parts.columns(*COLUMNS, *more):
             for start in range(0, len(batch), FEW):
                 few = batch.slice(start, FEW).to_pylist()
-                yield from (self._row(raw) for raw in few if raw["status"] == "ok")
+                yield from (self._image(raw) for raw in few if raw["status"] == "ok")
                 self.progress(len(few))
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
-    def _row(self, raw: dict[str, Any]) -> Row:
+    def _image(self, raw: dict[str, Any]) -> LabelledImage:
         objects = [object_of(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
         objects.sort(key=lambda one: -one.score)
         size = Size(raw["height"], raw["width"])
-        return Row(
+        return LabelledImage(
             raw["id"],
             raw["source"] if self.images is None else str(self.images / raw["id"]),
             size,
@@ -177,7 +178,7 @@ class Labelled:
 
 
 def _reaches(value: float | None, least: float | None) -> bool:
-    return value is None or least is None or value >= least
+    return value is None or least is None or round(value, DIGITS) >= least
 
 
 def object_of(raw: dict[str, Any], label: int) -> Object:
@@ -186,7 +187,7 @@ def object_of(raw: dict[str, Any], label: int) -> Object:
         label,
         raw["label"],
         raw["prompt"],
-        round(raw["score"], 6),  # single precision has no more
+        round(raw["score"], DIGITS),
         raw["image_score"],
         raw["presence"],
         cast(tuple[int, int, int, int], tuple(raw["xyxy"])),
