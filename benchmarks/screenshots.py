@@ -8,14 +8,14 @@ from typing import Any
 from page import browsing, server
 from PIL import Image
 
-COLORS = 200  # of a picture: scenes are noisy, and files in a repository small
+COLORS = 256  # of a picture: scenes are noisy, and files in a repository small
 
 
 def save(page: Any, path: Path, **options: Any) -> None:
     """What is seen, once it has come to rest."""
     page.wait_for_timeout(700)
     shot = Image.open(io.BytesIO(page.screenshot(**options))).convert("RGB")
-    shot.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.quantize(palette=shot.quantize(COLORS), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     print(f"{path}: {shot.width} × {shot.height}, {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -33,7 +33,7 @@ def main(folder: Path, port: int = 8766) -> None:
             page.wait_for_selector("#samples li:nth-child(6)")
             return page
 
-        page = opened(1120, 740)
+        page = opened(1040, 600)
         save(page, folder / "serve-empty.png")
         pick(page, 3)
         page.type("#phrase", "fire engine", delay=60)

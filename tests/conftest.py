@@ -102,27 +102,28 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-# The page: a server with the model in the package, and a browser. Of each module, for Playwright keeps an event loop.
+# The page: a server with the model in the package, and a browser. This one is each module's own, for Playwright keeps
+# an event loop in this thread, in which no other test could run one meanwhile.
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def embedded() -> open_gem.Localizer:
     return open_gem.load(device="cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def drawn() -> Scene:
     return scene(2, (336, 448))  # so large that it is painted pixel by pixel
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def picture(drawn: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "a scene.png"
     Image.fromarray(drawn.image).save(path)
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start(embedded: open_gem.Localizer) -> Callable[..., Any]:
     """Start a server with given settings, while the block lasts."""
     from open_gem.serve.app import create_app
@@ -131,7 +132,7 @@ def start(embedded: open_gem.Localizer) -> Callable[..., Any]:
     return lambda **settings: serving(create_app(embedded, Settings(**settings)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(start: Callable[..., Any]) -> Iterator[str]:
     with start() as url:
         yield url
