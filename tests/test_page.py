@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from open_gem import viz
 from open_gem.cli import app as commands
+from open_gem.datasets.scenes import scene
 
 pytest.importorskip("fastapi", reason="the server is not installed: pip install open_gem[serve]")
 
@@ -208,3 +209,17 @@ def test_lines_are_copied(visit, picture, address):
         page.page.click(f"[data-copies={which}]")
         page.page.wait_for_selector(f"[data-copies={which}]:text('Copied')")
         assert page.page.evaluate("navigator.clipboard.readText()") == page.page.text_content(f"#{which}")
+
+
+@pytest.mark.parametrize("size", [(130, 100), (900, 1200)])
+def test_pictures_that_are_painted_larger_or_smaller_than_they_are(visit, embedded, tmp_path, size):
+    path = tmp_path / "other.png"
+    Image.fromarray(scene(1, size).image).save(path)
+    page = visit().open().look_at(path, "balloon")
+    result = embedded(path, ["balloon"])
+    painted = page.pixels().shape
+    assert painted[0] / painted[1] == pytest.approx(size[0] / size[1], rel=0.01)
+    good = int(np.ceil(size[0] / painted[0]))  # pixels of the picture in one that is painted
+    [[*_, point, box]] = page.rows()
+    for told, true in [(point, result.points()[0]), (box, result.boxes()[0].xyxy[0])]:
+        assert np.abs(np.array(told.split(", "), dtype=int) - true.numpy()).max() <= good

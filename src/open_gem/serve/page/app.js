@@ -92,7 +92,6 @@ function askToken(wrong) {
   asking ??= new Promise((resolve) => {
     field.value = "";
     dialog.showModal();
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
     dialog.addEventListener("close", () => ((asking = null), resolve(field.value)), { once: true });
   });
   return asking;
@@ -231,6 +230,7 @@ async function look(blob, name, origin = null) {
   }
   calm();
   loop.abort();
+  state.picture?.bitmap.close();
   state.picture = newPicture({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
   stage.move(null);
   return refresh();
@@ -242,6 +242,7 @@ function lookAtFiles(files) {
 }
 
 async function offerSamples() {
+  $("samples").replaceChildren();
   for (const { name, phrases } of await client.samples()) {
     const blob = await client.sample(name);
     const file = /\.\w+$/.test(name) ? name : `${name}.png`;
@@ -305,6 +306,21 @@ const orComplain = (work) => async () => {
   }
 };
 
+/** Whether something else than text is dragged: a file, or a picture of another page, which comes as a link. */
+const isPicture = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
+
+/** The server's document; where it no longer has the picture, it gets it again before the next try. */
+async function takeJson() {
+  const { picture } = state;
+  try {
+    await saveJson(client, picture, texts(), new Set(shownPathways()), number("threshold"));
+  } catch (error) {
+    if (error.status === 404) picture.id = null;
+    refresh();
+    throw error;
+  }
+}
+
 function listen() {
   $("phrase").addEventListener("input", typing);
   $("add").addEventListener("submit", keepDraft);
@@ -312,12 +328,13 @@ function listen() {
   for (const control of all("input[type=checkbox], input[type=range]")) control.addEventListener("input", refresh);
   $("file").addEventListener("change", ({ target }) => (lookAtFiles(target.files), (target.value = "")));
   document.addEventListener("paste", (event) => event.clipboardData.files.length && (event.preventDefault(), lookAtFiles(event.clipboardData.files)));
-  document.addEventListener("dragover", (event) => (event.preventDefault(), ($("dropping").hidden = false)));
+  document.addEventListener("dragover", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = false)));
   document.addEventListener("dragleave", (event) => event.relatedTarget || ($("dropping").hidden = true));
-  document.addEventListener("drop", (event) => (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
+  document.addEventListener("drop", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
+  $("token").addEventListener("cancel", (event) => event.preventDefault());
   $("dismiss").addEventListener("click", calm);
   $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownPathways().map((pathway) => panelOf(pathway, view)), settings())));
-  $("json").addEventListener("click", orComplain(() => saveJson(client, state.picture, texts(), new Set(shownPathways()), settings().threshold)));
+  $("json").addEventListener("click", orComplain(takeJson));
   for (const button of all(".copy")) button.addEventListener("click", () => (copyText($(button.dataset.copies), button), tell("Copied")));
 }
 
