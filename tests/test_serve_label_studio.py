@@ -163,6 +163,8 @@ def test_a_url_of_label_studio_that_is_none(url):
 def test_setup_and_health(server):
     given = {"project": "1.1", "schema": CONFIG, "hostname": "http://x", "access_token": "t"}
     assert server.client.post("/setup", json=given).json()["model_version"].startswith("open_gem")
+    [version] = server.client.get("/versions").json()["versions"]
+    assert version == server.client.post("/setup", json=given).json()["model_version"]
     assert server.client.get("/health").json()["status"] == "UP"
 
 

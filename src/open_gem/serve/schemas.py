@@ -187,3 +187,7 @@ class Predictions(BaseModel):
 
 class Version(BaseModel):
     model_version: str
+
+
+class Versions(BaseModel):
+    versions: list[str]
