@@ -468,19 +468,32 @@ def test_nothing_is_lost_when_all_ask_at_once():
 # The document against the server --------------------------------------------------------------------------------------
 
 
-def test_no_request_the_document_allows_or_forbids_breaks_the_server(server):
+@pytest.mark.filterwarnings("ignore:prompt .* is longer than the model's context")
+def test_no_request_the_document_allows_or_forbids_breaks_the_server(server, tmp_path):
     """A short run of schemathesis; `-m full` has a longer one."""
-    fuzz(server, examples=8)
+    fuzz(server, tmp_path, examples=8)
 
 
 @pytest.mark.full
-def test_no_request_breaks_the_server_in_a_long_run(server):
-    fuzz(server, examples=300)
+@pytest.mark.filterwarnings("ignore:prompt .* is longer than the model's context")
+def test_no_request_breaks_the_server_in_a_long_run(server, tmp_path):
+    fuzz(server, tmp_path, examples=300)
 
 
-def fuzz(server: Server, examples: int) -> None:
+def fuzz(server: Server, folder: Path, examples: int) -> None:
     tool = Path(sys.executable).with_name("schemathesis")
-    command = [str(tool), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--max-examples", str(examples)]
+    server.service.drop = lambda id: True  # the image is there for other requests too
+    config = folder / "schemathesis.toml"
+    config.write_text(f'[parameters]\n"path.id" = "{server.upload(png())["id"]}"\n')  # one that is there
+    command = [
+        str(tool),
+        "--config-file",
+        str(config),
+        "run",
+        f"http://127.0.0.1:{server.port}/openapi.json",
+        "--max-examples",
+        str(examples),
+    ]
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     run = subprocess.run([*command, "--checks", checks, "--no-color"], capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stdout + run.stderr

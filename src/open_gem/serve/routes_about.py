@@ -32,7 +32,7 @@ def routes(service: Service) -> APIRouter:
                 ModelInfo(
                     name=service.name,
                     size=localizer.size_rule,
-                    patch=localizer.backbone.patch,
+                    patch=list(localizer.backbone.patch),
                     dtype=str(localizer.backbone.dtype).removeprefix("torch."),
                     template=template if isinstance(template, str) else list(template),
                     default="gem" if "gem" in service.pathways else next(iter(service.pathways)),

@@ -36,6 +36,8 @@ FIELDS = {
         if name != "candidate_labels"
     },
 }
+INFERENCE = Inference.model_json_schema()
+INFERENCE["properties"]["parameters"] = INFERENCE.pop("$defs")["Parameters"]  # a document has no other place for it
 BODY = documented(400, 408, 413, 415, 422, 429, 503)
 
 
@@ -46,7 +48,7 @@ def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/ground", tags=["ground"])
-    one = {"multipart/form-data": _form("file", PICTURE), "application/json": {"schema": Inference.model_json_schema()}}
+    one = {"multipart/form-data": _form("file", PICTURE), "application/json": {"schema": INFERENCE}}
     several = {"multipart/form-data": _form("files", {"type": "array", "items": PICTURE})}
 
     @router.post("", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": one}})

@@ -59,7 +59,12 @@ def routes(service: Service) -> APIRouter:
             answers.results, found,
             threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
         )  # fmt: skip
-        about = {"id": id, "height": seen.size.height, "width": seen.size.width, "grid": found.similarity.shape[-2:]}
+        about = {
+            "id": id,
+            "height": seen.size.height,
+            "width": seen.size.width,
+            "grid": list(found.similarity.shape[-2:]),
+        }
         return Grounded(**about, pathway=ask.pathway, model=service.name, results=results)
 
     return router
@@ -77,4 +82,4 @@ def _unknown(id: str) -> RequestError:
 
 def _info(service: Service, seen: Seen) -> ImageInfo:
     size = {"height": seen.size.height, "width": seen.size.width}
-    return ImageInfo(id=seen.id, **size, grid=tuple(seen.grid), model=service.name, pathways=list(service.pathways))
+    return ImageInfo(id=seen.id, **size, grid=list(seen.grid), model=service.name, pathways=list(service.pathways))

@@ -1,4 +1,4 @@
-"""The routes that Label Studio asks of a machine-learning backend: `/predict`, `/setup`; `/health` is everyone's."""
+"""The routes that Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
 
 from threading import Event
 from typing import Any
@@ -12,7 +12,7 @@ from open_gem.export.localized import image_of
 from open_gem.localization import Localization
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.label_studio import Control, controls_of, phrases_of, picture_of
-from open_gem.serve.schemas import Prediction, Predictions, Task, Tasks, Version
+from open_gem.serve.schemas import Prediction, Predictions, Task, Tasks, Version, Versions
 from open_gem.serve.service import Service
 
 REGIONS = {"brush": brush_regions, "polygon": polygon_regions, "box": lambda one, image: iter([box_region(one, image)])}
@@ -38,6 +38,11 @@ def routes(service: Service) -> APIRouter:
     async def setup(given: dict[str, Any]) -> Version:
         """Nothing has to be set up: the labels come with each request."""
         return Version(model_version=version)
+
+    @router.get("/versions", responses=documented())
+    async def versions() -> Versions:
+        """There is one."""
+        return Versions(versions=[version])
 
     return router
 

@@ -4,6 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+SQUARE = (  # a red square of 16 pixels on white, 32 x 32
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////IHh7kMBY6AAAAF0lEQVR42mNgIBb8/8/AxMDAQCWCWAAA9BUC"
+    "HTVYa/EAAAAASUVORK5CYII="
+)
+Two = Annotated[list[int], Field(min_length=2, max_length=2)]
+Four = Annotated[list[int], Field(min_length=4, max_length=4)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -21,7 +27,7 @@ class ImageInfo(BaseModel):
     id: str = Field(description="To be asked with. The same bytes have the same id until the server starts again.")
     height: int = Field(description="Pixels of the picture, upright as its EXIF orientation says.")
     width: int
-    grid: tuple[int, int] = Field(description="Rows and columns of patches.")
+    grid: Two = Field(description="Rows and columns of patches.")
     model: str
     pathways: list[str] = Field(description="That can be asked.")
 
@@ -38,7 +44,7 @@ class Ask(Given):
 
 
 class Rle(BaseModel):
-    size: tuple[int, int] = Field(description="Height and width.")
+    size: Two = Field(description="Height and width.")
     counts: str = Field(description="COCO's compressed run lengths.")
 
 
@@ -46,10 +52,10 @@ class Result(BaseModel):
     prompt: str
     score: float | None = Field(description="Cosine of the phrase with the image as a whole, in [-1, 1].")
     presence: float | None = Field(description="That score as the probability that it is in the image.")
-    box: tuple[int, int, int, int] | None = Field(
+    box: Four | None = Field(
         description="Left, top, right, bottom of the best connected part of the mask; right and bottom exclusive."
     )
-    point: tuple[int, int] | None = Field(description="x and y of the most confident pixel.")
+    point: Two | None = Field(description="x and y of the most confident pixel.")
     mask: Rle | str | None = Field(description="COCO's run lengths, or base64 of a PNG of 0 and 255.")
     similarity: str | None = Field(
         description="Base64 of little-endian float16, rows × columns: the raw cosine of each patch, row by row."
@@ -60,7 +66,7 @@ class Grounded(BaseModel):
     id: str
     height: int
     width: int
-    grid: tuple[int, int]
+    grid: Two
     pathway: str
     model: str
     results: list[Result]
@@ -69,7 +75,7 @@ class Grounded(BaseModel):
 class Parameters(Given):
     """What `/v1/ground` may be told, with Hugging Face's names."""
 
-    candidate_labels: list[str] = Field(min_length=1)
+    candidate_labels: list[str] = Field(min_length=1, examples=[["red square", "cat"]])
     task: Literal["object-detection", "image-segmentation"] = "object-detection"
     threshold: Share = Field(0.5, description="Labels whose score is below are left out.")
     mask_threshold: Share = Field(
@@ -81,7 +87,9 @@ class Parameters(Given):
 class Inference(Given):
     """Hugging Face's inference API."""
 
-    inputs: str = Field(description="Base64 of a picture, or a data: URI. An address is not fetched.")
+    inputs: str = Field(
+        description="Base64 of a picture, or a data: URI. An address is not fetched.", examples=[SQUARE]
+    )
     parameters: Parameters
     options: dict[str, Any] | None = Field(None, description="Of Hugging Face's clients; has no effect.")
 
@@ -124,7 +132,7 @@ class PathwayInfo(BaseModel):
 class ModelInfo(BaseModel):
     name: str
     size: str = Field(description="How pictures are resized for it.")
-    patch: tuple[int, int] = Field(description="Height and width of a patch in pixels.")
+    patch: Two = Field(description="Height and width of a patch in pixels.")
     dtype: str
     template: str | list[str] = Field(description="What a phrase is put into.")
     default: str = Field(description="The pathway that is asked where none is named.")
@@ -179,3 +187,7 @@ class Predictions(BaseModel):
 
 class Version(BaseModel):
     model_version: str
+
+
+class Versions(BaseModel):
+    versions: list[str]
