@@ -1,4 +1,4 @@
-"""The routes that Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
+"""What Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
 
 from threading import Event
 from typing import Any
