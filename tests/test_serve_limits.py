@@ -436,6 +436,10 @@ def test_one_bad_input_is_no_trouble_to_those_beside_it():
         worker.submit(kind, 1)
 
 
+def _odd(number: int) -> int:
+    return number % 2
+
+
 def test_batches_have_one_key_and_a_bounded_cost():
     seen: list[list[int]] = []
 
@@ -446,7 +450,7 @@ def test_batches_have_one_key_and_a_bounded_cost():
     worker = Worker()
     begin = threading.Event()
     worker.submit(Kind("wait", lambda given: [begin.wait(10)], lambda given: 0, lambda given: 1, 1), None)
-    kind = Kind("work", work, lambda number: number % 2, lambda number: number, 10)
+    kind = Kind("work", work, _odd, int, 10)
     asked = [worker.submit(kind, number) for number in (4, 3, 2, 6, 5, 50, 8)]
     asked[2].cancel()
     begin.set()
@@ -457,7 +461,7 @@ def test_batches_have_one_key_and_a_bounded_cost():
 def test_nothing_is_lost_when_all_ask_at_once():
     async def ask_all() -> list[int]:
         worker = Worker()
-        kind = Kind("same", lambda numbers: numbers, lambda number: number % 3, lambda number: 1, 4)
+        kind = Kind("same", lambda numbers: numbers, _odd, lambda number: 1, 4)
         try:
             return await asyncio.gather(*(worker.do(kind, number) for number in range(200)))
         finally:

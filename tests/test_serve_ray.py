@@ -4,6 +4,7 @@ import importlib.util
 import socket
 import time
 from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -54,17 +55,15 @@ def test_replicas_of_a_local_ray(tiny):
             elsewhere = [client.post(path, json={"prompts": ["cat"]}).status_code for _ in range(40)]
             assert set(elsewhere) == {200, 404}  # without the header, either replica
 
-            replicas = [
-                actor for actor in ray.util.list_named_actors(all_namespaces=True) if "open_gem" in actor["name"]
-            ]
+            actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+            replicas = [actor for actor in actors if "open_gem" in actor["name"]]
             assert len(replicas) == 2
             ray.kill(ray.get_actor(**replicas[0]))
-            lost = 0
+            after = []
             for _ in range(60):
-                answer = client.post("/v1/ground", files={"file": png()}, data=form)
-                lost += answer.status_code != 200
+                after.append(client.post("/v1/ground", files={"file": png()}, data=form).status_code)
                 time.sleep(0.05)
-            assert lost <= 2 and answer.status_code == 200
+            assert after[-1] == 200 and after.count(200) >= 58
             session.close()
     finally:
         serve.shutdown()

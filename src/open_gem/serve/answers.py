@@ -15,6 +15,7 @@ from open_gem import readout
 from open_gem.label.labeling import run_lengths
 from open_gem.localization import Localization
 from open_gem.prompts import Vocabulary
+from open_gem.serve.schemas import Result
 from open_gem.types import Size
 
 THRESHOLD = 0.5  # of a min-max map, as `Localization.masks` has it
@@ -59,7 +60,7 @@ def by_prompt(found: Localization, gone: Event) -> Iterator[Localization]:
 
 def results(
     found: Localization, gone: Event, *, threshold: float | None, mask: str, similarity: bool, place: bool
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """What was found of each phrase; stops early, and returns what there is, once the asker has `gone`.
 
     threshold   of the min-max map, in [0, 1]; None: 0.5
@@ -70,9 +71,9 @@ def results(
     limit = THRESHOLD if threshold is None else threshold
     told = []
     for one in by_prompt(found, gone):
-        said = {"prompt": one.prompts[0], "score": value(one.scores), "presence": value(one.presence)}
-        said |= _placed(one, limit, mask, place)
-        told.append(said | {"similarity": as_float16(one.similarity[0]) if similarity else None})
+        grid = as_float16(one.similarity[0]) if similarity else None
+        whole = {"prompt": one.prompts[0], "score": value(one.scores), "presence": value(one.presence)}
+        told.append(Result(**whole, **_placed(one, limit, mask, place), similarity=grid))
     return told
 
 
