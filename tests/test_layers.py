@@ -49,7 +49,7 @@ OWNERS = {
     "pyarrow": {"label", "parts"},
     "pycocotools": {"export", "label"},
     "fsspec": {"label"},
-    "ray": {"label"},
+    "ray": {"label", "serve"},
     "datasets": {"label"},
     "yaml": {"export", "label"},
     "filelock": {"label"},

@@ -5,6 +5,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 
 import pytest
 from serving import Server, png
@@ -173,6 +174,12 @@ def test_controls_of_a_configuration():
     labels = {"Cat": ("cat", "kitten"), "Dog": ("Dog",)}
     assert rectangles == Control("box", "frames", "photo", "picture", labels, 0.0)
     assert polygons.labels == {"Dog": ("Dog",)}
+
+
+@pytest.mark.skipif(find_spec("label_studio_sdk") is not None, reason="label-studio-sdk is installed")
+def test_what_brushes_need_is_said():
+    with pytest.raises(RequestError, match="pip install label-studio-sdk"):
+        controls_of(CONFIG.replace("PolygonLabels", "BrushLabels"))
 
 
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><View>&b;</View>'

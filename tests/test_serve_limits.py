@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import os
 import signal
 import socket
 import struct
@@ -48,8 +47,10 @@ def client(server):
     return server.client
 
 
+LONG = "ignore:prompt .* is longer than the model's context"
 FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'  # and then the file
 HEAD = "POST /v1/images HTTP/1.1\nHost: x\nContent-Type: multipart/form-data; boundary=x\nContent-Length: {}"
+SCHEMATHESIS = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
 OPEN_GEM = [sys.executable, "-c", "from open_gem.cli import main; main()"]
 
 
@@ -235,7 +236,7 @@ PROMPTS = {  # name -> prompts, status
 }
 
 
-@pytest.mark.filterwarnings("ignore:prompt .* is longer than the model's context")
+@pytest.mark.filterwarnings(LONG)
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_of_all_kinds(server, client, name):
     prompts, status = PROMPTS[name]
@@ -379,7 +380,7 @@ def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
 
 def test_the_command_starts_and_stops():
     command = [*OPEN_GEM, "serve", "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(command, env=os.environ | {"OPEN_GEM_LOG": "info"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "running on" in line)
@@ -435,6 +436,10 @@ def test_one_bad_input_is_no_trouble_to_those_beside_it():
         worker.submit(kind, 1)
 
 
+def _odd(number: int) -> int:
+    return number % 2
+
+
 def test_batches_have_one_key_and_a_bounded_cost():
     seen: list[list[int]] = []
 
@@ -445,7 +450,7 @@ def test_batches_have_one_key_and_a_bounded_cost():
     worker = Worker()
     begin = threading.Event()
     worker.submit(Kind("wait", lambda given: [begin.wait(10)], lambda given: 0, lambda given: 1, 1), None)
-    kind = Kind("work", work, lambda number: number % 2, lambda number: number, 10)
+    kind = Kind("work", work, _odd, int, 10)
     asked = [worker.submit(kind, number) for number in (4, 3, 2, 6, 5, 50, 8)]
     asked[2].cancel()
     begin.set()
@@ -456,7 +461,7 @@ def test_batches_have_one_key_and_a_bounded_cost():
 def test_nothing_is_lost_when_all_ask_at_once():
     async def ask_all() -> list[int]:
         worker = Worker()
-        kind = Kind("same", lambda numbers: numbers, lambda number: number % 3, lambda number: 1, 4)
+        kind = Kind("same", lambda numbers: numbers, _odd, lambda number: 1, 4)
         try:
             return await asyncio.gather(*(worker.do(kind, number) for number in range(200)))
         finally:
@@ -465,35 +470,58 @@ def test_nothing_is_lost_when_all_ask_at_once():
     assert asyncio.run(ask_all()) == list(range(200))
 
 
-# The document against the server --------------------------------------------------------------------------------------
+# The document against the server, and many clients --------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:prompt .* is longer than the model's context")
-def test_no_request_the_document_allows_or_forbids_breaks_the_server(server, tmp_path):
+@pytest.mark.filterwarnings(LONG)
+def test_no_request_the_document_allows_or_forbids_breaks_the_server(server, tmp_path, monkeypatch):
     """A short run of schemathesis; `-m full` has a longer one."""
-    fuzz(server, tmp_path, examples=8)
+    fuzz(server, tmp_path, monkeypatch, examples=8)
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore:prompt .* is longer than the model's context")
-def test_no_request_breaks_the_server_in_a_long_run(server, tmp_path):
-    fuzz(server, tmp_path, examples=300)
+@pytest.mark.filterwarnings(LONG)
+def test_no_request_breaks_the_server_in_a_long_run(server, tmp_path, monkeypatch):
+    fuzz(server, tmp_path, monkeypatch, examples=300)
 
 
-def fuzz(server: Server, folder: Path, examples: int) -> None:
-    tool = Path(sys.executable).with_name("schemathesis")
-    server.service.drop = lambda id: True  # the image is there for other requests too
+def fuzz(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    monkeypatch.setattr(server.service, "drop", lambda id: True)  # the image is there for other requests too
     config = folder / "schemathesis.toml"
-    config.write_text(f'[parameters]\n"path.id" = "{server.upload(png())["id"]}"\n')  # one that is there
-    command = [
-        str(tool),
-        "--config-file",
-        str(config),
-        "run",
-        f"http://127.0.0.1:{server.port}/openapi.json",
-        "--max-examples",
-        str(examples),
-    ]
+    config.write_text(f'[parameters]\n"path.id" = "{server.upload(png())["id"]}"\n')
+    asked = 'open_gem_requests_total{route="/v1/images/{id}/ground",status="200"}'
+    before = server.metric(asked)
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    run = subprocess.run([*command, "--checks", checks, "--no-color"], capture_output=True, text=True, timeout=1500)
+    options = ["--max-examples", str(examples), "--checks", checks, "--no-color"]
+    document = f"http://127.0.0.1:{server.port}/openapi.json"
+    command = [*SCHEMATHESIS, "--config-file", str(config), "run", document, *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert server.metric(asked) > before
+
+
+def measured(*options: str) -> dict:
+    """What benchmarks/serving.py measures."""
+    tool = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+    run = subprocess.run([sys.executable, str(tool), "--json", *options], stdout=subprocess.PIPE, text=True, check=True)
+    print(run.stdout)
+    return json.loads(run.stdout)
+
+
+FINE = {"200", "201", "404", "429"}  # 404: an image that was evicted, and is uploaded again
+
+
+@pytest.mark.full
+def test_sixty_four_clients_for_a_minute():
+    made = measured("--clients", "64", "--seconds", "60")
+    assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
+    assert made["unanswered"] == 0 and made["in_house"] == "0.0"
+    assert made["memory"]["at the end"] < 1.1 * made["memory"]["after 15 s"]
+
+
+@pytest.mark.full
+def test_a_server_that_is_killed_under_load_goes_on_when_it_is_started_again():
+    made = measured("--clients", "16", "--seconds", "60", "--kill", "15")
+    assert made["kills"] >= 3 and made["unanswered"] > 0
+    assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
+    assert made["in_house"] == "0.0"

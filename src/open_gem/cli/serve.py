@@ -1,6 +1,5 @@
 """`open-gem serve`: the HTTP API and the page."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -59,7 +58,7 @@ def serve(
         create_app(localizer, settings),
         host=host,
         port=port,
-        log_level=os.environ.get("OPEN_GEM_LOG", "warning"),
+        access_log=False,
         server_header=False,
         timeout_graceful_shutdown=round(settings.stop_seconds),
     )

@@ -126,7 +126,7 @@ class _Request:
     # The application, watched ---------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        work = asyncio.create_task(self.guard.app(self.scope, self.receive, self.send))
+        work = asyncio.ensure_future(self.guard.app(self.scope, self.receive, self.send))
         watch = asyncio.create_task(self._watch())
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -53,6 +54,8 @@ def controls_of(config: str) -> list[Control]:
     if not found:
         tags = ", ".join(KINDS)
         raise RequestError(422, f"label_config has no labels over a picture, expected one of {tags} and an Image")
+    if any(control.kind == "brush" for control in found) and find_spec("label_studio_sdk") is None:
+        raise RequestError(422, "BrushLabels need label-studio-sdk beside the server: pip install label-studio-sdk")
     return found
 
 

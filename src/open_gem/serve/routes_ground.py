@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from open_gem.errors import OpenGemError
 from open_gem.export.localized import image_of
 from open_gem.localization import Localization
-from open_gem.serve import answers
+from open_gem.serve.answers import as_png, by_prompt, value
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.schemas import Batch, Corners, Detection, Inference, OneOf, Parameters, Segment
 from open_gem.serve.service import Service
@@ -19,7 +19,7 @@ from open_gem.serve.uploads import (
     files_of,
     form_of,
     from_base64,
-    json_of,
+    json_object,
     labels_of,
 )
 
@@ -55,8 +55,9 @@ def routes(service: Service) -> APIRouter:
     async def ground(request: Request) -> list[Detection] | list[Segment]:
         """Where the labels are: a box an object, or a mask a label, best score first."""
         if content_type(request) == "application/json":
-            asked = checked(Inference, await json_of(request))
-            return await _grounded(service, from_base64(asked.inputs), asked.parameters)
+            asked = checked(Inference, await service.in_thread(json_object, await request.body()))
+            data = await service.in_thread(from_base64, asked.inputs)
+            return await _grounded(service, data, asked.parameters)
         async with form_of(request, files=1) as form:
             [data] = await files_of(form, "file")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
@@ -101,15 +102,12 @@ async def _grounded(service: Service, data: bytes, parameters: Parameters) -> li
 
 def detections(found: Localization, gone: Event, parameters: Parameters) -> list[Detection]:
     """A box a connected part, of the labels that are in the image; most probable label first."""
-    objects = image_of(found, threshold=parameters.mask_threshold, presence=parameters.threshold).objects
-    told = [
-        Detection(
-            label=one.name,
-            score=_score(one.presence, one.image_score),
-            box=Corners(**dict(zip(CORNERS, one.xyxy, strict=True))),
-        )
-        for one in objects
-    ]
+    told = []
+    for label in by_prompt(found, gone):
+        image = image_of(label, threshold=parameters.mask_threshold, presence=parameters.threshold)
+        for one in image.objects:
+            box = Corners(**dict(zip(CORNERS, one.xyxy, strict=True)))
+            told.append(Detection(label=one.name, score=_score(label), box=box))
     return sorted(told, key=lambda one: -one.score)
 
 
@@ -118,18 +116,19 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def segments(found: Localization, gone: Event, parameters: Parameters) -> list[Segment]:
     """A mask a label that is in the image, most probable first."""
-    masks = found.masks(parameters.mask_threshold)
     told = []
-    for index, label in enumerate(found.prompts):
-        presence = None if found.presence is None else float(found.presence[index])
-        image_score = None if found.scores is None else float(found.scores[index])
-        if not gone.is_set() and (presence is None or presence >= parameters.threshold):
-            told.append(Segment(label=label, score=_score(presence, image_score), mask=answers.as_png(masks[index])))
+    for label in by_prompt(found, gone):
+        presence = value(label.presence)
+        if presence is None or presence >= parameters.threshold:
+            mask = as_png(label.masks(parameters.mask_threshold)[0])
+            told.append(Segment(label=label.prompts[0], score=_score(label), mask=mask))
     return sorted(told, key=lambda one: -one.score)
 
 
 TASKS = {"object-detection": detections, "image-segmentation": segments}
 
 
-def _score(presence: float | None, image_score: float | None) -> float:
-    return round(next((value for value in (presence, image_score) if value is not None), 0.0), 6)
+def _score(label: Localization) -> float:
+    """How probable it is that the label is in the image; of models that do not say, its cosine."""
+    known = (value(label.presence), value(label.scores))
+    return next((one for one in known if one is not None), 0.0)

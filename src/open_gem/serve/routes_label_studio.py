@@ -1,5 +1,6 @@
-"""The routes that Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
+"""What Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
 
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -10,6 +11,7 @@ from open_gem.export.label_studio import box_region, brush_regions, polygon_regi
 from open_gem.export.labelled import LabelledImage, Object
 from open_gem.export.localized import image_of
 from open_gem.localization import Localization
+from open_gem.serve.answers import by_prompt
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.label_studio import Control, controls_of, phrases_of, picture_of
 from open_gem.serve.schemas import Prediction, Predictions, Task, Tasks, Version, Versions
@@ -63,7 +65,9 @@ async def _predicted(service: Service, task: Task, controls: list[Control], vers
 
 
 def _image(found: Localization, gone: Event, controls: list[Control]) -> LabelledImage:
-    return image_of(found, presence=min(_least(control) for control in controls))
+    least = min(map(_least, controls))
+    each = [image_of(label, presence=least) for label in by_prompt(found, gone)]
+    return replace(each[0], objects=tuple(one for image in each for one in image.objects))
 
 
 def _regions(image: LabelledImage, controls: list[Control]) -> list[dict[str, Any]]:

@@ -63,10 +63,10 @@ def checked(form: type[Form], values: Mapping[str, Any]) -> Form:
         raise RequestError(422, told(error.errors(include_url=False))) from error
 
 
-async def json_of(request: Request) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object that was sent. Raises RequestError."""
     try:
-        document = json.loads(await request.body())
+        document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}") from error
     if not isinstance(document, dict):
