@@ -1,6 +1,7 @@
 """Shared hosts: the seeded checkpoints that the published implementations were run on, and a tiny one of our own."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from browser import Visit, chromium, serving
 from PIL import Image
 from safetensors.torch import save_file
 
 import open_gem
 from open_gem import backbones
+from open_gem.datasets.scenes import Scene, scene
 
 torch.set_num_threads(1)  # models here are too small for more, and threads that wait for each other are slow
 
@@ -97,3 +100,62 @@ def pictures(tmp_path: Path) -> Path:
     for one in GOOD:
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / Path(one["id"]).name)
     return folder
+
+
+# The page: a server with the model in the package, and a browser. This one is each module's own, for Playwright keeps
+# an event loop in this thread, in which no other test could run one meanwhile.
+
+
+@pytest.fixture(scope="session")
+def embedded() -> open_gem.Localizer:
+    return open_gem.load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Scene:
+    return scene(2, (336, 448))  # so large that it is painted pixel by pixel
+
+
+@pytest.fixture(scope="session")
+def picture(drawn: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "a scene.png"
+    Image.fromarray(drawn.image).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start(embedded: open_gem.Localizer) -> Callable[..., Any]:
+    """Start a server with given settings, while the block lasts."""
+    from open_gem.serve.app import create_app
+    from open_gem.serve.settings import Settings
+
+    return lambda **settings: serving(create_app(embedded, Settings(**settings)))
+
+
+@pytest.fixture(scope="session")
+def address(start: Callable[..., Any]) -> Iterator[str]:
+    with start() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Visit]]:
+    """Open the page in a window of its own. Whatever the browser complains of fails the test."""
+    visits: list[Visit] = []
+
+    def opened(url: str = address, script: str = "", **settings: Any) -> Visit:
+        context = browser.new_context(**settings)
+        context.add_init_script(script)
+        visits.append(Visit(context, url))
+        return visits[-1]
+
+    yield opened
+    for one in visits:
+        one.page.context.close()
+        assert one.complaints == []

@@ -14,6 +14,7 @@ SOURCE = Path(open_gem.__file__).parent
 # Top row first; a module may import from rows below its own. A folder counts as one module.
 ROWS = [
     ["cli"],
+    ["serve"],
     ["integrations"],
     ["export"],
     ["label"],
@@ -49,7 +50,7 @@ OWNERS = {
     "pyarrow": {"label", "parts"},
     "pycocotools": {"export", "parts"},
     "fsspec": {"label"},
-    "ray": {"label"},
+    "ray": {"label", "serve"},
     "datasets": {"label"},
     "yaml": {"export", "label"},
     "filelock": {"label"},
@@ -59,6 +60,11 @@ OWNERS = {
     "label_studio_sdk": {"export"},
     "fiftyone": {"export"},
     "cvat_sdk": {"integrations"},
+    "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "pydantic": {"serve"},
+    "prometheus_client": {"serve"},
+    "uvicorn": {"cli"},
 }
 
 

@@ -241,6 +241,11 @@ def _from_bytes(data: bytes) -> Image.Image:
 
 
 def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
+    return _from_pil(_opened(stream, name), name)
+
+
+def _opened(stream: BinaryIO, name: str) -> Image.Image:
+    """The picture in a file, of which only the header was read."""
     start = stream.read(16)
     stream.seek(0)
     if not start:
@@ -248,10 +253,23 @@ def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
     with _decoding(name):
         try:
             with _quiet():
-                image = Image.open(stream)  # reads the header only
+                return Image.open(stream)
         except UnidentifiedImageError as error:
             raise ImageError(f"{name} is not a picture of any format that PIL reads: it starts with {start}") from error
-    return _from_pil(image, name)
+
+
+class Header(NamedTuple):
+    """What a picture's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG", and
+    its size as stored, before EXIF orientation."""
+
+    format: str
+    size: Size
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a picture's file. Raises ImageError for what is none."""
+    with _opened(io.BytesIO(data), "image bytes") as image:
+        return Header(image.format or "", size_of(image))
 
 
 def _from_pil(image: Image.Image, name: str = "PIL image") -> Image.Image:

@@ -4,7 +4,7 @@ What a person asked for goes to stdout; progress, warnings and errors go to stde
 went well, 1 some images failed and the others are done, 2 the request itself was wrong, 130 interrupted.
 """
 
-from open_gem.cli import ground, label, export, demo, evaluate, reproduce, clusters, models, bench, data  # noqa: I001 - importing registers a command; the order of help
+from open_gem.cli import ground, label, export, demo, evaluate, reproduce, clusters, models, bench, data, serve  # noqa: I001 - importing registers a command; the order of help
 from open_gem.cli._app import app, main
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "main",
     "models",
     "reproduce",
+    "serve",
 ]

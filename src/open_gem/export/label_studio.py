@@ -28,12 +28,12 @@ def write_polygons(found: Labelled, output: Output) -> None:
     address keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above the one that was labelled, and that is a local storage of the project.
     """
-    _write(found, output, _polygon_regions, ("box", "polygon"))
+    _write(found, output, polygon_regions, ("box", "polygon"))
 
 
 def write_brush(found: Labelled, output: Output) -> None:
     """The same with masks to the pixel, as Label Studio's own run-length encoding; without a mask it is a box."""
-    _write(found, output, _brush_regions, ("box", "brush"))
+    _write(found, output, brush_regions, ("box", "brush"))
 
 
 def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[str, ...]) -> None:
@@ -42,7 +42,7 @@ def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[st
     with json_array(output.folder / "tasks.json") as tasks:
         for image in found:
             result = [
-                _region(f"{number}.{part}", one, image, control, value)
+                region(f"{number}.{part}", one, image, control, value)
                 for number, one in enumerate(image.objects, start=1)
                 for part, (control, value) in enumerate(regions(one, image), start=1)
             ]
@@ -78,13 +78,23 @@ def _address(image: LabelledImage) -> str:
     return f"/data/local-files/?d={quote(place)}"
 
 
-def _region(id: str, one: Object, image: LabelledImage, control: str, value: dict[str, Any]) -> dict[str, Any]:
+def region(
+    id: str,
+    one: Object,
+    image: LabelledImage,
+    control: str,
+    value: dict[str, Any],
+    from_name: str | None = None,
+    to_name: str = "image",
+) -> dict[str, Any]:
+    """An object as a region: `control` a key of `TAGS` and `value` what it has, as a member of `Regions` gives them.
+    `from_name` and `to_name`: of the tags in the configuration; by default those of the one that is written here."""
     kind = TAGS[control].lower()
     return {
         "id": id,
         "type": kind,
-        "from_name": control,
-        "to_name": "image",
+        "from_name": control if from_name is None else from_name,
+        "to_name": to_name,
         "original_width": image.size.width,
         "original_height": image.size.height,
         "image_rotation": 0,
@@ -94,26 +104,29 @@ def _region(id: str, one: Object, image: LabelledImage, control: str, value: dic
     }
 
 
-def _polygon_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+def polygon_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A polygon a connected part of the mask; where there is none, a box."""
     mask = one.mask()
     parts = [] if mask is None else polygons(mask)
     for corners in parts:
         yield "polygon", {"points": _percent(corners, image).tolist(), "closed": True}
     if not parts:
-        yield _box(one, image)
+        yield box_region(one, image)
 
 
-def _brush_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+def brush_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mask to the pixel; where there is none, a box."""
     from label_studio_sdk.converter.brush import mask2rle  # pyright: ignore[reportMissingImports]
 
     mask = one.mask()
     if mask is None:
-        yield _box(one, image)
+        yield box_region(one, image)
     else:
         yield "brush", {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255)}
 
 
-def _box(one: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
+def box_region(one: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
+    """Its box."""
     left, top, right, bottom = _percent(np.reshape(one.xyxy, (2, 2)), image).ravel().tolist()
     return "box", {"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}
 

@@ -1,0 +1,96 @@
+"""Localizations as JSON: the values of each phrase, masks as run lengths or pictures, similarities as base64."""
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from open_gem import readout
+from open_gem.label.labeling import run_lengths
+from open_gem.localization import Localization
+from open_gem.prompts import Vocabulary
+from open_gem.serve.schemas import Result
+from open_gem.types import Size
+
+THRESHOLD = 0.5  # of a min-max map, as `Localization.masks` has it
+
+
+def as_rle(mask: Tensor) -> dict[str, Any]:
+    """A mask `(y, x)` in COCO's compressed run-length encoding."""
+    return run_lengths(mask.numpy(), (slice(None), slice(None)), Size(*mask.shape))
+
+
+def as_png(mask: Tensor) -> str:
+    """A mask `(y, x)` as base64 of a PNG, 255 inside and 0 outside."""
+    file = io.BytesIO()
+    Image.fromarray(mask.numpy().astype(np.uint8) * 255).save(file, format="PNG", compress_level=1)
+    return b64encode(file.getvalue()).decode("ascii")
+
+
+MASKS: dict[str, Callable[[Tensor], Any]] = {"rle": as_rle, "png": as_png, "none": lambda mask: None}
+
+
+def as_float16(similarity: Tensor) -> str:
+    """A map `(r, k)` as base64 of little-endian float16, row by row."""
+    return b64encode(similarity.float().numpy().astype("<f2").tobytes()).decode("ascii")
+
+
+def by_prompt(found: Localization, gone: Event) -> Iterator[Localization]:
+    """One localization a prompt, until the asker has `gone`: maps at pixel size of many would take long."""
+    vocabulary = Vocabulary.of(found.prompts) if found.vocabulary is None else found.vocabulary
+    for index, label in enumerate(found.prompts):
+        if gone.is_set():
+            return
+        phrases = [at for at, group in enumerate(vocabulary.groups) if group == index]
+        yield replace(
+            found,
+            prompts=(label,),
+            maps=found.similarity[phrases],
+            scores=None if found.scores is None else found.scores[[index]],
+            presence=None if found.presence is None else found.presence[[index]],
+            vocabulary=Vocabulary((label,), (vocabulary.synonyms[index],)),
+        )
+
+
+def results(
+    found: Localization, gone: Event, *, threshold: float | None, mask: str, similarity: bool, place: bool
+) -> list[Result]:
+    """What was found of each phrase; stops early, and returns what there is, once the asker has `gone`.
+
+    threshold   of the min-max map, in [0, 1]; None: 0.5
+    mask        a name of `MASKS`
+    similarity  with the cosines on the patch grid
+    place       with box and point
+    """
+    limit = THRESHOLD if threshold is None else threshold
+    told = []
+    for one in by_prompt(found, gone):
+        grid = as_float16(one.similarity[0]) if similarity else None
+        whole = {"prompt": one.prompts[0], "score": value(one.scores), "presence": value(one.presence)}
+        told.append(Result(**whole, **_placed(one, limit, mask, place), similarity=grid))
+    return told
+
+
+def _placed(found: Localization, limit: float, mask: str, place: bool) -> dict[str, Any]:
+    """Box, point and mask: what `Localization.boxes`, `points` and `masks` give, from one map at pixel size."""
+    if not place and mask == "none":
+        return {"box": None, "point": None, "mask": None}
+    cosine = found.heatmaps("cosine")[0]
+    inside = readout.min_max(cosine) > limit
+    boxes = readout.component_boxes(inside, cosine).xyxy.tolist() if place else []
+    return {
+        "box": boxes[0] if boxes else None,
+        "point": list(readout.peak(cosine)) if place else None,
+        "mask": MASKS[mask](inside),
+    }
+
+
+def value(values: Tensor | None) -> float | None:
+    """The one value `(1,)` there is."""
+    return None if values is None else round(values.item(), 6)

@@ -1,0 +1,53 @@
+"""The application: a localizer, limits, and the routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+import open_gem
+from open_gem.localizer import Localizer
+from open_gem.serve import routes_about, routes_ground, routes_images, routes_label_studio
+from open_gem.serve.errors import add_handlers
+from open_gem.serve.guard import Guard
+from open_gem.serve.metrics import Metrics
+from open_gem.serve.service import Service
+from open_gem.serve.settings import Settings
+
+ABOUT = """Where phrases are in a picture, by a pretrained vision-language model without training.
+
+Rows come before columns; boxes are left, top, right, bottom in pixels, right and bottom exclusive; points are x, y.
+Every error is `{"error": "one line"}`."""
+
+
+def create_app(localizer: Localizer, settings: Settings | None = None) -> FastAPI:
+    """An ASGI application that serves the localizer; the threads it has end with its lifespan.
+
+    Raises InputError for a localizer whose views or refinement need the picture itself.
+    """
+    settings = Settings() if settings is None else settings
+    metrics = Metrics()
+    service = Service(localizer, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.warm_up()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="open_gem",
+        version=open_gem.__version__,
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    add_handlers(app)
+    for routes in (routes_images, routes_ground, routes_label_studio, routes_about):
+        app.include_router(routes.routes(service))
+    routes_about.add_page(app)
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    return app

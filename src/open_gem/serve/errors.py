@@ -1,0 +1,75 @@
+"""What a client is told when something is wrong: one line, and the status that says whose fault it is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from open_gem.errors import InputError, OpenGemError
+from open_gem.serve.schemas import Problem
+
+STATUSES = {
+    400: "The request makes no sense.",
+    401: "The token is missing or wrong.",
+    404: "There is no such thing, or no longer: upload the image again.",
+    408: "The request took too long to arrive.",
+    413: "Something is larger than the limits.",
+    415: "Not a kind of content, or picture, that is taken.",
+    422: "Something asked for does not exist or cannot be.",
+    429: "Too many requests at once: try again after Retry-After.",
+    503: "The answer took too long, or the server is stopping.",
+}
+
+
+class RequestError(Exception):
+    """A request that is not served: a status of `STATUSES` and one line."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None):
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+    """`{"error": "one line"}`; in ASCII, whatever characters a client's own words have."""
+    body = json.dumps({"error": " ".join(reason.split())})
+    return Response(body, status, headers, media_type="application/json")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of the application one of these."""
+
+    @app.exception_handler(RequestError)
+    async def _(request: Request, error: RequestError) -> Response:
+        return error_response(error.status, error.reason, error.headers)
+
+    @app.exception_handler(OpenGemError)
+    async def _(request: Request, error: OpenGemError) -> Response:
+        return error_response(422 if isinstance(error, InputError) else 503, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> Response:
+        broken = any(problem.get("type") == "json_invalid" for problem in error.errors())
+        return error_response(400 if broken else 422, told(error.errors()))
+
+
+def told(problems: Sequence[Any]) -> str:
+    """What pydantic found wrong, the first few."""
+    return "; ".join(map(_one, problems[:3]))
+
+
+def _one(problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem.get("loc", ()) if part != "body")
+    return f"{place}: {problem.get('msg')}" if place else str(problem.get("msg"))
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: what besides its answer a route may say."""
+    return {status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, *statuses})}

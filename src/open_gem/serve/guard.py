@@ -1,0 +1,241 @@
+"""What every request passes first: its Host and token, room in the house, the size and time of its body, its deadline.
+
+Plain ASGI, in front of the application, so that nothing is read of a request that will not be served.
+"""
+
+import asyncio
+import hmac
+import logging
+import time
+from base64 import b64decode
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from open_gem.serve.errors import RequestError, error_response
+from open_gem.serve.metrics import Metrics
+from open_gem.serve.settings import Settings, seconds_to_wait
+
+LOG = logging.getLogger(__name__)
+OPEN = (
+    "/",
+    "/health",
+    "/favicon.ico",
+)  # asked without a token: the page, which asks for it, and whether the server lives
+DRAIN_SECONDS = 2
+BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
+WORK = ("/v1/images", "/v1/ground", "/predict")  # what costs something, when posted to
+
+SECURITY = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Guard:
+    """The application behind these checks."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self.requests, self.bodies = 0, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = _Request(self, scope, receive, send)
+        try:
+            await request.answer()
+        finally:
+            request.leave()
+
+    def changed(self) -> None:
+        self.metrics.house(self.requests, self.bodies)
+
+
+class _Request:
+    """One request on its way."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send):
+        self.guard, self.scope, self.settings = guard, scope, guard.settings
+        self._receive, self._send = receive, send
+        self.headers = Headers(scope=scope)
+        self.start = time.perf_counter()
+        self.counted, self.bytes = False, 0
+        self.arrived = asyncio.Event()  # its whole body, or what stands in its way
+        self.trouble: RequestError | None = None
+        self.gone = False  # the client
+        self.status: int | None = None
+        if scope["method"] not in BODIES:
+            self.arrived.set()
+
+    async def answer(self) -> None:
+        try:
+            self._check()
+            await self._serve()
+        except RequestError as error:
+            await self._refuse(error)
+        except Exception as error:
+            if self.status is not None:
+                raise  # too late to say anything
+            LOG.exception("while answering %s %s", self.scope["method"], self._route())
+            await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
+
+    def leave(self) -> None:
+        """Make room for others; once."""
+        self.guard.requests -= self.counted
+        self.guard.bodies -= self.bytes
+        self.counted, self.bytes = False, 0
+        self.guard.changed()
+
+    # Before ---------------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if not _is_known_host(self.headers.get("host", ""), self.settings.hosts):
+            raise RequestError(400, "the Host header is none of this server's names")
+        path = self.scope["path"].removeprefix(self.scope.get("root_path", ""))
+        is_open = self.settings.token is None or path in OPEN or path.startswith("/static/")
+        if not is_open and not _is_allowed(self.headers.get("authorization", ""), self.settings.token or ""):
+            raise RequestError(
+                401, "expected the server's token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
+            )
+        if self._declared() > self.settings.max_body:
+            raise self._too_large()
+        if self.scope["method"] == "POST" and path.startswith(WORK):
+            if self.guard.requests >= self.settings.max_queue:
+                raise _too_many(f"{self.guard.requests} requests are in the house, which is all there is room for")
+            self.guard.requests += 1
+            self.counted = True
+            self.guard.changed()
+
+    def _declared(self) -> int:
+        length = self.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise RequestError(400, "Content-Length is no number")
+        return int(length[:18])  # more is too large as well
+
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"the request has more than {self.settings.max_body} bytes, the most that is taken")
+
+    # The application, watched ---------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        work = asyncio.ensure_future(self.guard.app(self.scope, self.receive, self.send))
+        watch = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+            else:
+                await watch  # raises why the work must end, or says that nobody waits for it
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Ends when the client has left; raises RequestError when one of the two times is over."""
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                await self.arrived.wait()
+        except TimeoutError:
+            raise RequestError(
+                408, f"the request did not arrive within {self.settings.body_seconds:g} seconds"
+            ) from None
+        if self.trouble is not None:
+            raise self.trouble
+        try:
+            async with asyncio.timeout(self.settings.seconds):
+                while not self.gone:
+                    self.gone = (await self._receive())["type"] == "http.disconnect"
+        except TimeoutError:
+            reason = f"no answer within {self.settings.seconds:g} seconds"
+            raise RequestError(503, reason, {"Retry-After": seconds_to_wait(self.settings.seconds / 10)}) from None
+
+    async def receive(self) -> Message:
+        """What the application reads: chunks of the body, counted. After its end nothing comes: `_watch` listens."""
+        if not self.arrived.is_set():
+            message = await self._receive()
+            self.gone = message["type"] == "http.disconnect"
+            self.trouble = self._count(len(message.get("body", b"")))
+            if self.gone or self.trouble is not None or not message.get("more_body", False):
+                self.arrived.set()
+            if not self.gone and self.trouble is None:
+                return message
+        return await asyncio.get_running_loop().create_future()  # until it is cancelled
+
+    def _count(self, more: int) -> RequestError | None:
+        self.bytes += more
+        self.guard.bodies += more
+        self.guard.changed()
+        if self.bytes > self.settings.max_body:
+            return self._too_large()
+        if self.guard.bodies > self.settings.max_bodies:
+            return _too_many("the requests in the house have more bytes than there is room for")
+        return None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            have = {name for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *_encoded(SECURITY.items(), have)]
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.leave()  # before the client has its answer, and may ask again
+            self.guard.metrics.answered(self._route(), self.status or 0, time.perf_counter() - self.start)
+        await self._send(message)
+
+    async def _refuse(self, error: RequestError) -> None:
+        if self.status is None:
+            if error.status != 408:
+                await self._drain()
+            await error_response(error.status, error.reason, error.headers)(self.scope, self._receive, self.send)
+
+    async def _drain(self) -> None:
+        """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""
+        left = self.settings.max_body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0 and not self.arrived.is_set():
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+
+    def _route(self) -> str:
+        """The pattern of the path, not the path, of which there is no end."""
+        return getattr(self.scope.get("route"), "path", "other")
+
+
+def _encoded(headers: Iterable[tuple[str, str]], have: set[bytes]) -> list[tuple[bytes, bytes]]:
+    pairs = ((name.encode(), value.encode()) for name, value in headers)
+    return [(name, value) for name, value in pairs if name not in have]
+
+
+def _too_many(reason: str) -> RequestError:
+    return RequestError(429, reason, {"Retry-After": "1"})
+
+
+def _is_known_host(given: str, hosts: tuple[str, ...] | None) -> bool:
+    name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
+    return hosts is None or name.strip("[]").lower() in hosts
+
+
+def _is_allowed(given: str, token: str) -> bool:
+    """Bearer, or Basic with the token as its password: Label Studio has no other."""
+    kind, _, value = given.partition(" ")
+    readers: dict[str, Any] = {"bearer": str.strip, "basic": _password}
+    read = readers.get(kind.lower())
+    return read is not None and hmac.compare_digest(read(value).encode("utf-8", "replace"), token.encode())
+
+
+def _password(encoded: str) -> str:
+    try:
+        return b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""

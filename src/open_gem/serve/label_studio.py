@@ -1,0 +1,172 @@
+"""Label Studio's side of things: its labelling configuration, and the pictures of its tasks."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+from xml.etree import ElementTree
+
+from open_gem.errors import InputError
+from open_gem.export.label_studio import TAGS
+from open_gem.serve.errors import RequestError
+from open_gem.serve.uploads import DATA_URI, from_base64
+
+KINDS = {tag: kind for kind, tag in TAGS.items()}
+LONGEST = 100_000  # characters of a configuration
+SECONDS = 20  # that Label Studio has to send a picture
+
+
+class Control(NamedTuple):
+    """A tag of labels over a picture.
+
+    kind      a key of `export.label_studio.TAGS`
+    name      what regions come from
+    to        the name of the picture's tag
+    key       of a task's data that has the picture
+    labels    each with the phrases that mean it
+    presence  labels less probable in the image than this have no regions; None: the server's own limit
+    """
+
+    kind: str
+    name: str
+    to: str
+    key: str
+    labels: Mapping[str, tuple[str, ...]]
+    presence: float | None
+
+
+def controls_of(config: str) -> list[Control]:
+    """The controls that regions can be made for, in the order of the configuration. Raises RequestError where it cannot
+    be read, or there are none."""
+    if len(config) > LONGEST or re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
+        raise RequestError(422, "label_config is no labelling configuration")
+    try:
+        root = ElementTree.fromstring(config)
+    except ElementTree.ParseError as error:
+        raise RequestError(422, f"label_config cannot be read: {error}") from error
+    pictures = {tag.get("name"): tag.get("value", "").lstrip("$") for tag in root.iter("Image")}
+    found = [control for tag in root.iter() if (control := _control(tag, pictures)) and control.labels]
+    if not found:
+        tags = ", ".join(KINDS)
+        raise RequestError(422, f"label_config has no labels over a picture, expected one of {tags} and an Image")
+    if any(control.kind == "brush" for control in found) and find_spec("label_studio_sdk") is None:
+        raise RequestError(422, "BrushLabels need label-studio-sdk beside the server: pip install label-studio-sdk")
+    return found
+
+
+def _control(tag: ElementTree.Element, pictures: Mapping[str | None, str]) -> Control | None:
+    to, kind = tag.get("toName"), KINDS.get(tag.tag)
+    if kind is None or to is None or to not in pictures:
+        return None
+    labels = dict(map(_label, tag.iter("Label")))
+    presence = _number(tag.get("model_score_threshold"))
+    return Control(kind, tag.get("name", ""), to, pictures[to], labels, presence)
+
+
+def _label(tag: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
+    """A label and its phrases: those of `predicted_values`, as Label Studio's own examples have it, or its name."""
+    name = tag.get("value", "")
+    phrases = tuple(phrase.strip() for phrase in tag.get("predicted_values", "").split(",") if phrase.strip())
+    return name, phrases or (name,)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = None if text is None else float(text)
+    except ValueError:
+        return None
+    return number if number is not None and 0 <= number <= 1 else None
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """The Label Studio whose pictures may be fetched, and nothing else in the world.
+
+    url    such as "http://localhost:8080"
+    token  of a user: a legacy token, or a personal access token
+
+    Raises InputError for a url that is none.
+    """
+
+    url: str
+    token: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise InputError(f"Label Studio's url is {self.url!r}, expected for example http://localhost:8080")
+
+    def fetch(self, address: str, most: int) -> bytes:
+        """A picture of a task: below `/data/` of this Label Studio, `most` bytes of it at most. Raises RequestError."""
+        path = self._path(address)
+        return self._get(path, {"Authorization": self._authorization()}, most)
+
+    def _path(self, address: str) -> str:
+        """The address below this server's own. Raises RequestError for any other."""
+        path = address.removeprefix(self.url.rstrip("/"))
+        plain = unquote(unquote(path.partition("?")[0]))
+        climbs = ".." in plain.split("/") or "\\" in plain
+        if not plain.startswith("/data/") or climbs or not path.isascii() or not path.isprintable() or " " in path:
+            raise RequestError(422, "the picture is neither a data: URI nor a file that Label Studio itself serves")
+        return path
+
+    def _authorization(self) -> str:
+        if self.token.count(".") != 2:
+            return f"Token {self.token}"
+        body = json.dumps({"refresh": self.token}).encode()
+        answer = self._get("/api/token/refresh", {"Content-Type": "application/json"}, 65536, body)
+        try:
+            return f"Bearer {json.loads(answer)['access']}"
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(503, "Label Studio does not take the token") from None
+
+    def _get(self, path: str, headers: dict[str, str], most: int, body: bytes | None = None) -> bytes:
+        request = Request(self.url.rstrip("/") + path, body, headers)
+        try:
+            with _OPENER.open(request, timeout=SECONDS) as answer:
+                content = answer.read(most + 1)
+        except HTTPError as error:
+            raise RequestError(422, f"Label Studio answers {error.code} when asked for the picture") from None
+        except (URLError, OSError, ValueError) as error:
+            raise RequestError(503, f"Label Studio cannot be reached: {type(error).__name__}") from None
+        if len(content) > most:
+            raise RequestError(413, f"the picture has more than {most} bytes")
+        return content
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """An answer that leads elsewhere is an error: elsewhere may be anywhere."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_OPENER = build_opener(_NoRedirects)
+
+
+def picture_of(address: Any, source: Source | None, most: int) -> bytes:
+    """The picture of a task: a data: URI, or a file of the configured Label Studio. Raises RequestError for anything
+    else: a server fetches nothing else from anywhere."""
+    if not isinstance(address, str):
+        raise RequestError(422, "the task has no picture under the name that the configuration says")
+    if address[: len(DATA_URI)].lower() == DATA_URI:
+        return from_base64(address)
+    if source is None:
+        raise RequestError(422, "the picture is no data: URI, and no --label-studio-url was given to fetch it from")
+    return source.fetch(address, most)
+
+
+# Regions --------------------------------------------------------------------------------------------------------------
+
+
+def phrases_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
+    """Each label once, as the first control that has it says."""
+    return {label: phrases for control in reversed(controls) for label, phrases in control.labels.items()}

@@ -1,0 +1,352 @@
+// The page: what is wanted of the server, what is painted of its answers, and what people do.
+import { Client, Loop } from "./api.js";
+import { Chips, fillTable, sentence } from "./chips.js";
+import { boxInImage, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
+import { fileName, pythonLines, shellLines } from "./lines.js";
+import { decodeHalf } from "./maps.js";
+import { Stage } from "./stage.js";
+import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newPicture, removePhrase, setModel, state, tidy } from "./state.js";
+import { copyText, saveJson, savePng } from "./take.js";
+
+const SETTLED = 100, PAUSE = 500; // milliseconds without a change: until the table is filled, until words are spoken
+const $ = (id) => document.getElementById(id);
+const all = (selector) => [...document.querySelectorAll(selector)];
+
+const number = (id) => Number($(id).value);
+const switches = () => Object.fromEntries(all("input[type=checkbox]").map(({ name, checked }) => [name, checked]));
+const settings = () => ({ show: switches(), threshold: number("threshold"), opacity: number("opacity") });
+const phrasesOf = (pathway) => allPhrases(pathway, number("limit"));
+const texts = () => phrasesOf("").map(({ text }) => text);
+const shownPathways = () => (switches().compare ? state.pathways : state.pathways.slice(-1));
+
+const client = new Client(askToken);
+const loop = new Loop({ next: nextRequest, waiting, failed });
+const chips = new Chips($("chips"), $("chip"), { choose, remove });
+const stage = new Stage($("panels"), $("panel"), { choosePathway, say: tell });
+
+// What is wanted of the server -----------------------------------------------------------------------------------------
+
+/** The most wanted request, or null: see `Loop`. */
+function nextRequest() {
+  const { picture } = state;
+  if (!picture || picture.refused || !state.model) return null;
+  if (!picture.id) return (signal) => upload(picture, signal);
+  for (const pathway of shownPathways()) {
+    const missing = phrasesOf(pathway).filter(({ answer }) => !answer);
+    missing.sort((one, other) => other.chosen - one.chosen);
+    const asked = missing.slice(0, picture.singly ? 1 : AT_ONCE).map(({ text }) => text);
+    if (asked.length) return (signal) => ask(picture, pathway, asked, signal);
+  }
+  return null;
+}
+
+async function upload(picture, signal) {
+  say("Sending the picture …");
+  try {
+    const { id, height, width } = await client.upload(picture.blob, picture.name, signal);
+    const { image } = picture.view;
+    if (height !== image.height || width !== image.width) picture.view = viewOf(picture.bitmap, { height, width });
+    picture.id = id;
+    say("");
+  } catch (error) {
+    picture.refused = [400, 413, 415, 422].includes(error.status);
+    throw error;
+  }
+  refresh();
+}
+
+async function ask(picture, pathway, prompts, signal) {
+  try {
+    const asked = { prompts, pathway, threshold: null, mask: "none", place: false, similarity: true };
+    const { grid, results } = await client.ground(picture.id, asked, signal);
+    results.forEach((result, index) => keepAnswer(picture, pathway, prompts[index], answerFrom(result, grid)));
+    picture.lost = 0;
+    if (state.typed === null) say("");
+  } catch (error) {
+    if (error.status === 404 && ++picture.lost < 3) picture.id = null; // the server no longer has it: send it again
+    else if (![400, 413, 422].includes(error.status)) throw error;
+    else if (prompts.length > 1) picture.singly = true; // one of them is at fault: which?
+    else keepAnswer(picture, pathway, prompts[0], { error: error.message, presence: null });
+  }
+  refresh();
+}
+
+function answerFrom({ score, presence, similarity }, [rows, cols]) {
+  return { score, presence, grid: { rows, cols, values: decodeHalf(similarity) } };
+}
+
+function waiting({ message, retryAfter }) {
+  say(`${message} Trying again in ${retryAfter} s.`);
+}
+
+function failed(error) {
+  complain(error.message, state.picture?.refused ? null : refresh);
+}
+
+let asking = null;
+
+/** A promise of the token that the server asks for; one dialog, however many requests wait for it. */
+function askToken(wrong) {
+  const dialog = $("token"), field = dialog.querySelector("input");
+  dialog.querySelector(".wrong").hidden = !wrong;
+  asking ??= new Promise((resolve) => {
+    field.value = "";
+    dialog.showModal();
+    dialog.addEventListener("close", () => ((asking = null), resolve(field.value)), { once: true });
+  });
+  return asking;
+}
+
+// What is seen ---------------------------------------------------------------------------------------------------------
+
+let scheduled = false;
+
+/** Paint in the next frame, and ask for what is missing. */
+function refresh() {
+  if (!scheduled) requestAnimationFrame(show);
+  scheduled = true;
+  loop.poke();
+}
+
+function show() {
+  scheduled = false;
+  for (const output of all("output")) output.value = number(output.htmlFor.value).toFixed(2);
+  const main = phrasesOf(shownPathways().at(-1));
+  chips.update(main);
+  const { picture } = state;
+  for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === picture?.origin);
+  $("limit-row").hidden = main.some(({ answer }) => answer?.presence === null && !answer.error);
+  $("empty").hidden = Boolean(picture);
+  $("panels").hidden = $("results").hidden = !picture;
+  if (!picture || !state.model) return;
+  const shown = shownPathways().map((pathway) => panelOf(pathway, picture.view));
+  stage.update(picture.view, shown, settings());
+  if (shown.every(({ chosen }) => chosen?.answer)) painted();
+  showLines();
+  showTable(shown, main.every(({ answer }) => answer));
+}
+
+/** What one pathway shows of the picture. While a phrase is awaited, the one before stays. */
+function panelOf(pathway, view) {
+  const { painted } = state.picture;
+  const others = phrasesOf(pathway);
+  const chosen = others.find((phrase) => phrase.chosen) ?? null;
+  if (chosen?.answer) painted.set(pathway, chosen);
+  const heated = chosen && !chosen.answer ? painted.get(pathway) : chosen;
+  const seen = others.filter(({ answer }) => answer?.grid);
+  const marked = seen.filter(({ text, absent }) => text === heated?.text || (switches().all && !absent));
+  if (heated?.answer.grid && !marked.some(({ text }) => text === heated.text)) marked.push(heated);
+  return {
+    pathway,
+    others,
+    chosen,
+    heat: heated?.answer.grid ? { map: mapOf(view, heated.answer), absent: heated.absent } : null,
+    marks: marked.map(({ answer, color }) => ({ map: mapOf(view, answer), color })),
+  };
+}
+
+/** The phrases that a pathway has answered, with point and best box in pixels of the picture. */
+function foundBy(pathway, phrases) {
+  const { view } = state.picture, threshold = number("threshold");
+  return phrases.filter(({ answer }) => answer).map((phrase) => {
+    const marks = phrase.answer.grid && marksOf(mapOf(view, phrase.answer), threshold);
+    return { ...phrase, pathway, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
+  });
+}
+
+let filling = 0;
+
+/** Fill the table once nothing has changed for a moment: it needs the maps of all phrases, the picture that of one. */
+function showTable(shown, complete) {
+  clearTimeout(filling);
+  $("results").ariaBusy = "true";
+  filling = setTimeout(() => {
+    const found = shown.flatMap(({ pathway, others }) => foundBy(pathway, others));
+    fillTable($("results").querySelector("tbody"), found);
+    $("results").ariaBusy = "false";
+    if (complete) announce(found.filter(({ chosen }) => chosen).slice(-1));
+  }, SETTLED);
+}
+
+function showLines() {
+  const { name, origin } = state.picture, threshold = number("threshold");
+  const phrases = texts(), pathways = [...new Set(shownPathways())];
+  const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
+  $("cli").textContent = phrases.length ? shellLines(lines) : "Type a phrase first.";
+  $("python").textContent = phrases.length ? pythonLines(lines) : "Type a phrase first.";
+}
+
+/** What was typed is in the frame that follows: take the time once it is on the screen. */
+function painted() {
+  if (state.typed === null) return;
+  const start = state.typed, text = looked();
+  state.typed = null;
+  const channel = new MessageChannel();
+  channel.port1.onmessage = () => {
+    const { duration } = performance.measure("phrase to picture", { start, end: performance.now(), detail: text });
+    say(`${Math.round(duration)} ms from the last letter to the picture`);
+  };
+  channel.port2.postMessage(null);
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+let speaking = 0, spoken = "";
+
+/** Tell those who hear the page, once typing pauses. */
+function announce(found) {
+  clearTimeout(speaking);
+  const text = found.map(sentence).join(" ");
+  speaking = setTimeout(() => text !== spoken && tell((spoken = text)), PAUSE);
+}
+
+function tell(text) {
+  $("live").textContent = text;
+}
+
+function complain(message, again = null) {
+  $("trouble").hidden = false;
+  $("trouble").querySelector("p").textContent = message;
+  $("retry").hidden = !again;
+  $("retry").onclick = () => (calm(), again());
+  say("");
+}
+
+function calm() {
+  $("trouble").hidden = true;
+}
+
+// Pictures -------------------------------------------------------------------------------------------------------------
+
+/** Look at a picture: `name` as its file is called, `origin` where a sample can be had, else null. */
+async function look(blob, name, origin = null) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
+  } catch {
+    return complain(`${name} is not a picture that this browser can show.`);
+  }
+  calm();
+  loop.abort();
+  state.picture?.bitmap.close();
+  state.picture = newPicture({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
+  stage.move(null);
+  return refresh();
+}
+
+function lookAtFiles(files) {
+  const [file] = files;
+  return file ? look(file, file.name || "picture.png") : complain("That is no picture file. Save the picture first, then drop or pick the file.");
+}
+
+async function offerSamples() {
+  $("samples").replaceChildren();
+  for (const { name, phrases } of await client.samples()) {
+    const blob = await client.sample(name);
+    const file = /\.\w+$/.test(name) ? name : `${name}.png`;
+    const origin = new URL(`v1/samples/${encodeURIComponent(name)}`, location.href).href;
+    const button = Object.assign(document.createElement("button"), { type: "button", title: phrases.join(", ") });
+    button.setAttribute("aria-label", `Sample scene: ${phrases.join(", ")}`);
+    button.append(Object.assign(new Image(), { src: URL.createObjectURL(blob), alt: "", width: 72, height: 72 }));
+    button.value = origin;
+    button.addEventListener("click", () => (keepSamples(phrases), look(blob, file, origin)));
+    const item = document.createElement("li");
+    item.append(button);
+    $("samples").append(item);
+  }
+}
+
+// What people do -------------------------------------------------------------------------------------------------------
+
+function typing(event) {
+  const parts = $("phrase").value.split(/[,\n]/), before = looked();
+  if (parts.length > 1) {
+    keepTyped(parts.slice(0, -1).join(","));
+    $("phrase").value = parts.at(-1).trimStart();
+  }
+  state.draft = tidy(parts.at(-1));
+  if (!state.draft) state.typed = null;
+  else if (looked() !== before) state.typed = event.timeStamp;
+  refresh();
+}
+
+function keepDraft(event) {
+  event.preventDefault();
+  keepPhrase(state.draft);
+  if (state.draft) state.chosen = state.draft;
+  state.draft = $("phrase").value = "";
+  refresh();
+}
+
+function choose(text) {
+  if (text === state.draft) return $("phrase").focus();
+  state.draft = $("phrase").value = "";
+  state.chosen = text;
+  return refresh();
+}
+
+function remove(text) {
+  if (text === state.draft) state.draft = $("phrase").value = "";
+  removePhrase(text);
+  refresh();
+}
+
+function choosePathway(index, name) {
+  state.pathways[index + (switches().compare ? 0 : 1)] = name;
+  refresh();
+}
+
+const orComplain = (work) => async () => {
+  try {
+    await work();
+  } catch (error) {
+    complain(error.message, orComplain(work));
+  }
+};
+
+/** Whether something else than text is dragged: a file, or a picture of another page, which comes as a link. */
+const isPicture = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
+
+/** The server's document; where it no longer has the picture, it gets it again before the next try. */
+async function takeJson() {
+  const { picture } = state;
+  try {
+    await saveJson(client, picture, texts(), new Set(shownPathways()), number("threshold"));
+  } catch (error) {
+    if (error.status === 404) picture.id = null;
+    refresh();
+    throw error;
+  }
+}
+
+function listen() {
+  $("phrase").addEventListener("input", typing);
+  $("add").addEventListener("submit", keepDraft);
+  $("phrase").addEventListener("keydown", (event) => event.key === "Backspace" && !event.target.value && !event.repeat && state.phrases.length && remove(state.phrases.at(-1).text));
+  for (const control of all("input[type=checkbox], input[type=range]")) control.addEventListener("input", refresh);
+  $("file").addEventListener("change", ({ target }) => (lookAtFiles(target.files), (target.value = "")));
+  document.addEventListener("paste", (event) => event.clipboardData.files.length && (event.preventDefault(), lookAtFiles(event.clipboardData.files)));
+  document.addEventListener("dragover", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = false)));
+  document.addEventListener("dragleave", (event) => event.relatedTarget || ($("dropping").hidden = true));
+  document.addEventListener("drop", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
+  $("token").addEventListener("cancel", (event) => event.preventDefault());
+  $("dismiss").addEventListener("click", calm);
+  $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownPathways().map((pathway) => panelOf(pathway, view)), settings())));
+  $("json").addEventListener("click", orComplain(takeJson));
+  for (const button of all(".copy")) button.addEventListener("click", () => (copyText($(button.dataset.copies), button), tell("Copied")));
+}
+
+async function start() {
+  const { models } = await client.models();
+  setModel(models[0]);
+  stage.offer(state.model.pathways);
+  $("model").textContent = `Model: ${state.model.name}`;
+  refresh();
+  await offerSamples();
+}
+
+listen();
+refresh();
+orComplain(start)();

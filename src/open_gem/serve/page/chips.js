@@ -1,0 +1,103 @@
+// Phrases as chips with colours, and the table of what was found.
+
+export const COLORS = [[255, 45, 150], [0, 190, 120], [255, 170, 0], [60, 170, 255], [175, 110, 255], [255, 95, 40], [165, 200, 30], [0, 195, 200]];
+
+const percent = (share) => `${Math.round(100 * share)} %`;
+const number = (value) => (value === null || value === undefined ? "" : value.toFixed(3));
+
+/** What is said of an answer in a few letters: its presence, else its score. */
+export const brief = (answer) => (answer.error ? "!" : answer.presence === null ? number(answer.score) : percent(answer.presence));
+
+/** The list of chips, which keeps its elements, and with them the focus. */
+export class Chips {
+  constructor(list, template, { choose, remove }) {
+    Object.assign(this, { list, template, choose, remove, items: new Map() });
+  }
+
+  /** phrases: [{text, color, draft, chosen, absent, answer}], `answer` null while it is awaited. */
+  update(phrases) {
+    const texts = new Set(phrases.map(keyOf));
+    for (const [key, item] of this.items) if (!texts.has(key)) this.drop(key, item);
+    phrases.forEach((phrase, index) => {
+      const item = this.items.get(keyOf(phrase)) ?? this.make(phrase);
+      if (this.list.children[index] !== item) this.list.insertBefore(item, this.list.children[index] ?? null);
+      this.fill(item, phrase);
+    });
+  }
+
+  make(phrase) {
+    const item = this.template.content.firstElementChild.cloneNode(true);
+    item.querySelector(".choose").addEventListener("click", () => this.choose(item.phrase));
+    item.querySelector(".remove").addEventListener("click", () => this.removeAt(item));
+    item.addEventListener("keydown", (event) => {
+      if (event.key === "Delete" || event.key === "Backspace") this.removeAt(item);
+    });
+    this.items.set(keyOf(phrase), item);
+    return item;
+  }
+
+  fill(item, { text, color, draft, chosen, absent, answer }) {
+    item.phrase = text;
+    item.style.setProperty("--color", `rgb(${color.join(" ")})`);
+    item.style.setProperty("--presence", absent ? 0 : (answer?.presence ?? 0));
+    item.classList.toggle("draft", draft);
+    item.classList.toggle("absent", absent);
+    item.classList.toggle("awaited", !answer);
+    item.classList.toggle("failed", Boolean(answer?.error));
+    const choose = item.querySelector(".choose");
+    choose.setAttribute("aria-pressed", chosen);
+    choose.title = answer ? (answer.error ?? `image score ${number(answer.score)}`) : "";
+    choose.querySelector(".text").textContent = text;
+    choose.querySelector(".presence").textContent = answer ? (absent ? `${brief(answer)} · not there` : brief(answer)) : "…";
+    item.querySelector(".remove").setAttribute("aria-label", `Remove ${text}`);
+  }
+
+  /** Remove a chip; the focus goes on to the one that follows. */
+  removeAt(item) {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    const focused = item.contains(document.activeElement);
+    this.remove(item.phrase);
+    if (focused) (next?.querySelector(".choose") ?? document.getElementById("phrase")).focus();
+  }
+
+  drop(key, item) {
+    item.remove();
+    this.items.delete(key);
+  }
+}
+
+const keyOf = ({ text, draft }) => (draft ? "" : text); // the draft keeps its chip while it is being typed
+
+/** rows: [{text, pathway, absent, answer, box, point}] into the body of a table. */
+export function fillTable(body, rows) {
+  body.replaceChildren(
+    ...rows.map(({ text, pathway, absent, answer, box, point }) => {
+      const row = document.createElement("tr");
+      row.classList.toggle("absent", absent);
+      const heading = document.createElement("th");
+      heading.scope = "row";
+      heading.textContent = text;
+      const presence = answer.presence === null ? "" : percent(answer.presence) + (absent ? " (not there)" : "");
+      const cells = answer.error
+        ? [pathway, answer.error]
+        : [pathway, presence, number(answer.score), point.join(", "), box?.join(", ") ?? ""];
+      row.append(heading, ...cells.map(cellOf));
+      if (answer.error) row.lastChild.colSpan = 4;
+      return row;
+    }),
+  );
+}
+
+function cellOf(text) {
+  const cell = document.createElement("td");
+  cell.textContent = text;
+  return cell;
+}
+
+/** A sentence on what was found, for those who hear the page. */
+export function sentence({ text, absent, answer, point }) {
+  if (answer.error) return `${text}: ${answer.error}`;
+  const where = `; likest at ${point.join(", ")}`;
+  if (answer.presence === null) return `${text}: score ${number(answer.score)}${where}.`;
+  return `${text}: ${absent ? "probably not there" : "there"}, presence ${percent(answer.presence)}${where}.`;
+}

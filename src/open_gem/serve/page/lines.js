@@ -1,0 +1,54 @@
+// The lines that reproduce what is seen: of the command line, and of Python.
+
+/** One word for a POSIX shell. */
+export const quote = (word) => (/^[\w%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
+
+const literal = JSON.stringify; // a string of JSON is one of Python too
+const list = (texts) => `[${texts.map((text) => literal(text)).join(", ")}]`;
+const usual = { threshold: 0.5, dtype: "float32", template: "a photo of a {}." }; // what the library does unless told
+
+/** What `open_gem.load` and the command line have to be told to have the server's model, by the names of its arguments. */
+function settingsOf({ name, size, dtype, template }) {
+  const [, base, pretrained] = /^(.*?)(?:, (.*))?$/s.exec(name); // a name of open_clip goes with a tag or a file
+  const given = { model: base === "embedded" ? null : base, pretrained, size };
+  if (dtype && dtype !== usual.dtype) given.dtype = dtype;
+  if (template && template !== usual.template) given.template = template;
+  return Object.fromEntries(Object.entries(given).filter(([, value]) => value));
+}
+
+/** A shell's lines: where the picture is a sample, the first gets it.
+ *
+ *  view: {file, origin, token, model, phrases, pathways, threshold}; `origin` is where a sample comes from, else null, and
+ *  `model` as GET /v1/models has it.
+ */
+export function shellLines({ file, origin, token, model, phrases, pathways, threshold }) {
+  const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
+  const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
+  for (const phrase of phrases) words.push("-p", phrase.startsWith("@") ? ` ${phrase}` : phrase); // "@…" would be a file
+  for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${name}`, String(value));
+  words.push("--pathway", pathways.join(","));
+  if (threshold !== usual.threshold) words.push("--threshold", String(threshold));
+  words.push("--save", "overlay,mask,json");
+  return [...(origin ? [`curl -s${header} -o ${quote(file)} ${quote(origin)}`] : []), words.map(quote).join(" ")].join("\n");
+}
+
+/** Python's lines. `view` as for the shell. */
+export function pythonLines({ file, model, phrases, pathways, threshold }) {
+  const { model: name, pretrained, ...settings } = settingsOf(model);
+  const told = [name, pretrained].filter(Boolean).map((one) => literal(one));
+  for (const [setting, value] of Object.entries(settings)) told.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
+  const limit = threshold === usual.threshold ? "" : threshold;
+  return [
+    "import open_gem",
+    "",
+    `localizer = open_gem.load(${told.join(", ")})`,
+    `found = localizer.compare(${literal(file)}, ${list(phrases)}, ${list(pathways)})`,
+    "for pathway, result in found.items():",
+    "    print(pathway, result.presence, result.scores)",
+    `    heatmaps, masks = result.heatmaps(), result.masks(${limit})`,
+    `    points, boxes = result.points(), result.boxes(${limit})`,
+  ].join("\n");
+}
+
+/** A name without what no file should be called. */
+export const fileName = (name) => name.replace(/[\\/\p{Cc}]/gu, "_").replace(/^\.+/, "") || "picture";

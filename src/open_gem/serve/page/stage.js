@@ -1,0 +1,127 @@
+// The panels: one picture a pathway, and the probe that reads values off all of them at the same place.
+import { mapOf, paint } from "./draw.js";
+import { stretch, valueAt } from "./maps.js";
+
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }; // in patches
+
+export class Stage {
+  /** `choosePathway(index, name)` when a panel is to show another pathway, `say(text)` for those who hear the page. */
+  constructor(place, template, { choosePathway, say }) {
+    Object.assign(this, { place, template, choosePathway, say, panels: [], probe: null, pathways: [] });
+  }
+
+  /** The pathways there are: [{name, about}]. */
+  offer(pathways) {
+    this.pathways = pathways;
+    this.place.replaceChildren();
+    this.panels = [];
+  }
+
+  /** Show a picture's view, one panel for each of `shown`:
+   *  [{pathway, chosen, others, heat, marks}], `chosen` the phrase that is looked at with its answer, or null. */
+  update(view, shown, settings) {
+    this.shown = shown;
+    this.view = view;
+    this.place.classList.toggle("two", shown.length > 1);
+    while (this.panels.length > shown.length) this.panels.pop().remove();
+    while (this.panels.length < shown.length) this.panels.push(this.place.appendChild(this.make(this.panels.length)));
+    shown.forEach((one, index) => this.fill(this.panels[index], one, settings));
+    this.read();
+  }
+
+  make(index) {
+    const panel = this.template.content.firstElementChild.cloneNode(true);
+    const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
+    select.append(...this.pathways.map(({ name, about }) => Object.assign(new Option(name, name), { title: about ?? "" })));
+    select.addEventListener("change", () => this.choosePathway(index, select.value));
+    canvas.addEventListener("pointermove", (event) => this.point(canvas, event));
+    canvas.addEventListener("pointerdown", (event) => this.point(canvas, event));
+    canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.move(null));
+    canvas.addEventListener("keydown", (event) => this.step(event, index));
+    return panel;
+  }
+
+  fill(panel, { pathway, chosen, heat, marks }, settings) {
+    const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
+    select.value = pathway;
+    select.title = this.pathways.find(({ name }) => name === pathway)?.about ?? "";
+    const drawn = [this.view, heat?.map, heat?.absent, JSON.stringify(settings), ...marks.flatMap(({ map, color }) => [map, color])];
+    if (!isSame(drawn, panel.drawn)) paint(canvas, this.view, { ...settings, heat, marks });
+    panel.drawn = drawn;
+    panel.querySelector(".canvas").style.setProperty("--ratio", this.view.width / this.view.height);
+    const caption = captionOf(chosen);
+    panel.querySelector(".caption").textContent = caption;
+    canvas.setAttribute("aria-label", `${pathway}. ${caption} Arrow keys read values off the picture.`);
+    canvas.dataset.shows = chosen?.answer ? chosen.text : "";
+  }
+
+  // The probe ---------------------------------------------------------------------------------------------------------
+
+  point(canvas, event) {
+    const frame = canvas.getBoundingClientRect();
+    const at = [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
+    this.move(at.every((share) => share >= 0 && share < 1) ? at : null);
+  }
+
+  step(event, index) {
+    if (event.key === "Escape") this.move(null);
+    const step = STEPS[event.key], grid = gridOf(this.shown[index]);
+    if (!step || !grid) return;
+    event.preventDefault();
+    const [cols, rows] = [grid.cols, grid.rows];
+    const patch = this.probe ? [Math.floor(this.probe[0] * cols) + step[0], Math.floor(this.probe[1] * rows) + step[1]] : [cols >> 1, rows >> 1];
+    const inside = [Math.min(Math.max(patch[0], 0), cols - 1), Math.min(Math.max(patch[1], 0), rows - 1)];
+    this.move([(inside[0] + 0.5) / cols, (inside[1] + 0.5) / rows]);
+    this.say(this.panels[index].querySelector(".readout").textContent);
+  }
+
+  move(at) {
+    this.probe = at;
+    this.read();
+  }
+
+  /** Write down, below each panel, what is where the probe is. */
+  read() {
+    this.panels.forEach((panel, index) => {
+      const cross = panel.querySelector(".probe");
+      cross.hidden = !this.probe;
+      panel.querySelector(".readout").textContent = this.probe ? this.reading(this.shown[index]) : "Point at the picture to read values.";
+      if (!this.probe) return;
+      cross.style.setProperty("--x", this.probe[0]);
+      cross.style.setProperty("--y", this.probe[1]);
+    });
+  }
+
+  reading({ chosen, others }) {
+    const { width, height } = this.view.image;
+    const words = [`x ${Math.floor(this.probe[0] * width)}, y ${Math.floor(this.probe[1] * height)}`];
+    if (chosen?.answer?.grid) {
+      const value = valueAt(chosen.answer.grid, this.probe);
+      const { low, gain } = stretch(mapOf(this.view, chosen.answer));
+      const heat = Math.min(Math.max((value - low) * gain, 0), 1);
+      words.push(`${chosen.text} ${value.toFixed(3)} (heat ${heat.toFixed(2)})`);
+    }
+    const nearest = nearestOf(others, this.probe);
+    if (nearest) words.push(`nearest: ${nearest.text} ${nearest.value.toFixed(3)}`);
+    return words.join(" · ");
+  }
+}
+
+const gridOf = ({ others }) => others.find(({ answer }) => answer?.grid)?.answer.grid;
+
+const isSame = (some, others = []) => some.length === others.length && some.every((one, index) => one === others[index]);
+
+/** Of several phrases the one that is most like what is at a place. */
+function nearestOf(phrases, at) {
+  const values = phrases.filter(({ answer }) => answer?.grid).map(({ text, answer }) => ({ text, value: valueAt(answer.grid, at) }));
+  return values.reduce((best, one) => (best && best.value >= one.value ? best : one), null);
+}
+
+function captionOf(chosen) {
+  if (!chosen) return "No phrase yet.";
+  const { text, answer, absent } = chosen;
+  if (!answer) return `Looking for “${text}” …`;
+  if (answer.error) return answer.error;
+  const best = Math.max(...answer.grid.values).toFixed(3);
+  return absent ? `“${text}” is probably not there. Greys show where it would be likest (${best}).` : `“${text}”, likest at ${best}.`;
+}

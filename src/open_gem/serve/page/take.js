@@ -1,0 +1,53 @@
+// To take away: a PNG, a JSON, lines to copy.
+import { brief } from "./chips.js";
+import { paint, toPng, viewOf } from "./draw.js";
+import { AT_ONCE } from "./state.js";
+
+/** What is seen, as large as the picture is. `panels(view)` gives what each pathway shows on a view. */
+export async function savePng({ bitmap, view: { image }, name }, panels, settings) {
+  const view = viewOf(bitmap, image, false);
+  const shown = panels(view);
+  const canvases = shown.map(({ heat, marks }) => {
+    const canvas = new OffscreenCanvas(view.width, view.height);
+    paint(canvas, view, { ...settings, heat, marks });
+    return canvas;
+  });
+  download(await toPng(canvases, shown.map(captionOf)), name, "png");
+}
+
+function captionOf({ pathway, chosen }) {
+  const said = chosen?.answer && brief(chosen.answer) + (chosen.absent ? ", not there" : "");
+  return [pathway, chosen?.text, said].filter(Boolean).join(" · ");
+}
+
+/** The server's own answers at this threshold, with masks, so that numbers are the library's. */
+export async function saveJson(client, { id, name }, prompts, pathways, threshold) {
+  const answers = [];
+  for (const pathway of pathways) {
+    for (let start = 0; start < prompts.length; start += AT_ONCE) {
+      const some = prompts.slice(start, start + AT_ONCE);
+      answers.push(await client.ground(id, { prompts: some, pathway, threshold, mask: "rle", similarity: true }));
+    }
+  }
+  const document = JSON.stringify({ image: name, threshold, answers }, null, 1);
+  download(new Blob([document], { type: "application/json" }), name, "json");
+}
+
+function download(blob, name, ending) {
+  const href = URL.createObjectURL(blob);
+  const stem = name.replace(/\.\w+$/, "");
+  Object.assign(document.createElement("a"), { href, download: `${stem}.open_gem.${ending}` }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10_000);
+}
+
+/** Copy an element's text; `button` says that it was done. */
+export async function copyText(element, button) {
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+  } catch { // no clipboard for pages that are not on a secure origin
+    getSelection().selectAllChildren(element);
+    document.execCommand("copy");
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+}

@@ -1,0 +1,79 @@
+"""What the server is and has: models, samples, health, metrics, the page."""
+
+from pathlib import Path as FilePath
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+import open_gem
+from open_gem.serve import samples
+from open_gem.serve.errors import RequestError, documented
+from open_gem.serve.schemas import Health, ModelInfo, Models, PathwayInfo, Sample, Samples
+from open_gem.serve.service import Service
+
+PAGE = FilePath(__file__).parent / "page"
+
+PNG: dict[int | str, Any] = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
+TEXT: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", tags=["about"], responses=documented())
+    async def models() -> Models:
+        """The model, its pathways, and the limits of requests."""
+        localizer = service.localizer
+        template = localizer.text.template
+        return Models(
+            models=[
+                ModelInfo(
+                    name=service.name,
+                    size=localizer.size_rule,
+                    patch=list(localizer.backbone.patch),
+                    dtype=str(localizer.backbone.dtype).removeprefix("torch."),
+                    template=template if isinstance(template, str) else list(template),
+                    default="gem" if "gem" in service.pathways else next(iter(service.pathways)),
+                    pathways=[PathwayInfo(name=name, about=about) for name, about in service.pathways.items()],
+                    limits=service.settings.limits(),
+                )
+            ]
+        )
+
+    @router.get("/v1/samples", tags=["about"], responses=documented())
+    async def list_samples() -> Samples:
+        """Built-in pictures and what is in them."""
+        listed = [(name, await service.in_thread(samples.phrases, name)) for name in samples.SAMPLES]
+        return Samples(samples=[Sample(name=name, phrases=phrases) for name, phrases in listed])
+
+    @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG | documented(404, 422))
+    async def sample(name: str) -> Response:
+        """One of them."""
+        if name not in samples.SAMPLES:
+            raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
+        return Response(await service.in_thread(samples.png, name), media_type="image/png")
+
+    @router.get("/health", tags=["about"])
+    async def health() -> Health:
+        """Whether it lives; also what Label Studio asks."""
+        return Health(status="UP", model_class=service.name, version=open_gem.__version__)
+
+    @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT | documented())
+    async def metrics() -> Response:
+        """Counts for Prometheus."""
+        return Response(service.metrics.text(), media_type=service.metrics.media_type)
+
+    return router
+
+
+def add_page(app: FastAPI) -> None:
+    """The page, where the package has one, at `/`, and its parts below `/static`."""
+    if not (PAGE / "index.html").exists():
+        return
+    app.mount("/static", StaticFiles(directory=PAGE), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html")

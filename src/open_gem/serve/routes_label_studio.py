@@ -1,0 +1,93 @@
+"""What Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
+
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+from fastapi import APIRouter
+
+from open_gem.errors import OpenGemError
+from open_gem.export.label_studio import box_region, brush_regions, polygon_regions, region
+from open_gem.export.labelled import LabelledImage, Object
+from open_gem.export.localized import image_of
+from open_gem.localization import Localization
+from open_gem.serve.answers import by_prompt
+from open_gem.serve.errors import RequestError, documented
+from open_gem.serve.label_studio import Control, controls_of, phrases_of, picture_of
+from open_gem.serve.schemas import Prediction, Predictions, Task, Tasks, Version, Versions
+from open_gem.serve.service import Service
+
+REGIONS = {"brush": brush_regions, "polygon": polygon_regions, "box": lambda one, image: iter([box_region(one, image)])}
+"""Kinds of controls, best first: a label that several have gets regions of the first."""
+
+PRESENCE = 0.5  # below which a label has no regions, where its control says nothing
+PATHWAY = "gem"
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["Label Studio"])
+    version = f"open_gem {service.name} {PATHWAY}"
+
+    @router.post("/predict", response_model_exclude_none=True, responses=documented(400, 408, 413, 422, 429, 503))
+    async def predict(given: Tasks) -> Predictions:
+        """Regions of each task's picture, in the order of the tasks. Where a picture cannot be read, none, and why."""
+        controls = controls_of(given.label_config)
+        service.check(phrases_of(controls), PATHWAY)
+        results = [await _predicted(service, task, controls, version) for task in given.tasks]
+        return Predictions(results=results, model_version=version)
+
+    @router.post("/setup", responses=documented(400, 408, 413, 422, 503))
+    async def setup(given: dict[str, Any]) -> Version:
+        """Nothing has to be set up: the labels come with each request."""
+        return Version(model_version=version)
+
+    @router.get("/versions", responses=documented())
+    async def versions() -> Versions:
+        """There is one."""
+        return Versions(versions=[version])
+
+    return router
+
+
+async def _predicted(service: Service, task: Task, controls: list[Control], version: str) -> Prediction:
+    settings = service.settings
+    try:
+        address = task.data.get(controls[0].key)
+        data = await service.fetch(picture_of, address, settings.label_studio, settings.max_body)
+        seen = await service.see(data, keep=False)
+        found = await service.ask(seen, phrases_of(controls), PATHWAY)
+        image = await service.told(_image, found, controls=controls)
+        regions = await service.in_thread(_regions, image, controls)
+    except (OpenGemError, RequestError) as error:
+        return Prediction(result=[], score=0.0, model_version=version, error=str(error))
+    score = max((one.presence or 0.0 for one in image.objects), default=0.0)
+    return Prediction(result=regions, score=score, model_version=version)
+
+
+def _image(found: Localization, gone: Event, controls: list[Control]) -> LabelledImage:
+    least = min(map(_least, controls))
+    each = [image_of(label, presence=least) for label in by_prompt(found, gone)]
+    return replace(each[0], objects=tuple(one for image in each for one in image.objects))
+
+
+def _regions(image: LabelledImage, controls: list[Control]) -> list[dict[str, Any]]:
+    told = []
+    for number, one in enumerate(image.objects, start=1):
+        for part, (control, value) in enumerate(_shapes(one, image, controls), start=1):
+            made = region(f"{number}.{part}", one, image, control.kind, value, control.name, control.to)
+            told.append({**made, "score": made["score"] if one.presence is None else one.presence})
+    return told
+
+
+def _shapes(one: Object, image: LabelledImage, controls: list[Control]) -> list[tuple[Control, dict[str, Any]]]:
+    """The regions of an object, each with the control it is of; none where no control has its label, or the label is
+    too improbable."""
+    having = {control.kind: control for control in controls if one.name in control.labels}
+    best = next((kind for kind in REGIONS if kind in having), None)
+    if best is None or (one.presence is not None and one.presence < _least(having[best])):
+        return []
+    return [(having[kind], value) for kind, value in REGIONS[best](one, image) if kind in having]
+
+
+def _least(control: Control) -> float:
+    return PRESENCE if control.presence is None else control.presence

@@ -1,0 +1,29 @@
+"""Built-in pictures to try: scenes that the embedded model has never learnt from."""
+
+import io
+from functools import lru_cache
+
+from PIL import Image
+
+from open_gem.datasets.scenes import HELD_OUT, scene
+
+SIZE = (384, 512)  # pixels, height before width
+SAMPLES = {"sample-1": 0, "sample-2": 1, "sample-3": 2, "sample-4": 3, "sample-5": 4, "sample-6": 5}
+"""Names -> which held-out scene."""
+
+
+def phrases(name: str) -> list[str]:
+    """What is in it."""
+    return _made(name)[0]
+
+
+def png(name: str) -> bytes:
+    return _made(name)[1]
+
+
+@lru_cache(maxsize=len(SAMPLES))
+def _made(name: str) -> tuple[list[str], bytes]:
+    made = scene(HELD_OUT + SAMPLES[name], SIZE)
+    file = io.BytesIO()
+    Image.fromarray(made.image).save(file, format="PNG")
+    return list(made.names), file.getvalue()

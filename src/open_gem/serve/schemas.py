@@ -1,0 +1,193 @@
+"""What requests and answers hold, for checks and for the OpenAPI document."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+SQUARE = (  # a red square of 16 pixels on white, 32 x 32
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////IHh7kMBY6AAAAF0lEQVR42mNgIBb8/8/AxMDAQCWCWAAA9BUC"
+    "HTVYa/EAAAAASUVORK5CYII="
+)
+Two = Annotated[list[int], Field(min_length=2, max_length=2)]
+Four = Annotated[list[int], Field(min_length=4, max_length=4)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Given(BaseModel):
+    """A request's body: a misspelt name is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    error: str = Field(description="What is wrong, in one line.")
+
+
+class ImageInfo(BaseModel):
+    id: str = Field(description="To be asked with. The same bytes have the same id until the server starts again.")
+    height: int = Field(description="Pixels of the picture, upright as its EXIF orientation says.")
+    width: int
+    grid: Two = Field(description="Rows and columns of patches.")
+    model: str
+    pathways: list[str] = Field(description="That can be asked.")
+
+
+class Ask(Given):
+    prompts: list[str] = Field(description="Phrases.", min_length=1, examples=[["a cat", "remote control"]])
+    pathway: str = Field("gem", description="A name of /v1/models.")
+    threshold: Share | None = Field(
+        None, description="A pixel is in the mask where its map, stretched to [0, 1], is above; null: 0.5."
+    )
+    mask: Literal["rle", "png", "none"] = "none"
+    similarity: StrictBool = Field(False, description="With the cosine of every patch.")
+    place: StrictBool = Field(True, description="With box and point, which cost time by the picture's pixels.")
+
+
+class Rle(BaseModel):
+    size: Two = Field(description="Height and width.")
+    counts: str = Field(description="COCO's compressed run lengths.")
+
+
+class Result(BaseModel):
+    prompt: str
+    score: float | None = Field(description="Cosine of the phrase with the image as a whole, in [-1, 1].")
+    presence: float | None = Field(description="That score as the probability that it is in the image.")
+    box: Four | None = Field(
+        description="Left, top, right, bottom of the best connected part of the mask; right and bottom exclusive."
+    )
+    point: Two | None = Field(description="x and y of the most confident pixel.")
+    mask: Rle | str | None = Field(description="COCO's run lengths, or base64 of a PNG of 0 and 255.")
+    similarity: str | None = Field(
+        description="Base64 of little-endian float16, rows × columns: the raw cosine of each patch, row by row."
+    )
+
+
+class Grounded(BaseModel):
+    id: str
+    height: int
+    width: int
+    grid: Two
+    pathway: str
+    model: str
+    results: list[Result]
+
+
+class Parameters(Given):
+    """What `/v1/ground` may be told, with Hugging Face's names."""
+
+    candidate_labels: list[str] = Field(min_length=1, examples=[["red square", "cat"]])
+    task: Literal["object-detection", "image-segmentation"] = "object-detection"
+    threshold: Share = Field(0.5, description="Labels whose score is below are left out.")
+    mask_threshold: Share = Field(
+        0.5, description="A pixel is in the mask where its map, stretched to [0, 1], is above."
+    )
+    pathway: str = "gem"
+
+
+class Inference(Given):
+    """Hugging Face's inference API."""
+
+    inputs: str = Field(
+        description="Base64 of a picture, or a data: URI. An address is not fetched.", examples=[SQUARE]
+    )
+    parameters: Parameters
+    options: dict[str, Any] | None = Field(None, description="Of Hugging Face's clients; has no effect.")
+
+
+class Corners(BaseModel):
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class Detection(BaseModel):
+    label: str
+    score: float = Field(description="Probability that the label is in the image; of models without, a cosine.")
+    box: Corners
+
+
+class Segment(BaseModel):
+    label: str
+    score: float
+    mask: str = Field(description="Base64 of a PNG of the picture's size, 255 inside and 0 outside.")
+
+
+class OneOf(BaseModel):
+    """Of a batch, what was found in one picture, or why it could not be read."""
+
+    found: list[Detection] | list[Segment] | None = None
+    error: str | None = None
+
+
+class Batch(BaseModel):
+    results: list[OneOf] = Field(description="One a picture, in order.")
+
+
+class PathwayInfo(BaseModel):
+    name: str
+    about: str
+
+
+class ModelInfo(BaseModel):
+    name: str
+    size: str = Field(description="How pictures are resized for it.")
+    patch: Two = Field(description="Height and width of a patch in pixels.")
+    dtype: str
+    template: str | list[str] = Field(description="What a phrase is put into.")
+    default: str = Field(description="The pathway that is asked where none is named.")
+    pathways: list[PathwayInfo]
+    limits: dict[str, Any]
+
+
+class Models(BaseModel):
+    models: list[ModelInfo]
+
+
+class Sample(BaseModel):
+    name: str
+    phrases: list[str]
+
+
+class Samples(BaseModel):
+    samples: list[Sample]
+
+
+class Health(BaseModel):
+    status: str
+    model_class: str
+    version: str
+
+
+class Task(BaseModel):
+    """A task of Label Studio: whatever else it has is not looked at."""
+
+    data: dict[str, Any] = Field(description="The picture is under the name that the configuration says.")
+    id: Any = None
+
+
+class Tasks(BaseModel):
+    """What Label Studio sends to be predicted."""
+
+    tasks: list[Task]
+    label_config: str = Field(description="The project's labelling configuration.")
+
+
+class Prediction(BaseModel):
+    result: list[dict[str, Any]]
+    score: float
+    model_version: str
+    error: str | None = None
+
+
+class Predictions(BaseModel):
+    results: list[Prediction]
+    model_version: str
+
+
+class Version(BaseModel):
+    model_version: str
+
+
+class Versions(BaseModel):
+    versions: list[str]

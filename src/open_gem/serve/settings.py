@@ -1,0 +1,89 @@
+"""What a server may be asked for, and how much of it: one value, made once, handed to everything that counts."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from open_gem.checks import is_count, is_positive
+from open_gem.errors import InputError
+from open_gem.serve.label_studio import Source
+
+MIB = 2**20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of a server. What is over one of them is refused with a line that names it.
+
+    token          what clients have to send as `Authorization: Bearer`; None: nothing
+    hosts          names that a request's Host header may have; None: any. On a loopback address these are its own
+                   names, so that no page on the web reaches the server through a name of its own (DNS rebinding)
+    cache_bytes    of the features and pixels of uploaded images; the longest unused go first
+    max_queue      requests in the house, waiting or worked on; more are told 429
+    max_batch      images, or 32 times as many phrases, that the model sees at a time
+    max_body       bytes of a request
+    max_bodies     bytes of all requests in the house
+    max_pixels     of an uploaded picture, judged by its header
+    max_prompts    phrases of a request
+    max_prompt     characters of a phrase
+    max_files      pictures of a batch
+    body_seconds   in which a request has to have arrived
+    seconds        in which it has to be answered, from when it began
+    stop_seconds   that requests at hand have when the server is stopped
+    threads        that decode pictures and make masks
+    pathways       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
+                   forward pass and costs nothing beside another
+    label_studio   whose pictures may be fetched to predict its tasks; None: only data: URIs
+    formats        of pictures, as PIL calls them
+
+    Raises InputError for a limit that is none.
+    """
+
+    token: str | None = None
+    hosts: tuple[str, ...] | None = None
+    cache_bytes: int = 512 * MIB
+    max_queue: int = 32
+    max_batch: int = 8
+    max_body: int = 32 * MIB
+    max_bodies: int = 256 * MIB
+    max_pixels: int = 40_000_000
+    max_prompts: int = 64
+    max_prompt: int = 500
+    max_files: int = 16
+    body_seconds: float = 30.0
+    seconds: float = 60.0
+    stop_seconds: float = 10.0
+    threads: int = 2
+    pathways: tuple[str, ...] = ("gem", "clip")
+    label_studio: Source | None = None
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type is int and not is_count(value):
+                raise InputError(f"{one.name} is {value!r}, expected a whole number of 1 or more")
+            if one.type is float and not is_positive(value):
+                raise InputError(f"{one.name} is {value!r}, expected a number above 0")
+        if self.token is not None and not _is_token(self.token):
+            raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
+
+    def limits(self) -> dict[str, Any]:
+        """Those that a client can run into."""
+        told = ("max_body", "max_pixels", "max_prompts", "max_prompt", "max_files", "seconds")
+        return {name: getattr(self, name) for name in told} | {"formats": list(self.formats)}
+
+
+def _is_token(text: str) -> bool:
+    return bool(text) and all("!" <= letter <= "~" for letter in text)
+
+
+def hosts_of(host: str) -> tuple[str, ...] | None:
+    """The names under which a server bound to `host` is asked for: those of this machine, or any."""
+    return LOOPBACK if host in LOOPBACK else None
+
+
+def seconds_to_wait(seconds: float) -> str:
+    """For Retry-After: whole seconds, one at least."""
+    return str(max(1, math.ceil(seconds)))

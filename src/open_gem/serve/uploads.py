@@ -1,0 +1,100 @@
+"""What comes in a request's body, as its sender says it: multipart forms, or JSON. Never a path or an address."""
+
+import json
+from base64 import b64decode
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from open_gem.serve.errors import RequestError, told
+
+Form = TypeVar("Form", bound=BaseModel)
+
+FIELDS = 128  # of a form, beside its files
+DATA_URI = "data:image/"
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@asynccontextmanager
+async def form_of(request: Request, files: int) -> AsyncIterator[FormData]:
+    """The form that was sent, with so many files at most. Raises RequestError for what is none."""
+    if content_type(request) != "multipart/form-data":
+        raise RequestError(415, "expected a body of multipart/form-data")
+    try:
+        form = await request.form(max_files=files, max_fields=FIELDS)
+    except HTTPException as error:
+        raise RequestError(400, f"cannot read the form: {error.detail}") from error
+    except Exception as error:  # of text in a character set that cannot be, for one
+        raise RequestError(400, f"cannot read the form: {type(error).__name__}") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def files_of(form: FormData, name: str) -> list[bytes]:
+    """The content of each file of that name. Raises RequestError where there is none."""
+    found = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
+    if not found:
+        raise RequestError(422, f"the form has no file {name!r}")
+    return [await one.read() for one in found]
+
+
+def fields_of(form: FormData, lists: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a form that are no files; of `lists` all that have the name."""
+    texts = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    fields: dict[str, Any] = dict(texts)
+    return fields | {name: found for name in lists if (found := [value for key, value in texts if key == name])}
+
+
+def checked(form: type[Form], values: Mapping[str, Any]) -> Form:
+    """Raises RequestError for values that are none of the form's."""
+    try:
+        return form.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(422, told(error.errors(include_url=False))) from error
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that was sent. Raises RequestError."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise RequestError(422, f"the body is a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def labels_of(given: list[str]) -> list[str]:
+    """Labels as forms have them: a field each, or one with a JSON list, or with commas."""
+    if len(given) != 1:
+        return given
+    text = given[0].strip()
+    if text.startswith("["):
+        try:
+            listed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(422, f"candidate_labels are no JSON list: {error}") from error
+        if not all(isinstance(one, str) for one in listed):
+            raise RequestError(422, "candidate_labels have something else than text")
+        return listed
+    return [label.strip() for label in text.split(",")]
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of a picture in base64, or of a data: URI. Raises RequestError, above all for an address: it is never
+    fetched."""
+    encoded = text.partition(",")[2] if text[: len(DATA_URI)].lower() == DATA_URI else text
+    try:
+        return b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
+        raise RequestError(422, "inputs are no base64 of a picture; an address is not fetched") from None

@@ -1,0 +1,128 @@
+"""One thread that owns the model: jobs of many requests come to it, and those that can share a pass of it do."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any, Generic, TypeVar
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, eq=False)
+class Kind(Generic[Given, Made]):
+    """Something the model does with several inputs at once.
+
+    work   inputs of one key → what comes of each, in order
+    key    of an input: those with equal ones may be worked on together
+    cost   of an input, and `most` that a batch may cost; one input alone may always
+    """
+
+    name: str
+    work: Callable[[Sequence[Given]], Sequence[Made]]
+    key: Callable[[Given], Any]
+    cost: Callable[[Given], int]
+    most: int
+
+
+@dataclass(eq=False)
+class _Job:
+    kind: Kind
+    given: Any
+    future: Future = field(default_factory=Future)
+
+    @property
+    def key(self) -> Any:
+        return self.kind.name, self.kind.key(self.given)
+
+
+class Worker:
+    """Takes jobs in order; behind the oldest, all waiting ones that may share its batch. Nothing waits for a batch to
+    fill: while one is worked on the next comes together by itself.
+
+    `watch(name, inputs)` is called before each batch. A job whose asker has gone is left out. Where a batch fails, its
+    inputs are tried one by one, so that what is wrong with one is no other's trouble.
+    """
+
+    def __init__(self, watch: Callable[[str, int], None] = lambda name, inputs: None):
+        self._waiting: deque[_Job] = deque()
+        self._changed = Condition()
+        self._stopping = False
+        self._watch = watch
+        self._thread = Thread(target=self._run, name="open_gem model", daemon=True)
+        self._thread.start()
+
+    async def do(self, kind: Kind[Given, Made], given: Given) -> Made:
+        """What comes of one input. Cancelling this takes the job out of the queue; raises what the work raises."""
+        return await asyncio.wrap_future(self.submit(kind, given))
+
+    def submit(self, kind: Kind[Given, Made], given: Given) -> "Future[Made]":
+        """The same for askers without an event loop."""
+        job = _Job(kind, given)
+        with self._changed:
+            if self._stopping:
+                raise RuntimeError("the worker has been stopped")
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.future
+
+    def stop(self) -> None:
+        """Finish what waits, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def _run(self) -> None:
+        while batch := self._take():
+            self._watch(batch[0].kind.name, len(batch))
+            self._work(batch)
+
+    def _take(self) -> list[_Job]:
+        """The oldest job and those that may share its batch; none once all is done and the worker stops."""
+        with self._changed:
+            while True:
+                while not self._waiting and not self._stopping:
+                    self._changed.wait()
+                if not self._waiting:
+                    return []
+                if batch := self._together():
+                    return batch
+
+    def _together(self) -> list[_Job]:
+        batch: list[_Job] = []
+        left: deque[_Job] = deque()
+        cost = 0
+        for job in self._waiting:
+            more = job.kind.cost(job.given)
+            fits = not batch or (job.key == batch[0].key and cost + more <= job.kind.most)
+            if not fits:
+                left.append(job)
+            elif job.future.set_running_or_notify_cancel():  # False: whoever asked has gone
+                batch.append(job)
+                cost += more
+        self._waiting = left
+        return batch
+
+    def _work(self, batch: list[_Job]) -> None:
+        try:
+            made = batch[0].kind.work([job.given for job in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            else:
+                for job in batch:
+                    self._work([job])
+            return
+        for job, one in zip(batch, made, strict=True):
+            job.future.set_result(one)

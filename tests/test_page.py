@@ -1,0 +1,225 @@
+"""The page in a real browser, on a real server with the model in the package: what people do, and what they see."""
+
+import json
+import re
+import shlex
+from base64 import b64encode
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from typer.testing import CliRunner
+
+from open_gem import viz
+from open_gem.cli import app as commands
+from open_gem.datasets.scenes import scene
+
+pytest.importorskip("fastapi", reason="the server is not installed: pip install open_gem[serve]")
+
+PHRASES = ("snail", "rabbit", "hamburger")
+
+
+def lit(pixels: np.ndarray, mask: np.ndarray) -> float:
+    """How much hotter than elsewhere, red over blue, a part of the picture is painted."""
+    warmth = pixels[..., 0] - pixels[..., 2]
+    return float(warmth[mask].mean() - warmth[~mask].mean())
+
+
+# Seeing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_right_object_is_lit_as_a_phrase_is_typed(visit, picture, drawn):
+    page = visit().open().look_at(picture).switch(boxes=False, point=False).slide("opacity", 1)
+    for phrase in PHRASES:
+        page.page.fill("#phrase", "")
+        page.page.type("#phrase", phrase)
+        pixels = page.shows(phrase).pixels()
+        warmth = {name: lit(pixels, mask) for name, mask in zip(drawn.names, drawn.masks, strict=True)}
+        assert max(warmth, key=warmth.__getitem__) == phrase, warmth
+        assert "ms from the last letter" in page.text("#status")
+        x, y = map(int, page.rows()[-1][4].split(", "))
+        assert drawn.masks[drawn.names.index(phrase), y, x]
+
+
+def test_heat_is_painted_as_viz_paints_it(visit, picture, drawn, embedded):
+    page = visit().open().look_at(picture, "snail").switch(boxes=False, point=False)
+    found = embedded(picture, ["snail"])
+    expected = np.asarray(viz.overlay(Image.open(picture), found.heatmaps()[0])).astype(int)
+    assert np.abs(page.pixels() - expected).max() <= 6 and np.abs(page.pixels() - expected).mean() < 0.5
+
+
+def test_masks_are_those_of_the_server(visit, picture, drawn, embedded):
+    page = visit().open().look_at(picture, "rabbit").switch(heat=False, mask=True, boxes=False, point=False)
+    page.slide("threshold", 0.35).slide("opacity", 1)
+    marked = (page.pixels() != drawn.image).any(axis=-1)
+    with page.page.expect_download() as download:
+        page.page.click("#json")
+    document = json.loads(download.value.path().read_text("utf-8"))
+    [answer] = document["answers"]
+    [result] = answer["results"]
+    mask = coco.decode(result["mask"]).astype(bool)
+    assert (marked & mask).sum() / (marked | mask).sum() > 0.99
+    assert np.array_equal(mask, embedded(picture, ["rabbit"]).masks(0.35)[0])
+    [row] = page.rows()
+    assert row[4:] == [", ".join(map(str, result[part])) for part in ("point", "box")]
+
+
+def test_what_is_not_there_is_said_and_grey(visit, picture, drawn):
+    page = visit().open().look_at(picture, "fire engine").switch(boxes=False, point=False).slide("opacity", 1)
+    assert "not there" in page.text(".chip") and "probably not there" in page.text(".caption")
+    assert np.ptp(page.pixels()[150:, 200:], axis=-1).max() < np.ptp(drawn.image[150:, 200:].astype(int), axis=-1).max()
+    page.slide("limit", 0)
+    assert np.ptp(page.pixels()[150:, 200:], axis=-1).max() > 200  # in colours again
+    assert "not there" not in page.text(".chip")
+
+
+def test_sliders_and_layers_ask_nothing_of_the_server(visit, picture):
+    page = visit().open().look_at(picture, *PHRASES)
+    page.page.wait_for_load_state("networkidle")
+    asked: list[str] = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    seen = [page.pixels()]
+    for name, value in [("threshold", 0.3), ("threshold", 0.8), ("opacity", 0.2), ("limit", 1), ("limit", 0.5)]:
+        seen.append(page.slide(name, value).pixels())
+        assert page.text(f"output[for={name}]") == f"{value:.2f}"
+    for layer in ("mask", "all", "heat", "point", "boxes"):
+        seen.append(page.switch(**{layer: not page.page.is_checked(f"input[name={layer}]")}).pixels())
+    assert all((one != other).any() for one, other in pairwise(seen)) and asked == []
+    page.page.click(".chip >> nth=0 >> .choose")
+    page.shows(PHRASES[0])
+    assert asked == []  # what was answered once is known
+
+
+def test_two_pathways_side_by_side(visit, picture, drawn):
+    page = visit().open().look_at(picture, *PHRASES).switch(boxes=False, point=False, compare=True)
+    page.shows(PHRASES[-1], panels=2).slide("opacity", 1)
+    assert page.page.locator("select").evaluate_all("(all) => all.map((one) => one.value)") == ["clip", "gem"]
+    mask = drawn.masks[drawn.names.index(PHRASES[-1])]
+    clip, gem = (lit(page.pixels(panel), mask) for panel in (0, 1))
+    assert gem > clip + 30  # the paper in one glance
+    page.page.hover("canvas >> nth=1", position={"x": 5, "y": 5})
+    for reading in page.texts(".readout"):
+        assert re.fullmatch(rf"x \d+, y \d+ · {PHRASES[-1]} \S+ \(heat \d\.\d\d\) · nearest: \w+ -?0\.\d+", reading)
+    page.page.select_option("select >> nth=0", "maskclip")
+    page.page.wait_for_function(NAMED, arg="maskclip,gem")
+    page.shows(PHRASES[-1], panels=2)
+    page.switch(compare=False).shows(PHRASES[-1], panels=1)
+
+
+READING = re.compile(r"x (\d+), y (\d+) · hamburger (\S+) \(heat (\S+)\) · nearest: (.+) (\S+)")
+
+
+def test_the_probe_reads_the_librarys_values(visit, picture, drawn, embedded):
+    page = visit().open().look_at(picture, *PHRASES)
+    result = embedded(picture, list(PHRASES))
+    cosines = result.heatmaps("cosine").stack().numpy()
+    frame = page.page.locator("canvas").bounding_box()
+    for y, x in [(40, 60), (200, 130), (300, 400)]:
+        scale = frame["width"] / 448
+        page.page.hover("canvas", position={"x": (x + 0.5) * scale, "y": (y + 0.5) * scale})
+        read = READING.fullmatch(page.text(".readout"))
+        assert read, page.text(".readout")
+        assert abs(int(read[1]) - x) <= 1 and abs(int(read[2]) - y) <= 1
+        assert abs(float(read[3]) - cosines[2, y, x]) < 0.01
+        assert abs(float(read[4]) - result.heatmaps()[2][y, x]) < 0.02
+        assert read[5] == PHRASES[cosines[:, y, x].argmax()] and abs(float(read[6]) - cosines[:, y, x].max()) < 0.01
+
+
+# Bringing and taking --------------------------------------------------------------------------------------------------
+
+NAMED = "(name) => document.querySelector('#cli').textContent.includes(name)"
+GIVE = """async ([kind, bytes]) => {
+  const given = new DataTransfer();
+  const content = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
+  given.items.add(new File([content], `${kind}.png`, { type: "image/png" }));
+  const how = { bubbles: true, cancelable: true, clipboardData: given, dataTransfer: given };
+  const event = kind === "paste" ? new ClipboardEvent("paste", how) : new DragEvent("drop", how);
+  document.querySelector("main").dispatchEvent(event);
+}"""
+
+
+def test_a_picture_is_dropped_or_pasted(visit, picture):
+    page = visit().open()
+    page.page.fill("#phrase", "rabbit")
+    for kind in ("drop", "paste"):
+        page.page.evaluate(GIVE, [kind, b64encode(picture.read_bytes()).decode()])
+        page.page.wait_for_function(NAMED, arg=f"{kind}.png")
+        page.shows("rabbit")
+
+
+def test_a_sample_brings_its_phrases_and_what_was_typed_stays(visit):
+    page = visit().open()
+    page.page.fill("#phrase", "fire engine, ")
+    page.page.click("#samples button >> nth=0")
+    page.page.wait_for_selector("canvas[data-shows]:not([data-shows=''])")
+    first = page.texts(".chip .text")
+    page.page.click("#samples button >> nth=1")
+    page.page.wait_for_selector("#samples li:nth-child(2) [aria-pressed=true]")
+    second = page.texts(".chip .text")
+    assert first[0] == second[0] == "fire engine" and first[1:] != second[1:] and len(second) > 1
+    address, command = page.text("#cli").splitlines()
+    assert address.startswith("curl ") and command.startswith("open-gem ground ")
+
+
+def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
+    page = visit().open().look_at(picture, *PHRASES).switch(compare=True).slide("threshold", 0.4)
+    page.shows(PHRASES[-1], panels=2)
+    rows = page.rows()
+    monkeypatch.chdir(picture.parent)
+    _, *words = shlex.split(page.text("#cli"))
+    ran = CliRunner().invoke(commands, [*words, "--json", "--quiet"])
+    assert ran.exit_code == 0, ran.output
+    found = {
+        (prompt["prompt"], document["pathway"]["name"]): prompt
+        for document in map(json.loads, ran.stdout.splitlines())
+        for prompt in document["prompts"]
+    }
+    names: dict[str, Any] = {}
+    exec(page.text("#python"), names)
+    assert len(rows) == len(found) == 6
+    for row in rows:
+        phrase, pathway, _, score, point, box = row
+        expected = found[phrase, pathway]
+        assert score == f"{expected['score']:.3f}" and point == ", ".join(map(str, expected["point"]))
+        assert box == ", ".join(map(str, expected["boxes"][0]["xyxy"]))
+        best = names["found"][pathway].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
+        assert best == expected["boxes"][0]["xyxy"]
+    assert names["masks"].stack().shape == (3, 336, 448)
+
+
+def test_a_png_as_large_as_the_picture(visit, picture, drawn):
+    page = visit().open().look_at(picture, "snail").switch(compare=True)
+    page.shows("snail", panels=2)
+    with page.page.expect_download() as download:
+        page.page.click("#png")
+    assert download.value.suggested_filename == "a scene.open_gem.png"
+    saved = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+    assert np.array_equal(saved[:336, :448], page.pixels(0)) and np.array_equal(saved[:336, -448:], page.pixels(1))
+    assert saved.shape[0] > 336 and saved[336:].min() == 0  # words below
+
+
+def test_lines_are_copied(visit, picture, address):
+    page = visit().open()
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    page.look_at(picture, "snail")
+    for which in ("cli", "python"):
+        page.page.click(f"[data-copies={which}]")
+        page.page.wait_for_selector(f"[data-copies={which}]:text('Copied')")
+        assert page.page.evaluate("navigator.clipboard.readText()") == page.page.text_content(f"#{which}")
+
+
+@pytest.mark.parametrize("size", [(130, 100), (900, 1200)])
+def test_pictures_that_are_painted_larger_or_smaller_than_they_are(visit, embedded, tmp_path, size):
+    path = tmp_path / "other.png"
+    Image.fromarray(scene(1, size).image).save(path)
+    page = visit().open().look_at(path, "balloon")
+    result = embedded(path, ["balloon"])
+    painted = page.pixels().shape
+    assert painted[0] / painted[1] == pytest.approx(size[0] / size[1], rel=0.01)
+    good = int(np.ceil(size[0] / painted[0]))  # pixels of the picture in one that is painted
+    [[*_, point, box]] = page.rows()
+    for told, true in [(point, result.points()[0]), (box, result.boxes()[0].xyxy[0])]:
+        assert np.abs(np.array(told.split(", "), dtype=int) - true.numpy()).max() <= good

@@ -1,0 +1,227 @@
+"""The page where things go wrong, and for people who do without a mouse, without sight, or with a small screen."""
+
+import re
+from pathlib import Path
+
+import pytest
+from browser import FRAME
+
+import open_gem
+
+pytest.importorskip("fastapi", reason="the server is not installed: pip install open_gem[serve]")
+
+PAGE = Path(open_gem.__file__).parent / "serve" / "page"
+FAILED = "Failed to load resource"
+
+# Requests to the server take longer, and are counted.
+SLOWLY = """
+const send = window.fetch;
+window.flights = { now: 0, most: 0, asked: [] };
+window.fetch = async (address, options = {}) => {
+  if (!String(address).includes("v1/images")) return send(address, options);
+  if (typeof options.body === "string") flights.asked.push(JSON.parse(options.body).prompts);
+  flights.most = Math.max(flights.most, ++flights.now);
+  await new Promise((resolve) => setTimeout(resolve, 120));
+  try { return await send(address, options); } finally { flights.now--; }
+};
+"""
+
+
+def test_one_request_in_flight_and_only_the_newest_phrase_waits(visit, picture):
+    page = visit(script=SLOWLY).open().look_at(picture)
+    page.page.type("#phrase", "a white rabbit", delay=15)
+    page.shows("a white rabbit").switch(compare=True).shows("a white rabbit", panels=2)
+    flights = page.page.evaluate("flights")
+    asked = [phrase for phrases in flights["asked"] for phrase in phrases]
+    assert flights["most"] == 1 and asked[-2:] == ["a white rabbit"] * 2  # by gem, then by clip
+    assert len(asked) < len("a white rabbit") and all(len(phrases) == 1 for phrases in flights["asked"])
+
+
+def test_a_picture_given_up_for_another_is_no_trouble(visit, picture):
+    page = visit(script=SLOWLY).open()
+    page.page.fill("#phrase", "snail")
+    for _ in range(3):
+        page.look_at(picture)
+    assert not page.shows("snail").page.is_visible("#trouble")
+    assert page.page.evaluate("flights.most") == 1
+
+
+def test_a_server_that_is_gone_and_comes_back(visit, picture):
+    page = visit().open().look_at(picture, "snail")
+    page.page.context.set_offline(True)
+    page.page.fill("#phrase", "rabbit")
+    page.page.wait_for_selector("#trouble:not([hidden])")
+    assert page.text("#trouble p") == "The server cannot be reached."
+    page.page.context.set_offline(False)
+    page.page.click("#retry")
+    page.shows("rabbit")
+    assert not page.page.is_visible("#trouble")
+    page.forgive(FAILED)
+
+
+def test_a_busy_server_is_asked_again(visit, picture):
+    page = visit().open()
+    busy = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": "Too many requests."}}
+    page.page.route("**/ground", lambda route: route.fulfill(**busy), times=1)
+    page.page.fill("#phrase", "snail")
+    page.look_at(picture)
+    page.page.wait_for_function("() => document.querySelector('#status').textContent.includes('Trying again in 1 s')")
+    assert not page.shows("snail").page.is_visible("#trouble")
+    page.forgive(FAILED)
+
+
+def test_an_image_that_the_server_no_longer_has_is_sent_again(visit, picture):
+    page = visit().open()
+    with page.page.expect_response("**/v1/images") as uploaded:
+        page.look_at(picture, "snail")
+    gone = page.page.evaluate("(id) => fetch(`v1/images/${id}`, { method: 'DELETE' })", uploaded.value.json()["id"])
+    assert gone is not None
+    page.page.fill("#phrase", "rabbit")
+    assert not page.shows("rabbit").page.is_visible("#trouble")
+    page.forgive(FAILED)
+
+
+def test_what_is_no_picture_is_refused_in_words(visit, picture, tmp_path):
+    page = visit().open()
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture")
+    page.look_at(text)
+    page.page.wait_for_selector("#trouble:not([hidden])")
+    assert page.text("#trouble p") == "notes.png is not a picture that this browser can show."
+    assert not page.page.is_visible("#retry")
+    page.page.click("#dismiss")
+    page.look_at(picture, "snail")
+    assert not page.page.is_visible("#trouble")
+
+
+def test_a_server_that_asks_for_a_token_and_has_limits(visit, picture, start, tmp_path):
+    with start(token="a-secret", max_prompt=20, max_body=picture.stat().st_size + 2000) as address:
+        page = visit(address)
+        page.page.wait_for_selector("dialog[open]")
+        assert not page.page.is_visible(".wrong")
+        page.page.fill("dialog input", "a-guess")
+        page.page.press("dialog input", "Enter")
+        page.page.wait_for_selector(".wrong:not([hidden])")
+        page.page.fill("dialog input", "a-secret")
+        page.page.press("dialog input", "Enter")
+        page.open().look_at(picture, "snail")
+        assert "Authorization: Bearer $OPEN_GEM_TOKEN" not in page.text("#cli")  # the picture is no sample
+        page.page.reload()
+        page.open().look_at(picture, "rabbit", "a phrase longer than twenty letters", "snail")
+        assert not page.page.is_visible("dialog")  # asked for once
+        page.page.wait_for_selector(".chip.failed")
+        assert page.texts(".chip.failed .text") == ["a phrase longer than twenty letters"]
+        assert page.texts(".chip:not(.failed) .presence") != []
+        large = tmp_path / "large.png"
+        large.write_bytes(picture.read_bytes() + bytes(4000))
+        page.look_at(large)
+        page.page.wait_for_selector("#trouble:not([hidden])")
+        assert not page.page.is_visible("#retry") and len(page.text("#trouble p")) > 20
+        page.forgive(FAILED)
+        page.page.context.close()
+
+
+# Without a mouse, without sight, on a small screen --------------------------------------------------------------------
+
+
+FOCUSED = """() => {
+  const one = document.activeElement, seen = one.id === "file" ? one.nextElementSibling : one;
+  return [one.id || one.name || one.className || one.localName, getComputedStyle(seen).outlineStyle];
+}"""
+CONTROLS = {"skip", "file", "phrase", "heat", "mask", "boxes", "point", "all", "threshold", "opacity", "limit"} | {
+    "compare",
+    "canvas",
+    "png",
+    "json",
+    "copy",
+}
+
+
+def test_everything_can_be_done_by_keyboard(visit, picture):
+    page = visit().open().look_at(picture)
+    keyboard = page.page.keyboard
+    page.page.focus("body")
+    reached: list[str] = []
+    while "body" not in reached and len(reached) < 60:
+        keyboard.press("Tab")
+        name, outline = page.page.evaluate(FOCUSED)
+        assert outline != "none" or name == "body", f"nobody sees the focus on {name}"
+        reached.append(name)
+    assert not CONTROLS.difference(reached)
+    page.page.focus("#phrase")
+    keyboard.type("snail, rabbit")
+    keyboard.press("Enter")
+    page.shows("rabbit")
+    page.page.focus(".chip .choose")
+    keyboard.press("Enter")
+    page.shows("snail")
+    keyboard.press("Delete")
+    page.shows("rabbit")
+    assert page.texts(".chip .text") == ["rabbit"] and page.page.evaluate(FOCUSED)[0] == "choose"
+    page.page.focus("#threshold")
+    keyboard.press("ArrowRight")
+    page.page.evaluate(FRAME)
+    assert page.text("output[for=threshold]") == "0.51"
+    page.page.focus("canvas")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        keyboard.press(key)
+    read = page.text("#live")
+    assert re.match(r"x \d+, y \d+ · rabbit -?0\.\d+ \(heat", read) and read == page.text(".readout")
+    keyboard.press("Escape")
+    assert page.text(".readout").startswith("Point at")
+
+
+TOLD = "(text) => document.querySelector('#live').textContent.startsWith(text)"
+
+
+def test_what_was_found_is_told(visit, picture):
+    page = visit().open().look_at(picture, "rabbit")
+    page.page.wait_for_function(TOLD, arg="rabbit: there, presence")
+    page.page.fill("#phrase", "fire engine")
+    page.page.wait_for_function(TOLD, arg="fire engine: probably not there")
+    assert "fire engine" in page.page.get_attribute("canvas", "aria-label")
+
+
+SHADE = "getComputedStyle(document.body).backgroundColor"
+
+
+def test_no_barrier_that_axe_knows(visit, picture):
+    axe = pytest.importorskip("axe_playwright_python.base", reason="no axe: pip install axe-playwright-python")
+    page = visit(viewport={"width": 360, "height": 740}).open()
+    page.page.evaluate(axe.AXE_SCRIPT)
+    found = []
+
+    def examine(step: str, scheme: str) -> None:
+        page.page.emulate_media(color_scheme=scheme)
+        for problem in page.page.evaluate("axe.run()")["violations"]:
+            found.extend((step, scheme, problem["id"], node["failureSummary"]) for node in problem["nodes"])
+
+    examine("empty", "light")
+    page.look_at(picture, "snail", "fire engine").switch(compare=True).shows("fire engine", panels=2)
+    page.page.evaluate("document.getElementById('trouble').hidden = false")
+    examine("results", "light")
+    shades = [page.page.evaluate(SHADE)]
+    examine("results", "dark")
+    shades.append(page.page.evaluate(SHADE))
+    assert found == []
+    light, dark = ([int(part) for part in re.findall(r"\d+", shade)] for shade in shades)
+    assert min(light) > 220 and max(dark) < 60
+
+
+def test_a_small_screen_and_phrases_of_all_kinds(visit, picture):
+    hostile = ["<img src=x onerror=alert(1)>", "w" * 60, "猫 \u202eevil\u202c 🐈", "' \" ` $HOME"]
+    page = visit(viewport={"width": 360, "height": 740}, has_touch=True).open().look_at(picture, *hostile)
+    page.switch(compare=True).shows(hostile[-1], panels=2)
+    assert page.page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.page.locator("main img[src=x]").count() == 0
+    assert page.texts(".chip .text")[:2] == hostile[:2]
+    tops = [page.page.locator(part).bounding_box()["y"] for part in ("#phrases", "#stage", "#layers", "#results")]
+    assert tops == sorted(tops)
+
+
+def test_the_page_is_small_and_needs_nothing_from_elsewhere():
+    files = sorted(PAGE.iterdir())
+    assert sum(path.stat().st_size for path in files) < 80_000
+    for path in files:
+        text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|style=|\bon\w+=\"|innerHTML|eval\(", text), path

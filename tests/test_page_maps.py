@@ -1,0 +1,163 @@
+"""What the page makes of a similarity grid is what the library makes of it: both are asked, in a real browser."""
+
+import ast
+import base64
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import chromium
+
+import open_gem
+from open_gem import readout, viz
+from open_gem.types import Size
+
+PAGE = Path(open_gem.__file__).parent / "serve" / "page"
+ORIGIN = "http://page.test/"
+
+READ = """async ([rows, cols, values, height, width, threshold]) => {
+  const maps = await import("/maps.js");
+  const map = maps.upsample({ rows, cols, values: maps.decodeHalf(values) }, { height, width });
+  const mask = maps.maskOf(map, threshold);
+  return { values: [...map.values], mask: [...mask], boxes: maps.boxesOf(mask, map), peak: maps.peakOf(map) };
+}"""
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[Any]:
+    """A blank page that can import the page's modules; no server is needed for that."""
+
+    def answer(route: Any) -> None:
+        name = route.request.url.removeprefix(ORIGIN)
+        if name:
+            route.fulfill(path=PAGE / name, content_type="text/javascript")
+        else:
+            route.fulfill(body="<!doctype html>", content_type="text/html")
+
+    with chromium() as browser:
+        page = browser.new_page()
+        page.route("**/*", answer)
+        page.goto(ORIGIN)
+        yield page
+
+
+def halves(values: torch.Tensor) -> str:
+    return base64.b64encode(values.numpy().astype("<f2").tobytes()).decode()
+
+
+CASES = [  # the grid, the picture, the threshold
+    ((10, 10), (64, 64), 0.5),
+    ((7, 12), (90, 151), 0.3),
+    ((5, 3), (4, 2), 0.6),  # a picture smaller than its grid
+    ((1, 6), (1, 40), 0.5),
+    ((14, 9), (211, 130), 0.8),
+]
+
+
+@pytest.mark.parametrize(("grid", "size", "threshold"), CASES)
+def test_maps_masks_boxes_and_points_are_the_librarys(modules, grid, size, threshold):
+    similarity = torch.randn(grid, generator=torch.Generator().manual_seed(sum(grid))).mul(0.1).half().float()
+    found = modules.evaluate(READ, [*grid, halves(similarity), *size, threshold])
+    expected = readout.upsample(similarity, Size(*size))
+    mask = readout.min_max(expected) > threshold
+    boxes = readout.component_boxes(mask, expected)
+    np.testing.assert_allclose(np.reshape(found["values"], size), expected, atol=1e-6)
+    assert np.array_equal(np.reshape(found["mask"], size), mask)
+    assert [one["box"] for one in found["boxes"]] == boxes.xyxy.tolist()
+    np.testing.assert_allclose([one["score"] for one in found["boxes"]], boxes.scores, atol=1e-6)
+    assert tuple(found["peak"]) == readout.peak(expected)
+
+
+def test_components_meet_at_corners_and_in_bends(modules):
+    drawn = ["#.#....#", ".#.#..#.", "#...##..", "........", "####.###", "#..#.#..", "#.##.###"]
+    mask = torch.tensor([[cell == "#" for cell in row] for row in drawn])
+    values = torch.arange(mask.numel()).reshape(mask.shape).float()
+    height, width = mask.shape
+    script = """async ([mask, height, width]) => {
+      const { boxesOf } = await import("/maps.js");
+      return boxesOf(mask, { height, width, values: mask.map((_, at) => at) });
+    }"""
+    joined = modules.evaluate(script, [mask.int().flatten().tolist(), height, width])
+    expected = readout.component_boxes(mask, values)
+    assert [(one["box"], one["score"]) for one in joined] == list(
+        zip(expected.xyxy.tolist(), expected.scores.tolist(), strict=True)
+    )
+
+
+def test_nothing_stands_out_of_a_constant_map(modules):
+    found = modules.evaluate(READ, [4, 4, halves(torch.full((4, 4), 0.1)), 50, 50, 0.0])
+    assert not any(found["mask"]) and found["boxes"] == []
+
+
+def test_every_half_is_read(modules):
+    bits = np.arange(1 << 16, dtype="<u2")
+    finite = bits[np.isfinite(bits.view("<f2"))]
+    text = base64.b64encode(finite.tobytes()).decode()
+    read = modules.evaluate("""async (text) => [...(await import("/maps.js")).decodeHalf(text)]""", text)
+    assert np.array_equal(np.array(read, dtype=np.float32), finite.view("<f2").astype(np.float32))
+
+
+def test_colours_are_those_of_viz():
+    digits = "".join(re.findall(r'"([0-9a-f]+)"', (PAGE / "turbo.js").read_text("utf-8")))
+    assert np.array_equal(np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(256, 3), viz._turbo())
+
+
+def test_a_value_is_read_where_the_probe_is(modules):
+    similarity = torch.randn(6, 9, generator=torch.Generator().manual_seed(1)).half().float()
+    expected = readout.upsample(similarity, Size(60, 90))
+    asked = [(0, 0), (59, 89), (31, 4), (17, 66)]
+    script = """async ([values, places]) => {
+      const { decodeHalf, valueAt } = await import("/maps.js");
+      const grid = { rows: 6, cols: 9, values: decodeHalf(values) };
+      return places.map(([y, x]) => valueAt(grid, [(x + 0.5) / 90, (y + 0.5) / 60]));
+    }"""
+    read = modules.evaluate(script, [halves(similarity), asked])
+    np.testing.assert_allclose(read, [expected[place] for place in asked], atol=1e-6)
+
+
+NASTY = [
+    "it's",
+    '"quoted" $HOME `id`',
+    "@file",
+    "-p",
+    "naïve café 猫 🐈",
+    "back\\slash",
+    "a;b|c&d",
+    "line\u2028end",
+    "#no",
+]
+
+
+def test_lines_say_any_phrase(modules):
+    view = {
+        "file": "-my cats.jpg",
+        "origin": None,
+        "token": None,
+        "model": {"name": "ViT-B-16, openai", "size": "short:448", "dtype": "bfloat16", "template": "a {}"},
+        "phrases": NASTY,
+        "pathways": ["clip", "gem"],
+        "threshold": 0.3,
+    }
+    script = """async (view) => {
+      const lines = await import("/lines.js");
+      return [lines.shellLines(view), lines.pythonLines(view)];
+    }"""
+    shell, python = modules.evaluate(script, view)
+    assert shlex.split(shell) == [
+        *("open-gem", "ground", "./-my cats.jpg"),
+        *(word for phrase in NASTY for word in ("-p", " @file" if phrase == "@file" else phrase)),
+        *("--model", "ViT-B-16", "--pretrained", "openai", "--size", "short:448", "--dtype", "bfloat16"),
+        *("--template", "a {}", "--pathway", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
+    ]
+    calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)}
+    given = {name: [ast.literal_eval(one) for one in call.args] for name, call in calls.items() if "." in name}
+    assert given["open_gem.load"] == ["ViT-B-16", "openai"]
+    assert given["localizer.compare"] == ["-my cats.jpg", NASTY, ["clip", "gem"]]
+    assert given["result.masks"] == given["result.boxes"] == [0.3]
+    settings = {one.arg: ast.literal_eval(one.value) for one in calls["open_gem.load"].keywords}
+    assert settings == {"size": "short:448", "dtype": "bfloat16", "template": "a {}"}

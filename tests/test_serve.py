@@ -1,0 +1,240 @@
+"""The API of `open-gem serve`: what it says is what the library says, in the shapes it promises."""
+
+import io
+from base64 import b64decode, b64encode
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from serving import Server, encoded, png
+
+import open_gem
+from open_gem.datasets.scenes import HELD_OUT, scene
+from open_gem.errors import InputError
+from open_gem.methods import PATHWAYS
+from open_gem.serve.app import create_app
+from open_gem.serve.settings import Settings
+
+PROMPTS = ["a cat", "a dog", "tree"]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_localizer):
+    server = Server(tiny_localizer, Settings())
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server) -> httpx.Client:
+    return server.client
+
+
+# Images ---------------------------------------------------------------------------------------------
+
+
+def test_an_upload_tells_size_grid_and_pathways(server, client):
+    info = server.upload(png(60, 90))
+    assert (info["height"], info["width"], info["grid"], info["model"]) == (60, 90, [8, 12], server.service.name)
+    assert set(info["pathways"]) == set(PATHWAYS)
+    assert client.get(f"/v1/images/{info['id']}").json() == info
+    assert server.upload(png(60, 90))["id"] == info["id"] != server.upload(png(60, 90, seed=1))["id"]
+
+
+def test_ids_of_one_server_are_no_other_servers(tiny_localizer, server):
+    other = create_app(tiny_localizer).state.service
+    try:
+        assert other._id_of(b"bytes") != server.service._id_of(b"bytes")
+    finally:
+        other.close()
+
+
+def test_sizes_are_those_of_the_upright_picture(server):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    info = server.upload(encoded(Image.new("RGB", (90, 60), "red"), "JPEG", exif=exif))
+    assert (info["height"], info["width"]) == (90, 60)
+
+
+def test_a_dropped_image_is_not_there(server, client):
+    id = server.upload(png(seed=2))["id"]
+    assert client.delete(f"/v1/images/{id}").status_code == 204
+    asked = {"prompts": ["a cat"]}
+    for answer in (
+        client.get(f"/v1/images/{id}"),
+        client.delete(f"/v1/images/{id}"),
+        client.post(f"/v1/images/{id}/ground", json=asked),
+    ):
+        assert answer.status_code == 404
+        assert list(answer.json()) == ["error"] and "upload it again" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(("pathway", "threshold"), [("gem", None), ("clip", 0.7), ("maskclip", 0.2)])
+def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, pathway, threshold):
+    data = png(60, 90)
+    id = server.upload(data)["id"]
+    expected = tiny_localizer.compare(data, PROMPTS, [pathway])[pathway]
+    asked = {"prompts": PROMPTS, "pathway": pathway, "threshold": threshold, "mask": "rle", "similarity": True}
+    answer = client.post(f"/v1/images/{id}/ground", json=asked).json()
+    png_answer = client.post(f"/v1/images/{id}/ground", json={**asked, "mask": "png"}).json()
+
+    assert {key: answer[key] for key in ("id", "height", "width", "grid", "pathway")} == {
+        "id": id, "height": 60, "width": 90, "grid": [8, 12], "pathway": pathway,
+    }  # fmt: skip
+    masks = expected.masks() if threshold is None else expected.masks(threshold)
+    boxes = expected.boxes() if threshold is None else expected.boxes(threshold)
+    assert expected.scores is not None and expected.presence is not None
+    for index, one in enumerate(answer["results"]):
+        assert one["prompt"] == PROMPTS[index]
+        assert one["score"] == pytest.approx(expected.scores[index].item(), abs=2e-6)
+        assert one["presence"] == pytest.approx(expected.presence[index].item(), abs=2e-6)
+        assert one["box"] == boxes[index].xyxy[0].tolist()
+        assert one["point"] == expected.points()[index].tolist()
+        assert (coco.decode(one["mask"]).astype(bool) == masks[index].numpy()).all()
+        with Image.open(io.BytesIO(b64decode(png_answer["results"][index]["mask"]))) as mask:
+            assert (np.asarray(mask) == masks[index].numpy() * 255).all()
+        values = np.frombuffer(b64decode(one["similarity"]), "<f2").reshape(answer["grid"])
+        assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
+
+
+def test_what_is_not_asked_for_is_null(server, client):
+    id = server.upload(png())["id"]
+    [one] = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], "place": False}).json()["results"]
+    assert (one["box"], one["point"], one["mask"], one["similarity"]) == (None, None, None, None)
+    assert isinstance(one["score"], float)
+
+
+def test_a_pathway_is_read_once_and_kept(server, client):
+    id = server.upload(png(seed=3))["id"]
+    asked = {"prompts": ["a cat"], "pathway": "sclip"}
+    looks = server.metric('open_gem_batch_inputs_count{work="look"}')
+    first = client.post(f"/v1/images/{id}/ground", json=asked).json()
+    assert client.post(f"/v1/images/{id}/ground", json=asked).json() == first
+    assert server.metric('open_gem_batch_inputs_count{work="look"}') == looks + 1
+
+
+def test_the_right_object_is_found():
+    made = scene(HELD_OUT + 3, (192, 256))  # an octopus among others
+    server = Server(open_gem.load(device="cpu"), Settings())
+    try:
+        id = server.upload(encoded(Image.fromarray(made.image), "PNG"))["id"]
+        answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": list(made.names)}).json()
+    finally:
+        server.stop()
+    inside = [mask[y, x] for mask, (x, y) in zip(made.masks, (one["point"] for one in answer["results"]), strict=True)]
+    assert sum(inside) >= len(inside) - 1 and all(one["presence"] > 0.5 for one in answer["results"])
+
+
+# Hugging Face's shapes ---------------------------------------------------------------------------------------------
+
+
+def test_detections_and_segments(client, tiny_localizer):
+    data = png()
+    found = tiny_localizer(data, PROMPTS)
+    assert found.presence is not None
+    form = {"candidate_labels": PROMPTS, "threshold": "0"}
+    boxes = client.post("/v1/ground", files={"file": data}, data=form).json()
+    assert {one["label"] for one in boxes} == set(PROMPTS)
+    assert [one["score"] for one in boxes] == sorted((one["score"] for one in boxes), reverse=True)
+    for one in boxes:
+        index = PROMPTS.index(one["label"])
+        assert list(one) == ["label", "score", "box"]
+        assert one["score"] == pytest.approx(found.presence[index].item(), abs=2e-6)
+        corners = [one["box"][corner] for corner in ("xmin", "ymin", "xmax", "ymax")]
+        assert corners in found.boxes()[index].xyxy.tolist()
+
+    masks = client.post("/v1/ground", files={"file": data}, data={**form, "task": "image-segmentation"}).json()
+    assert sorted(one["label"] for one in masks) == sorted(PROMPTS)
+    for one in masks:
+        with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
+            assert (np.asarray(mask) == found.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
+
+
+def test_labels_below_the_threshold_are_left_out(client, tiny_localizer):
+    data = png()
+    presence = tiny_localizer(data, PROMPTS).presence
+    middle = float(presence.sort().values[1])
+    for task in ("object-detection", "image-segmentation"):
+        form = {"candidate_labels": PROMPTS, "threshold": str(middle - 1e-4), "task": task}
+        told = {one["label"] for one in client.post("/v1/ground", files={"file": data}, data=form).json()}
+        assert told == {label for label, share in zip(PROMPTS, presence, strict=True) if share >= middle - 1e-4}
+
+
+@pytest.mark.parametrize("labels", ["a cat, a dog,tree", '["a cat", "a dog", "tree"]', PROMPTS])
+def test_labels_as_forms_have_them_and_as_json(client, labels):
+    data = png()
+    parameters = {"candidate_labels": PROMPTS, "threshold": 0}
+    form = {"candidate_labels": labels, "threshold": "0"}
+    by_form = client.post("/v1/ground", files={"file": data}, data=form)
+    for inputs in (b64encode(data).decode(), "data:image/png;base64," + b64encode(data).decode()):
+        by_json = client.post("/v1/ground", json={"inputs": inputs, "parameters": parameters})
+        assert by_form.status_code == by_json.status_code == 200
+        assert by_form.json() == by_json.json()
+
+
+def test_a_batch_outlives_its_bad_picture(client):
+    files = [("files", png()), ("files", b"no picture"), ("files", png(seed=1))]
+    form = {"candidate_labels": PROMPTS, "threshold": "0"}
+    results = client.post("/v1/ground/batch", files=files, data=form).json()["results"]
+    alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for _, data in files[::2]]
+    assert [results[0]["found"], results[2]["found"]] == alone
+    assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
+
+
+# About ---------------------------------------------------------------------------------------------
+
+
+def test_models_say_what_can_be_asked(client, tiny_localizer):
+    [model] = client.get("/v1/models").json()["models"]
+    assert {one["name"]: one["about"] for one in model["pathways"]} == {
+        name: row.about for name, row in PATHWAYS.items()
+    }
+    assert (model["size"], model["patch"], model["default"]) == (tiny_localizer.size_rule, [8, 8], "gem")
+    assert model["limits"]["max_prompts"] == Settings().max_prompts
+
+
+def test_pathways_deeper_than_the_model_are_not_served(shallow):
+    service = create_app(open_gem.load(shallow, pathway="clip", device="cpu")).state.service
+    try:
+        assert "clip" in service.pathways and "gem" not in service.pathways
+    finally:
+        service.close()
+
+
+def test_samples_are_held_out_scenes(client):
+    samples = client.get("/v1/samples").json()["samples"]
+    assert len(samples) == 6
+    first = samples[0]
+    with Image.open(io.BytesIO(client.get(f"/v1/samples/{first['name']}").content)) as image:
+        made = scene(HELD_OUT, (image.height, image.width))
+        assert (np.asarray(image) == made.image).all() and first["phrases"] == list(made.names)
+    assert client.get("/v1/samples/none").status_code == 404
+
+
+def test_health_and_metrics(server, client):
+    assert client.get("/health").json() == {
+        "status": "UP", "model_class": server.service.name, "version": open_gem.__version__,
+    }  # fmt: skip
+    line = 'open_gem_requests_total{route="/v1/images/{id}",status="404"}'
+    before = server.metric(line)
+    client.get("/v1/images/none")
+    assert server.metric(line) == before + 1
+    assert server.metric("open_gem_requests_in_house") == 0
+    assert server.metric("open_gem_cache_bytes") == server.service.cache.nbytes
+
+
+def test_every_answer_tells_browsers_to_be_strict(client):
+    for path in ("/health", "/nothing", "/v1/images/none"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self'; img-src 'self' blob: data:;")
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_localizers_that_need_the_picture_are_refused(tiny_localizer):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="without views and refinement"):
+        create_app(replace(tiny_localizer, refinement=open_gem.Pamr()))

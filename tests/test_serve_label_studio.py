@@ -1,0 +1,191 @@
+"""The routes of `open-gem serve` that Label Studio asks, and the pictures they may fetch."""
+
+import json
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+
+import pytest
+from serving import Server, png
+
+from open_gem.errors import InputError
+from open_gem.serve.errors import RequestError
+from open_gem.serve.label_studio import Control, Source, controls_of, picture_of
+from open_gem.serve.settings import Settings
+
+CONFIG = """<View>
+  <Image name="photo" value="$picture"/>
+  <RectangleLabels name="frames" toName="photo" model_score_threshold="0">
+    <Label value="Cat" predicted_values="cat, kitten"/><Label value="Dog"/>
+  </RectangleLabels>
+  <PolygonLabels name="shapes" toName="photo" model_score_threshold="0"><Label value="Dog"/></PolygonLabels>
+  <Choices name="mood" toName="photo"><Choice value="calm"/></Choices>
+</View>"""
+
+
+class LabelStudio(BaseHTTPRequestHandler):
+    """Serves a picture to whoever has the token; keeps what was asked of it."""
+
+    asked: list[tuple[str, str | None]] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        LabelStudio.asked.append((self.path, self.headers["Authorization"]))
+        allowed = self.headers["Authorization"] in ("Token legacy", "Bearer short")
+        status = 302 if "away" in self.path else 200 if allowed else 401
+        self.answer(status, png(64, 64))
+
+    def do_POST(self) -> None:
+        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        LabelStudio.asked.append((self.path, given["refresh"]))
+        self.answer(200, json.dumps({"access": "short"}).encode())
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Location", "http://127.0.0.1:1/secret")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), LabelStudio)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_localizer, studio):
+    server = Server(tiny_localizer, Settings(label_studio=Source(studio, "legacy")))
+    yield server
+    server.stop()
+
+
+def predict(server: Server, *pictures: object, config: str = CONFIG) -> list[dict]:
+    tasks = [{"id": index, "data": {"picture": picture}, "meta": {}} for index, picture in enumerate(pictures)]
+    answer = server.client.post(
+        "/predict", json={"tasks": tasks, "label_config": config, "project": "1.2", "params": {}}
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model_version"].startswith("open_gem")
+    return answer.json()["results"]
+
+
+def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
+    data = png(64, 128)
+    [prediction] = predict(server, "data:image/png;base64," + b64encode(data).decode())
+    found = tiny_localizer(data, {"Cat": ("cat", "kitten"), "Dog": "Dog"})
+    presence = dict(zip(found.prompts, found.presence.tolist(), strict=True))
+
+    frames = [one for one in prediction["result"] if one["from_name"] == "frames"]
+    shapes = [one for one in prediction["result"] if one["from_name"] == "shapes"]
+    assert len(frames) + len(shapes) == len(prediction["result"])
+    assert {one["value"]["rectanglelabels"][0] for one in frames} >= {"Cat"}
+    assert {tuple(one["value"]["polygonlabels"]) for one in shapes} == {("Dog",)}
+    boxes = {tuple(box) for box in found.boxes()[0].xyxy.tolist()}
+    for one in prediction["result"]:
+        kind = one["type"]
+        assert (one["to_name"], one["original_width"], one["original_height"]) == ("photo", 128, 64)
+        assert one["score"] == pytest.approx(presence[one["value"][kind][0]], abs=1e-5)
+        if one["value"][kind] == ["Cat"]:
+            left, top = one["value"]["x"] * 1.28, one["value"]["y"] * 0.64
+            right, bottom = left + one["value"]["width"] * 1.28, top + one["value"]["height"] * 0.64
+            assert tuple(map(round, (left, top, right, bottom))) in boxes
+    assert len({one["id"] for one in prediction["result"]}) == len(prediction["result"])
+
+
+def test_labels_that_are_improbable_have_no_regions(server):
+    picture = "data:image/png;base64," + b64encode(png(64, 64)).decode()
+    assert predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))[0]["result"] == []
+
+
+def test_pictures_of_the_configured_label_studio(server, studio):
+    LabelStudio.asked.clear()
+    results = predict(server, "/data/upload/1/a.png", f"{studio}/data/local-files/?d=a.png")
+    assert all(one["result"] for one in results)
+    assert LabelStudio.asked == [
+        ("/data/upload/1/a.png", "Token legacy"), ("/data/local-files/?d=a.png", "Token legacy"),
+    ]  # fmt: skip
+
+
+def test_a_personal_access_token_is_exchanged(studio):
+    LabelStudio.asked.clear()
+    assert Source(studio + "/", "a.b.c").fetch("/data/upload/a.png", 10**6) == png(64, 64)
+    assert LabelStudio.asked == [("/api/token/refresh", "a.b.c"), ("/data/upload/a.png", "Bearer short")]
+
+
+ADDRESSES = [
+    "http://127.0.0.1:1/data/a.png", "https://example.com/data/upload/a.png", "file:///etc/passwd", "/etc/passwd",
+    "/api/users", "/data/../api/users", "/data/%2e%2e/api/users", "/data/%252e%252e/api/users", "/data/..\\api",
+    "//example.com/data/a.png", "s3://bucket/a.png", "/data/a b.png", "/data/a\r\nX-Evil: 1", "/data/é.png", "", 7,
+    "@example.com/data/a.png", None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_nothing_else_is_fetched(server, studio, address):
+    LabelStudio.asked.clear()
+    given = [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
+    for one in predict(server, *given):
+        assert one["result"] == [] and "picture" in one["error"]
+    assert LabelStudio.asked == []
+
+
+def test_an_answer_that_leads_elsewhere_is_not_followed(server):
+    [one] = predict(server, "/data/upload/away.png")
+    assert one["result"] == [] and "302" in one["error"]
+
+
+def test_pictures_have_a_limit_and_the_studio_may_be_away(studio):
+    with pytest.raises(RequestError, match="more than 100 bytes"):
+        Source(studio, "legacy").fetch("/data/upload/a.png", 100)
+    with pytest.raises(RequestError, match="cannot be reached"):
+        Source("http://127.0.0.1:1", "legacy").fetch("/data/upload/a.png", 100)
+    with pytest.raises(RequestError, match="401"):
+        Source(studio, "wrong").fetch("/data/upload/a.png", 100)
+    with pytest.raises(RequestError, match="no --label-studio-url"):
+        picture_of("/data/upload/a.png", None, 100)
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://a/?x=1", ""])
+def test_a_url_of_label_studio_that_is_none(url):
+    with pytest.raises(InputError, match="url"):
+        Source(url, "token")
+
+
+def test_setup_and_health(server):
+    given = {"project": "1.1", "schema": CONFIG, "hostname": "http://x", "access_token": "t"}
+    assert server.client.post("/setup", json=given).json()["model_version"].startswith("open_gem")
+    [version] = server.client.get("/versions").json()["versions"]
+    assert version == server.client.post("/setup", json=given).json()["model_version"]
+    assert server.client.get("/health").json()["status"] == "UP"
+
+
+def test_controls_of_a_configuration():
+    rectangles, polygons = controls_of(CONFIG)
+    labels = {"Cat": ("cat", "kitten"), "Dog": ("Dog",)}
+    assert rectangles == Control("box", "frames", "photo", "picture", labels, 0.0)
+    assert polygons.labels == {"Dog": ("Dog",)}
+
+
+@pytest.mark.skipif(find_spec("label_studio_sdk") is not None, reason="label-studio-sdk is installed")
+def test_what_brushes_need_is_said():
+    with pytest.raises(RequestError, match="pip install label-studio-sdk"):
+        controls_of(CONFIG.replace("PolygonLabels", "BrushLabels"))
+
+
+LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><View>&b;</View>'
+
+
+@pytest.mark.parametrize("config", ["", "<View>", "<View/>", LAUGHS, "<View><Label value='a'/></View>", "x" * 200_000])
+def test_configurations_that_are_none(server, config):
+    answer = server.client.post("/predict", json={"tasks": [], "label_config": config})
+    assert answer.status_code == 422 and "label_config" in answer.json()["error"]

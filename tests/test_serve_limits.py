@@ -1,0 +1,527 @@
+"""What `open-gem serve` does with clients that ask too much, too often, too slowly, or for what they must not have."""
+
+import asyncio
+import io
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from serving import Server, encoded, png, wait_until
+
+from open_gem.errors import InputError
+from open_gem.pathway import Features
+from open_gem.serve.cache import Cache, Seen
+from open_gem.serve.errors import RequestError
+from open_gem.serve.settings import Settings, hosts_of
+from open_gem.serve.worker import Kind, Worker
+from open_gem.types import Grid, Size
+
+LIMITS = Settings(
+    max_queue=4, max_body=300_000, max_bodies=700_000, max_pixels=40_000, max_prompts=5, max_prompt=300, max_files=2
+)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_localizer):
+    server = Server(tiny_localizer, LIMITS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server):
+    return server.client
+
+
+LONG = "ignore:prompt .* is longer than the model's context"
+FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'  # and then the file
+HEAD = "POST /v1/images HTTP/1.1\nHost: x\nContent-Type: multipart/form-data; boundary=x\nContent-Length: {}"
+SCHEMATHESIS = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
+OPEN_GEM = [sys.executable, "-c", "from open_gem.cli import main; main()"]
+
+
+def told(answer: httpx.Response, status: int) -> str:
+    """The one line of an error."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"] and "\n" not in answer.json()["error"]
+    return answer.json()["error"]
+
+
+# Who may ask ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_localizer):
+    server = Server(tiny_localizer, Settings(token="secret", hosts=hosts_of("127.0.0.1")))
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer wrong", "Bearer", "secret", "Basic !!", "Bearer sécret", "Digest secret"]
+)
+def test_without_the_token_nothing_is_answered(guarded, header):
+    headers = [] if header is None else [(b"authorization", header.encode())]
+    for method, path in [("GET", "/v1/models"), ("POST", "/v1/images"), ("GET", "/metrics"), ("GET", "/openapi.json")]:
+        answer = guarded.client.request(method, path, headers=headers)
+        assert "token" in told(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
+    assert guarded.client.get("/health").status_code == 200
+
+
+def test_with_the_token_all_is(guarded):
+    basic = b64encode(b"anyone:secret").decode()  # what Label Studio can send
+    for header in ("Bearer secret", f"Basic {basic}", "bearer secret"):
+        assert guarded.client.get("/v1/models", headers={"Authorization": header}).status_code == 200
+
+
+def test_names_of_others_are_not_answered_on_a_loopback_address(guarded):
+    for host, status in [
+        ("evil.example", 400),
+        ("evil.example:80", 400),
+        ("", 400),
+        ("LOCALHOST:1", 200),
+        ("[::1]:8", 200),
+    ]:
+        assert guarded.client.get("/health", headers={"Host": host}).status_code == status
+
+
+def test_a_server_listens_on_this_machine_unless_told_otherwise():
+    from typer.main import get_command
+
+    from open_gem.cli import app
+
+    parameters = get_command(app).commands["serve"].params  # pyright: ignore[reportAttributeAccessIssue]
+    assert {one.name: one.default for one in parameters}["host"] == "127.0.0.1"
+    assert hosts_of("0.0.0.0") is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}]
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(InputError):
+        Settings(**settings)
+
+
+# How much -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_too_large(server, client):
+    large = {"file": b"x" * 2_000_000}
+    assert "300000 bytes" in told(client.post("/v1/images", files=large), 413)
+
+    def chunks():
+        yield FORM
+        for _ in range(40):
+            yield b"x" * 10_000
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert "300000 bytes" in told(client.post("/v1/images", content=chunks(), headers=headers), 413)
+    assert server.metric("open_gem_body_bytes") == 0
+
+
+def test_a_picture_of_too_many_pixels(client):
+    picture = encoded(Image.new("RGB", (201, 200)), "PNG")
+    assert "200x201" in told(client.post("/v1/images", files={"file": picture}), 413)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that says it has so many pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(200_000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [1000, 12_000, 60_000])
+def test_decompression_bombs_are_not_decoded(client, side):
+    assert "pixels" in told(client.post("/v1/images", files={"file": bomb(side, side)}), 422 if side > 20_000 else 413)
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("page.html", "<script>alert(1)</script>")
+    return file.getvalue()
+
+
+PICTURES = {  # name -> content, and the status it gets
+    "empty": (b"", 422),
+    "text": (b"just text", 422),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 422),
+    "html": (b"<html><script>alert(1)</script></html>", 422),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", 415),
+    "another format": (encoded(Image.new("RGB", (20, 20)), "PPM"), 415),
+    "cut off": (png()[:3000], 422),
+    "smaller than a patch": (encoded(Image.new("RGB", (4, 4)), "PNG"), 422),
+    "picture and archive": (png() + archive(), 201),
+    "picture and script": (encoded(Image.new("P", (20, 20)), "GIF") + b"/*<script>alert(1)</script>*/", 201),
+    "animated": (
+        encoded(Image.new("P", (20, 30)), "GIF", save_all=True, append_images=[Image.new("P", (20, 30), 1)] * 2), 201,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_is_no_picture_and_what_is_more_than_one(client, name):
+    data, status = PICTURES[name]
+    for filename in ("a.png", "../../etc/passwd", "a.html\x00.png"):
+        answer = client.post("/v1/images", files={"file": (filename, data, "text/html")})
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.status_code == status, answer.text
+        assert b"alert" not in answer.content and b"passwd" not in answer.content
+
+
+FORMS = {  # name -> content type, body, status
+    "no boundary": ("multipart/form-data", b"abc", 400),
+    "another boundary": ("multipart/form-data; boundary=x", b"--y\r\n\r\n--y--", 400),
+    "cut off in a header": ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-da", 422),
+    "no name": ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nv\r\n--x--", 400),
+    "not a file": (
+        "multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nv\r\n--x--', 422,
+    ),
+    "a character set that cannot be": (
+        "multipart/form-data; boundary=x; charset=idna",
+        b'--x\r\nContent-Disposition: form-data; name="\xff\xff"\r\n\r\n\xff\r\n--x--', 422,
+    ),
+    "two files": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nv\r\n' * 2 + b"--x--", 400,
+    ),
+    "a thousand fields": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nv\r\n' * 1000 + b"--x--", 400,
+    ),
+    "nothing": ("multipart/form-data; boundary=x", b"", 422),
+    "another type": ("text/plain", b"abc", 415),
+    "no type": ("", b"abc", 415),
+    "a form by lines": ("application/x-www-form-urlencoded", b"file=abc", 415),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_are_none(client, name):
+    kind, body, status = FORMS[name]
+    for path in ("/v1/images", "/v1/ground", "/v1/ground/batch"):
+        answer = client.post(path, content=body, headers={"Content-Type": kind})
+        told(answer, 422 if (path, name) == ("/v1/ground/batch", "two files") else status)
+
+
+PROMPTS = {  # name -> prompts, status
+    "none": ([], 422),
+    "too many": (["a"] * 6, 422),
+    "too long": (["a" * 10_000], 422),
+    "empty": (["a cat", "  "], 422),
+    "half a letter": (["\ud800"], 422),
+    "no text": ([1], 422),
+    "control characters": (["a\x00cat", "\x1b[31m\r\n\t", "\u202e\u200b\ufeff"], 200),
+    "every script": (["猫", "قطة", "🐈‍⬛" * 20, "é" * 200], 200),
+    "places of a template": (["{}", "{0.__class__}", "%s"], 200),
+}
+
+
+@pytest.mark.filterwarnings(LONG)
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_of_all_kinds(server, client, name):
+    prompts, status = PROMPTS[name]
+    id = server.upload(png())["id"]
+    body = json.dumps({"prompts": prompts}).encode()  # in ASCII, which can hold halves of letters
+    answer = client.post(f"/v1/images/{id}/ground", content=body, headers={"Content-Type": "application/json"})
+    if status == 200:
+        assert [one["prompt"] for one in answer.json()["results"]] == prompts
+    else:
+        told(answer, status)
+
+
+BODIES = {  # name -> content, status
+    "no JSON": (b"{", 400),
+    "not an object": (b"[1]", 422),
+    "nested": (b"[" * 100_000, 400),
+    "a number without end": (b'{"prompts": ["a"], "threshold": ' + b"9" * 5000 + b"}", 400),
+    "not a number": (b'{"prompts": ["a"], "threshold": NaN}', 422),
+    "above one": (b'{"prompts": ["a"], "threshold": 1.5}', 422),
+    "a name misspelt": (b'{"prompts": ["a"], "treshold": 0.5}', 422),
+    "an unknown pathway": (b'{"prompts": ["a"], "pathway": "proxyclip:facebook/dino-vitb8"}', 422),
+    "an unknown mask": (b'{"prompts": ["a"], "mask": "/etc/passwd"}', 422),
+    "bytes that are no text": (b'{"prompts": ["\xff"]}', 400),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_make_no_sense(server, client, name):
+    content, status = BODIES[name]
+    id = server.upload(png())["id"]
+    headers = {"Content-Type": "application/json"}
+    told(client.post(f"/v1/images/{id}/ground", content=content, headers=headers), status)
+    answer = client.post("/v1/ground", content=content, headers=headers)
+    assert 400 <= answer.status_code < 500 and list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize("inputs", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "a b c d !", ""])
+def test_no_path_and_no_address_is_taken_from_a_client(client, inputs):
+    error = told(client.post("/v1/ground", json={"inputs": inputs, "parameters": {"candidate_labels": ["a"]}}), 422)
+    assert "base64" in error or "picture" in error or "empty" in error
+
+
+PATHS = ["/static/../settings.py", "/static/%2e%2e/settings.py", "/static/..%2f..%2f..%2fetc/passwd", "//etc/passwd",
+         "/v1/images/..%2f..%2fetc", "/v1/images/%00", "/v1/samples/%2e%2e", "/" + "a" * 5000, "/%ff%fe"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_lead_nowhere_else(server, path):
+    with server.raw(f"GET {path} HTTP/1.1\nHost: localhost\nConnection: close") as connection:
+        answer = connection.makefile("rb").read()
+    assert answer.split()[1] in (b"404", b"422", b"400"), answer
+    assert b"root:" not in answer and b"class Settings" not in answer
+
+
+# How often, how long --------------------------------------------------------------------------------------------------
+
+
+def upload(client: httpx.Client, seed: int) -> httpx.Response:
+    return client.post("/v1/images", files={"file": png(seed=seed)})
+
+
+def test_a_full_house_says_when_to_come_back(server, client):
+    with ThreadPoolExecutor(4) as threads, server.busy():
+        waiting = [threads.submit(upload, client, seed) for seed in range(100, 104)]
+        wait_until(lambda: server.metric("open_gem_requests_in_house") == 4)
+        answer = upload(client, 105)
+        assert "4 requests" in told(answer, 429) and int(answer.headers["retry-after"]) >= 1
+        assert client.get("/health").status_code == 200  # those that cost nothing are answered
+    assert [one.result().status_code for one in waiting] == [201] * 4
+    assert upload(client, 105).status_code == 201
+
+
+def test_requests_that_wait_share_a_pass_of_the_model(server, client):
+    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    batches, images = map(server.metric, lines)
+    with ThreadPoolExecutor(4) as threads, server.busy():
+        waiting = [threads.submit(upload, client, seed) for seed in range(200, 204)]
+        wait_until(lambda: len(server.service.worker) == 4)
+    together = [one.result().json() for one in waiting]
+    assert list(map(server.metric, lines)) == [batches + 1, images + 4]
+
+    alone = server.service.localizer(png(seed=200), ["a cat"])
+    asked = {"prompts": ["a cat"]}
+    [result] = client.post(f"/v1/images/{together[0]['id']}/ground", json=asked).json()["results"]
+    assert result["score"] == pytest.approx(alone.scores[0].item(), abs=1e-5)
+
+
+def test_too_many_bytes_in_the_house(server, client):
+    """Four requests of 300,000 bytes each may come, and 700,000 bytes in all."""
+    size = 290_000
+    held = [server.raw(HEAD.format(size), FORM + bytes(size - 1000)) for _ in range(2)]
+    try:
+        wait_until(lambda: server.metric("open_gem_body_bytes") > 570_000)
+        assert "bytes" in told(client.post("/v1/images", files={"file": bytes(200_000)}), 429)
+    finally:
+        for connection in held:
+            connection.close()
+    wait_until(lambda: server.metric("open_gem_body_bytes") == 0)
+
+
+def test_a_client_that_leaves_is_not_worked_for(server):
+    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    before = list(map(server.metric, lines))
+    with server.busy():
+        body = FORM + png(seed=300) + b"\r\n--x--\r\n"
+        connection = server.raw(HEAD.format(len(body)), body)
+        wait_until(lambda: len(server.service.worker) == 1)
+        connection.close()
+        wait_until(lambda: server.metric("open_gem_requests_in_house") == 0)
+    assert upload(server.client, 301).status_code == 201  # behind it in the queue
+    assert list(map(server.metric, lines)) == [before[0] + 1, before[1] + 1]
+
+
+def test_times_end(tiny_localizer):
+    server = Server(tiny_localizer, Settings(body_seconds=0.3, seconds=0.3))
+    try:
+        with server.raw(HEAD.format(1000), b"--x\r\n") as connection:
+            assert b" 408 " in connection.recv(1000)
+        with server.busy():
+            answer = upload(server.client, 0)
+            assert "0.3 seconds" in told(answer, 503) and "retry-after" in answer.headers
+        assert upload(server.client, 0).status_code == 201
+    finally:
+        server.stop()
+
+
+def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
+    server = Server(tiny_localizer, Settings())
+    with ThreadPoolExecutor(1) as threads:
+        with server.busy():
+            answer = threads.submit(upload, server.client, 0)
+            wait_until(lambda: len(server.service.worker) == 1)
+            server.uvicorn.should_exit = True
+            time.sleep(0.2)
+            with pytest.raises(OSError):
+                socket.create_connection(("127.0.0.1", server.port), timeout=2)
+        assert answer.result().status_code == 201
+    server.stop()
+    assert not server.thread.is_alive() and not server.service.worker.is_alive
+
+
+def test_the_command_starts_and_stops():
+    command = [*OPEN_GEM, "serve", "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "running on" in line)
+        address = line.split("running on ")[1].split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{address}/health").json()["status"] == "UP"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def one_seen(id: str, floats: int) -> Seen:
+    features = Features(torch.zeros(1, floats, 1), Grid(1, 1), Size(1, 1))
+    return Seen(id, Size(1, 1), Grid(1, 1), torch.zeros(0), {"gem": features})
+
+
+def test_the_cache_forgets_the_longest_unused():
+    cache = Cache(4 * 30)
+    for id in "abc":
+        cache.put(one_seen(id, 10))
+    assert cache.get("a") is not None
+    cache.put(one_seen("d", 15))
+    assert [cache.get(id) is not None for id in "abcd"] == [True, False, False, True]
+    assert (len(cache), cache.nbytes) == (2, 4 * 25)
+    cache.put(one_seen("d", 5))
+    assert (cache.drop("a"), cache.drop("a"), cache.nbytes) == (True, False, 4 * 5)
+    with pytest.raises(RequestError, match="124 bytes"):
+        cache.put(one_seen("e", 31))
+
+
+def test_one_bad_input_is_no_trouble_to_those_beside_it():
+    def halves(numbers):
+        if len(numbers) > 1 or 3 in numbers:
+            raise ValueError("not this one")
+        return [number / 2 for number in numbers]
+
+    worker = Worker()
+    begin = threading.Event()
+    wait = Kind("wait", lambda given: [begin.wait(10)], lambda given: 0, lambda given: 1, 1)
+    kind = Kind("half", halves, lambda number: 0, lambda number: 1, 8)
+    worker.submit(wait, None)
+    asked = [worker.submit(kind, number) for number in range(5)]
+    begin.set()
+    assert [one.exception(10) is None for one in asked] == [True, True, True, False, True]
+    assert asked[4].result() == 2
+    worker.stop()
+    with pytest.raises(RuntimeError):
+        worker.submit(kind, 1)
+
+
+def _odd(number: int) -> int:
+    return number % 2
+
+
+def test_batches_have_one_key_and_a_bounded_cost():
+    seen: list[list[int]] = []
+
+    def work(numbers):
+        seen.append(list(numbers))
+        return numbers
+
+    worker = Worker()
+    begin = threading.Event()
+    worker.submit(Kind("wait", lambda given: [begin.wait(10)], lambda given: 0, lambda given: 1, 1), None)
+    kind = Kind("work", work, _odd, int, 10)
+    asked = [worker.submit(kind, number) for number in (4, 3, 2, 6, 5, 50, 8)]
+    asked[2].cancel()
+    begin.set()
+    worker.stop()
+    assert seen == [[4, 6], [3, 5], [50], [8]]
+
+
+def test_nothing_is_lost_when_all_ask_at_once():
+    async def ask_all() -> list[int]:
+        worker = Worker()
+        kind = Kind("same", lambda numbers: numbers, _odd, lambda number: 1, 4)
+        try:
+            return await asyncio.gather(*(worker.do(kind, number) for number in range(200)))
+        finally:
+            worker.stop()
+
+    assert asyncio.run(ask_all()) == list(range(200))
+
+
+# The document against the server, and many clients --------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(LONG)
+def test_no_request_the_document_allows_or_forbids_breaks_the_server(server, tmp_path, monkeypatch):
+    """A short run of schemathesis; `-m full` has a longer one."""
+    fuzz(server, tmp_path, monkeypatch, examples=8)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings(LONG)
+def test_no_request_breaks_the_server_in_a_long_run(server, tmp_path, monkeypatch):
+    fuzz(server, tmp_path, monkeypatch, examples=300)
+
+
+def fuzz(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    monkeypatch.setattr(server.service, "drop", lambda id: True)  # the image is there for other requests too
+    config = folder / "schemathesis.toml"
+    config.write_text(f'[parameters]\n"path.id" = "{server.upload(png())["id"]}"\n')
+    asked = 'open_gem_requests_total{route="/v1/images/{id}/ground",status="200"}'
+    before = server.metric(asked)
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    options = ["--max-examples", str(examples), "--checks", checks, "--no-color"]
+    document = f"http://127.0.0.1:{server.port}/openapi.json"
+    command = [*SCHEMATHESIS, "--config-file", str(config), "run", document, *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert server.metric(asked) > before
+
+
+def measured(*options: str) -> dict:
+    """What benchmarks/serving.py measures."""
+    tool = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+    run = subprocess.run([sys.executable, str(tool), "--json", *options], stdout=subprocess.PIPE, text=True, check=True)
+    print(run.stdout)
+    return json.loads(run.stdout)
+
+
+FINE = {"200", "201", "404", "429"}  # 404: an image that was evicted, and is uploaded again
+
+
+@pytest.mark.full
+def test_sixty_four_clients_for_a_minute():
+    made = measured("--clients", "64", "--seconds", "60")
+    assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
+    assert made["unanswered"] == 0 and made["in_house"] == "0.0"
+    assert made["memory"]["at the end"] < 1.1 * made["memory"]["after 15 s"]
+
+
+@pytest.mark.full
+def test_a_server_that_is_killed_under_load_goes_on_when_it_is_started_again():
+    made = measured("--clients", "16", "--seconds", "60", "--kill", "15")
+    assert made["kills"] >= 3 and made["unanswered"] > 0
+    assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
+    assert made["in_house"] == "0.0"
