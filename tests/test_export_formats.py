@@ -436,13 +436,26 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
         assert mine.xyxy.tolist() == some.xyxy.tolist()
         assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
-    areas = [int(one.area) for one in image_of(result, threshold=0.6, least_area=0.0).objects]
-    middle = sorted(areas)[len(areas) // 2]
-    kept = image_of(result, threshold=0.6, least_area=middle / 64**2).objects
-    assert sorted(one.area for one in kept) == [area for area in sorted(areas) if area >= middle]
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
+
+
+def test_objects_of_a_localization(tiny_localizer):
+    result = tiny_localizer(scene(seed=0, size=64).image[:48], ["cat", "dog"])
+    every = image_of(result, threshold=0.6, least_area=0.0).objects
+    cosine = result.heatmaps("cosine")
+    for one in every:
+        x, y = one.point or (-1, -1)
+        assert one.score == pytest.approx(cosine[one.label][y, x].item(), abs=1e-6)
+        mask = one.mask()
+        assert mask is not None and mask[y, x] and box_of(mask) == list(one.xyxy)
+    areas = sorted(one.area for one in every)
+    middle = areas[len(areas) // 2]
+    kept = image_of(result, threshold=0.6, least_area=middle / (48 * 64)).objects
+    assert sorted(one.area for one in kept) == [area for area in areas if area >= middle]
+    likely = replace(result, presence=torch.tensor([0.25, 0.5]))
+    assert {one.label for one in image_of(likely, presence=0.5).objects} == {1}
 
 
 # Georeferenced tiles --------------------------------------------------------------------------------------------------
