@@ -156,14 +156,14 @@ async def load(options: argparse.Namespace) -> dict[str, object]:
             seconds = time.perf_counter() - begin
             await server.ready(client)
             memory["at the end"] = await server.memory(client)
-            house = (await client.get("/metrics")).text
+            metrics = (await client.get("/metrics")).text
         code = server.stop()
     finally:
         server.process.kill()
-    return document(seen, memory, seconds, house, code)
+    return document(seen, memory, seconds, metrics, code)
 
 
-def document(seen: Seen, memory: dict[str, float], seconds: float, house: str, code: int) -> dict[str, object]:
+def document(seen: Seen, memory: dict[str, float], seconds: float, metrics: str, code: int) -> dict[str, object]:
     times = {what: np.array(found) for what, found in seen.seconds.items()}
     return {
         "seconds": seconds,
@@ -179,11 +179,14 @@ def document(seen: Seen, memory: dict[str, float], seconds: float, house: str, c
         "unanswered": seen.unanswered,
         "kills": seen.kills,
         "memory": memory,
-        "in_house": next(
-            line.split()[1] for line in house.splitlines() if line.startswith("open_gem_requests_in_house ")
-        ),
+        "in_house": _value(metrics, "open_gem_requests_in_house"),
+        "processor_seconds": _value(metrics, "process_cpu_seconds_total"),  # of the last process, its start included
         "exit_code": code,
     }
+
+
+def _value(metrics: str, name: str) -> float:
+    return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(name + " "))
 
 
 def show(made: dict) -> None:
@@ -192,6 +195,7 @@ def show(made: dict) -> None:
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
         print(f"| `{ROUTES[what]}` | {statuses} | {row['per_second']:.1f} | {row['p50']:.2f} s | {row['p95']:.2f} s |")
     print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in made["memory"].items()))
+    print(f"processor time {made['processor_seconds']:.0f} s in {made['seconds']:.0f} s")
     print(f"kills: {made['kills']}; requests without an answer: {made['unanswered']}; exit code {made['exit_code']}")
 
 

@@ -436,13 +436,26 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
         assert mine.xyxy.tolist() == some.xyxy.tolist()
         assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
-    areas = [int(one.area) for one in image_of(result, threshold=0.6, least_area=0.0).objects]
-    middle = sorted(areas)[len(areas) // 2]
-    kept = image_of(result, threshold=0.6, least_area=middle / 64**2).objects
-    assert sorted(one.area for one in kept) == [area for area in sorted(areas) if area >= middle]
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
+
+
+def test_objects_of_a_localization(tiny_localizer):
+    result = tiny_localizer(scene(seed=0, size=64).image[:48], ["cat", "dog"])
+    every = image_of(result, threshold=0.6, least_area=0.0).objects
+    cosine = result.heatmaps("cosine")
+    for one in every:
+        x, y = one.point or (-1, -1)
+        assert one.score == pytest.approx(cosine[one.label][y, x].item(), abs=1e-6)
+        mask = one.mask()
+        assert mask is not None and mask[y, x] and box_of(mask) == list(one.xyxy)
+    areas = sorted(one.area for one in every)
+    middle = areas[len(areas) // 2]
+    kept = image_of(result, threshold=0.6, least_area=middle / (48 * 64)).objects
+    assert sorted(one.area for one in kept) == [area for area in areas if area >= middle]
+    likely = replace(result, presence=torch.tensor([0.25, 0.5]))
+    assert {one.label for one in image_of(likely, presence=0.5).objects} == {1}
 
 
 # Georeferenced tiles --------------------------------------------------------------------------------------------------
@@ -450,8 +463,8 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
 
 @pytest.fixture
 def tiles(tmp_path):
-    """One tile in a projection, north up; one whose rows run along another direction; a picture that lies nowhere; one
-    of another size."""
+    """One tile in a projection, north up; one whose rows run along another direction; two pictures that lie nowhere;
+    one of another size."""
     rasterio = pytest.importorskip("rasterio")
     from affine import Affine
 
@@ -463,6 +476,7 @@ def tiles(tmp_path):
         ("north.tif", north, "EPSG:32632", WIDTH),
         ("turned.tif", turned, "EPSG:32633", WIDTH),
         ("nowhere.tif", None, None, WIDTH),
+        ("unplaced.tif", Affine.identity(), "EPSG:32632", WIDTH),
         ("other.tif", north, "EPSG:32632", 7),
     ]:
         with warnings.catch_warnings():
@@ -484,7 +498,7 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     masks = {"north.tif": [SOLID, TWO_PARTS, RING], "turned.tif": [OVERLAPPING, PIXEL]}
     rows = [image(id, *[thing("cat", 0.3, mask) for mask in some]) for id, some in masks.items()]
     rows[0]["objects"].append(thing("dog", 0.1, None, [3, 4, 33, 24]))
-    rows += [image(id, thing("cat", 0.3, SOLID)) for id in ("nowhere.tif", "other.tif", "missing.tif")]
+    rows += [image(id, thing("cat", 0.3, SOLID)) for id in ("nowhere.tif", "unplaced.tif", "other.tif", "missing.tif")]
     told: list[tuple[str, str]] = []
     folder = exported(write_parts(tmp_path / "labels", rows), name, images=tiles, skip=lambda *what: told.append(what))
     features = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
@@ -500,10 +514,18 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     assert (longitude, latitude) == pytest.approx(
         (9.0, 48.75), abs=0.01
     )  # the middle of UTM zone 32, and 5,400 km north
-    assert [id for id, _ in told] == ["nowhere.tif", "other.tif", "missing.tif"]
-    assert "not georeferenced" in told[0][1]
-    assert told[1][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
-    assert "cannot open its tile" in told[2][1]
+    assert [id for id, _ in told] == ["nowhere.tif", "unplaced.tif", "other.tif", "missing.tif"]
+    assert "not georeferenced" in told[0][1] and "not georeferenced" in told[1][1]
+    assert told[2][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
+    assert "cannot open its tile" in told[3][1]
+    box = features[3]["properties"]
+    assert box == {
+        "label": "dog",
+        "prompt": "a dog",
+        "score": 0.1,
+        "presence": pytest.approx(0.9),
+        "image": "north.tif",
+    }
 
 
 TURNED = {  # EXIF orientation -> the picture upright, of its pixels as stored

@@ -93,7 +93,7 @@ def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
     labels, found = components(mask)
     values = heatmap.float().cpu().numpy()
     boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]
-    scores = ndimage.maximum(values, labels, range(1, len(found) + 1)) if found else []
+    scores = [values[span][labels[span] == number].max() for number, span in enumerate(found, start=1)]
     return _sorted(Boxes(torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4), torch.tensor(np.array(scores)).float()))
 
 

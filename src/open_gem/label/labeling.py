@@ -220,12 +220,14 @@ class _Label:
     def parts(self) -> Iterator[tuple[Span, np.ndarray]]:
         """The rows and columns of each object, and its mask in them."""
         find = readout.components if self.labeling.per == "component" else readout.whole
-        labels, spans = find(self.mask)
-        least = self.labeling.least_area * labels.size
-        for number, span in enumerate(spans, start=1):
-            mask = labels[span] == number
-            if np.count_nonzero(mask) >= least:
-                yield span, mask
+        mask = self.mask
+        top, left = (_extent(mask.any(dim=dim)) for dim in (1, 0))  # most of a picture is nothing
+        labels, spans = find(mask[top, left])
+        least = self.labeling.least_area * mask.numel()
+        for number, (rows, columns) in enumerate(spans, start=1):
+            part = labels[rows, columns] == number
+            if np.count_nonzero(part) >= least:
+                yield (_shifted(rows, top.start), _shifted(columns, left.start)), part
 
     def object(self, span: Span, mask: np.ndarray) -> dict[str, Any]:
         rows, columns = span
@@ -286,6 +288,16 @@ class _Painting:
         file = io.BytesIO()
         Image.fromarray(self._winner.astype(np.uint8) if labels <= 255 else self._winner).save(file, format="PNG")
         return file.getvalue()
+
+
+def _extent(some: Tensor) -> slice:
+    """From the first to the last of some that are true."""
+    at = torch.nonzero(some)[:, 0]
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+
+
+def _shifted(span: slice, by: int) -> slice:
+    return slice(span.start + by, span.stop + by)
 
 
 def _unchanged(cosine: Tensor) -> Tensor:
