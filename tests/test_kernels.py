@@ -87,6 +87,48 @@ def test_query_key_is_torchs(n, c, scale):
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_no_number_does_not_get_lost(strange, which):
+    given = heads(b=1, h=1, n=60)
+    given[which][0, 0, 7, 3] = strange
+    expected = functional.scaled_dot_product_attention(*given)
+    ours = attention.query_key(*given)
+    assert not (ours.isfinite() & ~expected.isfinite()).any()
+    assert not attention.self_self(list(given), given.v, 2.0, 1).isfinite().all()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_short_tokens_are_normalised_as_torch_does():
+    given = heads(n=30)
+    faint = given.k * torch.logspace(-16, 0, 30)[:, None]
+    ours = attention.self_self([faint], given.v, 3.0, 0)
+    p = functional.normalize(faint, dim=-1)
+    close(ours, functional.scaled_dot_product_attention(p * 3, p, given.v, scale=1.0), 2e-6)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    "inverse", [-1.0, 0.0, torch.ones(2, 3, 1, 1), torch.ones(3, 1, 1, 1), torch.ones(1, requires_grad=True)]
+)
+def test_temperatures_that_it_does_not_know_are_left_to_torch(inverse):
+    assert not attention.fits(inverse, *heads())
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_transforms_of_torch_go_past_it():
+    given = heads()
+
+    def mean(p: Tensor) -> Tensor:
+        assert not attention.fits(2.0, p, p)
+        return p.mean()
+
+    torch.func.vmap(lambda p: mean(p[None]))(given.q)
+    torch.func.jvp(mean, (given.q,), (given.k,))
+
+
+@pytest.mark.usefixtures("kernel")
 def test_what_one_image_gives_does_not_depend_on_those_beside_it():
     given, alone = heads(b=3), [Heads(*(p[i : i + 1] for p in heads(b=3))) for i in range(3)]
     inverse = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
@@ -203,13 +245,30 @@ def test_without_any_compiler_the_reason_says_so(rebuilt, monkeypatch):
     assert attention.load() == (None, "no C compiler was found")
 
 
-@pytest.mark.usefixtures("rebuilt", "kernel")
-def test_a_broken_file_in_the_cache_is_no_crash(monkeypatch):
+def test_a_broken_file_in_the_cache_is_built_again(rebuilt, kernel, monkeypatch):
     monkeypatch.setattr(attention, "FLAGS", (*attention.FLAGS, "-DANOTHER_NAME"))
-    attention._compiled("cc").write_bytes(b"not a library")
+    made = attention._compiled(["cc"], rebuilt)
+    made.write_bytes(b"not a library")
     attention.load.cache_clear()
-    assert attention.load().library is None
-    assert "could not be built" in attention.load().reason
+    assert attention.load().library is not None
+    assert made.stat().st_size > 1000
+
+
+def test_nothing_is_run_from_a_folder_that_others_can_write_to(rebuilt, kernel):
+    rebuilt.chmod(0o777)
+    kept = list(rebuilt.iterdir())
+    for path in kept:
+        path.unlink()
+    attention.load.cache_clear()
+    assert attention.load().library is not None
+    assert list(rebuilt.iterdir()) == []
+
+
+def test_a_user_without_a_home_is_no_obstacle(rebuilt, kernel, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    attention.load.cache_clear()
+    assert attention.load().library is not None
 
 
 def test_a_home_that_cannot_be_written_to_is_no_obstacle(rebuilt, kernel, monkeypatch, tmp_path):
@@ -307,8 +366,9 @@ KINDS = [
 def is_fused(module: nn.Module, x: Tensor) -> bool:
     """Whether the layers of `module` are read past when it is read as a feed-forward network."""
     calls = []
-    module.forward = lambda x, forward=module.forward: calls.append(1) or forward(x)
-    linear.feed_forward(module)(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(module), "forward", lambda *_: calls.append(1))
+        linear.feed_forward(module)(x)
     return not calls
 
 
@@ -342,6 +402,10 @@ def test_weights_are_read_at_every_call(inputs):
     close(forward(inputs), module(inputs), 5e-6)
 
 
+class Odd(nn.Parameter):
+    """A subclass, as libraries that quantise or spread weights have them."""
+
+
 def another_between(module: Any) -> None:
     module.add_module("extra", nn.Linear(16, 16))
 
@@ -354,6 +418,10 @@ def another_between(module: Any) -> None:
         "a hook on all": lambda module: module.register_forward_pre_hook(lambda *_: None),
         "training": lambda module: module.train(),
         "something else inside": another_between,
+        "a child in training": lambda module: module.gelu.train(),
+        "another forward": lambda module: vars(module.c_fc).update(forward=lambda x: x),
+        "weights of another kind": lambda module: module.c_fc.register_parameter("weight", Odd(module.c_fc.weight)),
+        "weights elsewhere": lambda module: module.c_proj.to("meta"),
         "another activation": lambda module: module.add_module("gelu", nn.ELU()),
         "another kind of layer": lambda module: module.add_module("c_fc", nn.Sequential(module.c_fc)),
         "half precision": lambda module: module.bfloat16(),
@@ -365,6 +433,19 @@ def test_a_network_that_is_not_plain_runs_as_it_is(change, inputs):
     module = network("open_clip")
     change[1](module)
     assert not is_fused(module, inputs.to(module.c_proj.weight.dtype))  # type: ignore[union-attr, arg-type]
+
+
+@needs_onednn
+@torch.no_grad()
+def test_hooks_on_every_module_and_autocast_are_heard(inputs):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not is_fused(network("open_clip"), inputs)
+    finally:
+        handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_fused(network("open_clip"), inputs)
+    assert is_fused(network("open_clip"), inputs)
 
 
 @needs_onednn

@@ -56,7 +56,8 @@ def self_self(
     iterations           K of eq. 3: refinement steps before the assignment to the values
     bias                 broadcasts to `(b, h, n, n)`, is added to the scaled scores of each step
     """
-    if normalize and bias is None and native.fits(inverse_temperature, *projections, values):
+    can = normalize and bias is None and iterations >= 0 and 0 < len(projections) <= native.MOST
+    if can and native.fits(inverse_temperature, *projections, values):
         return native.self_self(projections, values, inverse_temperature, iterations)
     norm: Callable[[Tensor], Tensor] = to_unit if normalize else (lambda p: p)
 

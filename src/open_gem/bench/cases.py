@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -77,27 +76,15 @@ def _label_map(subject: Subject) -> Work:
     return lambda: [replace(one).segment() for one in found]  # anew: a localization keeps what it has found out
 
 
-def _transformers(config: str, model: str, side: int, texts: str = "input_ids") -> Callable[[Subject], Work]:
+def _trained(name: str) -> Callable[[Subject], Work]:
     """A model that was trained to localize, as transformers runs it, each picture with all phrases."""
 
     def make(subject: Subject) -> Work:
-        import transformers
+        from open_gem.backbones.trained.random import forward_pass
 
-        settings: Any = getattr(transformers, config)()
-        trained: Any = getattr(transformers, model)(settings).eval()
-        count, batch = subject.setting.prompts, subject.setting.batch
-        pixels = torch.randn(batch, 3, side, side)
-        tokens = torch.randint(1, 1000, (count, 16))
-        tokens[:, -1] = settings.text_config.vocab_size - 1  # where texts end
-        if model == "CLIPSegForImageSegmentation":  # wants each picture once a phrase
-            return lambda: [
-                trained(pixel_values=one.expand(count, -1, -1, -1), input_ids=tokens, attention_mask=tokens > 0)
-                for one in pixels
-            ]
-        if model == "GroupViTModel":
-            given = {"input_ids": tokens, "attention_mask": tokens > 0, "output_segmentation": True}
-            return lambda: trained(pixel_values=pixels, **given)
-        return lambda: [trained(pixel_values=one[None], input_ids=tokens) for one in pixels]
+        if (subject.setting.device, subject.setting.dtype) != ("cpu", "float32"):
+            raise InputError(f"{name} is measured in float32 on a CPU only")
+        return forward_pass(name, subject.setting.batch, subject.setting.prompts)
 
     return make
 
@@ -111,14 +98,9 @@ CASES: Mapping[str, Case] = {
     "texts-cached": Case("the same when all are known", partial(_texts, warm=True)),
     "masks": Case("pictures to a mask for each phrase, texts known", _masks),
     "label-map": Case(f"similarities to labels of {PICTURE.height} × {PICTURE.width} pixels", _label_map),
-    "clipseg": Case(
-        "CLIPSeg at 352 px, its default configuration",
-        _transformers("CLIPSegConfig", "CLIPSegForImageSegmentation", 352),
-    ),
-    "groupvit": Case("GroupViT at 224 px, likewise", _transformers("GroupViTConfig", "GroupViTModel", 224)),
-    "owlv2": Case(
-        "OWLv2 at 768 px, likewise (base, patches of 32)", _transformers("Owlv2Config", "Owlv2ForObjectDetection", 768)
-    ),
+    "clipseg": Case("CLIPSeg at 352 px, its default configuration", _trained("clipseg")),
+    "groupvit": Case("GroupViT at 224 px, likewise", _trained("groupvit")),
+    "owlv2": Case("OWLv2 at 768 px, likewise (base, patches of 32)", _trained("owlv2")),
 }
 GROUPS = {
     "pathways": (*PATHWAYS, TOGETHER),

@@ -16,6 +16,9 @@ from open_gem.bench.subject import Setting, Subject
 from open_gem.kernels import are_on
 from open_gem.kernels.attention import load
 
+LARGE = 1e9
+"""Operations from which on a product of matrices shows what the machine can do."""
+
 Turn = Callable[[], float]
 """Does the work once and tells how many seconds that took."""
 
@@ -28,7 +31,7 @@ class Cost:
     time_ratio    the median of them, over that of the plain forward pass
     flops         multiplications and additions of matrix products, for the whole batch; None where they are not told
     flops_ratio   the same over that of the plain forward pass
-    ceiling       share of the rate, in FLOPs a second, of one large product of matrices
+    ceiling       share of the rate, in FLOPs a second, of one large product of matrices; None for small models
     rest, peak    MiB of memory of a process that does nothing else: with the model loaded, and at most; None where they
                   were not asked for
     """
@@ -56,8 +59,8 @@ def turn_of(work: Callable[[], object]) -> Turn:
     def turn() -> float:
         start = perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         return perf_counter() - start
 
     return turn
@@ -96,7 +99,8 @@ def _cost(
     ratio = median(times) / median(seconds[PLAIN])
     if name not in flops:
         return Cost(name, times, ratio)
-    return Cost(name, times, ratio, flops[name], flops[name] / flops[PLAIN], flops[name] / median(times) / rate)
+    share = None if flops[CEILING] < LARGE else flops[name] / median(times) / rate
+    return Cost(name, times, ratio, flops[name], flops[name] / flops[PLAIN], share)
 
 
 def machine() -> str:

@@ -38,7 +38,7 @@ def run_alone(command: Sequence[str]) -> Memory:
     """What a process that prints its `Memory` as JSON says. Raises InputError where that ends badly."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip() or "no word").splitlines()[-1]
+        last = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
         raise InputError(f"memory could not be measured: {last}")
     return Memory(*json.loads(done.stdout.splitlines()[-1]))
 
@@ -46,11 +46,13 @@ def run_alone(command: Sequence[str]) -> Memory:
 def main() -> None:
     import torch
 
-    from open_gem.bench.cases import CASES
+    from open_gem.bench.cases import CASES, GROUPS
 
     case, setting = sys.argv[1], Setting(**json.loads(sys.argv[2]))
     with torch.no_grad():
-        work = CASES[case].make(Subject(setting))
+        subject = Subject(setting)
+        work = CASES[case].make(subject)
+        _ = subject.tower if CASES[case].counts else subject.localizer if case in GROUPS["answers"] else None  # at rest
         rest = resident().rest
         FORGET.write_text("5")  # the peak so far, of importing and building
         work()

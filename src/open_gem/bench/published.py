@@ -13,7 +13,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
+from typing import IO
 
 NAME = "gem_torch, published"
 
@@ -24,24 +26,23 @@ def published(interpreter: str, model: str, side: int, batch: int, threads: int)
     command = [interpreter, __file__, *map(str, (model, side, batch, threads))]
     from open_gem.errors import InputError
 
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    except OSError as error:
-        raise InputError(f"{interpreter!r} could not be run: {error.strerror}") from error
-    try:
-        yield Published(process, interpreter)
-    finally:
-        process.kill()
-        process.communicate()
+    with TemporaryFile("w+") as said:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+        except OSError as error:
+            raise InputError(f"{interpreter!r} could not be run: {error.strerror}") from error
+        try:
+            yield Published(process, interpreter, said)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 class Published:
     """One turn a call, in seconds, of what `gem_torch` makes of a batch of random pictures: both of its streams."""
 
-    def __init__(self, process: subprocess.Popen[str], interpreter: str):
-        self.process, self.interpreter = process, interpreter
+    def __init__(self, process: subprocess.Popen[str], interpreter: str, said: IO[str]):
+        self.process, self.interpreter, self.said = process, interpreter, said
         self.rest, self.peak = self._ask("")[0], 0.0
 
     def __call__(self) -> float:
@@ -57,10 +58,11 @@ class Published:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
-            said = self.process.communicate()[1].strip().splitlines() or ["nothing"]
-            end = (
-                f"it was killed by signal {-code}" if (code := self.process.returncode) < 0 else f"it said: {said[-1]}"
-            )
+            self.process.communicate()
+            self.said.seek(0)
+            lines = self.said.read().strip().splitlines() or ["nothing"]
+            code = self.process.returncode
+            end = f"it was killed by signal {-code}" if code < 0 else f"it said: {lines[-1]}"
             raise InputError(f"gem_torch did not run with {self.interpreter!r}: {end}") from error
 
 

@@ -91,6 +91,8 @@ def _measure(
     with ExitStack() as stack:
         others = {}
         if against is not None:
+            if (setting.device, setting.dtype) != ("cpu", "float32"):
+                raise InputError("the published code is measured in float32 on a CPU only")
             given = (setting.model, setting.side, setting.batch, setting.threads)
             others[NAME] = stack.enter_context(published(str(against), *given))
         costs = measure(setting, cases, repeats, others)

@@ -8,6 +8,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 SWITCH = "OPEN_GEM_KERNELS"
 
@@ -18,5 +19,14 @@ def are_on() -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is what they take: float32, in a CPU's memory, without gradient."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+    """Whether a tensor is what they take: float32 numbers in a CPU's memory, without gradient; nothing that is traced,
+    mapped or otherwise looked at by torch, and no autocast."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.maybe_current_level() is None
+    )

@@ -1,4 +1,4 @@
-/* Attention of float32 heads on a CPU, for `open_gem.native`: the same numbers as scaled_dot_product_attention in fewer
+/* Attention of float32 heads on a CPU, for `open_gem.kernels.attention`: the same numbers as scaled_dot_product_attention in fewer
    operations and without a pause between them.
 
    self_self  softmax(p pT / tau) of unit vectors p is made of E = exp((p pT - 1) / tau). No row needs its maximum, since
@@ -10,6 +10,7 @@
    One thread takes one head of one image at a time. Memory is linear in the number of tokens. Tokens are padded to whole
    tiles and widths to whole vectors, with zeros. */
 
+#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -198,11 +199,12 @@ static void copy_rows(float *to, const float *from, long stride, long width, sha
     for (long i = 0; i < s.count; i++) memcpy(to + i * s.width, from + i * stride, width * sizeof(float));
 }
 
-static void normalise(float *rows, shape s) {
+/* unit rows; those shorter than `least` are divided by that, as torch's normalize has it */
+static void normalise(float *rows, shape s, float least) {
     for (long i = 0; i < s.count; i++) {
         vec squares = splat(0);
         for (long k = 0; k < s.width; k += LANES) squares += AT(rows + i * s.width + k) * AT(rows + i * s.width + k);
-        float sum = total(squares), scale = sum > 0 ? 1 / sqrtf(sum) : 0;
+        float norm = sqrtf(total(squares)), scale = norm > least || norm != norm ? 1 / norm : least > 0 ? 1 / least : 0;
         for (long k = 0; k < s.width; k += LANES) AT(rows + i * s.width + k) *= scale;
     }
 }
@@ -285,24 +287,25 @@ static void attend_strips(room *r, shape s) {
     for (long i = 0; i < s.count; i += TILE) {
         long rows = least(TILE, s.count - i);
         for (long j = 0; j < s.count; j += TILE)
-            fill(r->e + j * TILE, r->p[0].rows + i * s.width, r->p[1].columns + j, s, 0, 0, -INFINITY, rows,
+            fill(r->e + j * TILE, r->p[0].rows + i * s.width, r->p[1].columns + j, s, 0, 0, -FLT_MAX, rows,
                  least(TILE, s.count - j));
         memset(r->sums, 0, TILE * sizeof(float));
         for (long row = 0; row < rows; row++) {
-            vec most = splat(-INFINITY);
+            vec most = splat(-FLT_MAX);
             for (long j = 0; j < s.padded; j += TILE)
                 EACH(x, TILE_VECTORS) most = larger(AT(r->e + j * TILE + row * TILE + x * LANES), most);
             float top = most[0];
             for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
-            vec sum = splat(0);
+            vec sum = splat(0), strange = splat(0); /* what is infinite or no number makes that of the row */
             for (long j = 0; j < s.padded; j += TILE)
                 EACH(x, TILE_VECTORS) {
                     float *at = r->e + j * TILE + row * TILE + x * LANES;
                     vec y = power(larger(AT(at) - top, splat(-126)));
                     sum += y;
+                    strange += AT(at) * 0.f;
                     AT(at) = y;
                 }
-            r->sums[row] = 1 / total(sum);
+            r->sums[row] = 1 / total(sum) + total(strange);
         }
         for (long j = 0; j < s.count; j += TILE)
             add_tile(r->o + i * s.width, r->e + j * TILE, r->v + j * s.width, s.width, rows, least(TILE, s.count - j));
@@ -326,6 +329,7 @@ typedef struct {
     long projections, iterations; /* iterations -1: query_key, with p = q, k */
     long threads;
     atomic_long next;
+    atomic_long refused; /* threads that got no memory */
 } job;
 
 static float *at(view x, long image, long head) { return x.data + image * x.image + head * x.head; }
@@ -337,12 +341,12 @@ static void do_head(const job *t, room *r, shape s, long image, long head) {
     for (int m = 0; m < t->projections; m++) {
         tokens p = r->p[m];
         copy_rows(p.rows, at(t->p[m], image, head), t->p[m].token, t->width, s);
-        if (t->iterations >= 0) normalise(p.rows, s);
+        if (t->iterations >= 0) normalise(p.rows, s, 1e-12f);
         for (long i = 0; i < t->iterations; i++) {
             transpose(p.columns, p.rows, s, inverse);
             iterate(r->o, p, s, inverse, r->tile);
             memcpy(p.rows, r->o, s.padded * s.width * sizeof(float));
-            normalise(p.rows, s);
+            normalise(p.rows, s, 0);
         }
         transpose(p.columns, p.rows, s, inverse);
     }
@@ -359,30 +363,36 @@ static void do_head(const job *t, room *r, shape s, long image, long head) {
             at(t->out, image, head)[i * t->out.token + k] = r->o[i * s.width + k] * scale;
 }
 
-static float *allocate(long numbers) { return aligned_alloc(64, whole(numbers * sizeof(float), 64)); }
-
 static void do_heads(void *data) {
     job *t = data;
     shape s = {t->tokens, whole(t->tokens, TILE), whole(t->width, LANES)};
-    long side = s.padded / TILE, triangle = side * (side + 1) / 2, area = s.padded * s.width;
+    long side = s.padded / TILE, area = s.padded * s.width;
     int triangular = t->iterations >= 0 && takes_triangle(s.padded, t->projections);
+    long tiles = (triangular ? side * (side + 1) / 2 : side) * t->projections;
+    long all = (2 * t->projections + 2) * area + (MOST + LANES) * s.padded + (1 + tiles) * AREA;
+    float *block = aligned_alloc(64, whole(all * sizeof(float), 64)), *next = block;
+    if (block == NULL) {
+        atomic_fetch_add(&t->refused, 1);
+        return;
+    }
     room r;
-    for (int m = 0; m < t->projections; m++) r.p[m] = (tokens){allocate(area), allocate(area)};
-    r.v = allocate(area), r.o = allocate(area), r.sums = allocate(MOST * s.padded);
-    r.parts = allocate(s.padded * LANES), r.tile = allocate(AREA);
-    r.e = allocate((triangular ? triangle : side) * t->projections * AREA);
+    for (int m = 0; m < t->projections; m++, next += 2 * area) r.p[m] = (tokens){next, next + area};
+    r.v = next, r.o = next + area, next += 2 * area;
+    r.e = next, r.tile = next + tiles * AREA, next += (1 + tiles) * AREA;
+    r.parts = next, r.sums = next + LANES * s.padded;
     for (long item; (item = atomic_fetch_add(&t->next, 1)) < t->images * t->heads;)
         do_head(t, &r, s, item / t->heads, item % t->heads);
-    for (int m = 0; m < t->projections; m++) free(r.p[m].rows), free(r.p[m].columns);
-    free(r.v), free(r.o), free(r.sums), free(r.parts), free(r.tile), free(r.e);
+    free(block);
 }
 
 /* The OpenMP runtime that torch has loaded: its own threads do the work, and none of another pool waits beside them. */
 extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 
-void attend(job *t) {
-    t->next = 0;
+/* 0, or 1 where no thread got memory, and nothing was done */
+int attend(job *t) {
+    t->next = t->refused = 0;
     GOMP_parallel(do_heads, t, (unsigned)t->threads, 0);
+    return atomic_load(&t->next) == 0;
 }
 
 /* Multiplications and additions in the matrix products of `attend`, for one head. A product of all pairs of tokens is

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-
 SOURCE = Path(__file__).with_name("attention.c")
 SHARPEST = 40.0
 """Largest 1/τ: the least entry of a row is exp(−2/τ), which float32 has to hold."""
+MOST = 3
+"""Projections that it takes at once."""
 QUERY_KEY = -1
 """In place of a number of iterations: attention of queries to keys."""
 
@@ -45,43 +48,61 @@ class _View(ctypes.Structure):
 
 class _Job(ctypes.Structure):
     _fields_ = (
-        ("p", _View * 3),
+        ("p", _View * MOST),
         ("v", _View),
         ("out", _View),
         ("inverse", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("images", "heads", "tokens", "width", "projections", "iterations")),
-        ("threads", ctypes.c_long),
-        ("next", ctypes.c_long),
+        *((name, ctypes.c_long) for name in ("threads", "next", "refused")),
     )
 
 
 @cache
 def load() -> Kernel:
     """The kernel for this machine, compiled if it is not there yet."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
+    compiler = (
+        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    )
+    if not compiler:
         return Kernel(None, "no C compiler was found")
+    with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
+        try:
+            library = _loaded(compiler, _cache() or Path(scratch))
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
+            return Kernel(None, f"it could not be built with {compiler[0]}: {said[-1]}")
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            return Kernel(None, f"it could not be built with {compiler[0]}: {error}")
+    return Kernel(library, f"compiled with {compiler[0]}")
+
+
+def _loaded(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
+    path = _compiled(compiler, folder)
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)), mode=os.RTLD_NOW)
-    except (OSError, subprocess.SubprocessError) as error:
-        return Kernel(None, f"it could not be built with {compiler}: {error}")
-    library.attend.argtypes, library.attend.restype = [ctypes.POINTER(_Job)], None
+        return _open(path)
+    except (OSError, AttributeError):  # broken: once more
+        path.unlink()
+        return _open(_compiled(compiler, folder))
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    library.attend.argtypes, library.attend.restype = [ctypes.POINTER(_Job)], ctypes.c_int
     library.operations.argtypes, library.operations.restype = [ctypes.c_long] * 4, ctypes.c_double
-    return Kernel(library, f"compiled with {compiler}")
+    return library
 
 
-def _compiled(compiler: str) -> Path:
-    """Where the compiled kernel is, under a name of all that it depends on."""
-    depends = (SOURCE.read_text("utf-8"), compiler, *FLAGS, platform.platform(), _instructions())
-    name = hashlib.sha256("\n".join(depends).encode()).hexdigest()[:24] + ".so"
-    folder = _folder()
-    if not (folder / name).is_file():
+def _compiled(compiler: Sequence[str], folder: Path) -> Path:
+    """Where the compiled kernel is in `folder`, under a name of all that it depends on."""
+    depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), _instructions())
+    path = folder / (hashlib.sha256("\n".join(depends).encode()).hexdigest()[:24] + ".so")
+    if not path.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch, name)
-            command = (*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm")
+            made = Path(scratch, path.name)
+            command = (*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm")
             subprocess.run(command, check=True, capture_output=True, timeout=120)
-            made.rename(folder / name)
-    return folder / name
+            made.rename(path)
+    return path
 
 
 def _instructions() -> str:
@@ -91,35 +112,38 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _folder() -> Path:
-    """A folder of this user's that can be written to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
+def _cache() -> Path | None:
+    """The folder where it is kept; None where this user has none that others cannot write to: code is run from it."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="open_gem-"))
+            status = folder.stat()
+    except (OSError, RuntimeError):  # of a user without a home
+        return None
+    return folder if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 
 
 def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
     """Whether the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least one for
-    every thread; and 1/τ, a number or one an image, not above `SHARPEST`."""
+    every thread; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
     shape = heads[0].shape
     return (
         all(kernels.is_plain(p) and p.shape == shape and p.stride(-1) == 1 for p in heads)
         and shape[0] * shape[1] >= torch.get_num_threads()
-        and _is_mild(inverse_temperature)
+        and _is_mild(inverse_temperature, shape[0])
         and kernels.are_on()
         and load().library is not None
     )
 
 
-def _is_mild(inverse_temperature: Tensor | float) -> bool:
+def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
     """A scaled score of two unit vectors is 1/τ at most."""
-    if isinstance(inverse_temperature, Tensor):
-        return inverse_temperature.ndim in (0, 4) and bool((inverse_temperature <= SHARPEST).all())
-    return inverse_temperature <= SHARPEST
+    if not isinstance(inverse_temperature, Tensor):
+        return 0 < inverse_temperature <= SHARPEST
+    one_an_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
+    fit = (inverse_temperature > 0) & (inverse_temperature <= SHARPEST)
+    return kernels.is_plain(inverse_temperature) and one_an_image and bool(fit.all())
 
 
 def self_self(
@@ -150,8 +174,9 @@ def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iter
     views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
     value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
     numbers = (*values.shape, len(views), iterations, torch.get_num_threads())
-    job = _Job((_View * 3)(*views), value, outcome, inverse.data_ptr(), *numbers)
-    _library().attend(ctypes.byref(job))
+    job = _Job((_View * MOST)(*views), value, outcome, inverse.data_ptr(), *numbers)
+    if _library().attend(ctypes.byref(job)):
+        raise MemoryError(f"no memory for the attention of {tuple(values.shape)}")
     return out
 
 

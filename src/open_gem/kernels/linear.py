@@ -56,12 +56,12 @@ _LAYERS = {  # the two linear layers and the activation between them; whatever e
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weightᵀ + bias, as `torch.nn.functional.linear` has it."""
-    return _product(x, weight, bias) if _fits(x, weight) else functional.linear(x, weight, bias)
+    return _product(x, weight, bias) if _take(x, weight, bias) else functional.linear(x, weight, bias)
 
 
 def apply(layer: Any, x: Tensor) -> Tensor:
     """What `layer` makes of `x`; faster where it is a linear layer that nothing listens to."""
-    return linear(x, layer.weight, layer.bias) if _is_linear(layer) else layer(x)
+    return _product(x, layer.weight, layer.bias) if _is_linear(layer) and _fits(x, layer) else layer(x)
 
 
 def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -73,7 +73,9 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         layers = None if names is None else _known(mlp, names)
-        return mlp(x) if layers is None or not _fits(x, layers[0].weight) else _fused(x, *layers)
+        if layers is None or not _fits(x, layers[0], layers[2]):
+            return mlp(x)
+        return _fused(x, *layers)
 
     return forward
 
@@ -81,7 +83,9 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activation, Any] | None:
     """The layers of `mlp` that have these names; None where they are not plain, or not all there is."""
     children = dict(mlp.named_children())
-    if not children.keys() >= set(names) or mlp.training or _is_watched(mlp, *children.values()):
+    if not children.keys() >= set(names) or _is_watched(mlp, *children.values()):
+        return None
+    if any(module.training for module in (mlp, *children.values())):
         return None
     first, between, second = (children.pop(name) for name in names)
     activation = _ACTIVATIONS.get(_kind(between))
@@ -111,12 +115,17 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], how)
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _fits(x: Tensor, *layers: Any) -> bool:
+    return all(_take(x, layer.weight, layer.bias) for layer in layers)
+
+
+def _take(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN can take them. Gradients are refused whole: nothing is kept for them."""
     return (
         not torch.is_grad_enabled()
-        and kernels.is_plain(x)
-        and weight.dtype == x.dtype
+        and all(kernels.is_plain(part) for part in (x, weight, *(() if bias is None else (bias,))))
         and weight.is_contiguous()
+        and x.ndim > 1
         and x.numel() > 0
         and HAS_ONEDNN
         and torch.backends.mkldnn.enabled
@@ -129,7 +138,11 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _is_watched(*modules: nn.Module) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Whether calling one of them would do more than its class says."""
+    everywhere = bool(torch.nn.modules.module._has_any_global_hook())
+    return everywhere or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
+    )
 
 
 def _kind(module: nn.Module) -> str:

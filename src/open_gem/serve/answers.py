@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from open_gem import readout
-from open_gem.label.labeling import run_lengths
 from open_gem.localization import Localization
+from open_gem.parts import run_lengths
 from open_gem.prompts import Vocabulary
 from open_gem.serve.schemas import Result
 from open_gem.types import Size
@@ -23,7 +23,8 @@ THRESHOLD = 0.5  # of a min-max map, as `Localization.masks` has it
 
 def as_rle(mask: Tensor) -> dict[str, Any]:
     """A mask `(y, x)` in COCO's compressed run-length encoding."""
-    return run_lengths(mask.numpy(), (slice(None), slice(None)), Size(*mask.shape))
+    height, width = mask.shape
+    return run_lengths(mask.numpy(), (slice(0, height), slice(0, width)), Size(height, width))
 
 
 def as_png(mask: Tensor) -> str:

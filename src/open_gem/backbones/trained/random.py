@@ -1,0 +1,55 @@
+"""Models that were trained to localize, with random weights: what a pass of them costs does not depend on those."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+
+TOKENS = 16
+"""Of a phrase; what phrases of a few words are padded to in OWL-ViT."""
+
+
+class _Kind(NamedTuple):
+    """Names of transformers, the sides of its pictures in pixels, and how it is asked: `(model, pixels (b, 3, y, x),
+    tokens (p, t))`."""
+
+    config: str
+    model: str
+    side: int
+    ask: Callable[[Any, Tensor, Tensor], Any]
+
+
+def _clipseg(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
+    """It wants each picture once a phrase."""
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return [model(pixel_values=one.expand(len(tokens), -1, -1, -1), **given) for one in pixels]
+
+
+def _groupvit(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return model(pixel_values=pixels, output_segmentation=True, **given)
+
+
+def _owlv2(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
+    return [model(pixel_values=one[None], input_ids=tokens) for one in pixels]
+
+
+_KINDS = {
+    "clipseg": _Kind("CLIPSegConfig", "CLIPSegForImageSegmentation", 352, _clipseg),
+    "groupvit": _Kind("GroupViTConfig", "GroupViTModel", 224, _groupvit),
+    "owlv2": _Kind("Owlv2Config", "Owlv2ForObjectDetection", 768, _owlv2),
+}
+
+
+def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
+    """What runs the model of transformers' default configuration once, as its documentation does: "clipseg",
+    "groupvit" or "owlv2", on random pictures of its own size, each with all of `prompts` random phrases."""
+    kind = _KINDS[name]
+    config = getattr(transformers, kind.config)()
+    model = getattr(transformers, kind.model)(config).eval()
+    pixels = torch.randn(images, 3, kind.side, kind.side)
+    tokens = torch.randint(1, 1000, (prompts, TOKENS))
+    tokens[:, -1] = config.text_config.vocab_size - 1  # where texts end
+    return lambda: kind.ask(model, pixels, tokens)
