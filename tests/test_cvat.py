@@ -58,6 +58,7 @@ def test_masks_polygons_and_rectangles_are_of_the_same_objects():
         corners = np.array(polygon.points).reshape(-1, 2).astype(int)
         assert np.array_equal(sv.polygon_to_mask(corners, (side, side)).astype(bool), pixels)
         ys, xs = np.nonzero(pixels)
+        assert mask.points[-4:] == [xs.min(), ys.min(), xs.max(), ys.max()]
         assert mask.label_id == polygon.label_id == box.label_id
         assert box.points == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 

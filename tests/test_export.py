@@ -207,6 +207,8 @@ def test_mistakes_are_told(labelled, tmp_path):
         export(labelled, ["coc"], tmp_path / "out")
     with pytest.raises(InputError, match=r"unknown label 'cut' \(did you mean cat\?\)"):
         export(labelled, ["coco"], tmp_path / "out", labels=["cut"])
+    with pytest.raises(InputError, match="no label is chosen; known: cat, Füchse & Co, dog"):
+        export(labelled, ["coco"], tmp_path / "out", labels=[])
     with pytest.raises(InputError, match="no labels in"):
         export(tmp_path / "nowhere", ["coco"], tmp_path / "out")
     with pytest.raises(InputError, match="min_presence is nan, expected a number"):

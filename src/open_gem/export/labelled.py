@@ -110,13 +110,15 @@ class Labelled:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
-        """Raises InputError where there are no parts, for a label that none of them can have, or a limit that is no
-        number."""
+        """Raises InputError where there are no parts, for no label, one that none of them can have, or a limit that is
+        no number."""
         for name in ("min_score", "min_presence"):
             if (least := settings.get(name)) is not None and not math.isfinite(least):
                 raise InputError(f"{name} is {least}, expected a number")
         parts = Parts.open(folder).snapshot()
         known = parts.manifest.labels
+        if labels is not None and not labels:
+            raise InputError(f"no label is chosen; known: {listed(known)}")
         for label in labels or ():
             if label not in known:
                 raise InputError(f"unknown label {label!r}{did_you_mean(label, known)}; known: {listed(known)}")
