@@ -522,6 +522,6 @@ def test_sixty_four_clients_for_a_minute():
 @pytest.mark.full
 def test_a_server_that_is_killed_under_load_goes_on_when_it_is_started_again():
     made = measured("--clients", "16", "--seconds", "60", "--kill", "15")
-    assert made["kills"] >= 3 and made["unanswered"] > 0
+    assert made["kills"] == 3 and made["unanswered"] > 0
     assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
     assert made["in_house"] == 0
