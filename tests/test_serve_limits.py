@@ -495,7 +495,7 @@ def fuzz(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, examples
     options = ["--max-examples", str(examples), "--checks", checks, "--no-color"]
     document = f"http://127.0.0.1:{server.port}/openapi.json"
     command = [*SCHEMATHESIS, "--config-file", str(config), "run", document, *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stdout + run.stderr
     assert server.metric(asked) > before
 
