@@ -3,7 +3,7 @@
 A server is started as a process of its own. Each client goes on and on: it uploads a scene of 640x480 pixels (JPEG) of
 its own choice among 50, asks it six times for three phrases, most of them new, and once asks /v1/ground. On 404 it
 uploads again; on 429 it waits as it is told. With --kill the server is killed with -9 and started again every so many
-seconds; clients try again meanwhile, and what matters is what they are told before and after.
+seconds of service; clients try again meanwhile, and what matters is what they are told before and after.
 """
 
 import argparse
@@ -37,6 +37,7 @@ class Seen:
     statuses: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     unanswered: int = 0
+    end: float = 0.0  # of the clock, moved on by the time that no server was there
     kills: int = 0
 
 
@@ -109,8 +110,8 @@ async def ask(client: httpx.AsyncClient, seen: Seen, what: str, path: str, **bod
     return answer
 
 
-async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes], end: float) -> None:
-    while time.perf_counter() < end:
+async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes]) -> None:
+    while time.perf_counter() < seen.end:
         picture = random.choice(data)
         answer = await ask(client, seen, "upload", "/v1/images", files={"file": picture})
         if answer is None or not answer.is_success:
@@ -120,18 +121,20 @@ async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes], e
             phrases = [f"{random.choice(CONCEPTS)} {random.randrange(1000)}" for _ in range(3)]
             asked = {"prompts": phrases, "pathway": random.choice(["gem", "clip"]), "mask": "rle", "similarity": True}
             answer = await ask(client, seen, "ask", path, json=asked)
-            if answer is None or answer.status_code == 404 or time.perf_counter() > end:
+            if answer is None or answer.status_code == 404 or time.perf_counter() > seen.end:
                 break
         labels = {"candidate_labels": random.sample(CONCEPTS, 3)}
         await ask(client, seen, "ground", "/v1/ground", files={"file": picture}, data=labels)
 
 
-async def killer(server: Server, client: httpx.AsyncClient, seen: Seen, every: float, end: float) -> None:
-    while time.perf_counter() + every < end:
+async def killer(server: Server, client: httpx.AsyncClient, seen: Seen, every: float) -> None:
+    while time.perf_counter() + every < seen.end:
         await asyncio.sleep(every)
         await asyncio.to_thread(server.kill)
         seen.kills += 1
+        killed = time.perf_counter()
         await server.ready(client)
+        seen.end += time.perf_counter() - killed
 
 
 async def load(options: argparse.Namespace) -> dict[str, object]:
@@ -143,11 +146,11 @@ async def load(options: argparse.Namespace) -> dict[str, object]:
             await server.ready(client)
             memory = {"started": await server.memory(client)}
             begin = time.perf_counter()
-            end = begin + options.seconds
-            clients = [one_client(client, seen, data, end) for _ in range(options.clients)]
+            seen.end = begin + options.seconds
+            clients = [one_client(client, seen, data) for _ in range(options.clients)]
             tasks = [asyncio.create_task(one) for one in clients]
             if options.kill:
-                tasks.append(asyncio.create_task(killer(server, client, seen, options.kill, end)))
+                tasks.append(asyncio.create_task(killer(server, client, seen, options.kill)))
             for share in (0.25, 0.5, 0.75):
                 await asyncio.sleep(max(0.0, begin + share * options.seconds - time.perf_counter()))
                 if not options.kill:

@@ -495,7 +495,7 @@ def fuzz(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, examples
     options = ["--max-examples", str(examples), "--checks", checks, "--no-color"]
     document = f"http://127.0.0.1:{server.port}/openapi.json"
     command = [*SCHEMATHESIS, "--config-file", str(config), "run", document, *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stdout + run.stderr
     assert server.metric(asked) > before
 
@@ -522,6 +522,6 @@ def test_sixty_four_clients_for_a_minute():
 @pytest.mark.full
 def test_a_server_that_is_killed_under_load_goes_on_when_it_is_started_again():
     made = measured("--clients", "16", "--seconds", "60", "--kill", "15")
-    assert made["kills"] >= 3 and made["unanswered"] > 0
+    assert made["kills"] == 3 and made["unanswered"] > 0
     assert {status for row in made["routes"].values() for status in row["statuses"]} <= FINE
     assert made["in_house"] == 0
