@@ -26,10 +26,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.imaging import read_image
 from open_gem.label import local, on_ray
 from open_gem.label.done import Shard
 from open_gem.label.labeling import Labeling, Ready
 from open_gem.label.ontology import Ontology
+from open_gem.label.reading import read
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import open_source
 from open_gem.parts import Parts
@@ -106,6 +108,24 @@ def in_processes(model: str, folder: Path, count: int, batch: int) -> float:
     return seconds
 
 
+def tell_shares(labeling: Labeling, folder: Path, ready: list[Ready], turns: int) -> None:
+    """What the loop does beside the model, of processors."""
+    items = list(open_source(str(folder)).items())
+    found = [one for some in ready for one in labeling.find([some])]
+    steps: dict[str, Callable[[], object]] = {
+        "decoding": lambda: [read_image(read(item)) for item in items],
+        "decoding, shrinking, normalising": lambda: [labeling.prepare(item) for item in items],
+        "objects": lambda: [labeling.row(one) for one in found],
+    }
+    for name, step in steps.items():
+        times = []
+        for _ in range(turns):
+            start = time.process_time()
+            step()
+            times.append(time.process_time() - start)
+        print(f"{name:33} {1000 * min(times) / len(items):6.2f} ms an image, of processors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["embedded", "vit-b-16"], default="embedded")
@@ -150,6 +170,7 @@ def main() -> None:
             told = f"{given.images / clock:7.2f} images/s  {clock:7.2f} s {shares[0]}"
             elsewhere = "" if name in ("model", "loop", "local") else " (other processes not counted)"
             print(f"{name:12} {told}   of processors {processors:7.2f} s {shares[1]}{elsewhere}")
+        tell_shares(labeling, photos, ready, given.turns)
 
 
 if __name__ == "__main__":
