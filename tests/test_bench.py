@@ -41,7 +41,8 @@ def test_operations_are_counted_in_matrix_products():
     assert count_flops(lambda: (a @ b).exp() + 1) == 2 * 3 * 4 * 5
 
 
-def test_every_case_is_measured_beside_the_plain_forward_pass(setting):
+def test_every_case_is_measured_beside_the_plain_forward_pass(setting, monkeypatch):
+    monkeypatch.setattr(measuring, "LARGE", 0)
     names = [name for name in CASES if name not in GROUPS["trained"]]
     costs = {cost.case: cost for cost in measure(setting, find_cases(names), repeats=1)}
     assert list(costs)[:2] == [CEILING, PLAIN]
@@ -56,6 +57,10 @@ def test_every_case_is_measured_beside_the_plain_forward_pass(setting):
     assert costs["gem"].ceiling == pytest.approx(
         flops["gem"] / costs["gem"].seconds[0] / (flops[CEILING] / costs[CEILING].seconds[0])
     )
+
+
+def test_no_ceiling_is_told_where_the_product_is_too_small_to_show_it(setting):
+    assert {cost.ceiling for cost in measure(setting, find_cases(["gem"]), repeats=1)} == {None}
 
 
 def test_work_grows_with_pictures_and_their_size(tiny):
