@@ -62,12 +62,11 @@ def main() -> None:
         for path, count in ((two, 2), (twenty, 20)):
             path.write_text(json.dumps({"labels": CONCEPTS[:count], "presence": 0.0}))
         small = pictures(place / "small", 1, 300)
-        one, five = pictures(place / "one", 1, 9000), pictures(place / "five", 5, 9000)
+        one = pictures(place / "one", 1, 9000)
         for told, source, given in (
             ("300 x 300, twenty labels", small, ["-c", str(twenty)]),
             ("9000 x 9000, two labels", one, ["-c", str(two)]),
             ("9000 x 9000, twenty labels", one, ["-c", str(twenty)]),
-            ("five of 9000 x 9000, twenty labels", five, ["-c", str(twenty)]),
             ("Parquet, 300 images in its dictionary", table(place / "a.parquet", 300, 830, True), ["-p", "cat"]),
             ("Parquet, 3900 images, no dictionary", table(place / "b.parquet", 3900, 230, False), ["-p", "cat"]),
         ):
