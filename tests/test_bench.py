@@ -15,7 +15,7 @@ from open_gem.bench.measuring import count_flops, interleave, measure
 from open_gem.bench.memory import Memory, measure_memory, run_alone
 from open_gem.bench.subject import Setting, Subject
 from open_gem.cli import app
-from open_gem.errors import InputError
+from open_gem.errors import InputError, UnsupportedModelError
 from open_gem.methods import PATHWAYS
 
 
@@ -95,6 +95,13 @@ def test_trained_models_run_as_transformers_has_them(name, monkeypatch, setting)
     monkeypatch.setattr(transformers, config, lambda: original(text_config=text, vision_config=vision, **more))
     with torch.no_grad():
         CASES[name].make(Subject(setting))()
+
+
+def test_trained_models_without_transformers_are_one_line(monkeypatch, setting):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "open_gem.backbones.trained.random", raising=False)
+    with pytest.raises(UnsupportedModelError, match="transformers"):
+        CASES["clipseg"].make(Subject(setting))
 
 
 def test_memory_is_that_of_a_fresh_process(setting):

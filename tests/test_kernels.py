@@ -212,6 +212,30 @@ def test_torch_can_reason_about_it_without_running_it():
     torch.library.opcheck(attention._query_key, tuple(given))
 
 
+STARVED = """
+import resource, torch
+from pathlib import Path
+from open_gem.kernels import attention
+
+heads = torch.randn(3, 1, 1, 400_000, 16).unbind()
+attention.query_key(*(p[:, :, :50] for p in heads))
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (60 << 20), resource.RLIM_INFINITY))
+try:
+    attention.query_key(*heads)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is held is read from Linux's /proc")
+def test_without_memory_there_is_an_error_and_no_crash():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", STARVED], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "no memory for the attention of (1, 1, 400000, 16)\n"), done.stderr
+
+
 # How it is built ------------------------------------------------------------------------------------------------------
 
 

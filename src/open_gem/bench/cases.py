@@ -80,7 +80,7 @@ def _trained(name: str) -> Callable[[Subject], Work]:
     """A model that was trained to localize, as transformers runs it, each picture with all phrases."""
 
     def make(subject: Subject) -> Work:
-        from open_gem.backbones.trained.random import forward_pass
+        from open_gem.backbones.trained import forward_pass
 
         if (subject.setting.device, subject.setting.dtype) != ("cpu", "float32"):
             raise InputError(f"{name} is measured in float32 on a CPU only")

@@ -5,6 +5,7 @@
 A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
 """
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -20,7 +21,16 @@ from open_gem.backbones.trained.groupvit import GroupViT
 from open_gem.backbones.trained.owl import OWL
 from open_gem.errors import UnsupportedModelError
 
-__all__ = ["TRAINED", "Grounding", "Trained", "adapt_trained", "check_not_trained", "is_trained", "load_trained"]
+__all__ = [
+    "TRAINED",
+    "Grounding",
+    "Trained",
+    "adapt_trained",
+    "check_not_trained",
+    "forward_pass",
+    "is_trained",
+    "load_trained",
+]
 
 
 class Row(NamedTuple):
@@ -112,3 +122,12 @@ def _transformers() -> tuple[Any, Any]:
     except ImportError as error:
         raise UnsupportedModelError(needs_transformers(error)) from error
     return _hub, transformers
+
+
+def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
+    """One pass of a model with random weights, to measure, see `random.forward_pass`. Raises UnsupportedModelError
+    without transformers."""
+    _transformers()
+    from open_gem.backbones.trained import random
+
+    return random.forward_pass(name, images, prompts)
