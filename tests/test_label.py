@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event, Lock
 from typing import Any
 
 import numpy as np
@@ -360,6 +360,57 @@ def test_where_memory_ends_batches_are_halved(error, photos, labeling, monkeypat
     assert len({row["id"] for row in rows}) == len(rows) == 40
     assert all(row["status"] == "ok" for row in rows)
     assert tried[0] == 8 and tried.count(8) <= 3, "and stay small"
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_model_sees_two_batches_at_a_time_each_with_half_of_the_threads(photos, labeling, monkeypatch):
+    alone, find = list(label(labeling, items_of(photos), batch=4)), Labeling.find
+    both, threads = Barrier(2, timeout=30), []
+
+    def together(self: Labeling, group):
+        threads.append(torch.get_num_threads())
+        if len(threads) <= 2:
+            both.wait()  # breaks where the second does not come before the first is done
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", together)
+    rows = list(label(labeling, items_of(photos), batch=4))
+    assert set(threads) == {1} and torch.get_num_threads() == 2
+    assert [(row["id"], row["objects"]) for row in rows] == [(row["id"], row["objects"]) for row in alone]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(photos, labeling, monkeypatch):
+    find, both, lock, at_once, tried = Labeling.find, Barrier(2, timeout=30), Lock(), [], []
+
+    def crowded(self: Labeling, group):
+        with lock:
+            at_once.append(group)
+            tried.append((len(at_once), len(group)))
+            number = len(tried)
+        if number <= 2:
+            both.wait()
+        try:
+            if number == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return find(self, group)
+        finally:
+            with lock:
+                at_once.remove(group)
+
+    monkeypatch.setattr(Labeling, "find", crowded)
+    rows = list(label(labeling, items_of(photos), batch=4))
+    assert {row["status"] for row in rows} == {"ok"} and len(rows) == 40
+    assert tried[:3] == [(1, 4), (2, 4), (1, 4)] and {count for count, _ in tried[2:]} == {1}
+    assert sum(size for _, size in tried) == 44, "the one that failed was tried whole again"
 
 
 def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch):

@@ -3,7 +3,8 @@
     with writing(folder):
         tally = run(Parts.claim(folder, labeling.manifest(source)), labeling, source)
 
-Every queue is bounded, so memory does not grow with the number of images. A read that hangs keeps one thread and
+Every queue is bounded, so memory does not grow with the number of images. The model sees two batches at a time, each
+with half of torch's threads: what one does in a single thread, the other fills. A read that hangs keeps one thread and
 nobody else: images that are ready go before it, objects are found by threads of their own, and all are daemons, which
 the end of a process does not wait for. Several graphics cards, or machines, are one process each and share the images
 by hash: `torchrun --nproc-per-node 8 …`.
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Semaphore, Thread
 from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -28,6 +31,7 @@ from open_gem.label.labeling import Found, Labeling, Ready, failed
 from open_gem.label.sources import Item, Source
 from open_gem.parts import Parts, Row
 
+PASSES = 2  # of the model at a time, where torch has a thread for each
 AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
 PART_ROWS, PART_BYTES, PART_SECONDS = 1000, 2**26, 60  # a part is written when it has one of these
 PATIENCE = 1.0  # seconds that images are kept in order for: others then go before one that takes longer
@@ -53,7 +57,7 @@ def run(
 ) -> Tally:
     """Label what of `source` is this shard's and in no part yet; `limits` as of `PartWriter`.
 
-    batch     images of one shape that the model sees at a time; halved where memory ends, for the rest of the run
+    batch     images of one shape that the model sees at a time; where memory ends, halved for the rest of the run
     workers   threads that read, decode and find objects; by default see `default_workers`
     stop      set by whoever wants the run to end: what the model has seen is written, and no more is begun
     done      ids that are labelled already; those of this run are added. By default what all parts have
@@ -97,25 +101,28 @@ def label(
 
     Once `stop` is set, reads under way are not waited for, and what the model has seen still becomes rows.
     """
-    stop, limit = stop or Event(), _Limit(batch)
-    count = workers or default_workers()
+    stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
+    limit = _Limit(batch, min(PASSES, threads))
     readers, finders = Threads(count), Threads(count)
+    models = Threads(limit.passes, partial(torch.set_num_threads, threads // limit.passes))
     try:
         prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
-        located = _locate(labeling, _by_shape(prepared, limit, stop), limit)
+        groups = _by_shape(prepared, limit, stop)
+        located = chain.from_iterable(_ahead(models, partial(_locate, labeling, limit), groups, limit.passes))
         rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
         yield from rows
     finally:
-        readers.close()
-        finders.close()
+        for some in (readers, models, finders):
+            some.close()
+        torch.set_num_threads(threads)  # it is what the next thread of anyone begins with, too
 
 
 class Threads:
-    """Daemon threads that do what is put before them."""
+    """Daemon threads that do what is put before them, `begin` first."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, begin: Callable[[], object] = lambda: None):
         self._jobs: SimpleQueue[Any] = SimpleQueue()
-        self._closed = False
+        self._begin, self._closed = begin, False
         self._threads = [Thread(target=self._work, name="label", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -126,6 +133,7 @@ class Threads:
         return future
 
     def _work(self) -> None:
+        self._begin()
         while (job := self._jobs.get()) is not None:
             future, work, item = job
             if not self._closed:
@@ -194,11 +202,22 @@ class _Impatient:
         return None
 
 
-@dataclass
 class _Limit:
-    """How many images the model can take at a time, as far as is known."""
+    """What memory is enough for, as far as is known: `passes` of the model at a time, each of `size` images."""
 
-    size: int
+    def __init__(self, size: int, passes: int):
+        self.size, self.passes = size, passes
+        self.turn, self._lock = Semaphore(passes), Lock()
+
+    def narrow(self, size: int) -> int:
+        """How many images to try next where so many were too many: as many, alone from now on, then half; 0 of one."""
+        with self._lock:
+            if self.passes > 1:
+                self.passes -= 1
+                self.turn.acquire()  # never given back: waits until the other pass is over
+                return size
+            self.size = max(1, min(self.size, size // 2))
+            return size // 2
 
 
 def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> Iterator[list[Ready] | Row]:
@@ -227,24 +246,23 @@ def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> It
         yield group
 
 
-def _locate(labeling: Labeling, groups: Iterable[list[Ready] | Row], limit: _Limit) -> Iterator[Found | Row]:
-    """What the model says of each image; where memory ends, of half as many at a time from then on."""
-    for group in groups:
-        if isinstance(group, dict):
-            yield group
-            continue
-        left = [group]
-        while left:
-            some = left.pop()
+def _locate(labeling: Labeling, limit: _Limit, group: list[Ready] | Row) -> list[Found | Row]:
+    """What the model says of each image; where memory ends, of fewer at a time from then on."""
+    if isinstance(group, dict):
+        return [group]
+    located: list[Found | Row] = []
+    left = [group]
+    while left:
+        some = left.pop()
+        with limit.turn:
             found = _find(labeling, some)
-            if found is not None:
-                yield from found
-            elif len(some) == 1:
-                yield failed(some[0].item, MemoryError(), some[0].seconds)
-            else:
-                half = len(some) // 2
-                limit.size = max(1, min(limit.size, half))
-                left += [some[half:], some[:half]]
+        if found is not None:
+            located += found
+        elif size := limit.narrow(len(some)):
+            left += [few for few in (some[size:], some[:size]) if few]
+        else:
+            located.append(failed(some[0].item, MemoryError(), some[0].seconds))
+    return located
 
 
 def _find(labeling: Labeling, group: list[Ready]) -> list[Found] | None:
