@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 
 from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
-from open_gem.parts import Parts
+from open_gem.parts import Parts, mask_of
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time
@@ -51,9 +51,7 @@ class Object:
 
     def mask(self) -> np.ndarray | None:
         """bool `(y, x)` of the whole image, decoded anew; None where there is a box alone."""
-        if self.rle is None:
-            return None
-        return coco.decode(cast(Any, self.rle)).astype(bool)
+        return None if self.rle is None else mask_of(self.rle)
 
     @property
     def xywh(self) -> list[int]:

@@ -105,10 +105,12 @@ def label(
     limit = _Limit(batch, min(PASSES, threads))
     readers, finders = Threads(count), Threads(count)
     models = Threads(limit.passes, partial(torch.set_num_threads, threads // limit.passes))
+    locate = partial(_locate, labeling, limit)
     try:
         prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
-        groups = _by_shape(prepared, limit, stop)
-        located = chain.from_iterable(_ahead(models, partial(_locate, labeling, limit), groups, limit.passes))
+        groups = _by_shape(prepared, limit, stop)  # one pass at a time is faster here: no thread hands over to another
+        found = map(locate, groups) if limit.passes == 1 else _ahead(models, locate, groups, limit.passes)
+        located = chain.from_iterable(found)
         rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
         yield from rows
     finally:
