@@ -8,7 +8,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-from open_gem.label.reading import is_url
+from open_gem.label.reading import SECONDS, is_url, one_line, within
+from open_gem.label.remote import folder
 
 ENDINGS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2"),
@@ -108,34 +109,46 @@ def _is_dir(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def walk_remote(root: str) -> Iterator[Item]:
-    from fsspec.core import url_to_fs
+def walk_remote(
+    top: str,
+    seconds: float,
+    segments: Sequence[str] = ALL,
+    keep: Callable[[str], bool] = is_picture,
+    below: str = "",
+    at: frozenset[int] = frozenset({0, 1}),
+) -> Iterator[Item]:
+    """The same below a URL that ends with /; in order, and listing one folder takes no longer than `seconds`."""
+    place = f"{top}{below}/" if below else top
+    try:
+        entries = within(seconds, folder, place)
+    except Exception as error:
+        yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
+        return
+    for name, is_folder in entries:
+        after = _after(name, segments, at)
+        inside = f"{below}/{name}" if below else name
+        if after and is_folder:
+            yield from walk_remote(top, seconds, segments, keep, inside, after)
+        elif len(segments) in after and keep(name):
+            yield Item(printable(inside), place + name)
 
-    files, top = url_to_fs(root)
-    for folder, _, names in files.walk(top):
-        for name in sorted(filter(is_picture, names)):
-            path = f"{folder.rstrip('/')}/{name}"
-            yield Item(path[len(top) :].lstrip("/"), files.unstrip_protocol(path))
 
-
-def matches(given: str, keep: Callable[[str], bool] = bool) -> Iterator[Item]:
-    """The files that a path, URL or pattern means."""
+def matches(given: str, keep: Callable[[str], bool] = bool, seconds: float = SECONDS) -> Iterator[Item]:
+    """The files that a path, URL or pattern means; `seconds` as of `walk_remote`."""
     root = root_of(given)
     for one in expand(given) if is_pattern(given) else [given]:
         if (one == given and not is_pattern(given)) or not _has_wildcards(one):
             if keep(one):
                 yield Item(printable(below_root(root, one)), one)
-        elif is_url(one):
-            from fsspec.core import url_to_fs
-
-            files, pattern = url_to_fs(one)
-            paths = (files.unstrip_protocol(str(path)) for path in files.glob(pattern))
-            yield from (Item(printable(below_root(root, path)), path) for path in paths if keep(path))
-        else:
-            top = _before(given)
-            segments = tuple(filter(None, one.removeprefix(top).split("/")))
-            if Path(top or ".").is_dir():
-                yield from walk(top, segments, keep, at=_with_skipped(segments, {0}))
+            continue
+        top = _before(one if is_url(one) else given)
+        segments = tuple(filter(None, one.removeprefix(top).split("/")))
+        at = _with_skipped(segments, {0})
+        if is_url(one):
+            for item in walk_remote(top, seconds, segments, keep, at=at):
+                yield item._replace(id=printable(below_root(root, item.source)) or item.id)
+        elif Path(top or ".").is_dir():
+            yield from walk(top, segments, keep, at=at)
 
 
 def is_pattern(given: str) -> bool:

@@ -20,14 +20,14 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs
 
-from open_gem.errors import ImageError, InputError, OpenGemError
+from open_gem.errors import ImageError, InputError
+from open_gem.label.remote import fetch, fetch_part, open_remote
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
     from open_gem.label.paths import Item
 
-MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
 SECONDS = 60.0  # for one remote read, unless asked otherwise
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
@@ -42,7 +42,7 @@ def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
     try:
         if item.error is not None:
             raise ImageError(item.error)
-        return within(seconds, _read, item) if is_url(item.container or item.source) else _read(item)
+        return within(seconds, _read, item, seconds) if is_url(item.container or item.source) else _read(item, seconds)
     except LateError:
         _column.cache_clear()  # the read that hangs may have the lock of such a one
         raise
@@ -52,15 +52,17 @@ def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
-def _read(item: "Item") -> bytes | Path:
+def _read(item: "Item", seconds: float) -> bytes | Path:
+    if is_url(item.container):
+        return fetch_part(item.container, item.offset, item.size, seconds)
     if item.container:
-        with _open(item.container) as file:
+        with _regular(item.container).open("rb") as file:
             file.seek(item.offset)
             return file.read(item.size)
     if match := ROW.fullmatch(item.source):
-        return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()})
+        return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()}, seconds)
     if is_url(item.source):
-        return _download(item.source)
+        return fetch(item.source, seconds)
     return _regular(item.source)
 
 
@@ -102,17 +104,7 @@ def _regular(path: str) -> Path:
     return place
 
 
-def _download(url: str) -> bytes:
-    import fsspec
-
-    with cast(Any, fsspec.open(url, "rb")) as file:  # as a whole: of a file in a tar, it keeps the tar open
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"has more than {MAX_BYTES} bytes, expected a picture")
-    return content
-
-
-def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
+def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
     """A picture in a row of a table: bytes, or the path beside them."""
     row, column = int(where["row"]), where["column"]
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
@@ -125,7 +117,7 @@ def _cell(place: str, where: Mapping[str, str]) -> bytes | Path:
         raise ImageError("the row has no picture")
     if isinstance(value, bytes):
         return value
-    return _download(value) if is_url(value) else _regular(value)
+    return fetch(value, seconds) if is_url(value) else _regular(value)
 
 
 class _Column:
@@ -208,17 +200,9 @@ def local_file(address: str) -> str | None:
 def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
     """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
     if not is_url(given):
-        return _open(given)
-    patient = _Patient(within(seconds, _open, given), seconds)
-    return cast(BinaryIO, io.BufferedReader(patient, 2**16))  # fewer threads
-
-
-def _open(given: str) -> BinaryIO:
-    if not is_url(given):
         return _regular(given).open("rb")
-    import fsspec
-
-    return cast(BinaryIO, cast(Any, fsspec.open(given, "rb")).open())
+    patient = _Patient(within(seconds, open_remote, given), seconds)
+    return cast(BinaryIO, io.BufferedReader(patient, 2**16))  # fewer threads
 
 
 class _Patient(io.RawIOBase):
@@ -289,12 +273,14 @@ def told(given: str) -> Iterator[None]:
     """Whatever goes wrong inside is an InputError about `given`: libraries behind URLs raise almost anything."""
     try:
         yield
-    except OpenGemError:
-        raise
     except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, ImageError):  # the latter do not name it
+            raise
         raise InputError(f"cannot read {given!r}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's: a name alone, whatever happened
+        return one_line(error.__cause__) if error.__cause__ else f"no such file: {error}"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(reason).split())

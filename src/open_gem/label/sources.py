@@ -39,7 +39,9 @@ from open_gem.label.reading import (
     parquet_file,
     saved_dataset,
     told,
+    within,
 )
+from open_gem.label.remote import fetch_part
 
 COLUMNS = (
     *("image", "img", "path", "image_path", "filepath", "file_path", "file_name", "filename", "file"),
@@ -60,9 +62,13 @@ class Source:
     given: str = ""
 
     def check_not_empty(self) -> None:
-        """Raises InputError where there is no image: perhaps a name is wrong."""
-        if next(self.items(), None) is None:
-            raise InputError(f"no image in {self.given!r}, expected at least one")
+        """Raises InputError where there is no image, or none that could be listed: perhaps a name is wrong."""
+        reason = ""
+        for item in self.items():
+            if item.error is None:
+                return
+            reason = reason or f": {item.error}"
+        raise InputError(f"no image in {self.given!r}, expected at least one{reason}")
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,12 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
 
 def _folder(given: str, columns: Columns) -> Source:
     root = given.rstrip("/") if is_url(given) else str(Path(given).absolute())
-    return Source("folder", root, partial(walk_remote, root) if is_url(given) else partial(walk, given))
+    items = partial(walk_remote, f"{root}/", columns.seconds) if is_url(given) else partial(walk, given)
+    return Source("folder", root, items)
 
 
 def _pattern(given: str, columns: Columns) -> Source:
-    return Source("pattern", root_of(given), partial(matches, given, is_picture))
+    return Source("pattern", root_of(given), partial(matches, given, is_picture, columns.seconds))
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
@@ -194,14 +201,14 @@ def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
 
 
 def _tars(given: str, columns: Columns) -> Source:
-    return _containers("tar", given, partial(_tar, seconds=columns.seconds))
+    return _containers("tar", given, partial(_tar, seconds=columns.seconds), columns.seconds)
 
 
-def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Item]]) -> Source:
+def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Item]], seconds: float) -> Source:
     """Items of all files that `given` means; one that cannot be read (to its end) is an item that says so."""
 
     def items() -> Iterator[Item]:
-        for file in matches(given):
+        for file in matches(given, seconds=seconds):
             if file.error:
                 yield file
                 continue
@@ -216,6 +223,8 @@ def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Ite
 def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
     import tarfile
 
+    if is_url(path):
+        within(seconds, fetch_part, path, 1, 1, seconds)  # where that cannot be, told once and not of each picture
     with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
             if member.isfile() and is_picture(member.name):
@@ -234,13 +243,13 @@ def _parquet(given: str, columns: Columns) -> Source:
         return _list(given, columns, partial(_parquet_paths, column=column))
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
         raise InputError(f"column {column!r} of {first!r} is {kind}, expected paths, or the bytes of images")
-    return _containers("parquet", given, partial(_parquet_rows, column=column, columns=columns))
+    return _containers("parquet", given, partial(_parquet_rows, column=column, columns=columns), columns.seconds)
 
 
 def _schema(given: str, seconds: float) -> tuple[str, Any]:
     """The first file that can be read, and its fields. Raises InputError where there is none."""
     broken: InputError | None = None
-    for file in matches(given):
+    for file in matches(given, seconds=seconds):
         try:
             with told(file.source):
                 return file.source, parquet_file(file.source, seconds).schema_arrow
@@ -251,7 +260,7 @@ def _schema(given: str, seconds: float) -> tuple[str, Any]:
 
 def _parquet_paths(given: str, columns: Columns, column: str) -> Iterator[_Entry]:
     wanted = [column] if columns.id is None else [column, columns.id]
-    for file in matches(given):
+    for file in matches(given, seconds=columns.seconds):
         number = 0
         try:
             for batch in parquet_file(file.source, columns.seconds).iter_batches(4096, columns=wanted):

@@ -1,0 +1,89 @@
+"""Bytes of files elsewhere, in one request where the store can, and no more of them than asked for.
+
+The libraries' own files ask for the size first and read ahead (50 MB of S3, for one picture of a tar), and a read that
+nobody waits for any more keeps its connection, of which there are few. So each read here ends when its time is over.
+"""
+
+from contextlib import suppress
+from typing import Any, cast
+
+from open_gem.errors import ImageError
+
+BLOCK = 2**22  # bytes that are read ahead of what is read from its start to its end
+MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
+
+
+def fetch(url: str, seconds: float) -> bytes:
+    """All that is behind a URL. Raises ImageError where that is too much, and whatever a library raises."""
+    files, path = _at(url)
+    content = _part(files, path, 0, MAX_BYTES + 1, seconds)
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"has more than {MAX_BYTES} bytes, expected a picture")
+    return content
+
+
+def fetch_part(url: str, offset: int, size: int, seconds: float) -> bytes:
+    """The `size` bytes from `offset` on, fewer where the file ends. Raises likewise."""
+    files, path = _at(url)
+    return _part(files, path, offset, size, seconds)
+
+
+def open_remote(url: str) -> Any:
+    """A file that is read from its start to its end, or nearly so."""
+    files, path = _at(url)
+    return files.open(path, "rb", block_size=BLOCK)
+
+
+def folder(url: str) -> list[tuple[str, bool]]:
+    """Names in a remote folder, in order, and whether each is a folder. Whatever a library raises."""
+    files, path = _at(url)
+    path = path.rstrip("/")
+    entries = files.ls(path, detail=True)
+    files.invalidate_cache(path)  # for the next look, and for the memory
+    split = ((*entry["name"].rstrip("/").rpartition("/"), entry["type"] == "directory") for entry in entries)
+    return sorted((name, is_folder) for top, _, name, is_folder in split if name and top == path)
+
+
+def _at(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)
+
+
+def _part(files: Any, path: str, offset: int, size: int, seconds: float) -> bytes:
+    from fsspec.asyn import AsyncFileSystem, sync
+
+    if not isinstance(files, AsyncFileSystem):
+        return files.cat_file(path, offset, offset + size)
+    work = _get if path.startswith(("http://", "https://")) else _cat
+    patience = seconds + 1  # whoever waits for this has given up by then
+    return cast(bytes, sync(files.loop, work, files, path, offset, offset + size, timeout=patience))
+
+
+async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
+    try:
+        return await files._cat_file(path, start=start, end=end)
+    except Exception:
+        with suppress(Exception):
+            if start == 0 and (await files._info(path))["size"] == 0:  # of nothing there is no part
+                return b""
+        raise
+
+
+async def _get(files: Any, url: str, start: int, end: int) -> bytes:
+    """fsspec's own way asks twice, takes whatever comes into memory, and keeps the reason to itself."""
+    session = await files.set_session()
+    options = dict(files.kwargs)
+    if start:
+        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
+    async with session.get(files.encode_url(url), **options) as answer:
+        if not answer.ok:
+            raise ImageError(f"the server says {answer.status} {answer.reason}")
+        if start and answer.status != 206:
+            raise ImageError("the server gives files as a whole only (no range requests)")
+        content = bytearray()
+        async for some in answer.content.iter_chunked(2**16):
+            content += some
+            if len(content) >= end - start:
+                break
+    return bytes(content[: end - start])

@@ -1,0 +1,223 @@
+"""What is elsewhere: few requests, connections that come back, and one line about whatever goes wrong."""
+
+import asyncio
+import io
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.asyn import AsyncFileSystem
+
+from open_gem.errors import ImageError, InputError
+from open_gem.imaging import read_image
+from open_gem.label.paths import Item
+from open_gem.label.reading import one_line, read
+from open_gem.label.sources import Columns, Source, open_source
+
+
+class Store(AsyncFileSystem):
+    """Objects by path; notes what it is asked, answers few at a time, "hang" never, and lets nobody list "closed"."""
+
+    protocol = "store"
+    cachable = False
+    objects: dict[str, bytes]
+    asked: list[tuple[str, Any, Any]]
+    connections: asyncio.Semaphore
+
+    async def _cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        self.asked.append((path, start, end))
+        async with self.connections:
+            if "hang" in path:
+                await asyncio.Event().wait()
+        content = self.objects[path]
+        if start is not None and start >= len(content):
+            raise OSError("the range is not satisfiable")
+        return content[start:end]
+
+    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.objects[path]), "type": "file"}
+
+    async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[dict[str, Any]]:
+        if "closed" in path:
+            raise PermissionError("Access Denied")
+        below = {name.removeprefix(f"{path}/").split("/")[0] for name in self.objects if name.startswith(f"{path}/")}
+        if not below:
+            raise FileNotFoundError(path)
+        kinds = {True: "file", False: "directory"}
+        return [{"name": f"{path}/{name}", "type": kinds[f"{path}/{name}" in self.objects]} for name in below]
+
+    def _open(self, path: str, *given: Any, **options: Any) -> Any:
+        return io.BytesIO(self.objects[path])
+
+
+@pytest.fixture
+def store() -> type[Store]:
+    fsspec.register_implementation("store", Store, clobber=True)
+    Store.objects, Store.asked, Store.connections = {}, [], asyncio.Semaphore(4)
+    return Store
+
+
+def tar(**pictures: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as made:
+        for name, content in pictures.items():
+            info = tarfile.TarInfo(f"{name}.png")
+            info.size = len(content)
+            made.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def ids(source: Source) -> list[str]:
+    return [item.id for item in source.items()]
+
+
+def test_a_picture_is_one_request_for_its_own_bytes(store):
+    store.objects = {"b/s.tar": tar(x=b"one", y=b"second"), "b/z.png": b"third"}
+    items = [*open_source("store://b/s.tar").items(), *open_source("store://b/").items()]
+    store.asked.clear()
+    assert [read(item) for item in items] == [b"one", b"second", b"third"]
+    parts = [(path, end - start) for path, start, end in store.asked]
+    assert parts == [("b/s.tar", 3), ("b/s.tar", 6), ("b/z.png", 2**30 + 1)]
+
+
+def test_an_object_without_bytes_is_told_and_one_that_is_not_there(store):
+    store.objects = {"b/empty.png": b""}
+    with pytest.raises(ImageError, match="is empty"):
+        read_image(read(Item("x", "store://b/empty.png")))
+    with pytest.raises(ImageError, match=r"cannot be read: 'b/none\.png'"):
+        read(Item("x", "store://b/none.png"))
+
+
+def test_reads_that_hang_give_their_connections_back(store):
+    store.objects = {"b/a.png": b"x"}
+
+    def reason(number: int) -> str:
+        with pytest.raises(ImageError) as raised:
+            read(Item("x", f"store://b/hang{number}.png"), 0.1)
+        return str(raised.value)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(reason, range(4))) == {"was not read within 0.1 seconds"}
+    assert read(Item("x", "store://b/a.png"), 5) == b"x"
+
+
+def test_a_remote_folder_that_cannot_be_listed_is_an_item_and_its_neighbours_are_there(store):
+    store.objects = dict.fromkeys(("b/a.png", "b/closed/b.png", "b/d/c.png", "b/.hid/d.png", "b/e.txt"), b"x")
+    items = {item.id: item.error for item in open_source("store://b/").items()}
+    assert items == {"a.png": None, "closed": "cannot list this folder: Access Denied", "d/c.png": None}
+    assert ids(open_source("store://b/**/*.png")) == list(items)
+
+
+def test_remote_patterns_mean_what_local_ones_do(store):
+    store.objects = dict.fromkeys(("b/a/1.png", "b/a/2.png", "b/c/1.png", "b/a/d/1.png", "b/a/12.png"), b"x")
+    assert ids(open_source("store://b/{a,c}/?.png")) == ["a/1.png", "a/2.png", "c/1.png"]
+    assert ids(open_source("store://b/*/1.png")) == ["a/1.png", "c/1.png"]
+    assert ids(open_source("store://b/a/**/[1]*.png")) == ["1.png", "12.png", "d/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("store://closed/", "no image in .*: cannot list this folder: Access Denied"),
+        ("store://closed/*.png", "no image in .*: cannot list this folder: Access Denied"),
+        ("store://none/", "no image in .*: cannot list this folder: no such file: none"),
+        ("store://b/none.tar", "no image in .*: cannot be read to its end: "),
+        ("store://b/none.txt", "cannot read 'store://b/none.txt': "),
+        ("hanging://b/", "no image in .*: cannot list this folder: was not read within 0.2 seconds"),
+        ("hanging://b.txt", "cannot read 'hanging://b.txt': was not read within 0.2 seconds"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused_in_one_line(given, reason, store):
+    import hanging
+
+    hanging.register()
+    with pytest.raises(InputError, match=reason):
+        open_source(given, Columns(seconds=0.2)).check_not_empty()
+
+
+def test_what_is_new_in_a_remote_folder_is_seen_at_the_next_look():
+    files = fsspec.filesystem("memory")
+    files.pipe("/looks/a.png", b"x")
+    source = open_source("memory://looks/")
+    assert ids(source) == ["a.png"]
+    files.pipe("/looks/b.png", b"x")
+    assert ids(source) == ["a.png", "b.png"]
+
+
+def test_the_reason_behind_a_file_that_is_said_not_to_be_there():
+    error = FileNotFoundError("http://host/x")
+    assert one_line(error) == "no such file: http://host/x"
+    error.__cause__ = PermissionError("403, Forbidden")
+    assert one_line(error) == "403, Forbidden"
+
+
+# HTTP -----------------------------------------------------------------------------------------------------------------
+
+
+class Web(BaseHTTPRequestHandler):
+    """/ranges/ gives parts of files, /whole/ does not, /moved/ leads to it, and numbers are what they say."""
+
+    files: dict[str, bytes]
+    asked: list[tuple[str, str]]
+
+    def log_message(self, format: str, *given: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        how, _, name = self.path.strip("/").partition("/")
+        self.asked.append((self.command, self.path))
+        content, status, wanted = self.files.get(name, b""), 200, self.headers.get("Range", "")
+        if how.isdigit():
+            status = int(how)
+        elif how == "moved":
+            status = 302
+        elif how == "ranges" and wanted:
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            status, content = 206, content[first : last + 1]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Location", f"/whole/{name}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def web():
+    pytest.importorskip("aiohttp")
+    Web.files, Web.asked = {}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_picture_of_the_web_is_one_request(web):
+    Web.files = {"a.png": b"picture", "s.tar": tar(x=b"one", y=b"second")}
+    assert read(Item("x", f"{web}/whole/a.png")) == b"picture"
+    assert read(Item("x", f"{web}/moved/a.png")) == b"picture"
+    assert Web.asked == [("GET", "/whole/a.png"), ("GET", "/moved/a.png"), ("GET", "/whole/a.png")]
+    items = list(open_source(f"{web}/ranges/s.tar").items())
+    Web.asked.clear()
+    assert [read(item) for item in items] == [b"one", b"second"]
+    assert Web.asked == [("GET", "/ranges/s.tar")] * 2
+
+
+def test_what_the_web_refuses_is_told(web):
+    Web.files = {"s.tar": tar(x=b"one")}
+    for status, reason in ((404, "404 Not Found"), (403, "403 Forbidden"), (500, "500 Internal Server Error")):
+        with pytest.raises(ImageError, match=f"^the server says {reason}$"):
+            read(Item("x", f"{web}/{status}/a.png"))
+    with pytest.raises(ImageError, match="Connect call failed"):
+        read(Item("x", "http://127.0.0.1:1/a.png"))
+    with pytest.raises(InputError, match=r"the server gives files as a whole only \(no range requests\)"):
+        open_source(f"{web}/whole/s.tar").check_not_empty()
+    with pytest.raises(InputError, match=r"cannot read .*: 403, message='Forbidden'"):
+        open_source(f"{web}/403/list.txt")
