@@ -204,6 +204,21 @@ def test_pathways_deeper_than_the_model_are_not_served(shallow):
         service.close()
 
 
+def test_where_no_pathway_is_named_the_default_is_asked(shallow):
+    server = Server(open_gem.load(shallow, pathway="clip", device="cpu"), Settings())
+    try:
+        default = server.client.get("/v1/models").json()["models"][0]["default"]
+        id = server.upload(png())["id"]
+        bodies = [{"prompts": ["a cat"]}, {"prompts": ["a cat"], "pathway": default}]
+        answers = [server.client.post(f"/v1/images/{id}/ground", json=body).json() for body in bodies]
+        assert answers[0] == answers[1] and answers[0]["pathway"] == default
+        form = {"candidate_labels": "a cat"}
+        assert server.client.post("/v1/ground", files={"file": png()}, data=form).status_code == 200
+        assert server.client.post("/v1/ground/batch", files={"files": png()}, data=form).status_code == 200
+    finally:
+        server.stop()
+
+
 def test_samples_are_held_out_scenes(client):
     samples = client.get("/v1/samples").json()["samples"]
     assert len(samples) == 6

@@ -176,6 +176,12 @@ def test_controls_of_a_configuration():
     assert polygons.labels == {"Dog": ("Dog",)}
 
 
+def test_of_several_pictures_the_first_has_regions():
+    picture = '<Image name="other" value="$other"/>'
+    other = picture + '<RectangleLabels name="more" toName="other"><Label value="Pig"/></RectangleLabels>'
+    assert [one.name for one in controls_of(CONFIG.replace("</View>", other + "</View>"))] == ["frames", "shapes"]
+
+
 @pytest.mark.skipif(find_spec("label_studio_sdk") is not None, reason="label-studio-sdk is installed")
 def test_what_brushes_need_is_said():
     with pytest.raises(RequestError, match="pip install label-studio-sdk"):

@@ -99,6 +99,11 @@ def test_names_of_others_are_not_answered_on_a_loopback_address(guarded):
         assert guarded.client.get("/health", headers={"Host": host}).status_code == status
 
 
+def test_who_asks_by_another_name_is_told_which_there_are(guarded):
+    error = told(guarded.client.get("/health", headers={"Host": "evil.example"}), 400)
+    assert "'evil.example'" in error and "localhost" in error
+
+
 def test_a_server_listens_on_this_machine_unless_told_otherwise():
     from typer.main import get_command
 
@@ -110,7 +115,8 @@ def test_a_server_listens_on_this_machine_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}]
+    "settings",
+    [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}, {"pathways": ("gme",)}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError):
@@ -376,6 +382,14 @@ def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
         assert answer.result().status_code == 201
     server.stop()
     assert not server.thread.is_alive() and not server.service.worker.is_alive
+
+
+def test_a_server_whose_model_has_ended_is_not_healthy(tiny_localizer):
+    server = Server(tiny_localizer, Settings())
+    assert server.client.get("/health").status_code == 200
+    server.service.worker.stop()
+    assert "start the server again" in told(server.client.get("/health"), 503)
+    server.stop()
 
 
 def test_the_command_starts_and_stops():
