@@ -138,9 +138,31 @@ def test_a_request_that_is_too_large(server, client):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert "300000 bytes" in told(client.post("/v1/images", content=chunks(), headers=headers), 413)
     assert server.metric("open_gem_body_bytes") == 0
+    end = b"\r\n--x--\r\n"
+    for more, words in [(0, "not a picture"), (1, "300000 bytes")]:
+        body = FORM + bytes(300_000 + more - len(FORM + end)) + end
+        assert words in told(client.post("/v1/images", content=body, headers=headers), 413 if more else 422)
+
+
+@pytest.mark.parametrize("length", [b"\xb2", b"-1", b"x"])
+def test_a_length_that_is_no_number(server, length):
+    """Uvicorn itself lets none pass; other servers may."""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(server.app), base_url="http://any") as client:
+            return await client.post("/v1/images", headers=[(b"content-length", length)])
+
+    assert "Content-Length" in told(asyncio.run(ask()), 400)
+
+
+def test_an_error_of_the_servers_own_is_one_line_and_logged(server, client, monkeypatch, caplog):
+    monkeypatch.setattr(server.service, "find", lambda id: 1 / 0)
+    assert "ZeroDivisionError" in told(client.get("/v1/images/any"), 500)
+    assert "Traceback" in caplog.text and "GET /v1/images/{id}" in caplog.text
 
 
 def test_a_picture_of_too_many_pixels(client):
+    assert client.post("/v1/images", files={"file": encoded(Image.new("RGB", (200, 200)), "PNG")}).status_code == 201
     picture = encoded(Image.new("RGB", (201, 200)), "PNG")
     assert "200x201" in told(client.post("/v1/images", files={"file": picture}), 413)
 
@@ -237,6 +259,7 @@ PROMPTS = {  # name -> prompts, status
     "half a letter": (["\ud800"], 422),
     "no text": ([1], 422),
     "control characters": (["a\x00cat", "\x1b[31m\r\n\t", "\u202e\u200b\ufeff"], 200),
+    "as many and as long as may be": (["a", "b", "c", "d", "e" * 300], 200),
     "every script": (["猫", "قطة", "🐈‍⬛" * 20, "é" * 200], 200),
     "places of a template": (["{}", "{0.__class__}", "%s"], 200),
 }
@@ -277,6 +300,21 @@ def test_bodies_that_make_no_sense(server, client, name):
     told(client.post(f"/v1/images/{id}/ground", content=content, headers=headers), status)
     answer = client.post("/v1/ground", content=content, headers=headers)
     assert 400 <= answer.status_code < 500 and list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b'{"prompts": ["a"]}', "application/x-www-form-urlencoded", "application/json"),  # what curl sends by itself
+        (b"", "application/json", "JSON object"),
+        (b'{"prompts": [', "application/json", "no JSON: Expecting value at character 13"),
+        (b'{"prompts": [1], "mask": "rle"}', "application/json", "prompts.0: "),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(server, client, content, kind, words):
+    id = server.upload(png())["id"]
+    answer = client.post(f"/v1/images/{id}/ground", content=content, headers={"Content-Type": kind})
+    assert words in told(answer, 400 if "no JSON:" in words else 422)
 
 
 @pytest.mark.parametrize("inputs", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "a b c d !", ""])
@@ -363,7 +401,7 @@ def test_times_end(tiny_localizer):
             assert b" 408 " in connection.recv(1000)
         with server.busy():
             answer = upload(server.client, 0)
-            assert "0.3 seconds" in told(answer, 503) and "retry-after" in answer.headers
+            assert "0.3 seconds" in told(answer, 503) and answer.headers["retry-after"] == "1"
         assert upload(server.client, 0).status_code == 201
     finally:
         server.stop()
@@ -382,6 +420,8 @@ def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
         assert answer.result().status_code == 201
     server.stop()
     assert not server.thread.is_alive() and not server.service.worker.is_alive
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        server.service._threads.submit(print)
 
 
 def test_a_server_whose_model_has_ended_is_not_healthy(tiny_localizer):
@@ -426,6 +466,8 @@ def test_the_cache_forgets_the_longest_unused():
     assert (len(cache), cache.nbytes) == (2, 4 * 25)
     cache.put(one_seen("d", 5))
     assert (cache.drop("a"), cache.drop("a"), cache.nbytes) == (True, False, 4 * 5)
+    cache.put(one_seen("f", 30))
+    assert (len(cache), cache.nbytes) == (1, 4 * 30)
     with pytest.raises(RequestError, match="124 bytes"):
         cache.put(one_seen("e", 31))
 
