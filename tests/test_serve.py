@@ -222,12 +222,14 @@ def test_a_picture_of_one_request_is_not_kept(server, client, tiny_localizer):
 
 
 def test_a_batch_outlives_its_bad_picture(client):
-    files = [("files", png()), ("files", b"no picture"), ("files", png(seed=1))]
+    other = encoded(Image.new("RGB", (20, 20)), "PPM")
+    files = [("files", data) for data in (png(), b"no picture", png(seed=1), other)]
     form = {"candidate_labels": PROMPTS, "threshold": "0"}
     results = client.post("/v1/ground/batch", files=files, data=form).json()["results"]
-    alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for _, data in files[::2]]
+    alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for data in (png(), png(seed=1))]
     assert [results[0]["found"], results[2]["found"]] == alone
     assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
+    assert results[3]["error"].startswith("a picture of format PPM, expected JPEG")
 
 
 # About ---------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
 
 def test_labels_that_are_improbable_have_no_regions(server):
     picture = "data:image/png;base64," + b64encode(png(64, 64)).decode()
-    assert predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))[0]["result"] == []
+    [one] = predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))
+    assert (one["result"], one["score"]) == ([], 0)
 
 
 def test_pictures_of_the_configured_label_studio(server, studio):
@@ -137,7 +138,7 @@ def test_nothing_else_is_fetched(server, studio, address):
     LabelStudio.asked.clear()
     given = [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
     for one in predict(server, *given):
-        assert one["result"] == [] and "picture" in one["error"]
+        assert one["result"] == [] and one["score"] == 0 and "picture" in one["error"]
     assert LabelStudio.asked == []
 
 

@@ -104,6 +104,13 @@ def test_who_asks_by_another_name_is_told_which_there_are(guarded):
     assert "'evil.example'" in error and "localhost" in error
 
 
+def test_who_is_refused_while_sending_hears_why(guarded):
+    """Without reading on, a server that ends the connection resets it, and its answer with it."""
+    body = bytes(8_000_000)
+    with guarded.raw(HEAD.format(len(body)) + "\nConnection: close", body) as connection:
+        assert b" 400 " in connection.recv(1000)
+
+
 def test_a_server_listens_on_this_machine_unless_told_otherwise():
     from typer.main import get_command
 
