@@ -147,6 +147,9 @@ def test_lines_say_any_phrase(modules):
       const lines = await import("/lines.js");
       return [lines.shellLines(view), lines.pythonLines(view)];
     }"""
+    several = view | {"model": view["model"] | {"template": ["a {}", "the {}"]}}
+    shell, python = modules.evaluate(script, several)
+    assert shlex.split(shell, comments=True) == [] and "see Python" in shell and 'template=["a {}", "the {}"]' in python
     shell, python = modules.evaluate(script, view)
     assert shlex.split(shell) == [
         *("open-gem", "ground", "./-my cats.jpg"),

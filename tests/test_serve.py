@@ -1,6 +1,8 @@
 """The API of `open-gem serve`: what it says is what the library says, in the shapes it promises."""
 
+import asyncio
 import io
+import threading
 from base64 import b64decode, b64encode
 
 import httpx
@@ -9,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
-from serving import Server, encoded, png
+from serving import Server, encoded, png, wait_until
 
 import open_gem
 from open_gem.datasets.scenes import HELD_OUT, scene
 from open_gem.errors import InputError
 from open_gem.methods import PATHWAYS
+from open_gem.serve.answers import by_prompt
 from open_gem.serve.app import create_app
 from open_gem.serve.settings import Settings
 
@@ -62,6 +65,8 @@ def test_sizes_are_those_of_the_upright_picture(server):
 def test_a_dropped_image_is_not_there(server, client):
     id = server.upload(png(seed=2))["id"]
     assert client.delete(f"/v1/images/{id}").status_code == 204
+    assert server.metric("open_gem_cache_images") == len(server.service.cache)
+    assert server.metric("open_gem_cache_bytes") == server.service.cache.nbytes
     asked = {"prompts": ["a cat"]}
     for answer in (
         client.get(f"/v1/images/{id}"),
@@ -72,7 +77,7 @@ def test_a_dropped_image_is_not_there(server, client):
         assert list(answer.json()) == ["error"] and "upload it again" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(("pathway", "threshold"), [("gem", None), ("clip", 0.7), ("maskclip", 0.2)])
+@pytest.mark.parametrize(("pathway", "threshold"), [("gem", None), ("gem", 0.0), ("clip", 0.7), ("maskclip", 0.2)])
 def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, pathway, threshold):
     data = png(60, 90)
     id = server.upload(data)["id"]
@@ -114,6 +119,30 @@ def test_a_pathway_is_read_once_and_kept(server, client):
     first = client.post(f"/v1/images/{id}/ground", json=asked).json()
     assert client.post(f"/v1/images/{id}/ground", json=asked).json() == first
     assert server.metric('open_gem_batch_inputs_count{work="look"}') == looks + 1
+
+
+def test_the_first_client_finds_the_model_warm(tiny_localizer):
+    server = Server(tiny_localizer, Settings())
+    passes = [server.metric(f'open_gem_batch_inputs_count{{work="{work}"}}') for work in ("look", "ask")]
+    server.stop()
+    assert passes == [1, 1]
+
+
+def test_work_is_told_that_its_client_has_left(server, tiny_localizer):
+    begun, heard = threading.Event(), []
+
+    def work(found, gone):
+        begun.set()
+        heard.append((gone.wait(10), list(by_prompt(found, gone))))
+
+    async def ask_and_leave():
+        asking = asyncio.create_task(server.service.told(work, tiny_localizer(png(), PROMPTS)))
+        await asyncio.to_thread(begun.wait, 10)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(ask_and_leave())
+    wait_until(lambda: heard == [(True, [])])
 
 
 def test_the_right_object_is_found():
@@ -175,13 +204,32 @@ def test_labels_as_forms_have_them_and_as_json(client, labels):
         assert by_form.json() == by_json.json()
 
 
+@pytest.mark.parametrize(("labels", "words"), [('["a", 1]', "something else than text"), ('["a"', "no JSON list")])
+def test_labels_that_are_none(client, labels, words):
+    answer = client.post("/v1/ground", files={"file": png()}, data={"candidate_labels": labels})
+    assert answer.status_code == 422 and words in answer.json()["error"]
+
+
+def test_a_picture_of_one_request_is_not_kept(server, client, tiny_localizer):
+    data, kept = png(seed=9), len(server.service.cache)
+    form = {"candidate_labels": PROMPTS, "threshold": "0", "task": "image-segmentation", "pathway": "sclip"}
+    answer = client.post("/v1/ground", files={"file": data}, data=form).json()
+    found = tiny_localizer.compare(data, PROMPTS, ["sclip"])["sclip"]  # a pathway that is read when it is asked for
+    for one in answer:
+        with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
+            assert (np.asarray(mask) == found.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
+    assert len(answer) == 3 and len(server.service.cache) == kept
+
+
 def test_a_batch_outlives_its_bad_picture(client):
-    files = [("files", png()), ("files", b"no picture"), ("files", png(seed=1))]
+    other = encoded(Image.new("RGB", (20, 20)), "PPM")
+    files = [("files", data) for data in (png(), b"no picture", png(seed=1), other)]
     form = {"candidate_labels": PROMPTS, "threshold": "0"}
     results = client.post("/v1/ground/batch", files=files, data=form).json()["results"]
-    alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for _, data in files[::2]]
+    alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for data in (png(), png(seed=1))]
     assert [results[0]["found"], results[2]["found"]] == alone
     assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
+    assert results[3]["error"].startswith("a picture of format PPM, expected JPEG")
 
 
 # About ---------------------------------------------------------------------------------------------
@@ -204,6 +252,21 @@ def test_pathways_deeper_than_the_model_are_not_served(shallow):
         service.close()
 
 
+def test_where_no_pathway_is_named_the_default_is_asked(shallow):
+    server = Server(open_gem.load(shallow, pathway="clip", device="cpu"), Settings())
+    try:
+        default = server.client.get("/v1/models").json()["models"][0]["default"]
+        id = server.upload(png())["id"]
+        bodies = [{"prompts": ["a cat"]}, {"prompts": ["a cat"], "pathway": default}]
+        answers = [server.client.post(f"/v1/images/{id}/ground", json=body).json() for body in bodies]
+        assert answers[0] == answers[1] and answers[0]["pathway"] == default
+        form = {"candidate_labels": "a cat"}
+        assert server.client.post("/v1/ground", files={"file": png()}, data=form).status_code == 200
+        assert server.client.post("/v1/ground/batch", files={"files": png()}, data=form).status_code == 200
+    finally:
+        server.stop()
+
+
 def test_samples_are_held_out_scenes(client):
     samples = client.get("/v1/samples").json()["samples"]
     assert len(samples) == 6
@@ -223,6 +286,10 @@ def test_health_and_metrics(server, client):
     client.get("/v1/images/none")
     assert server.metric(line) == before + 1
     assert server.metric("open_gem_requests_in_house") == 0
+    line = 'open_gem_cache_lookups_total{found="false"}'
+    before = server.metric(line)
+    client.get("/v1/images/none")
+    assert server.metric(line) == before + 1
     assert server.metric("open_gem_cache_bytes") == server.service.cache.nbytes
 
 

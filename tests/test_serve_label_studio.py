@@ -90,6 +90,8 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
     assert len(frames) + len(shapes) == len(prediction["result"])
     assert {one["value"]["rectanglelabels"][0] for one in frames} >= {"Cat"}
     assert {tuple(one["value"]["polygonlabels"]) for one in shapes} == {("Dog",)}
+    assert prediction["score"] == pytest.approx(max(presence.values()), abs=1e-5)
+    assert len(server.service.cache) == 0
     boxes = {tuple(box) for box in found.boxes()[0].xyxy.tolist()}
     for one in prediction["result"]:
         kind = one["type"]
@@ -104,7 +106,8 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
 
 def test_labels_that_are_improbable_have_no_regions(server):
     picture = "data:image/png;base64," + b64encode(png(64, 64)).decode()
-    assert predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))[0]["result"] == []
+    [one] = predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))
+    assert (one["result"], one["score"]) == ([], 0)
 
 
 def test_pictures_of_the_configured_label_studio(server, studio):
@@ -135,7 +138,7 @@ def test_nothing_else_is_fetched(server, studio, address):
     LabelStudio.asked.clear()
     given = [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
     for one in predict(server, *given):
-        assert one["result"] == [] and "picture" in one["error"]
+        assert one["result"] == [] and one["score"] == 0 and "picture" in one["error"]
     assert LabelStudio.asked == []
 
 
@@ -147,6 +150,7 @@ def test_an_answer_that_leads_elsewhere_is_not_followed(server):
 def test_pictures_have_a_limit_and_the_studio_may_be_away(studio):
     with pytest.raises(RequestError, match="more than 100 bytes"):
         Source(studio, "legacy").fetch("/data/upload/a.png", 100)
+    assert Source(studio, "legacy").fetch("/data/upload/a.png", len(png(64, 64))) == png(64, 64)
     with pytest.raises(RequestError, match="cannot be reached"):
         Source("http://127.0.0.1:1", "legacy").fetch("/data/upload/a.png", 100)
     with pytest.raises(RequestError, match="401"):
@@ -176,6 +180,31 @@ def test_controls_of_a_configuration():
     assert polygons.labels == {"Dog": ("Dog",)}
 
 
+@pytest.mark.parametrize(
+    ("told", "presence"), [("0.8", 0.8), ("1", 1.0), ("2", None), ("-1", None), ("nan", None), ("much", None)]
+)
+def test_how_probable_a_label_has_to_be(told, presence):
+    rectangles, _ = controls_of(CONFIG.replace('threshold="0"', f'threshold="{told}"'))
+    assert rectangles.presence == presence
+
+
+def test_where_nothing_is_said_labels_are_there_from_one_half_on(server, tiny_localizer):
+    data, names = png(64, 64), [f"thing {number}" for number in range(12)]
+    labels = "".join(f'<Label value="{name}"/>' for name in names)
+    frames = f'<RectangleLabels name="r" toName="i">{labels}</RectangleLabels>'
+    config = f'<View><Image name="i" value="$picture"/>{frames}</View>'
+    [prediction] = predict(server, "data:image/png;base64," + b64encode(data).decode(), config=config)
+    there = {name for name, share in zip(names, tiny_localizer(data, names).presence, strict=True) if share >= 0.5}
+    assert {one["value"]["rectanglelabels"][0] for one in prediction["result"]} == there
+    assert 0 < len(there) < 12
+
+
+def test_of_several_pictures_the_first_has_regions():
+    picture = '<Image name="other" value="$other"/>'
+    other = picture + '<RectangleLabels name="more" toName="other"><Label value="Pig"/></RectangleLabels>'
+    assert [one.name for one in controls_of(CONFIG.replace("</View>", other + "</View>"))] == ["frames", "shapes"]
+
+
 @pytest.mark.skipif(find_spec("label_studio_sdk") is not None, reason="label-studio-sdk is installed")
 def test_what_brushes_need_is_said():
     with pytest.raises(RequestError, match="pip install label-studio-sdk"):
@@ -185,7 +214,17 @@ def test_what_brushes_need_is_said():
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><View>&b;</View>'
 
 
-@pytest.mark.parametrize("config", ["", "<View>", "<View/>", LAUGHS, "<View><Label value='a'/></View>", "x" * 200_000])
+CONFIGS = {  # configuration -> what is said of it
+    "": "cannot be read",
+    "<View>": "cannot be read",
+    "<View/>": "has no labels over a picture",
+    "<View><Label value='a'/></View>": "has no labels over a picture",
+    LAUGHS: "is no labelling configuration",
+    f"<View>{' ' * 100_000}</View>": "is no labelling configuration",
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 def test_configurations_that_are_none(server, config):
     answer = server.client.post("/predict", json={"tasks": [], "label_config": config})
-    assert answer.status_code == 422 and "label_config" in answer.json()["error"]
+    assert answer.status_code == 422 and f"label_config {CONFIGS[config]}" in answer.json()["error"]

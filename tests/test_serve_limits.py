@@ -99,6 +99,18 @@ def test_names_of_others_are_not_answered_on_a_loopback_address(guarded):
         assert guarded.client.get("/health", headers={"Host": host}).status_code == status
 
 
+def test_who_asks_by_another_name_is_told_which_there_are(guarded):
+    error = told(guarded.client.get("/health", headers={"Host": "evil.example"}), 400)
+    assert "'evil.example'" in error and "localhost" in error
+
+
+def test_who_is_refused_while_sending_hears_why(guarded):
+    """Without reading on, a server that ends the connection resets it, and its answer with it."""
+    body = bytes(8_000_000)
+    with guarded.raw(HEAD.format(len(body)) + "\nConnection: close", body) as connection:
+        assert b" 400 " in connection.recv(1000)
+
+
 def test_a_server_listens_on_this_machine_unless_told_otherwise():
     from typer.main import get_command
 
@@ -110,7 +122,8 @@ def test_a_server_listens_on_this_machine_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}]
+    "settings",
+    [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}, {"pathways": ("gme",)}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError):
@@ -132,9 +145,31 @@ def test_a_request_that_is_too_large(server, client):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert "300000 bytes" in told(client.post("/v1/images", content=chunks(), headers=headers), 413)
     assert server.metric("open_gem_body_bytes") == 0
+    end = b"\r\n--x--\r\n"
+    for more, words in [(0, "not a picture"), (1, "300000 bytes")]:
+        body = FORM + bytes(300_000 + more - len(FORM + end)) + end
+        assert words in told(client.post("/v1/images", content=body, headers=headers), 413 if more else 422)
+
+
+@pytest.mark.parametrize("length", [b"\xb2", b"-1", b"x"])
+def test_a_length_that_is_no_number(server, length):
+    """Uvicorn itself lets none pass; other servers may."""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(server.app), base_url="http://any") as client:
+            return await client.post("/v1/images", headers=[(b"content-length", length)])
+
+    assert "Content-Length" in told(asyncio.run(ask()), 400)
+
+
+def test_an_error_of_the_servers_own_is_one_line_and_logged(server, client, monkeypatch, caplog):
+    monkeypatch.setattr(server.service, "find", lambda id: 1 / 0)
+    assert "ZeroDivisionError" in told(client.get("/v1/images/any"), 500)
+    assert "Traceback" in caplog.text and "GET /v1/images/{id}" in caplog.text
 
 
 def test_a_picture_of_too_many_pixels(client):
+    assert client.post("/v1/images", files={"file": encoded(Image.new("RGB", (200, 200)), "PNG")}).status_code == 201
     picture = encoded(Image.new("RGB", (201, 200)), "PNG")
     assert "200x201" in told(client.post("/v1/images", files={"file": picture}), 413)
 
@@ -231,6 +266,7 @@ PROMPTS = {  # name -> prompts, status
     "half a letter": (["\ud800"], 422),
     "no text": ([1], 422),
     "control characters": (["a\x00cat", "\x1b[31m\r\n\t", "\u202e\u200b\ufeff"], 200),
+    "as many and as long as may be": (["a", "b", "c", "d", "e" * 300], 200),
     "every script": (["猫", "قطة", "🐈‍⬛" * 20, "é" * 200], 200),
     "places of a template": (["{}", "{0.__class__}", "%s"], 200),
 }
@@ -271,6 +307,21 @@ def test_bodies_that_make_no_sense(server, client, name):
     told(client.post(f"/v1/images/{id}/ground", content=content, headers=headers), status)
     answer = client.post("/v1/ground", content=content, headers=headers)
     assert 400 <= answer.status_code < 500 and list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b'{"prompts": ["a"]}', "application/x-www-form-urlencoded", "application/json"),  # what curl sends by itself
+        (b"", "application/json", "JSON object"),
+        (b'{"prompts": [', "application/json", "no JSON: Expecting value at character 13"),
+        (b'{"prompts": [1], "mask": "rle"}', "application/json", "prompts.0: "),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(server, client, content, kind, words):
+    id = server.upload(png())["id"]
+    answer = client.post(f"/v1/images/{id}/ground", content=content, headers={"Content-Type": kind})
+    assert words in told(answer, 400 if "no JSON:" in words else 422)
 
 
 @pytest.mark.parametrize("inputs", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "a b c d !", ""])
@@ -357,7 +408,7 @@ def test_times_end(tiny_localizer):
             assert b" 408 " in connection.recv(1000)
         with server.busy():
             answer = upload(server.client, 0)
-            assert "0.3 seconds" in told(answer, 503) and "retry-after" in answer.headers
+            assert "0.3 seconds" in told(answer, 503) and answer.headers["retry-after"] == "1"
         assert upload(server.client, 0).status_code == 201
     finally:
         server.stop()
@@ -376,6 +427,16 @@ def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
         assert answer.result().status_code == 201
     server.stop()
     assert not server.thread.is_alive() and not server.service.worker.is_alive
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        server.service._threads.submit(print)
+
+
+def test_a_server_whose_model_has_ended_is_not_healthy(tiny_localizer):
+    server = Server(tiny_localizer, Settings())
+    assert server.client.get("/health").status_code == 200
+    server.service.worker.stop()
+    assert "start the server again" in told(server.client.get("/health"), 503)
+    server.stop()
 
 
 def test_the_command_starts_and_stops():
@@ -412,6 +473,8 @@ def test_the_cache_forgets_the_longest_unused():
     assert (len(cache), cache.nbytes) == (2, 4 * 25)
     cache.put(one_seen("d", 5))
     assert (cache.drop("a"), cache.drop("a"), cache.nbytes) == (True, False, 4 * 5)
+    cache.put(one_seen("f", 30))
+    assert (len(cache), cache.nbytes) == (1, 4 * 30)
     with pytest.raises(RequestError, match="124 bytes"):
         cache.put(one_seen("e", 31))
 

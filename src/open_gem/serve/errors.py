@@ -56,7 +56,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        broken = any(problem.get("type") == "json_invalid" for problem in error.errors())
+        broken = any(problem["type"] == "json_invalid" for problem in error.errors())
         return error_response(400 if broken else 422, told(error.errors()))
 
 
@@ -66,8 +66,12 @@ def told(problems: Sequence[Any]) -> str:
 
 
 def _one(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem.get("loc", ()) if part != "body")
-    return f"{place}: {problem.get('msg')}" if place else str(problem.get("msg"))
+    place = ".".join(str(part) for part in problem["loc"] if part != "body")
+    if problem["type"] == "json_invalid":
+        return f"the body is no JSON: {problem['ctx']['error']} at character {place}"
+    if not place:
+        return "the body is no JSON object, expected one, sent as Content-Type: application/json"
+    return f"{place}: {problem['msg']}"
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

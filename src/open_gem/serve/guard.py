@@ -20,12 +20,8 @@ from open_gem.serve.metrics import Metrics
 from open_gem.serve.settings import Settings, seconds_to_wait
 
 LOG = logging.getLogger(__name__)
-OPEN = (
-    "/",
-    "/health",
-    "/favicon.ico",
-)  # asked without a token: the page, which asks for it, and whether the server lives
-DRAIN_SECONDS = 2
+OPEN = ("/", "/health")  # asked without a token, as is the rest of the page, which asks for it
+DRAIN_SECONDS = 2  # that are given to who still sends what is refused
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 WORK = ("/v1/images", "/v1/ground", "/predict")  # what costs something, when posted to
 
@@ -98,7 +94,8 @@ class _Request:
 
     def _check(self) -> None:
         if not _is_known_host(self.headers.get("host", ""), self.settings.hosts):
-            raise RequestError(400, "the Host header is none of this server's names")
+            expected = ", ".join(self.settings.hosts or ())
+            raise RequestError(400, f"the Host header is {self.headers.get('host')!r}, expected one of {expected}")
         path = self.scope["path"].removeprefix(self.scope.get("root_path", ""))
         is_open = self.settings.token is None or path in OPEN or path.startswith("/static/")
         if not is_open and not _is_allowed(self.headers.get("authorization", ""), self.settings.token or ""):

@@ -41,8 +41,8 @@ class Control(NamedTuple):
 
 
 def controls_of(config: str) -> list[Control]:
-    """The controls that regions can be made for, in the order of the configuration. Raises RequestError where it cannot
-    be read, or there are none."""
+    """The controls that regions can be made for, in the order of the configuration: of several pictures, those over
+    the first that has one. Raises RequestError where it cannot be read, or there are none."""
     if len(config) > LONGEST or re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
         raise RequestError(422, "label_config is no labelling configuration")
     try:
@@ -54,6 +54,7 @@ def controls_of(config: str) -> list[Control]:
     if not found:
         tags = ", ".join(KINDS)
         raise RequestError(422, f"label_config has no labels over a picture, expected one of {tags} and an Image")
+    found = [control for control in found if control.to == found[0].to]
     if any(control.kind == "brush" for control in found) and find_spec("label_studio_sdk") is None:
         raise RequestError(422, "BrushLabels need label-studio-sdk beside the server: pip install label-studio-sdk")
     return found

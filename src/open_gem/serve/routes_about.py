@@ -35,7 +35,7 @@ def routes(service: Service) -> APIRouter:
                     patch=list(localizer.backbone.patch),
                     dtype=str(localizer.backbone.dtype).removeprefix("torch."),
                     template=template if isinstance(template, str) else list(template),
-                    default="gem" if "gem" in service.pathways else next(iter(service.pathways)),
+                    default=service.default,
                     pathways=[PathwayInfo(name=name, about=about) for name, about in service.pathways.items()],
                     limits=service.settings.limits(),
                 )
@@ -55,9 +55,11 @@ def routes(service: Service) -> APIRouter:
             raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
-    @router.get("/health", tags=["about"])
+    @router.get("/health", tags=["about"], responses=documented(503))
     async def health() -> Health:
         """Whether it lives; also what Label Studio asks."""
+        if not service.worker.is_alive:
+            raise RequestError(503, "the model's thread has ended: start the server again")
         return Health(status="UP", model_class=service.name, version=open_gem.__version__)
 
     @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT | documented())

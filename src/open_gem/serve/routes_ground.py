@@ -74,7 +74,7 @@ def routes(service: Service) -> APIRouter:
         async with form_of(request, files=service.settings.max_files) as form:
             pictures = await files_of(form, "files")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
-        service.check(parameters.candidate_labels, parameters.pathway)
+        service.check(parameters.candidate_labels, service.named(parameters.pathway))
         return Batch(results=[await _one_of(service, data, parameters) for data in pictures])
 
     return router
@@ -94,9 +94,10 @@ async def _one_of(service: Service, data: bytes, parameters: Parameters) -> OneO
 
 
 async def _grounded(service: Service, data: bytes, parameters: Parameters) -> list[Detection] | list[Segment]:
-    service.check(parameters.candidate_labels, parameters.pathway)
+    pathway = service.named(parameters.pathway)
+    service.check(parameters.candidate_labels, pathway)
     seen = await service.see(data, keep=False)
-    found = await service.ask(seen, parameters.candidate_labels, parameters.pathway)
+    found = await service.ask(seen, parameters.candidate_labels, pathway)
     return await service.told(TASKS[parameters.task], found, parameters=parameters)
 
 

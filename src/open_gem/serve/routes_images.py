@@ -53,8 +53,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/{id}/ground", responses=documented(400, 404, 408, 413, 415, 422, 429, 503))
     async def ground(id: Id, ask: Ask) -> Grounded:
         """Where each phrase is: 404 where the image is no longer there; upload it again then."""
-        seen = _find(service, id)
-        found = await service.ask(seen, ask.prompts, ask.pathway)
+        seen, pathway = _find(service, id), service.named(ask.pathway)
+        found = await service.ask(seen, ask.prompts, pathway)
         results = await service.told(
             answers.results, found,
             threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
@@ -65,7 +65,7 @@ def routes(service: Service) -> APIRouter:
             "width": seen.size.width,
             "grid": list(found.similarity.shape[-2:]),
         }
-        return Grounded(**about, pathway=ask.pathway, model=service.name, results=results)
+        return Grounded(**about, pathway=pathway, model=service.name, results=results)
 
     return router
 

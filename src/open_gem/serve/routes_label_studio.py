@@ -21,18 +21,17 @@ REGIONS = {"brush": brush_regions, "polygon": polygon_regions, "box": lambda one
 """Kinds of controls, best first: a label that several have gets regions of the first."""
 
 PRESENCE = 0.5  # below which a label has no regions, where its control says nothing
-PATHWAY = "gem"
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Label Studio"])
-    version = f"open_gem {service.name} {PATHWAY}"
+    version = f"open_gem {service.name} {service.default}"
 
     @router.post("/predict", response_model_exclude_none=True, responses=documented(400, 408, 413, 422, 429, 503))
     async def predict(given: Tasks) -> Predictions:
         """Regions of each task's picture, in the order of the tasks. Where a picture cannot be read, none, and why."""
         controls = controls_of(given.label_config)
-        service.check(phrases_of(controls), PATHWAY)
+        service.check(phrases_of(controls), service.default)
         results = [await _predicted(service, task, controls, version) for task in given.tasks]
         return Predictions(results=results, model_version=version)
 
@@ -55,7 +54,7 @@ async def _predicted(service: Service, task: Task, controls: list[Control], vers
         address = task.data.get(controls[0].key)
         data = await service.fetch(picture_of, address, settings.label_studio, settings.max_body)
         seen = await service.see(data, keep=False)
-        found = await service.ask(seen, phrases_of(controls), PATHWAY)
+        found = await service.ask(seen, phrases_of(controls), service.default)
         image = await service.told(_image, found, controls=controls)
         regions = await service.in_thread(_regions, image, controls)
     except (OpenGemError, RequestError) as error:

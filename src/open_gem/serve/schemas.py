@@ -11,6 +11,7 @@ SQUARE = (  # a red square of 16 pixels on white, 32 x 32
 Two = Annotated[list[int], Field(min_length=2, max_length=2)]
 Four = Annotated[list[int], Field(min_length=4, max_length=4)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PATHWAY = "A name of /v1/models; null: its default."
 
 
 class Given(BaseModel):
@@ -34,7 +35,7 @@ class ImageInfo(BaseModel):
 
 class Ask(Given):
     prompts: list[str] = Field(description="Phrases.", min_length=1, examples=[["a cat", "remote control"]])
-    pathway: str = Field("gem", description="A name of /v1/models.")
+    pathway: str | None = Field(None, description=PATHWAY)
     threshold: Share | None = Field(
         None, description="A pixel is in the mask where its map, stretched to [0, 1], is above; null: 0.5."
     )
@@ -81,7 +82,7 @@ class Parameters(Given):
     mask_threshold: Share = Field(
         0.5, description="A pixel is in the mask where its map, stretched to [0, 1], is above."
     )
-    pathway: str = "gem"
+    pathway: str | None = Field(None, description=PATHWAY)
 
 
 class Inference(Given):

@@ -67,6 +67,7 @@ class Service:
             raise InputError("a server keeps features, not pictures: expected a localizer without views and refinement")
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
         self.name, self.pathways = localizer.backbone.name, servable(localizer)
+        self.default = "gem" if "gem" in self.pathways else next(iter(self.pathways))
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
         self._threads = ThreadPoolExecutor(settings.threads, "open_gem pictures")
@@ -141,6 +142,10 @@ class Service:
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
+    def named(self, pathway: str | None) -> str:
+        """The pathway that is meant: the default where none is named."""
+        return self.default if pathway is None else pathway
+
     def check(self, prompts: Sequence[str] | Mapping[str, Sequence[str]], pathway: str) -> Vocabulary:
         """The phrases, as labels. Raises as `ask`, before anything is computed."""
         if pathway not in self.pathways:
@@ -174,7 +179,7 @@ class Service:
         self.metrics.holds(self.cache)
 
     def _first_pathways(self) -> tuple[str, ...]:
-        return tuple(name for name in self.settings.pathways if name in self.pathways) or tuple(self.pathways)[:1]
+        return tuple(name for name in self.settings.pathways if name in self.pathways) or (self.default,)
 
     # The model, in its own thread -------------------------------------------------------------------------------------
 

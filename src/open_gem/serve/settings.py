@@ -6,6 +6,7 @@ from typing import Any
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
+from open_gem.methods import find_pathway
 from open_gem.serve.label_studio import Source
 
 MIB = 2**20
@@ -29,7 +30,7 @@ class Settings:
     max_prompt     characters of a phrase
     max_files      pictures of a batch
     body_seconds   in which a request has to have arrived
-    seconds        in which it has to be answered, from when it began
+    seconds        in which it has to be answered, from when it has arrived
     stop_seconds   that requests at hand have when the server is stopped
     threads        that decode pictures and make masks
     pathways       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
@@ -37,7 +38,7 @@ class Settings:
     label_studio   whose pictures may be fetched to predict its tasks; None: only data: URIs
     formats        of pictures, as PIL calls them
 
-    Raises InputError for a limit that is none.
+    Raises InputError for a limit that is none, PathwayError for an unknown pathway.
     """
 
     token: str | None = None
@@ -66,6 +67,8 @@ class Settings:
                 raise InputError(f"{one.name} is {value!r}, expected a whole number of 1 or more")
             if one.type is float and not is_positive(value):
                 raise InputError(f"{one.name} is {value!r}, expected a number above 0")
+        for name in self.pathways:
+            find_pathway(name)
         if self.token is not None and not _is_token(self.token):
             raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
 

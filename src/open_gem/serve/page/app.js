@@ -49,10 +49,11 @@ async function upload(picture, signal) {
     picture.id = id;
     say("");
   } catch (error) {
-    picture.refused = [400, 413, 415, 422].includes(error.status);
+    if ([400, 413, 415, 422].includes(error.status)) picture.refused = error.message;
     throw error;
+  } finally {
+    refresh();
   }
-  refresh();
 }
 
 async function ask(picture, pathway, prompts, signal) {
@@ -117,7 +118,8 @@ function show() {
   for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === picture?.origin);
   $("limit-row").hidden = main.some(({ answer }) => answer?.presence === null && !answer.error);
   $("empty").hidden = Boolean(picture);
-  $("panels").hidden = $("results").hidden = !picture;
+  $("panels").hidden = !picture;
+  $("results").hidden = !picture || Boolean(picture.refused) || !main.length;
   if (!picture || !state.model) return;
   const shown = shownPathways().map((pathway) => panelOf(pathway, picture.view));
   stage.update(picture.view, shown, settings());
@@ -140,6 +142,7 @@ function panelOf(pathway, view) {
     pathway,
     others,
     chosen,
+    refused: state.picture.refused,
     heat: heated?.answer.grid ? { map: mapOf(view, heated.answer), absent: heated.absent } : null,
     marks: marked.map(({ answer, color }) => ({ map: mapOf(view, answer), color })),
   };
@@ -172,8 +175,8 @@ function showLines() {
   const { name, origin } = state.picture, threshold = number("threshold");
   const phrases = texts(), pathways = [...new Set(shownPathways())];
   const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
-  $("cli").textContent = phrases.length ? shellLines(lines) : "Type a phrase first.";
-  $("python").textContent = phrases.length ? pythonLines(lines) : "Type a phrase first.";
+  $("cli").textContent = shellLines(lines);
+  $("python").textContent = pythonLines(lines);
 }
 
 /** What was typed is in the frame that follows: take the time once it is on the screen. */
@@ -220,14 +223,18 @@ function calm() {
 
 // Pictures -------------------------------------------------------------------------------------------------------------
 
+let latest = null; // the picture that was asked for last: one that is decoded later must not take its place
+
 /** Look at a picture: `name` as its file is called, `origin` where a sample can be had, else null. */
 async function look(blob, name, origin = null) {
   let bitmap;
+  latest = blob;
   try {
     bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
   } catch {
     return complain(`${name} is not a picture that this browser can show.`);
   }
+  if (latest !== blob) return bitmap.close();
   calm();
   loop.abort();
   state.picture?.bitmap.close();
@@ -313,6 +320,7 @@ const isPicture = ({ dataTransfer: { types } }) => types.includes("Files") || ty
 async function takeJson() {
   const { picture } = state;
   try {
+    if (!picture.id) throw new Error("The server does not have the picture yet.");
     await saveJson(client, picture, texts(), new Set(shownPathways()), number("threshold"));
   } catch (error) {
     if (error.status === 404) picture.id = null;

@@ -22,6 +22,7 @@ function settingsOf({ name, size, dtype, template }) {
  *  `model` as GET /v1/models has it.
  */
 export function shellLines({ file, origin, token, model, phrases, pathways, threshold }) {
+  if (Array.isArray(model.template)) return "# The command line takes one template, and this server has several: see Python.";
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
   for (const phrase of phrases) words.push("-p", phrase.startsWith("@") ? ` ${phrase}` : phrase); // "@…" would be a file

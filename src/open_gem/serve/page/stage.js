@@ -18,7 +18,8 @@ export class Stage {
   }
 
   /** Show a picture's view, one panel for each of `shown`:
-   *  [{pathway, chosen, others, heat, marks}], `chosen` the phrase that is looked at with its answer, or null. */
+   *  [{pathway, chosen, others, refused, heat, marks}], `chosen` the phrase that is looked at with its answer, or null, and
+   *  `refused` why the server does not take the picture, or null. */
   update(view, shown, settings) {
     this.shown = shown;
     this.view = view;
@@ -41,7 +42,7 @@ export class Stage {
     return panel;
   }
 
-  fill(panel, { pathway, chosen, heat, marks }, settings) {
+  fill(panel, { pathway, chosen, refused, heat, marks }, settings) {
     const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
     select.value = pathway;
     select.title = this.pathways.find(({ name }) => name === pathway)?.about ?? "";
@@ -49,7 +50,7 @@ export class Stage {
     if (!isSame(drawn, panel.drawn)) paint(canvas, this.view, { ...settings, heat, marks });
     panel.drawn = drawn;
     panel.querySelector(".canvas").style.setProperty("--ratio", this.view.width / this.view.height);
-    const caption = captionOf(chosen);
+    const caption = refused ?? captionOf(chosen);
     panel.querySelector(".caption").textContent = caption;
     canvas.setAttribute("aria-label", `${pathway}. ${caption} Arrow keys read values off the picture.`);
     canvas.dataset.shows = chosen?.answer ? chosen.text : "";

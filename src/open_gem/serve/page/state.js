@@ -21,8 +21,9 @@ export const looked = () => state.draft || state.chosen;
 const key = (pathway, text) => `${pathway}\n${text}`;
 const freeColor = () => COLORS.find((color) => !state.phrases.some((phrase) => phrase.color === color)) ?? COLORS[state.phrases.length % COLORS.length];
 
-/** A picture that is not sent yet. `id` is the server's name for it, `painted` what each pathway showed last. */
-export const newPicture = (given) => ({ ...given, id: null, refused: false, lost: 0, answers: new Map(), painted: new Map() });
+/** A picture that is not sent yet. `id` is the server's name for it, `refused` why the server does not
+ *  take it, `painted` what each pathway showed last. */
+export const newPicture = (given) => ({ ...given, id: null, refused: null, lost: 0, answers: new Map(), painted: new Map() });
 
 export function setModel(model) {
   const names = model.pathways.map(({ name }) => name);
