@@ -692,6 +692,14 @@ def test_options_that_it_does_not_have_are_refused(option, kinds, place):
     assert result.stderr.count("\n") == 1 and not (place / "open_gem_out").exists()
 
 
+def test_labelling_and_serving_refuse_it_with_what_can_be_done(kinds, place):
+    for command in (["label", ".", "-p", "cat", "--out", "labels"], ["serve"]):
+        result = CliRunner().invoke(app, [*command, "--model", str(kinds["owlv2"].folder)])
+        assert result.exit_code == 2, result.output
+        assert "load_trained" in result.stderr and result.stderr.count("\n") == 1
+    assert not (place / "labels").exists()
+
+
 def test_it_is_measured_as_pathways_are(kind, place):
     """By the same questions and counts; what it answers is what it answers when it is called."""
     arguments = ["evaluate", "scenes", "--limit", "2", "--model", str(kind.folder), "--json", "-q"]
