@@ -7,6 +7,7 @@ import signal
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +372,16 @@ def test_errors_by_kind():
     assert kind_of("it starts with b'\\x00ab'") == kind_of('it starts with b"x\'"') == "it starts with …"
 
 
-def test_a_terminal_that_goes_away_ends_a_run_in_order():
+@pytest.fixture
+def hangup() -> Iterator[Callable[[Any], Any]]:
+    """Sets what the process does with SIGHUP."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_goes_away_ends_a_run_in_order(hangup):
+    hangup(signal.SIG_DFL)
     told = []
     with control.stopping(told.append) as stop:
         signal.raise_signal(signal.SIGHUP)
@@ -381,12 +391,9 @@ def test_a_terminal_that_goes_away_ends_a_run_in_order():
             signal.raise_signal(signal.SIGHUP)
 
 
-def test_what_a_process_was_told_to_ignore_stays_ignored():
+def test_what_a_process_was_told_to_ignore_stays_ignored(hangup):
     """As by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with control.stopping(print) as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert stop.signal is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    hangup(signal.SIG_IGN)
+    with control.stopping(print) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
