@@ -147,6 +147,10 @@ def test_remote_sources(folder):
         f"shard-{i}.tar/{n}" for i, n in ((0, "a.png"), (0, NAMES[2]), (1, NAMES[1]))
     ]
     assert [bytes(read(item)) for item in tars] == [IMAGES[item.id.partition("/")[2]] for item in tars]
+    store.pipe("/bucket/rows.parquet", Path(as_parquet(folder)[0]).read_bytes())
+    rows = list(open_source("memory://bucket/rows.parquet").items())
+    assert [item.id for item in rows] == [f"rows.parquet/{row}" for row in range(3)]
+    assert [read(item) for item in rows] == list(IMAGES.values())
     (folder.parent / "urls.txt").write_text("memory://bucket/photos/a.png\n")
     [item] = open_source(str(folder.parent / "urls.txt")).items()
     assert (item.id, read(item)) == ("memory://bucket/photos/a.png", IMAGES["a.png"])
