@@ -411,6 +411,27 @@ def test_a_bad_line_is_an_item_that_names_it_and_the_others_are_there(tmp_path):
     assert [(item.error or "")[:7].strip() for item in listed] == ["", "line 3", "line 4"]
 
 
+def test_what_breaks_a_table_is_an_item_and_the_others_are_there(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "list.csv").write_text(f"path\n{'a' * 200_000}\nb.jpg\n")
+    bad, good = open_source(str(tmp_path / "list.csv")).items()
+    assert (bad.id, good.id) == ("line 2", "b.jpg") and "line 2 cannot be read: field larger" in str(bad.error)
+    for number in range(3):
+        parquet.write_table(pa.table({"path": [f"{number}.jpg"]}), tmp_path / f"{number}.parquet")
+    (tmp_path / "1.parquet").write_bytes(b"PAR1")
+    items = {item.id: item.error for item in open_source(f"{tmp_path}/*.parquet").items()}
+    assert "cannot be read to its end" in str(items.pop("1.parquet"))
+    assert items == {"0.jpg": None, "2.jpg": None}
+
+
+def test_lists_of_whole_paths_have_no_root(tmp_path):
+    for path, root in (("/photos/a.jpg", None), ("s3://b/a.jpg", None), ("a.jpg", str(tmp_path))):
+        (tmp_path / "list.txt").write_text(path)
+        assert open_source(str(tmp_path / "list.txt")).root == root
+
+
 def test_rows_without_an_id_or_a_path_are_items_that_say_so(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet

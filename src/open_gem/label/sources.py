@@ -184,7 +184,7 @@ def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _Entry(f"line {rows.line_num}", None, None, f"cannot be read: {error}")
+                yield _Entry(f"line {rows.reader.line_num}", None, None, f"cannot be read: {error}")
                 continue
             path, id = ((row[name] or "").strip() for name in (column, columns.id or column))
             yield _Entry(f"line {rows.line_num}", id, path)
