@@ -218,7 +218,7 @@ def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
 
     with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
-            tar.members.clear()  # or it keeps all of them
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all of them
             if member.isfile() and is_picture(member.name):
                 source = f"tar://{member.name}::{path}"  # as fsspec writes it
                 yield Item(f"{name}/{printable(member.name)}", source, path, member.offset_data, member.size)
