@@ -7,8 +7,11 @@ import signal
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -17,8 +20,9 @@ from open_gem import cli
 from open_gem.datasets.scenes import scene
 from open_gem.label import control
 from open_gem.label.done import Ids
+from open_gem.label.sheet import Sheet, draw
 from open_gem.label.sources import open_source
-from open_gem.label.summary import kind_of
+from open_gem.label.summary import kind_of, summarize
 from open_gem.label.watching import Errors, Looks
 from open_gem.parts import Manifest, Parts, row_of
 
@@ -179,6 +183,7 @@ def test_lists_with_the_same_image_twice(place, tiny):
         (["-p", "cat", "--scale", "log"], ["scale is 'log'"]),
         (["-p", "cat", "--per", "image"], ["per is 'image'"]),
         (["-p", "cat", "--least-area", "2"], ["least area is 2.0"]),
+        (["-p", "cat", "--least-area", "-0.1"], ["least area is -0.1"]),
         (["-p", "cat", "--presence", "2"], ["presence of label 'cat' is 2.0"]),
         (["-p", "cat", "--engine", "spark"], ["engine is 'spark', expected one of local, ray"]),
         (["-p", "cat", "--pathway", "gme"], ["did you mean gem"]),
@@ -303,6 +308,63 @@ def test_errors_are_tried_again_when_their_files_have_changed(place, tmp_path):
     assert sorted(row["id"] for row in parts.rows("id")) == ["far", "gone", "good", "same"]
 
 
+def found(label: str, score: float, presence: float) -> dict[str, Any]:
+    return {"label": label, "score": score, "presence": presence}
+
+
+def test_what_was_found_is_counted(tmp_path):
+    parts = Parts.claim(tmp_path, Manifest({}, ("cat", "dog")))
+    cats = [found("cat", 0.25, 0.9), found("cat", 0.75, 0.9)]
+    rows = [row_of(f"{number}.png", "", status="ok", seconds=0.5, objects=cats[number:]) for number in range(3)]
+    failed = [row_of(name, "", status="error", error=f"'{name}' is empty", seconds=0.25) for name in ("x.png", "y.png")]
+    parts.write("1", rows + failed)
+    assert summarize(parts).document() == {
+        "images": 5,
+        "labeled": 3,
+        "empty": 1,
+        "errors": {"'x.png' is empty": 2},
+        "seconds": 2.0,
+        "labels": {
+            "cat": {"images": 2, "objects": 3, "score": pytest.approx(1.75 / 3)},
+            "dog": {"images": 0, "objects": 0, "score": None},
+        },
+    }
+
+
+def test_samples_are_some_by_chance_and_the_least_sure():
+    """The same ones in whichever order images come."""
+    rows = [
+        row_of(f"{number}.png", "", status="ok", objects=[found("cat", 0.2, 1.0), found("cat", 0.2, number / 20)])
+        for number in range(20)
+    ]
+    rows += [row_of("none.png", "", status="ok"), row_of("broken.png", "", status="error")]
+    chosen = []
+    for order in (range(22), range(21, -1, -1)):
+        sheet = Sheet(("cat", "dog"), 4)
+        for number in order:
+            sheet.add((Path("part"), number), rows[number])
+        chosen.append([[number for _, number in lowest.entries] for lowest in (*sheet.chance.values(), sheet.empty)])
+        assert [number for _, number in sheet.unsure["cat"].entries] == [0, 1]
+    chance, dogs, empty = chosen[0]
+    assert chosen[0] == chosen[1]
+    assert len(set(chance)) == 4 and chance != [0, 1, 2, 3]
+    assert (dogs, empty) == ([], [20])
+
+
+def test_with_many_labels_the_page_has_fewer_of_each():
+    assert [Sheet(list(map(str, range(count))), 8).empty.count for count in (1, 150, 400, 5000)] == [8, 8, 3, 1]
+
+
+def test_a_sample_without_masks_shows_its_boxes():
+    picture = Image.new("RGB", (512, 256))
+    plain, drawn = draw(picture, []), draw(picture, [{"rle": None, "xyxy": [100, 50, 300, 200]}])
+    assert plain.size == (256, 128)
+    pixels, factor = np.asarray(drawn), drawn.width / plain.width
+    marked = (pixels != pixels[0, 0]).any(axis=2)
+    columns, rows = (np.nonzero(marked.any(axis=axis))[0] / factor for axis in (0, 1))
+    assert [columns[0], rows[0], columns[-1], rows[-1]] == pytest.approx([50, 25, 150, 100], abs=3)
+
+
 def test_errors_by_kind():
     assert (
         kind_of("'a/it\\'s.jpg' is empty (0 bytes)") == kind_of("'b.jpg' is empty (0 bytes)") == "… is empty (n bytes)"
@@ -310,7 +372,16 @@ def test_errors_by_kind():
     assert kind_of("it starts with b'\\x00ab'") == kind_of('it starts with b"x\'"') == "it starts with …"
 
 
-def test_a_terminal_that_goes_away_ends_a_run_in_order():
+@pytest.fixture
+def hangup() -> Iterator[Callable[[Any], Any]]:
+    """Sets what the process does with SIGHUP."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_goes_away_ends_a_run_in_order(hangup):
+    hangup(signal.SIG_DFL)
     told = []
     with control.stopping(told.append) as stop:
         signal.raise_signal(signal.SIGHUP)
@@ -320,12 +391,9 @@ def test_a_terminal_that_goes_away_ends_a_run_in_order():
             signal.raise_signal(signal.SIGHUP)
 
 
-def test_what_a_process_was_told_to_ignore_stays_ignored():
+def test_what_a_process_was_told_to_ignore_stays_ignored(hangup):
     """As by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with control.stopping(print) as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert stop.signal is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    hangup(signal.SIG_IGN)
+    with control.stopping(print) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None

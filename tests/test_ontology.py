@@ -62,6 +62,7 @@ def test_class_files(write):
         ("labels: {cat: {prompt: x}}", "did you mean prompts"),
         ("labels: [cat]\nbackgrounds: [sky]", "did you mean background"),
         ("labels: {cat: {presence: 2}}", r"presence of label 'cat' is 2, expected a number in \[0, 1\]"),
+        ("labels: [cat]\nthreshold: -0.5", "threshold of label 'cat' is -0.5"),
         ("labels: [cat]\nthreshold: high", "threshold of label 'cat' is 'high'"),
         ("labels: {no: }", "label False is bool, expected text: put it in quotes"),
         ("{cat: , cat: }", "'cat' is there twice"),

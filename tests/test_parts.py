@@ -1,6 +1,7 @@
 """Parts: what is written is what is read, by the libraries people use; one folder holds one kind of labels."""
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,23 @@ def test_nothing_but_parts_and_the_manifest(parts):
 def test_a_part_that_is_written_again_is_there_once(parts):
     parts.write("2", ROWS[2:])
     assert len(list(parts.rows())) == 3
+
+
+def test_a_snapshot_does_not_see_later_parts(parts):
+    then = parts.snapshot()
+    parts.write("3", [row_of("d.jpg", "/in/d.jpg", status="error", error="it is empty", seconds=0.0)])
+    assert [len(list(one.rows("id"))) for one in (then, parts)] == [3, 4]
+
+
+def test_a_part_is_on_disk_before_it_has_its_name(parts, monkeypatch):
+    synced = []
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_size, parts.path("3").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = parts.write("3", ROWS)
+    assert synced == [(path.stat().st_size, False)]
 
 
 def test_other_libraries_read_parts(parts, tmp_path):

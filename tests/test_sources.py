@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from open_gem.errors import ImageError, InputError
+from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.imaging import read_image
-from open_gem.label.done import Ids, Shard, writing
+from open_gem.label.done import TODO, Ids, Shard, writing
 from open_gem.label.paths import expand
-from open_gem.label.reading import read
+from open_gem.label.reading import local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
 
 NAMES = ("a.png", "b/c.PNG", "b/ä d.png")
@@ -147,9 +147,68 @@ def test_remote_sources(folder):
         f"shard-{i}.tar/{n}" for i, n in ((0, "a.png"), (0, NAMES[2]), (1, NAMES[1]))
     ]
     assert [bytes(read(item)) for item in tars] == [IMAGES[item.id.partition("/")[2]] for item in tars]
+    store.pipe("/bucket/rows.parquet", Path(as_parquet(folder)[0]).read_bytes())
+    rows = list(open_source("memory://bucket/rows.parquet").items())
+    assert [item.id for item in rows] == [f"rows.parquet/{row}" for row in range(3)]
+    assert [read(item) for item in rows] == list(IMAGES.values())
     (folder.parent / "urls.txt").write_text("memory://bucket/photos/a.png\n")
     [item] = open_source(str(folder.parent / "urls.txt")).items()
     assert (item.id, read(item)) == ("memory://bucket/photos/a.png", IMAGES["a.png"])
+
+
+def test_a_remote_file_that_is_too_large_is_not_read_whole(monkeypatch):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/large.png", b"12345")
+    item = Item("x", "memory://large.png")
+    monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 5)
+    assert read(item) == b"12345"
+    monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 4)
+    with pytest.raises(ImageError, match="has more than 4 bytes, expected a picture"):
+        read(item)
+
+
+def test_tables_may_have_tabs(folder):
+    (folder.parent / "list.TSV").write_text("key\tpath\n7\tphotos/a.png\n8\tphotos/b,c.png\n")
+    items = list(open_source(str(folder.parent / "list.TSV"), Columns(id="key")).items())
+    assert [(item.id, item.source) for item in items] == [
+        (n, f"{folder}/{p}") for n, p in (("7", "a.png"), ("8", "b,c.png"))
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_data_set_alone_with_ids_and_paths(folder):
+    import datasets
+
+    features = datasets.Features({"picture": datasets.Image(), "n": datasets.Value("int64")})
+    pictures = [{"bytes": None, "path": str(folder / "a.png")}, {"bytes": IMAGES["a.png"], "path": None}, None]
+    rows = [{"picture": picture, "n": n} for picture, n in zip(pictures, (7, 8, None), strict=True)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(folder.parent / "data"))
+    given = str(folder.parent / "data")
+    first, second, third = open_source(given).items()
+    assert [item.id for item in (first, second, third)] == ["0", "1", "2"]
+    assert read_image(read(first)).tobytes() == read_image(read(second)).tobytes()
+    with pytest.raises(ImageError, match="the row has no picture"):
+        read(third)
+    named = [(item.id, item.error) for item in open_source(given, Columns(id="n")).items()]
+    assert named == [("7", None), ("8", None), ("2", "2 has no id")]
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("photos/a.png", "photos/a.png"),
+        ("file:///photos/a.png", "/photos/a.png"),
+        ("s3://bucket/a.png", None),
+        ("tar://a.png::/photos/s.tar", "/photos/s.tar"),
+        ("tar://a.png::s3://bucket/s.tar", None),
+        ("/photos/rows.parquet#column=image&row=3", "/photos/rows.parquet"),
+        ("/photos/data#split=train&column=image&row=3", "/photos/data"),
+        ("s3://bucket/rows.parquet#column=image&row=3", None),
+    ],
+)
+def test_the_local_file_of_an_address(address, file):
+    assert local_file(address) == file
 
 
 def test_links_are_followed_but_not_in_circles(folder):
@@ -220,6 +279,20 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
         open_source(given if "://" in given else str(tmp_path / given))
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns("picture"), "no column 'picture' in .*, expected one of path, key"),
+        (Columns(id="n"), "no column 'n' in .*, expected one of path, key"),
+        (Columns("path", "picture"), "no column 'picture' in"),
+    ],
+)
+def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
+    (tmp_path / "list.csv").write_text("path,key\na.jpg,1\n")
+    with pytest.raises(InputError, match=message):
+        open_source(str(tmp_path / "list.csv"), columns)
+
+
 # Ids and locks --------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +313,8 @@ def test_shards_share_all_images_out():
     assert all(70 < len(some) < 130 for some in of)
 
 
-def test_two_writers_of_the_same_images_are_one_too_many(tmp_path):
+def test_two_writers_of_the_same_images_are_one_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr("open_gem.label.done.PATIENCE", 0.1)
     with (
         writing(tmp_path),
         pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "),
@@ -257,8 +331,19 @@ def test_two_writers_of_the_same_images_are_one_too_many(tmp_path):
 
 def test_what_a_killed_writer_left_half_written_goes(tmp_path):
     (tmp_path / ".0123.tmp").write_bytes(b"half a part")
+    (tmp_path / TODO).mkdir()
+    (tmp_path / TODO / "1.parquet").write_bytes(b"what its actors would do")
     with writing(tmp_path):
-        assert not list(tmp_path.glob("*.tmp"))
+        assert not list(tmp_path.glob(".*.tmp")) and not (tmp_path / TODO).exists()
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(OutputError, match=r"cannot write to '.*labels': Not a directory"),
+        writing(tmp_path / "file/labels"),
+    ):
+        pass
 
 
 def test_shards_take_away_what_is_too_old_to_be_another_s(tmp_path):
@@ -324,6 +409,27 @@ def test_a_bad_line_is_an_item_that_names_it_and_the_others_are_there(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"a.jpg\n\nnosuch://b.jpg\n\xe9.jpg\n")
     listed = list(open_source(str(tmp_path / "list.txt")).items())
     assert [(item.error or "")[:7].strip() for item in listed] == ["", "line 3", "line 4"]
+
+
+def test_what_breaks_a_table_is_an_item_and_the_others_are_there(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "list.csv").write_text(f"path\n{'a' * 200_000}\nb.jpg\n")
+    bad, good = open_source(str(tmp_path / "list.csv")).items()
+    assert (bad.id, good.id) == ("line 2", "b.jpg") and "line 2 cannot be read: field larger" in str(bad.error)
+    for number in range(3):
+        parquet.write_table(pa.table({"path": [f"{number}.jpg"]}), tmp_path / f"{number}.parquet")
+    (tmp_path / "1.parquet").write_bytes(b"PAR1")
+    items = {item.id: item.error for item in open_source(f"{tmp_path}/*.parquet").items()}
+    assert "cannot be read to its end" in str(items.pop("1.parquet"))
+    assert items == {"0.jpg": None, "2.jpg": None}
+
+
+def test_lists_of_whole_paths_have_no_root(tmp_path):
+    for path, root in (("/photos/a.jpg", None), ("s3://b/a.jpg", None), ("a.jpg", str(tmp_path))):
+        (tmp_path / "list.txt").write_text(path)
+        assert open_source(str(tmp_path / "list.txt")).root == root
 
 
 def test_rows_without_an_id_or_a_path_are_items_that_say_so(tmp_path):

@@ -176,17 +176,18 @@ class Parts:
 
         Raises InputError where it holds labels made with others, OutputError where it cannot be written.
         """
-        if not cls.is_claimed(folder, manifest) or Manifest.read(folder) != manifest:
+        cls.check_claim(folder, manifest)
+        if Manifest.read(folder) != manifest:
             manifest.write(folder)  # also where the images are now
         return cls(folder, manifest)
 
     @classmethod
-    def is_claimed(cls, folder: Path, manifest: Manifest) -> bool:
-        """Whether the folder has parts by these settings; nothing is written. Raises InputError as `claim`."""
+    def check_claim(cls, folder: Path, manifest: Manifest) -> None:
+        """Raises InputError as `claim`; writes nothing."""
         if (there := Manifest.read(folder)) is None:
             if next(folder.glob(PARTS), None) is not None:
                 raise InputError(f"{str(folder)!r} has parts without a {MANIFEST}: expected an empty or new folder")
-            return False
+            return
         if there.fingerprint != manifest.fingerprint:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
@@ -197,7 +198,6 @@ class Parts:
                 f"{str(folder)!r} holds labels of images in {there.root!r}, which is still there, and ids are relative "
                 f"to it: expected another folder for those in {manifest.root!r}"
             )
-        return True
 
     def paths(self) -> list[Path]:
         """The parts, in the order of their names, which is that of their making."""

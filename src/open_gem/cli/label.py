@@ -338,11 +338,12 @@ def _estimate(
     retry_errors: bool,
 ) -> "Estimate":
     from open_gem.label.control import estimate
-    from open_gem.label.done import Ids, done_in
+    from open_gem.label.done import done_in
     from open_gem.parts import Parts
 
     manifest = labeling.manifest(source)
-    done = done_in(Parts(out, manifest), errors=not retry_errors) if Parts.is_claimed(out, manifest) else Ids()
+    Parts.check_claim(out, manifest)
+    done = done_in(Parts(out, manifest), errors=not retry_errors)
     return estimate(labeling, source, done, shard=shard, batch=batch, workers=workers)
 
 

@@ -115,10 +115,6 @@ class Tally:
         self.failed += row["status"] != "ok"
         self.seconds += row["seconds"]
 
-    @property
-    def left(self) -> int:
-        return self.listed - self.there - self.twice - self.labeled - self.failed
-
 
 # The lock -------------------------------------------------------------------------------------------------------------
 

@@ -221,6 +221,8 @@ class _Label:
         """The rows and columns of each object, and its mask in them."""
         find = readout.components if self.labeling.per == "component" else readout.whole
         mask = self.mask
+        if not mask.any():
+            return
         top, left = (_extent(mask.any(dim=dim)) for dim in (1, 0))  # most of a picture is nothing
         labels, spans = find(mask[top, left])
         least = self.labeling.least_area * mask.numel()
@@ -291,9 +293,9 @@ class _Painting:
 
 
 def _extent(some: Tensor) -> slice:
-    """From the first to the last of some that are true."""
+    """From the first to the last of some of which one is true at least."""
     at = torch.nonzero(some)[:, 0]
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+    return slice(int(at[0]), int(at[-1]) + 1)
 
 
 def _shifted(span: slice, by: int) -> slice:

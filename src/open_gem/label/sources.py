@@ -191,7 +191,7 @@ def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _Entry(f"line {rows.line_num}", None, None, f"cannot be read: {error}")
+                yield _Entry(f"line {rows.reader.line_num}", None, None, f"cannot be read: {error}")
                 continue
             path, id = ((row[name] or "").strip() for name in (column, columns.id or column))
             yield _Entry(f"line {rows.line_num}", id, path)
@@ -227,6 +227,7 @@ def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
         within(seconds, fetch_part, path, 1, 1, seconds)  # where that cannot be, told once and not of each picture
     with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all of them
             if member.isfile() and is_picture(member.name):
                 source = f"tar://{member.name}::{path}"  # as fsspec writes it
                 yield Item(f"{name}/{printable(member.name)}", source, path, member.offset_data, member.size)
