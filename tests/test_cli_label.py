@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from open_gem import cli
+from open_gem.cli.label import _duration
 from open_gem.datasets.scenes import scene
 from open_gem.label import control
 from open_gem.label.done import Ids
@@ -130,6 +131,23 @@ def test_a_dry_run_writes_nothing(place, tiny):
     assert told["seconds"] > 0 and told["bytes"] > 0
     told = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--retry-errors", "--json").stdout)
     assert (told["done"], told["left"]) == (6, 2)
+
+
+def test_a_dry_run_counts_what_is_listed_twice(place, tiny):
+    Path("list.txt").write_text("in/0.png\nin/1.png\nin/0.png\n")
+    given = ["label", "list.txt", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat", "--dry-run"]
+    assert CliRunner().invoke(cli.app, given).stdout.startswith("3 images: 0 done, 2 left, 1 listed twice\nabout ")
+
+
+def test_durations_are_told_in_the_largest_unit_of_which_there_are_two():
+    told = {1.24: "1.2 seconds", 119: "119.0 seconds", 120: "2.0 minutes", 7200: "2.0 hours", 216000: "2.5 days"}
+    assert {seconds: _duration(seconds) for seconds in told} == told
+
+
+def test_a_label_that_is_found_nowhere_is_told_on_the_page(place, tiny):
+    label(tiny, "-p", "cat", "--presence", "1")
+    page = Path("out/samples.html").read_text()
+    assert "<h2>cat</h2><p>Found nowhere.</p></section>" in page
 
 
 @pytest.fixture
