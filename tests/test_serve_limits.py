@@ -21,7 +21,9 @@ import pytest
 import torch
 from PIL import Image
 from serving import Server, encoded, png, wait_until
+from typer.testing import CliRunner
 
+from open_gem.cli import app
 from open_gem.errors import InputError
 from open_gem.pathway import Features
 from open_gem.serve.cache import Cache, Seen
@@ -453,6 +455,16 @@ def test_the_command_starts_and_stops():
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
+def test_where_nobody_can_listen_is_told_before_a_model_is_loaded(host, monkeypatch):
+    monkeypatch.setattr("open_gem.cli.serve.load_localizer", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "--host", host, "--port", str(port), "--token", "x"])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"cannot listen at {host}, port {port}: " in result.stderr
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------

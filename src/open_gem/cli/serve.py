@@ -1,5 +1,6 @@
 """`open-gem serve`: the HTTP API and the page."""
 
+import socket
 from typing import Annotated
 
 import typer
@@ -53,6 +54,7 @@ def serve(
     )
     if settings.hosts is None and settings.token is None:
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
+    _check_free(host, port)
     localizer = load_localizer(model, pretrained, device, dtype, size=size)
     uvicorn.run(
         create_app(localizer, settings),
@@ -62,3 +64,14 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=round(settings.stop_seconds),
     )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises InputError where one cannot listen, before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+            listener.bind(address)
+    except OSError as error:
+        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; see --host and --port") from error
