@@ -23,11 +23,12 @@ from open_gem.datasets.scenes import CONCEPTS, scene
 from open_gem.errors import InputError, OutputError
 from open_gem.label import local
 from open_gem.label.done import Shard, done_in, writing
-from open_gem.label.labeling import OUTPUTS, PER, Labeling, Room
+from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.parts import Parts, Row
+from open_gem.types import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
 
@@ -498,6 +499,51 @@ def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(phot
     assert {row["status"] for row in rows} == {"ok"} and len(rows) == 40
     assert tried[:3] == [(1, 4), (2, 4), (1, 4)] and {count for count, _ in tried[2:]} == {1}
     assert sum(size for _, size in tried) == 44, "the one that failed was tried whole again"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_memory_ends_for_two_batches_at_once_neither_is_halved(photos, labeling, monkeypatch):
+    find, both, tried = Labeling.find, Barrier(2, timeout=30), []
+
+    def crowded(self: Labeling, group):
+        tried.append(len(group))
+        if len(tried) <= 2:
+            both.wait()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", crowded)
+    assert len(list(label(labeling, items_of(photos), batch=4))) == 40
+    assert tried[:4] == [4] * 4 and sum(tried) == 48
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_other_devices_see_one_batch_at_a_time(photos, labeling, monkeypatch):
+    seen = []
+
+    def refuse(self: Labeling, group):
+        seen.append(threading.current_thread())
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Labeling, "find", refuse)
+    monkeypatch.setattr(type(labeling.localizer.backbone), "device", property(lambda backbone: torch.device("cuda")))
+    rows = list(label(labeling, items_of(photos)[:1]))
+    assert [row["status"] for row in rows] == ["error"]
+    assert seen == [threading.main_thread()]
+
+
+def test_rows_of_errors_go_with_the_next_batch_and_keep_no_place(photos):
+    error = failed(Item("x", "x"), ValueError("x"), 0.0)
+    pixels = torch.zeros(3, 8, 8)
+    ready = [Ready(item, Size(8, 8), 0.0, pixels, None) for item in items_of(photos)[:4]]
+    given = [error, ready[0], error, ready[1], ready[2], error, ready[3]]
+    assert list(local._by_shape(given, local._Limit(2, 2), Event())) == [
+        [error, error, *ready[:2]],
+        [error, *ready[2:]],
+        [],
+    ]
+    many = list(local._by_shape([error] * 9, local._Limit(2, 2), Event()))
+    assert many == [[error] * 8, [error]], "those that wait for no batch are bounded"
 
 
 def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch):

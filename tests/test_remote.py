@@ -6,11 +6,14 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from time import sleep
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.asyn import AsyncFileSystem
+from pyarrow import parquet
 
 from open_gem.errors import ImageError, InputError
 from open_gem.imaging import read_image
@@ -155,14 +158,63 @@ def test_the_reason_behind_a_file_that_is_said_not_to_be_there():
     assert one_line(error) == "403, Forbidden"
 
 
+def test_a_picture_without_bytes_in_a_tar_is_not_asked_for(store):
+    store.objects = {"b/s.tar": tar(empty=b"", full=b"full")}
+    items = list(open_source("store://b/s.tar").items())
+    store.asked.clear()
+    assert [read(item) for item in items] == [b"", b"full"]
+    assert len(store.asked) == 1
+
+
+def test_a_store_that_gives_everything_for_a_part_is_told(store, monkeypatch):
+    async def everything(self, path: str, **options: Any) -> bytes:
+        return self.objects[path]
+
+    store.objects = {"b/s.tar": tar(x=b"one")}
+    (item,) = open_source("store://b/s.tar").items()
+    monkeypatch.setattr(Store, "_cat_file", everything)
+    with pytest.raises(ImageError, match="gives files as a whole only"):
+        read(item)
+
+
+def test_a_local_table_of_pictures_that_hang_elsewhere_is_not_waited_for(store, tmp_path):
+    parquet.write_table(pa.table({"image": [{"bytes": None, "path": "store://b/hang.png"}]}), tmp_path / "t.parquet")
+    (item,) = open_source(str(tmp_path / "t.parquet")).items()
+    with pytest.raises(ImageError, match=r"was not read within 0\.2 seconds"):
+        read(item, 0.2)
+
+
+def test_listing_that_hangs_gives_its_connection_back(store, monkeypatch):
+    list_all, held = Store._ls, asyncio.Semaphore(1)
+
+    async def hanging(self, path: str, detail: bool = True, **options: Any) -> Any:
+        async with held:
+            if "hang" in path:
+                await asyncio.Event().wait()
+            return await list_all(self, path, detail, **options)
+
+    monkeypatch.setattr(Store, "_ls", hanging)
+    store.objects = {"hang/a.png": b"x", "good/a.png": b"x"}
+    assert [item.error for item in open_source("store://hang/", Columns(seconds=0.1)).items()] != [None]
+    sleep(1.2)  # a second more than who waits
+    assert ids(open_source("store://good/", Columns(seconds=1))) == ["a.png"]
+
+
+def test_patterns_in_other_files_are_refused():
+    with pytest.raises(InputError, match="is a pattern in another file"):
+        open_source("zip://*.png::memory://b/x.zip")
+
+
 # HTTP -----------------------------------------------------------------------------------------------------------------
 
 
 class Web(BaseHTTPRequestHandler):
-    """/ranges/ gives parts of files, /whole/ does not, /moved/ leads to it, and numbers are what they say."""
+    """/ranges/ gives parts of files, /short/ less than is asked, /shifted/ others, /whole/ none; /moved/ leads to it,
+    and numbers are what they say."""
 
     files: dict[str, bytes]
     asked: list[tuple[str, str]]
+    encodings: list[str]
 
     def log_message(self, format: str, *given: Any) -> None:
         pass
@@ -178,10 +230,13 @@ class Web(BaseHTTPRequestHandler):
             status = int(how)
         elif how == "moved":
             status = 302
-        elif how == "ranges" and wanted:
+        elif how in ("ranges", "short", "shifted") and wanted:
             first, last = map(int, wanted.removeprefix("bytes=").split("-"))
-            status, content = 206, content[first : last + 1]
+            first, last = first + (how == "shifted"), last - 2 * (how == "short")
+            status, content, wanted = 206, content[first : last + 1], f"bytes {first}-{last}/*"
+        self.encodings.append(self.headers["Accept-Encoding"])
         self.send_response(status)
+        self.send_header("Content-Range", wanted)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Location", f"/whole/{name}")
         self.end_headers()
@@ -192,7 +247,7 @@ class Web(BaseHTTPRequestHandler):
 @pytest.fixture
 def web():
     pytest.importorskip("aiohttp")
-    Web.files, Web.asked = {}, []
+    Web.files, Web.asked, Web.encodings = {}, [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -208,6 +263,15 @@ def test_a_picture_of_the_web_is_one_request(web):
     Web.asked.clear()
     assert [read(item) for item in items] == [b"one", b"second"]
     assert Web.asked == [("GET", "/ranges/s.tar")] * 2
+    assert Web.encodings[-2:] == ["identity"] * 2, "a part of what is packed is of no use"
+
+
+def test_parts_that_are_not_what_was_asked_for_are_told(web):
+    Web.files = {"s.tar": tar(x=b"one")}
+    (item,) = open_source(f"{web}/ranges/s.tar").items()
+    for how, reason in (("short", "1 bytes came, expected 3"), ("shifted", "as a whole only")):
+        with pytest.raises(ImageError, match=reason):
+            read(item._replace(container=f"{web}/{how}/s.tar"))
 
 
 def test_what_the_web_refuses_is_told(web):

@@ -128,7 +128,9 @@ def label(
     id_column: Annotated[str | None, typer.Option(help="Of a table: the column of ids.", rich_help_panel=RUN)] = None,
     read_timeout: Annotated[
         float,
-        typer.Option(min=0.001, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN),
+        typer.Option(
+            min=0.001, max=86400, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN
+        ),
     ] = 60.0,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try images again that had an error.", rich_help_panel=RUN)

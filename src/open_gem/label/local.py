@@ -3,11 +3,11 @@
     with writing(folder):
         tally = run(Parts.claim(folder, labeling.manifest(source)), labeling, source)
 
-Every queue is bounded, so memory does not grow with the number of images. The model sees two batches at a time, each
-with half of torch's threads: what one does in a single thread, the other fills. A read that hangs keeps one thread and
-nobody else: images that are ready go before it, objects are found by threads of their own, and all are daemons, which
-the end of a process does not wait for. Several graphics cards, or machines, are one process each and share the images
-by hash: `torchrun --nproc-per-node 8 …`.
+Every queue is bounded, so memory does not grow with the number of images. On a CPU the model sees two batches at a
+time, each with half of torch's threads: what one does in a single thread, the other fills. A read that hangs keeps one
+thread and nobody else: images that are ready go before it, objects are found by threads of their own, and all are
+daemons, which the end of a process does not wait for. Several graphics cards, or machines, are one process each and
+share the images by hash: `torchrun --nproc-per-node 8 …`.
 """
 
 import os
@@ -31,7 +31,7 @@ from open_gem.label.labeling import Found, Labeling, Ready, failed
 from open_gem.label.sources import Item, Source
 from open_gem.parts import Parts, Row
 
-PASSES = 2  # of the model at a time, where torch has a thread for each
+PASSES = 2  # of the model at a time, on a CPU and where torch has a thread for each
 AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
 PART_ROWS, PART_BYTES, PART_SECONDS = 1000, 2**26, 60  # a part is written when it has one of these
 PATIENCE = 1.0  # seconds that images are kept in order for: others then go before one that takes longer
@@ -99,13 +99,14 @@ def label(
 ) -> Iterator[Row]:
     """A row for each item, in the order in which images of one shape come together.
 
-    Once `stop` is set, reads under way are not waited for, and what the model has seen still becomes rows.
+    Once `stop` is set, reads under way are not waited for, and what the model has seen still becomes rows. On a CPU
+    threads that anyone begins meanwhile have half of torch's threads, until this ends or is closed: one at a time.
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
-    limit = _Limit(batch, min(PASSES, threads))
+    limit = _Limit(batch, min(PASSES, threads) if labeling.localizer.backbone.device.type == "cpu" else 1)
     readers, finders = Threads(count), Threads(count)
-    models = Threads(limit.passes, partial(torch.set_num_threads, threads // limit.passes))
-    locate = partial(_locate, labeling, limit)
+    models = Threads(limit.passes, partial(torch.set_num_threads, -(-threads // limit.passes)))
+    pools, locate = (readers, models, finders), partial(_locate, labeling, limit)
     try:
         prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
         groups = _by_shape(prepared, limit, stop)  # one pass at a time is faster here: no thread hands over to another
@@ -114,8 +115,11 @@ def label(
         rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
         yield from rows
     finally:
-        for some in (readers, models, finders):
-            some.close()
+        end = monotonic() + PATIENCE
+        for pool in pools:
+            pool.close()
+        for pool in pools:
+            pool.wait(end)
         torch.set_num_threads(threads)  # it is what the next thread of anyone begins with, too
 
 
@@ -146,11 +150,13 @@ class Threads:
             del job, future, work, item  # an image must not live on while the thread waits
 
     def close(self) -> None:
-        """Begin nothing more; threads at work have a moment to end."""
+        """Begin nothing more."""
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
-        end = monotonic() + PATIENCE
+
+    def wait(self, end: float) -> None:
+        """Let threads at work end, until then."""
         for thread in self._threads:
             thread.join(max(0.0, end - monotonic()))
 
@@ -211,29 +217,35 @@ class _Limit:
         self.size, self.passes = size, passes
         self.turn, self._lock = Semaphore(passes), Lock()
 
-    def narrow(self, size: int) -> int:
-        """How many images to try next where so many were too many: as many, alone from now on, then half; 0 of one."""
+    def narrow(self, size: int, passes: int) -> int:
+        """How many images to try next where so many were too many, with so many passes: as many, alone from now on, or
+        half where they were; 0 of one."""
         with self._lock:
-            if self.passes > 1:
-                self.passes -= 1
-                self.turn.acquire()  # never given back: waits until the other pass is over
+            if passes > 1:
+                if self.passes > 1:
+                    self.passes = 1
+                    self.turn.acquire()  # never given back: whoever goes on waits until the other pass is over
                 return size
             self.size = max(1, min(self.size, size // 2))
             return size // 2
 
 
-def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> Iterator[list[Ready] | Row]:
-    """Rows as they are, and images in groups of one shape: full ones, or where too many wait, the largest.
+def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> Iterator[list[Ready | Row]]:
+    """Images in groups of one shape: full ones, or where too many wait, the largest; rows go with the next group.
 
     Once `stop` is set, images that wait are left for the next run.
     """
     groups: dict[Any, list[Ready]] = defaultdict(list)
+    rows: list[Row] = []
     waiting = 0
     for one in prepared:
         if stop.is_set():
-            return
+            break
         if isinstance(one, dict):
-            yield one
+            rows.append(one)
+            if len(rows) >= AHEAD * limit.size:
+                yield [*rows]
+                rows.clear()
             continue
         shape = one.item.id if one.pixels is None else one.pixels.shape  # windows of one image are a batch already
         groups[shape].append(one)
@@ -241,26 +253,27 @@ def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> It
         if len(groups[shape]) >= limit.size or one.pixels is None or waiting >= AHEAD * limit.size:
             group = groups.pop(max(groups, key=lambda shape: len(groups[shape])))
             waiting -= len(group)
-            yield group
+            yield [*rows, *group]
+            rows.clear()
+    yield [*rows]
     for group in groups.values():
         if stop.is_set():
             return
-        yield group
+        yield [*group]
 
 
-def _locate(labeling: Labeling, limit: _Limit, group: list[Ready] | Row) -> list[Found | Row]:
-    """What the model says of each image; where memory ends, of fewer at a time from then on."""
-    if isinstance(group, dict):
-        return [group]
-    located: list[Found | Row] = []
-    left = [group]
+def _locate(labeling: Labeling, limit: _Limit, group: list[Ready | Row]) -> list[Found | Row]:
+    """Rows, and what the model says of each image; where memory ends, of fewer at a time from then on."""
+    located: list[Found | Row] = [one for one in group if isinstance(one, dict)]
+    ready = [one for one in group if not isinstance(one, dict)]
+    left = [ready] if ready else []
     while left:
         some = left.pop()
         with limit.turn:
-            found = _find(labeling, some)
+            passes, found = limit.passes, _find(labeling, some)
         if found is not None:
             located += found
-        elif size := limit.narrow(len(some)):
+        elif size := limit.narrow(len(some), passes):
             left += [few for few in (some[size:], some[:size]) if few]
         else:
             located.append(failed(some[0].item, MemoryError(), some[0].seconds))

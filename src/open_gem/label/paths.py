@@ -120,7 +120,7 @@ def walk_remote(
     """The same below a URL that ends with /; in order, and listing one folder takes no longer than `seconds`."""
     place = f"{top}{below}/" if below else top
     try:
-        entries = within(seconds, folder, place)
+        entries = within(seconds, folder, place, seconds)
     except Exception as error:
         yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
         return

@@ -53,12 +53,11 @@ def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
 
 
 def _read(item: "Item", seconds: float) -> bytes | Path:
-    if is_url(item.container):
-        return fetch_part(item.container, item.offset, item.size, seconds)
     if item.container:
-        with _regular(item.container).open("rb") as file:
-            file.seek(item.offset)
-            return file.read(item.size)
+        content = _member(item, seconds)
+        if len(content) < item.size:
+            raise ImageError(f"{len(content)} bytes came, expected {item.size}")
+        return content
     if match := ROW.fullmatch(item.source):
         return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()}, seconds)
     if is_url(item.source):
@@ -104,6 +103,15 @@ def _regular(path: str) -> Path:
     return place
 
 
+def _member(item: "Item", seconds: float) -> bytes:
+    """What a tar has of a picture."""
+    if is_url(item.container):
+        return fetch_part(item.container, item.offset, item.size, seconds)
+    with _regular(item.container).open("rb") as file:
+        file.seek(item.offset)
+        return file.read(item.size)
+
+
 def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
     """A picture in a row of a table: bytes, or the path beside them."""
     row, column = int(where["row"]), where["column"]
@@ -117,7 +125,7 @@ def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
         raise ImageError("the row has no picture")
     if isinstance(value, bytes):
         return value
-    return fetch(value, seconds) if is_url(value) else _regular(value)
+    return within(seconds, fetch, value, seconds) if is_url(value) else _regular(value)
 
 
 class _Column:

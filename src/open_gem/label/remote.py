@@ -1,16 +1,18 @@
 """Bytes of files elsewhere, in one request where the store can, and no more of them than asked for.
 
 The libraries' own files ask for the size first and read ahead (50 MB of S3, for one picture of a tar), and a read that
-nobody waits for any more keeps its connection, of which there are few. So each read here ends when its time is over.
+nobody waits for any more keeps its connection, of which there are few. So what is read or listed here ends when its
+time is over.
 """
 
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from open_gem.errors import ImageError
 
 BLOCK = 2**22  # bytes that are read ahead of what is read from its start to its end
 MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
+WHOLE = "the server gives files as a whole only (no range requests)"
 
 
 def fetch(url: str, seconds: float) -> bytes:
@@ -23,9 +25,14 @@ def fetch(url: str, seconds: float) -> bytes:
 
 
 def fetch_part(url: str, offset: int, size: int, seconds: float) -> bytes:
-    """The `size` bytes from `offset` on, fewer where the file ends. Raises likewise."""
+    """The `size` bytes from `offset` on, fewer where the file ends. Raises ImageError where no part is to be had."""
+    if size == 0:
+        return b""  # there is no such range: a store would send everything
     files, path = _at(url)
-    return _part(files, path, offset, size, seconds)
+    content = _part(files, path, offset, size, seconds)
+    if len(content) > size:
+        raise ImageError(WHOLE)
+    return content
 
 
 def open_remote(url: str) -> Any:
@@ -34,11 +41,11 @@ def open_remote(url: str) -> Any:
     return files.open(path, "rb", block_size=BLOCK)
 
 
-def folder(url: str) -> list[tuple[str, bool]]:
+def folder(url: str, seconds: float) -> list[tuple[str, bool]]:
     """Names in a remote folder, in order, and whether each is a folder. Whatever a library raises."""
     files, path = _at(url)
     path = path.rstrip("/")
-    entries = files.ls(path, detail=True)
+    entries = _listed(files, path, seconds)
     files.invalidate_cache(path)  # for the next look, and for the memory
     split = ((*entry["name"].rstrip("/").rpartition("/"), entry["type"] == "directory") for entry in entries)
     return sorted((name, is_folder) for top, _, name, is_folder in split if name and top == path)
@@ -51,13 +58,26 @@ def _at(url: str) -> tuple[Any, str]:
 
 
 def _part(files: Any, path: str, offset: int, size: int, seconds: float) -> bytes:
-    from fsspec.asyn import AsyncFileSystem, sync
+    from fsspec.asyn import AsyncFileSystem
 
     if not isinstance(files, AsyncFileSystem):
         return files.cat_file(path, offset, offset + size)
     work = _get if path.startswith(("http://", "https://")) else _cat
-    patience = seconds + 1  # whoever waits for this has given up by then
-    return cast(bytes, sync(files.loop, work, files, path, offset, offset + size, timeout=patience))
+    return _within(files, seconds, work, files, path, offset, offset + size)
+
+
+def _listed(files: Any, path: str, seconds: float) -> list[dict[str, Any]]:
+    from fsspec.asyn import AsyncFileSystem
+
+    if not isinstance(files, AsyncFileSystem):
+        return files.ls(path, detail=True)
+    return _within(files, seconds, files._ls, path, detail=True)
+
+
+def _within(files: Any, seconds: float, work: Any, *given: Any, **settings: Any) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(files.loop, work, *given, timeout=seconds + 1, **settings)  # whoever waits has given up by then
 
 
 async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
@@ -75,15 +95,17 @@ async def _get(files: Any, url: str, start: int, end: int) -> bytes:
     session = await files.set_session()
     options = dict(files.kwargs)
     if start:
-        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
+        wanted = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        options["headers"] = {**options.get("headers", {}), **wanted}
     async with session.get(files.encode_url(url), **options) as answer:
         if not answer.ok:
             raise ImageError(f"the server says {answer.status} {answer.reason}")
-        if start and answer.status != 206:
-            raise ImageError("the server gives files as a whole only (no range requests)")
+        if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise ImageError(WHOLE)
         content = bytearray()
         async for some in answer.content.iter_chunked(2**16):
             content += some
             if len(content) >= end - start:
                 break
-    return bytes(content[: end - start])
+    del content[end - start :]
+    return bytes(content)

@@ -106,6 +106,8 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
         raise InputError(f"{given!r} does not exist, expected {EXPECTED}")
     if _ends(*COMPRESSED)(given):
         raise InputError(f"{given!r} is compressed, and pictures in it cannot be reached one by one: unpack it to .tar")
+    if "::" in given and is_url(given) and is_pattern(given):
+        raise InputError(f"{given!r} is a pattern in another file, expected the name of one file there")
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
     if kind is None:
         raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
