@@ -109,7 +109,8 @@ def label(
     pools, locate = (readers, models, finders), partial(_locate, labeling, limit)
     try:
         prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
-        groups = _by_shape(prepared, limit, stop)  # one pass at a time is faster here: no thread hands over to another
+        groups = _by_shape(prepared, limit, stop)
+        # A single pass is faster in this thread: none hands over to another.
         found = map(locate, groups) if limit.passes == 1 else _ahead(models, locate, groups, limit.passes)
         located = chain.from_iterable(found)
         rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
