@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import yaml
 
 from open_gem.export.labelled import Labelled, Object
@@ -9,15 +10,18 @@ from open_gem.export.output import Output
 from open_gem.export.polygons import polygons
 from open_gem.types import Size
 
+DIGITS = 6  # of a share
+
 
 def write_yolo(found: Labelled, output: Output) -> None:
     """`labels/<image>.txt` and `data.yaml`; pictures belong into `images/` beside them, under the same names.
 
-    A line is the class and the corners of a polygon as shares of width and height, one line a connected part; an object
-    without a mask, or too thin for a polygon, is a line with its box (centre, width, height). An image without objects
-    has an empty file.
+    A line is the class and the corners of a polygon as shares of width and height, one line a connected part; of an
+    object too thin for a polygon those of its box, for readers take a box among polygons for a polygon. An object
+    without a mask is a line with its box (centre, width, height). An image without objects has an empty file.
+    `data.yaml` has no path: then readers look beside it, and otherwise where they are started.
     """
-    data = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(found.labels))}
+    data = {"train": "images", "val": "images", "names": dict(enumerate(found.labels))}
     (output.folder / "data.yaml").write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), "utf-8")
     for image in found:
         path = output.place("labels", image.id, ".txt")
@@ -27,15 +31,17 @@ def write_yolo(found: Labelled, output: Output) -> None:
 
 
 def _lines(one: Object, size: Size) -> Iterator[str]:
-    mask = one.mask()
-    shapes = [] if mask is None else polygons(mask)
-    for corners in shapes:
-        yield _line(one.label, (corners / [size.width, size.height]).ravel().tolist())
-    if not shapes:
-        left, top, width, height = one.xywh
+    left, top, width, height = one.xywh
+    right, bottom = left + width, top + height
+    if (mask := one.mask()) is None:
         centre = [(left + width / 2) / size.width, (top + height / 2) / size.height]
         yield _line(one.label, [*centre, width / size.width, height / size.height])
+        return
+    box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    for corners in polygons(mask) or [box]:
+        shares = corners / [size.width, size.height]
+        yield _line(one.label, (np.ceil(shares * 10**DIGITS) / 10**DIGITS).ravel().tolist())  # readers cut, not round
 
 
 def _line(label: int, shares: Sequence[float]) -> str:
-    return " ".join([str(label), *(f"{share:.6f}" for share in shares)]) + "\n"
+    return " ".join([str(label), *(f"{share:.{DIGITS}f}" for share in shares)]) + "\n"
