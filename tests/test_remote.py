@@ -17,8 +17,7 @@ from pyarrow import parquet
 
 from open_gem.errors import ImageError, InputError
 from open_gem.imaging import read_image
-from open_gem.label.paths import Item
-from open_gem.label.reading import one_line, read
+from open_gem.label.reading import Item, one_line, read
 from open_gem.label.sources import Columns, Source, open_source
 
 

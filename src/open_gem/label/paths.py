@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
-from typing import NamedTuple
 
-from open_gem.label.reading import SECONDS, is_url, one_line, within
+from open_gem.label.reading import SECONDS, Item, is_url, one_line, within
 from open_gem.label.remote import folder
 
 ENDINGS = {
@@ -16,21 +15,6 @@ ENDINGS = {
     *(".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
 """What names of pictures in folders and tars end with, in either case; other files are passed over."""
-
-
-class Item(NamedTuple):
-    """An image: `id`, unique in its source; `source`, its path or URL, as given.
-
-    Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
-    could not even be listed.
-    """
-
-    id: str
-    source: str
-    container: str = ""
-    offset: int = 0
-    size: int = 0
-    error: str | None = None
 
 
 def is_picture(name: str) -> bool:

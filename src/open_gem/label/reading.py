@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qs
 
 from open_gem.errors import ImageError, InputError
@@ -26,15 +26,28 @@ from open_gem.label.remote import fetch, fetch_part, open_remote
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-    from open_gem.label.paths import Item
-
 SECONDS = 60.0  # for one remote read, unless asked otherwise
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
 R = TypeVar("R")
 
 
-def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
+class Item(NamedTuple):
+    """An image: `id`, unique in its source; `source`, its path or URL, as given.
+
+    Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
+    could not even be listed.
+    """
+
+    id: str
+    source: str
+    container: str = ""
+    offset: int = 0
+    size: int = 0
+    error: str | None = None
+
+
+def read(item: Item, seconds: float = SECONDS) -> bytes | Path:
     """What `read_image` takes: the bytes of the file, or the path of a local one.
 
     Raises ImageError in one line, also where something remote takes longer than `seconds`.
@@ -52,7 +65,7 @@ def read(item: "Item", seconds: float = SECONDS) -> bytes | Path:
         raise ImageError(f"cannot be read: {one_line(error)}") from error
 
 
-def _read(item: "Item", seconds: float) -> bytes | Path:
+def _read(item: Item, seconds: float) -> bytes | Path:
     if item.container:
         content = _member(item, seconds)
         if len(content) < item.size:
@@ -103,7 +116,7 @@ def _regular(path: str) -> Path:
     return place
 
 
-def _member(item: "Item", seconds: float) -> bytes:
+def _member(item: Item, seconds: float) -> bytes:
     """What a tar has of a picture."""
     if is_url(item.container):
         return fetch_part(item.container, item.offset, item.size, seconds)

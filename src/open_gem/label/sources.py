@@ -20,7 +20,6 @@ from urllib.parse import urlencode
 from open_gem.errors import InputError
 from open_gem.label.paths import (
     ENDINGS,  # noqa: F401 - who exports asks here
-    Item,
     is_pattern,
     is_picture,
     matches,
@@ -31,6 +30,7 @@ from open_gem.label.paths import (
 )
 from open_gem.label.reading import (
     SECONDS,
+    Item,
     check_protocol,
     is_url,
     local_path,

@@ -12,8 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from open_gem.label.done import Ids, Tally, done_in
-from open_gem.label.paths import Item
-from open_gem.label.reading import local_file
+from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
 from open_gem.parts import Parts, Row
 
