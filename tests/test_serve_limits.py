@@ -457,7 +457,7 @@ def test_the_command_starts_and_stops():
         process.communicate()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid", "no..name"])
 def test_where_nobody_can_listen_is_told_before_a_model_is_loaded(host, monkeypatch):
     monkeypatch.setattr("open_gem.cli.serve.load_localizer", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:

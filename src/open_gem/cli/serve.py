@@ -73,5 +73,6 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
             listener.bind(address)
-    except OSError as error:
-        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; see --host and --port") from error
+    except (OSError, UnicodeError) as error:  # the latter of names that are none
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; see --host and --port") from error
