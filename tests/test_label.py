@@ -5,6 +5,7 @@ import io
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event, Lock, Thread
@@ -472,6 +473,8 @@ def test_the_model_sees_two_batches_at_a_time_each_with_half_of_the_threads(phot
     monkeypatch.setattr(Labeling, "find", together)
     rows = list(label(labeling, items_of(photos), batch=4))
     assert set(threads) == {1} and torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 2
     assert [(row["id"], row["objects"]) for row in rows] == [(row["id"], row["objects"]) for row in alone]
 
 

@@ -1,5 +1,6 @@
 """Every kind of source gives the same pictures under ids of its own, and what cannot be read says why."""
 
+import gc
 import io
 import os
 import tarfile
@@ -516,3 +517,20 @@ def test_a_source_without_images_is_told(tmp_path):
     for given in (tmp_path, f"{tmp_path}/*.jpg", f"{tmp_path}/no/*.jpg", f"{tmp_path}/*.tar", tmp_path / "empty.txt"):
         with pytest.raises(InputError, match=r"no image in .*, expected at least one"):
             open_source(str(given)).check_not_empty()
+
+
+def test_listing_a_tar_keeps_none_of_its_members(tmp_path):
+    with tarfile.open(tmp_path / "many.tar", "w") as tar:
+        for number in range(50):
+            tar.addfile(tarfile.TarInfo(f"{number}.png"))
+    del tar  # it keeps what it wrote
+    items = open_source(str(tmp_path / "many.tar")).items()
+    before = _members_in_memory()
+    for _ in range(50):
+        next(items)
+    assert _members_in_memory() < before + 5
+
+
+def _members_in_memory() -> int:
+    gc.collect()
+    return sum(type(one) is tarfile.TarInfo for one in gc.get_objects())
