@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread, get_ident
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from PIL import Image
 
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
-from open_gem.label.done import writing
-from open_gem.parts import Parts
+from open_gem.label.done import Tally, writing
+from open_gem.label.reading import within
+from open_gem.label.sources import open_source
+from open_gem.label.watching import watch
+from open_gem.parts import Manifest, Parts
 
 CHILD = Path(__file__).with_name("label_child.py")
 PART, BATCH, UNDER_WAY = 50, 8, 6 * 8  # as in the child; what is between the model and the writer
@@ -153,6 +157,51 @@ def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
     assert child.returncode == 128 + signal.SIGINT, errors
     assert errors == "ended at once: the same command goes on with the rest\n"
     assert 0 < len(runs.written) < 60
+
+
+class WokenError(Exception):
+    pass
+
+
+@pytest.fixture
+def unheard():
+    """A signal soon that another thread gets: whatever this one waits in is not interrupted, and has to look."""
+    threads: list[Thread] = []
+
+    def send(act: Callable[[], None]) -> None:
+        def to_itself() -> None:
+            time.sleep(0.2)
+            signal.pthread_kill(get_ident(), signal.SIGUSR1)
+
+        signal.signal(signal.SIGUSR1, lambda number, frame: act())
+        threads.append(Thread(target=to_itself))
+        threads[-1].start()
+
+    before = signal.getsignal(signal.SIGUSR1)
+    yield send
+    for thread in threads:
+        thread.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_read_that_hangs_ends_by_a_signal_that_wakes_nobody(unheard):
+    def wake() -> None:
+        raise WokenError
+
+    unheard(wake)
+    start = time.monotonic()
+    with pytest.raises(WokenError):
+        within(60.0, Event().wait, 60.0)
+    assert time.monotonic() - start < 30
+
+
+def test_watching_ends_by_a_signal_that_wakes_nobody(unheard, tmp_path):
+    stop, start = Event(), time.monotonic()
+    source = open_source(str(images(tmp_path / "photos", 1)))
+    parts = Parts.claim(tmp_path / "out", Manifest({}, ()))
+    unheard(stop.set)
+    assert len(list(watch(lambda images, done: Tally(), parts, source, 60.0, stop))) == 1
+    assert stop.is_set() and time.monotonic() - start < 30
 
 
 HANGS = """

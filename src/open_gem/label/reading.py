@@ -17,6 +17,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qs
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 SECONDS = 60.0  # for one remote read, unless asked otherwise
+LOOK = 1.0  # between looks for signals: one that comes just before a wait, or to another thread, wakes nobody
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
 R = TypeVar("R")
@@ -93,9 +95,11 @@ def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
             future.set_exception(error)
 
     Thread(target=act, name="read", daemon=True).start()
-    wait([future], seconds)
-    if not future.done():
-        raise LateError(f"was not read within {seconds:g} seconds")
+    end = monotonic() + seconds
+    while not future.done():
+        if (left := end - monotonic()) <= 0:
+            raise LateError(f"was not read within {seconds:g} seconds")
+        wait([future], min(left, LOOK))
     return future.result()
 
 

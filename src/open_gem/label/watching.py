@@ -17,6 +17,7 @@ from open_gem.label.sources import Source
 from open_gem.parts import Parts, Row
 
 SETTLE = 2.0  # seconds
+NAP = 0.2  # seconds between looks whether to stop
 WRITTEN = 120.0  # seconds before a part was written that its images may have been read
 
 State = tuple[int, float]  # bytes, and when they changed
@@ -47,8 +48,20 @@ def watch(
         yield run(looks.settled(source, done), done)
         if retry:
             errors.learn(start)
-        if stop.wait(every):
+        if _idle(every, stop):
             return
+
+
+def _idle(seconds: float, stop: Event) -> bool:
+    """Wait so long, or until `stop` is set; whether it is.
+
+    In naps: a signal that falls just before a wait wakes nobody. And not in `stop.wait`, which has the lock for an
+    instant that `stop.set` needs: a handler of signals that calls it then, in the same thread, would wait for ever.
+    """
+    end = time.monotonic() + seconds
+    while not stop.is_set() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, NAP))
+    return stop.is_set()
 
 
 @dataclass
