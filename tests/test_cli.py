@@ -790,8 +790,12 @@ def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
     assert report.exit_code == 0
     assert report.stdout.count("| scenes |") == 2
     assert {"| paper |", "| official |"} <= set(re.findall(r"\| (?:paper|official) \|", report.stdout))
+    alone = call("report", "--against", "gem")
+    assert alone.exit_code == 2 and "no run has pathway 'gem' and another" in alone.stderr
+    assert call("evaluate", "--limit", 1, "--pathway", "gem,clip", "--model", tiny).exit_code == 0
+    assert call("report", "--against", "gem").stdout.count("| clip − gem |") == 1
     assert call("report", "--format", "csv", "--out", "all.csv").exit_code == 0
-    assert Path("all.csv").read_text().count("\n") == 3
+    assert Path("all.csv").read_text().count("\n") == 5
 
 
 def test_evaluate_scales_adaptive_temperatures_only(tiny: str, place: Path):

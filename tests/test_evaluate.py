@@ -16,7 +16,7 @@ from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentatio
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import evaluate, gather, measure
 from open_gem.files import digest
-from open_gem.metrics import Records
+from open_gem.metrics import Records, bootstrap_difference, mean_iou
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
 from open_gem.questions import Estimate, questions, scores
@@ -433,6 +433,29 @@ def test_reports_have_every_run(format, tiny_localizer, tmp_path):
         collect(tmp_path / "nothing")
 
 
+def test_differences_to_a_pathway(tiny_localizer, tmp_path):
+    """Beside runs that do not have it, and against the same by hand."""
+    data, short = scenes(range(4), 64), replace(PAPER, size="short:32")
+    run(store := Store.at(tmp_path, settings_of(tiny_localizer, TWO, data, short)), tiny_localizer, TWO, data, short)
+    [one, other], rows = TWO, store.read().counts()
+    alone = {one: TWO[one]}
+    run(Store.at(tmp_path, settings_of(tiny_localizer, alone, data, short)), tiny_localizer, alone, data, short)
+    [line] = collect(tmp_path, against=other)
+    assert (line.pathway, line.against, line.images) == (one, other, 4)
+    assert line.scores.keys() == summary(store)[0].scores.keys()
+    pixels = [rows[name]["pixels"] for name in (one, other)]
+    assert line.scores["mean_iou"] == (
+        pixels[0].value(mean_iou) - pixels[1].value(mean_iou),
+        *bootstrap_difference(*pixels, mean_iou),
+    )
+    text = render([line])
+    assert f"| {one} − {other} |" in text
+    value = 100 * line.scores["mean_iou"].value
+    assert f"| {value:+.1f} [" in text
+    with pytest.raises(InputError, match=rf"no run has pathway '{other}x'.*did you mean {other}\?.*expected one of"):
+        collect(tmp_path, against=other + "x")
+
+
 LINE = Line(
     "voc2012",
     "val",
@@ -464,6 +487,7 @@ def test_the_papers_value_stands_beside_ours():
         {"images": 1448},
         {"tuned": True},
         {"pathway": "kk"},
+        {"against": "clip"},
     ],
 )
 def test_the_papers_value_stands_beside_nothing_else(other):

@@ -18,6 +18,7 @@ from open_gem.metrics import (
     Records,
     Sides,
     bootstrap,
+    bootstrap_difference,
     boundary,
     box_overlap,
     class_iou,
@@ -735,8 +736,25 @@ def test_differences_of_paired_draws_are_surer():
     one = Records({image: {0: (value, 1)} for image, value in easy.items()})
     other = Records({image: {0: (value + 0.02 + 0.01 * order.random(), 1)} for image, value in easy.items()})
     assert bootstrap(one, ratio).high > bootstrap(other, ratio).low
-    low, high = interval(resample(other, ratio) - resample(one, ratio))
+    low, high = bootstrap_difference(other, one, ratio)
     assert 0.02 < low < high < 0.03
+    assert bootstrap_difference(one, other, ratio) == pytest.approx((-high, -low), abs=1e-12)
+    with pytest.raises(InputError, match=r"2 are in one of the two"):
+        bootstrap_difference(one, Records({**other.rows, "x": {}, "y": {}}), ratio)
+
+
+def test_differences_against_a_loop():
+    one, other = region_records(seed=0), region_records(seed=1)
+    other = Records(dict(zip(one.images, other.rows.values(), strict=True)))
+    slow = [
+        a - b
+        for a, b in zip(
+            slow_resample(one, slow_mean_iou, 60, 7), slow_resample(other, slow_mean_iou, 60, 7), strict=True
+        )
+    ]
+    moved = one.value(mean_iou) - other.value(mean_iou) - np.median(slow)
+    found = bootstrap_difference(one, other, mean_iou, 60, seed=7, level=0.8)
+    assert found == pytest.approx(np.quantile(slow, [0.1, 0.9]) + moved, abs=1e-12)
 
 
 def test_an_interval_of_one_image_or_of_samples_without_counts():

@@ -3,6 +3,7 @@
 What is counted depends on what a data set knows: the class of each pixel, labelled points, or (scenes) whole objects.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from open_gem.metrics import (
     Row,
     Score,
     bootstrap,
+    bootstrap_difference,
     boundary,
     box_overlap,
     confusion,
@@ -223,11 +225,31 @@ class Estimate(NamedTuple):
 def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
     """Every score of one pathway, with intervals by bootstrap over images; NaN where nothing was counted. Those of one
     block end in its number: "patch_similarity@7"."""
-    found = {}
+    return {name: Estimate(one.value(score), *_interval(bootstrap, score, one)) for name, one, score in _scored(counts)}
+
+
+def differences(counts: Mapping[str, Records], other: Mapping[str, Records]) -> dict[str, Estimate]:
+    """Every score of one pathway less that of another on the same images, with the paired interval of the difference.
+
+    Raises InputError where the images are not the same.
+    """
+    others = {name: records for name, records, _ in _scored(other)}
+    return {
+        name: Estimate(
+            one.value(score) - others[name].value(score), *_interval(bootstrap_difference, score, one, others[name])
+        )
+        for name, one, score in _scored(counts)
+        if name in others
+    }
+
+
+def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Records, Score]]:
+    """Names of scores, what each is made of, and how."""
     for counted, records in counts.items():
         kind, at, block = counted.partition("@")
         for name, (prepare, score) in SCORES[kind].items():
-            prepared = prepare(records)
-            interval = bootstrap(prepared, score) if prepared.classes else (float("nan"),) * 2
-            found[name + at + block] = Estimate(prepared.value(score), *interval)
-    return found
+            yield name + at + block, prepare(records), score
+
+
+def _interval(find: Callable[..., tuple[float, float]], score: Score, *records: Records) -> tuple[float, float]:
+    return find(*records, score) if all(one.classes for one in records) else (math.nan, math.nan)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from open_gem import paper
+from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
 from open_gem.methods import PATHWAYS
-from open_gem.questions import Estimate, scores
+from open_gem.questions import Estimate, differences, scores
 from open_gem.runs import Store
 
 # The rows of Table 3 by the pathways that they are.
@@ -29,7 +30,7 @@ TABLE_3 = {
 class Line:
     """One pathway of one run: `images` that count, `failed` that could not be read, `of` all in the split; `size` the
     size rule, `run` the folder's name, `tuned` whether the pathway's settings are other than usual; every score as an
-    `Estimate`."""
+    `Estimate`, or its difference to that of the pathway `against` on the same images."""
 
     dataset: str
     split: str
@@ -43,11 +44,12 @@ class Line:
     pathway: str
     tuned: bool
     scores: Mapping[str, Estimate]
+    against: str | None = None
 
     def paper(self, score: str) -> float | None:
         """What the paper's Table 3 has for this, as a share; None where it has nothing of the same model, data, split,
-        settings and protocol, or where images are missing."""
-        if self.tuned or self.images < self.of or paper.DATASETS.get(self.dataset) != score:
+        settings and protocol, where images are missing, and for differences."""
+        if self.against is not None or self.tuned or self.images < self.of or paper.DATASETS.get(self.dataset) != score:
             return None
         row = TABLE_3.get(self.pathway, "")
         known = paper.value("table3", self.model, row, self.dataset, self.split, self.protocol)
@@ -62,11 +64,14 @@ class Line:
         return asdict(self) | {"scores": numbers}
 
 
-def summary(store: Store, ids: Collection[str] | None = None) -> list[Line]:
-    """A line for each pathway of a run, over these images or over all that were measured so far."""
+def summary(store: Store, ids: Collection[str] | None = None, against: str | None = None) -> list[Line]:
+    """A line for each pathway of a run, over these images or over all that were measured so far; or for each other than
+    `against`, with the differences to it: none, where the run does not have it."""
     settings, kept = store.settings, store.read()
     done = kept.done if ids is None else kept.done.intersection(ids)
     failed = kept.failed if ids is None else kept.failed.keys() & set(ids)
+    counts = kept.counts(ids)
+    other = counts.pop(against, {}) if against is not None else {}
     return [
         Line(
             settings["dataset"],
@@ -80,18 +85,25 @@ def summary(store: Store, ids: Collection[str] | None = None) -> list[Line]:
             store.folder.name,
             name,
             name in PATHWAYS and settings["pathways"][name] != PATHWAYS[name].describe(),
-            scores(counts),
+            scores(counted) if against is None else differences(counted, other),
+            against,
         )
-        for name, counts in kept.counts(ids).items()
+        for name, counted in counts.items()
+        if other or against is None
     ]
 
 
-def collect(place: Path) -> list[Line]:
-    """The lines of all runs in or below a folder that have counts. Raises InputError where there are none."""
-    folders = sorted(path.parent for path in place.rglob("run.json"))
-    lines = [line for folder in folders for line in summary(Store.open(folder))]
+def collect(place: Path, against: str | None = None) -> list[Line]:
+    """The lines of all runs in or below a folder that have counts; or their differences to the pathway `against`, where
+    a run has it and others. Raises InputError where there are none."""
+    stores = [Store.open(path.parent) for path in sorted(place.rglob("run.json"))]
+    lines = [line for store in stores for line in summary(store, against=against)]
+    if stores and not lines and against is not None:
+        known = sorted({name for store in stores for name in store.settings["pathways"]})
+        hint = did_you_mean(against, known)
+        raise InputError(f"no run has pathway {against!r} and another{hint}, expected one of {listed(known)}")
     if not lines:
-        what = f"{len(folders)} runs without any counts" if folders else "no runs"
+        what = f"{len(stores)} runs without any counts" if stores else "no runs"
         raise InputError(
             f"{what} in {str(place)!r}, expected folders with a run.json and parts, as open-gem evaluate makes them"
         )
@@ -104,7 +116,7 @@ Table = tuple[list[str], list[list[str]]]
 def _told(line: Line) -> list[str]:
     """What a line is of: the cells before its scores."""
     images = f"{line.images} of {line.of}" + (f", {line.failed} failed" if line.failed else "")
-    pathway = line.pathway + (" (tuned)" if line.tuned else "")
+    pathway = line.pathway + (" (tuned)" if line.tuned else "") + (f" − {line.against}" if line.against else "")
     return [line.dataset, line.split, images, line.model, line.protocol, line.size, line.run, pathway]
 
 
@@ -134,7 +146,8 @@ def _cell(line: Line, name: str) -> str:
     value, low, high = (100 * number for number in line.scores[name])
     if math.isnan(value):
         return "nothing counted"
-    text = f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    sign = "" if line.against is None else "+"
+    text = f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
     known = line.paper(name)
     return text if known is None else f"{text}; paper {100 * known:.1f} ({value - 100 * known:+.1f})"
 

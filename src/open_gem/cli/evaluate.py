@@ -121,13 +121,17 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(help="What `open-gem evaluate` or `reproduce` filled.")] = OUT,
     format: Annotated[str, typer.Option(help="markdown, html or csv.")] = "markdown",
+    against: Annotated[
+        str | None,
+        typer.Option(help="A pathway: how much better each other one of its runs is, with paired intervals."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A file; else it is printed.")] = None,
 ) -> None:
     """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something."""
     from open_gem.files import write_file
     from open_gem.report import collect, render
 
-    text = render(collect(folder), format)
+    text = render(collect(folder, against), format)
     if out is None:
         typer.echo(text, nl=False)
     else:

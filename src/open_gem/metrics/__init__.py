@@ -14,7 +14,7 @@ keep their sums as fractions, and `Records` are sorted by image before anything 
 
 from open_gem.metrics.contrast import Sides, object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.metrics.counts import Mean, Records, Row
-from open_gem.metrics.intervals import Interval, bootstrap, interval, resample
+from open_gem.metrics.intervals import Interval, bootstrap, bootstrap_difference, interval, resample
 from open_gem.metrics.objects import box_overlap, mask_overlap, pointing_game
 from open_gem.metrics.points import image_means, pair_means, point_counts, point_scores
 from open_gem.metrics.scores import (
@@ -39,6 +39,7 @@ __all__ = [
     "Score",
     "Sides",
     "bootstrap",
+    "bootstrap_difference",
     "boundary",
     "box_overlap",
     "class_iou",

@@ -32,9 +32,30 @@ def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0
 
     Raises InputError where there are no counts, or for impossible settings.
     """
-    values = resample(records, score, samples, seed)
-    defined = values[~np.isnan(values)]
-    return interval(values + (records.value(score) - np.median(defined)) if len(defined) else values, level)
+    return _around(records.value(score), resample(records, score, samples, seed), level)
+
+
+def bootstrap_difference(
+    one: Records, other: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of a score of `one` less that of `other`, two methods on the same images; the rest as of `bootstrap`.
+
+    Paired: both are drawn alike, so that what varies from image to image for both does not count. It is much narrower
+    than the intervals of the two alone suggest.
+
+    Raises InputError where their images are not the same.
+    """
+    if one.images != other.images:
+        alone = len(set(one.images) ^ set(other.images))
+        raise InputError(f"counts of other images given ({alone} are in one of the two), expected the same")
+    values = resample(one, score, samples, seed) - resample(other, score, samples, seed)
+    return _around(one.value(score) - other.value(score), values, level)
+
+
+def _around(score: float, draws: np.ndarray, level: float) -> Interval:
+    """The interval of draws, moved so that their median is the score itself."""
+    defined = draws[~np.isnan(draws)]
+    return interval(draws + (score - np.median(defined)) if len(defined) else draws, level)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> Interval:
@@ -51,8 +72,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> Interval:
 def resample(records: Records, score: Score, samples: int = 1000, seed: int = 0) -> np.ndarray:
     """The score of `samples` draws of as many images as there are: `(s,)` float64.
 
-    Two records of the same images with the same seed are drawn alike: the interval of the difference between two
-    methods, `interval(resample(one, …) - resample(other, …))`, is paired, and much narrower than the two alone suggest.
+    Two records of the same images with the same seed are drawn alike.
     Sample s has the images `numpy.random.default_rng(seed).integers(n, size=n)`, at the s-th call, of `records.images`.
     """
     if not records.classes:
