@@ -443,10 +443,10 @@ def test_differences_to_a_pathway(tiny_localizer, tmp_path):
     [line] = collect(tmp_path, against=other)
     assert (line.pathway, line.against, line.images) == (one, other, 4)
     assert line.scores.keys() == summary(store)[0].scores.keys()
-    pixels = [rows[name]["pixels"] for name in (one, other)]
+    mine, theirs = rows[one]["pixels"], rows[other]["pixels"]
     assert line.scores["mean_iou"] == (
-        pixels[0].value(mean_iou) - pixels[1].value(mean_iou),
-        *bootstrap_difference(*pixels, mean_iou),
+        mine.value(mean_iou) - theirs.value(mean_iou),
+        *bootstrap_difference(mine, theirs, mean_iou),
     )
     text = render([line])
     assert f"| {one} − {other} |" in text
