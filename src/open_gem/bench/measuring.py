@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from open_gem.bench.cases import CEILING, PLAIN, Case, read
 from open_gem.bench.subject import Setting, Subject
 from open_gem.kernels import are_on
-from open_gem.kernels.attention import load
+from open_gem.kernels.attention import load, processor
 
 LARGE = 1e9
 """Operations from which on a product of matrices shows what the machine can do."""
@@ -105,14 +104,9 @@ def _cost(
 
 def machine() -> str:
     """This machine and what runs on it, in words."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    processor = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     library = load().reason if are_on() else "off"
     return (
-        f"{processor or platform.machine()}, {torch.get_num_threads()} threads{gpu}; {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; own kernels: {library}"
+        f"{processor('model name') or platform.machine()}, {torch.get_num_threads()} threads{gpu}; "
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}; own kernels: {library}"
     )

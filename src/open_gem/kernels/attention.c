@@ -329,7 +329,6 @@ typedef struct {
     long projections, iterations; /* iterations -1: query_key, with p = q, k */
     long threads;
     atomic_long next;
-    atomic_long refused; /* threads that got no memory */
 } job;
 
 static float *at(view x, long image, long head) { return x.data + image * x.image + head * x.head; }
@@ -371,10 +370,7 @@ static void do_heads(void *data) {
     long tiles = (triangular ? side * (side + 1) / 2 : side) * t->projections;
     long all = (2 * t->projections + 2) * area + (MOST + LANES) * s.padded + (1 + tiles) * AREA;
     float *block = aligned_alloc(64, whole(all * sizeof(float), 64)), *next = block;
-    if (block == NULL) {
-        atomic_fetch_add(&t->refused, 1);
-        return;
-    }
+    if (block == NULL) return; /* the other threads do all */
     room r;
     for (int m = 0; m < t->projections; m++, next += 2 * area) r.p[m] = (tokens){next, next + area};
     r.v = next, r.o = next + area, next += 2 * area;
@@ -390,7 +386,7 @@ extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, un
 
 /* 0, or 1 where no thread got memory, and nothing was done */
 int attend(job *t) {
-    t->next = t->refused = 0;
+    t->next = 0;
     GOMP_parallel(do_heads, t, (unsigned)t->threads, 0);
     return atomic_load(&t->next) == 0;
 }

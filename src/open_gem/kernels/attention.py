@@ -53,7 +53,7 @@ class _Job(ctypes.Structure):
         ("out", _View),
         ("inverse", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("images", "heads", "tokens", "width", "projections", "iterations")),
-        *((name, ctypes.c_long) for name in ("threads", "next", "refused")),
+        *((name, ctypes.c_long) for name in ("threads", "next")),
     )
 
 
@@ -94,7 +94,8 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _compiled(compiler: Sequence[str], folder: Path) -> Path:
     """Where the compiled kernel is in `folder`, under a name of all that it depends on."""
-    depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), _instructions())
+    instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
+    depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
     path = folder / (hashlib.sha256("\n".join(depends).encode()).hexdigest()[:24] + ".so")
     if not path.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -105,11 +106,12 @@ def _compiled(compiler: Sequence[str], folder: Path) -> Path:
     return path
 
 
-def _instructions() -> str:
-    """What the processor can do: a home folder may be shared by machines that differ."""
+def processor(*entries: str) -> str:
+    """What Linux tells of the processor under one of these names, such as "model name"; elsewhere what Python knows."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    told = next((line for line in lines if line.startswith(entries)), platform.processor())
+    return told.rpartition(":")[2].strip()
 
 
 def _cache() -> Path | None:
