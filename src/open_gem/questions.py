@@ -215,7 +215,8 @@ SCORES: Mapping[str, Mapping[str, _Scored]] = {
 
 
 class Estimate(NamedTuple):
-    """A score over all images, in [0, 1] (of the analysis, in [-1, 1]), and its 95 % interval over such images."""
+    """A score over all images, in [0, 1] (of the analysis, in [-1, 1]), or the difference of two, and its 95 % interval
+    over such images."""
 
     value: float
     low: float
