@@ -293,6 +293,13 @@ def test_health_and_metrics(server, client):
     assert server.metric("open_gem_cache_bytes") == server.service.cache.nbytes
 
 
+@pytest.mark.parametrize("path", ["/health", "/"])
+def test_watchers_may_ask_for_heads_alone(path, client):
+    answer, whole = client.head(path), client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == whole.headers["content-length"] != "0"
+
+
 def test_every_answer_tells_browsers_to_be_strict(client):
     for path in ("/health", "/nothing", "/v1/images/none"):
         headers = client.get(path).headers

@@ -55,6 +55,7 @@ def routes(service: Service) -> APIRouter:
             raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
+    @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
     @router.get("/health", tags=["about"], responses=documented(503))
     async def health() -> Health:
         """Whether it lives; also what Label Studio asks."""
@@ -76,6 +77,7 @@ def add_page(app: FastAPI) -> None:
         return
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
