@@ -307,7 +307,7 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
 
 
 def _is_elsewhere(root: str, now: str | None) -> bool:
-    """Whether images may still be where they were, which is not `now` by another name; nobody looks at what is remote."""
+    """Whether images may still be where they were, not `now` by another name; nobody looks at what is remote."""
     if "://" in root:
         return True
     return Path(root).exists() and (now is None or Path(root).resolve() != Path(now).resolve())
