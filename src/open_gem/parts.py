@@ -41,7 +41,7 @@ def schema() -> "pyarrow.Schema":
     """The fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are `xy`.
 
     id           of a file in a folder: its path relative to the folder, with /
-    source       path or URL, as given
+    source       absolute path, or URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
     seconds      spent on the image: reading it, its share of the model's time, finding objects
     objects      in the order of the manifest's labels, best first within one
