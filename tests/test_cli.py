@@ -437,6 +437,13 @@ def test_demo(tiny: str, place: Path):
         assert word in result.stderr
 
 
+def test_the_demo_finds_what_its_scene_has_by_gem(place: Path):
+    result = call("demo", "--device", "cpu", "--json")
+    document = json.loads(result.stdout)
+    assert document["pathway"]["name"] == "gem"
+    assert [entry["point_in_object"] for entry in document["prompts"]] == [True, True, True, True, None]
+
+
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--model", "nope"], ["--out", "cat.png"]])
 def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
     result = call("demo", "--model", tiny, *arguments)

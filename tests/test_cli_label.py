@@ -74,6 +74,15 @@ def test_a_folder_is_labelled_and_summed_up(place, tiny):
     )
 
 
+def test_samples_are_shown_wherever_one_asks_for_them(place, tiny, monkeypatch):
+    label(tiny, "-c", "classes.yaml")
+    page = Path("out/samples.html").read_bytes()
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    assert CliRunner().invoke(cli.app, ["labels", "../out"]).exit_code == 0
+    assert (place / "out" / "samples.html").read_bytes() == page and b"<img" in page
+
+
 def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
     assert label(tiny, "-c", "classes.yaml").exit_code == 1
     before = sorted(Path("out").glob("*.parquet"))

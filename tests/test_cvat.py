@@ -25,6 +25,15 @@ def test_settings_that_make_no_sense_are_told():
             create(**settings)
 
 
+def test_an_ontologys_thresholds_count_unless_others_are_given(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text("labels: {cat: {presence: 0.95}, dog: }\npresence: 0.8\nthreshold: 0.4")
+    wanted = create(ontology=str(path)).labeling.ontology
+    assert (wanted.presence, wanted.threshold) == ((0.95, 0.8), (0.4, 0.4))
+    wanted = create(ontology=str(path), presence=0.5, threshold=0.6).labeling.ontology
+    assert (wanted.presence, wanted.threshold) == ((0.95, 0.5), (0.6, 0.6))
+
+
 def annotate(function: Any, *, type: str, **context: Any) -> list[Any]:
     """What reaches the server: the driver's own mapping, which refuses what breaks a rule."""
     driver: Any = pytest.importorskip("cvat_sdk.auto_annotation.driver")

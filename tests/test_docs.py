@@ -1,5 +1,7 @@
 """What the documentation shows is run: README's Python, and the commands it names exist."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +27,15 @@ def test_readme_python_runs(tmp_path, monkeypatch):
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_python_imports_of_open_gem_exists(document):
+    for block in re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("open_gem"):
+                module = importlib.import_module(node.module)
+                assert [one.name for one in node.names if not hasattr(module, one.name)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

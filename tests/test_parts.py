@@ -138,6 +138,14 @@ def test_images_may_be_moved_but_those_of_another_folder_are_others(tmp_path):
         Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://b"))
 
 
+def test_a_folder_of_images_by_another_name_is_the_same(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(tmp_path / "photos")))
+    for name in ("photos/../photos", "link"):
+        assert Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(tmp_path / name)))
+
+
 def test_what_is_not_a_folder_of_labels(tmp_path, parts):
     with pytest.raises(InputError, match="no labels in"):
         Parts.open(tmp_path)

@@ -14,7 +14,7 @@ from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.imaging import read_image
 from open_gem.label.done import TODO, Ids, Shard, writing
 from open_gem.label.paths import expand
-from open_gem.label.reading import local_file, read
+from open_gem.label.reading import absolute, local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
 
 NAMES = ("a.png", "b/c.PNG", "b/ä d.png")
@@ -377,6 +377,24 @@ def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
         tar.add(tmp_path / "a.jpg", "a.jpg")
     [item] = open_source(str(tmp_path / "s.tar")).items()
     assert read(Item(item.id, item.source)) == b"picture"
+
+
+def test_addresses_mean_the_same_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = {
+        "photos/a.jpg": f"{tmp_path}/photos/a.jpg",
+        "tar://b/a.jpg::s.tar": f"tar://b/a.jpg::{tmp_path}/s.tar",
+        "t.parquet#column=image&row=3": f"{tmp_path}/t.parquet#column=image&row=3",
+    }
+    assert {address: absolute(address) for address in here} == here
+    for address in (
+        *here.values(),
+        "s3://b/a.jpg",
+        "tar://a.jpg::s3://b/s.tar",
+        "https://h/t.parquet#column=i&row=3",
+        "",
+    ):
+        assert absolute(address) == address
 
 
 def test_rows_of_parquet_are_read_in_any_order(tmp_path):

@@ -41,7 +41,7 @@ def schema() -> "pyarrow.Schema":
     """The fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are `xy`.
 
     id           of a file in a folder: its path relative to the folder, with /
-    source       path or URL, as given
+    source       absolute path, or URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
     seconds      spent on the image: reading it, its share of the model's time, finding objects
     objects      in the order of the manifest's labels, best first within one
@@ -193,7 +193,7 @@ class Parts:
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
                 + _differences(there, manifest)
             )
-        if there.root != manifest.root and there.root is not None and _may_exist(there.root):
+        if there.root != manifest.root and there.root is not None and _is_elsewhere(there.root, manifest.root):
             raise InputError(
                 f"{str(folder)!r} holds labels of images in {there.root!r}, which is still there, and ids are relative "
                 f"to it: expected another folder for those in {manifest.root!r}"
@@ -306,9 +306,11 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
         raise OutputError(f"cannot read {str(path)!r}: {reason}; remove it to label its images again") from error
 
 
-def _may_exist(root: str) -> bool:
-    """Whether images may still be where they were; nobody looks at what is remote."""
-    return "://" in root or Path(root).exists()
+def _is_elsewhere(root: str, now: str | None) -> bool:
+    """Whether images may still be where they were, not `now` by another name; nobody looks at what is remote."""
+    if "://" in root:
+        return True
+    return Path(root).exists() and (now is None or Path(root).resolve() != Path(now).resolve())
 
 
 def _differences(there: Manifest, here: Manifest) -> str:

@@ -21,6 +21,8 @@ from open_gem.cli._app import (
     settings_of,
 )
 
+PATHWAY = "gem"
+
 
 @app.command()
 def demo(
@@ -44,14 +46,15 @@ def demo(
     made = scene(seed, size=512)
     absent = next(name for name in CONCEPTS if name not in made.names)
     picture, phrases = Image.fromarray(made.image), [*made.names, absent]
-    found = Found(str(out / "scene.png"), picture, localizer(picture, phrases))
+    found = Found(str(out / "scene.png"), picture, localizer.compare(picture, phrases, [PATHWAY])[PATHWAY])
     pictures = [draw_overlay(found, index) for index in range(len(phrases))]
 
     save_picture(out / "scene.png", picture)
     for slug, drawn in zip(slugs(phrases), pictures, strict=True):
         save_picture(out / f"scene.{slug}.overlay.png", drawn)
     save_picture(out / "contact-sheet.png", contact_sheet([picture, *pictures]))
-    document = {"seed": seed, **found.document(settings_of(localizer, {"gem": localizer.settings("gem")})["gem"])}
+    settings = settings_of(localizer, {PATHWAY: localizer.settings(PATHWAY)})[PATHWAY]
+    document = {"seed": seed, **found.document(settings)}
     for entry, mask, box in zip(document["prompts"], made.masks, made.boxes, strict=False):
         x, y = entry["point"]
         entry.update(object_box=box.tolist(), point_in_object=bool(mask[y, x]))

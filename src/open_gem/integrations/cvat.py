@@ -26,8 +26,8 @@ def create(
     pretrained: str = "",
     pathway: str = "gem",
     shape: str = "mask",
-    presence: float = 0.9,
-    threshold: float = 0.5,
+    presence: float | None = None,
+    threshold: float | None = None,
     device: str = "auto",
 ) -> "Function":
     """The function, its model loaded.
@@ -36,9 +36,9 @@ def create(
     ontology    a file of labels and phrases, as `open-gem label --ontology` reads it
     model …     as `open_gem.load`; pretrained "" for none
     shape       "mask" (polygons, where CVAT asks to convert them) or "rectangle"
-    presence    probability that a label is in the image above which it is looked for; with `cvat-cli
-                --conf-threshold`, that instead
-    threshold   level of the heatmap above which a pixel belongs to the label, in [0, 1]
+    presence    of labels without their own: probability that a label is in the image above which it is looked for; else
+                the file's, or 0.9. With `cvat-cli --conf-threshold`, that instead, of all labels
+    threshold   the same way, level of the heatmap above which a pixel belongs to the label, in [0, 1]; or 0.5
 
     Raises InputError for settings that make no sense, and what `open_gem.load` raises.
     """

@@ -29,7 +29,7 @@ from open_gem import readout
 from open_gem.errors import InputError, OpenGemError
 from open_gem.imaging import read_image, size_of
 from open_gem.label.ontology import Ontology
-from open_gem.label.reading import SECONDS, one_line, read
+from open_gem.label.reading import SECONDS, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import SCALES, Localization
 from open_gem.localizer import Localizer
@@ -347,7 +347,7 @@ def failed(item: Item, error: BaseException, seconds: float) -> Row:
 
 
 def _row(item: Item, **fields: Any) -> Row:
-    return row_of(item.id, printable(item.source), **fields)
+    return row_of(item.id, printable(absolute(item.source)), **fields)
 
 
 def _at(patches: Tensor, point: tuple[int, int], size: Size) -> float:

@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 
 class Item(NamedTuple):
-    """An image: `id`, unique in its source; `source`, its path or URL, as given.
+    """An image: `id`, unique in its source; `source`, its path or URL.
 
     Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
     could not even be listed.
@@ -214,12 +214,23 @@ def local_path(given: str) -> str:
 
 def local_file(address: str) -> str | None:
     """The local file in which something is that `Item.source` tells of; None where that is remote."""
-    if match := ROW.fullmatch(address):
-        address = match[1]
-    if address.startswith("tar://"):
-        address = address.rpartition("::")[2]
-    address = local_path(address)
-    return None if is_url(address) else address
+    file = local_path(_around(address)[1])
+    return None if is_url(file) else file
+
+
+def absolute(address: str) -> str:
+    """What `Item.source` tells of, for whoever looks from elsewhere: a local path becomes absolute."""
+    before, file, after = _around(address)
+    file = local_path(file)
+    return address if not file or is_url(file) else f"{before}{Path(file).absolute()}{after}"
+
+
+def _around(address: str) -> tuple[str, str, str]:
+    """The path or URL of a file, between what says where in it something is."""
+    match = ROW.fullmatch(address)
+    place = address if match is None else match[1]
+    before, colons, file = place.rpartition("::") if place.startswith("tar://") else ("", "", place)
+    return before + colons, file, address[len(place) :]
 
 
 def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
