@@ -1,5 +1,7 @@
 """Evaluation counts what it says, once an image, in shards and after interruptions as in one piece."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from PIL import Image
 from open_gem import PATHWAYS, Localization, Localizer, Views, paper
 from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluate import evaluate, gather, measure
+from open_gem.evaluate import TRAINED, evaluate, gather, measure
 from open_gem.files import digest
 from open_gem.metrics import Records, bootstrap_difference, mean_iou
 from open_gem.prompts import Vocabulary
@@ -334,6 +336,7 @@ def test_a_picture_that_failed_is_tried_again(tiny_localizer, tmp_path):
     store = store_of(tmp_path / "runs", tiny_localizer, data)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert list(store.read().failed) == ["2"] and "2" not in store.read().done
+    assert [[line.failed for line in summary(store, ids)] for ids in (None, ["1", "3"])] == [[1, 1], [0, 0]]
     (tmp_path / "2.png").write_bytes(whole)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert not store.read().failed and "2" in store.read().done
@@ -429,8 +432,10 @@ def test_reports_have_every_run(format, tiny_localizer, tmp_path):
     assert "pointing_game" in text
     with pytest.raises(InputError, match="pdf"):
         render([], "pdf")
-    with pytest.raises(InputError, match="no runs"):
-        collect(tmp_path / "nothing")
+    assert [line.run for line in collect(tmp_path)[::2]] == sorted(path.name for path in tmp_path.iterdir())
+    for against in (None, "gem"):
+        with pytest.raises(InputError, match="no runs in"):
+            collect(tmp_path / "nothing", against)
 
 
 def test_differences_to_a_pathway(tiny_localizer, tmp_path):
@@ -470,6 +475,34 @@ LINE = Line(
     False,
     {"mean_iou": Estimate(0.47, 0.45, 0.49)},
 )
+
+
+@pytest.mark.parametrize(
+    ("pathway", "value"), [("clip", 10.4), ("maskclip", 28.6), ("clip_surgery", 41.2), (TRAINED, 42.8)]
+)
+def test_pathways_have_the_papers_names(pathway, value):
+    model = "nvidia/groupvit-gcc-yfcc" if pathway == TRAINED else LINE.model
+    assert f"paper {value} " in render([replace(LINE, pathway=pathway, model=model)])
+
+
+def test_tables_cell_by_cell():
+    """Scores that a line lacks or that have no value, names that a format has to quote."""
+    nan, top = float("nan"), Estimate(0.5, 0.25, 0.75)
+    lines = [
+        replace(LINE, images=3, failed=1, of=5, tuned=True, run="<a|b>", scores={"mean_iou": Estimate(nan, nan, nan)}),
+        replace(LINE, dataset="scenes", images=5, of=5, scores={"top1": top, "text_contrast@7": top}),
+    ]
+    head = ["data set", "split", "images", "model", "protocol", "size", "run", "pathway", "mean_iou", "top1"]
+    told = ["voc2012", "val", "3 of 5, 1 failed", "ViT-B-16, openai", "paper", "short:448", "<a|b>", "gem (tuned)"]
+    more = ["scenes", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run", "gem"]
+    rows = [head, ["---"] * 10, [*told, "nothing counted", ""], [*more, "", "50.0 [25.0, 75.0]"]]
+    assert render(lines) == "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("a|b", "a/b")
+    page = render(lines, "html")
+    assert page.count("<tr>") == 3 and "<tr><th>data set</th>" in page and "<td>&lt;a|b&gt;</td>" in page
+    parts = [f"{name}{part}" for name in ("mean_iou", "top1") for part in ("", " low", " high", " paper")]
+    numbers = [[*head[:8], *parts], [*told, *[""] * 8], [*more, *[""] * 4, "0.5", "0.25", "0.75", ""]]
+    text = render(lines, "csv")
+    assert list(csv.reader(io.StringIO(text))) == numbers and "\r" not in text
 
 
 def test_the_papers_value_stands_beside_ours():

@@ -27,8 +27,10 @@ from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
+from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.parts import Parts, Row
+from open_gem.refine import Pamr
 from open_gem.types import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
@@ -641,6 +643,28 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
     others = {one.manifest(source).fingerprint for one in changed}
     others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
     assert len(others - {fingerprint}) == len(changed) + 1
+
+
+def test_a_recipe_makes_what_it_says(tiny):
+    settings = {"pathway": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
+    settings |= {"refinement": Pamr(iterations=2)}
+    others = {"outputs": ("masks",), "scale": "cosine", "per": "label", "least_area": 0.25, "seconds": 7.0}
+    ontology = Ontology.of(["cat"])
+    made = Recipe(ontology, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
+    assert {name: getattr(made.localizer, name) for name in settings} == settings
+    assert {name: getattr(made, name) for name in others} == others
+    assert made.ontology is ontology and made.localizer.backbone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mistake", [{"pathway": "gme"}, {"size": "huge"}, {"template": "none"}, {"scale": "log"}])
+def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
+    with pytest.raises(InputError):
+        Recipe(Ontology.of(["cat"]), **mistake)
+
+
+def test_a_recipe_is_of_a_device():
+    with pytest.raises(InputError, match="device"):
+        Recipe(Ontology.of(["cat"]), device="none").make()
 
 
 # Reads that hang ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Labelling by Ray, but for Ray itself, whose tests are in `test_label_faults`: what actors have to do, and do of it."""
+"""Labelling by Ray, but for Ray itself (`test_label_faults` has that): what actors have to do, and do of it."""
 
 import shutil
 import time
@@ -103,7 +103,7 @@ def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, wi
     assert len(without_ray) == len(before) + 1, "where all is done, nothing is begun"
 
 
-def test_ray_shares_out_by_itself(source, parts, labeling):
+def test_ray_shares_out_by_itself(source, parts, labeling, without_ray):
     with pytest.raises(InputError, match="torchrun and --engine ray given"):
         on_ray.run(parts, labeling, source, make=lambda: labeling, shard=Shard(0, 2))
 

@@ -29,6 +29,7 @@ from open_gem.parts import Manifest, Parts, Row
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
 FILE_PARTS = 64  # parts in a file of what is to be done
+FILES = ("source", "container")  # of an item, names of files
 STOP = ".stop"  # in the folder of the parts, while a run is asked to end
 
 
@@ -106,12 +107,13 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _cell(item: Item) -> dict[str, Any]:
     """An item for a table: names of files, which need not be text, as bytes."""
-    return item._asdict() | {name: os.fsencode(getattr(item, name)) for name in ("source", "container")}
+    return item._asdict() | {name: os.fsencode(getattr(item, name)) for name in FILES}
 
 
 def _item(cell: dict[str, Any]) -> Item:
     """The item of which `_cell` gave this."""
-    return Item(**cell | {name: os.fsdecode(cell[name]) for name in ("source", "container")})
+    files: dict[str, Any] = {name: os.fsdecode(cell[name]) for name in FILES}
+    return Item(**cell | files)
 
 
 def _schema() -> Any:
