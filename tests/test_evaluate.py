@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,12 +19,12 @@ from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentatio
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import TRAINED, evaluate, gather, measure
 from open_gem.files import digest
-from open_gem.metrics import Records, bootstrap_difference, mean_iou
+from open_gem.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
-from open_gem.questions import Estimate, questions, scores
+from open_gem.questions import Estimate, differences, questions, scores
 from open_gem.report import Line, collect, render, summary
-from open_gem.runs import Store, run, settings_of, shard
+from open_gem.runs import NEEDED, Store, run, settings_of, shard
 from open_gem.types import Size
 
 TWO = {name: PATHWAYS[name] for name in ("clip", "maskclip")}
@@ -126,7 +127,8 @@ def test_pixels_are_counted_as_a_loop_does(background, protocol, tiny_localizer,
     assert ours["mean_iou"].low <= ours["mean_iou"].value <= ours["mean_iou"].high
 
 
-def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path):
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localizer, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     xy = np.array([[0.1, 0.2], [0.9, 0.9], [0.5, 0.5], [0.3, 0.7], [1.0, 1.0]])
     label, yes = np.array([7, 7, 7, 9, 3]), np.array([True, False, True, False, True])
@@ -134,9 +136,10 @@ def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path
     data = Points(
         "points", "val", names, ("a",), (tmp_path / "a.png",), np.array([0, 5]), xy, label.astype(np.int32), yes, (), {}
     )
-    counts = evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(size="short:32"))["gem"]
+    protocol = Protocol(size="short:32", threshold=threshold)
+    counts = evaluate(tiny_localizer, {"gem": "gem"}, data, protocol, analysed=["gem"])["gem"]
     found = replace(tiny_localizer, size="short:32")(tmp_path / "a.png", ["thing 3", "thing 7"])
-    masks = found.masks(0.5)
+    masks = found.masks(threshold)
     expected = {}
     for name, which in (("thing 3", 3), ("thing 7", 7)):
         inside = [bool(masks[name][min(int(y * 40), 39), min(int(x * 60), 59)]) for x, y in xy[label == which]]
@@ -146,6 +149,25 @@ def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path
         )
     assert counts["points"].rows == {"a": expected}
     assert set(scores(counts)) == {"class_pooled", "pair_mean", "image_mean", "micro", "point_accuracy"}
+
+
+def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
+    """One box a phrase, whatever its mask falls into."""
+    sample = drawn(4)
+    [_, asked] = questions(scenes(), sample, Size(*sample.image.shape[:2]), replace(PAPER, threshold=0.7))
+    found = tiny_localizer(sample.picture(), sample.scene.names)
+    boxes = [box.xyxy for box in found.boxes(0.7, per="prompt")]
+    rows = asked.count(found)
+    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes)).row
+    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks)).row
+
+
+def test_differences_are_of_what_both_have():
+    """NaN where one of them counted nothing."""
+    one, nothing = Records({"a": {0: (1, 1)}}), Records({"a": {}})
+    found = differences({"top1": one, "masks": one, "boxes": one}, {"top1": one, "masks": nothing})
+    assert found.keys() == {"top1", "mask_iou"} and found["top1"] == Estimate(0.0, 0.0, 0.0)
+    assert all(number != number for number in found["mask_iou"])
 
 
 def test_views_and_refinement_are_part_of_a_protocol(tiny_localizer, tmp_path):
@@ -243,6 +265,7 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(tiny_localizer, tmp
     with pytest.raises(KeyboardInterrupt):
         run(store, tiny_localizer, TWO, data, PAPER, progress=impatient, batch=2)
     assert len(store.read().done) == 5
+    assert len(list(store.folder.glob("part-*"))) == 3, "two images a part, and what was left"
     heard.clear()
     run(store, tiny_localizer, TWO, data, PAPER, progress=heard.append, batch=2)
     assert heard == [5, 1, 1, 1, 1]
@@ -271,18 +294,24 @@ def test_runs_of_other_settings_never_meet(tiny_localizer, tmp_path):
         Store.at(tmp_path, settings_of(tiny_localizer, TWO, scenes(range(3), 64), PAPER)).folder,
     }
     assert len(folders) == 4
+    told = settings_of(tiny_localizer, TWO, data, PAPER, ["clip", "maskclip"])
+    assert told == settings_of(replace(tiny_localizer, pathway="clip"), TWO, data, PAPER, ["maskclip", "clip"])
+    assert told != settings_of(tiny_localizer, TWO, data, PAPER)
     again = store_of(tmp_path, tiny_localizer, data)
     assert again.folder in folders
     assert again.settings == Store.open(again.folder).settings
 
 
-def test_other_weights_are_another_run(tiny_localizer, tmp_path):
-    before = tiny_localizer.backbone.fingerprint()
-    assert before == tiny_localizer.backbone.fingerprint()
+def test_other_weights_are_another_run(tiny_localizer):
+    def told() -> dict:
+        return settings_of(tiny_localizer, TWO, scenes(range(2), 64), PAPER)
+
+    before = told()
+    assert before == told()
     weight = next(tiny_localizer.backbone.model.parameters())
     with torch.no_grad():
         weight += 1
-        after = tiny_localizer.backbone.fingerprint()
+        after = told()
         weight -= 1
     assert after != before
 
@@ -313,6 +342,24 @@ def test_a_run_without_settings_is_none(content, tiny_localizer, tmp_path):
     store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
     (store.folder / "run.json").write_text(content)
     assert Store.open(store_of(tmp_path, tiny_localizer, scenes(range(2), 64)).folder).settings == store.settings
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_run_without_one_of_its_settings_is_none(name, tiny_localizer, tmp_path):
+    store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
+    lacking = {one: value for one, value in store.settings.items() if one != name}
+    (store.folder / "run.json").write_text(json.dumps(lacking))
+    with pytest.raises(InputError, match=f"its run.json has no {name}$"):
+        Store.open(store.folder)
+
+
+def test_the_part_written_last_says_how_many_pictures_there_are(tiny_localizer, tmp_path):
+    store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
+    for of, name in ((3, "b"), (5, "a")):
+        path = store.folder / f"part-{name}.json"
+        path.write_text(json.dumps({"of": of, "ids": [], "failed": {}, "counts": {}}))
+        os.utime(path, (of, of))
+    assert store.read().of == 5
 
 
 def test_pictures_are_known_by_name_not_by_place(tiny_localizer, tmp_path):
@@ -348,6 +395,7 @@ def test_what_was_asked_for_is_reported(tiny_localizer, tmp_path):
     run(store, tiny_localizer, TWO, data, PAPER)
     few = store_of(tmp_path / "few", tiny_localizer, data)
     run(few, tiny_localizer, TWO, data, PAPER, ids=data.ids[:2])
+    assert few.read().of == 5
     lines = summary(store, data.ids[:2])
     assert [(line.images, line.of) for line in lines] == [(2, 5)] * 2
     assert [line.scores for line in lines] == [line.scores for line in summary(few)]

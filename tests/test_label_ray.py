@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, active_count
 from typing import Any
 
 import pytest
@@ -131,8 +131,10 @@ def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypat
     items = sorted(source.items())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    actor = _Actor(labeler, 1)
+    actor, groups, find = _Actor(replace(labeler, batch=2), 1), [], Labeling.find
+    monkeypatch.setattr(Labeling, "find", lambda self, group: groups.append(len(group)) or find(self, group))
     first = actor(asked("1", items))
+    assert groups == [2, 2]
     assert sorted(first["ids"][0]) == [f"{seed}.png" for seed in range(5)]
     assert (first["labeled"], first["failed"]) == ([4], [1])
     [path] = parts.paths()
@@ -182,6 +184,10 @@ def test_actors_are_told_to_stop_by_a_file(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.01)
     assert not file.exists()
+    before = active_count()
+    with _telling(Event(), file):
+        assert active_count() == before + 1
+    assert active_count() == before, "nobody is left who would tell the next run"
 
 
 def test_errors_of_ours_are_found_in_what_ray_makes_of_them():
