@@ -19,6 +19,7 @@ from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentatio
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluate import TRAINED, evaluate, gather, measure
 from open_gem.files import digest
+from open_gem.imaging import size_of
 from open_gem.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
@@ -154,7 +155,7 @@ def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localize
 def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
     """One box a phrase, whatever its mask falls into."""
     sample = drawn(4)
-    [_, asked] = questions(scenes(), sample, Size(*sample.image.shape[:2]), replace(PAPER, threshold=0.7))
+    [_, asked] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, threshold=0.7))
     found = tiny_localizer(sample.picture(), sample.scene.names)
     boxes = [box.xyxy for box in found.boxes(0.7, per="prompt")]
     rows = asked.count(found)
