@@ -21,7 +21,7 @@ from pycocotools import mask as coco
 import open_gem
 from open_gem import Localizer, Views
 from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.errors import InputError, OutputError
+from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
 from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
@@ -646,9 +646,15 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
 
 
 def test_a_recipe_makes_what_it_says(tiny):
-    settings = {"pathway": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
+    settings: dict[str, Any] = {"pathway": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
     settings |= {"refinement": Pamr(iterations=2)}
-    others = {"outputs": ("masks",), "scale": "cosine", "per": "label", "least_area": 0.25, "seconds": 7.0}
+    others: dict[str, Any] = {
+        "outputs": ("masks",),
+        "scale": "cosine",
+        "per": "label",
+        "least_area": 0.25,
+        "seconds": 7.0,
+    }
     ontology = Ontology.of(["cat"])
     made = Recipe(ontology, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
     assert {name: getattr(made.localizer, name) for name in settings} == settings
@@ -662,9 +668,10 @@ def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
         Recipe(Ontology.of(["cat"]), **mistake)
 
 
-def test_a_recipe_is_of_a_device():
-    with pytest.raises(InputError, match="device"):
-        Recipe(Ontology.of(["cat"]), device="none").make()
+@pytest.mark.parametrize("mistake", [{"model": "ViT-B-16", "pretrained": "no such tag"}, {"device": "no such device"}])
+def test_a_recipe_is_of_weights_and_a_device(mistake):
+    with pytest.raises(OpenGemError, match="no such"):
+        Recipe(Ontology.of(["cat"]), **mistake).make()
 
 
 # Reads that hang ------------------------------------------------------------------------------------------------------
