@@ -397,6 +397,9 @@ def test_what_was_asked_for_is_reported(tiny_localizer, tmp_path):
     few = store_of(tmp_path / "few", tiny_localizer, data)
     run(few, tiny_localizer, TWO, data, PAPER, ids=data.ids[:2])
     assert few.read().of == 5
+    turned = dict(reversed(TWO.items()))
+    again = Store.at(tmp_path, settings_of(tiny_localizer, turned, data, PAPER))
+    assert [line.pathway for line in summary(again)] == list(turned)
     lines = summary(store, data.ids[:2])
     assert [(line.images, line.of) for line in lines] == [(2, 5)] * 2
     assert [line.scores for line in lines] == [line.scores for line in summary(few)]
