@@ -152,6 +152,12 @@ def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localize
     assert set(scores(counts)) == {"class_pooled", "pair_mean", "image_mean", "micro", "point_accuracy"}
 
 
+def test_names_that_a_data_set_does_not_have_are_its_usual_ones():
+    sample = drawn(4)
+    [asked, _] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, names="sclip"))
+    assert asked.vocabulary.labels == CONCEPTS
+
+
 def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
     """One box a phrase, whatever its mask falls into."""
     sample = drawn(4)
