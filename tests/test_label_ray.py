@@ -1,12 +1,14 @@
 """Labelling by Ray, but for Ray itself (`test_label_faults` has that): what actors have to do, and do of it."""
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, active_count
+from threading import Event, active_count, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -188,6 +190,33 @@ def test_actors_are_told_to_stop_by_a_file(tmp_path):
     with _telling(Event(), file):
         assert active_count() == before + 1
     assert active_count() == before, "nobody is left who would tell the next run"
+
+
+def test_a_cluster_is_begun_in_any_thread_and_ends_with_the_run(monkeypatch):
+    """What Ray does with signals does not stay."""
+    ray, told, before = pytest.importorskip("ray"), [], signal.getsignal(signal.SIGTERM)
+
+    def init(**settings: Any) -> None:
+        told.append("begun")
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: told.append("ended"))
+
+    def begin() -> None:
+        with on_ray._cluster():
+            assert signal.getsignal(signal.SIGTERM) == before
+            assert told.pop() == "begun"
+        assert told.pop() == "ended"
+
+    begin()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(begin).result()
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with on_ray._cluster():
+        pass
+    assert told == [], "that of others is theirs"
 
 
 def test_errors_of_ours_are_found_in_what_ray_makes_of_them():

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any, NamedTuple
 
 from open_gem.errors import InputError, OpenGemError, OutputError
@@ -135,7 +135,8 @@ def _cluster() -> Iterator[None]:
     except ImportError as error:
         raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
     started = not ray.is_initialized()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # no other has handlers
+    handlers = {number: signal.getsignal(number) for number in numbers}
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         for number, handler in handlers.items():
