@@ -158,6 +158,26 @@ def test_names_that_a_data_set_does_not_have_are_its_usual_ones():
     assert asked.vocabulary.labels == CONCEPTS
 
 
+def test_the_analysis_asks_by_the_names_of_the_protocol(tiny_localizer, tmp_path):
+    picture, truth = pictures(tmp_path, None, 1), np.zeros((48, 48), np.uint8)
+    truth[24:] = 1
+    names = {**picture.vocabularies, "wild": Vocabulary.of(["lion", "wolf", "hawk"])}
+    data = replace(picture, vocabularies=names, samples=[Sample("0", tmp_path / "0.png", truth)])
+    usual, wild = (
+        evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(names=names), analysed=["gem"])["gem"]
+        for names in (None, "wild")
+    )
+    assert {what.partition("@")[0] for what in usual if usual[what].rows != wild[what].rows} >= {"text_contrast"}
+
+
+def test_scores_of_pixels_are_told_apart():
+    rows = {"a": {0: (3, 1, 0), 1: (1, 0, 1)}}  # hits, false, missed
+    found = {name: estimate.value for name, estimate in scores({"pixels": Records(rows)}).items()}
+    assert found == pytest.approx(
+        {"mean_iou": 0.625, "pixel_accuracy": 0.8, "mean_accuracy": 0.75, "frequency_weighted_iou": 0.65}
+    )
+
+
 def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
     """One box a phrase, whatever its mask falls into."""
     sample = drawn(4)
