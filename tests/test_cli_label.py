@@ -8,7 +8,10 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,15 @@ from open_gem import cli
 from open_gem.cli.label import _duration
 from open_gem.datasets.scenes import scene
 from open_gem.label import control
-from open_gem.label.done import Ids
+from open_gem.label.done import Ids, Shard, Tally
+from open_gem.label.labeling import Labeling
+from open_gem.label.local import label as label_items
+from open_gem.label.ontology import Ontology
 from open_gem.label.sheet import Sheet, draw
-from open_gem.label.sources import open_source
+from open_gem.label.sources import Source, open_source
 from open_gem.label.summary import kind_of, summarize
-from open_gem.label.watching import Errors, Looks
-from open_gem.parts import Manifest, Parts, row_of
+from open_gem.label.watching import Errors, Looks, watch
+from open_gem.parts import Manifest, Parts, encode, row_of
 
 
 @pytest.fixture
@@ -146,6 +152,28 @@ def test_a_dry_run_counts_what_is_listed_twice(place, tiny):
     Path("list.txt").write_text("in/0.png\nin/1.png\nin/0.png\n")
     given = ["label", "list.txt", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat", "--dry-run"]
     assert CliRunner().invoke(cli.app, given).stdout.startswith("3 images: 0 done, 2 left, 1 listed twice\nabout ")
+
+
+def test_an_estimate_is_of_all_that_are_left(place, tiny_localizer, monkeypatch):
+    """By the first few, which are seen as a run would; the first time of all, which is slow, does not count."""
+    clock, find = [0.0], Labeling.find
+
+    def slow(self: Labeling, group: Any) -> Any:
+        clock.append(clock[-1] + (100.0 if len(clock) == 1 else 1.0))
+        return find(self, group)
+
+    monkeypatch.setattr(Labeling, "find", slow)
+    monkeypatch.setattr(control, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    Path("in/broken.png").unlink()
+    labeling, source = Labeling(tiny_localizer, Ontology.of(["cat"], presence=0.0)), open_source("in")
+    found = control.estimate(labeling, source, Ids(["0.png"]), sample=2, batch=1, workers=1)
+    assert (found.sampled, found.seconds, found.tally.there) == (2, 5.0, 1)
+    size = len(encode(list(label_items(labeling, [one for one in source.items() if one.id != "0.png"][:2]))))
+    assert found.size == pytest.approx(size / 2 * 5, rel=0.1)
+    nothing = control.estimate(labeling, source, Ids(f"{seed}.png" for seed in range(6)))
+    assert (nothing.sampled, nothing.seconds, nothing.size) == (0, None, None)
+    shares = [control.estimate(labeling, source, Ids(), shard=Shard(index, 2)).tally.listed for index in (0, 1)]
+    assert sum(shares) == 6 and all(shares)
 
 
 def test_durations_are_told_in_the_largest_unit_of_which_there_are_two():
@@ -294,6 +322,9 @@ def test_files_that_may_still_be_being_written_wait(place):
     Path("in/new.png").write_bytes(b"more")
     assert ids(looks, Ids(names)) == names
     assert ids(looks, Ids(names)) == sorted([*names, "new.png"])
+    ahead = time.time() + 1000
+    os.utime("in/0.png", (ahead, ahead))
+    assert ids(Looks(100)) == ["0.png"], "by a clock that is ahead"
 
 
 def test_a_tar_that_grows_waits_as_a_whole(place):
@@ -316,23 +347,48 @@ def test_errors_are_tried_again_when_their_files_have_changed(place, tmp_path):
     """Also those of a run before, and of files that were changed while they were read; others are not."""
     parts = Parts.claim(tmp_path / "out", Manifest({}, ("cat",)))
     old = time.time() - 1000
-    for name in ("same", "grown", "replaced", "while"):
+    changes = {"same": 0, "grown": 0, "growing": 0, "replaced": 0, "recent": 940, "while": 989}
+    for name, change in changes.items():
         Path(f"in/{name}.png").write_bytes(b"x")
-        os.utime(f"in/{name}.png", (old, old if name != "while" else old + 995))
-    places = {name: f"in/{name}.png" for name in ("same", "grown", "replaced", "gone")} | {"far": "s3://b/x.png"}
+        os.utime(f"in/{name}.png", (old, old + change))
+    places = {name: f"in/{name}.png" for name in changes if name != "while"}
+    places |= {"gone": "in/gone.png", "none": "in/\0.png", "far": "s3://b/x.png"}
     rows = [row_of(id, source, status="error", error="", seconds=0.0) for id, source in places.items()]
     parts.write("1", [*rows, row_of("good", "in/0.png", status="ok", seconds=0.0)])
     errors = Errors(parts, 2.0)
     errors.learn()
-    assert errors.forget_changed() == []
+    assert errors.forget_changed() == ["recent"], "which may have been read just before it changed"
     parts.write("2", [row_of("while", "in/while.png", status="error", error="", seconds=0.0)])
     errors.learn(time.time() - 10)
     Path("in/grown.png").write_bytes(b"xx")
-    os.utime("in/grown.png", (old, old + 1))
+    os.utime("in/grown.png", (old, old))
+    Path("in/growing.png").write_bytes(b"xx")
     os.utime("in/replaced.png", (old, old + 2))
     assert sorted(errors.forget_changed()) == ["grown", "replaced", "while"]
     assert errors.forget_changed() == []
-    assert sorted(row["id"] for row in parts.rows("id")) == ["far", "gone", "good", "same"]
+    assert sorted(row["id"] for row in parts.rows("id")) == ["far", "gone", "good", "growing", "none", "same"]
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_watching_tries_an_error_again_once_its_file_has_changed(retry, place, tmp_path):
+    """Not for having been new when it was read; nor where other processes write parts too."""
+    parts, stop, tries = Parts.claim(tmp_path / "out", Manifest({}, ("cat",))), Event(), []
+    source, now = open_source("in"), time.time()
+    os.utime("in/broken.png", (now, now - 60))
+
+    def run(images: Source, done: Ids) -> Tally:
+        tries.append("broken.png" not in done)
+        if done.add("broken.png"):
+            row = row_of("broken.png", "in/broken.png", status="error", error="", seconds=0.0)
+            parts.write(str(len(tries)), [row])
+        if len(tries) == 2:
+            os.utime("in/broken.png", (now, now - 30))
+        if len(tries) == 3:
+            stop.set()
+        return Tally()
+
+    assert len(list(watch(run, parts, source, 0.0, stop, settle=0.0, retry=retry))) == 3
+    assert tries == [True, False, retry]
 
 
 def found(label: str, score: float, presence: float) -> dict[str, Any]:
@@ -416,6 +472,37 @@ def test_a_terminal_that_goes_away_ends_a_run_in_order(hangup):
         assert told == ["SIGHUP: writing what is done; once more ends it at once"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, "a third one ends it whatever still runs"
+    with control.stopping(told.append):
+        pass
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+@contextmanager
+def printing(path: Path) -> Iterator[None]:
+    """A file in place of what the process prints to."""
+    with path.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        yield
+
+
+def test_where_the_terminal_is_gone_nothing_is_told(hangup, tmp_path):
+    def gone(text: str) -> None:
+        raise OSError
+
+    hangup(signal.SIG_DFL)
+    with printing(tmp_path / "terminal"), control.stopping(gone) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        print("more", flush=True)
+    assert stop.event.is_set() and (tmp_path / "terminal").read_text() == ""
+
+
+def test_what_was_told_is_there_when_a_process_leaves(tmp_path, monkeypatch):
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    with printing(tmp_path / "terminal"):
+        print("more")
+        control.leave(signal.SIGINT)
+        assert (codes, (tmp_path / "terminal").read_text()) == ([130], "more\n")
 
 
 def test_what_a_process_was_told_to_ignore_stays_ignored(hangup):

@@ -1,6 +1,9 @@
 """Evaluation counts what it says, once an image, in shards and after interruptions as in one piece."""
 
+import csv
+import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +17,13 @@ from PIL import Image
 from open_gem import PATHWAYS, Localization, Localizer, Views, paper
 from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluate import evaluate, gather, measure
+from open_gem.evaluate import TRAINED, evaluate, gather, measure
 from open_gem.files import digest
-from open_gem.metrics import Records, bootstrap_difference, mean_iou
+from open_gem.imaging import size_of
+from open_gem.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
 from open_gem.prompts import Vocabulary
 from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
-from open_gem.questions import Estimate, questions, scores
+from open_gem.questions import Estimate, differences, questions, scores
 from open_gem.report import Line, collect, render, summary
 from open_gem.runs import Store, run, settings_of, shard
 from open_gem.types import Size
@@ -124,7 +128,8 @@ def test_pixels_are_counted_as_a_loop_does(background, protocol, tiny_localizer,
     assert ours["mean_iou"].low <= ours["mean_iou"].value <= ours["mean_iou"].high
 
 
-def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path):
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localizer, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     xy = np.array([[0.1, 0.2], [0.9, 0.9], [0.5, 0.5], [0.3, 0.7], [1.0, 1.0]])
     label, yes = np.array([7, 7, 7, 9, 3]), np.array([True, False, True, False, True])
@@ -132,9 +137,10 @@ def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path
     data = Points(
         "points", "val", names, ("a",), (tmp_path / "a.png",), np.array([0, 5]), xy, label.astype(np.int32), yes, (), {}
     )
-    counts = evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(size="short:32"))["gem"]
+    protocol = Protocol(size="short:32", threshold=threshold)
+    counts = evaluate(tiny_localizer, {"gem": "gem"}, data, protocol, analysed=["gem"])["gem"]
     found = replace(tiny_localizer, size="short:32")(tmp_path / "a.png", ["thing 3", "thing 7"])
-    masks = found.masks(0.5)
+    masks = found.masks(threshold)
     expected = {}
     for name, which in (("thing 3", 3), ("thing 7", 7)):
         inside = [bool(masks[name][min(int(y * 40), 39), min(int(x * 60), 59)]) for x, y in xy[label == which]]
@@ -144,6 +150,51 @@ def test_points_are_those_of_the_classes_that_are_there(tiny_localizer, tmp_path
         )
     assert counts["points"].rows == {"a": expected}
     assert set(scores(counts)) == {"class_pooled", "pair_mean", "image_mean", "micro", "point_accuracy"}
+
+
+def test_names_that_a_data_set_does_not_have_are_its_usual_ones():
+    sample = drawn(4)
+    [asked, _] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, names="sclip"))
+    assert asked.vocabulary.labels == CONCEPTS
+
+
+def test_the_analysis_asks_by_the_names_of_the_protocol(tiny_localizer, tmp_path):
+    picture, truth = pictures(tmp_path, None, 1), np.zeros((48, 48), np.uint8)
+    truth[24:] = 1
+    names = {**picture.vocabularies, "wild": Vocabulary.of(["lion", "wolf", "hawk"])}
+    data = replace(picture, vocabularies=names, samples=[Sample("0", tmp_path / "0.png", truth)])
+    usual, wild = (
+        evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(names=names), analysed=["gem"])["gem"]
+        for names in (None, "wild")
+    )
+    assert {what.partition("@")[0] for what in usual if usual[what].rows != wild[what].rows} >= {"text_contrast"}
+
+
+def test_scores_of_pixels_are_told_apart():
+    rows = {"a": {0: (3, 1, 0), 1: (1, 0, 1)}}  # hits, false, missed
+    found = {name: estimate.value for name, estimate in scores({"pixels": Records(rows)}).items()}
+    assert found == pytest.approx(
+        {"mean_iou": 0.625, "pixel_accuracy": 0.8, "mean_accuracy": 0.75, "frequency_weighted_iou": 0.65}
+    )
+
+
+def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
+    """One box a phrase, whatever its mask falls into."""
+    sample = drawn(4)
+    [_, asked] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, threshold=0.7))
+    found = tiny_localizer(sample.picture(), sample.scene.names)
+    boxes = [box.xyxy for box in found.boxes(0.7, per="prompt")]
+    rows = asked.count(found)
+    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes)).row
+    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks)).row
+
+
+def test_differences_are_of_what_both_have():
+    """NaN where one of them counted nothing."""
+    one, nothing = Records({"a": {0: (1, 1)}}), Records({"a": {}})
+    found = differences({"top1": one, "masks": one, "boxes": one}, {"top1": one, "masks": nothing})
+    assert found.keys() == {"top1", "mask_iou"} and found["top1"] == Estimate(0.0, 0.0, 0.0)
+    assert all(number != number for number in found["mask_iou"])
 
 
 def test_views_and_refinement_are_part_of_a_protocol(tiny_localizer, tmp_path):
@@ -241,6 +292,7 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(tiny_localizer, tmp
     with pytest.raises(KeyboardInterrupt):
         run(store, tiny_localizer, TWO, data, PAPER, progress=impatient, batch=2)
     assert len(store.read().done) == 5
+    assert len(list(store.folder.glob("part-*"))) == 3, "two images a part, and what was left"
     heard.clear()
     run(store, tiny_localizer, TWO, data, PAPER, progress=heard.append, batch=2)
     assert heard == [5, 1, 1, 1, 1]
@@ -269,18 +321,24 @@ def test_runs_of_other_settings_never_meet(tiny_localizer, tmp_path):
         Store.at(tmp_path, settings_of(tiny_localizer, TWO, scenes(range(3), 64), PAPER)).folder,
     }
     assert len(folders) == 4
+    told = settings_of(tiny_localizer, TWO, data, PAPER, ["clip", "maskclip"])
+    assert told == settings_of(replace(tiny_localizer, pathway="clip"), TWO, data, PAPER, ["maskclip", "clip"])
+    assert told != settings_of(tiny_localizer, TWO, data, PAPER)
     again = store_of(tmp_path, tiny_localizer, data)
     assert again.folder in folders
     assert again.settings == Store.open(again.folder).settings
 
 
-def test_other_weights_are_another_run(tiny_localizer, tmp_path):
-    before = tiny_localizer.backbone.fingerprint()
-    assert before == tiny_localizer.backbone.fingerprint()
+def test_other_weights_are_another_run(tiny_localizer):
+    def told() -> dict:
+        return settings_of(tiny_localizer, TWO, scenes(range(2), 64), PAPER)
+
+    before = told()
+    assert before == told()
     weight = next(tiny_localizer.backbone.model.parameters())
     with torch.no_grad():
         weight += 1
-        after = tiny_localizer.backbone.fingerprint()
+        after = told()
         weight -= 1
     assert after != before
 
@@ -313,6 +371,24 @@ def test_a_run_without_settings_is_none(content, tiny_localizer, tmp_path):
     assert Store.open(store_of(tmp_path, tiny_localizer, scenes(range(2), 64)).folder).settings == store.settings
 
 
+@pytest.mark.parametrize("name", ["open_gem", "dataset", "split", "model", "size_rule", "protocol", "pathways"])
+def test_a_run_without_one_of_its_settings_is_none(name, tiny_localizer, tmp_path):
+    store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
+    lacking = {one: value for one, value in store.settings.items() if one != name}
+    (store.folder / "run.json").write_text(json.dumps(lacking))
+    with pytest.raises(InputError, match=f"its run.json has no {name}$"):
+        Store.open(store.folder)
+
+
+def test_the_part_written_last_says_how_many_pictures_there_are(tiny_localizer, tmp_path):
+    store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
+    for of, name in ((3, "b"), (5, "a")):
+        path = store.folder / f"part-{name}.json"
+        path.write_text(json.dumps({"of": of, "ids": [], "failed": {}, "counts": {}}))
+        os.utime(path, (of, of))
+    assert store.read().of == 5
+
+
 def test_pictures_are_known_by_name_not_by_place(tiny_localizer, tmp_path):
     """Pictures that come later, before others in the list, are measured; those that were are not."""
     data = pictures(tmp_path, None)
@@ -334,6 +410,7 @@ def test_a_picture_that_failed_is_tried_again(tiny_localizer, tmp_path):
     store = store_of(tmp_path / "runs", tiny_localizer, data)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert list(store.read().failed) == ["2"] and "2" not in store.read().done
+    assert [[line.failed for line in summary(store, ids)] for ids in (None, ["1", "3"])] == [[1, 1], [0, 0]]
     (tmp_path / "2.png").write_bytes(whole)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert not store.read().failed and "2" in store.read().done
@@ -345,6 +422,10 @@ def test_what_was_asked_for_is_reported(tiny_localizer, tmp_path):
     run(store, tiny_localizer, TWO, data, PAPER)
     few = store_of(tmp_path / "few", tiny_localizer, data)
     run(few, tiny_localizer, TWO, data, PAPER, ids=data.ids[:2])
+    assert few.read().of == 5
+    turned = dict(reversed(TWO.items()))
+    again = Store.at(tmp_path, settings_of(tiny_localizer, turned, data, PAPER))
+    assert [line.pathway for line in summary(again)] == list(turned)
     lines = summary(store, data.ids[:2])
     assert [(line.images, line.of) for line in lines] == [(2, 5)] * 2
     assert [line.scores for line in lines] == [line.scores for line in summary(few)]
@@ -429,8 +510,10 @@ def test_reports_have_every_run(format, tiny_localizer, tmp_path):
     assert "pointing_game" in text
     with pytest.raises(InputError, match="pdf"):
         render([], "pdf")
-    with pytest.raises(InputError, match="no runs"):
-        collect(tmp_path / "nothing")
+    assert [line.run for line in collect(tmp_path)[::2]] == sorted(path.name for path in tmp_path.iterdir())
+    for against in (None, "gem"):
+        with pytest.raises(InputError, match="no runs in"):
+            collect(tmp_path / "nothing", against)
 
 
 def test_differences_to_a_pathway(tiny_localizer, tmp_path):
@@ -472,6 +555,34 @@ LINE = Line(
 )
 
 
+@pytest.mark.parametrize(
+    ("pathway", "value"), [("clip", 10.4), ("maskclip", 28.6), ("clip_surgery", 41.2), (TRAINED, 42.8)]
+)
+def test_pathways_have_the_papers_names(pathway, value):
+    model = "nvidia/groupvit-gcc-yfcc" if pathway == TRAINED else LINE.model
+    assert f"paper {value} " in render([replace(LINE, pathway=pathway, model=model)])
+
+
+def test_tables_cell_by_cell():
+    """Scores that a line lacks or that have no value, names that a format has to quote."""
+    nan, top = float("nan"), Estimate(0.5, 0.25, 0.75)
+    lines = [
+        replace(LINE, images=3, failed=1, of=5, tuned=True, run="<a|b>", scores={"mean_iou": Estimate(nan, nan, nan)}),
+        replace(LINE, dataset="scenes", images=5, of=5, scores={"top1": top, "text_contrast@7": top}),
+    ]
+    head = ["data set", "split", "images", "model", "protocol", "size", "run", "pathway", "mean_iou", "top1"]
+    told = ["voc2012", "val", "3 of 5, 1 failed", "ViT-B-16, openai", "paper", "short:448", "<a|b>", "gem (tuned)"]
+    more = ["scenes", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run", "gem"]
+    rows = [head, ["---"] * 10, [*told, "nothing counted", ""], [*more, "", "50.0 [25.0, 75.0]"]]
+    assert render(lines) == "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("a|b", "a/b")
+    page = render(lines, "html")
+    assert page.count("<tr>") == 3 and "<tr><th>data set</th>" in page and "<td>&lt;a|b&gt;</td>" in page
+    parts = [f"{name}{part}" for name in ("mean_iou", "top1") for part in ("", " low", " high", " paper")]
+    numbers = [[*head[:8], *parts], [*told, *[""] * 8], [*more, *[""] * 4, "0.5", "0.25", "0.75", ""]]
+    text = render(lines, "csv")
+    assert list(csv.reader(io.StringIO(text))) == numbers and "\r" not in text
+
+
 def test_the_papers_value_stands_beside_ours():
     assert "| 47.0 [45.0, 49.0]; paper 46.2 (+0.8) |" in render([LINE])
     assert "mean_iou paper" in render([LINE], "csv") and ",0.47,0.45,0.49,0.462" in render([LINE], "csv")
@@ -503,4 +614,4 @@ def test_the_paper_knows_its_models_by_the_names_that_runs_have():
 def test_what_has_no_value_is_no_number():
     nothing = replace(LINE, scores={"mean_iou": Estimate(*[float("nan")] * 3)})
     assert "nothing counted" in render([nothing])
-    assert json.dumps(nothing.document(), allow_nan=False).count("null") == 3
+    assert json.dumps(nothing.document()["scores"], allow_nan=False).count("null") == 3

@@ -170,6 +170,13 @@ def test_void_is_outside_of_nothing_where_it_is_told_from_background(background,
     assert not torch.equal(dropped.outside, kept.outside)
 
 
+def test_a_picture_without_any_class_has_no_contrast(tiny_localizer):
+    sample = Sample("a", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8))
+    data = Segmentation("two", "val", ("dog", "cat"), None, {"own": Vocabulary.of(["dog", "cat"])}, [sample])
+    counts = evaluate(tiny_localizer, {"gem": GEM}, data, Protocol(), analysed=["gem"])["gem"]
+    assert {what.partition("@")[0] for what in counts} == {"pixels", "boundaries", "patch_similarity"}
+
+
 ESTIMATE = Estimate(0.461, 0.45, 0.47)
 OUTCOME = Outcome("ViT-B-16, openai", "CLIP ViT-B/16", "voc2012", "val", "paper", 9, 9, 9, {}, {})
 

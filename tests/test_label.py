@@ -21,14 +21,16 @@ from pycocotools import mask as coco
 import open_gem
 from open_gem import Localizer, Views
 from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.errors import InputError, OutputError
+from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
 from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
+from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.parts import Parts, Row
+from open_gem.refine import Pamr
 from open_gem.types import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
@@ -641,6 +643,35 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
     others = {one.manifest(source).fingerprint for one in changed}
     others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
     assert len(others - {fingerprint}) == len(changed) + 1
+
+
+def test_a_recipe_makes_what_it_says(tiny):
+    settings: dict[str, Any] = {"pathway": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
+    settings |= {"refinement": Pamr(iterations=2)}
+    others: dict[str, Any] = {
+        "outputs": ("masks",),
+        "scale": "cosine",
+        "per": "label",
+        "least_area": 0.25,
+        "seconds": 7.0,
+    }
+    ontology = Ontology.of(["cat"])
+    made = Recipe(ontology, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
+    assert {name: getattr(made.localizer, name) for name in settings} == settings
+    assert {name: getattr(made, name) for name in others} == others
+    assert made.ontology is ontology and made.localizer.backbone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mistake", [{"pathway": "gme"}, {"size": "huge"}, {"template": "none"}, {"scale": "log"}])
+def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
+    with pytest.raises(InputError):
+        Recipe(Ontology.of(["cat"]), **mistake)
+
+
+@pytest.mark.parametrize("mistake", [{"model": "ViT-B-16", "pretrained": "no such tag"}, {"device": "no such device"}])
+def test_a_recipe_is_of_weights_and_a_device(mistake):
+    with pytest.raises(OpenGemError, match="no such"):
+        Recipe(Ontology.of(["cat"]), **mistake).make()
 
 
 # Reads that hang ------------------------------------------------------------------------------------------------------

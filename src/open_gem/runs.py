@@ -41,7 +41,7 @@ class Kept:
 
     def counts(self, ids: Collection[str] | None = None) -> dict[str, Counts]:
         """The counts of each pathway over these images, or over all that were measured."""
-        wanted = self.done if ids is None else self.done & set(ids)
+        wanted = self.done if ids is None else set(ids)
         return {
             name: {
                 what: Records.from_json({image: row for image, row in stored.items() if image in wanted})
@@ -70,10 +70,8 @@ class Store:
         settings, so that runs of other settings never meet."""
         store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
         try:
-            known = cls.open(store.folder).settings == settings
+            cls.open(store.folder)
         except InputError:
-            known = False
-        if not known:
             write_file(store.folder / "run.json", json.dumps(settings, indent=1).encode())
         return store
 

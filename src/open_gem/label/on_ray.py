@@ -12,13 +12,13 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
+from threading import Event, Thread, current_thread, main_thread
+from typing import Any, NamedTuple
 
 from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
@@ -29,6 +29,7 @@ from open_gem.parts import Manifest, Parts, Row
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
 FILE_PARTS = 64  # parts in a file of what is to be done
+FILES = ("source", "container")  # of an item, names of files
 STOP = ".stop"  # in the folder of the parts, while a run is asked to end
 
 
@@ -91,7 +92,7 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
     files = []
     for number, some in enumerate(_chunks(parts, FILE_PARTS)):
         for part in some:
-            part["items"] = [item._asdict() | {"source": os.fsencode(item.source)} for item in part["items"]]
+            part["items"] = [_cell(item) for item in part["items"]]
         path = folder / f"{start}-{number:06d}.parquet"
         parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
         files.append(str(path))
@@ -104,11 +105,22 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
+def _cell(item: Item) -> dict[str, Any]:
+    """An item for a table: names of files, which need not be text, as bytes."""
+    return item._asdict() | {name: os.fsencode(getattr(item, name)) for name in FILES}
+
+
+def _item(cell: dict[str, Any]) -> Item:
+    """The item of which `_cell` gave this."""
+    files: dict[str, Any] = {name: os.fsdecode(cell[name]) for name in FILES}
+    return Item(**cell | files)
+
+
 def _schema() -> Any:
     import pyarrow as pa
 
-    text, number = pa.string(), pa.int64()
-    kinds = {"id": text, "source": pa.binary(), "container": text, "offset": number, "size": number, "error": text}
+    text, name, number = pa.string(), pa.binary(), pa.int64()
+    kinds = {"id": text, "source": name, "container": name, "offset": number, "size": number, "error": text}
     return pa.schema([("part", text), ("items", pa.list_(pa.struct(list(kinds.items()))))])
 
 
@@ -123,7 +135,8 @@ def _cluster() -> Iterator[None]:
     except ImportError as error:
         raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
     started = not ray.is_initialized()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # no other has handlers
+    handlers = {number: signal.getsignal(number) for number in numbers}
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         for number, handler in handlers.items():
@@ -165,16 +178,17 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 1), int(resources.get("GPU", 0))
-    count = workers or gpus or max(1, int(cpus) - 1)
-    share = max(0.5, (cpus - 1) // count)  # one processor stays free, or what feeds the actors would wait for ever
+    has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(*(int(one.get(name, 0)) for name in Node._fields)) for one in has]
+    gpus = sum(node.GPU for node in nodes)
+    count = workers or gpus or max(1, sum(node.CPU for node in nodes) - 1)
+    share = _share(nodes, count)
     data = (
         ray.data.read_parquet(todo)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             _Actor,
-            fn_constructor_args=(actor, max(1, int(share))),
+            fn_constructor_args=(actor, max(1, share)),
             batch_size=1,
             num_cpus=share,
             num_gpus=1 if gpus else 0,
@@ -185,6 +199,29 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
         yield from data.iter_rows()
     except Exception as error:
         raise _ours(error) from error
+
+
+class Node(NamedTuple):
+    """What a machine of the cluster has, by Ray's names."""
+
+    CPU: int
+    GPU: int = 0
+
+
+def _share(nodes: Sequence[Node], count: int) -> int:
+    """The most processors that each of `count` actors can have; 0, of which Ray has enough for any number, where there
+    are fewer than one each.
+
+    One stays free in all, or what feeds the actors would wait for ever; and so would an actor that is to have more than
+    a machine with what else it needs has.
+    """
+    hosts = [node for node in nodes if node.GPU] or nodes
+    most = (sum(node.CPU for node in nodes) - 1) // count
+
+    def places(share: int) -> int:
+        return sum(min(node.CPU // share, node.GPU or node.CPU) for node in hosts)
+
+    return next((share for share in range(most, 0, -1) if places(share) >= count), 0)
 
 
 def _ours(error: BaseException) -> BaseException:
@@ -229,7 +266,7 @@ class _Actor:
         return {name: [result[name] for result in results] for name in results[0]}
 
     def _part(self, name: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._rows(name, [Item(**one)._replace(source=os.fsdecode(one["source"])) for one in items])
+        rows = self._rows(name, [_item(one) for one in items])
         statuses = [row["status"] for row in rows]
         return {
             "ids": [row["id"] for row in rows],

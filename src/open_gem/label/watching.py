@@ -90,7 +90,7 @@ class Looks:
     def _takes(self, file: str, before: dict[str, State] | None) -> bool:
         state = _state(file)
         stood = before is None or before.get(file) == state
-        if state == MISSING or (stood and _age(state) >= self.settle):
+        if stood and _age(state) >= self.settle:
             return True
         assert self.held is not None
         self.held[file] = state

@@ -16,7 +16,7 @@ from open_gem.metrics.contrast import Sides, object_contrast, patch_similarity, 
 from open_gem.metrics.counts import Mean, Records, Row
 from open_gem.metrics.intervals import Interval, bootstrap, bootstrap_difference, interval, resample
 from open_gem.metrics.objects import box_overlap, mask_overlap, pointing_game
-from open_gem.metrics.points import image_means, pair_means, point_counts, point_scores
+from open_gem.metrics.points import image_means, pair_means, point_counts
 from open_gem.metrics.scores import (
     Score,
     class_iou,
@@ -57,7 +57,6 @@ __all__ = [
     "pixel_accuracy",
     "point_accuracy",
     "point_counts",
-    "point_scores",
     "pointing_game",
     "ratio",
     "resample",

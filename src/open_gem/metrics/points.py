@@ -9,7 +9,7 @@ image_mean    mean over the pairs of an image, mean over images
 micro         counts of all pairs summed, one IoU
 
 `Records` of them have class → (hits, false, missed, rejected): positive points in the mask, negative ones in it,
-positive ones outside, negative ones outside. The last only `accuracy` looks at.
+positive ones outside, negative ones outside. The last only `point_accuracy` looks at.
 """
 
 import math
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from open_gem.errors import InputError
 from open_gem.metrics.counts import Records, Row
-from open_gem.metrics.scores import mean_iou, micro_iou, point_accuracy, ratio
 
 
 def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, int, int, int]:
@@ -54,17 +53,6 @@ def pair_means(records: Records) -> Records:
 def image_means(records: Records) -> Records:
     """(mean, 1) of the IoUs of each image's pairs: of it `ratio` makes image_mean."""
     return Records({image: _mean(row, each_pair=False) for image, row in records.rows.items()})
-
-
-def point_scores(records: Records) -> dict[str, float]:
-    """The four averages, and the share of points on the right side of the mask; each in [0, 1]."""
-    return {
-        "class_pooled": records.value(mean_iou),
-        "pair_mean": pair_means(records).value(ratio),
-        "image_mean": image_means(records).value(ratio),
-        "micro": records.value(micro_iou),
-        "accuracy": records.value(point_accuracy),
-    }
 
 
 def _mean(row: Row, *, each_pair: bool) -> dict[int, tuple[float, ...]]:
