@@ -1,5 +1,6 @@
 """The paper's tables and figures: rows that are what they say, one pass over the data, reports that can be read."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,8 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
         assert f"]({file})" in report and (tmp_path / file).exists()
     assert call("table3", "figure5", "--limit", 2, "-q").exit_code == 0
     assert (tmp_path / "report.md").read_text() == report
+    against = CliRunner().invoke(cli.app, ["report", str(tmp_path / "runs"), "--against", "gem"])  # no hashes
+    assert {"clip − gem", "gem, temperature_scale 0.5 − gem"} <= set(re.findall(r"\| ([^|]* − gem) \|", against.stdout))
     planned = call("all", "--plan", "--limit", 2)
     assert planned.exit_code == 0
     assert "pathways from one pass over 2 images" in " ".join(planned.stdout.split())

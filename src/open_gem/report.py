@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from open_gem import paper
 from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
+from open_gem.files import digest
 from open_gem.methods import PATHWAYS
 from open_gem.questions import Estimate, differences, scores
 from open_gem.runs import Store
@@ -68,10 +70,11 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
     """A line for each pathway of a run, over these images or over all that were measured so far; or for each other than
     `against`, with the differences to it: none, where the run does not have it."""
     settings, kept = store.settings, store.read()
+    names = _names(settings["pathways"])
     done = kept.done if ids is None else kept.done.intersection(ids)
     failed = kept.failed if ids is None else kept.failed.keys() & set(ids)
     counts = kept.counts(ids)
-    other = counts.pop(against, {}) if against is not None else {}
+    other = counts.pop(next((name for name in counts if against in (name, names[name])), ""), {})
     return [
         Line(
             settings["dataset"],
@@ -83,7 +86,7 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
             settings["protocol"]["name"],
             settings["size_rule"],
             store.folder.name,
-            name,
+            names[name],
             name in PATHWAYS and settings["pathways"][name] != PATHWAYS[name].describe(),
             scores(counted) if against is None else differences(counted, other),
             against,
@@ -93,13 +96,27 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
     ]
 
 
+def _names(pathways: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What to call the pathways of a run: as it does, but for those whose name is the hash of their settings, as
+    `reproduce` has them: "gem, iterations 0"."""
+    return {name: _nearest(told) if name == digest(told) else name for name, told in pathways.items()}
+
+
+def _nearest(told: Mapping[str, Any]) -> str:
+    """The known pathway that has most of these settings, and those that it has not."""
+    others = {name: json.loads(json.dumps(known.describe())) for name, known in PATHWAYS.items()}
+    changed = {name: [one for one in told if told[one] != other.get(one)] for name, other in others.items()}
+    name = min(changed, key=lambda name: len(changed[name]))
+    return ", ".join([name, *(f"{one} {told[one]}" for one in changed[name])])
+
+
 def collect(place: Path, against: str | None = None) -> list[Line]:
     """The lines of all runs in or below a folder that have counts; or their differences to the pathway `against`, where
     a run has it and others. Raises InputError where there are none."""
     stores = [Store.open(path.parent) for path in sorted(place.rglob("run.json"))]
     lines = [line for store in stores for line in summary(store, against=against)]
     if stores and not lines and against is not None:
-        known = sorted({name for store in stores for name in store.settings["pathways"]})
+        known = sorted({name for store in stores for name in _names(store.settings["pathways"]).values()})
         hint = did_you_mean(against, known)
         raise InputError(f"no run has pathway {against!r} and another{hint}, expected one of {listed(known)}")
     if not lines:
