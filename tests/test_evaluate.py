@@ -535,8 +535,20 @@ def test_differences_to_a_pathway(tiny_localizer, tmp_path):
     assert f"| {one} − {other} |" in text
     value = 100 * line.scores["mean_iou"].value
     assert f"| {value:+.1f} [" in text
-    with pytest.raises(InputError, match=rf"no run has pathway '{other}x'.*did you mean {other}\?.*expected one of"):
+    [row] = csv.DictReader(io.StringIO(render([line], "csv")))
+    assert (row["pathway"], row["against"]) == (one, other)
+    with pytest.raises(InputError, match=rf"no run has pathway '{other}x' \(did you mean {other}\?\), expected one of"):
         collect(tmp_path, against=other + "x")
+
+
+def test_a_difference_to_what_was_tuned_says_so(tiny_localizer, tmp_path):
+    data, short = scenes(range(2), 64), replace(PAPER, size="short:32")
+    pathways = {"clip": PATHWAYS["clip"], "gem": replace(PATHWAYS["gem"], temperature_scale=0.5)}
+    store = Store.at(tmp_path, settings_of(tiny_localizer, pathways, data, short))
+    run(store, tiny_localizer, pathways, data, short)
+    assert "| clip − gem (tuned) |" in render(collect(tmp_path, against="gem"))
+    assert "| gem (tuned) − clip |" in render(collect(tmp_path, against="clip"))
+    assert "against" not in summary(store)[0].document()
 
 
 LINE = Line(
@@ -569,16 +581,20 @@ def test_tables_cell_by_cell():
     lines = [
         replace(LINE, images=3, failed=1, of=5, tuned=True, run="<a|b>", scores={"mean_iou": Estimate(nan, nan, nan)}),
         replace(LINE, dataset="scenes", images=5, of=5, scores={"top1": top, "text_contrast@7": top}),
+        replace(LINE, images=5, of=5, scores={"top1": Estimate(-0.125, -0.25, -0.0001)}, against="clip"),
     ]
     head = ["data set", "split", "images", "model", "protocol", "size", "run", "pathway", "mean_iou", "top1"]
     told = ["voc2012", "val", "3 of 5, 1 failed", "ViT-B-16, openai", "paper", "short:448", "<a|b>", "gem (tuned)"]
     more = ["scenes", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run", "gem"]
+    less = ["voc2012", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run"]
     rows = [head, ["---"] * 10, [*told, "nothing counted", ""], [*more, "", "50.0 [25.0, 75.0]"]]
+    rows.append([*less, "gem − clip", "", "-12.5 [-25.0, +0.0]"])
     assert render(lines) == "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("a|b", "a/b")
     page = render(lines, "html")
-    assert page.count("<tr>") == 3 and "<tr><th>data set</th>" in page and "<td>&lt;a|b&gt;</td>" in page
+    assert page.count("<tr>") == 4 and "<tr><th>data set</th>" in page and "<td>&lt;a|b&gt;</td>" in page
     parts = [f"{name}{part}" for name in ("mean_iou", "top1") for part in ("", " low", " high", " paper")]
-    numbers = [[*head[:8], *parts], [*told, *[""] * 8], [*more, *[""] * 4, "0.5", "0.25", "0.75", ""]]
+    numbers = [[*head[:8], "against", *parts], [*told, *[""] * 9], [*more, *[""] * 5, "0.5", "0.25", "0.75", ""]]
+    numbers.append([*less, "gem", "clip", *[""] * 4, "-0.125", "-0.25", "-0.0001", ""])
     text = render(lines, "csv")
     assert list(csv.reader(io.StringIO(text))) == numbers and "\r" not in text
 
@@ -614,4 +630,4 @@ def test_the_paper_knows_its_models_by_the_names_that_runs_have():
 def test_what_has_no_value_is_no_number():
     nothing = replace(LINE, scores={"mean_iou": Estimate(*[float("nan")] * 3)})
     assert "nothing counted" in render([nothing])
-    assert json.dumps(nothing.document()["scores"], allow_nan=False).count("null") == 3
+    assert json.dumps(nothing.document(), allow_nan=False).count("null") == 3

@@ -17,9 +17,9 @@ from PIL import Image
 
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
-from open_gem.label.done import Tally, writing
+from open_gem.label.done import Ids, Tally, writing
 from open_gem.label.reading import within
-from open_gem.label.sources import open_source
+from open_gem.label.sources import Source, open_source
 from open_gem.label.watching import watch
 from open_gem.parts import Manifest, Parts
 
@@ -191,10 +191,11 @@ def test_a_read_that_hangs_ends_by_a_signal_that_wakes_nobody(unheard):
     def wake() -> None:
         raise WokenError
 
-    unheard(wake)
-    start = time.monotonic()
+    start, over = time.monotonic(), Event()
     with pytest.raises(WokenError):
-        within(60.0, Event().wait, 60.0)
+        unheard(wake)
+        within(60.0, over.wait, 60.0)
+    over.set()
     assert time.monotonic() - start < 30
 
 
@@ -202,8 +203,12 @@ def test_watching_ends_by_a_signal_that_wakes_nobody(unheard, tmp_path):
     stop, start = Event(), time.monotonic()
     source = open_source(str(images(tmp_path / "photos", 1)))
     parts = Parts.claim(tmp_path / "out", Manifest({}, ()))
-    unheard(stop.set)
-    assert len(list(watch(lambda images, done: Tally(), parts, source, 60.0, stop))) == 1
+
+    def once(images: Source, done: Ids) -> Tally:
+        unheard(stop.set)
+        return Tally()
+
+    assert len(list(watch(once, parts, source, 60.0, stop))) == 1
     assert stop.is_set() and time.monotonic() - start < 30
 
 

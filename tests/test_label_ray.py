@@ -22,7 +22,7 @@ from open_gem.errors import InputError, OutputError
 from open_gem.label import local, on_ray
 from open_gem.label.done import Ids, Shard
 from open_gem.label.labeling import Labeling
-from open_gem.label.on_ray import Labeler, Node, _Actor, _cell, _item, _ours, _share, _telling, _write_todo
+from open_gem.label.on_ray import Labeler, Node, _Actor, _cell, _count, _item, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
 from open_gem.label.sources import Item, Source, open_source
 from open_gem.parts import Parts
@@ -245,3 +245,18 @@ def test_errors_of_ours_are_found_in_what_ray_makes_of_them():
 )
 def test_actors_leave_a_processor_free_and_fit_on_machines(nodes, actors, share):
     assert _share(nodes, actors) == share
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "count"),
+    [
+        ([Node(1)], None, 1),
+        ([Node(4), Node(4)], None, 7),
+        ([Node(4)], 6, 6),
+        ([Node(16, 1)], 4, 1),
+        ([Node(8, 2), Node(8)], None, 2),
+        ([Node(8, 2), Node(8)], 1, 1),
+    ],
+)
+def test_there_are_no_more_actors_than_cards(nodes, wanted, count):
+    assert _count(nodes, wanted) == count

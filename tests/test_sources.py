@@ -382,19 +382,19 @@ def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
 def test_addresses_mean_the_same_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = {
-        "photos/a.jpg": f"{tmp_path}/photos/a.jpg",
-        "tar://b/a.jpg::s.tar": f"tar://b/a.jpg::{tmp_path}/s.tar",
-        "t.parquet#column=image&row=3": f"{tmp_path}/t.parquet#column=image&row=3",
+        ("photos/a.jpg", ""): f"{tmp_path}/photos/a.jpg",
+        (f"file://{tmp_path}/a.jpg", ""): f"{tmp_path}/a.jpg",
+        ("tar://b/a.jpg::s.tar", "s.tar"): f"tar://b/a.jpg::{tmp_path}/s.tar",
+        ("tar://a.jpg::/x/y::z.tar", "/x/y::z.tar"): "tar://a.jpg::/x/y::z.tar",
+        ("t.parquet#column=image&row=3", ""): f"{tmp_path}/t.parquet#column=image&row=3",
+        ("s3://b/a.jpg", ""): "s3://b/a.jpg",
+        ("tar://a.jpg::s3://b/s.tar", "s3://b/s.tar"): "tar://a.jpg::s3://b/s.tar",
+        ("https://h/t.parquet#column=i&row=3", ""): "https://h/t.parquet#column=i&row=3",
+        ("", ""): "",
     }
-    assert {address: absolute(address) for address in here} == here
-    for address in (
-        *here.values(),
-        "s3://b/a.jpg",
-        "tar://a.jpg::s3://b/s.tar",
-        "https://h/t.parquet#column=i&row=3",
-        "",
-    ):
-        assert absolute(address) == address
+    assert {given: absolute(Item("", *given)) for given in here} == here
+    for address in here.values():
+        assert absolute(Item("", address)) == address
 
 
 def test_rows_of_parquet_are_read_in_any_order(tmp_path):

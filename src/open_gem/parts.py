@@ -41,7 +41,7 @@ def schema() -> "pyarrow.Schema":
     """The fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are `xy`.
 
     id           of a file in a folder: its path relative to the folder, with /
-    source       absolute path, or URL as given
+    source       absolute path, also of a file:// URL; else the URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
     seconds      spent on the image: reading it, its share of the model's time, finding objects
     objects      in the order of the manifest's labels, best first within one
@@ -307,10 +307,11 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
 
 
 def _is_elsewhere(root: str, now: str | None) -> bool:
-    """Whether images may still be where they were, not `now` by another name; nobody looks at what is remote."""
+    """Whether images may still be at `root`, and that is not what is `now` called otherwise; nobody looks at what is
+    remote."""
     if "://" in root:
         return True
-    return Path(root).exists() and (now is None or Path(root).resolve() != Path(now).resolve())
+    return Path(root).exists() and (now is None or not Path(now).exists() or not Path(root).samefile(now))
 
 
 def _differences(there: Manifest, here: Manifest) -> str:

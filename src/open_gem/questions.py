@@ -226,31 +226,31 @@ class Estimate(NamedTuple):
 def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
     """Every score of one pathway, with intervals by bootstrap over images; NaN where nothing was counted. Those of one
     block end in its number: "patch_similarity@7"."""
-    return {name: Estimate(one.value(score), *_interval(bootstrap, score, one)) for name, one, score in _scored(counts)}
+    return {name: _estimate(score, records) for name, score, records in _scored(counts)}
 
 
 def differences(counts: Mapping[str, Records], other: Mapping[str, Records]) -> dict[str, Estimate]:
-    """Every score of one pathway less that of another on the same images, with the paired interval of the difference.
+    """Every score of one pathway less that of another on the same images, with the paired interval of the difference;
+    NaN where nothing was counted for one of them.
 
     Raises InputError where the images are not the same.
     """
-    others = {name: records for name, records, _ in _scored(other)}
-    return {
-        name: Estimate(
-            one.value(score) - others[name].value(score), *_interval(bootstrap_difference, score, one, others[name])
-        )
-        for name, one, score in _scored(counts)
-        if name in others
-    }
+    others = {name: records for name, _, records in _scored(other)}
+    return {name: _estimate(score, one, others[name]) for name, score, one in _scored(counts) if name in others}
 
 
-def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Records, Score]]:
-    """Names of scores, what each is made of, and how."""
+def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Score, Records]]:
+    """Every score by its name, with what it is made of."""
     for counted, records in counts.items():
         kind, at, block = counted.partition("@")
         for name, (prepare, score) in SCORES[kind].items():
-            yield name + at + block, prepare(records), score
+            yield name + at + block, score, prepare(records)
 
 
-def _interval(find: Callable[..., tuple[float, float]], score: Score, *records: Records) -> tuple[float, float]:
-    return find(*records, score) if all(one.classes for one in records) else (math.nan, math.nan)
+def _estimate(score: Score, one: Records, other: Records | None = None) -> Estimate:
+    """A score, or its difference to that of `other`."""
+    if not one.classes or (other is not None and not other.classes):
+        return Estimate(math.nan, math.nan, math.nan)
+    if other is None:
+        return Estimate(one.value(score), *bootstrap(one, score))
+    return Estimate(one.value(score) - other.value(score), *bootstrap_difference(one, other, score))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Line:
             name: {part: None if math.isnan(number) else number for part, number in found._asdict().items()}
             for name, found in self.scores.items()
         }
-        return asdict(self) | {"scores": numbers}
+        told = {name: value for name, value in asdict(self).items() if name != "against" or value is not None}
+        return told | {"scores": numbers}
 
 
 def summary(store: Store, ids: Collection[str] | None = None, against: str | None = None) -> list[Line]:
@@ -73,8 +75,13 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
     names = _names(settings["pathways"])
     done = kept.done if ids is None else kept.done.intersection(ids)
     failed = kept.failed if ids is None else kept.failed.keys() & set(ids)
-    counts = kept.counts(ids)
-    other = counts.pop(next((name for name in counts if against in (name, names[name])), ""), {})
+    counts, other = {names[name]: counted for name, counted in kept.counts(ids).items()}, None
+    if against is not None and (other := counts.pop(against, None)) is None:
+        return []
+    tuned = {
+        names[name]: name in PATHWAYS and told != PATHWAYS[name].describe()
+        for name, told in settings["pathways"].items()
+    }
     return [
         Line(
             settings["dataset"],
@@ -86,14 +93,17 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
             settings["protocol"]["name"],
             settings["size_rule"],
             store.folder.name,
-            names[name],
-            name in PATHWAYS and settings["pathways"][name] != PATHWAYS[name].describe(),
-            scores(counted) if against is None else differences(counted, other),
-            against,
+            name,
+            tuned[name],
+            scores(counted) if other is None else differences(counted, other),
+            None if against is None else _marked(against, tuned[against]),
         )
         for name, counted in counts.items()
-        if other or against is None
     ]
+
+
+def _marked(pathway: str, tuned: bool) -> str:
+    return f"{pathway} (tuned)" if tuned else pathway
 
 
 def _names(pathways: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -104,10 +114,15 @@ def _names(pathways: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _nearest(told: Mapping[str, Any]) -> str:
     """The known pathway that has most of these settings, and those that it has not."""
-    others = {name: json.loads(json.dumps(known.describe())) for name, known in PATHWAYS.items()}
-    changed = {name: [one for one in told if told[one] != other.get(one)] for name, other in others.items()}
+    changed = {name: [one for one in told if told[one] != usual.get(one)] for name, usual in _usual().items()}
     name = min(changed, key=lambda name: len(changed[name]))
     return ", ".join([name, *(f"{one} {told[one]}" for one in changed[name])])
+
+
+@cache
+def _usual() -> Mapping[str, Mapping[str, Any]]:
+    """The settings of all known pathways, as they come back from JSON."""
+    return {name: json.loads(json.dumps(pathway.describe())) for name, pathway in PATHWAYS.items()}
 
 
 def collect(place: Path, against: str | None = None) -> list[Line]:
@@ -115,10 +130,13 @@ def collect(place: Path, against: str | None = None) -> list[Line]:
     a run has it and others. Raises InputError where there are none."""
     stores = [Store.open(path.parent) for path in sorted(place.rglob("run.json"))]
     lines = [line for store in stores for line in summary(store, against=against)]
+    known = {name for store in stores for name in _names(store.settings["pathways"]).values()}
+    if stores and against is not None and against not in known:
+        raise InputError(
+            f"no run has pathway {against!r}{did_you_mean(against, known)}, expected one of {listed(sorted(known))}"
+        )
     if stores and not lines and against is not None:
-        known = sorted({name for store in stores for name in _names(store.settings["pathways"]).values()})
-        hint = did_you_mean(against, known)
-        raise InputError(f"no run has pathway {against!r} and another{hint}, expected one of {listed(known)}")
+        raise InputError(f"no run below {str(place)!r} has counts of {against!r} and of another pathway")
     if not lines:
         what = f"{len(stores)} runs without any counts" if stores else "no runs"
         raise InputError(
@@ -133,7 +151,7 @@ Table = tuple[list[str], list[list[str]]]
 def _told(line: Line) -> list[str]:
     """What a line is of: the cells before its scores."""
     images = f"{line.images} of {line.of}" + (f", {line.failed} failed" if line.failed else "")
-    pathway = line.pathway + (" (tuned)" if line.tuned else "") + (f" − {line.against}" if line.against else "")
+    pathway = _marked(line.pathway, line.tuned)
     return [line.dataset, line.split, images, line.model, line.protocol, line.size, line.run, pathway]
 
 
@@ -144,15 +162,22 @@ def table(lines: Sequence[Line]) -> Table:
     """Head and rows of one table: per cent, with the 95 % interval, and the paper's value with the difference. Scores
     of single blocks are left to the figures."""
     names = _score_names(lines)
-    rows = [_told(line) + [_cell(line, name) if name in line.scores else "" for name in names] for line in lines]
+    rows = []
+    for line in lines:
+        *run, pathway = _told(line)
+        subject = pathway if line.against is None else f"{pathway} − {line.against}"
+        rows.append([*run, subject, *(_cell(line, name) if name in line.scores else "" for name in names)])
     return [*TOLD, *names], rows
 
 
 def numbers(lines: Sequence[Line]) -> Table:
-    """The same for programs: a column a number, shares in full."""
+    """The same for programs: a column a number, shares in full; what differences are against has a column too."""
     names = _score_names(lines)
     head = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
-    return [*TOLD, *head], [_told(line) + [cell for name in names for cell in _numbers(line, name)] for line in lines]
+    rows = [
+        [*_told(line), line.against or "", *(cell for name in names for cell in _numbers(line, name))] for line in lines
+    ]
+    return [*TOLD, "against", *head], rows
 
 
 def _score_names(lines: Sequence[Line]) -> list[str]:
@@ -164,7 +189,7 @@ def _cell(line: Line, name: str) -> str:
     if math.isnan(value):
         return "nothing counted"
     sign = "" if line.against is None else "+"
-    text = f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
     known = line.paper(name)
     return text if known is None else f"{text}; paper {100 * known:.1f} ({value - 100 * known:+.1f})"
 

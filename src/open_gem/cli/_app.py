@@ -124,14 +124,16 @@ def load_localizer(
     pretrained: str | None,
     device: str,
     dtype: str,
+    pathway: str = "clip",
     **settings: Any,
 ) -> "Localizer":
-    """The localizer that was asked for, with the `settings` that are not None; commands name pathways when they ask."""
+    """The localizer that was asked for, with the `settings` that are not None. Most commands name pathways when they
+    ask: `pathway`, which any model has, is only of what is asked without one."""
     from open_gem import backbones
     from open_gem.localizer import Localizer
 
     backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
-    return Localizer(backbone, "clip", **{name: value for name, value in settings.items() if value is not None})
+    return Localizer(backbone, pathway, **{name: value for name, value in settings.items() if value is not None})
 
 
 def load_any(model: str, pretrained: str | None, device: str, dtype: str) -> "Localizer | TrainedLocalizer":

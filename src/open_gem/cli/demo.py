@@ -21,8 +21,6 @@ from open_gem.cli._app import (
     settings_of,
 )
 
-PATHWAY = "gem"
-
 
 @app.command()
 def demo(
@@ -42,19 +40,18 @@ def demo(
     from open_gem.viz import contact_sheet
 
     check_writable(out)
-    localizer = load_localizer(model, pretrained, device, "float32")
+    localizer = load_localizer(model, pretrained, device, "float32", pathway="gem")
     made = scene(seed, size=512)
     absent = next(name for name in CONCEPTS if name not in made.names)
     picture, phrases = Image.fromarray(made.image), [*made.names, absent]
-    found = Found(str(out / "scene.png"), picture, localizer.compare(picture, phrases, [PATHWAY])[PATHWAY])
+    found = Found(str(out / "scene.png"), picture, localizer(picture, phrases))
     pictures = [draw_overlay(found, index) for index in range(len(phrases))]
 
     save_picture(out / "scene.png", picture)
     for slug, drawn in zip(slugs(phrases), pictures, strict=True):
         save_picture(out / f"scene.{slug}.overlay.png", drawn)
     save_picture(out / "contact-sheet.png", contact_sheet([picture, *pictures]))
-    settings = settings_of(localizer, {PATHWAY: localizer.settings(PATHWAY)})[PATHWAY]
-    document = {"seed": seed, **found.document(settings)}
+    document = {"seed": seed, **found.document(settings_of(localizer, {"gem": localizer.settings("gem")})["gem"])}
     for entry, mask, box in zip(document["prompts"], made.masks, made.boxes, strict=False):
         x, y = entry["point"]
         entry.update(object_box=box.tolist(), point_in_object=bool(mask[y, x]))

@@ -127,7 +127,8 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file; else it is printed.")] = None,
 ) -> None:
-    """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something."""
+    """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something; or
+    the differences between pathways of one run."""
     from open_gem.files import write_file
     from open_gem.report import collect, render
 

@@ -38,7 +38,8 @@ def create(
     shape       "mask" (polygons, where CVAT asks to convert them) or "rectangle"
     presence    of labels without their own: probability that a label is in the image above which it is looked for; else
                 the file's, or 0.9. With `cvat-cli --conf-threshold`, that instead, of all labels
-    threshold   the same way, level of the heatmap above which a pixel belongs to the label, in [0, 1]; or 0.5
+    threshold   of labels without their own: level of the heatmap above which a pixel belongs to the label, in [0, 1];
+                else the file's, or 0.5
 
     Raises InputError for settings that make no sense, and what `open_gem.load` raises.
     """

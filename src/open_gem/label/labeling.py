@@ -347,7 +347,7 @@ def failed(item: Item, error: BaseException, seconds: float) -> Row:
 
 
 def _row(item: Item, **fields: Any) -> Row:
-    return row_of(item.id, printable(absolute(item.source)), **fields)
+    return row_of(item.id, printable(absolute(item)), **fields)
 
 
 def _at(patches: Tensor, point: tuple[int, int], size: Size) -> float:

@@ -178,10 +178,10 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [Node(*(int(one.get(name, 0)) for name in Node._fields)) for one in has]
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(*(int(one.get(name, 0)) for name in Node._fields)) for one in resources]
     gpus = sum(node.GPU for node in nodes)
-    count = workers or gpus or max(1, sum(node.CPU for node in nodes) - 1)
+    count = _count(nodes, workers)
     share = _share(nodes, count)
     data = (
         ray.data.read_parquet(todo)
@@ -208,20 +208,30 @@ class Node(NamedTuple):
     GPU: int = 0
 
 
-def _share(nodes: Sequence[Node], count: int) -> int:
-    """The most processors that each of `count` actors can have; 0, of which Ray has enough for any number, where there
-    are fewer than one each.
+def _count(nodes: Sequence[Node], wanted: int | None) -> int:
+    """How many actors there are: as many as `wanted`, but no more than graphics cards, where there are some; else one a
+    card, or one a processor but one."""
+    gpus = sum(node.GPU for node in nodes)
+    if gpus:
+        return min(wanted or gpus, gpus)
+    return wanted or max(1, sum(node.CPU for node in nodes) - 1)
 
-    One stays free in all, or what feeds the actors would wait for ever; and so would an actor that is to have more than
-    a machine with what else it needs has.
+
+def _share(nodes: Sequence[Node], count: int) -> int:
+    """The most processors that each of `count` actors can have; 0, of which Ray has enough for any number, where not
+    even one each is left.
+
+    One processor in all stays free for what feeds the actors, and no actor is larger than the machine that it has to
+    fit on: both would wait for ever.
     """
-    hosts = [node for node in nodes if node.GPU] or nodes
+    gpus = sum(node.GPU for node in nodes)
     most = (sum(node.CPU for node in nodes) - 1) // count
 
-    def places(share: int) -> int:
-        return sum(min(node.CPU // share, node.GPU or node.CPU) for node in hosts)
+    def places(node: Node, share: int) -> int:
+        by_processors = node.CPU // share
+        return min(by_processors, node.GPU) if gpus else by_processors
 
-    return next((share for share in range(most, 0, -1) if places(share) >= count), 0)
+    return next((share for share in range(most, 0, -1) if sum(places(node, share) for node in nodes) >= count), 0)
 
 
 def _ours(error: BaseException) -> BaseException:

@@ -214,23 +214,26 @@ def local_path(given: str) -> str:
 
 def local_file(address: str) -> str | None:
     """The local file in which something is that `Item.source` tells of; None where that is remote."""
-    file = local_path(_around(address)[1])
-    return None if is_url(file) else file
+    if match := ROW.fullmatch(address):
+        address = match[1]
+    if address.startswith("tar://"):
+        address = address.rpartition("::")[2]
+    address = local_path(address)
+    return None if is_url(address) else address
 
 
-def absolute(address: str) -> str:
-    """What `Item.source` tells of, for whoever looks from elsewhere: a local path becomes absolute."""
-    before, file, after = _around(address)
-    file = local_path(file)
-    return address if not file or is_url(file) else f"{before}{Path(file).absolute()}{after}"
+def absolute(item: Item) -> str:
+    """Its `source` for whoever looks from elsewhere: local paths are absolute, also those of file:// URLs."""
+    if item.container:
+        return item.source.removesuffix(item.container) + _absolute(item.container)
+    match = ROW.fullmatch(item.source)
+    file = item.source if match is None else match[1]
+    return _absolute(file) + item.source[len(file) :]
 
 
-def _around(address: str) -> tuple[str, str, str]:
-    """The path or URL of a file, between what says where in it something is."""
-    match = ROW.fullmatch(address)
-    place = address if match is None else match[1]
-    before, colons, file = place.rpartition("::") if place.startswith("tar://") else ("", "", place)
-    return before + colons, file, address[len(place) :]
+def _absolute(place: str) -> str:
+    place = local_path(place)
+    return place if is_url(place) or not place else str(Path(place).absolute())
 
 
 def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:

@@ -6,6 +6,7 @@ import html
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Sheet:
         """A page of HTML with pictures inside, read now; those that are gone are told. Raises OutputError."""
         chosen = [*self.chance.values(), *self.unsure.values(), self.empty]
         places = {place for lowest in chosen for place in lowest.entries}
-        rows = dict(parts.at(places, "id", "source", "objects"))
+        rows = {place: _by_now(row, parts.manifest.root) for place, row in parts.at(places, "id", "source", "objects")}
         sections = [_section(label, *self._samples(label, rows)) for label in self.chance]
         sections.append(_part("Nothing found in these", [_sample(rows[place]) for place in self.empty.entries]))
         head = f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n"
@@ -96,6 +97,12 @@ class Sheet:
     def _samples(self, label: str, rows: Mapping[Place, Row]) -> Iterator[list[Sample]]:
         for lowest in (self.chance[label], self.unsure[label]):
             yield [_sample(rows[place], label) for place in lowest.entries]
+
+
+def _by_now(row: Row, root: str | None) -> Row:
+    """The row with its picture in the folder where all are by now, if it is there: they may have been moved."""
+    moved = Path(root or "", row["id"])
+    return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
 
 
 def _sample(row: Row, label: str | None = None) -> Sample:

@@ -32,7 +32,7 @@ def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0
 
     Raises InputError where there are no counts, or for impossible settings.
     """
-    return _around(records.value(score), resample(records, score, samples, seed), level)
+    return _about(records.value(score), resample(records, score, samples, seed), level)
 
 
 def bootstrap_difference(
@@ -49,10 +49,10 @@ def bootstrap_difference(
         alone = len(set(one.images) ^ set(other.images))
         raise InputError(f"counts of other images given ({alone} are in one of the two), expected the same")
     values = resample(one, score, samples, seed) - resample(other, score, samples, seed)
-    return _around(one.value(score) - other.value(score), values, level)
+    return _about(one.value(score) - other.value(score), values, level)
 
 
-def _around(score: float, draws: np.ndarray, level: float) -> Interval:
+def _about(score: float, draws: np.ndarray, level: float) -> Interval:
     """The interval of draws, moved so that their median is the score itself."""
     defined = draws[~np.isnan(draws)]
     return interval(draws + (score - np.median(defined)) if len(defined) else draws, level)
