@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from open_gem import cli
 from open_gem.cli.label import _duration
 from open_gem.datasets.scenes import scene
-from open_gem.label import control
+from open_gem.label import control, on_ray
 from open_gem.label.done import Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label as label_items
@@ -87,6 +87,12 @@ def test_samples_are_shown_wherever_one_asks_for_them(place, tiny, monkeypatch):
     monkeypatch.chdir(place / "elsewhere")
     assert CliRunner().invoke(cli.app, ["labels", "../out"]).exit_code == 0
     assert (place / "out" / "samples.html").read_bytes() == page and b"<img" in page
+
+
+def test_without_ray_nothing_is_begun(place, tiny, monkeypatch):
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    refused(label(tiny, "-p", "cat", "--engine", "ray"), "ray is not installed: pip install 'open_gem[ray]'")
+    assert not Path("out").exists()
 
 
 def test_samples_are_shown_after_the_images_were_moved(place, tiny):

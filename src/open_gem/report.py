@@ -78,10 +78,8 @@ def summary(store: Store, ids: Collection[str] | None = None, against: str | Non
     counts, other = {names[name]: counted for name, counted in kept.counts(ids).items()}, None
     if against is not None and (other := counts.pop(against, None)) is None:
         return []
-    tuned = {
-        names[name]: name in PATHWAYS and told != PATHWAYS[name].describe()
-        for name, told in settings["pathways"].items()
-    }
+    usual = _usual()
+    tuned = {names[name]: told != usual.get(name, told) for name, told in settings["pathways"].items()}
     return [
         Line(
             settings["dataset"],

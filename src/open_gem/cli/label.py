@@ -168,6 +168,7 @@ def label(
 
     if engine not in ENGINES:
         raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    work = ENGINES[engine]()
     wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
     images = open_source(source, Columns(column, id_column, read_timeout))
     if watch is None:
@@ -204,7 +205,7 @@ def label(
     if engine == "ray":
         settings["make"] = recipe.make
     looks = Watched(watch, settle)
-    parts, tally, stop = _run(labeling, images, out, shard, ENGINES[engine](), settings, looks, retry_errors, quiet)
+    parts, tally, stop = _run(labeling, images, out, shard, work, settings, looks, retry_errors, quiet)
     if tally.twice:
         say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
     if shard.of == 1:
@@ -317,8 +318,9 @@ def _local() -> Engine:
 
 
 def _ray() -> Engine:
-    from open_gem.label.on_ray import run
+    from open_gem.label.on_ray import check_installed, run
 
+    check_installed()
     return run
 
 

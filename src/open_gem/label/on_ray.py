@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
@@ -127,13 +128,18 @@ def _schema() -> Any:
 # Ray ------------------------------------------------------------------------------------------------------------------
 
 
+def check_installed() -> None:
+    """Raises InputError where Ray is not."""
+    if find_spec("ray") is None:
+        raise InputError("ray is not installed: pip install 'open_gem[ray]'")
+
+
 @contextmanager
 def _cluster() -> Iterator[None]:
     """A Ray cluster: the one that is there, or one on this machine while this lasts."""
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("ray is not installed: pip install 'open_gem[ray]'") from error
+    check_installed()
+    import ray
+
     started = not ray.is_initialized()
     numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # no other has handlers
     handlers = {number: signal.getsignal(number) for number in numbers}
