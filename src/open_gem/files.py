@@ -1,31 +1,150 @@
-"""Files that are there whole or not at all, and letters that stand for settings."""
+"""Files that are there whole or not at all, JSON that every reader takes, and letters that stand for settings."""
 
 import hashlib
 import json
+import math
+import os
+import re
+import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+from zlib import crc32
 
 from open_gem.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 Writer = Callable[[BinaryIO], None]
+
+# Whole or not at all --------------------------------------------------------------------------------------------------
+
+_MACHINE = f"{crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(r"\.(?:.*?-)??(?:(?P<machine>[0-9a-f]{8})-)?[0-9a-f]{32}\.tmp")
+_OLD = 86400  # seconds without a change after which nobody writes any more, where locks cannot tell
 
 
 def write_file(path: Path, content: Writer | bytes) -> None:
     """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError."""
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
+        _remove_leftovers_once(path.parent.absolute())
+        with temporary_beside(path, Path.touch) as temporary:
+            with temporary.open("wb") as file:
                 file.write(content) if isinstance(content, bytes) else content(file)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name when all went well, and is gone otherwise. Raises OutputError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)
+        with temporary_beside(folder, Path.mkdir) as temporary:
+            yield temporary
+            temporary.rename(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder beside `path`, as `make` makes it, which is removed afterwards unless it was moved.
+
+    It is locked while this lasts: so `remove_leftovers` knows it from what a killed process left.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name[:20]}-{_MACHINE}-{uuid4().hex}.tmp")
+        make(temporary)
+        try:
+            lock = _lock(temporary)
+        except (BlockingIOError, FileNotFoundError):  # somebody has just taken it for a leftover
+            continue
+        except OSError:  # a file system without locks
+            lock = None
+        break
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`; what is being written stays.
+
+    The system frees the locks of a process that dies. Where a lock says nothing (a file system without locks, or the
+    file of another machine, whose locks may not be seen here), a day without a change has to have passed.
+    """
+    try:
+        paths = list(folder.iterdir())
+    except OSError:  # it cannot be listed
+        return
+    for path in paths:
+        if (ours := _TEMPORARY.fullmatch(path.name)) is None:
+            continue
+        lock, is_certain = None, ours["machine"] in (None, _MACHINE)
+        with suppress(OSError):
+            try:
+                lock = _lock(path)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            except OSError:
+                is_certain = False
+            if is_certain or time.time() - _changed(path) > _OLD:
+                _remove(path)
+        if lock is not None:
+            os.close(lock)
+
+
+@lru_cache(maxsize=1024)
+def _remove_leftovers_once(folder: Path) -> None:
+    """For folders that get many files."""
+    remove_leftovers(folder)
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the lock of a file or folder until it is closed.
+
+    Raises BlockingIOError where another one holds it, FileNotFoundError where the path is gone, and another OSError
+    where there are no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if fcntl is None:
+            raise OSError("no locks")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _changed(path: Path) -> float:
+    """When a file, or something in a folder, was last changed."""
+    return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -38,6 +157,30 @@ def check_writable(folder: Path) -> None:
         raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
 
 
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Any, *, indent: int | None = None, ascii: bool = False, sort_keys: bool = False) -> str:
+    """JSON as its standard has it: NaN and infinities, which it does not know, become null.
+
+    ascii  with escapes for all other characters: for streams whose encoding may not have them
+    """
+    options: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii, "sort_keys": sort_keys, "allow_nan": False}
+    try:
+        text = json.dumps(value, **options)
+    except ValueError:
+        text = json.dumps(_finite(value), **options)
+    return text.encode("utf-8", "backslashreplace").decode()  # bytes of a path that are no UTF-8: JSON's own escapes
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def digest(settings: Mapping[str, Any]) -> str:
     """Twelve letters for settings that JSON can hold: equal for equal ones, whatever the order of their names."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(to_json(settings, ascii=True, sort_keys=True).encode()).hexdigest()[:12]

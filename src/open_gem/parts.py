@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from open_gem.errors import InputError, OutputError
-from open_gem.files import digest, write_file
+from open_gem.files import digest, to_json, write_file
 from open_gem.types import Size
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Manifest:
             "labels": self.labels,
             "settings": self.settings,
         }
-        write_file(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        write_file(folder / MANIFEST, to_json(document, indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -334,5 +334,5 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = to_json(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -7,6 +7,7 @@ from typing import Any
 
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
+from open_gem.files import to_json
 from open_gem.localizer import Localizer
 from open_gem.prompts import TEMPLATE, Template
 from open_gem.refine import Pamr
@@ -61,7 +62,7 @@ class Protocol:
 
     def describe(self) -> dict[str, Any]:
         """All of it as values that JSON can hold."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(to_json(asdict(self)))
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

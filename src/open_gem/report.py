@@ -14,7 +14,7 @@ from typing import Any
 from open_gem import paper
 from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
-from open_gem.files import digest
+from open_gem.files import digest, to_json
 from open_gem.methods import PATHWAYS
 from open_gem.questions import Estimate, differences, scores
 from open_gem.runs import Store
@@ -120,7 +120,7 @@ def _nearest(told: Mapping[str, Any]) -> str:
 @cache
 def _usual() -> Mapping[str, Mapping[str, Any]]:
     """The settings of all known pathways, as they come back from JSON."""
-    return {name: json.loads(json.dumps(pathway.describe())) for name, pathway in PATHWAYS.items()}
+    return {name: json.loads(to_json(pathway.describe())) for name, pathway in PATHWAYS.items()}
 
 
 def collect(place: Path, against: str | None = None) -> list[Line]:

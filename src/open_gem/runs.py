@@ -12,7 +12,7 @@ from zlib import crc32
 import open_gem
 from open_gem.errors import InputError, OutputError
 from open_gem.evaluate import TRAINED, Counts, Measured, gather, measure
-from open_gem.files import digest, write_file
+from open_gem.files import digest, to_json, write_file
 from open_gem.localizer import Localizer
 from open_gem.methods import Pathway
 from open_gem.metrics import Records
@@ -72,7 +72,7 @@ class Store:
         try:
             cls.open(store.folder)
         except InputError:
-            write_file(store.folder / "run.json", json.dumps(settings, indent=1).encode())
+            write_file(store.folder / "run.json", to_json(settings, indent=1).encode())
         return store
 
     @classmethod
@@ -96,7 +96,7 @@ class Store:
         failed = {one.id: one.error for one in measured if one.error is not None}
         ids = [one.id for one in measured if one.error is None]
         part = {"of": of, "ids": ids, "failed": failed, "counts": counts}
-        write_file(self.folder / f"part-{uuid4().hex}.json", json.dumps(part).encode())
+        write_file(self.folder / f"part-{uuid4().hex}.json", to_json(part).encode())
 
     def read(self) -> Kept:
         """What all parts hold. Raises OutputError, naming it, for one that makes no sense."""
@@ -180,7 +180,7 @@ def settings_of(
     model = localizer.model if isinstance(localizer, TrainedLocalizer) else localizer.backbone
     told = {name: pathway.describe() for name, pathway in pathways.items()}
     return json.loads(
-        json.dumps(
+        to_json(
             {
                 "open_gem": open_gem.__version__,
                 "dataset": dataset.name,

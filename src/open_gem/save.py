@@ -1,6 +1,5 @@
 """Results as files: pictures and documents of what was found in one image, each written whole or not at all."""
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from open_gem.errors import InputError
-from open_gem.files import write_file
+from open_gem.files import to_json, write_file
 from open_gem.localization import Localization
 from open_gem.readout import Boxes
 from open_gem.viz import contact_sheet, overlay, segmentation
@@ -206,8 +205,7 @@ def _write_found(found: Found, settings: dict[str, Any], file: BinaryIO) -> None
 
 
 def write_json(document: dict[str, Any], file: BinaryIO) -> None:
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a path that is not UTF-8 becomes JSON's own escapes
+    file.write(to_json(document, indent=1).encode() + b"\n")
 
 
 # One picture a phrase, and one file an image: what can be saved.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from open_gem.bench.subject import Setting, Subject
 from open_gem.errors import InputError
+from open_gem.files import to_json
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -31,7 +32,7 @@ def resident() -> Memory:
 
 def measure_memory(case: str, setting: Setting) -> Memory:
     """Of `case`, in a fresh process. Raises InputError where that ends badly."""
-    return run_alone([sys.executable, "-m", "open_gem.bench.memory", case, json.dumps(asdict(setting))])
+    return run_alone([sys.executable, "-m", "open_gem.bench.memory", case, to_json(asdict(setting))])
 
 
 def run_alone(command: Sequence[str]) -> Memory:
@@ -56,7 +57,7 @@ def main() -> None:
         rest = resident().rest
         FORGET.write_text("5")  # the peak so far, of importing and building
         work()
-    print(json.dumps([rest, resident().peak]))
+    print(to_json([rest, resident().peak]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 import open_gem
 from open_gem.errors import InputError, OpenGemError, PathwayError
+from open_gem.files import to_json
 
 if TYPE_CHECKING:
     from open_gem.localizer import Localizer
@@ -63,6 +64,11 @@ def going_on() -> Iterator[None]:
 def say(message: str) -> None:
     """One line on stderr."""
     print(" ".join(message.splitlines()), file=sys.stderr)  # print, for typer.echo would write across a progress bar
+
+
+def print_json(document: Any) -> None:
+    """A document on stdout, one line; in ASCII, so that it is JSON whatever the encoding of the stream."""
+    print(to_json(document, ascii=True), flush=True)
 
 
 def counted(count: int, what: str) -> str:

@@ -1,6 +1,5 @@
 """`open-gem bench`: what dense features cost beside the plain forward pass."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from open_gem.cli._app import DtypeOption, JsonOption, app, numbers_of
+from open_gem.cli._app import DtypeOption, JsonOption, app, numbers_of, print_json
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def bench(
         if not as_json:
             typer.echo("\n".join(_markdown(setting, costs)) + "\n")
     if as_json:
-        typer.echo(json.dumps({"machine": machine(), "repeats": repeats, "runs": runs}))
+        print_json({"machine": machine(), "repeats": repeats, "runs": runs})
     else:
         typer.echo(f"{machine()}; medians of {repeats} turns.")
 

@@ -1,6 +1,5 @@
 """`open-gem data`: what data sets can be read, what files they need, and whether those are there."""
 
-import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import JsonOption, app, new_console, new_table, progress_bar, say
+from open_gem.cli._app import JsonOption, app, new_console, new_table, print_json, progress_bar, say
 from open_gem.errors import DatasetError, InputError
 
 data = typer.Typer(rich_markup_mode="markdown")
@@ -30,7 +29,7 @@ def listing(context: typer.Context, as_json: JsonOption = False) -> None:
     sources = DATASETS.values()
     if as_json:
         shown = ("name", "about", "page", "tree", "splits", "names")
-        typer.echo(json.dumps([{key: getattr(source, key) for key in shown} for source in sources]))
+        print_json([{key: getattr(source, key) for key in shown} for source in sources])
         return
     table = new_table("name", "about", "splits", "class names")
     for source in sources:
@@ -67,7 +66,7 @@ def check(
     split = source.split_of(split)
     survey = source.check(root, split)
     if as_json:
-        typer.echo(json.dumps({"name": source.name, "split": split, **asdict(survey), "home": str(survey.home)}))
+        print_json({"name": source.name, "split": split, **asdict(survey), "home": str(survey.home)})
     else:
         published = "" if survey.expected is None else f", {survey.expected:,} were published"
         typer.echo(f"{source.name} {split} in {survey.home}: {survey.images:,} pictures{published}")

@@ -1,6 +1,5 @@
 """`open-gem demo`: the main job, offline, on a scene made on the spot."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from open_gem.cli._app import (
     new_console,
     new_table,
     numbers,
+    print_json,
     settings_of,
 )
 
@@ -59,7 +59,7 @@ def demo(
     write_file(out / "result.json", partial(write_json, document))
 
     if as_json:
-        typer.echo(json.dumps(document))
+        print_json(document)
     _print_demo(document, out, to_stderr=as_json)
 
 

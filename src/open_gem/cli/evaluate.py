@@ -1,6 +1,5 @@
 """`open-gem evaluate` and `open-gem report`: pathways against what is known, and the tables of all runs."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from open_gem.cli._app import (
     names_of,
     new_console,
     new_table,
+    print_json,
     progress_bar,
     say,
     tuned,
@@ -104,7 +104,7 @@ def evaluate(
             say(f"error: {image}: {failed[image]}")
     if as_json:
         for line in lines:
-            typer.echo(json.dumps(line.document()))
+            print_json(line.document())
     elif lines:
         images = f"{lines[0].images} of {lines[0].of} images" + (f", {lines[0].failed} failed" if failed else "")
         table = new_table("pathway", *lines[0].scores, title=f"{data.name} {data.split}, {images}")

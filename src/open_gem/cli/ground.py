@@ -1,6 +1,5 @@
 """`open-gem ground`: phrases in pictures."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from open_gem.cli._app import (
     new_table,
     numbers,
     numbers_of,
+    print_json,
     progress_bar,
     say,
     settings_of,
@@ -229,7 +229,7 @@ def ground(
                 message = str(error) if str(error).startswith(repr(path)) else f"{path!r}: {error}"
                 say(f"error: {message}")
                 if as_json:
-                    print(json.dumps({"path": path, "error": message}), flush=True)
+                    print_json({"path": path, "error": message})
                 continue
             finally:
                 advance(1)
@@ -241,7 +241,7 @@ def ground(
             for name, found in made.items():
                 found.write(out / folder(name) if compared else out, stem, kinds, few, settings[name])
                 if as_json:
-                    print(json.dumps(found.document(settings[name])), flush=True)
+                    print_json(found.document(settings[name]))
                 title = f"{path} · {name}" if compared else path
                 done.append((title, found.rows(MANY)))  # not the picture itself: there may be thousands
             if compared and "overlay" in kinds:

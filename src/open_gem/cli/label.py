@@ -1,6 +1,5 @@
 """`open-gem label`: many images into Parquet."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from open_gem.cli._app import (
     app,
     counted,
     new_console,
+    print_json,
     progress_bar,
     say,
 )
@@ -360,7 +360,7 @@ def _show_estimate(found: "Estimate", as_json: bool) -> None:
     told = {"images": tally.listed, "done": tally.there, "twice": tally.twice, "left": left, "sampled": found.sampled}
     told |= {"seconds": found.seconds, "bytes": found.size}
     if as_json:
-        typer.echo(json.dumps(told))
+        print_json(told)
         return
     typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
     if found.seconds is not None and found.size is not None:

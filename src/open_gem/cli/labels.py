@@ -1,13 +1,13 @@
 """`open-gem labels`: what was labelled so far."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from open_gem.cli._app import JsonOption, app, counted, new_console, new_table, say
+from open_gem.cli._app import JsonOption, app, counted, new_console, new_table, print_json, say
 from open_gem.errors import OutputError
+from open_gem.files import to_json
 
 if TYPE_CHECKING:
     from open_gem.label.summary import Summary
@@ -39,10 +39,10 @@ def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
     summary = summarize(parts, sheet.add if samples else lambda place, row: None)
     document = summary.document()
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
     else:
         _show(summary)
-    files = {SUMMARY: json.dumps(document, indent=1, ensure_ascii=False).encode()}
+    files = {SUMMARY: to_json(document, indent=1).encode()}
     if samples and summary.labeled:
         files[SHEET] = sheet.write(parts)
     is_written = _written(parts.folder, files)

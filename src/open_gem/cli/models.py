@@ -1,13 +1,12 @@
 """`open-gem models` and `open-gem pathways`: what there is, and whether it is read exactly."""
 
-import json
 from collections import Counter
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import DeviceOption, DtypeOption, JsonOption, app, new_console, new_table, say
+from open_gem.cli._app import DeviceOption, DtypeOption, JsonOption, app, new_console, new_table, print_json, say
 from open_gem.errors import InputError
 
 
@@ -64,7 +63,7 @@ def _list_families(as_json: bool) -> None:
             }
         )
     if as_json:
-        typer.echo(json.dumps(rows))
+        print_json(rows)
         return
     table = new_table("family", "library", "examples", "about", "tested")
     for row in rows:
@@ -81,7 +80,7 @@ def _list_names(as_json: bool) -> None:
 
     rows = catalogue()
     if as_json:
-        typer.echo(json.dumps([row._asdict() for row in rows]))
+        print_json([row._asdict() for row in rows])
         return
     table = new_table("name", "tag", "library", "family", "cannot be read because")
     for row in rows:
@@ -124,7 +123,7 @@ def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
         if not as_json:
             _print_check(document)
     if as_json:
-        typer.echo(json.dumps(documents))
+        print_json(documents)
     if failed:
         say("error: not equal to the library's own forward")
         raise typer.Exit(1)
@@ -153,7 +152,7 @@ def pathways(as_json: JsonOption = False) -> None:
 
     rows = [{"name": name, **row.describe(), "about": row.about} for name, row in PATHWAYS.items()]
     if as_json:
-        typer.echo(json.dumps(rows))
+        print_json(rows)
         return
     shown = ("name", "about", "depth", "residual", "mlp")
     table = new_table(*shown)

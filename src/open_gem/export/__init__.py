@@ -21,10 +21,10 @@ from open_gem.export.label_studio import write_brush, write_polygons
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.labelme import write_labelme
 from open_gem.export.maps import write_semantic
-from open_gem.export.output import Output, whole_folder
+from open_gem.export.output import Output
 from open_gem.export.voc import write_voc
 from open_gem.export.yolo import write_yolo
-from open_gem.files import check_writable
+from open_gem.files import check_writable, whole_folder
 
 __all__ = [
     "FORMATS",

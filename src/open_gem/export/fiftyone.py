@@ -12,7 +12,8 @@ import numpy as np
 
 from open_gem.errors import InputError
 from open_gem.export.labelled import Labelled, LabelledImage, Object
-from open_gem.export.output import Output, json_arrays, to_json
+from open_gem.export.output import Output, json_arrays
+from open_gem.files import to_json
 from open_gem.types import Size
 
 
@@ -20,7 +21,7 @@ def write_fiftyone(found: Labelled, output: Output) -> None:
     """`samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; pictures stay where they
     are. `sample_of` says what there is of each, but for heatmaps: those are `to_fiftyone`'s."""
     info = {"description": "labelled by open_gem", "default_classes": found.labels}
-    (output.folder / "metadata.json").write_bytes(to_json({"media_type": "image", "info": info}))
+    (output.folder / "metadata.json").write_text(to_json({"media_type": "image", "info": info}), "utf-8")
     with json_arrays(output.folder / "samples.json", info, "samples") as (samples,):
         for image in found:
             samples.add(sample_of(image))

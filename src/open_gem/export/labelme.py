@@ -5,8 +5,9 @@ from posixpath import isabs, relpath
 from typing import Any
 
 from open_gem.export.labelled import Labelled, LabelledImage, Object
-from open_gem.export.output import Output, path_of, to_json
+from open_gem.export.output import Output, path_of
 from open_gem.export.polygons import polygons
+from open_gem.files import to_json
 
 
 def write_labelme(found: Labelled, output: Output) -> None:
@@ -19,7 +20,7 @@ def write_labelme(found: Labelled, output: Output) -> None:
         path = output.place(".", image.id, ".json")
         if path is not None:
             beside = path.parent.relative_to(output.folder).as_posix()
-            path.write_bytes(to_json(_document(image, beside)))
+            path.write_text(to_json(_document(image, beside)), "utf-8")
 
 
 def _document(image: LabelledImage, folder: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -11,32 +10,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 from PIL import Image
 
-from open_gem.errors import OutputError
+from open_gem.files import to_json
 from open_gem.label.sources import ENDINGS
 
 IMAGE_ENDINGS = frozenset({*ENDINGS, ".dng", ".heic", ".heif", ".mpo"})
 LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://"
 OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name when all went well, and is gone otherwise. Raises OutputError."""
-    temporary = folder.with_name(f".{folder.name}-{uuid4().hex}.tmp")
-    try:
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
 
 
 def name_of(image_id: str) -> PurePosixPath:
@@ -115,12 +98,8 @@ class Items:
         self._file, self._before = file, b"\n"
 
     def add(self, item: Any) -> None:
-        self._file.write(self._before + to_json(item))
+        self._file.write(self._before + to_json(item).encode())
         self._before = b",\n"
-
-
-def to_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": ")).encode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -139,10 +118,10 @@ def json_arrays(path: Path, head: dict[str, Any], *names: str) -> Iterator[tuple
         files = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in names]
         yield tuple(Items(file) for file in files)
         file = stack.enter_context(path.open("xb"))
-        file.write(b"{" + b",\n".join(to_json(name) + b": " + to_json(value) for name, value in head.items()))
+        file.write(("{" + ",\n".join(f"{to_json(name)}: {to_json(value)}" for name, value in head.items())).encode())
         for name, array in zip(names, files, strict=True):
             array.seek(0)
-            file.write(b",\n" + to_json(name) + b": [")
+            file.write(f",\n{to_json(name)}: [".encode())
             shutil.copyfileobj(array, file)
             file.write(b"\n]")
         file.write(b"}\n")

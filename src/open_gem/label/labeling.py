@@ -27,6 +27,7 @@ from torch import Tensor
 import open_gem
 from open_gem import readout
 from open_gem.errors import InputError, OpenGemError
+from open_gem.files import to_json
 from open_gem.imaging import read_image, size_of
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS, absolute, one_line, read
@@ -112,7 +113,7 @@ class Labeling:
             "per": self.per,
             "least_area": self.least_area,
         }
-        return Manifest(json.loads(json.dumps(settings)), self.ontology.labels, source.root)
+        return Manifest(json.loads(to_json(settings)), self.ontology.labels, source.root)
 
     # Three steps ------------------------------------------------------------------------------------------------------
 

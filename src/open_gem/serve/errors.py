@@ -1,6 +1,5 @@
 """What a client is told when something is wrong: one line, and the status that says whose fault it is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from open_gem.errors import InputError, OpenGemError
+from open_gem.files import to_json
 from open_gem.serve.schemas import Problem
 
 STATUSES = {
@@ -35,7 +35,7 @@ class RequestError(Exception):
 
 def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     """`{"error": "one line"}`; in ASCII, whatever characters a client's own words have."""
-    body = json.dumps({"error": " ".join(reason.split())})
+    body = to_json({"error": " ".join(reason.split())}, ascii=True)
     return Response(body, status, headers, media_type="application/json")
 
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from open_gem.errors import InputError
 from open_gem.export.label_studio import TAGS
+from open_gem.files import to_json
 from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
 
@@ -122,7 +123,7 @@ class Source:
     def _authorization(self) -> str:
         if self.token.count(".") != 2:
             return f"Token {self.token}"
-        body = json.dumps({"refresh": self.token}).encode()
+        body = to_json({"refresh": self.token}).encode()
         answer = self._get("/api/token/refresh", {"Content-Type": "application/json"}, 65536, body)
         try:
             return f"Bearer {json.loads(answer)['access']}"
