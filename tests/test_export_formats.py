@@ -44,6 +44,7 @@ from torchvision.datasets import VOCSegmentation
 
 from open_gem.datasets.scenes import scene
 from open_gem.errors import InputError
+from open_gem.export import FORMATS
 from open_gem.export.detections import to_supervision
 from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
@@ -51,6 +52,152 @@ from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
 from open_gem.imaging import read_image
 from open_gem.parts import Manifest, Parts
+
+# Ids that have a format's own folders in their path ------------------------------------------------------------------
+
+FOLDERS = [
+    *("images", "labels", "train", "val", "trainval", "maps", "panoptic", "yolo", "VOCdevkit", "VOC2012"),
+    *("JPEGImages", "Annotations", "ImageSets", "Main", "Segmentation", "SegmentationClass", "SegmentationObject"),
+]
+IN_FOLDERS = [f"{place}/a.jpg" for one in FOLDERS for place in (one, f"x/{one}", f"{one}/{one}")]
+IN_FOLDERS += ["images/labels/a.jpg", "a.jpg", "Images/a.jpg", "images.jpg", "labels.txt.jpg"]
+SPOTS = [
+    filled((slice(3 * (at % 13), 3 * (at % 13) + 3), slice(6 * (at // 13), 6 * (at // 13) + 4)))
+    for at in range(len(IN_FOLDERS))
+]  # each image's own
+
+
+def read_coco(folder: Path) -> dict[str, np.ndarray]:
+    coco = COCO(folder / "instances.json")
+    return {
+        str(image["file_name"]): coco.annToMask(coco.loadAnns(coco.getAnnIds(imgIds=number))[0]).astype(bool)
+        for number, image in coco.imgs.items()
+    }
+
+
+def read_panoptic(folder: Path) -> dict[str, np.ndarray]:
+    document = json.loads((folder / "panoptic.json").read_text("utf-8"))
+    names = {one["id"]: one["file_name"] for one in document["images"]}
+    return {
+        names[one["image_id"]]: np.asarray(Image.open(folder / "panoptic" / one["file_name"])).any(axis=-1)
+        for one in document["annotations"]
+    }
+
+
+def read_semantic(folder: Path) -> dict[str, np.ndarray]:
+    return {id: np.asarray(Image.open(folder / "maps" / Path(id).with_suffix(".png"))) > 0 for id in IN_FOLDERS}
+
+
+def read_voc(folder: Path) -> dict[str, np.ndarray]:
+    devkit = folder / "VOCdevkit/VOC2012"
+    for id in IN_FOLDERS:
+        (devkit / "JPEGImages" / id).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(devkit / "JPEGImages" / id)
+    dataset = VOCSegmentation(folder, image_set="trainval")
+    ids = [path.removeprefix(f"{devkit}/JPEGImages/") for path in dataset.images]
+    for id, mask in zip(ids, dataset.masks, strict=True):
+        assert mask == str(devkit / "SegmentationClass" / Path(id).with_suffix(".png"))
+        assert (devkit / "Annotations" / Path(id).with_suffix(".xml")).is_file()
+    return {id: np.asarray(dataset[at][1]) > 0 for at, id in enumerate(ids)}
+
+
+def read_yolo(folder: Path) -> dict[str, np.ndarray]:
+    """As ultralytics and its kin: the last /images/ of a picture's path is /labels/."""
+    masks = {}
+    for id in IN_FOLDERS:
+        head, _, tail = str(folder / "images" / id).rpartition("/images/")
+        _, *shares = Path(f"{head}/labels/{tail}").with_suffix(".txt").read_text().split()
+        corners = (np.array(shares, float).reshape(-1, 2) * [WIDTH, HEIGHT]).astype(int)
+        masks[id] = quiet_supervision().polygon_to_mask(corners, (WIDTH, HEIGHT)) > 0
+    return masks
+
+
+def read_labelme(folder: Path) -> dict[str, np.ndarray]:
+    masks = {}
+    for path in folder.rglob("*.json"):
+        document = json.loads(path.read_text("utf-8"))
+        id = (path.parent / document["imagePath"]).resolve().relative_to(folder.resolve()).as_posix()
+        corners = np.array(document["shapes"][0]["points"], int)
+        masks[id] = quiet_supervision().polygon_to_mask(corners, (WIDTH, HEIGHT)) > 0
+    return masks
+
+
+def read_label_studio(folder: Path) -> dict[str, np.ndarray]:
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    return {
+        task["data"]["image"].removeprefix("/data/local-files/?d=pictures/"): drawn_from_percent(
+            task["predictions"][0]["result"][0]["value"]["points"]
+        )
+        for task in tasks
+    }
+
+
+def read_fiftyone(folder: Path) -> dict[str, np.ndarray]:
+    masks = {}
+    for sample in json.loads((folder / "samples.json").read_text("utf-8"))["samples"]:
+        [one] = sample["objects"]["detections"]
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        left, top = (round(share * side) for share, side in zip(one["bounding_box"], (WIDTH, HEIGHT), strict=False))
+        inside = unpacked(one["mask"])
+        mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        masks[sample["filepath"].removeprefix("/pictures/")] = mask
+    return masks
+
+
+READERS = {
+    "coco": read_coco,
+    "panoptic": read_panoptic,
+    "semantic": read_semantic,
+    "voc": read_voc,
+    "yolo": read_yolo,
+    "labelme": read_labelme,
+    "label-studio": read_label_studio,
+    "fiftyone": read_fiftyone,
+}
+
+
+def test_all_formats_with_files_of_images_have_a_reader():
+    assert FORMATS.keys() - READERS == {"label-studio-brush", "geojson"}  # the addresses of label-studio; a single file
+
+
+@pytest.mark.parametrize("name", [available(name) for name in READERS])
+def test_ids_may_have_the_folders_of_a_format_in_their_path(tmp_path, name):
+    rows = [image(id, thing("cat", 0.3, mask)) for id, mask in zip(IN_FOLDERS, SPOTS, strict=True)]
+    told: list[str] = []
+    folder = exported(write_parts(tmp_path / "labels", rows), name, skip=lambda id, reason: told.append(id))
+    assert told == []
+    found = READERS[name](folder)
+    assert found.keys() == set(IN_FOLDERS)
+    for id, mask in zip(IN_FOLDERS, SPOTS, strict=True):
+        assert np.array_equal(found[id], mask), id
+
+
+@needs_supervision
+def test_pictures_for_which_readers_look_at_the_same_labels_are_told(tmp_path):
+    ids = ["images/labels/a.jpg", "labels/images/a.jpg"]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", [image(id) for id in ids])
+    exported(labelled, "yolo", skip=lambda *what: told.append(what))
+    reason = "its file images/labels/labels/a.txt cannot be: another image has it, or it is too long"
+    assert told == [(ids[1], reason)]
+
+
+def test_an_image_is_there_with_all_its_files_or_with_none(tmp_path):
+    """`a.png/b.jpg` cannot be beside a map called a.png, though its annotation could."""
+    rows = [image(id, thing("cat", 0.3, SOLID)) for id in ("a.jpg", "a.png/b.jpg", "http://h/c.jpg", "https://h/c.jpg")]
+    told: list[tuple[str, str]] = []
+    labelled = write_parts(tmp_path / "labels", rows)
+    folder = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
+    refused = (
+        "its file VOCdevkit/VOC2012/SegmentationClass/a.png/b.png cannot be: another image has it, or it is too long"
+    )
+    assert told == [("a.png/b.jpg", refused)]
+    listed = (folder / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()
+    assert len(listed) == 3
+    for kind in ("Annotations", "SegmentationClass", "SegmentationObject"):
+        files = [path.relative_to(folder / kind) for path in (folder / kind).rglob("*") if path.is_file()]
+        assert sorted(file.with_suffix("").as_posix() for file in files) == sorted(listed)
+
 
 # One by one -----------------------------------------------------------------------------------------------------------
 
@@ -243,6 +390,111 @@ def test_voc_annotations_of_a_picture(labelled):
     assert (cat["xmin"], cat["ymin"], cat["xmax"], cat["ymax"]) == ("11", "6", "40", "25")
 
 
+def png_of(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(file, format="PNG")
+    return file.getvalue()
+
+
+STORED = np.where(OVERLAPPING, 3, np.where(SOLID, 1, 0))  # the dog, of a lower score, has what both have
+STORED[20:22, 32:36] = 1
+
+
+def maps_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    place = folder / "VOCdevkit/VOC2012"
+    classes, objects = (np.asarray(Image.open(place / kind / f"{name}.png")) for kind in VOC_MAPS)
+    return classes, objects
+
+
+VOC_MAPS = ("SegmentationClass", "SegmentationObject")
+
+
+@pytest.mark.parametrize("stored", [STORED, None], ids=["label map", "masks alone"])
+@pytest.mark.parametrize("options", [{}, {"labels": ["dog"]}, {"min_score": 0.2}], ids=str)
+def test_every_object_has_its_own_class_in_voc(tmp_path, stored, options):
+    again = filled((slice(20, 30), slice(25, 45)))  # a dog over a dog
+    things = [thing("cat", 0.31, SOLID), thing("dog", 0.28, OVERLAPPING), thing("dog", 0.29, again)]
+    if stored is not None:
+        stored = np.where(again & (stored == 0), 3, stored)
+    row = image("a.jpg", *things, labelmap=None if stored is None else png_of(stored))
+    folder = exported(write_parts(tmp_path / "labels", [row]), "voc", **options)
+    classes, objects = maps_of(folder, "a")
+    names = ["background", *options.get("labels", LABELS)]
+    told = [one["name"] for one in voc_objects(folder, "a")]
+    assert sorted({*np.unique(objects)} - {0}) == list(range(1, len(told) + 1))
+    for number, name in enumerate(told, start=1):
+        assert {names[value] for value in np.unique(classes[objects == number])} == {name}
+    assert np.array_equal(classes > 0, objects > 0)
+    if stored is not None and options == {}:
+        assert np.array_equal(classes, stored)
+        semantic = exported(tmp_path / "labels", "semantic")
+        assert np.array_equal(np.asarray(Image.open(semantic / "maps/a.png")), classes)
+        panoptic = np.asarray(Image.open(exported(tmp_path / "labels", "panoptic") / "panoptic/a.png"))
+        assert np.array_equal(panoptic[..., 0], objects)
+
+
+def test_voc_without_masks_has_the_label_map_and_no_map_of_objects(tmp_path):
+    rows = [image("a.jpg", thing("cat", 0.3, None), labelmap=png_of(STORED)), image("b.jpg", thing("cat", 0.3, None))]
+    folder = exported(write_parts(tmp_path / "labels", rows), "voc")
+    place = folder / "VOCdevkit/VOC2012"
+    assert np.array_equal(np.asarray(Image.open(place / "SegmentationClass/a.png")), STORED)
+    assert [path.name for path in (place / "SegmentationObject").iterdir()] == ["b.png"]
+    assert not np.any(maps_of(folder, "b"))
+
+
+def labelmap_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """As datumaro reads it: lines stripped, without comments, four fields a line, each name once."""
+    lines = (folder / "VOCdevkit/VOC2012/labelmap.txt").read_text("utf-8").split("\n")
+    fields = [line.strip().split(":") for line in lines if line.strip() and not line.strip().startswith("#")]
+    assert {(len(one), *one[2:]) for one in fields} == {(4, "", "")}
+    colors = {name: tuple(map(int, color.split(","))) for name, color, _, _ in fields}
+    assert len(colors) == len(fields)
+    return colors
+
+
+def test_voc_has_the_colours_of_its_labels_beside_it(labelled):
+    folder = exported(labelled, "voc")
+    colors = labelmap_of(folder)
+    assert colors == {"background": (0, 0, 0), "cat": (128, 0, 0), LABELS[1]: (0, 128, 0), "dog": (128, 128, 0)}
+    picture = np.asarray(Image.open(folder / "VOCdevkit/VOC2012/SegmentationClass/plain.png").convert("RGB"))
+    assert (picture[SOLID] == colors["cat"]).all()
+
+
+ODD_LABELS = {  # label -> what VOC's files call it
+    "a: b": "a_ b",
+    "a_ b": "a_ b-2",
+    "#1": "_1",
+    " inside ": "inside",
+    "line\nbreak": "line_break",
+    "bell\a": "bell_",
+    "background": "background-7",
+    "<&\"'>, é 猫": "<&\"'>, é 猫",
+}
+
+
+def test_labels_with_odd_letters_are_the_same_in_all_files_of_voc(tmp_path):
+    rows = [image("a.jpg", *(thing(label, 0.5 - at / 10, None) for at, label in enumerate(ODD_LABELS)))]
+    Parts.claim(tmp_path / "labels", Manifest({}, tuple(ODD_LABELS))).write("0", rows)
+    with pytest.warns(UserWarning, match="Pascal VOC's files call 'a: b' 'a_ b', .* …"):
+        folder = exported(tmp_path / "labels", "voc")
+    expected = ["background", *ODD_LABELS.values()]
+    assert list(labelmap_of(folder)) == expected
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == expected
+    assert [one["name"] for one in voc_objects(folder, "a")] == expected[1:]
+    maps = exported(tmp_path / "labels", "semantic")
+    assert len((maps / "labels.txt").read_text("utf-8").splitlines()) == len(expected)
+
+
+def test_names_in_the_lists_of_voc_are_those_of_its_files(tmp_path):
+    ids = ["#1.jpg", "end .jpg", " begin.jpg", "a\u2028b.jpg", "c\x85d.jpg", "#/e.jpg", "plain.jpg"]
+    folder = exported(write_parts(tmp_path / "labels", [image(id) for id in ids]), "voc") / "VOCdevkit/VOC2012"
+    listed = [line.strip() for line in (folder / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()]
+    assert not [name for name in listed if name.startswith("#")]
+    files = [path.relative_to(folder / "Annotations") for path in (folder / "Annotations").rglob("*.xml")]
+    assert sorted(listed) == sorted(file.with_suffix("").as_posix() for file in files)
+    assert len(listed) == len(ids) and "plain" in listed
+
+
 def test_voc_objects_cut_off_at_an_edge(tmp_path):
     inside = [10, 10, 30, 30]
     edges = [[0, 10, 30, 30], [10, 0, 30, 30], [10, 10, WIDTH, 30], [10, 10, 30, HEIGHT]]
@@ -373,12 +625,25 @@ def test_label_studio_addresses_are_served_from_above_the_folder(tmp_path):
         "a/b.jpg": ("/data/photos/a/b.jpg", "/data/local-files/?d=photos/a/b.jpg"),
         "/abs/c?.jpg": ("/abs/c?.jpg", "/data/local-files/?d=abs/c%3F.jpg"),
         "7": ("/data/photos/d.jpg", "/data/local-files/?d=data/photos/d.jpg"),
-        "s3://bucket/e.jpg": ("s3://bucket/e.jpg", "s3://bucket/e.jpg"),
+        "s3://bucket/e é.jpg": ("s3://bucket/e é.jpg", "s3://bucket/e é.jpg"),
+        "f.jpg": ("https://hôte/a b%20é.jpg?sig=%2B%40", "https://hôte/a%20b%20%C3%A9.jpg?sig=%2B%40"),
     }
     rows = [{**image(id), "source": source} for id, (source, _) in sources.items()]
     folder = exported(write_parts(tmp_path / "labels", rows), "label-studio")
     tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["image"] for task in tasks] == [address for _, address in sources.values()]
+
+
+@needs_supervision
+def test_label_studio_has_labels_with_odd_letters_as_its_configuration_says(tmp_path):
+    Parts.claim(tmp_path / "labels", Manifest({}, tuple(ODD_LABELS))).write(
+        "0", [image("a.jpg", *(thing(label, 0.5, None) for label in ODD_LABELS))]
+    )
+    folder = exported(tmp_path / "labels", "label-studio")
+    known = [one.get("value") for one in ElementTree.parse(folder / "config.xml").iter("Label")]
+    [task] = json.loads((folder / "tasks.json").read_text("utf-8"))
+    told = [one["value"]["rectanglelabels"][0] for one in task["predictions"][0]["result"]]
+    assert told == known[: len(ODD_LABELS)] == [label.replace("\a", "�") for label in ODD_LABELS]
 
 
 def drawn_from_percent(points: list[list[float]]) -> np.ndarray:

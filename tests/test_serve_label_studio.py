@@ -128,9 +128,39 @@ def test_a_personal_access_token_is_exchanged(studio):
 ADDRESSES = [
     "http://127.0.0.1:1/data/a.png", "https://example.com/data/upload/a.png", "file:///etc/passwd", "/etc/passwd",
     "/api/users", "/data/../api/users", "/data/%2e%2e/api/users", "/data/%252e%252e/api/users", "/data/..\\api",
-    "//example.com/data/a.png", "s3://bucket/a.png", "/data/a b.png", "/data/a\r\nX-Evil: 1", "/data/é.png", "", 7,
-    "@example.com/data/a.png", None,
+    "//example.com/data/a.png", "s3://bucket/a.png", "/data/a\r\nX-Evil: 1", "", 7, "@example.com/data/a.png", None,
+    "/data/é\n.png", "/label-studio/data/a.png", "/data/a b/../../api", "http://[/data/a.png", "data/a.png",
 ]  # fmt: skip
+
+
+SENT = {  # a task's address -> what is asked for, below the address of Label Studio
+    "/data/upload/1/a.png": "/data/upload/1/a.png",
+    "/data/upload/1/a b é%20%2F.png": "/data/upload/1/a%20b%20%C3%A9%20%2F.png",
+    "/data/local-files/?d=photos/süß 猫 100%.png": "/data/local-files/?d=photos/s%C3%BC%C3%9F%20%E7%8C%AB%20100%25.png",
+    "/data/Screen\u202fShot #2.png": "/data/Screen%E2%80%AFShot%20%232.png",
+    "/data/a.png?X-Sig=a%2Bb%40c&d=e+f": "/data/a.png?X-Sig=a%2Bb%40c&d=e+f",
+}
+
+
+@pytest.mark.parametrize("below", ["", "/", "/label-studio", "/tools/label-studio/", "/data"])
+@pytest.mark.parametrize("address", SENT)
+def test_addresses_of_label_studio_below_a_path_and_with_odd_letters(studio, below, address):
+    LabelStudio.asked.clear()
+    path = below.rstrip("/")
+    for given in (address, f"{path}{address}", f"{studio}{path}{address}", f"{studio.upper()}{path}{address}"):
+        assert Source(f"{studio}{below}", "legacy").fetch(given, 10**6) == png(64, 64)
+    assert LabelStudio.asked == [(path + SENT[address], "Token legacy")] * 4
+
+
+def test_addresses_beside_the_path_of_label_studio_are_not_fetched(studio):
+    LabelStudio.asked.clear()
+    source = Source(f"{studio}/label-studio", "legacy")
+    for address in ("/label-studio-old/data/a.png", "/label-studio/api/users", f"{studio}/data/a.png", "/data/../x"):
+        with pytest.raises(RequestError, match="neither a data: URI nor"):
+            source.fetch(address, 10**6)
+    assert LabelStudio.asked == []
+    assert Source(f"{studio}/label-studio", "a.b.c").fetch("/data/a.png", 10**6) == png(64, 64)
+    assert [path for path, _ in LabelStudio.asked] == ["/label-studio/api/token/refresh", "/label-studio/data/a.png"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from open_gem.export.labelled import Labelled, LabelledImage, Object
+from open_gem.export.maps import pixels
 from open_gem.export.output import Output, json_array, json_arrays
 
 
@@ -36,16 +37,16 @@ def write_coco(found: Labelled, output: Output) -> None:
 def write_panoptic(found: Labelled, output: Output) -> None:
     """`panoptic.json` and one PNG an image in `panoptic/`, whose id at a pixel is red + 256 green + 65536 blue.
 
-    Where objects overlap the one of the highest score has the pixel; one that has no pixel left, or no mask, is left
-    out. Ids of segments count from 1 in each image; 0 is no segment.
+    Where objects overlap, `maps.pixels` says which has the pixel; one that has no pixel left, or no mask, is left out.
+    Ids of segments count from 1 in each image; 0 is no segment.
     """
     head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(found)}
     with json_arrays(output.folder / "panoptic.json", head, "images", "annotations") as (images, annotations):
-        for number, image in enumerate(found, start=1):
+        for number, image in enumerate(found.each("labelmap"), start=1):
             path = output.place("panoptic", image.id, ".png")
             if path is None:
                 continue
-            ids = segment_ids(image)
+            _, ids = pixels(image)
             _save_ids(path, ids)
             images.add(_image(image, number))
             name = path.relative_to(output.folder / "panoptic").as_posix()
@@ -57,16 +58,6 @@ def categories(found: Labelled) -> list[dict[str, Any]]:
         {"id": number, "name": label, "supercategory": "", "isthing": 1}
         for number, label in enumerate(found.labels, start=1)
     ]
-
-
-def segment_ids(image: LabelledImage) -> np.ndarray:
-    """`(y, x)` int32: 1 + the index of the object that has the pixel, the one of the highest score; 0 for none."""
-    ids = np.zeros(image.size, np.int32)
-    for index, one in reversed(list(enumerate(image.objects, start=1))):
-        mask = one.mask()
-        if mask is not None:
-            ids[mask] = index
-    return ids
 
 
 def _image(image: LabelledImage, number: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from open_gem.export.labelled import Labelled, LabelledImage, Object
-from open_gem.export.output import Output, json_array
+from open_gem.export.output import Output, json_array, xml_text
 from open_gem.export.polygons import polygons
 from open_gem.viz import palette
 
@@ -57,7 +57,7 @@ def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
         group = ElementTree.SubElement(view, TAGS[control], name=control, toName="image")
         for index, label in enumerate(labels):
             color = "#" + bytes(palette(index)).hex()
-            ElementTree.SubElement(group, "Label", value=label, background=color)
+            ElementTree.SubElement(group, "Label", value=xml_text(label), background=color)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="utf-8")
 
@@ -70,12 +70,27 @@ def _score(image: LabelledImage) -> float:
 def _address(image: LabelledImage) -> str:
     """Where Label Studio finds the picture. It serves no file right in its document root, only of folders in that: so
     the root is above the folder of the ids, or, where ids are not paths in one, it is /."""
-    if re.match(r"\w+://", image.source):
+    if re.match(r"https?://", image.source, re.IGNORECASE):
+        return quoted(image.source)
+    if re.match(r"\w+://", image.source):  # of a store, which Label Studio asks by the names themselves
         return image.source
     path = str(Path(image.source).absolute())
     folder = path.removesuffix(f"/{image.id}")
     place = path.lstrip("/") if folder == path else f"{Path(folder).name}/{image.id}"
     return f"/data/local-files/?d={quote(place)}"
+
+
+def quoted(address: str) -> str:
+    """An address, or its path, with escapes for what addresses do not have (spaces, accents); those in it stay."""
+    host = host_of(address)
+    path = quote(address.removeprefix(host), safe="%/:?#[]@!$&'()*+,;=")
+    return host + re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
+
+
+def host_of(address: str) -> str:
+    """Scheme and host of an address; "" of a path."""
+    match = re.match(r"\w+://[^/?#]*", address)
+    return match[0] if match else ""
 
 
 def region(
@@ -99,7 +114,7 @@ def region(
         "original_height": image.size.height,
         "image_rotation": 0,
         "score": one.score,
-        "value": {**value, kind: [one.name]},
+        "value": {**value, kind: [xml_text(one.name)]},  # as the configuration has it
         "meta": {"text": [one.prompt]},
     }
 

@@ -1,9 +1,10 @@
 """Label maps as PNG: semantic segmentation and Pascal VOC's two folders of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from open_gem.errors import InputError
-from open_gem.export.coco import segment_ids
 from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import Output, save_map
 from open_gem.viz import palette
@@ -14,23 +15,37 @@ MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and th
 def write_semantic(found: Labelled, output: Output) -> None:
     """One PNG an image, 0 background and otherwise 1 + the label's position, and `labels.txt`, background first.
 
-    The map that labelling wrote where it did; otherwise, and where objects are left out by their scores, the objects'
-    masks, the highest score on top. Up to 254 labels 8 bits in Pascal VOC's colours, beyond them 16 bits.
+    The label of a pixel is that of `pixels`. Up to 254 labels 8 bits in Pascal VOC's colours, beyond them 16 bits.
     """
-    (output.folder / "labels.txt").write_text("\n".join(["background", *found.labels, ""]), "utf-8")
+    write_labels(output, found.labels)
     colors = colors_of_labels() if len(found.labels) <= MOST else None
     for image in found.each("labelmap"):
         path = output.place("maps", image.id, ".png")
         if path is not None:
-            save_map(path, label_map(image), colors)
+            save_map(path, pixels(image)[0], colors)
 
 
-def label_map(image: LabelledImage) -> np.ndarray:
-    """`(y, x)` int64: 0 background, otherwise 1 + the label's position."""
-    stored = image.labelmap()
-    if stored is not None:
-        return stored
-    return np.array([0, *(one.label + 1 for one in image.objects)])[segment_ids(image)]
+def write_labels(output: Output, labels: Sequence[str]) -> None:
+    """`labels.txt`: the label of a value in the line of that number, counted from 0."""
+    lines = ["background", *(" ".join(label.splitlines()) for label in labels)]
+    (output.folder / "labels.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
+    """Which label and which object has each pixel: two maps `(y, x)` that agree, 0 where there is none.
+
+    labels   otherwise 1 + the label's position: of the map that labelling wrote; where it wrote none, or objects are
+             left out by their scores, of the object
+    objects  otherwise 1 + the object's index: of those that have the pixel in their mask and this label, the one of the
+             highest score
+    """
+    labels, objects = image.labelmap(), np.zeros(image.size, np.int32)
+    for index, one in reversed(list(enumerate(image.objects, start=1))):
+        if (mask := one.mask()) is not None:
+            objects[mask if labels is None else mask & (labels == one.label + 1)] = index
+    if labels is None:
+        labels = np.array([0, *(one.label + 1 for one in image.objects)])[objects]
+    return labels, objects
 
 
 def colors_of_labels() -> bytes:

@@ -18,19 +18,22 @@ from open_gem.label.sources import ENDINGS
 
 IMAGE_ENDINGS = frozenset({*ENDINGS, ".dng", ".heic", ".heif", ".mpo"})
 LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
+ODD = r'[\x00-\x1f\x7f<>:"|?*]'  # in a part of a path: what some file system refuses
+OF_A_LINE = ODD + r"|[\x80-\x9f\u2028\u2029]|^\s|\s$|^#"  # and what readers of lists strip, or take for a comment
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://"
 OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
 
 
-def name_of(image_id: str) -> PurePosixPath:
-    """An image's id as a relative path that every file system takes: no scheme, no way out of the folder.
+def name_of(image_id: str, odd: str = ODD) -> PurePosixPath:
+    """An image's id as a relative path that every file system takes: no scheme, no way out of the folder, no letters
+    that the pattern `odd` finds in one of its parts.
 
     "a/b.jpg" and "https://host/b.jpg" keep what they say; one that loses letters has some of its hash behind, so that
     it is no other's: "b?.jpg" becomes "b_-42768118.jpg".
     """
     path = re.sub(rf"^{SCHEME}", "", image_id)
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")] or ["image"]
-    fit = [_short(re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)) for part in parts]
+    fit = [_short(part, odd) for part in parts]
     name = PurePosixPath(*fit)
     return name if str(name) == path.lstrip("/") else _marked(name, image_id)
 
@@ -46,9 +49,9 @@ def path_of(image_id: str) -> str:
     return str(name_of(image_id)) if re.match(SCHEME, image_id) else image_id
 
 
-def _short(part: str) -> str:
-    """Within the length that file systems allow; the ending stays."""
-    stem, ending = _split(part)
+def _short(part: str, odd: str) -> str:
+    """Without odd letters, and within the length that file systems allow; the ending stays."""
+    stem, ending = (re.sub(odd, "_", one) for one in _split(part))
     room = LONGEST - len(ending.encode())
     return stem.encode()[:room].decode("utf-8", "ignore") + ending
 
@@ -72,23 +75,55 @@ class Output:
     skip: Callable[[str, str], None]
     note: Callable[[str, str], None]
 
-    def place(self, kind: str, image_id: str, ending: str) -> Path | None:
-        """The path of an image's file of some kind, its folders made; None, and told, where another image has it
-        ("a.jpg" and "a.png" share a name in formats that drop the ending) or no file can be called so."""
-        name = name_of(image_id)
+    def place(self, kind: str, image_id: str, ending: str, **settings: Any) -> Path | None:
+        """The path of an image's file of some kind; `settings` as of `places`."""
+        paths = self.places(image_id, (kind, ending), **settings)
+        return None if paths is None else paths[0]
+
+    def places(
+        self,
+        image_id: str,
+        *kinds: tuple[str, str],
+        odd: str = ODD,
+        move: Callable[[PurePosixPath], PurePosixPath] = lambda file: file,
+    ) -> list[Path] | None:
+        """The paths of an image's files, one for each (folder, ending), all of one name, their folders made.
+
+        odd   see `name_of`
+        move  gives the path, relative to the format's folder, at which the file of such a path has to be
+
+        None, and `skip` is told, where another image has one of them ("a.jpg" and "a.png" share a name in formats that
+        drop the ending) or no file can be called so: an image is there with all its files or with none.
+        """
+        name = name_of(image_id, odd)
         names = [name] if str(name) == image_id else [name, _marked(name, image_id)]  # "http://h/a" and "https://h/a"
-        for one in names:
-            path = self.folder / kind / one.with_name(_split(one.name)[0] + ending)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if not path.exists():
-                    return path
-            except OSError as error:
-                if error.errno not in OF_THE_NAME:
-                    raise
-        file = name.with_name(_split(name.name)[0] + ending)
-        self.skip(image_id, f"its file {PurePosixPath(kind, file)} cannot be: another image has it, or it is too long")
+        files = [
+            [move(PurePosixPath(kind, one.with_name(_split(one.name)[0] + ending))) for kind, ending in kinds]
+            for one in names
+        ]
+        taken: list[PurePosixPath] = []
+        for some in files:
+            refused = [file for file in some if not self._is_free(self.folder / file)]
+            if not refused:
+                return [self.folder / file for file in some]
+            taken += refused
+        self.skip(image_id, f"its file {taken[0]} cannot be: another image has it, or it is too long")
         return None
+
+    def _is_free(self, path: Path) -> bool:
+        """Whether a file can be made there; its folder is."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return not path.exists()
+        except OSError as error:
+            if error.errno not in OF_THE_NAME:
+                raise
+            return False
+
+
+def xml_text(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
 
 
 class Items:

@@ -1,57 +1,80 @@
 """Pascal VOC: boxes as XML, both kinds of segmentation as palette PNG."""
 
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from open_gem.export.coco import segment_ids
 from open_gem.export.labelled import Labelled, LabelledImage, Object
-from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, label_map
-from open_gem.export.output import Output, path_of, save_map
+from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, pixels, write_labels
+from open_gem.export.output import OF_A_LINE, Output, path_of, save_map, xml_text
+from open_gem.viz import palette
 
 DEVKIT = "VOCdevkit/VOC2012"
+FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject": ".png"}  # of an image
 
 
 def write_voc(found: Labelled, output: Output) -> None:
     """`VOCdevkit/VOC2012`, where readers look, but for the pictures (JPEGImages): Annotations, SegmentationClass,
-    SegmentationObject and ImageSets, whose one set is `trainval`; and `labels.txt`: its lines are the values of
-    SegmentationClass.
+    SegmentationObject and ImageSets, whose one set is `trainval`, and `labelmap.txt`, the colours of labels, which
+    datumaro and CVAT ask for; and `labels.txt`: its lines are the values of SegmentationClass.
 
-    Boxes are 1-based and inclusive, as the devkit has them. Of more objects than SegmentationObject has values, pixels
-    of the others are 255, which does not count, and `output.note` is told.
+    Both maps are those of `maps.pixels`: an object has its own label in all its pixels. An image with a label map but
+    without masks has no SegmentationObject. Of more objects than that has values, pixels of the others are 255 there,
+    which does not count, and `output.note` is told. Boxes are 1-based and inclusive, as the devkit has them.
     """
     check_labels(found)
-    (output.folder / "labels.txt").write_text("\n".join(["background", *found.labels, ""]), "utf-8")
+    labels = names_of(found.labels)
+    write_labels(output, labels)
     colors = colors_of_labels()
     sets = [output.folder / DEVKIT / "ImageSets" / kind / "trainval.txt" for kind in ("Main", "Segmentation")]
     for path in sets:
         path.parent.mkdir(parents=True)
+    (output.folder / DEVKIT / "labelmap.txt").write_text("".join(_label_lines(labels)), "utf-8")
     with sets[0].open("x", encoding="utf-8") as names:
         for image in found.each("labelmap"):
-            path = output.place(f"{DEVKIT}/Annotations", image.id, ".xml")
-            if path is None:
+            kinds = [(f"{DEVKIT}/{kind}", ending) for kind, ending in FILES.items()]
+            paths = output.places(image.id, *kinds, odd=OF_A_LINE)
+            if paths is None:
                 continue
-            _write_xml(path, image)
+            _write_xml(paths[0], image, labels)
             if len(image.objects) > MOST:
                 output.note(
                     image.id, f"has {len(image.objects)} objects, of which SegmentationObject holds the {MOST} best"
                 )
-            for kind, values in (("SegmentationClass", label_map(image)), ("SegmentationObject", _objects(image))):
-                place = output.place(f"{DEVKIT}/{kind}", image.id, ".png")
-                if place is not None:
-                    save_map(place, values, colors)
-            names.write(f"{path.relative_to(output.folder / DEVKIT / 'Annotations').with_suffix('')}\n")
+            classes, objects = pixels(image)
+            save_map(paths[1], classes, colors)
+            if objects.any() or not classes.any():
+                save_map(paths[2], np.where(objects <= MOST, objects, VOID), colors)
+            names.write(f"{paths[0].relative_to(output.folder / DEVKIT / 'Annotations').with_suffix('')}\n")
     sets[1].write_bytes(sets[0].read_bytes())
 
 
-def _objects(image: LabelledImage) -> np.ndarray:
-    ids = segment_ids(image)
-    return np.where(ids <= MOST, ids, VOID)
+def names_of(labels: Sequence[str]) -> list[str]:
+    """What labels are called in all files of the format: each in its line of `labelmap.txt`, where a colon parts fields
+    and # begins a comment, in other words than all others and than the background. Warns of those that are changed."""
+    names = ["background"]
+    for number, label in enumerate(labels, start=1):
+        name = re.sub(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]|^#", "_", label.strip())
+        while name in names:
+            name = f"{name}-{number}"
+        names.append(name)
+    if changed := [f"{label!r} {name!r}" for label, name in zip(labels, names[1:], strict=True) if label != name]:
+        warnings.warn(f"Pascal VOC's files call {', '.join(changed[:3])}{' …' if changed[3:] else ''}", stacklevel=2)
+    return names[1:]
 
 
-def _write_xml(path: Path, image: LabelledImage) -> None:
+def _label_lines(labels: Sequence[str]) -> Iterator[str]:
+    yield "# label:color_rgb:parts:actions\n"
+    for index, name in enumerate(["background", *labels], start=-1):
+        yield f"{name}:{','.join(map(str, palette(index)))}::\n"
+
+
+def _write_xml(path: Path, image: LabelledImage, labels: Sequence[str]) -> None:
     picture = PurePosixPath(path_of(image.id))
     root = _element(
         "annotation",
@@ -61,17 +84,17 @@ def _write_xml(path: Path, image: LabelledImage) -> None:
         size={"width": image.size.width, "height": image.size.height, "depth": 3},
         segmented=1,
     )
-    root.extend(_object(one, image) for one in image.objects)
+    root.extend(_object(one, image, labels[one.label]) for one in image.objects)
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def _object(one: Object, image: LabelledImage) -> ElementTree.Element:
+def _object(one: Object, image: LabelledImage, name: str) -> ElementTree.Element:
     left, top, right, bottom = one.xyxy
     at_edge = left == 0 or top == 0 or right == image.size.width or bottom == image.size.height
     return _element(
         "object",
-        name=one.name,
+        name=name,
         pose="Unspecified",
         truncated=int(at_edge),
         difficult=0,
@@ -85,11 +108,6 @@ def _element(tag: str, **children: Any) -> ElementTree.Element:
     for name, value in children.items():
         child = _element(name, **value) if isinstance(value, dict) else ElementTree.Element(name)
         if not isinstance(value, dict):
-            child.text = _printable(str(value))
+            child.text = xml_text(str(value))
         element.append(child)
     return element
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(letter if letter >= " " or letter in "\t\n\r" else "�" for letter in text)

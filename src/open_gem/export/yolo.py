@@ -1,6 +1,7 @@
 """YOLO: a text file an image, a line a polygon or box."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 import yaml
@@ -14,7 +15,8 @@ DIGITS = 6  # of a share
 
 
 def write_yolo(found: Labelled, output: Output) -> None:
-    """`labels/<image>.txt` and `data.yaml`; pictures belong into `images/` beside them, under the same names.
+    """`labels/<image>.txt` and `data.yaml`; pictures belong into `images/` beside them, under the same names. Where a
+    picture itself lies in a folder `images`, its labels are in one called `labels` beside that: see `labels_of`.
 
     A line is the class and the corners of a polygon as shares of width and height, one line a connected part; of an
     object too thin for a polygon those of its box, for readers take a box among polygons for a polygon. An object
@@ -24,10 +26,17 @@ def write_yolo(found: Labelled, output: Output) -> None:
     data = {"train": "images", "val": "images", "names": dict(enumerate(found.labels))}
     (output.folder / "data.yaml").write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), "utf-8")
     for image in found:
-        path = output.place("labels", image.id, ".txt")
+        path = output.place("images", image.id, ".txt", move=labels_of)
         if path is not None:
             lines = [line for one in image.objects for line in _lines(one, image.size)]
             path.write_text("".join(lines), "utf-8")
+
+
+def labels_of(file: PurePosixPath) -> PurePosixPath:
+    """Where readers look for the labels of a picture: the last `images` among its folders is `labels`."""
+    parts = list(file.parts)
+    last = max(index for index, part in enumerate(parts[:-1]) if part == "images")
+    return PurePosixPath(*parts[:last], "labels", *parts[last + 1 :])
 
 
 def _lines(one: Object, size: Size) -> Iterator[str]:

@@ -12,7 +12,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from xml.etree import ElementTree
 
 from open_gem.errors import InputError
-from open_gem.export.label_studio import TAGS
+from open_gem.export.label_studio import TAGS, host_of, quoted
 from open_gem.files import to_json
 from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
@@ -113,12 +113,20 @@ class Source:
 
     def _path(self, address: str) -> str:
         """The address below this server's own. Raises RequestError for any other."""
-        path = address.removeprefix(self.url.rstrip("/"))
+        base = urlsplit(self.url)
+        host = host_of(address)
+        path = address.removeprefix(host)
+        below = base.path.rstrip("/")  # where there is a path, Label Studio's addresses have it or not
+        if path.startswith(f"{below}/data/"):
+            path = path.removeprefix(below)
+        elif host:
+            path = ""
         plain = unquote(unquote(path.partition("?")[0]))
+        is_ours = host.lower() in ("", f"{base.scheme}://{base.netloc}".lower()) and plain.startswith("/data/")
         climbs = ".." in plain.split("/") or "\\" in plain
-        if not plain.startswith("/data/") or climbs or not path.isascii() or not path.isprintable() or " " in path:
+        if not is_ours or climbs or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", path):
             raise RequestError(422, "the picture is neither a data: URI nor a file that Label Studio itself serves")
-        return path
+        return quoted(path).replace("#", "%23")
 
     def _authorization(self) -> str:
         if self.token.count(".") != 2:
