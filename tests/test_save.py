@@ -97,8 +97,9 @@ def leftover(folder: Path, name: str, age: float = 0) -> Path:
     path = folder / name
     path.mkdir(parents=True)
     (path / "half").touch()
+    then = time.time() - age
     for one in (path / "half", path):
-        os.utime(one, (time.time() - age,) * 2)
+        os.utime(one, (then, then))
     return path
 
 
