@@ -9,7 +9,6 @@ seconds of service; clients try again meanwhile, and what matters is what they a
 import argparse
 import asyncio
 import io
-import json
 import random
 import signal
 import socket
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.files import to_json
 
 PICTURES, ASKS = 50, 6
 COMMAND = [sys.executable, "-c", "from open_gem.cli import main; main()", "serve"]
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("serve", nargs="*", help="more options of open-gem serve")
     options = parser.parse_args()
     made = asyncio.run(load(options))
-    print(json.dumps(made)) if options.json else show(made)
+    print(to_json(made)) if options.json else show(made)
 
 
 if __name__ == "__main__":

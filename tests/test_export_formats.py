@@ -79,7 +79,7 @@ def read_panoptic(folder: Path) -> dict[str, np.ndarray]:
     document = json.loads((folder / "panoptic.json").read_text("utf-8"))
     names = {one["id"]: one["file_name"] for one in document["images"]}
     return {
-        names[one["image_id"]]: np.asarray(Image.open(folder / "panoptic" / one["file_name"])).any(axis=-1)
+        names[one["image_id"]]: np.asarray(Image.open(folder / "panoptic" / one["file_name"]))[..., 0] > 0
         for one in document["annotations"]
     }
 

@@ -21,6 +21,7 @@ from open_gem import PATHWAYS, Localizer
 from open_gem.datasets import scenes
 from open_gem.datasets.scenes import VALIDATION
 from open_gem.evaluate import evaluate
+from open_gem.files import to_json
 from open_gem.protocols import Protocol
 from open_gem.questions import scores
 
@@ -51,7 +52,7 @@ def main() -> None:
     rows = []
     for size in SIZES:
         for row in measure(localizer, size, options.images):
-            print(json.dumps(row), flush=True)
+            print(to_json(row), flush=True)
             rows.append(row)
     write(options.folder / "open_clip_config.json", choose(rows, options.images))
     write_table(options.folder / "calibration.json", rows)
@@ -75,12 +76,12 @@ def write(config: Path, best: dict) -> None:
     """Put the recommendation into the checkpoint's configuration, which is replaced as a whole or not at all."""
     content = json.loads(config.read_text("utf-8"))
     content["open_gem"] = {key: best[key] for key in ("size", "temperature_scale")}
-    replace_text(config, json.dumps(content, indent=2) + "\n")
+    replace_text(config, to_json(content, indent=2) + "\n")
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
     """Keep what was measured beside the checkpoint, one row a line."""
-    replace_text(file, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    replace_text(file, "[\n" + ",\n".join(to_json(row) for row in rows) + "\n]\n")
 
 
 def replace_text(file: Path, text: str) -> None:

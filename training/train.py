@@ -10,7 +10,6 @@ finished model goes to `--output`.  Both are loaded with `open_clip.create_model
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from towers import Clip, embed_patches, embed_texts
 
 from open_gem.datasets.scenes import CONCEPTS, TRAINING, VALIDATION
+from open_gem.files import to_json
 
 SIDE, PATCH = 128, 16  # pixels
 PATCHES = (SIDE // PATCH) ** 2
@@ -180,7 +180,7 @@ def export(model: nn.Module, folder: Path) -> None:
     """Write `model` in half precision as a folder that open_clip loads."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     partial = folder / "open_clip_model.safetensors.partial"
     save_file(weights, partial, metadata={"format": "pt"})
@@ -344,14 +344,14 @@ def run(options: argparse.Namespace) -> None:
         line |= {"scale": round(trainer.model.logit_scale.exp().item(), 2), **measured}
         losses.clear()
         with (options.work / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+            log.write(to_json(line) + "\n")
+        print(to_json(line), flush=True)
         trainer.save(options.work / "checkpoint.pt")
         export(trainer.average.module, options.work / "snapshot")
 
     export(trainer.average.module, options.output)
     summary = record(trainer, accuracy(trainer.average.module, validation))
-    (options.output / "training.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (options.output / "training.json").write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
