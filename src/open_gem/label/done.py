@@ -3,21 +3,19 @@
 import os
 import shutil
 import socket
-import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
-from open_gem.files import write_file
+from open_gem.files import remove_leftovers, write_file
 from open_gem.parts import Parts, Row
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
-OLD = 600.0  # seconds: no part takes so long to write
 PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant
 
 
@@ -170,11 +168,7 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Take away what writers that were killed left half-written, and what they meant to do; of shards what is old, for
-    others are at work."""
+    """Take away what killed writers left half-written, and what they meant to do; not what other shards write."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
-    for path in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # another shard was faster
-            if shard.of == 1 or time.time() - path.stat().st_mtime > OLD:
-                path.unlink()
+    remove_leftovers(folder)
