@@ -66,8 +66,8 @@ class Service:
         if not localizer.views.is_plain or localizer.refinement is not None:
             raise InputError("a server keeps features, not pictures: expected a localizer without views and refinement")
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.name, self.pathways = localizer.backbone.name, servable(localizer)
-        self.default = "gem" if "gem" in self.pathways else next(iter(self.pathways))
+        self.name, self.pathways = localizer.backbone.name, {name: row.about for name, row in PATHWAYS.items()}
+        self.default = "gem"
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
         self._threads = ThreadPoolExecutor(settings.threads, "open_gem pictures")
@@ -194,12 +194,6 @@ class Service:
             _on_cpu(localizer.locate(_on(features, localizer.backbone.device), vocabulary, [size])[0])
             for features, vocabulary, size in questions
         ]
-
-
-def servable(localizer: Localizer) -> dict[str, str]:
-    """The pathways that fit the model's depth, with what they are about."""
-    layers = localizer.backbone.layers
-    return {name: row.about for name, row in PATHWAYS.items() if row.depth <= layers}
 
 
 def _all_phrases(questions: Iterable[Question]) -> Iterable[str]:
