@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -15,6 +14,7 @@ from torch import Tensor
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
 from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
 from open_gem.backbones.families import find_family, find_tower
+from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
 from open_gem.types import Size
@@ -214,7 +214,7 @@ def _architecture(name: str) -> str:
     """open_clip's own spelling of a built-in name. Raises UnknownModelError, UnsupportedModelError with the reason."""
     architecture = name.replace("/", "-")
     if architecture not in open_clip.list_models():
-        close = get_close_matches(architecture, open_clip.list_models(), n=3)
+        close = close_names(architecture, open_clip.list_models())
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UnknownModelError(
             f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '

@@ -94,17 +94,23 @@ class Output:
         ("a.jpg" and "a.png" share a name in formats that drop the ending) or no file can be called so."""
         name = name_of(image_id)
         names = [name] if str(name) == image_id else [name, _marked(name, image_id)]  # "http://h/a" and "https://h/a"
+        reason = ""
         for one in names:
             path = self.folder / kind / one.with_name(_split(one.name)[0] + ending)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
                     return path
+                reason = (
+                    "belongs to another image: keep this image out of the exported set, where readers would give it "
+                    "the other's labels"
+                )
             except OSError as error:
                 if error.errno not in OF_THE_NAME:
                     raise
+                reason = f"cannot be written: {error.strerror}"
         file = name.with_name(_split(name.name)[0] + ending)
-        self.skip(image_id, f"its file {PurePosixPath(kind, file)} cannot be: another image has it, or it is too long")
+        self.skip(image_id, f"its file {PurePosixPath(kind, file)} {reason}")
         return None
 
 
