@@ -1,8 +1,10 @@
 """open_clip: its names, tags and checkpoints, its tokenizers; which tower reads its models `families` says."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
+from math import isqrt
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
-from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
+from open_gem.backbones._weights import cut_off, finished, quiet, read_weights, reason_of
 from open_gem.backbones.families import find_family, find_tower
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
@@ -154,10 +156,10 @@ def load(
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
-        with quiet("QuickGELU mismatch"):  # `configuration` has dealt with it
+        with quiet():
             sections = _sections(name, cache_dir)
             _check_runs_no_code(label, sections)
-            model = open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True)
+            model = _with_weights(label, config, cache_dir)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
             recommended = _recommended(name, sections.get("open_gem", {}))
     except OpenGemError:
@@ -208,6 +210,69 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
         "pretrained": pretrained,
         "force_quick_gelu": bool(tag.get("quick_gelu", False)),
     }
+
+
+def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) -> Any:
+    """The model that `configuration` describes, with its weights: all of them, and none made up or resampled.
+
+    open_clip's own loading resamples position embeddings to the architecture's grid, and says nothing; here the model
+    is made for the grid that the weights have.
+    """
+    file, config = _file_of_weights(config, cache_dir)
+    settings = {**config, "cache_dir": cache_dir, "load_weights": False, "pretrained_text": False}
+    model: Any = open_clip.create_model(**settings)
+    if file.suffix in (".npz", ".npy"):  # big_vision's, which only open_clip can read
+        open_clip.load_checkpoint(model, str(file))
+        return model
+    weights = read_weights(file, model.state_dict().keys())
+    weights = open_clip.factory.convert_state_dict(model, weights)
+    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+        weights = open_clip.factory.convert_to_custom_text_state_dict(weights)
+    weights.pop("text.transformer.embeddings.position_ids", None)  # a buffer of older versions of transformers
+    if size := _trained_size(label, adapt(model.eval(), None), weights):
+        model = open_clip.create_model(**settings, force_image_size=(size.height, size.width))
+    for name in {"logit_scale", "logit_bias"} & weights.keys() & dict(model.named_parameters()).keys():
+        weights[name] = weights[name].reshape(model.get_parameter(name).shape)  # of older versions, in other shapes
+    model.load_state_dict(weights)
+    return model
+
+
+def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[Path, dict[str, Any]]:
+    """The file of weights, downloaded where it has to be, and the arguments for `create_model` that go with it."""
+    name, get = config["model_name"], open_clip.factory
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if (found := get._find_checkpoint_in_dir(folder)) is None:
+            raise FileNotFoundError(f"there are no weights in {folder}")
+        return Path(found), dict(config)
+    if name.startswith("hf-hub:"):
+        return Path(get.download_pretrained_from_hf(name.removeprefix("hf-hub:"), cache_dir=cache_dir)), dict(config)
+    pretrained = config["pretrained"]
+    if tag := open_clip.get_pretrained_cfg(name, pretrained):
+        file = get.download_pretrained(tag, cache_dir=cache_dir)
+        return Path(file), {**config, "pretrained": file, "force_preprocess_cfg": tag}
+    return Path(pretrained), dict(config)
+
+
+def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor]) -> Size | None:
+    """The image size that the position embeddings in `weights` are for, where it is not the model's own.
+
+    Raises WeightsError where they are for another number of patches that is no square grid.
+    """
+    tower, positions = backbone.tower, backbone.tower.trained_positions
+    name = next((name for name, weight in backbone.model.named_parameters() if weight is positions), None)
+    theirs = None if name is None else weights.get(name)
+    if theirs is None or theirs.ndim != positions.ndim or theirs.shape[-2] == positions.shape[-2]:
+        return None
+    rows, cols = (side // patch for side, patch in zip(tower.trained, tower.patch, strict=True))
+    patches = theirs.shape[-2] - (positions.shape[-2] - rows * cols)
+    side = isqrt(max(patches, 0))
+    if not side or side * side != patches:
+        raise WeightsError(
+            f"cannot load {label}: its position embeddings are for {patches} patches, which are no square grid; "
+            f"expected the architecture's {rows}×{cols}"
+        )
+    return Size(side * tower.patch[0], side * tower.patch[1])
 
 
 def _architecture(name: str) -> str:
