@@ -141,6 +141,15 @@ class Text(ABC):
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
 
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        return True
+
 
 @dataclass(eq=False)
 class Backbone:
@@ -228,6 +237,15 @@ class Backbone:
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
         return self.text.truncated(prompt)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return self.text.concepts
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        return self.text.knows(prompt)
 
 
 # What towers share ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """open_clip: its names, tags and checkpoints, its tokenizers; which tower reads its models `families` says."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
@@ -22,13 +24,20 @@ from open_gem.imaging import Preprocess
 from open_gem.types import Size
 
 
-def adapt(model: Any, tokenizer: Any, *, name: str = "open_clip", recommended: Recommended | None = None) -> Backbone:
-    """A backbone around an open_clip model in memory. Raises UnsupportedModelError with the reason where its vision
-    tower cannot be read, InputError where it is in training mode."""
+def adapt(
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str = "open_clip",
+    recommended: Recommended | None = None,
+    concepts: Sequence[str] = (),
+) -> Backbone:
+    """A backbone around an open_clip model in memory; `concepts`: see `Text.concepts`. Raises UnsupportedModelError
+    with the reason where its vision tower cannot be read, InputError where it is in training mode."""
     visual = getattr(model, "visual", None)
     if visual is None:
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it has no vision tower (`model.visual`)")
-    tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer)
+    tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer, concepts)
     return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
 
 
@@ -68,8 +77,9 @@ def build(name: str) -> Backbone:
 class OpenClipText(Text):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
-    def __init__(self, model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, concepts: Sequence[str] = ()):
         self.model, self.tokenizer = model, tokenizer
+        self._concepts = tuple(concepts)
         self._lock = Lock()  # transformers' tokenizers are one thread's at a time: how they cut and pad is their state
 
     @property
@@ -97,6 +107,25 @@ class OpenClipText(Text):
             return ""
         room = self.tokenizer.context_length - 2  # start and end of text
         return decode(encode(prompt)[room:]).strip()
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return self._concepts
+
+    def knows(self, prompt: str) -> bool:
+        """A model of few concepts was trained on their tokens and on those of templates; the embeddings of all others
+        say nothing. Tokens without two letters in a row ("-", "t") are in many words, and are no word themselves."""
+        return not self._concepts or not self._tokens(prompt).isdisjoint(self._known)
+
+    @cached_property
+    def _known(self) -> set[int]:
+        return {token for concept in self._concepts for token in self._tokens(concept)}
+
+    def _tokens(self, text: str) -> set[int]:
+        with self._lock:
+            nothing, tokens = (set(row) for row in self.tokenizer(["", text]).tolist())
+            tokens -= nothing
+            return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
 _REFUSED = {  # how the names of timm's towers begin -> why they are not read
@@ -161,12 +190,14 @@ def load(
             _check_runs_no_code(label, sections)
             model = _with_weights(label, config, cache_dir)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
-            recommended = _recommended(name, sections.get("open_gem", {}))
+            ours = dict(sections.get("open_gem", {}))
+            concepts = tuple(ours.pop("concepts", ()))
+            recommended = _recommended(name, ours)
     except OpenGemError:
         raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
         raise WeightsError(f"cannot load {label}: {reason_of(error)}") from error
-    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended)
+    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended, concepts=concepts)
 
 
 def knows(name: str) -> bool:

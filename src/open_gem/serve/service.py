@@ -86,7 +86,11 @@ class Service:
         blank = torch.zeros(3, *(side * 4 for side in self.localizer.backbone.patch))
         first = self._first_pathways()
         features = await self.worker.do(self._look, Look(blank, first))
-        question = Question(features[first[0]], Vocabulary.of("a photo"), Size(*blank.shape[1:]))
+        question = Question(
+            features[first[0]],
+            Vocabulary.of(next(iter(self.localizer.backbone.concepts), "a photo")),
+            Size(*blank.shape[1:]),
+        )
         await self.worker.do(self._ask, question)
 
     async def in_thread(self, work: Callable[..., Made], *given: object) -> Made:
@@ -156,6 +160,7 @@ class Service:
         longest = max(map(len, vocabulary.phrases))
         if longest > limits.max_prompt:
             raise RequestError(422, f"a phrase has {longest} characters, expected {limits.max_prompt} at most")
+        self.localizer.text.check(vocabulary.phrases)  # here, for later it would befall all that are asked with it
         return vocabulary
 
     # Pictures ---------------------------------------------------------------------------------------------------------

@@ -85,6 +85,15 @@ class Trained(ABC):
         with self._lock:
             return cut_off(self.tokenizer, prompt, self._context)
 
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """None: the vocabulary is open."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """True, see `concepts`."""
+        return True
+
     def prepare(self, picture: Image.Image) -> Tensor:
         """An RGB picture as the model wants it, made by the image processor: `(3, y, x)` float32 on the CPU.
 
