@@ -73,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model of three small blocks, too few for GEM's usual depth."""
+    """A model of three small blocks: fewer than GEM's usual depth."""
     return random_checkpoint(tmp_path_factory.mktemp("shallow"), layers=3)
 
 

@@ -87,6 +87,7 @@ def checkpoint(tmp_path: Path, **changes) -> Path:
     ("name", "tag", "error", "words"),
     [
         ("ViT-B-61", "openai", UnknownModelError, ["unknown model 'ViT-B-61'", "ViT-B-16"]),
+        ("vit-b-16", "openai", UnknownModelError, ["did you mean ViT-B-16, "]),
         ("nonsense", None, UnknownModelError, ["unknown model 'nonsense'", "embedded"]),
         ("ViT-B-16", None, UnknownModelError, ["needs a pretrained tag", "openai"]),
         ("ViT-B-16", "opanai", UnknownModelError, ["'opanai' is no tag", "no file", "openai", "datacomp"]),

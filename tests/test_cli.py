@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -700,10 +701,42 @@ def test_tables_for_people(arguments: list[str]):
 
 
 def test_a_model_of_few_blocks(shallow: str, place: Path):
-    refused(ground(shallow, "cat.png", "-p", "x"), "depth 6", "3 blocks")
-    for arguments in (["--depth", 2], ["--pathway", "clip"]):
-        result = ground(shallow, "cat.png", "-p", "x", *arguments)
-        assert result.exit_code == 0, result.output
+    """A name is no deeper than the model; a depth that was asked for is taken as it is, or refused."""
+    result = ground(shallow, "cat.png", "-p", "x", "--pathway", "all", "--json", "--quiet", "--save", "none")
+    assert result.exit_code == 0, result.output
+    depths = {one["pathway"]["name"]: one["pathway"]["depth"] for one in map(json.loads, result.stdout.splitlines())}
+    assert depths == {name: min(row.depth, 3) for name, row in PATHWAYS.items()}
+    result = ground(shallow, "cat.png", "-p", "x", "--depth", 2, "--json", "--quiet", "--save", "none")
+    assert json.loads(result.stdout)["pathway"]["depth"] == 2
+    refused(ground(shallow, "cat.png", "-p", "x", "--depth", 6), "depth 6", "3 blocks", "expected depth 3 at most")
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in sorted(typer.main.get_command(cli.app).commands))], ids=" ".join
+)
+def test_help_has_a_short_name_everywhere(command: list[str]):
+    short, long = call(*command, "-h"), call(*command, "--help")
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    assert "Usage" in short.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (["-p", "cat,dog"], "'cat,dog' is one phrase, comma included; for 2 phrases: -p cat -p dog"),
+        (["-p", "cat", "-n", "blue sky, wall"], "-n 'blue sky' -n wall"),
+        (["-p", "@list.txt"], "'cow, pig' is one phrase"),
+        (["-p", "cat", "-p", "dog,"], None),
+    ],
+)
+def test_a_comma_in_a_prompt_is_a_warning_that_shows_how_to_give_two(
+    arguments: list[str], warning: str | None, tiny: str, place: Path
+):
+    Path("list.txt").write_text("cat\ncow, pig\n")
+    result = ground(tiny, "cat.png", *arguments, "--quiet", "--save", "none")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("\n") == (warning is not None)
+    assert warning is None or warning in result.stderr
 
 
 def test_settings_without_effect_are_refused_or_said(tiny: str, place: Path):

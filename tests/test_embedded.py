@@ -1,15 +1,17 @@
 """The model in the package really localizes: what it was trained for, what it was not, and how pathways compare."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import open_gem
-from open_gem import PATHWAYS, Localizer
+from open_gem import PATHWAYS, Localizer, Vocabulary
 from open_gem.backbones import EMBEDDED
 from open_gem.datasets import scenes
 from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.errors import PromptError
 from open_gem.evaluate import evaluate
 from open_gem.questions import scores
 
@@ -67,6 +69,50 @@ def test_one_scene_end_to_end(localizer):
         right, bottom = torch.minimum(boxes.xyxy[0][2:], torch.tensor(box[2:]))
         assert right > left
         assert bottom > top
+
+
+def test_all_concepts_are_known_and_nothing_else_is_refused(localizer):
+    assert localizer.backbone.concepts == CONCEPTS
+    localizer.text.check([*CONCEPTS, *(f"A red {name.upper()}" for name in CONCEPTS), "boat", ""])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("flower", ["'flower'", "sunflower"]),
+        (["cat", "the person"], ["'the person'", "120 concepts"]),
+        ("a photo", ["'a photo'"]),
+        ("x-ray", ["'x-ray'"]),
+        ({"cat": ["cat", "cats"]}, ["'cats'", "such as cat"]),
+        (Vocabulary.of("cat").with_background(["tree", "sky"]), ["'sky'"]),
+    ],
+)
+def test_a_prompt_without_a_known_word_is_refused_with_the_nearest_concepts(prompts, words, localizer):
+    """The embeddings of all such words are zero: they would have one score and one map."""
+    with pytest.raises(PromptError) as caught:
+        localizer(scene(0, 64).image, prompts)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_templates_and_backgrounds_of_known_words_go_on_working(localizer):
+    vocabulary = Vocabulary.of({"cat": ["cat", "a big cat"]}).with_background(["tree", "an old house"])
+    for template in ("{}", "imagenet-80"):
+        assert replace(localizer, template=template)(scene(0, 64).image, vocabulary).presence is not None
+
+
+def test_one_clients_unknown_word_is_that_clients_error(localizer):
+    pytest.importorskip("fastapi")
+    from serving import Server, png
+
+    from open_gem.serve.settings import Settings
+
+    server = Server(localizer, Settings())
+    try:
+        id = server.upload(png())["id"]
+        answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": ["flower"]})
+        assert answer.status_code == 422 and "sunflower" in answer.json()["error"]
+    finally:
+        server.stop()
 
 
 def test_the_paper_s_own_temperature_is_what_this_model_uses(localizer):

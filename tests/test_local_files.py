@@ -14,12 +14,12 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import CONFIG, PARITY
+from conftest import CONFIG, PARITY, random_checkpoint
 from hub_checkpoints import bert_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from open_gem import backbones
+from open_gem import PATHWAYS, backbones, run
 from open_gem.errors import UnsupportedModelError, WeightsError
 
 FOLDER = PARITY / "gem_square"
@@ -75,6 +75,107 @@ def test_a_training_checkpoint_of_a_fine_tuned_model(tmp_path, architecture):
     state = {f"module.{key}": value for key, value in tuned.items()}
     torch.save({"epoch": 3, "name": "mine", "state_dict": state, "optimizer": {"lr": 0.1}}, tmp_path / "epoch_3.pt")
     loads_the_weights(architecture, tmp_path / "epoch_3.pt", tuned)
+
+
+def prefixed(prefix: str, weights: dict[str, Any] = WEIGHTS) -> dict[str, Any]:
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+PARTLY_COMPILED = {key.replace("visual.", "visual._orig_mod.").replace(".0.", ".0.module."): key for key in WEIGHTS}
+AVERAGED = {**prefixed("module."), "n_averaged": torch.tensor(7)}  # as torch's AveragedModel saves itself
+WRAPPED = {
+    "state_dict": {"state_dict": WEIGHTS},
+    "model_state_dict": {"model_state_dict": WEIGHTS, "optimizer_state_dict": {"lr": 0.1}},
+    "Lightning": {"state_dict": prefixed("model."), "pytorch-lightning_version": "2", "epoch": 3},
+    "torch.compile": prefixed("_orig_mod."),
+    "torch.compile of a part": {name: WEIGHTS[key] for name, key in PARTLY_COMPILED.items()},
+    "DDP": prefixed("module."),
+    "DDP of a compiled model": {"model": prefixed("module._orig_mod.")},
+    "a compiled DDP model in Lightning": {"state_dict": prefixed("model._orig_mod.module.")},
+    "DeepSpeed": {"module": WEIGHTS, "global_steps": 3},
+    "an average alone": {"model_ema": WEIGHTS},
+    "an average beside": {"model_ema": {key: value + 1 for key, value in WEIGHTS.items()}, "model": WEIGHTS},
+    "nested": {"model": {"state_dict": prefixed("module.")}},
+}
+
+
+@pytest.mark.parametrize("state", WRAPPED.values(), ids=WRAPPED)
+def test_what_training_loops_wrap_around_weights_is_taken_off(state, tmp_path, architecture):
+    torch.save(state, tmp_path / "mine.ckpt")
+    loads_the_weights(architecture, tmp_path / "mine.ckpt")
+    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    (tmp_path / "mine.ckpt").rename(tmp_path / "open_clip_pytorch_model.bin")
+    loads_the_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [
+        (AVERAGED, "1 tensors beside the model, left out: n_averaged"),
+        ({**prefixed("model."), **prefixed("teacher."), "loss.scale": torch.ones(1)}, "loss.scale, teacher."),
+    ],
+)
+def test_what_lies_beside_the_model_is_left_out_with_a_warning(state, left, tmp_path, architecture):
+    torch.save({"state_dict": state}, tmp_path / "mine.pt")
+    with pytest.warns(UserWarning, match=re.escape(left)):
+        loads_the_weights(architecture, tmp_path / "mine.pt")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (prefixed("student."), 'names fit without the prefix "student.": save the state dict of that part alone'),
+        (prefixed("model.clip."), 'names fit without the prefix "clip."'),
+        (
+            {key.removeprefix("visual."): value for key, value in WEIGHTS.items() if key.startswith("visual.")},
+            'names fit behind the prefix "visual."',
+        ),
+        ({"epoch": 3, "net": {"weights": WEIGHTS}}, "no tensors under the keys it has (epoch, net)"),
+    ],
+)
+def test_a_prefix_that_does_not_fit_is_named(state, words, tmp_path, architecture):
+    torch.save(state, tmp_path / "mine.pt")
+    assert words in refused(architecture, tmp_path / "mine.pt")
+
+
+@pytest.mark.parametrize("format", ["file", "folder"])
+def test_weights_of_another_image_size_keep_their_own_positions(format, tmp_path, monkeypatch):
+    """What open_clip does with them at loading, and what was done at asking, were two resamplings in a row."""
+    large, small = (random_checkpoint(made(tmp_path / str(side)), image_size=side) for side in (64, 32))
+    file = Path(large.removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    if format == "file":
+        config = json.loads((tmp_path / "32" / "open_clip_config.json").read_text())["model_cfg"]
+        monkeypatch.setattr(open_clip.factory, "get_model_config", lambda name: json.loads(json.dumps(config)))
+        loaded = backbones.load("ViT-B-32", str(file), device="cpu")
+    else:
+        shutil.copy(file, tmp_path / "32")
+        loaded = backbones.load(small, device="cpu")
+    expected = backbones.load(large, device="cpu")
+    assert loaded.tower.trained == loaded.preprocess.image_size == (64, 64)
+    for size in ((64, 64), (32, 48)):
+        pixels = torch.rand(1, 3, *size)
+        ours, theirs = (run(one, pixels, {"gem": PATHWAYS["gem"]}, pooled=True)["gem"] for one in (loaded, expected))
+        assert torch.equal(ours.tokens, theirs.tokens)
+        assert ours.pooled is not None and theirs.pooled is not None and torch.equal(ours.pooled, theirs.pooled)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_positions_of_no_square_grid_are_refused(tmp_path, architecture):
+    rows = len(WEIGHTS["visual.positional_embedding"]) + 4
+    longer = torch.zeros(rows, WEIGHTS["visual.positional_embedding"].shape[1])
+    save_file({**WEIGHTS, "visual.positional_embedding": longer}, tmp_path / "long.safetensors")
+    assert f"for {rows - 1} patches, which are no square grid" in refused(architecture, tmp_path / "long.safetensors")
+
+
+def test_texts_of_another_length_are_refused(tmp_path, architecture):
+    """open_clip would resample them too."""
+    longer = torch.zeros(len(WEIGHTS["positional_embedding"]) + 4, WEIGHTS["positional_embedding"].shape[1])
+    save_file({**WEIGHTS, "positional_embedding": longer}, tmp_path / "long.safetensors")
+    assert "1 of another shape (positional_embedding)" in refused(architecture, tmp_path / "long.safetensors")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path, architecture):

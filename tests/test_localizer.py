@@ -277,6 +277,38 @@ def test_a_text_tower_that_was_tuned_stays_current(tokenizer):
     torch.testing.assert_close(localizer(PICTURES[1], "cat").similarity, -before)
 
 
+def fused_adamw(model: torch.nn.Module) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+
+
+def through_data(model: torch.nn.Module) -> None:
+    for weight in model.parameters():
+        weight.data.mul_(1.5).add_(0.01)
+
+
+def one_through_data(model: torch.nn.Module) -> None:
+    model.get_parameter("text_projection").data.neg_()
+
+
+def positions_through_data(model: torch.nn.Module) -> None:
+    model.get_parameter("visual.positional_embedding").data.neg_()
+
+
+@pytest.mark.parametrize("write", [fused_adamw, through_data, one_through_data, positions_through_data])
+def test_weights_written_past_torchs_counter_stay_current(write, tokenizer):
+    model = tiny_clip()
+    localizer = open_gem.adapt(model, tokenizer, size="short:32")
+    before = localizer(PICTURES[1], ["cat", "dog"]).similarity
+    write(model)
+    after = localizer(PICTURES[1], ["cat", "dog"]).similarity
+    assert not torch.equal(after, before)
+    fresh = open_gem.adapt(model, tokenizer, size="short:32")(PICTURES[1], ["cat", "dog"]).similarity
+    torch.testing.assert_close(after, fresh, rtol=0, atol=0)
+
+
 def test_one_size_for_two_images_is_not_two_sizes(localizer):
     with pytest.raises(InputError, match="size"):
         localizer.locate(localizer.encode(torch.zeros(2, 3, 32, 32)), "cat", ODD)[0].points()

@@ -625,10 +625,26 @@ def test_a_file_of_weights_for_an_architecture(architecture, own, made, suffix):
     torch.testing.assert_close(loaded.encode_text(PROMPTS), ours.load(f"local-dir:{own}").encode_text(PROMPTS))
 
 
-def test_a_training_loops_wrapping_is_taken_off(architecture, own, made):
-    state = {f"module.{name}": value for name, value in made.state_dict().items()}
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model._orig_mod.module."])
+def test_a_training_loops_wrapping_is_taken_off(prefix, architecture, own, made):
+    state = {f"{prefix}{name}": value for name, value in made.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, own / "epoch_3.pt")
-    ours.load(architecture, str(own / "epoch_3.pt"))
+    loaded = ours.load(architecture, str(own / "epoch_3.pt")).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in made.state_dict().items())
+
+
+def test_another_prefix_is_named(architecture, own, made):
+    torch.save({f"student.{name}": value for name, value in made.state_dict().items()}, own / "student.pt")
+    assert 'names fit without the prefix "student."' in refused(architecture, own / "student.pt")
+
+
+def test_weights_of_another_image_size_are_refused(architecture, own, made):
+    """transformers itself would take them, and say nothing."""
+    name = next(name for name in made.state_dict() if "vision" in name and "position_embedding" in name)
+    positions = made.state_dict()[name]
+    larger = torch.zeros(*positions.shape[:-2], positions.shape[-2] + 20, positions.shape[-1])
+    torch.save({**made.state_dict(), name: larger}, own / "larger.pt")
+    assert f"1 of another shape ({name})" in refused(architecture, own / "larger.pt")
 
 
 def test_a_file_of_other_weights_names_them(architecture, own, made):

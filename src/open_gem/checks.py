@@ -20,9 +20,18 @@ def is_positive(value: Any) -> bool:
         return False
 
 
+def close_names(given: Any, known: Iterable[str], most: int = 3) -> list[str]:
+    """Up to `most` of the known names that are spelled like the given one, the closest first; case does not count."""
+    by_letters: dict[str, list[str]] = {}
+    for name in known:
+        by_letters.setdefault(name.lower(), []).append(name)
+    close = get_close_matches(str(given).lower(), by_letters, n=most)
+    return [name for letters in close for name in by_letters[letters]][:most]
+
+
 def did_you_mean(given: Any, known: Iterable[str]) -> str:
     """What to put behind a name that is not known: " (did you mean gem?)", or nothing where none is close."""
-    close = get_close_matches(str(given), list(known), n=1)
+    close = close_names(given, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -36,8 +36,8 @@ class Localizer:
     """Phrases in, localizations out; the model behind it stays as it is and may be shared between threads.
 
     backbone    the model, from `backbones.load` or `backbones.adapt`
-    pathway     a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends, settings
-                are taken as they are
+    pathway     a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends and is
+                no deeper than the model, settings are taken as they are
     size        how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
                 recommends
     template    what a phrase is put into: a template, templates, or an ensemble by name, see `prompts.check_template`
@@ -286,7 +286,8 @@ def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P]) 
 
 def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
     """The settings of a pathway on a backbone: a name with the temperature that the checkpoint recommends for adaptive
-    ones, settings as they are. "proxyclip:NAME" is ProxyCLIP with the expert NAME, which is loaded then.
+    ones, and on a model of few blocks no deeper than these; settings as they are. "proxyclip:NAME" is ProxyCLIP with
+    the expert NAME, which is loaded then.
 
     Raises PathwayError for an unknown name, and errors as `backbones.experts.load_expert`.
     """
@@ -297,7 +298,7 @@ def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
 
         name = check_name(pathway).removeprefix(PROXYCLIP)
         return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
-    found = find_pathway(pathway)
+    found = find_pathway(pathway).fitted(backbone.layers)
     scale = backbone.recommended.temperature_scale if found.is_adaptive else 1.0
     return replace(found, temperature_scale=found.temperature_scale * scale)
 

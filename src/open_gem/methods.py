@@ -143,6 +143,15 @@ class Pathway:
         borrows = getattr(self.mixer, "borrows", None)
         return range(0) if borrows is None else borrows(layers)
 
+    def deepest(self, layers: int) -> int:
+        """The greatest depth on a host that has `layers` blocks: borrowed blocks come before those it changes."""
+        borrowed = self.borrows(layers)
+        return layers - borrowed[-1] if borrowed else layers
+
+    def fitted(self, layers: int) -> "Pathway":
+        """The same settings, no deeper than a host of `layers` blocks allows: for a depth that nobody asked for."""
+        return replace(self, depth=min(self.depth, self.deepest(layers)))
+
     def layout(self, grid: Grid, prefix: int, size: Size) -> Layout:
         """Where this pathway's tokens are, of pixels of `size` whose host has its own on `grid` after `prefix`."""
         layout = getattr(self.mixer, "layout", None)

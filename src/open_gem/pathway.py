@@ -108,12 +108,14 @@ def check_depth(pathway: Pathway, host: Host, label: str = "the pathway") -> Non
     """Raises PathwayError where the pathway, called `label`, is deeper than the host, or borrows from blocks that come
     after it."""
     if pathway.depth > host.layers:
-        raise PathwayError(f"{label} has depth {pathway.depth}, but the model has {host.layers} blocks")
-    borrowed, first = pathway.borrows(host.layers), host.layers - pathway.depth
-    if borrowed and borrowed[-1] > first:
         raise PathwayError(
-            f"{label} has depth {pathway.depth}, but borrows from block {borrowed[-1] + 1} of {host.layers}: "
-            f"expected depth {host.layers - borrowed[-1]} at most"
+            f"{label} has depth {pathway.depth}, but the model has {host.layers} blocks: "
+            f"expected depth {pathway.deepest(host.layers)} at most"
+        )
+    if pathway.depth > (deepest := pathway.deepest(host.layers)):
+        raise PathwayError(
+            f"{label} has depth {pathway.depth}, but borrows from block {host.layers - deepest + 1} of {host.layers}: "
+            f"expected depth {deepest} at most"
         )
 
 

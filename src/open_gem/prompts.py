@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from open_gem.checks import did_you_mean
+from open_gem.checks import close_names, did_you_mean
 from open_gem.errors import PromptError
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
@@ -274,6 +274,15 @@ class TextEncoder(Protocol):
         """The end of a text that the context has no room for."""
         ...
 
+    @property
+    def concepts(self) -> Sequence[str]:
+        """All that the model can name, where that is a list; empty for an open vocabulary."""
+        ...
+
+    def knows(self, prompt: str) -> bool:
+        """False where no word of `prompt` means anything to the model."""
+        ...
+
 
 class TextCache:
     """Text embeddings of one encoder, each phrase encoded once; may be shared between threads.
@@ -294,7 +303,10 @@ class TextCache:
         self._warned = False
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model."""
+        """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model.
+
+        Raises PromptError as `check`.
+        """
         phrases = [self._phrase(prompt) for prompt in prompts]
         asked = dict(zip(phrases, prompts, strict=True))
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
@@ -304,6 +316,7 @@ class TextCache:
             found = {phrase: self._known[phrase] for phrase in asked if phrase in self._known}
             missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in found}
             if missing:
+                self.check(missing.values())
                 found.update(zip(missing, self._encode(missing.values()), strict=True))
             for phrase in asked:
                 self._known[phrase] = found[phrase]
@@ -311,6 +324,17 @@ class TextCache:
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
         return torch.stack([found[phrase] for phrase in phrases])
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raises PromptError for a prompt of which the encoder knows no word: all such would mean the same to it."""
+        known = self.encoder.concepts
+        for prompt in prompts if known else ():
+            if prompt and not self.encoder.knows(prompt):  # the empty one is what others are compared with
+                close = close_names(_bare(prompt), known) or known[:5]
+                raise PromptError(
+                    f"the model knows no word of prompt {prompt!r}, only {len(known)} concepts such as "
+                    f"{', '.join(close)}; expected one of them, or an open-vocabulary model (`open-gem models`)"
+                )
 
     def _phrase(self, prompt: str) -> str:
         """The same for prompts that fill all templates alike, and for no others."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -141,6 +141,15 @@ class Text(ABC):
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
 
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        return True
+
 
 @dataclass(eq=False)
 class Backbone:
@@ -155,6 +164,7 @@ class Backbone:
     text: Text
     preprocess: Preprocess
     recommended: Recommended = Recommended()
+    _version: "Version" = field(default_factory=lambda: Version(), repr=False)
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -193,12 +203,9 @@ class Backbone:
 
     @property
     def weights_version(self) -> Hashable:
-        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept.
-
-        Writes that torch does not count go unnoticed (through `tensor.data`, in inference mode, by a fused optimizer):
-        make a new backbone and `Localizer` after those.
-        """
-        return version(self.model.parameters())
+        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept: see
+        `Version` for what it notices."""
+        return self._version(self.model.parameters())
 
     def fingerprint(self) -> str:
         """Twelve letters for the weights, see `fingerprint`."""
@@ -230,6 +237,15 @@ class Backbone:
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
         return self.text.truncated(prompt)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return self.text.concepts
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        return self.text.knows(prompt)
 
 
 # What towers share ----------------------------------------------------------------------------------------------------
@@ -275,9 +291,48 @@ class GridCache(Generic[T]):
             return made
 
 
+class Version:
+    """Tells whether weights have changed: called with them, it gives another value after a move or a write.
+
+    Writes that torch does not count (through `tensor.data`, in inference mode, by a fused optimizer) show in `SAMPLED`
+    values of each tensor, spread over it. What changes none of those, such as a few rows of a table of embeddings
+    written through `.data`, goes unnoticed.
+    """
+
+    SAMPLED = 8
+
+    def __init__(self) -> None:
+        self._samples: tuple[Hashable, list[list[Tensor]]] = (), []
+
+    def __reduce__(self) -> Any:
+        return Version, ()  # copies watch weights of their own
+
+    @torch.no_grad()
+    def __call__(self, weights: Iterable[Tensor]) -> Hashable:
+        weights = list(weights)
+        places = tuple((w.device, w.dtype, w.data_ptr()) for w in weights)
+        counts = tuple(0 if w.is_inference() else w._version for w in weights)
+        known, samples = self._samples
+        if known != places:  # views are kept, for to make them takes longer than to read them
+            samples = self._views(weights)
+            self._samples = places, samples
+        values = tuple(torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in samples)
+        return places, counts, values
+
+    def _views(self, weights: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Some values of each tensor as one-dimensional views, those of one device and type together."""
+        views: dict[Hashable, list[Tensor]] = {}
+        for w in weights:
+            if w.numel() and not w.is_meta:
+                count = min(w.numel(), self.SAMPLED) if w.is_contiguous() else 1
+                view = w.detach().as_strided((count,), (w.numel() // count,))
+                views.setdefault((w.device, w.dtype), []).append(view)
+        return list(views.values())
+
+
 def version(weights: Iterable[Tensor]) -> Hashable:
-    """Changes with every move of the tensors and every write to them (but not through `.data` or in inference mode)."""
-    return tuple((w.device, w.dtype, w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    """What a new `Version` says of weights: for a few tensors."""
+    return Version()(weights)
 
 
 def fingerprint(model: nn.Module) -> str:

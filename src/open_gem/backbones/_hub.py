@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
+from open_gem.backbones import _weights
 from open_gem.backbones._weights import mismatch, quiet, reason_of
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 
@@ -93,17 +93,15 @@ def picture_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
         return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickled state dict that needs no code to run; bare, or as a training
-    loop wraps it: in "model" or "state_dict", with names that begin with "module."."""
+def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, Tensor]:
+    """The tensors of a file, under the names that a model of class `kind` has with this `config`: see
+    `_weights.read_weights`."""
     with _telling(str(file)):
-        pickled = file.suffix != ".safetensors"
-        found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
-        for wrapping in ("model", "state_dict"):
-            found = found[wrapping] if isinstance(found, dict) and isinstance(found.get(wrapping), dict) else found
-        if not isinstance(found, dict):
-            raise WeightsError(f"cannot load {file}: it holds a {type(found).__name__}, expected a state dict")
-    return {name.removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
+        expected = ()
+        if kind is not None:
+            with torch.device("meta"):
+                expected = kind(config).state_dict().keys()
+        return _weights.read_weights(file, expected)
 
 
 def has_tokenizer(folder: Path) -> bool:

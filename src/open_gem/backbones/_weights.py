@@ -4,14 +4,19 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from open_gem.errors import WeightsError
 
 ADVICE = (
     "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
@@ -30,6 +35,72 @@ def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -
     for name, value in exact.items():
         model.get_parameter(name).data = value.to(device)
     return model
+
+
+# Files of weights -----------------------------------------------------------------------------------------------------
+
+_CHECKPOINT_KEYS = (  # where training loops put the weights; an average of them (EMA) is read where nothing else is
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
+)
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, torch.compile, FSDP
+_LEADING = {*_WRAPPERS, "model"}  # and Lightning's
+
+
+def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickled checkpoint that needs no code to run, under the names that
+    the model has: without what training loops wrap around them.
+
+    `expected`: the model's own names, which are never shortened. Where several models are in the file, those behind
+    the prefix that fits best are read, and a warning counts the others. Raises WeightsError where nothing in the file
+    is a state dict, else whatever a broken file makes libraries raise.
+    """
+    file = Path(file)
+    pickled = file.suffix != ".safetensors"
+    found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
+    while isinstance(found, dict):
+        inner = next((found[key] for key in _CHECKPOINT_KEYS if isinstance(found.get(key), dict)), None)
+        if inner is None:
+            break
+        found = inner
+    if not isinstance(found, dict):
+        raise WeightsError(f"cannot load {file}: it holds a {type(found).__name__}, expected a state dict")
+    by_prefix: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            prefix, inner_name = _split(name, expected)
+            by_prefix[prefix][inner_name] = value
+    if not by_prefix:
+        keys = _some(sorted(map(str, found))) or "none"
+        raise WeightsError(
+            f"cannot load {file}: it holds no tensors under the keys it has ({keys}), expected a state dict, bare or "
+            f"as one of {', '.join(_CHECKPOINT_KEYS)}"
+        )
+    best = max(by_prefix, key=lambda prefix: (len(by_prefix[prefix].keys() & set(expected)), len(by_prefix[prefix])))
+    if others := sorted(name for prefix, some in by_prefix.items() if prefix != best for name in some):
+        warnings.warn(f"{file} holds {len(others)} tensors beside the model, left out: {_some(others)}", stacklevel=3)
+    return by_prefix[best]
+
+
+def _split(name: str, expected: Collection[str]) -> tuple[str, str]:
+    """A tensor's name in a file → the prefix of what was wrapped around the model, and the name in the model."""
+    parts, start = name.split("."), 0
+    while start < len(parts) - 1 and parts[start] in _LEADING and ".".join(parts[start:]) not in expected:
+        start += 1
+    inner = ".".join(parts[start:])
+    if inner not in expected:
+        inner = ".".join(part for part in parts[start:] if part not in _WRAPPERS)
+    return ".".join(parts[:start]), inner
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 
 def needs_transformers(error: ImportError) -> str:
@@ -58,7 +129,21 @@ def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterab
     """What of a checkpoint does not fit its architecture, in one line; None where all does."""
     parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     said = [f"{len(names)} {what} ({_some(names)})" for what, some in parts if (names := sorted(some))]
-    return f"the weights do not fit the architecture: {'; '.join(said)}" if said else None
+    hint = _prefix_hint(set(missing), set(unexpected))
+    return f"the weights do not fit the architecture: {'; '.join(said)}{hint}" if said else None
+
+
+def _prefix_hint(missing: set[str], unexpected: set[str]) -> str:
+    """What to do where names would fit with, or without, a prefix; else nothing."""
+    for long, short, advice in (
+        (unexpected, missing, 'names fit without the prefix "{}": save the state dict of that part alone'),
+        (missing, unexpected, 'names fit behind the prefix "{}": the file seems to hold that part of a model alone'),
+    ):
+        dots = ((name, at) for name in long for at, letter in enumerate(name) if letter == ".")
+        prefixes = Counter(name[: at + 1] for name, at in dots if name[at + 1 :] in short)
+        if prefixes and (likeliest := prefixes.most_common(1)[0])[1] > 1:
+            return f"; {likeliest[1]} {advice.format(likeliest[0])}"
+    return ""
 
 
 def mismatch_in(message: str) -> str | None:

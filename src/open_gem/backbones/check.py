@@ -90,7 +90,7 @@ class Rounding(NamedTuple):
 
 def rounding(tower: Tower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
     """What computing in `dtype`, weights included, costs every pathway on `pixels` `(b, 3, y, x)`."""
-    pathways = {name: pathway for name, pathway in PATHWAYS.items() if pathway.depth <= tower.layers}
+    pathways = {name: pathway.fitted(tower.layers) for name, pathway in PATHWAYS.items()}
     cast = type(tower)(deepcopy(tower.module).to(dtype))
     exact, rounded = (run(some, pixels, pathways, pooled=True) for some in (tower, cast))
     found = []

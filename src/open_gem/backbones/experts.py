@@ -10,7 +10,6 @@ Nothing here changes a model, and no code that a checkpoint brings is run.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import isfinite
 from numbers import Real
 from os import PathLike, fspath
@@ -26,6 +25,7 @@ from torch.nn.functional import interpolate
 from open_gem.attention import Heads, external, resize_values, wide
 from open_gem.backbones._base import Backbone, check_evaluating, off_mps
 from open_gem.backbones._weights import finished, needs_transformers, quiet, reason_of
+from open_gem.checks import close_names
 from open_gem.errors import (
     InputError,
     OpenGemError,
@@ -346,7 +346,7 @@ def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: s
     try:
         place = inner if _is_of_timm(inner) else _folder(inner)
         if place is None:
-            close = get_close_matches(inner, timm.list_models(module=list(TIMM), pretrained=True), n=3)
+            close = close_names(inner, timm.list_models(module=list(TIMM), pretrained=True))
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise UnknownModelError(f"timm has no model called {inner!r}{hint}")
         _check_timm(name, place)

@@ -1,9 +1,12 @@
 """open_clip: its names, tags and checkpoints, its tokenizers; which tower reads its models `families` says."""
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
+from functools import cached_property
 from importlib.util import find_spec
+from math import isqrt
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,20 +16,28 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
-from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
+from open_gem.backbones._weights import cut_off, finished, quiet, read_weights, reason_of
 from open_gem.backbones.families import find_family, find_tower
+from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
 from open_gem.types import Size
 
 
-def adapt(model: Any, tokenizer: Any, *, name: str = "open_clip", recommended: Recommended | None = None) -> Backbone:
-    """A backbone around an open_clip model in memory. Raises UnsupportedModelError with the reason where its vision
-    tower cannot be read, InputError where it is in training mode."""
+def adapt(
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str = "open_clip",
+    recommended: Recommended | None = None,
+    concepts: Sequence[str] = (),
+) -> Backbone:
+    """A backbone around an open_clip model in memory; `concepts`: see `Text.concepts`. Raises UnsupportedModelError
+    with the reason where its vision tower cannot be read, InputError where it is in training mode."""
     visual = getattr(model, "visual", None)
     if visual is None:
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it has no vision tower (`model.visual`)")
-    tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer)
+    tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer, concepts)
     return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
 
 
@@ -66,8 +77,9 @@ def build(name: str) -> Backbone:
 class OpenClipText(Text):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
-    def __init__(self, model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, concepts: Sequence[str] = ()):
         self.model, self.tokenizer = model, tokenizer
+        self._concepts = tuple(concepts)
         self._lock = Lock()  # transformers' tokenizers are one thread's at a time: how they cut and pad is their state
 
     @property
@@ -95,6 +107,25 @@ class OpenClipText(Text):
             return ""
         room = self.tokenizer.context_length - 2  # start and end of text
         return decode(encode(prompt)[room:]).strip()
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return self._concepts
+
+    def knows(self, prompt: str) -> bool:
+        """A model of few concepts was trained on their tokens and on those of templates; the embeddings of all others
+        say nothing. Tokens without two letters in a row ("-", "t") are in many words, and are no word themselves."""
+        return not self._concepts or not self._tokens(prompt).isdisjoint(self._known)
+
+    @cached_property
+    def _known(self) -> set[int]:
+        return {token for concept in self._concepts for token in self._tokens(concept)}
+
+    def _tokens(self, text: str) -> set[int]:
+        with self._lock:
+            nothing, tokens = (set(row) for row in self.tokenizer(["", text]).tolist())
+            tokens -= nothing
+            return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
 _REFUSED = {  # how the names of timm's towers begin -> why they are not read
@@ -154,17 +185,19 @@ def load(
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
-        with quiet("QuickGELU mismatch"):  # `configuration` has dealt with it
+        with quiet():
             sections = _sections(name, cache_dir)
             _check_runs_no_code(label, sections)
-            model = open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True)
+            model = _with_weights(label, config, cache_dir)
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
-            recommended = _recommended(name, sections.get("open_gem", {}))
+            ours = dict(sections.get("open_gem", {}))
+            concepts = tuple(ours.pop("concepts", ()))
+            recommended = _recommended(name, ours)
     except OpenGemError:
         raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
         raise WeightsError(f"cannot load {label}: {reason_of(error)}") from error
-    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended)
+    return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended, concepts=concepts)
 
 
 def knows(name: str) -> bool:
@@ -210,11 +243,74 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
     }
 
 
+def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) -> Any:
+    """The model that `configuration` describes, with its weights: all of them, and none made up or resampled.
+
+    open_clip's own loading resamples position embeddings to the architecture's grid, and says nothing; here the model
+    is made for the grid that the weights have.
+    """
+    file, config = _file_of_weights(config, cache_dir)
+    settings = {**config, "cache_dir": cache_dir, "load_weights": False, "pretrained_text": False}
+    model: Any = open_clip.create_model(**settings)
+    if file.suffix in (".npz", ".npy"):  # big_vision's, which only open_clip can read
+        open_clip.load_checkpoint(model, str(file))
+        return model
+    weights = read_weights(file, model.state_dict().keys())
+    weights = open_clip.factory.convert_state_dict(model, weights)
+    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+        weights = open_clip.factory.convert_to_custom_text_state_dict(weights)
+    weights.pop("text.transformer.embeddings.position_ids", None)  # a buffer of older versions of transformers
+    if size := _trained_size(label, adapt(model.eval(), None), weights):
+        model = open_clip.create_model(**settings, force_image_size=(size.height, size.width))
+    for name in {"logit_scale", "logit_bias"} & weights.keys() & dict(model.named_parameters()).keys():
+        weights[name] = weights[name].reshape(model.get_parameter(name).shape)  # of older versions, in other shapes
+    model.load_state_dict(weights)
+    return model
+
+
+def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[Path, dict[str, Any]]:
+    """The file of weights, downloaded where it has to be, and the arguments for `create_model` that go with it."""
+    name, get = config["model_name"], open_clip.factory
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if (found := get._find_checkpoint_in_dir(folder)) is None:
+            raise FileNotFoundError(f"there are no weights in {folder}")
+        return Path(found), dict(config)
+    if name.startswith("hf-hub:"):
+        return Path(get.download_pretrained_from_hf(name.removeprefix("hf-hub:"), cache_dir=cache_dir)), dict(config)
+    pretrained = config["pretrained"]
+    if tag := open_clip.get_pretrained_cfg(name, pretrained):
+        file = get.download_pretrained(tag, cache_dir=cache_dir)
+        return Path(file), {**config, "pretrained": file, "force_preprocess_cfg": tag}
+    return Path(pretrained), dict(config)
+
+
+def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor]) -> Size | None:
+    """The image size that the position embeddings in `weights` are for, where it is not the model's own.
+
+    Raises WeightsError where they are for another number of patches that is no square grid.
+    """
+    tower, positions = backbone.tower, backbone.tower.trained_positions
+    name = next((name for name, weight in backbone.model.named_parameters() if weight is positions), None)
+    theirs = None if name is None else weights.get(name)
+    if theirs is None or theirs.ndim != positions.ndim or theirs.shape[-2] == positions.shape[-2]:
+        return None
+    rows, cols = (side // patch for side, patch in zip(tower.trained, tower.patch, strict=True))
+    patches = theirs.shape[-2] - (positions.shape[-2] - rows * cols)
+    side = isqrt(max(patches, 0))
+    if not side or side * side != patches:
+        raise WeightsError(
+            f"cannot load {label}: its position embeddings are for {patches} patches, which are no square grid; "
+            f"expected the architecture's {rows}×{cols}"
+        )
+    return Size(side * tower.patch[0], side * tower.patch[1])
+
+
 def _architecture(name: str) -> str:
     """open_clip's own spelling of a built-in name. Raises UnknownModelError, UnsupportedModelError with the reason."""
     architecture = name.replace("/", "-")
     if architecture not in open_clip.list_models():
-        close = get_close_matches(architecture, open_clip.list_models(), n=3)
+        close = close_names(architecture, open_clip.list_models())
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UnknownModelError(
             f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '

@@ -354,15 +354,18 @@ def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, di
         raise UnknownModelError(f"{name!r} brings its own weights; {str(file)!r} cannot be combined with it")
     if not file.is_file():
         raise UnknownModelError(f"no such file: {file} (models of transformers have no tags)")
-    architecture, weights, temperature = ARCHITECTURES.get(name), _hub.read_weights(file), {}
+    architecture, temperature = ARCHITECTURES.get(name), {}
     if architecture is None or not architecture.certain:
         config = _hub.configuration(name, cache_dir)
     else:
         config = architecture.configuration()
-        if architecture.original:
-            weights, temperature = _translated(weights, config)
     kind = _kind(name, config)
-    model = _hub.fetch(getattr(transformers, kind.model), str(file), config=config, state_dict=weights)
+    made = getattr(transformers, kind.model)
+    if architecture is not None and architecture.original:
+        weights, temperature = _translated(_hub.read_weights(file), config)
+    else:
+        weights = _hub.read_weights(file, made, config)
+    model = _hub.fetch(made, str(file), config=config, state_dict=weights)
     beside, repository = f"local-dir:{file.parent.absolute()}", "bert-base-uncased" if "/" not in name else name
     if _hub.has_tokenizer(file.parent):
         tokenizer = _hub.fetch_tokenizer(beside, kind=getattr(transformers, kind.tokenizer))

@@ -35,7 +35,8 @@ def read(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
     """Some pathways from one pass."""
 
     def make(subject: Subject) -> Work:
-        return partial(run, subject.tower, subject.pixels, {name: PATHWAYS[name] for name in names}, pooled=pooled)
+        pathways = {name: PATHWAYS[name].fitted(subject.tower.layers) for name in names}
+        return partial(run, subject.tower, subject.pixels, pathways, pooled=pooled)
 
     return make
 

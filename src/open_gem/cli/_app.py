@@ -1,8 +1,9 @@
 """What the commands share: one line an error, options, how models are asked for, tables and progress."""
 
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -71,13 +72,28 @@ def print_json(document: Any) -> None:
     print(to_json(document, ascii=True), flush=True)
 
 
+def warn_of_commas(option: str, phrases: Iterable[str]) -> None:
+    """One warning where a phrase looks like several separated by commas, with how to give several."""
+    for phrase in phrases:
+        parts = [part.strip() for part in phrase.split(",") if part.strip()]
+        if len(parts) > 1:
+            several = " ".join(f"{option} {shlex.quote(part)}" for part in parts)
+            say(f"warning: {phrase!r} is one phrase, comma included; for {len(parts)} phrases: {several}")
+            return
+
+
 def counted(count: int, what: str) -> str:
     """ "1 image", "2 images"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 app = typer.Typer(
-    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["--help", "-h"]},  # commands have it from here
 )
 
 

@@ -26,6 +26,7 @@ from open_gem.cli._app import (
     say,
     settings_of,
     tuned,
+    warn_of_commas,
 )
 from open_gem.errors import ImageError, InputError, PromptError
 
@@ -304,6 +305,8 @@ def read_vocabulary(
         [phrase for one in given for phrase in (prompt_file(one[1:]) if one.startswith("@") else [one])]
         for given in (prompts, negatives)
     )
+    warn_of_commas("-p", phrases)
+    warn_of_commas("-n", others)
     if classes is None:
         if first_is_background:
             raise InputError("--first-is-background given without --classes")

@@ -20,6 +20,7 @@ from open_gem.cli._app import (
     print_json,
     progress_bar,
     say,
+    warn_of_commas,
 )
 from open_gem.cli.labels import OUT, conclude
 from open_gem.errors import InputError
@@ -233,6 +234,7 @@ def _ontology(
         given = "neither" if path is None else "both"
         raise InputError(f"--ontology and --prompt: {given} given, expected one of them")
     if path is None:
+        warn_of_commas("-p", prompts or [])
         return Ontology.of(prompts, **thresholds)
     return Ontology.read(path, first_is_background, **thresholds)
 

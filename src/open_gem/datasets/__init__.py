@@ -6,10 +6,10 @@
 `DATASETS` says what there is; `find_dataset("voc2012").tree` what files are expected.
 """
 
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
+from open_gem.checks import did_you_mean
 from open_gem.datasets._base import (
     IGNORE,
     LabelFile,
@@ -68,8 +68,7 @@ def find_dataset(name: str) -> Source:
     plain = name.strip().lower().replace("_", "-")
     if (found := DATASETS.get(ALIASES.get(plain, plain))) is not None:
         return found
-    close = get_close_matches(plain, [*DATASETS, *ALIASES], n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    hint = did_you_mean(plain, [*DATASETS, *ALIASES])
     raise DatasetError(f"unknown data set {name!r}, expected one of {', '.join(DATASETS)}{hint}")
 
 

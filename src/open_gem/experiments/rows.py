@@ -57,10 +57,6 @@ class Experiment:
     seeds: bool = False
 
 
-def _fit(pathway: Pathway, layers: int) -> Pathway:
-    return replace(pathway, depth=min(pathway.depth, layers))
-
-
 PROJECTIONS = {"value": "v", "key": "k", "query": "q", "qkv": "qkv"}
 
 
@@ -80,20 +76,20 @@ CLUSTERS, SEEDS = (2, 3, 4, 5, 6, 7, 8, 10, 15, 20), (0, 1, 2)
 
 
 def _table_2(layers: int) -> Rows:
-    base = _fit(PATHWAYS["gem-kmeans"], layers)
+    base = PATHWAYS["gem-kmeans"].fitted(layers)
     rows = {f"k-means, {k}, seed {seed}": replace(base, mix=KMeans(k, seed)) for k in CLUSTERS for seed in SEEDS}
-    return {"GEM": _fit(GEM, layers), **rows}
+    return {"GEM": GEM.fitted(layers), **rows}
 
 
 def _table_3(layers: int) -> Rows:
     names = {"CLIP": "clip", "MaskCLIP": "maskclip", "MaskCLIP, reduced": "maskclip-reduced"}
     names |= {"CLIPSurgery": "clip_surgery", "GEM": "gem"}
-    best = {f"GEM, K = {k}": replace(_fit(GEM, layers), iterations=k) for k in (0, 2, 3)}
-    return {label: _fit(PATHWAYS[name], layers) for label, name in names.items()} | best
+    best = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in (0, 2, 3)}
+    return {label: PATHWAYS[name].fitted(layers) for label, name in names.items()} | best
 
 
 def _table_4(layers: int) -> Rows:
-    return {"CLIP": PATHWAYS["clip"], "GEM": _fit(GEM, layers)}
+    return {"CLIP": PATHWAYS["clip"], "GEM": GEM.fitted(layers)}
 
 
 def _table_5(layers: int) -> Rows:
@@ -109,8 +105,8 @@ FIGURE_3 = {"CLIP": "clip", "CLIPSurgery": "clip_surgery"}
 
 
 def _figure_3(layers: int) -> Rows:
-    rows = {f"GEM, K = {k}": replace(_fit(GEM, layers), iterations=k) for k in ITERATIONS}
-    return {label: _fit(PATHWAYS[name], layers) for label, name in FIGURE_3.items()} | rows
+    rows = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in ITERATIONS}
+    return {label: PATHWAYS[name].fitted(layers) for label, name in FIGURE_3.items()} | rows
 
 
 def _over_iterations(layers: int) -> Mapping[str, Sequence[Point]]:
@@ -130,8 +126,8 @@ UNTEMPERED = "no norm, trained τ"
 
 
 def _figure_5(layers: int) -> Rows:
-    rows = {f"τ × {m:g}": replace(_fit(GEM, layers), temperature_scale=m) for m in MULTIPLIERS}
-    return rows | {UNTEMPERED: _fit(RAW, layers)}
+    rows = {f"τ × {m:g}": replace(GEM.fitted(layers), temperature_scale=m) for m in MULTIPLIERS}
+    return rows | {UNTEMPERED: RAW.fitted(layers)}
 
 
 def _over_temperatures(layers: int) -> Mapping[str, Sequence[Point]]:

@@ -21,6 +21,10 @@ LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an end
 ODD = r'[\x00-\x1f\x7f<>:"|?*]'  # in a part of a path: what some file system refuses
 OF_A_LINE = ODD + r"|[\x80-\x9f\u2028\u2029]|^\s|\s$|^#"  # and what readers of lists strip, or take for a comment
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://"
+TWIN = (
+    "belongs to another image: keep this image out of the exported set, where readers would give it the other's labels"
+)
+
 OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
 
 
@@ -101,24 +105,25 @@ class Output:
             [move(PurePosixPath(kind, one.with_name(_split(one.name)[0] + ending))) for kind, ending in kinds]
             for one in names
         ]
-        taken: list[PurePosixPath] = []
+        reasons: list[str] = []
         for some in files:
-            refused = [file for file in some if not self._is_free(self.folder / file)]
+            refused = [f"its file {file} {reason}" for file in some if (reason := self._why_not(self.folder / file))]
             if not refused:
                 return [self.folder / file for file in some]
-            taken += refused
-        self.skip(image_id, f"its file {taken[0]} cannot be: another image has it, or it is too long")
+            reasons += refused
+        self.skip(image_id, reasons[-1])
         return None
 
-    def _is_free(self, path: Path) -> bool:
-        """Whether a file can be made there; its folder is."""
+    def _why_not(self, path: Path) -> str | None:
+        """Why no file can be made there, None where one can; its folder is made."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return not path.exists()
+            taken = path.exists()
         except OSError as error:
             if error.errno not in OF_THE_NAME:
                 raise
-            return False
+            return f"cannot be written: {error.strerror}"
+        return TWIN if taken else None
 
 
 def xml_text(text: str) -> str:

@@ -96,6 +96,7 @@ class Labeling:
 
     def __post_init__(self) -> None:
         check_settings(self.outputs, self.scale, self.per, self.least_area)
+        self.localizer.text.check(self.ontology.vocabulary.phrases)
         views = self.localizer.views
         if "heatmaps" in self.outputs and views.merge == "logits" and not views.is_plain:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")

@@ -66,8 +66,8 @@ class Service:
         if not localizer.views.is_plain or localizer.refinement is not None:
             raise InputError("a server keeps features, not pictures: expected a localizer without views and refinement")
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.name, self.pathways = localizer.backbone.name, servable(localizer)
-        self.default = "gem" if "gem" in self.pathways else next(iter(self.pathways))
+        self.name, self.pathways = localizer.backbone.name, {name: row.about for name, row in PATHWAYS.items()}
+        self.default = "gem"
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
         self._threads = ThreadPoolExecutor(settings.threads, "open_gem pictures")
@@ -86,7 +86,11 @@ class Service:
         blank = torch.zeros(3, *(side * 4 for side in self.localizer.backbone.patch))
         first = self._first_pathways()
         features = await self.worker.do(self._look, Look(blank, first))
-        question = Question(features[first[0]], Vocabulary.of("a photo"), Size(*blank.shape[1:]))
+        question = Question(
+            features[first[0]],
+            Vocabulary.of(next(iter(self.localizer.backbone.concepts), "a photo")),
+            Size(*blank.shape[1:]),
+        )
         await self.worker.do(self._ask, question)
 
     async def in_thread(self, work: Callable[..., Made], *given: object) -> Made:
@@ -156,6 +160,7 @@ class Service:
         longest = max(map(len, vocabulary.phrases))
         if longest > limits.max_prompt:
             raise RequestError(422, f"a phrase has {longest} characters, expected {limits.max_prompt} at most")
+        self.localizer.text.check(vocabulary.phrases)  # here, for later it would befall all that are asked with it
         return vocabulary
 
     # Pictures ---------------------------------------------------------------------------------------------------------
@@ -194,12 +199,6 @@ class Service:
             _on_cpu(localizer.locate(_on(features, localizer.backbone.device), vocabulary, [size])[0])
             for features, vocabulary, size in questions
         ]
-
-
-def servable(localizer: Localizer) -> dict[str, str]:
-    """The pathways that fit the model's depth, with what they are about."""
-    layers = localizer.backbone.layers
-    return {name: row.about for name, row in PATHWAYS.items() if row.depth <= layers}
 
 
 def _all_phrases(questions: Iterable[Question]) -> Iterable[str]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem.backbones._base import TEXT_BATCH, fingerprint, version
+from open_gem.backbones._base import TEXT_BATCH, Version, fingerprint
 from open_gem.backbones._weights import cut_off
 from open_gem.readout import Boxes
 from open_gem.types import Size
@@ -41,6 +41,7 @@ class Trained(ABC):
     tokenizer: Any
     images: Any
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
+    _version: Version = field(default_factory=Version, init=False, repr=False)
 
     template: ClassVar[str] = "a photo of a {}."
 
@@ -67,7 +68,7 @@ class Trained(ABC):
     @property
     def weights_version(self) -> Hashable:
         """Changes whenever the weights do, as `Backbone.weights_version`."""
-        return version(self.model.parameters())
+        return self._version(self.model.parameters())
 
     def fingerprint(self) -> str:
         """Twelve letters for the weights, as `Backbone.fingerprint`."""
@@ -83,6 +84,15 @@ class Trained(ABC):
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
         with self._lock:
             return cut_off(self.tokenizer, prompt, self._context)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """None: the vocabulary is open."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """True, see `concepts`."""
+        return True
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """An RGB picture as the model wants it, made by the image processor: `(3, y, x)` float32 on the CPU.
