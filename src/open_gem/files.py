@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +14,20 @@ from open_gem.errors import OutputError
 Writer = Callable[[BinaryIO], None]
 
 
-def write_file(path: Path, content: Writer | bytes) -> None:
-    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError."""
+def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) -> None:
+    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError.
+
+    durable  safe on disk before it has its name: or a power cut may leave the name without the content
+    """
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
                 file.write(content) if isinstance(content, bytes) else content(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

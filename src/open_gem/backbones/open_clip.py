@@ -5,7 +5,6 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import open_clip
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
-from open_gem.backbones._weights import cut_off, finished, quiet, reason_of
+from open_gem.backbones._weights import cut_off, finished, in_float32, quiet, reason_of
 from open_gem.backbones.families import find_family, find_tower
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
+from open_gem.numerics import Lock
 from open_gem.types import Size
 
 
@@ -157,7 +157,7 @@ def load(
         with quiet("QuickGELU mismatch"):  # `configuration` has dealt with it
             sections = _sections(name, cache_dir)
             _check_runs_no_code(label, sections)
-            model = open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True)
+            model = in_float32(lambda: open_clip.create_model(**config, cache_dir=cache_dir, require_pretrained=True))
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
             recommended = _recommended(name, sections.get("open_gem", {}))
     except OpenGemError:

@@ -51,7 +51,12 @@ class OWL(Trained):
 def _whole_pixels(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Boxes `(m, 4)` cut to the picture and rounded, int64; and which of them hold a pixel of it."""
     height, width = size
-    xyxy = boxes.round().long().clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    xyxy = (
+        boxes.round()
+        .long()
+        .clamp(min=0)
+        .minimum(torch.tensor([width, height, width, height], dtype=torch.int64, device="cpu"))
+    )
     return xyxy, (xyxy[:, :2] < xyxy[:, 2:]).all(1)
 
 
@@ -69,11 +74,12 @@ def paint(boxes: Boxes, size: Size, grid: Grid) -> Tensor:
 
     Edges are moved to those of the nearest cells; no box is less than one cell.
     """
-    cells = torch.tensor([grid.cols / size.width, grid.rows / size.height]).repeat(2)
+    scale = [grid.cols / size.width, grid.rows / size.height]
+    cells = torch.tensor(scale, dtype=torch.float32, device="cpu").repeat(2)
     left, top, right, bottom = (boxes.xyxy * cells).round().T[..., None]
-    row, col = torch.arange(grid.rows), torch.arange(grid.cols)
+    row, col = (torch.arange(count, dtype=torch.int64, device="cpu") for count in grid)
     in_rows = (row >= top.clamp(max=grid.rows - 1)) & (row < torch.maximum(bottom, top + 1))
     in_cols = (col >= left.clamp(max=grid.cols - 1)) & (col < torch.maximum(right, left + 1))
     covered = in_rows[:, :, None] & in_cols[:, None, :]
     painted = torch.where(covered, boxes.scores[:, None, None], 0.0)
-    return torch.cat([painted, torch.zeros(1, *grid)]).amax(0)
+    return torch.cat([painted, torch.zeros(1, *grid, dtype=painted.dtype, device="cpu")]).amax(0)
