@@ -117,7 +117,7 @@ def check_finite_number(what: str, model: Any, value: float) -> float:
 
 def _cause(what: str, model: Any) -> str:
     name, given = _name(model), "infinite or not a number"
-    weights: nn.Module = model.model if hasattr(model, "model") else model.module
+    weights = _weights(model)
     if damaged := [at for at, weight in weights.named_parameters() if not are_finite(weight.detach())]:
         names = ", ".join(damaged[:FEW]) + (f" … ({len(damaged)} in all)" if len(damaged) > FEW else "")
         return f"{name} gives {what} that are {given}, for its weights are damaged ({names}): load them again"
@@ -131,4 +131,9 @@ def _cause(what: str, model: Any) -> str:
 
 
 def _name(model: Any) -> str:
-    return getattr(model, "name", type(model).__name__)
+    kind = type(_weights(model)).__name__  # an adapted one is called by its library
+    return f"{model.name} ({kind})" if hasattr(model, "name") else kind
+
+
+def _weights(model: Any) -> nn.Module:
+    return model.model if hasattr(model, "model") else model.module

@@ -156,7 +156,7 @@ class Backbone:
     recommended: Recommended = Recommended()
 
     def __post_init__(self) -> None:
-        check_has_numbers(self.model, self.name)
+        check_has_numbers(self.model)
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -311,12 +311,12 @@ def check_evaluating(module: nn.Module) -> None:
         raise InputError("the model is in training mode; call model.eval() before adapting it")
 
 
-def check_has_numbers(model: nn.Module, name: str) -> None:
+def check_has_numbers(model: nn.Module) -> None:
     """Raises InputError where a model's weights are on the device "meta", which has shapes without numbers."""
     if any(weight.is_meta for weight in model.parameters()):
         raise InputError(
-            f"the weights of {name} are on the device 'meta', which holds no numbers, expected a device with memory, "
-            "such as 'cpu': load them first"
+            f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "
+            "device with memory, such as 'cpu': load them first"
         )
 
 

@@ -211,7 +211,7 @@ def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], 
         if any(kind.__module__.startswith(f"{library}.") for kind in type(model).__mro__):
             patch, prefix, channels, forward = read(model)
             check_evaluating(model)
-            check_has_numbers(model, name or type(model).__name__)
+            check_has_numbers(model)
             if channels != 3:
                 raise UnsupportedModelError(f"cannot read {type(model).__name__}: it takes {channels} channels, not 3")
             return Expert(name or type(model).__name__, model, patch, prefix, mean, std, forward)

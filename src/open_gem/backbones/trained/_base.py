@@ -46,7 +46,7 @@ class Trained(ABC):
     template: ClassVar[str] = "a photo of a {}."
 
     def __post_init__(self) -> None:
-        check_has_numbers(self.model, self.name)
+        check_has_numbers(self.model)
 
     @property
     @abstractmethod

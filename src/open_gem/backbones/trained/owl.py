@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones.trained._base import Grounding, Trained
+from open_gem.numerics import check_finite
 from open_gem.readout import Boxes
 from open_gem.types import Grid, Size
 
@@ -39,6 +40,7 @@ class OWL(Trained):
         patches = features.flatten(1, 2)
         logits = self.model.class_predictor(patches, text[None])[0].float()
         predicted = SimpleNamespace(logits=logits, pred_boxes=self.model.box_predictor(patches, features).float())
+        check_finite("maps", self, predicted.logits, predicted.pred_boxes)
         [found] = self.images.post_process_object_detection(predicted, threshold=-1.0, target_sizes=[tuple(size)])
         xyxy, inside = _whole_pixels(found["boxes"].cpu(), size)
         best = [_best(xyxy[inside], scores[inside]) for scores in logits[0].sigmoid().T.cpu()]
