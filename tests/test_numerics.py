@@ -451,6 +451,15 @@ def test_a_copy_has_weights_of_its_own_and_one_made_by_copy_does_not(tiny_locali
     assert flat.backbone is tiny_localizer.backbone
 
 
+def test_what_was_kept_is_not_sent(tiny_localizer, image):
+    phrases = [f"phrase {number}" for number in range(20)]
+    Localizer(fresh(tiny_localizer.backbone))(image, phrases)  # open_clip's tokenizer keeps words, too
+    localizer = Localizer(fresh(tiny_localizer.backbone))
+    size = len(pickle.dumps(localizer))
+    localizer(image, phrases)
+    assert len(pickle.dumps(localizer)) == size
+
+
 def test_a_localizer_is_copied_while_another_thread_uses_it(tiny_localizer, image):
     stop, raised = threading.Event(), []
 
