@@ -263,19 +263,85 @@ def test_without_a_compiler_that_works_torch_does_it(compiler, word, rebuilt, mo
     assert list(rebuilt.iterdir()) == []  # nothing half-made
 
 
+def test_a_compiler_that_no_shell_would_take_is_a_reason_and_no_traceback(rebuilt, monkeypatch):
+    monkeypatch.setenv("CC", "gcc 'x")
+    given = heads()
+    found = attention.load()
+    assert found.library is None and 'CC is "gcc \'x"' in found.reason and "\n" not in found.reason
+    close(query_key(given), functional.scaled_dot_product_attention(*given), 1e-6)
+
+
 def test_without_any_compiler_the_reason_says_so(rebuilt, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(rebuilt))
     assert attention.load() == (None, "no C compiler was found")
 
 
-def test_a_broken_file_in_the_cache_is_built_again(rebuilt, kernel, monkeypatch):
-    monkeypatch.setattr(attention, "FLAGS", (*attention.FLAGS, "-DANOTHER_NAME"))
-    made = attention._compiled(["cc"], rebuilt)
-    made.write_bytes(b"not a library")
+LOAD = "from open_gem.kernels import attention; print(attention.load().library is not None)"
+
+
+def broken(content: bytes, how: str) -> bytes:
+    if how == "cut off":
+        return content[: len(content) // 2]
+    if how == "with a hole":  # as after a power cut: the length is right, and some blocks never came to the disk
+        return content[:4096] + bytes(len(content) - 4096)
+    if how == "one bit":
+        return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    return {"empty": b"", "something else": b"not a library"}[how]
+
+
+@pytest.mark.parametrize("how", ["cut off", "with a hole", "one bit", "empty", "something else"])
+def test_a_broken_file_in_the_cache_is_built_again_and_never_loaded(how, rebuilt, kernel):
+    """In a process of its own: part of a library would end this one."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(rebuilt.parent)}
+    attention.load()
+    [made] = rebuilt.iterdir()
+    content = made.read_bytes()
+    made.unlink()  # this process has it mapped
+    made.write_bytes(broken(content, how))
+    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    [again] = rebuilt.iterdir()
+    assert len(again.read_bytes()) == len(content)
+
+
+def test_a_library_is_safe_on_disk_before_it_has_its_name(rebuilt, kernel, monkeypatch):
+    synced: list[bool] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(not list(rebuilt.glob("*.so"))) or sync(file))
+    next(rebuilt.iterdir()).unlink()
     attention.load.cache_clear()
-    assert attention.load().library is not None
-    assert made.stat().st_size > 1000
+    attention.load()
+    assert synced == [True]
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    "change",
+    {
+        "float64": lambda p: p.double(),
+        "bfloat16": lambda p: p.bfloat16(),
+        "not on a CPU": lambda p: p.to("meta"),
+        "width not next to each other": lambda p: p.transpose(2, 3).contiguous().transpose(2, 3),
+        "fewer tokens": lambda p: p[:, :, :-1],
+    }.items(),
+    ids=lambda change: change[0],
+)
+def test_nothing_else_comes_to_native_code(change):
+    """Whatever let it pass before."""
+    given = heads()
+    for at in range(3):
+        q, k, v = (change[1](p) if at == index else p for index, p in enumerate(given))
+        with pytest.raises(TypeError, match="the kernel was given"):
+            attention._attend((q, k), v, torch.ones(2), attention.QUERY_KEY)
+    for inverse in (
+        torch.ones(2, dtype=torch.float64),
+        torch.ones(2, device="meta"),
+        torch.ones(1),
+        torch.ones(4)[::2],
+    ):
+        with pytest.raises(TypeError, match="the kernel was given"):
+            attention._attend([given.q], given.v, inverse, 1)
 
 
 def test_nothing_is_run_from_a_folder_that_others_can_write_to(rebuilt, kernel):

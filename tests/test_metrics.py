@@ -86,6 +86,12 @@ def test_pointing_game_reads_x_then_y():
     assert Mean(3, 4).value == 0.75
     with pytest.raises(InputError, match="x below 6 and y below 4"):
         pointing_game(torch.tensor([[1, 5], [1, 3]]), mask)
+    assert pointing_game(torch.tensor([[5.9, 1.9], [1.0, 3.0]]), mask) == Mean(1, 2)
+    for off in (-0.5, torch.nan):
+        with pytest.raises(InputError, match="x below 6 and y below 4"):
+            pointing_game(torch.tensor([[off, 1.0], [1.0, 3.0]]), mask)
+    with pytest.raises(InputError, match="masks of type uint8 given, expected bool"):
+        pointing_game(torch.tensor([[5, 1], [1, 3]]), mask.to(torch.uint8))
 
 
 def test_mask_overlap_against_a_loop(random):
@@ -100,6 +106,9 @@ def test_mask_overlap_against_a_loop(random):
     assert mask_overlap(torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, 2, dtype=torch.bool)).value == 1
     with pytest.raises(InputError, match="one shape"):
         mask_overlap(predicted, true[:, :3])
+    for dtype in (torch.uint8, torch.float32):
+        with pytest.raises(InputError, match="expected bool"):
+            mask_overlap(predicted, true.to(dtype))
 
 
 def test_box_overlap_against_pixels_and_torchvision(random):
@@ -324,18 +333,30 @@ def test_labels_that_make_no_sense():
         confusion(zeros, zeros[0], CLASSES)
     with pytest.raises(InputError, match="3 and of 2 classes"):
         _ = confusion(zeros, zeros, 3) + confusion(zeros, zeros, 2)
-    for stored in ({"counts": [[1, 2]] * 3}, {"counts": [[1, 2], [3]]}, {}, {"counts": "x"}, {"counts": [1]}):
+    broken = {"counts": [[1.5, 2]]}
+    for stored in ({"counts": [[1, 2]] * 3}, {"counts": [[1, 2], [3]]}, {}, {"counts": "x"}, {"counts": [1]}, broken):
         with pytest.raises(InputError, match="confusion"):
             Confusion.from_json(stored)
 
 
-def test_labels_of_small_types_count_alike(random):
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.uint32])
+def test_labels_of_all_types_of_whole_numbers_count_alike(dtype, random):
     predicted, true = label_maps(random, nobody=0)
-    small = confusion(predicted.to(torch.uint8), true.to(torch.uint8), CLASSES)
+    small = confusion(predicted.to(dtype), true.to(dtype), CLASSES)
     assert torch.equal(small.counts, confusion(predicted, true, CLASSES).counts)
-    assert boundary(predicted[0].to(torch.uint8), true[0].to(torch.uint8), CLASSES) == boundary(
-        predicted[0], true[0], CLASSES
-    )
+    assert boundary(predicted[0].to(dtype), true[0].to(dtype), CLASSES) == boundary(predicted[0], true[0], CLASSES)
+
+
+@pytest.mark.parametrize("count", [confusion, boundary])
+def test_labels_that_are_no_whole_numbers_are_refused(count):
+    """0.9 is not class 0."""
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        with pytest.raises(InputError, match=f"predicted labels of type {kind} given, expected whole numbers"):
+            count(torch.full((2, 2), 0.9, dtype=dtype), zeros, CLASSES)
+        with pytest.raises(InputError, match=f"true labels of type {kind} given"):
+            count(zeros, zeros.to(dtype), CLASSES)
 
 
 # Boundaries -----------------------------------------------------------------------------------------------------------
@@ -410,7 +431,7 @@ def test_a_shift_costs_more_at_the_boundary():
 
 def test_boundary_wants_one_image():
     with pytest.raises(InputError, match="one image"):
-        boundary(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3), 2)
+        boundary(torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(2, 3, 3, dtype=torch.uint8), 2)
 
 
 # Points ---------------------------------------------------------------------------------------------------------------

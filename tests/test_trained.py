@@ -2,6 +2,8 @@
 
 import copy
 import json
+import pickle
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from open_gem.datasets import scenes
 from open_gem.errors import (
     ImageError,
     InputError,
+    NotFiniteError,
     PromptError,
     UnknownModelError,
     UnsupportedModelError,
@@ -713,3 +716,57 @@ def test_it_is_measured_as_pathways_are(kind, place):
         for (x, y), mask in zip(found.points().tolist(), sample.scene.masks, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
             hits, objects = hits + int(mask[y, x]), objects + 1
     assert line["scores"]["pointing_game"]["value"] == pytest.approx(hits / objects)
+
+
+# Torch's settings, copies, numbers that are none ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide() -> Image.Image:
+    return picture(60, 97)
+
+
+def test_torchs_defaults_decide_no_answer(kind, wide):
+    expected = kind.ours(wide, ["cat", "bus"])
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    try:
+        found = TrainedLocalizer(kind.ours.model)(wide, ["cat", "bus"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    same(found, expected)
+    assert found.similarity.dtype == torch.float32 and found.points().device.type == "cpu"
+
+
+def test_results_under_autocast_are_float32(kind, wide):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kind.ours(wide, ["cat", "bus"])
+    assert found.scores is not None
+    assert found.similarity.dtype == found.scores.dtype == torch.float32
+    same(kind.ours(wide, ["cat", "bus"]), TrainedLocalizer(kind.ours.model)(wide, ["cat", "bus"]))
+
+
+def test_they_can_be_copied_and_sent(kind, wide):
+    expected = kind.ours(wide, ["cat"])
+    same(copy.deepcopy(kind.ours)(wide, ["cat"]), expected)
+    if (
+        kind.name != "clipseg"
+    ):  # on whose model, once it was asked for hidden states, transformers leaves local functions
+        same(pickle.loads(pickle.dumps(kind.ours))(wide, ["cat"]), expected)
+
+
+def test_damaged_weights_are_an_error_that_names_them(kind, wide):
+    broken = copy.deepcopy(kind.ours)
+    name, weight = next((n, w) for n, w in broken.model.model.named_parameters() if "vision" in n and w.ndim == 4)
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    with pytest.raises(
+        NotFiniteError, match=f"maps that are infinite or not a number, .* damaged \\({re.escape(name)}"
+    ):
+        broken(wide, ["cat"])
+
+
+def test_a_model_without_numbers_is_refused(kind):
+    with pytest.raises(InputError, match="'meta'"):
+        adapt_trained(copy.deepcopy(kind.model).to("meta"), kind.processor)

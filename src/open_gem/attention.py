@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
 
 from open_gem.kernels import attention as native
+from open_gem.numerics import without_autocast
 from open_gem.types import Grid
 
 ROWS = 1024
@@ -89,14 +90,15 @@ def gaussian(grid: Grid, prefix: int, std: float) -> Tensor:
 
     exp(−(Δrow² + Δcol²) / 2 std²) between two patches, `std` in patches; 0 where a prefix token is involved.
     """
-    places = (torch.arange(side, dtype=torch.float32) for side in grid)
+    places = (torch.arange(side, dtype=torch.float32, device="cpu") for side in grid)
     along_rows, along_cols = (torch.exp(-((at[:, None] - at) ** 2) / (2 * std**2)) for at in places)
-    bias = torch.zeros((prefix + grid.patches,) * 2)
+    bias = torch.zeros((prefix + grid.patches,) * 2, dtype=torch.float32, device="cpu")
     patches = bias[prefix:, prefix:].unflatten(0, grid).unflatten(2, grid)
     torch.mul(along_rows[:, None, :, None], along_cols[None, :, None, :], out=patches)  # written where it stays
     return bias
 
 
+@without_autocast()
 def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float = 1.2) -> Tensor:
     """Attention that another model's tokens decide (ProxyCLIP): softmax(γ (S − β mean S)), pairs below 0 left out.
 

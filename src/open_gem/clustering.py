@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from open_gem.errors import InputError
+from open_gem.numerics import without_autocast
 
 TINY = 1e-12  # length below which a sum of unit vectors has no direction
 LARGEST = 4096  # simulated vectors, and their width
@@ -33,6 +34,7 @@ class Clusters(NamedTuple):
     objective: Tensor
 
 
+@without_autocast()
 def spherical_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations: int = 20) -> Clusters:
     """k-means by cosine of points `(..., n, c)`, from k-means++ seeds, until no label changes or `iterations` are over.
 
@@ -48,13 +50,14 @@ def spherical_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations
         raise InputError(f"clusters is {clusters!r}, expected a whole number from 1 to {count}, the number of points")
     if not (isinstance(iterations, int) and iterations >= 1):
         raise InputError(f"iterations is {iterations!r}, expected a whole number, 1 or more")
-    draws = torch.empty(clusters, count, dtype=torch.float64).exponential_(generator=_generator(seed))
+    draws = torch.empty(clusters, count, dtype=torch.float64, device="cpu").exponential_(generator=_generator(seed))
     units = _unit(points)
     batch = units.flatten(0, -3) if units.ndim > 2 else units[None]
     found = _lloyd(batch, _seeds(batch, draws.to(batch)), iterations)
     return Clusters(*(part.reshape(points.shape[:-2] + part.shape[1:]) for part in found))
 
 
+@without_autocast()
 def means(values: Tensor, labels: Tensor, clusters: int) -> Tensor:
     """The mean μ of each cluster's values as they are (eq. 10): `(..., n, c)`, labels `(..., n)` → `(..., k, c)`.
 
@@ -113,7 +116,7 @@ def _fill(units: Tensor, cosines: Tensor, labels: Tensor, members: Tensor, empty
     loss = ((1 - cosines) * units.norm(dim=-1)).masked_fill(stays, -torch.inf)  # a vector of zeros is of no use
     movers = loss.argsort(dim=-1, descending=True, stable=True)[:, :clusters]
     vacant = empty.int().argsort(dim=-1, descending=True, stable=True)
-    moves = torch.arange(clusters, device=labels.device) < empty.sum(dim=-1, keepdim=True)
+    moves = torch.arange(clusters, dtype=torch.int64, device=labels.device) < empty.sum(dim=-1, keepdim=True)
     return labels.scatter(1, movers, torch.where(moves, vacant, labels.gather(1, movers)))
 
 
@@ -126,7 +129,7 @@ def _directions(units: Tensor, labels: Tensor, before: Tensor) -> Tensor:
 
 def _members(labels: Tensor, clusters: int) -> Tensor:
     """Who is in which cluster: labels `(..., n)` → `(..., k, n)` bool."""
-    return labels[..., None, :] == torch.arange(clusters, device=labels.device)[:, None]
+    return labels[..., None, :] == torch.arange(clusters, dtype=torch.int64, device=labels.device)[:, None]
 
 
 # Self-self attention as clustering ------------------------------------------------------------------------------------
@@ -140,6 +143,7 @@ class SelfSelf(NamedTuple):
     attention: Tensor
 
 
+@without_autocast()
 def self_self_clustering(points: Tensor, iterations: int, temperature: float) -> SelfSelf:
     """K steps of normalised self-self attention (eq. 3) at temperature τ (eq. 5) of points `(n, c)`.
 
@@ -172,11 +176,12 @@ def random_vectors(count: int = 20, width: int = 16, seed: int = 0) -> Tensor:
         if not (isinstance(size, int) and 1 <= size <= LARGEST):
             raise InputError(f"{name} of vectors is {size!r}, expected a whole number from 1 to {LARGEST}")
     generator = _generator(seed)
-    x = torch.randn(count, width, dtype=torch.float64, generator=generator)
-    projection = torch.randn(width, width, dtype=torch.float64, generator=generator) * width**-0.5
+    x = torch.randn(count, width, dtype=torch.float64, device="cpu", generator=generator)
+    projection = torch.randn(width, width, dtype=torch.float64, device="cpu", generator=generator) * width**-0.5
     return normalize(x @ projection, dim=-1)
 
 
+@without_autocast()
 def components(vectors: Tensor, similarity: float = 0.95) -> Tensor:
     """Clusters as what hangs together: labels `(n,)` int64 of vectors `(n, c)`, numbered from 0 as they come.
 
@@ -191,6 +196,7 @@ def components(vectors: Tensor, similarity: float = 0.95) -> Tensor:
     return torch.from_numpy(labels).long()
 
 
+@without_autocast()
 def block_order(vectors: Tensor) -> Tensor:
     """An order `(n,)` int64 of vectors `(n, c)` in which similar ones are neighbours, for a block-diagonal matrix.
 
@@ -202,7 +208,7 @@ def block_order(vectors: Tensor) -> Tensor:
 
     _check_vectors(vectors)
     if len(vectors) == 1:
-        return torch.zeros(1, dtype=torch.int64)
+        return torch.zeros(1, dtype=torch.int64, device="cpu")
     units = _unit(vectors).double()
     distances = (1 - units @ units.T).clamp(min=0).cpu().numpy()
     leaves = leaves_list(linkage(squareform(distances, checks=False), "single", optimal_ordering=True))
@@ -222,7 +228,7 @@ def _check_vectors(vectors: Tensor) -> None:
 def _generator(seed: int) -> torch.Generator:
     if not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

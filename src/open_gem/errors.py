@@ -9,7 +9,8 @@ OpenGemError
 ├── ModelError                       a backbone that cannot be had
 │   ├── UnknownModelError            no such name or tag
 │   ├── WeightsError                 weights missing, unreachable or not fitting
-│   └── UnsupportedModelError        an architecture that open_gem cannot read
+│   ├── UnsupportedModelError        an architecture that open_gem cannot read
+│   └── NotFiniteError               a model whose numbers are infinite or not a number
 └── OutputError                      results that cannot be written
 """
 
@@ -52,6 +53,10 @@ class WeightsError(ModelError):
 
 class UnsupportedModelError(ModelError):
     """An architecture that open_gem cannot read, with the reason."""
+
+
+class NotFiniteError(ModelError):
+    """A model whose features or embeddings are infinite or not a number, with the likely cause."""
 
 
 class OutputError(OpenGemError):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_gem.datasets import PointSample, Sample
-from open_gem.errors import DatasetError, ImageError, InputError
+from open_gem.errors import DatasetError, ImageError, InputError, NotFiniteError
 from open_gem.imaging import size_of
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
@@ -40,7 +40,7 @@ TRAINED = "as trained"
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What one picture gave: of each pathway the rows by what is counted; or why it could not be read."""
+    """What one picture gave: of each pathway the rows by what is counted; or why it could not be read or answered."""
 
     id: str
     rows: Rows
@@ -71,7 +71,7 @@ def measure(
     workers: int = 2,
 ) -> Iterator[Measured]:
     """Every picture of `indices` once, in batches of one shape; one that cannot be read, or whose truth cannot be,
-    gives its error.
+    or for which the model gives no numbers, gives its error.
 
     Decoding runs ahead in `workers` threads. `analysed`: pathways of which the paper's analysis is wanted too, see
     `questions.analyse`. A model that was trained to localize has no pathways: `TRAINED` then.
@@ -86,12 +86,25 @@ def measure(
             ahead = [pool.submit(prepare, index) for chunk in chunks[number + 1 : number + 2] for index in chunk]
             yield from (one for one in ready if isinstance(one, Measured))
             for group in _by_shape([one for one in ready if isinstance(one, _Ready)], batch):
-                found = (
-                    [_measure_trained(localizer, protocol, one) for one in group]
-                    if isinstance(localizer, TrainedLocalizer)
-                    else _measure_group(localizer, pathways, dataset, protocol, analysed, group)
-                )
-                yield from (Measured(one.sample.id, rows) for one, rows in zip(group, found, strict=True))
+                if isinstance(localizer, TrainedLocalizer):
+                    find = partial(_measure_trained, localizer, protocol)
+                else:
+                    find = partial(_measure_group, localizer, pathways, dataset, protocol, analysed)
+                yield from _measured(find, group)
+
+
+def _measured(find: Callable[[Sequence[_Ready]], list[Rows]], group: Sequence[_Ready]) -> Iterator[Measured]:
+    """What a group gave; where that is no number for one of its pictures, the error of that one."""
+    try:
+        found = find(group)
+    except NotFiniteError as error:
+        if len(group) == 1:
+            yield Measured(group[0].sample.id, {}, str(error))
+            return
+        for one in group:
+            yield from _measured(find, [one])
+        return
+    yield from (Measured(one.sample.id, rows) for one, rows in zip(group, found, strict=True))
 
 
 def _prepare(
@@ -116,11 +129,14 @@ def _by_shape(ready: Sequence[_Ready], batch: int) -> Iterator[list[_Ready]]:
         yield from (group[start : start + batch] for start in range(0, len(group), batch))
 
 
-def _measure_trained(localizer: TrainedLocalizer, protocol: Protocol, one: _Ready) -> Rows:
-    rows = one.blank()
-    for question in one.asked:
-        rows |= question.count(_by_protocol(localizer(one.picture, question.vocabulary), protocol, one.picture))
-    return {TRAINED: rows}
+def _measure_trained(localizer: TrainedLocalizer, protocol: Protocol, group: Sequence[_Ready]) -> list[Rows]:
+    found: list[Rows] = []
+    for one in group:
+        rows = one.blank()
+        for question in one.asked:
+            rows |= question.count(_by_protocol(localizer(one.picture, question.vocabulary), protocol, one.picture))
+        found.append({TRAINED: rows})
+    return found
 
 
 def _measure_group(
@@ -184,8 +200,8 @@ def evaluate(
 ) -> dict[str, Counts]:
     """The counts of each pathway over a whole data set, in memory; `settings` as of `measure`.
 
-    `progress` hears how many images are done. Raises ImageError for the first picture that cannot be read, and
-    InputError for a data set without any.
+    `progress` hears how many images are done. Raises ImageError for the first picture that cannot be read or
+    answered, and InputError for a data set without any.
     """
     if not len(dataset):
         raise InputError(f"{dataset.name} has no images, expected at least one")

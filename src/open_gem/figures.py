@@ -127,10 +127,10 @@ def _principal(points: Tensor) -> _Basis:
     """Three principal components; those that the points do not have are 0. Signs are such that the largest entry of
     each is positive: a decomposition leaves them open."""
     center = points.mean(dim=0)
-    axes = torch.zeros(points.shape[1], 3, dtype=points.dtype)
+    axes = torch.zeros(points.shape[1], 3, dtype=points.dtype, device=points.device)
     found = torch.linalg.svd(points - center, full_matrices=False).Vh[:3].T
     largest = found.gather(0, found.abs().argmax(dim=0, keepdim=True))
-    axes[:, : found.shape[1]] = found * torch.where(largest < 0, -1.0, 1.0)
+    axes[:, : found.shape[1]] = found * torch.ones_like(largest).masked_fill_(largest < 0, -1)
     reach = ((points - center) @ axes).abs().amax(dim=0)
     return _Basis(center, axes, torch.where(reach > 1e-9, reach, 1.0))
 

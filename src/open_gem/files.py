@@ -33,14 +33,20 @@ _TEMPORARY = re.compile(r"\.(?:.*?-)??(?:(?P<machine>[0-9a-f]{8})-)?[0-9a-f]{32}
 _OLD = 86400  # seconds without a change after which nobody writes any more, where locks cannot tell
 
 
-def write_file(path: Path, content: Writer | bytes) -> None:
-    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError."""
+def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) -> None:
+    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError.
+
+    durable  safe on disk before it has its name: or a power cut may leave the name without the content
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers_once(path.parent.absolute())
         with temporary_beside(path, Path.touch) as temporary:
             with temporary.open("wb") as file:
                 file.write(content) if isinstance(content, bytes) else content(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

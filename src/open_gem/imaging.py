@@ -196,8 +196,8 @@ def to_pixels(image: Image.Image, size: Size, preprocess: Preprocess) -> torch.T
     height, width = size
     resized = image.resize((width, height), INTERPOLATIONS[preprocess.interpolation])
     values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-    mean = torch.tensor(preprocess.mean, dtype=torch.float32).view(3, 1, 1)
-    std = torch.tensor(preprocess.std, dtype=torch.float32).view(3, 1, 1)
+    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device="cpu").view(3, 1, 1)
+    std = torch.tensor(preprocess.std, dtype=torch.float32, device="cpu").view(3, 1, 1)
     return values.sub_(mean).div_(std)
 
 

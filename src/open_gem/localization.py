@@ -160,7 +160,7 @@ class Localization:
     def points(self) -> Tensor:
         """The pixel where each prompt's map is highest, or the middle of its best box where the model itself predicts
         boxes (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
-        return torch.tensor([self._point(index) for index in range(len(self.prompts))])
+        return torch.tensor([self._point(index) for index in range(len(self.prompts))], dtype=torch.int64, device="cpu")
 
     def segment(self, background: float | None = None) -> Tensor:
         """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import digest, to_json, write_file
@@ -284,15 +284,7 @@ def encode(rows: Sequence[Row]) -> bytes:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
-    """A part that is safe on disk before it has its name: or a power cut may leave the name without the content."""
-    content = encode(rows)
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-    write_file(path, write)
+    write_file(path, encode(rows), durable=True)
 
 
 def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordBatch"]:

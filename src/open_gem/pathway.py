@@ -21,8 +21,9 @@ from torch import Tensor
 
 from open_gem import attention
 from open_gem.attention import Heads
-from open_gem.errors import PathwayError
+from open_gem.errors import InputError, NotFiniteError, PathwayError
 from open_gem.methods import PATHWAYS, Pathway, Site
+from open_gem.numerics import are_finite, check_finite, cpu_by_default
 from open_gem.types import Grid, Size
 
 
@@ -120,6 +121,7 @@ def check_depth(pathway: Pathway, host: Host, label: str = "the pathway") -> Non
 
 
 @torch.no_grad()
+@cpu_by_default()
 def run(
     host: Host,
     pixels: Tensor,
@@ -140,7 +142,8 @@ def run(
     trace     pathways of which the stream after every block is wanted too, in `Features.trace`
 
     Returns one `Features` a pathway under the same names. Raises PathwayError where a pathway is deeper than the host,
-    or none is given; InputError (from the host) where the pixels do not fit its patches.
+    or none is given; InputError (from the host) where the pixels do not fit its patches; NotFiniteError where features
+    are infinite or not a number.
     """
     if not pathways:
         raise PathwayError(f"no pathway given; known: {', '.join(PATHWAYS)}")
@@ -176,17 +179,22 @@ def run(
     embedding = host.pool(x) if pooled else None
     size = Size(*pixels.shape[-2:])
     layouts = {name: pathway.layout(grid, host.prefix, size) for name, pathway in pathways.items()}
+    tokens = {name: host.project(x if pathway.is_host else streams[name]) for name, pathway in pathways.items()}
+    _check(host, pixels, [*tokens.values(), *([] if embedding is None else [embedding])])
     return {
-        name: Features(
-            host.project(x if pathway.is_host else streams[name]),
-            layouts[name].grid,
-            size,
-            layouts[name].prefix,
-            embedding,
-            trace=traces[name],
-        )
-        for name, pathway in pathways.items()
+        name: Features(tokens[name], layouts[name].grid, size, layouts[name].prefix, embedding, trace=traces[name])
+        for name in pathways
     }
+
+
+def _check(host: Host, pixels: Tensor, features: Sequence[Tensor]) -> None:
+    """Raises NotFiniteError for features that are no numbers; InputError where the pixels are not."""
+    try:
+        check_finite("features", host, *features)
+    except NotFiniteError:
+        if not are_finite(pixels):
+            raise InputError("pixels are infinite or not a number in places, expected finite floats") from None
+        raise
 
 
 def _forward_fused(block: Block, x: Tensor, heads: Heads) -> Tensor:

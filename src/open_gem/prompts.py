@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import normalize
 
 from open_gem.checks import close_names, did_you_mean
 from open_gem.errors import PromptError
+from open_gem.numerics import Lock, autocast
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
 ARTICLES = ("a ", "an ", "the ")
@@ -291,16 +291,20 @@ class TextCache:
     templates of unit-norm embeddings, brought back to the norm they had: unit norm, as open_clip's zero-shot
     classifiers, where the encoder's are.
 
-    Keeps the `capacity` most recently used phrases, and forgets all when the encoder's weights change.
+    Keeps the `capacity` most recently used phrases, and forgets all when the encoder's weights change. What was encoded
+    under autocast serves that autocast only. A copy begins empty.
     """
 
     def __init__(self, encoder: TextEncoder, template: Template = TEMPLATE, capacity: int = 10_000):
         self.encoder, self.templates, self.capacity = encoder, find_templates(template), capacity
         self.template: str | tuple[str, ...] = template if isinstance(template, str) else self.templates
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[Hashable, Tensor] = OrderedDict()  # by phrase, and by how it was computed
         self._version: Hashable = None
         self._lock = Lock()
         self._warned = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.encoder, self.template, self.capacity)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model.
@@ -313,14 +317,15 @@ class TextCache:
             if self._version != (version := self.encoder.weights_version):
                 self._known.clear()
                 self._version = version
-            found = {phrase: self._known[phrase] for phrase in asked if phrase in self._known}
+            how = frozenset(autocast().items())
+            found = {phrase: self._known[phrase, how] for phrase in asked if (phrase, how) in self._known}
             missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in found}
             if missing:
                 self.check(missing.values())
                 found.update(zip(missing, self._encode(missing.values()), strict=True))
             for phrase in asked:
-                self._known[phrase] = found[phrase]
-                self._known.move_to_end(phrase)
+                self._known[phrase, how] = found[phrase]
+                self._known.move_to_end((phrase, how))
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
         return torch.stack([found[phrase] for phrase in phrases])

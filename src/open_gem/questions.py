@@ -86,7 +86,8 @@ def _ask_pixels(dataset: Segmentation, sample: Sample, size: Size, protocol: Pro
     """Every pixel to one class. The background class takes what no label is probable enough for."""
     threshold = None if dataset.background is None else protocol.background_of(dataset.name)
     nobody = -1 if dataset.background is None else dataset.background
-    class_of = torch.tensor([*dataset.foreground, nobody])  # −1, no label, takes the last
+    all_classes = [*dataset.foreground, nobody]  # −1, no label, takes the last
+    class_of = torch.tensor(all_classes, dtype=torch.int64, device="cpu")
     true, classes = torch.from_numpy(sample.labels()), len(dataset.classes)
     if tuple(true.shape) != size:
         given, expected = ("×".join(map(str, sides)) for sides in (true.shape, size))

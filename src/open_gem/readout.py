@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from open_gem.attention import wide
+from open_gem.numerics import without_autocast
 from open_gem.types import Size
 
 CELLS = 1 << 18
@@ -29,6 +30,7 @@ class Boxes(NamedTuple):
     scores: Tensor
 
 
+@without_autocast()
 def similarity(patches: Tensor, text: Tensor) -> Tensor:
     """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at least."""
     patches, text = map(wide, (patches, text))
@@ -94,16 +96,21 @@ def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
     values = heatmap.float().cpu().numpy()
     boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]
     scores = [values[span][labels[span] == number].max() for number, span in enumerate(found, start=1)]
-    return _sorted(Boxes(torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4), torch.tensor(np.array(scores)).float()))
+    return _sorted(_boxes(boxes, scores))
 
 
 def whole_box(mask: Tensor, heatmap: Tensor) -> Boxes:
     """One box around all of `mask` `(y, x)`, scored likewise; none where the mask is empty."""
     ys, xs = torch.nonzero(mask, as_tuple=True)
     if not len(ys):
-        return Boxes(torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0))
+        return _boxes([], [])
     box = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     return Boxes(box[None].cpu(), heatmap[mask].max()[None].float().cpu())
+
+
+def _boxes(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float]) -> Boxes:
+    xyxy = torch.tensor(edges, dtype=torch.int64, device="cpu").reshape(-1, 4)
+    return Boxes(xyxy, torch.from_numpy(np.array(scores, dtype=np.float32)))
 
 
 def merge_boxes(some: Sequence[Boxes]) -> Boxes:
@@ -173,7 +180,7 @@ def grid_contest(logits: Tensor, size: Size) -> Contest:
 def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Between which two cells each pixel lies along one side, and how far towards the second: bilinear, corners not
     aligned, in float32 as torch's own."""
-    at = (torch.arange(pixels, dtype=torch.float32) + 0.5) * (cells / pixels) - 0.5
+    at = (torch.arange(pixels, dtype=torch.float32, device="cpu") + 0.5) * (cells / pixels) - 0.5
     at = at.clamp(min=0)
     low = at.long().clamp(max=cells - 1)
     high = (low + 1).clamp(max=cells - 1)
@@ -194,7 +201,7 @@ def segment(found: Contest, groups: Sequence[int], background: float | None) -> 
     below `background` is background too (PascalVOC protocol of the paper): over all phrases, of which the best alone
     counts for its label, as the evaluators of the field have it.
     """
-    label = torch.tensor(groups, device=found.winner.device)[found.winner]
+    label = torch.tensor(groups, dtype=torch.int64, device=found.winner.device)[found.winner]
     return label if background is None else label.masked_fill_(1 / found.mass < background, -1)
 
 

@@ -204,7 +204,7 @@ def find_device(device: str | torch.device) -> torch.device:
     if device != "auto":
         try:
             found = torch.device(device)
-            torch.empty(0, device=found)
+            torch.empty(0, dtype=torch.float32, device=found)
         except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot use device {device!r}: {reason}") from error

@@ -10,9 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -21,6 +19,7 @@ from torch.nn.functional import normalize
 
 from open_gem.errors import InputError
 from open_gem.imaging import Preprocess
+from open_gem.numerics import Lock, check_finite, check_finite_number, cpu_by_default, without_autocast
 from open_gem.pathway import Block
 from open_gem.types import Grid, Size
 
@@ -60,8 +59,8 @@ class Tower(ABC):
         self.module = module
         self._positions: GridCache[Tensor] = GridCache()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Tower":
-        return type(self)(deepcopy(self.module, memo))  # its blocks are functions over the module
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.module,)  # a copy reads the module anew: blocks are functions over it
 
     @classmethod
     @abstractmethod
@@ -166,6 +165,9 @@ class Backbone:
     recommended: Recommended = Recommended()
     _version: "Version" = field(default_factory=lambda: Version(), repr=False)
 
+    def __post_init__(self) -> None:
+        check_has_numbers(self.model)
+
     @property
     def patch(self) -> tuple[int, int]:
         """Rows and columns of a patch, in pixels."""
@@ -194,12 +196,13 @@ class Backbone:
     @property
     def logit_scale(self) -> float:
         """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
-        return self.text.logit_scale
+        return check_finite_number("logit scale", self, self.text.logit_scale)
 
     @property
     def logit_bias(self) -> float | None:
         """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
-        return self.text.logit_bias
+        bias = self.text.logit_bias
+        return None if bias is None else check_finite_number("logit bias", self, bias)
 
     @property
     def weights_version(self) -> Hashable:
@@ -229,9 +232,12 @@ class Backbone:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt."""
+        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt. Raises NotFiniteError where
+        they are no numbers."""
         batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
-        rows = torch.cat([self.text.encode(batch) for batch in batches])
+        with cpu_by_default():
+            rows = torch.cat([self.text.encode(batch) for batch in batches])
+        check_finite("text embeddings", self, rows)
         return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
 
     def truncated(self, prompt: str) -> str:
@@ -268,13 +274,17 @@ def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
 class GridCache(Generic[T]):
     """What was made of weights for each of the last few grids; may be shared between threads.
 
-    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does.
+    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does. A copy begins
+    empty.
     """
 
     def __init__(self, capacity: int = 16):
         self.capacity = capacity
         self._made: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capacity,)
 
     def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
         """What `make` made for `grid` when the weights had this `version`."""
@@ -283,7 +293,8 @@ class GridCache(Generic[T]):
             if known is not None and known[0] == version:
                 self._made.move_to_end(grid)
                 return known[1]
-            with torch.inference_mode(False), torch.no_grad():  # what is kept serves others, who may want gradients
+            # What is kept serves others, who may want gradients, or no autocast.
+            with torch.inference_mode(False), torch.no_grad(), cpu_by_default(), without_autocast():
                 made = make(grid)
             self._made[grid] = version, made
             while len(self._made) > self.capacity:
@@ -353,6 +364,15 @@ def check_evaluating(module: nn.Module) -> None:
     """Raises InputError where a model is in training mode."""
     if any(part.training for part in module.modules()):
         raise InputError("the model is in training mode; call model.eval() before adapting it")
+
+
+def check_has_numbers(model: nn.Module) -> None:
+    """Raises InputError where a model's weights are on the device "meta", which has shapes without numbers."""
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError(
+            f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "
+            "device with memory, such as 'cpu': load them first"
+        )
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

@@ -5,11 +5,11 @@ import pickle
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from open_gem.errors import WeightsError
+from open_gem.numerics import cpu_by_default, torch_defaults
+
+T = TypeVar("T", bound=nn.Module)
 
 ADVICE = (
     "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
@@ -24,6 +27,7 @@ ADVICE = (
     "download"
 )
 _LOGITS = ("logit_scale", "logit_bias")
+ATTEMPTS = 5  # at a model in float32
 FEW = 3  # names of weights that an error lists
 
 
@@ -35,6 +39,23 @@ def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -
     for name, value in exact.items():
         model.get_parameter(name).data = value.to(device)
     return model
+
+
+def in_float32(build: Callable[[], T]) -> T:
+    """A model that `build` makes in torch's default type and reads weights into, once all of them are float32: another
+    thread may change that type at any time, and weights would be rounded on their way.
+
+    Raises WeightsError where others keep changing it.
+    """
+    for _ in range(ATTEMPTS):
+        with torch_defaults():
+            model = build()
+        if all(weight.dtype == torch.float32 for weight in model.parameters() if weight.is_floating_point()):
+            return model
+    raise WeightsError(
+        "other threads keep changing torch's default dtype while the model is built, expected float32: load models one "
+        "after another"
+    )
 
 
 # Files of weights -----------------------------------------------------------------------------------------------------
@@ -175,8 +196,9 @@ _QUIET = RLock()  # logging and warning filters belong to the whole process
 @contextmanager
 def quiet(*warned: str) -> Iterator[None]:
     """Silence the libraries and the hub: what they log the error raised next says better. Warnings that begin with one
-    of `warned` have been dealt with. Progress bars of downloads are shown."""
-    with _QUIET, warnings.catch_warnings():
+    of `warned` have been dealt with. Progress bars of downloads are shown. What
+    they make is on the CPU."""
+    with _QUIET, warnings.catch_warnings(), cpu_by_default():
         for message in warned:
             warnings.filterwarnings("ignore", message=message)
         disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)

@@ -61,7 +61,8 @@ def sizes_of(tower: Tower) -> tuple[Size, Size]:
 
 def pictures(size: Size, count: int = 2) -> Tensor:
     """Random pixels `(count, 3, y, x)`, the same each time."""
-    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(count, 3, *size, dtype=torch.float32, device="cpu", generator=noise)
 
 
 @torch.no_grad()
@@ -110,10 +111,10 @@ def _away(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
 def randomize(module: nn.Module) -> None:
     """Add noise to every parameter that is all one number (zero biases, unit norms, tiny layer scales): what is not
     read would else go unnoticed."""
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator("cpu").manual_seed(0)
     for parameter in module.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float32, device="cpu", generator=noise)
 
 
 def _share(ours: Tensor, theirs: Tensor) -> float:

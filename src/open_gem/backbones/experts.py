@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from open_gem.attention import Heads, external, resize_values, wide
-from open_gem.backbones._base import Backbone, check_evaluating, off_mps
-from open_gem.backbones._weights import finished, needs_transformers, quiet, reason_of
+from open_gem.backbones._base import Backbone, check_evaluating, check_has_numbers, off_mps
+from open_gem.backbones._weights import finished, in_float32, needs_transformers, quiet, reason_of
 from open_gem.checks import close_names
 from open_gem.errors import (
     InputError,
@@ -35,6 +35,7 @@ from open_gem.errors import (
     WeightsError,
 )
 from open_gem.methods import MIXING, Layout, Pathway, Site
+from open_gem.numerics import check_finite, cpu_by_default
 from open_gem.types import Grid, Size
 
 Color = tuple[float, float, float]  # red, green, blue
@@ -68,11 +69,13 @@ class Expert:
         return Grid(*(max(1, (2 * side + patch) // (2 * patch)) for side, patch in zip(size, self.patch, strict=True)))
 
     @torch.no_grad()
+    @cpu_by_default()
     def tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
         """Pixels `(b, 3, y, x)` in [0, 1], of any size and float type → patch tokens `(b, r·k, e)`, not normalised.
 
         The picture is resized to `grid` patches where it is another size: bicubic with antialias, cut off at 0 and 1.
-        Tokens are in the type, and on the device, of the weights. Raises InputError where pixels do not fit.
+        Tokens are in the type, and on the device, of the weights. Raises InputError where pixels do not fit, and
+        NotFiniteError for tokens that are infinite or not a number.
         """
         _check_pixels(pixels)
         weights = next(self.model.parameters())
@@ -81,7 +84,9 @@ class Expert:
         if picture.shape[-2:] != size:
             picture = interpolate(off_mps(picture), size=size, mode="bicubic", antialias=True).clamp(0, 1)
         picture = (picture - _column(self.mean, picture)) / _column(self.std, picture)
-        return self.forward(self.model, picture.to(weights.device, weights.dtype))[:, self.prefix :]
+        tokens = self.forward(self.model, picture.to(weights.device, weights.dtype))[:, self.prefix :]
+        check_finite("tokens", self, tokens)
+        return tokens
 
 
 def _column(color: Color, pixels: Tensor) -> Tensor:
@@ -196,8 +201,8 @@ def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], 
 
     `mean` and `std`: what its pictures in [0, 1] are normalised by, one number a channel (red, green, blue).
 
-    Raises UnsupportedModelError where it cannot be read, InputError where it is in training mode or the statistics are
-    no three numbers.
+    Raises UnsupportedModelError where it cannot be read, InputError where it is in training mode or on the device
+    "meta", or the statistics are no three numbers.
     """
     mean, std = _color("mean", mean), _color("std", std)
     if min(std) <= 0:
@@ -206,6 +211,7 @@ def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], 
         if any(kind.__module__.startswith(f"{library}.") for kind in type(model).__mro__):
             patch, prefix, channels, forward = read(model)
             check_evaluating(model)
+            check_has_numbers(model)
             if channels != 3:
                 raise UnsupportedModelError(f"cannot read {type(model).__name__}: it takes {channels} channels, not 3")
             return Expert(name or type(model).__name__, model, patch, prefix, mean, std, forward)
@@ -352,7 +358,7 @@ def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: s
         _check_timm(name, place)
         settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
         with quiet():
-            model: Any = timm.create_model(place, pretrained=True, cache_dir=cache_dir, **settings)
+            model: Any = in_float32(lambda: timm.create_model(place, pretrained=True, cache_dir=cache_dir, **settings))
     except OpenGemError:
         raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw

@@ -8,7 +8,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import open_clip
@@ -21,6 +20,7 @@ from open_gem.backbones.families import find_family, find_tower
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.imaging import Preprocess
+from open_gem.numerics import Lock
 from open_gem.types import Size
 
 
@@ -188,7 +188,7 @@ def load(
         with quiet():
             sections = _sections(name, cache_dir)
             _check_runs_no_code(label, sections)
-            model = _with_weights(label, config, cache_dir)
+            model = in_float32(lambda: _with_weights(label, config, cache_dir))
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
             ours = dict(sections.get("open_gem", {}))
             concepts = tuple(ours.pop("concepts", ()))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +22,7 @@ from open_gem.backbones._weights import cut_off, finished, quiet
 from open_gem.backbones.families import find_tower
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.imaging import Preprocess
+from open_gem.numerics import Lock
 from open_gem.types import Size
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -408,6 +408,7 @@ def _translated(weights: Mapping[str, Tensor], config: Any) -> tuple[dict[str, T
     if positions is not None and positions.ndim == 3:
         config.vision_config.image_size = isqrt(positions.shape[1] - 1) * config.vision_config.patch_size
     width = config.text_config.hidden_size
-    unused = {"itm_head.weight": torch.zeros(2, width), "itm_head.bias": torch.zeros(2)}
+    bias = torch.zeros(2, dtype=torch.float32, device="cpu")
+    unused = {"itm_head.weight": bias[:, None].repeat(1, width), "itm_head.bias": bias}
     trained = {"temperature": weights["temp"].clamp(0.001, 0.5).item()} if "temp" in weights else {}
     return renamed | unused, trained

@@ -49,7 +49,7 @@ def _matrix_product(subject: Subject) -> Work:
     """Of the shape that most of the work has: all tokens by the first layer of an MLP."""
     tokens, _ = subject.tower.embed(subject.pixels)
     rows, width = tokens.flatten(0, -2), tokens.shape[-1]
-    weights = torch.randn(width, 4 * width).to(rows)
+    weights = torch.randn(width, 4 * width, dtype=rows.dtype, device=rows.device)
     return lambda: rows @ weights
 
 

@@ -78,7 +78,7 @@ def serve(model: str, side: int, batch: int, threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     visual = gem.create_gem_model(model_name=model, pretrained=None, device="cpu").eval().model.visual
-    pixels = torch.randn(batch, 3, side, side)
+    pixels = torch.randn(batch, 3, side, side, dtype=torch.float32, device="cpu")
     print(json.dumps([memory("VmRSS")]), flush=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     with torch.no_grad():

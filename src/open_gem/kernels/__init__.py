@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from open_gem.numerics import is_traced
+
 SWITCH = "OPEN_GEM_KERNELS"
 
 
@@ -26,7 +28,6 @@ def is_plain(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
+        and not is_traced()
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._functorch.maybe_current_level() is None  # pyright: ignore[reportAttributeAccessIssue]
     )

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from open_gem import kernels
+from open_gem.errors import OutputError
+from open_gem.files import write_file
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 SOURCE = Path(__file__).with_name("attention.c")
@@ -60,9 +62,11 @@ class _Job(ctypes.Structure):
 @cache
 def load() -> Kernel:
     """The kernel for this machine, compiled if it is not there yet."""
-    compiler = (
-        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
-    )
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        return Kernel(None, f"CC is {os.environ['CC']!r}, expected a command as a shell takes it: {error}")
+    compiler = asked or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
     if not compiler:
         return Kernel(None, "no C compiler was found")
     with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
@@ -71,7 +75,7 @@ def load() -> Kernel:
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
             return Kernel(None, f"it could not be built with {compiler[0]}: {said[-1]}")
-        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        except (OSError, OutputError, AttributeError, subprocess.SubprocessError) as error:
             return Kernel(None, f"it could not be built with {compiler[0]}: {error}")
     return Kernel(library, f"compiled with {compiler[0]}")
 
@@ -93,17 +97,27 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _compiled(compiler: Sequence[str], folder: Path) -> Path:
-    """Where the compiled kernel is in `folder`, under a name of all that it depends on."""
+    """Where the compiled kernel is in `folder`, under a name of all that it depends on and of what it contains: part of
+    a library, mapped into memory, ends the process."""
     instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
     depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
-    path = folder / (hashlib.sha256("\n".join(depends).encode()).hexdigest()[:24] + ".so")
-    if not path.is_file():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch, path.name)
-            command = (*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm")
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            made.rename(path)
+    name = _digest("\n".join(depends).encode())
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if path.stem == f"{name}-{_digest(path.read_bytes())}":
+            return path
+        path.unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch, "made.so")
+        command = (*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm")
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        content = made.read_bytes()
+    path = folder / f"{name}-{_digest(content)}.so"
+    write_file(path, content, durable=True)
     return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def processor(*entries: str) -> str:
@@ -152,7 +166,8 @@ def self_self(
     projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor | float, iterations: int
 ) -> Tensor:
     """Normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
-    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32).flatten().expand(len(values)).contiguous()
+    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32, device="cpu").flatten()
+    inverse = inverse.expand(len(values)).contiguous()
     return _self_self(list(projections), values, inverse, iterations)
 
 
@@ -168,11 +183,15 @@ def _self_self(projections: Sequence[Tensor], values: Tensor, inverse_temperatur
 
 @torch.library.custom_op("open_gem::query_key", mutates_args=(), device_types="cpu")
 def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _attend((q, k), v, torch.full((len(v),), v.shape[-1] ** -0.5), QUERY_KEY)
+    inverse = torch.full((len(v),), v.shape[-1] ** -0.5, dtype=torch.float32, device="cpu")
+    return _attend((q, k), v, inverse, QUERY_KEY)
 
 
 def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iterations: int) -> Tensor:
     out = _room(values)
+    _check(inverse, values.shape[:1])
+    for heads in (*projections, values, out):
+        _check(heads, values.shape)
     views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
     value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
     numbers = (*values.shape, len(views), iterations, torch.get_num_threads())
@@ -180,6 +199,14 @@ def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iter
     if _library().attend(ctypes.byref(job)):
         raise MemoryError(f"no memory for the attention of {tuple(values.shape)}")
     return out
+
+
+def _check(given: Tensor, shape: torch.Size) -> None:
+    """Raises TypeError for what the kernel, which sees an address, would read as something else."""
+    fits = given.dtype == torch.float32 and given.device.type == "cpu" and given.shape == shape
+    if not fits or given.stride(-1) != 1:
+        said = f"{given.dtype} of shape {tuple(given.shape)} and strides {given.stride()} on {given.device}"
+        raise TypeError(f"the kernel was given {said}, expected float32 of shape {tuple(shape)}, the last stride 1")
 
 
 def _room(values: Tensor) -> Tensor:

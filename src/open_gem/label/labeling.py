@@ -131,7 +131,8 @@ class Labeling:
             return failed(item, error, perf_counter() - start)
 
     def find(self, group: Sequence[Ready]) -> list[Found]:
-        """What the model says of images of one shape. Whatever torch raises when memory ends."""
+        """What the model says of images of one shape. Raises NotFiniteError where that is no number for one of them,
+        and whatever torch raises when memory ends."""
         start = perf_counter()
         with torch.no_grad():
             results = [_on_cpu(result) for result in self._locate(group)]
@@ -214,7 +215,7 @@ class _Label:
         if scale == "probability":
             return self.result.heatmaps(scale)[self.index] > threshold
         stretch = readout.min_max_of(self.cosine) if scale == "minmax" else _unchanged
-        mask = torch.empty(self.cosine.shape, dtype=torch.bool)
+        mask = torch.empty(self.cosine.shape, dtype=torch.bool, device="cpu")
         for band in _bands(*mask.shape):
             torch.gt(stretch(self.cosine[band]), threshold, out=mask[band])
         return mask

@@ -26,6 +26,7 @@ from uuid import uuid4
 
 import torch
 
+from open_gem.errors import NotFiniteError
 from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
 from open_gem.label.labeling import Found, Labeling, Ready, failed
 from open_gem.label.sources import Item, Source
@@ -264,14 +265,22 @@ def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> It
 
 
 def _locate(labeling: Labeling, limit: _Limit, group: list[Ready | Row]) -> list[Found | Row]:
-    """Rows, and what the model says of each image; where memory ends, of fewer at a time from then on."""
+    """Rows, and what the model says of each image; where memory ends, of fewer at a time from then on. An image that
+    the model gives no numbers for is a row with the reason."""
     located: list[Found | Row] = [one for one in group if isinstance(one, dict)]
     ready = [one for one in group if not isinstance(one, dict)]
     left = [ready] if ready else []
     while left:
         some = left.pop()
-        with limit.turn:
-            passes, found = limit.passes, _find(labeling, some)
+        try:
+            with limit.turn:
+                passes, found = limit.passes, _find(labeling, some)
+        except NotFiniteError as error:  # of some of them, perhaps
+            if len(some) > 1:
+                left += [[one] for one in reversed(some)]
+            else:
+                located.append(failed(some[0].item, error, some[0].seconds))
+            continue
         if found is not None:
             located += found
         elif size := limit.narrow(len(some), passes):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit
 
 from open_gem.errors import InputError
+from open_gem.numerics import without_autocast
 from open_gem.types import Grid
 
 ROWS = 1024
@@ -42,11 +43,13 @@ def to_grid(masks: Tensor, grid: Grid, void: Tensor | None = None) -> Sides:
 
     A patch is inside where more than half of its area is. One of which more than half is `void` `(y, x)` bool is
     neither inside nor outside. Areas are exact, also where pixels straddle patches. Raises InputError where shapes
-    differ.
+    differ, or types are not bool.
     """
     if masks.ndim != 3 or (void is not None and void.shape != masks.shape[1:]):
         shapes = f"masks {tuple(masks.shape)}" + ("" if void is None else f" and void {tuple(void.shape)}")
         raise InputError(f"{shapes} given, expected (p, y, x) and (y, x)")
+    if masks.dtype != torch.bool or (void is not None and void.dtype != torch.bool):
+        raise InputError("masks or void of another type than bool given, expected bool")
     inside = _mostly(masks, grid)
     if void is None:
         return Sides(inside, ~inside)
@@ -62,7 +65,8 @@ def _mostly(masks: Tensor, grid: Grid) -> Tensor:
 
 def _shares(pixels: int, cells: int) -> Tensor:
     """How much of each pixel is in each cell, `(cells, pixels)`, where a pixel is `cells` and a cell `pixels` long."""
-    pixel, cell = torch.arange(pixels) * cells, torch.arange(cells)[:, None] * pixels
+    pixel, cell = (torch.arange(count, dtype=torch.int64, device="cpu") for count in (pixels, cells))
+    pixel, cell = pixel * cells, cell[:, None] * pixels
     shared = torch.minimum(pixel + cells, cell + pixels) - torch.maximum(pixel, cell)
     return shared.clamp(min=0).double()
 
@@ -80,6 +84,7 @@ def patch_similarity(patches: Tensor) -> Tensor:
     return (points.sum(dim=-2).square().sum(-1) - points.square().sum((-2, -1))) / (n * (n - 1))
 
 
+@without_autocast()
 def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
     """C^M of each mask (eqs. 7–8): `(n, e)` → `(p,)` float64, in [-1, 1].
 
@@ -94,7 +99,7 @@ def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
     sums = torch.zeros(2 * len(inside), dtype=torch.float64, device=patches.device)
     for rows in inside.any(dim=0).nonzero()[:, 0].split(ROWS):
         cosines = (points[rows] @ points.T).clamp(min=0)
-        cosines[torch.arange(len(rows), device=rows.device), rows] = 0
+        cosines[torch.arange(len(rows), dtype=torch.int64, device=rows.device), rows] = 0
         sums += ((cosines.double() @ columns) * inside[:, rows].T.double().repeat(1, 2)).sum(dim=0)
     m, others = inside.sum(1), outside.sum(1)
     within, across = sums.chunk(2)

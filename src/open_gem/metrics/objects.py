@@ -10,9 +10,12 @@ from open_gem.metrics.counts import Mean
 
 
 def pointing_game(points: Tensor, masks: Tensor) -> Mean:
-    """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`? Raises InputError for points off the masks."""
+    """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`? Raises InputError for points off the masks, or
+    masks that are not bool."""
+    _check_bool(masks)
     height, width = masks.shape[-2:]
-    x, y = points.long().unbind(-1)
+    points = (points.floor() if points.is_floating_point() else points).long()  # −0.5 is off the masks
+    x, y = points.unbind(-1)
     if bool(((x < 0) | (x >= width) | (y < 0) | (y >= height)).any()):
         raise InputError(f"points {points.tolist()} given, expected x below {width} and y below {height}")
     inside = [bool(mask[y, x]) for (x, y), mask in zip(points.tolist(), masks, strict=True)]
@@ -20,7 +23,9 @@ def pointing_game(points: Tensor, masks: Tensor) -> Mean:
 
 
 def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
-    """IoU of each pair of bool masks `(p, y, x)`; two empty ones agree fully. Raises InputError where shapes differ."""
+    """IoU of each pair of bool masks `(p, y, x)`; two empty ones agree fully. Raises InputError where shapes differ, or
+    masks are not bool."""
+    _check_bool(predicted, true)
     if predicted.shape != true.shape:
         raise InputError(f"masks {tuple(predicted.shape)} and {tuple(true.shape)} given, expected one shape")
     intersection = (predicted & true).flatten(1).sum(1).double()
@@ -41,6 +46,13 @@ def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> Mean:
     nothing = [0.0, 0.0, 0.0, 0.0]
     best = [boxes[0].tolist() if len(boxes) else nothing for boxes in predicted]
     return Mean.of([_box_iou(found, wanted) for found, wanted in zip(best, true.tolist(), strict=True)])
+
+
+def _check_bool(*masks: Tensor) -> None:
+    for mask in masks:
+        if mask.dtype != torch.bool:
+            kind = str(mask.dtype).removeprefix("torch.")
+            raise InputError(f"masks of type {kind} given, expected bool: compare them with a threshold first")
 
 
 def _box_iou(one: list[float], other: list[float]) -> float:

@@ -25,7 +25,7 @@ class Confusion:
     `Confusion()` adds to one of any number of classes. Scores are in [0, 1], NaN where nothing was counted.
     """
 
-    counts: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.int64))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.int64, device="cpu"))
 
     def __add__(self, other: Self) -> "Confusion":
         mine, theirs = len(self.counts), len(other.counts)
@@ -78,11 +78,13 @@ class Confusion:
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """What `to_json` gave; raises InputError where it is something else."""
         try:
-            counts = torch.tensor(stored["counts"], dtype=torch.int64)
+            counts = torch.tensor(stored["counts"], dtype=torch.int64, device="cpu")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f'no stored confusion ({error}), expected {{"counts": [[…], …]}}') from None
         if not counts.numel():
             return cls()
+        if counts.tolist() != stored["counts"]:
+            raise InputError("a stored confusion has counts that are no whole numbers, expected whole numbers")
         if counts.ndim != 2 or counts.shape[1] != len(counts) + 1:
             raise InputError(f"a confusion of shape {tuple(counts.shape)} given, expected (c, c + 1)")
         return cls(counts)
@@ -94,11 +96,11 @@ def confusion(predicted: Tensor, true: Tensor, classes: int, ignore: int = 255) 
     predicted  in [0, classes), or −1 for no class: such a pixel is missed, and no class is blamed for it
     true       in [0, classes), or `ignore`
 
-    Raises InputError for other labels or shapes that differ.
+    Labels are whole numbers of any type. Raises InputError for other labels, or shapes that differ.
     """
     predicted, true, counted = _labels(predicted, true, classes, ignore)
-    given = predicted[counted].long()
-    pairs = true[counted].long() * (classes + 1) + torch.where(given == _NOBODY, classes, given)
+    given = predicted[counted]
+    pairs = true[counted] * (classes + 1) + torch.where(given == _NOBODY, classes, given)
     return Confusion(torch.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
 
 
@@ -122,7 +124,7 @@ def boundary(
     if true.ndim != 2:
         raise InputError(f"label maps of shape {tuple(true.shape)} given, expected those of one image (y, x)")
     pixels = max(1, round(width * math.hypot(*true.shape)))
-    given, wanted = (_band(torch.where(counted, labels.long(), _VOID), pixels) for labels in (predicted, true))
+    given, wanted = (_band(torch.where(counted, labels, _VOID), pixels) for labels in (predicted, true))
     hits, all_given, all_wanted = (
         np.bincount(labels[labels >= 0], minlength=classes) for labels in (given[given == wanted], given, wanted)
     )
@@ -141,7 +143,12 @@ def _band(labels: Tensor, pixels: int) -> np.ndarray:
 
 
 def _labels(predicted: Tensor, true: Tensor, classes: int, ignore: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both maps, and which pixels count."""
+    """Both maps, int64, and which pixels count."""
+    for name, labels in (("predicted", predicted), ("true", true)):
+        if labels.is_floating_point() or labels.is_complex():
+            kind = str(labels.dtype).removeprefix("torch.")
+            raise InputError(f"{name} labels of type {kind} given, expected whole numbers: round them, or take argmax")
+    predicted, true = predicted.to(torch.int64), true.to(torch.int64)  # of uint16, say, torch knows little
     if predicted.shape != true.shape:
         raise InputError(f"predicted {tuple(predicted.shape)} and true {tuple(true.shape)} given, expected one shape")
     counted = true != ignore

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from open_gem.errors import InputError, OpenGemError
+from open_gem.errors import InputError, ModelError, OpenGemError
 from open_gem.files import to_json
 from open_gem.serve.schemas import Problem
 
@@ -21,6 +21,7 @@ STATUSES = {
     415: "Not a kind of content, or picture, that is taken.",
     422: "Something asked for does not exist or cannot be.",
     429: "Too many requests at once: try again after Retry-After.",
+    500: "The model, or the server itself, has failed.",
     503: "The answer took too long, or the server is stopping.",
 }
 
@@ -48,7 +49,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(OpenGemError)
     async def _(request: Request, error: OpenGemError) -> Response:
-        return error_response(422 if isinstance(error, InputError) else 503, str(error))
+        status = 422 if isinstance(error, InputError) else 500 if isinstance(error, ModelError) else 503
+        return error_response(status, str(error))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
@@ -76,4 +78,4 @@ def _one(problem: Mapping[str, Any]) -> str:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI document: what besides its answer a route may say."""
-    return {status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, *statuses})}
+    return {status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, 500, *statuses})}

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from open_gem.errors import InputError
+from open_gem.errors import InputError, NotFiniteError
 from open_gem.imaging import read_header, read_image, size_of
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
@@ -83,15 +84,16 @@ class Service:
 
     async def warm_up(self) -> None:
         """The first pass of a model is slow: let no client wait for it."""
-        blank = torch.zeros(3, *(side * 4 for side in self.localizer.backbone.patch))
+        sides = (side * 4 for side in self.localizer.backbone.patch)
+        blank = torch.zeros(3, *sides, dtype=torch.float32, device="cpu")
         first = self._first_pathways()
-        features = await self.worker.do(self._look, Look(blank, first))
-        question = Question(
-            features[first[0]],
-            Vocabulary.of(next(iter(self.localizer.backbone.concepts), "a photo")),
-            Size(*blank.shape[1:]),
-        )
-        await self.worker.do(self._ask, question)
+        phrase = next(iter(self.localizer.backbone.concepts), "a photo")
+        try:
+            features = await self.worker.do(self._look, Look(blank, first))
+            question = Question(features[first[0]], Vocabulary.of(phrase), Size(*blank.shape[1:]))
+            await self.worker.do(self._ask, question)
+        except NotFiniteError as error:  # clients are told the same
+            warnings.warn(str(error), stacklevel=1)
 
     async def in_thread(self, work: Callable[..., Made], *given: object) -> Made:
         """Run what takes a processor's time, where it holds up neither the event loop nor the model."""

@@ -3,15 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem.backbones._base import TEXT_BATCH, Version, fingerprint
+from open_gem.attention import wide
+from open_gem.backbones._base import TEXT_BATCH, Version, check_has_numbers, fingerprint
 from open_gem.backbones._weights import cut_off
+from open_gem.numerics import Lock, check_finite, cpu_by_default
 from open_gem.readout import Boxes
 from open_gem.types import Size
 
@@ -45,6 +46,9 @@ class Trained(ABC):
 
     template: ClassVar[str] = "a photo of a {}."
 
+    def __post_init__(self) -> None:
+        check_has_numbers(self.model)
+
     @property
     @abstractmethod
     def size_rule(self) -> str:
@@ -75,10 +79,13 @@ class Trained(ABC):
         return fingerprint(self.model)
 
     @torch.no_grad()
+    @cpu_by_default()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `(p, e)` as the heads take them, of any norm; at least one prompt."""
+        """Text embeddings `(p, e)` as the heads take them, of any norm; at least one prompt. Raises NotFiniteError."""
         batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
-        return torch.cat([self._encode(batch) for batch in batches])
+        rows = torch.cat([self._encode(batch) for batch in batches])
+        check_finite("text embeddings", self, rows)
+        return rows
 
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
@@ -102,9 +109,13 @@ class Trained(ABC):
         return self._pixels(picture)
 
     @torch.no_grad()
+    @cpu_by_default()
     def ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
-        """Where the prompts are that `text` `(p, e)` encodes, in prepared `pixels` of a picture of `size`."""
-        return self._ground(pixels[None].to(self.device, self.dtype), size, text)
+        """Where the prompts are that `text` `(p, e)` encodes, in prepared `pixels` of a picture of `size`. Raises
+        NotFiniteError where the model gives no numbers."""
+        found = self._ground(pixels[None].to(self.device, self.dtype), size, text)
+        check_finite("maps", self, found.similarity, found.scores)
+        return found._replace(similarity=wide(found.similarity), scores=wide(found.scores))
 
     @abstractmethod
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding: ...
@@ -126,6 +137,7 @@ class Trained(ABC):
         features = self._texts.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return features.pooler_output
 
+    @cpu_by_default()
     def _pixels(self, picture: Image.Image, **settings: Any) -> Tensor:
         """`settings` overrule the image processor's own."""
         return self.images(images=picture, return_tensors="pt", **settings)["pixel_values"][0]

@@ -9,6 +9,7 @@ from torch import Tensor
 from open_gem import readout
 from open_gem.backbones.trained._base import Grounding, Trained
 from open_gem.imaging import size_of, target_size
+from open_gem.numerics import check_finite_number
 from open_gem.types import Size
 
 
@@ -30,7 +31,7 @@ class GroupViT(Trained):
 
     @property
     def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().float().exp().item()
+        return check_finite_number("logit scale", self, self.model.logit_scale.detach().float().exp().item())
 
     @property
     def _texts(self) -> Any:

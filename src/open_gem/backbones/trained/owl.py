@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones.trained._base import Grounding, Trained
+from open_gem.numerics import check_finite
 from open_gem.readout import Boxes
 from open_gem.types import Grid, Size
 
@@ -39,6 +40,7 @@ class OWL(Trained):
         patches = features.flatten(1, 2)
         logits = self.model.class_predictor(patches, text[None])[0].float()
         predicted = SimpleNamespace(logits=logits, pred_boxes=self.model.box_predictor(patches, features).float())
+        check_finite("maps", self, predicted.logits, predicted.pred_boxes)
         [found] = self.images.post_process_object_detection(predicted, threshold=-1.0, target_sizes=[tuple(size)])
         xyxy, inside = _whole_pixels(found["boxes"].cpu(), size)
         best = [_best(xyxy[inside], scores[inside]) for scores in logits[0].sigmoid().T.cpu()]
@@ -51,7 +53,12 @@ class OWL(Trained):
 def _whole_pixels(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Boxes `(m, 4)` cut to the picture and rounded, int64; and which of them hold a pixel of it."""
     height, width = size
-    xyxy = boxes.round().long().clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    xyxy = (
+        boxes.round()
+        .long()
+        .clamp(min=0)
+        .minimum(torch.tensor([width, height, width, height], dtype=torch.int64, device="cpu"))
+    )
     return xyxy, (xyxy[:, :2] < xyxy[:, 2:]).all(1)
 
 
@@ -69,11 +76,12 @@ def paint(boxes: Boxes, size: Size, grid: Grid) -> Tensor:
 
     Edges are moved to those of the nearest cells; no box is less than one cell.
     """
-    cells = torch.tensor([grid.cols / size.width, grid.rows / size.height]).repeat(2)
+    scale = [grid.cols / size.width, grid.rows / size.height]
+    cells = torch.tensor(scale, dtype=torch.float32, device="cpu").repeat(2)
     left, top, right, bottom = (boxes.xyxy * cells).round().T[..., None]
-    row, col = torch.arange(grid.rows), torch.arange(grid.cols)
+    row, col = (torch.arange(count, dtype=torch.int64, device="cpu") for count in grid)
     in_rows = (row >= top.clamp(max=grid.rows - 1)) & (row < torch.maximum(bottom, top + 1))
     in_cols = (col >= left.clamp(max=grid.cols - 1)) & (col < torch.maximum(right, left + 1))
     covered = in_rows[:, :, None] & in_cols[:, None, :]
     painted = torch.where(covered, boxes.scores[:, None, None], 0.0)
-    return torch.cat([painted, torch.zeros(1, *grid)]).amax(0)
+    return torch.cat([painted, torch.zeros(1, *grid, dtype=painted.dtype, device="cpu")]).amax(0)

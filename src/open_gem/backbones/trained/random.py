@@ -49,7 +49,7 @@ def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
     kind = _KINDS[name]
     config = getattr(transformers, kind.config)()
     model = getattr(transformers, kind.model)(config).eval()
-    pixels = torch.randn(images, 3, kind.side, kind.side)
-    tokens = torch.randint(1, 1000, (prompts, TOKENS))
+    pixels = torch.randn(images, 3, kind.side, kind.side, dtype=torch.float32, device="cpu")
+    tokens = torch.randint(1, 1000, (prompts, TOKENS), dtype=torch.int64, device="cpu")
     tokens[:, -1] = config.text_config.vocab_size - 1  # where texts end
     return lambda: kind.ask(model, pixels, tokens)
