@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from open_gem.backbones._base import Backbone, Recommended, Text, Tower, check_evaluating
-from open_gem.backbones._weights import cut_off, finished, quiet, read_weights, reason_of
+from open_gem.backbones._weights import cut_off, finished, in_float32, quiet, read_weights, reason_of
 from open_gem.backbones.families import find_family, find_tower
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
