@@ -600,13 +600,12 @@ def test_decompression_bomb(width: int, expected: str, tmp_path: Path) -> None:
     assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
 
 
-def test_bomb_limit_is_by_header_and_holds_for_lazy_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21)
-    assert size_of(read_image(PNG)) == (13, 21)
-    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21 - 1)
-    assert "is 13x21 pixels" in message(PNG)
-    assert "PIL image is 13x21 pixels" in message(Image.open(io.BytesIO(PNG)))
-    assert size_of(read_image(Image.fromarray(NOISE))) == (13, 21)  # in memory already: nothing left to protect
+def test_bomb_limit_is_by_header_and_holds_for_lazy_images_only() -> None:
+    assert size_of(read_image(PNG, max_pixels=13 * 21)) == (13, 21)
+    for source, name in ((PNG, "image bytes"), (Image.open(io.BytesIO(PNG)), "PIL image")):
+        with pytest.raises(ImageError, match=f"{name} is 13x21 pixels, more than the {13 * 21 - 1}"):
+            read_image(source, max_pixels=13 * 21 - 1)
+    assert size_of(read_image(Image.fromarray(NOISE), max_pixels=1)) == (13, 21)  # in memory: nothing left to protect
 
 
 def test_a_closed_pil_image_is_named() -> None:
