@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor, isqrt
+from math import floor, inf, isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from open_gem.images.read import size_of as size_of
 from open_gem.types import Grid, Size
 
 MAX_PATCHES = 65_536
-"""Largest patch grid that is attempted, e.g. 256×256: self-self attention costs the square of this."""
+"""Largest patch grid that is attempted by default, e.g. 256×256: self-self attention costs the square of this."""
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -112,6 +112,8 @@ def target_size(
     scale: float = 1,
     window: int | None = None,
     whole_pixels: bool = False,
+    max_patches: int = MAX_PATCHES,
+    max_aspect: float = inf,
 ) -> Size:
     """The size at which a backbone shall see a picture of `size` pixels: a whole number of patches each way.
 
@@ -124,29 +126,36 @@ def target_size(
     window        side of the square windows, in whole patches, through which the picture is encoded; None: all at once
     whole_pixels  with windows: a side longer than one is rounded to whole pixels (a tie rounds up) instead of patches,
                   as by evaluators that slide windows over pixels: short:448 makes 480×640 into 448×597 then
+    max_patches   most patches that the backbone may see at once; what they cost grows with their square
+    max_aspect    most times that the longer side may be as long as the shorter: "short:N" makes a strip a huge image
 
     Raises:
         InputError: for an unknown or malformed rule.
-        ImageError: for a picture smaller than one patch, one that would need more than `MAX_PATCHES` patches at once,
-            or one that would have more than `MAX_PIXELS` pixels.
+        ImageError: for a picture smaller than one patch, one that would need more than `max_patches` patches at once,
+            one that would have more than `MAX_PIXELS` pixels, or a strip of more than `max_aspect`.
     """
     row, n = _parse(rule)
     size = Size(*size)
     if size.height < patch[0] or size.width < patch[1]:
         raise ImageError(f"picture is {_by(size)} pixels, smaller than one {_by(patch)} patch: nothing to localize")
+    if max(size) > max_aspect * min(size):
+        raise ImageError(
+            f"picture of {_by(size)} pixels is {max(size) / min(size):.3g} times as long as it is short, "
+            f"the limit is {max_aspect:g}: crop it"
+        )
     factor = Fraction(str(scale))  # 1.1 is eleven tenths, not the float next to it
     free_above = window if whole_pixels else None
     target = Size(*(_rounded(side * factor, step, free_above) for side, step in zip(row(size, n), patch, strict=True)))
     at_once = target if window is None else Size(*(min(side, window) for side in target))
     grid = Grid(at_once.height // patch[0], at_once.width // patch[1])
     by = f"with size rule {rule!r}" if factor == 1 else f"with size rule {rule!r} at scale {scale:g}"
-    if grid.patches > MAX_PATCHES:
-        safe = isqrt(MAX_PATCHES) * min(patch)  # a picture or window of this size fits even when square
+    if grid.patches > max_patches:
+        safe = isqrt(max_patches) * min(patch)  # a picture or window of this size fits even when square
         what = "picture" if window is None else "window"
         advice = f"'long:N' with N up to {floor(safe / factor)}" if window is None else f"windows of up to {safe}"
         raise ImageError(
             f"{what} of {_by(size if window is None else at_once)} pixels needs a grid of {_by(grid)} = {grid.patches} "
-            f"patches {by}, the limit is {MAX_PATCHES}: use {advice}"
+            f"patches {by}, the limit is {max_patches}: use {advice}"
         )
     if target.height * target.width > MAX_PIXELS:
         safe = min(isqrt(MAX_PIXELS) // step * step for step in patch)

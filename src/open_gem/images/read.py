@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarray, "torch.Tensor"]
 
+_Check = Callable[[ImageFile.ImageFile, str], None]
+
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels: PIL's default threshold for a decompression bomb (256 MiB of RGB)."""
 
@@ -43,7 +45,9 @@ def height_x_width(sides: tuple[int, int]) -> str:
     return f"{sides[0]}x{sides[1]}"
 
 
-def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[Size], None] = lambda size: None
+) -> Image.Image:
     """Any picture as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
 
     * A path, or the bytes of a file: whatever PIL decodes, first frame, up to `max_pixels`.
@@ -56,15 +60,22 @@ def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
     backbone would see shapes that no person sees. 16-bit values (PIL modes I;16 and I) are divided by 257 and rounded,
     never clipped; PIL mode F is read like a float array, in [0, 1]. Colour profiles are ignored, as in CLIP's training.
 
+    `before_decoding` is called with the size of a file's image once its header has passed all checks.
+
     Raises:
         ImageError: in one line, for anything that cannot be read or makes no sense as a picture.
     """
+
+    def check(image: ImageFile.ImageFile, name: str) -> None:
+        _check_decodable(image, name, max_pixels)
+        before_decoding(size_of(image))
+
     if isinstance(source, str | os.PathLike):
-        return _from_path(source, max_pixels)
+        return _from_path(source, check)
     if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), "image bytes", max_pixels)
+        return _from_stream(io.BytesIO(source), "image bytes", check)
     if isinstance(source, Image.Image):
-        return _from_pil(source, "PIL image", max_pixels)
+        return _from_pil(source, "PIL image", check)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     torch = sys.modules.get("torch")  # where nobody imported it, nothing is a tensor
@@ -74,18 +85,18 @@ def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
     raise ImageError(f"expected a path, the bytes of a file, a PIL image, an array or a tensor, not {given}")
 
 
-def _from_path(path: str | os.PathLike[str], max_pixels: int) -> Image.Image:
+def _from_path(path: str | os.PathLike[str], check: _Check) -> Image.Image:
     given = os.fsdecode(path)
     name = repr(given)
     if re.match("[A-Za-z][A-Za-z0-9+.-]+://", given):
         raise ImageError(f"{name} is a URL, expected a path or the bytes of a file: download it first")
     with _decoding(name), Path(given).open("rb") as file:
         stream = file if file.seekable() else io.BytesIO(file.read())  # a pipe cannot be rewound
-        return _from_stream(stream, name, max_pixels)
+        return _from_stream(stream, name, check)
 
 
-def _from_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    return _from_pil(_opened(stream, name), name, max_pixels)
+def _from_stream(stream: BinaryIO, name: str, check: _Check) -> Image.Image:
+    return _from_pil(_opened(stream, name), name, check)
 
 
 def _opened(stream: BinaryIO, name: str) -> Image.Image:
@@ -116,12 +127,12 @@ def read_header(data: bytes) -> Header:
         return Header(image.format or "", size_of(image))
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
     size = size_of(image)
     if 0 in size:
         raise ImageError(f"{name} is empty ({height_x_width(size)} pixels)")
     if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
-        _check_decodable(image, size, name, max_pixels)
+        check(image, name)
     with _decoding(name):
         with _quiet() if image.format in _NOISY else nullcontext():
             image.load()
@@ -134,8 +145,9 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _check_decodable(image: ImageFile.ImageFile, size: Size, name: str, max_pixels: int) -> None:
+def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
     """Refuse, from the header alone, what must not be decoded."""
+    size = size_of(image)
     if size.height * size.width > max_pixels:
         raise ImageError(f"{name} is {height_x_width(size)} pixels, {_too_many(max_pixels)}")
     if image.format == "EPS":  # PIL would run Ghostscript on it, a programming language: not on files from anywhere
