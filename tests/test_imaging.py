@@ -234,10 +234,10 @@ def test_patches_and_aspect_can_be_limited_further() -> None:
     """A server's limits: a file of 158 bytes, 16x800 pixels, is 5,000 patches once its short side is 160."""
     strip = Size(16, 800)
     assert target_size("short:160", strip, (16, 16), max_patches=5000, max_aspect=50) == (160, 8000)
-    with pytest.raises(ImageError, match="16x800 pixels needs a grid of 10x500 = 5000 patches .* limit is 4999: use"):
+    with pytest.raises(ImageError, match=r"16x800 pixels needs a grid of 10x500 = 5000 patches .* limit is 4999: use"):
         target_size("short:160", strip, (16, 16), max_patches=4999)
     for size in (strip, Size(800, 16)):
-        with pytest.raises(ImageError, match="is 50 times as long as it is short, the limit is 49.9: crop it"):
+        with pytest.raises(ImageError, match=r"is 50 times as long as it is short, the limit is 49\.9: crop it"):
             target_size("short:160", size, (16, 16), max_aspect=49.9)
 
 
