@@ -637,3 +637,142 @@ def test_corrupted_files_give_a_picture_or_an_image_error(kind: str) -> None:
             read_image(bytes(broken))
         except ImageError as error:
             assert str(error).startswith("image bytes ")
+
+
+# --------------------------------------------------------------- what a small file may ask: nothing is decoded of these
+
+
+def tiff(data: bytes, *tags: tuple[int, int, int], more: bytes = b"") -> bytes:
+    """A TIFF by hand, little-endian, its pixels `data` at 8; tags are (tag, kind, value), kinds 3 (16 bits) and 4."""
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sorted(tags))
+    count = len(tags) + len(more) // 12
+    start = 8 + len(data) + len(data) % 2
+    return (
+        struct.pack("<2sHI", b"II", 42, start)
+        + data.ljust(start - 8, b"\0")
+        + struct.pack("<H", count)
+        + (entries + more + bytes(4))
+    )
+
+
+def grey_tiff(values: np.ndarray, *tags: tuple[int, int, int]) -> bytes:
+    """Of values (y, x), uncompressed, in one strip."""
+    height, width = values.shape
+    sizes = [(256, 4, width), (257, 4, height), (278, 4, height), (279, 4, values.nbytes), (273, 4, 8)]
+    usual = {258: (3, 8 * values.itemsize), 259: (3, 1), 262: (3, 1), 277: (3, 1)}
+    chosen = {tag: (kind, value) for tag, kind, value in tags}
+    rest = [(tag, *one) for tag, one in (usual | chosen).items()]
+    return tiff(values.tobytes(), *sizes, *rest)
+
+
+def tiled(side: int) -> bytes:
+    """16×16 pixels in one tile of `side`."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 20}
+    return tiff(zlib.compress(bytes(256)), *((tag, 4, value) for tag, value in tags.items()))
+
+
+def test_a_tile_counts_as_the_pixels_that_are_decoded() -> None:
+    text = message(tiled(40_000))
+    assert text.startswith(
+        f"image bytes is 16x16 pixels and has tiles of {40_000**2} pixels, more than the {MAX_PIXELS}"
+    )
+    with pytest.raises(ImageError, match="has tiles of 4096 pixels, more than the 4095"):
+        read_image(tiled(64), max_pixels=4095)
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 277: 1, 322: 64, 323: 64, 324: 8, 325: 4096}
+    whole = tiff(bytes([7]) * 4096, *((tag, 4, value) for tag, value in tags.items()))
+    assert colour(whole) == (7, 7, 7)  # tiles may well be larger than a small image
+
+
+def test_the_code_stream_of_a_jpeg2000_counts_whatever_its_box_says() -> None:
+    data = encoded(Image.new("L", (16, 16), 7), "JPEG2000")
+    assert colour(data) == (7, 7, 7)
+    place = data.index(b"\xff\x4f\xff\x51") + 8
+    assert f"of {40_000**2} pixels" in message(data[:place] + struct.pack(">II", 40_000, 40_000) + data[place + 8 :])
+
+
+PROGRESSIVE = encoded(Image.fromarray(NOISE), "JPEG", progressive=True)
+
+
+def with_scans(count: int, between: bytes = b"") -> bytes:
+    """The last scan so many times more."""
+    last = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+    return PROGRESSIVE[:-2] + (between + last) * count + PROGRESSIVE[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted() -> None:
+    same = read_image(PROGRESSIVE).tobytes()
+    comment = b"\xff\xfe\0\x06\xff\xda\xff\xd9"  # neither a scan nor the end
+    assert read_image(with_scans(80)).size == (21, 13)
+    for bomb in (with_scans(20_000), with_scans(101, comment), with_scans(101, b"\xff\x01")):
+        assert "has more than 100 scans of 13x21 pixels: save it anew" in message(bomb)
+    assert read_image(with_scans(10, comment * 20)).size == (21, 13)
+    assert read_image(PROGRESSIVE + b"\xff\xda" * 1000).tobytes() == same  # behind the image, as of a motion photo
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    assert read_image(PROGRESSIVE[:2] + thumbnail + PROGRESSIVE[2:]).tobytes() == same
+    with pytest.raises(ImageError, match="has more than 16 scans of 13x21"):  # and their pixels altogether
+        read_image(with_scans(30), max_pixels=13 * 21)
+    assert read_image(encoded(Image.fromarray(NOISE), "JPEG"), max_pixels=13 * 21)
+
+
+def test_blocks_that_are_read_one_by_one_are_counted() -> None:
+    chunks = [chunk(b"prVt", b"")] * 70_000
+    webp = encoded(Image.fromarray(NOISE), "WEBP")
+    gif = encoded(Image.new("L", (4, 4), 7), "GIF")
+    screen = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 128 else 0)
+    comment = b"!\xfe" + b"\xff" * 256 * 5000 + b"\0"
+    shared = b"".join(struct.pack("<HHII", 40_000 + tag, 1, 60_000, 8) for tag in range(100))
+    bombs = {
+        "png": png(2, 2, 8, 0, b"\0\0\0" * 2, *chunks),
+        "png behind": PNG + b"".join(chunks),
+        "webp": webp + b"VP8 \0\0\0\0" * 70_000,
+        "gif": gif[:screen] + comment + gif[screen:],
+        "jpeg": JPEG[:2] + b"\xff\xfe\0\2" * 70_000 + JPEG[2:],
+        "tiff": tiff(bytes(60_000), (256, 4, 1), (257, 4, 1), more=shared),
+    }
+    for name, bomb in bombs.items():
+        assert "blocks, which is no usual image: save it anew" in message(bomb), name
+        with pytest.raises(ImageError, match="blocks"):
+            imaging.read_header(bomb)
+    assert colour(gif[:screen] + b"!\xfe" + b"\xff" * 256 * 100 + b"\0" + gif[screen:]) == (7, 7, 7)
+    assert read_image(png(2, 2, 8, 0, b"\0\0\0" * 2, *chunks[:1000])).size == (2, 2)
+
+
+def test_tags_of_exif_that_hold_more_than_it_has_are_not_read() -> None:
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + b"".join(
+        struct.pack("<HHII", 0x9000 + tag, 1, 40_000, 8) for tag in range(100)
+    )
+    exif = struct.pack("<2sHI", b"II", 42, 40_008) + bytes(40_000) + struct.pack("<H", 101) + entries + bytes(4)
+    data = png(2, 3, 8, 0, b"\0\0\0\0" * 2, chunk(b"eXIf", exif))
+    assert size_of(read_image(data)) == (2, 3)
+
+
+def test_formats_that_hold_others_or_run_programs_are_not_opened() -> None:
+    for kind in ("ICO", "ICNS", "PCX", "SGI", "DDS"):
+        assert "is not a picture of any format that is read (AVIF, BMP," in message(
+            encoded(Image.new("RGB", (16, 16)), kind)
+        )
+
+
+def test_pages_of_a_tiff_are_counted(tmp_path: Path) -> None:
+    pages = [Image.new("L", (9, 9), shade) for shade in (7, 8, 9)]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    path = tmp_path / "pages.tif"
+    path.write_bytes(data)
+    for source in (data, path):
+        assert imaging.read_header(source) == ("TIFF", (9, 9), 3)
+        assert read_image(source).info == {"pages": 3} and colour(source) == (7, 7, 7)
+    for kind in ("TIFF", "PNG", "GIF"):
+        assert imaging.read_header(encoded(pages[0], kind)) == (kind, (9, 9), 1)
+    smaller = grey_tiff(np.full((2, 2), 7, np.uint8))
+    circle = smaller[:-4] + struct.pack("<I", struct.unpack("<I", smaller[4:8])[0])
+    assert imaging.read_header(circle).pages == 1
+    first = grey_tiff(np.full((2, 2), 7, np.uint8))
+    copy = struct.pack("<HHHII", 1, 254, 4, 1, 1) + bytes(4)  # a smaller copy, as of pyramids
+    assert imaging.read_header(first[:-4] + struct.pack("<I", len(first)) + copy).pages == 1
+
+
+def test_an_mpo_is_a_jpeg_whose_first_frame_is_read() -> None:
+    data = encoded(Image.new("RGB", (16, 16), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert imaging.read_header(data) == ("JPEG", (16, 16), 1)
+    assert colour(data) == (254, 0, 0)
