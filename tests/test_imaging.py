@@ -16,6 +16,7 @@ from torchvision import transforms
 
 from open_gem import imaging
 from open_gem.errors import ImageError, InputError
+from open_gem.images.read import ImageWarning
 from open_gem.imaging import INTERPOLATIONS, MAX_PATCHES, MAX_PIXELS, Preprocess, read_image, size_of, target_size
 from open_gem.types import Size
 
@@ -333,12 +334,12 @@ def palette_with_alpha(alpha: int) -> Image.Image:
         (palette_with_alpha(255), (10, 20, 30)),
         (palette_with_alpha(0), (255, 255, 255)),
         # more than 8 bits: scaled and rounded, never clipped
-        (Image.new("I;16", (2, 2), 257 * 51), (51, 51, 51)),
-        (Image.new("I;16", (2, 2), 257 * 51 + 128), (51, 51, 51)),
-        (Image.new("I;16", (2, 2), 257 * 51 + 129), (52, 52, 52)),
-        (Image.new("I;16B", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I;16", (2, 2), 257 * 204), (204, 204, 204)),
+        (Image.new("I;16", (2, 2), 257 * 204 + 128), (204, 204, 204)),
+        (Image.new("I;16", (2, 2), 257 * 204 + 129), (205, 205, 205)),
+        (Image.new("I;16B", (2, 2), 257 * 204), (204, 204, 204)),
         (Image.new("I;16", (2, 2), 65535), (255, 255, 255)),
-        (Image.new("I", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I", (2, 2), 257 * 204), (204, 204, 204)),
         (Image.new("F", (2, 2), 0.2), (51, 51, 51)),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value[0]),
@@ -350,11 +351,11 @@ def test_every_mode(image: Image.Image, expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("depth", "kind", "row", "extra", "expected"),
     [
-        (16, 0, struct.pack(">HH", 13107, 13107), (), (51, 51, 51)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (), (204, 204, 204)),
         (16, 2, struct.pack(">3H", 0, 13107, 65535) * 2, (), (0, 51, 255)),
-        (16, 4, struct.pack(">HH", 13107, 0) * 2, (), (255, 255, 255)),
-        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13107)),), (255, 255, 255)),
-        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13108)),), (51, 51, 51)),
+        (16, 4, struct.pack(">HH", 52428, 0) * 2, (), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (chunk(b"tRNS", struct.pack(">H", 52428)),), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (chunk(b"tRNS", struct.pack(">H", 52429)),), (204, 204, 204)),
         (8, 0, b"\x07\x07", (chunk(b"tRNS", struct.pack(">H", 7)),), (255, 255, 255)),
         (8, 2, b"\x01\x02\x03" * 2, (chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)),), (255, 255, 255)),
         (8, 3, b"\0\0", (chunk(b"PLTE", b"\x01\x02\x03"), chunk(b"tRNS", b"\0")), (255, 255, 255)),
@@ -374,6 +375,95 @@ def test_values_pil_would_clip_keep_their_order() -> None:
     for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
         grey = np.asarray(read_image(image))[..., 0].ravel()
         assert (np.diff(grey.astype(int)) > 0).all() and grey[0] == 0 and grey[-1] == 255
+
+
+def test_what_a_tiff_declares_of_its_values_counts() -> None:
+    half = np.full((2, 2), 2048, np.uint16)
+    assert colour(grey_tiff(half, (281, 3, 4095))) == (128, 128, 128)
+    assert colour(grey_tiff(half, (281, 3, 4095), (262, 3, 0))) == (127, 127, 127)
+    assert colour(grey_tiff(half, (281, 3, 2048))) == (255, 255, 255)
+    assert colour(grey_tiff(half, (281, 3, 65535))) == (8, 8, 8)  # nothing to warn about, for so it says
+    assert "mode I;16 has values from 2048 to 2048: expected up to 1000 by its own tags" in message(
+        grey_tiff(half, (281, 3, 1000))
+    )
+    ramp = np.array([[0, 257 * 51], [257 * 204, 65535]], np.uint16)
+    assert np.asarray(read_image(grey_tiff(ramp)))[..., 0].tolist() == [[0, 51], [204, 255]]
+    assert np.asarray(read_image(grey_tiff(ramp, (262, 3, 0))))[..., 0].tolist() == [[255, 204], [51, 0]]
+    negative = np.array([[0.0, 0.2]], np.float32)
+    assert np.asarray(read_image(grey_tiff(negative, (262, 3, 0), (339, 3, 3))))[..., 0].tolist() == [[255, 204]]
+    assert np.asarray(read_image(grey_tiff(np.array([[0, 51]], np.uint8), (262, 3, 0))))[..., 0].tolist() == [
+        [255, 204]
+    ]
+    wide = np.array([[0, 500_000], [1_000_000, 1_000_000]], np.int32)
+    shades = np.asarray(read_image(grey_tiff(wide, (281, 4, 1_000_000))))[..., 0]
+    assert shades.tolist() == [[0, 128], [255, 255]]
+
+
+def test_a_tiff_of_12_bits_is_not_black() -> None:
+    sizes = [(256, 4, 2), (257, 4, 1), (278, 4, 1), (279, 4, 3), (273, 4, 8)]
+    data = tiff(b"\xff\xf8\x00", *sizes, (258, 3, 12), (259, 3, 1), (262, 3, 1), (277, 3, 1))
+    assert np.asarray(read_image(data))[..., 0].tolist() == [[255, 128]]
+
+
+def test_colours_of_16_bits_that_would_be_black_are_refused() -> None:
+    def rgb(maximum: int) -> bytes:
+        sizes = [(256, 4, 1), (257, 4, 1), (278, 4, 1), (279, 4, 6), (273, 4, 8)]
+        bits = struct.pack("<HHII", 258, 3, 3, 14)
+        kinds = struct.pack("<HHIIHHII", 277, 3, 1, 3, 281, 3, 1, maximum)
+        tags = [*sizes[:2], (259, 3, 1), (262, 3, 2), *sizes[2:]]
+        data = struct.pack("<6H", 4095, 2048, 0, 16, 16, 16)
+        return tiff(data, *tags, more=bits + kinds)
+
+    assert "TIFF of 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(rgb(4095))
+    assert colour(rgb(65535)) == (15, 8, 0)
+
+
+def test_significant_bits_of_a_png() -> None:
+    def grey(bits: int, *values: int) -> list[int]:
+        row = b"\0" + struct.pack(f">{len(values)}H", *values)
+        data = png(1, len(values), 16, 0, row, chunk(b"sBIT", bytes([bits])))
+        return np.asarray(read_image(data))[0, :, 0].tolist()
+
+    assert grey(12, 0, 2048, 4095) == [0, 128, 255]  # as cameras write them: the lower bits
+    assert grey(12, 0, 2048 << 4 | 8, 0xFFFF) == [0, 128, 255]  # as the format says: the upper bits
+    assert grey(12, 0, 16 << 4) == [0, 1]  # dark, and the upper bits too
+    assert grey(16, 0, 4095) == [0, 16]
+
+
+def test_the_maximum_of_a_pgm() -> None:
+    def pgm(maximum: int, *values: int) -> list[int]:
+        data = b"P5 %d 1 %d\n" % (len(values), maximum) + struct.pack(f">{len(values)}H", *values)
+        return np.asarray(read_image(data))[0, :, 0].tolist()
+
+    assert pgm(4095, 0, 2048, 4095) == [0, 128, 255]
+    assert pgm(65535, 0, 2048, 4095) == [0, 8, 16]  # it says so itself
+
+
+def test_a_jpeg2000_of_12_bits() -> None:
+    """PIL writes 16; the middle of the range is stored as zero, so that of 12 bits is 30,720 lower."""
+    values = np.array([[0, 2048], [4095, 4095]]) + 30_720
+    data = bytearray(encoded(Image.fromarray(values.astype(np.uint16)), "JPEG2000"))
+    place = data.index(b"\xff\x4f\xff\x51")
+    data[place + 42] = 11  # bits, less one
+    if b"ihdr" in data:
+        data[data.index(b"ihdr") + 14] = 11
+    shades = np.asarray(read_image(bytes(data)))[..., 0]
+    assert shades.tolist() == [[0, 128], [255, 255]]
+
+
+def test_a_range_that_cannot_be_told_is_warned_about() -> None:
+    dark = np.array([[5, 4095]], np.uint16)
+    row = b"\0" + struct.pack(">2H", 5, 4095)
+    sources = (dark, Image.fromarray(dark), Image.fromarray(dark.astype(np.int32)), grey_tiff(dark))
+    for source in (*sources, png(1, 2, 16, 0, row), torch.from_numpy(dark)):
+        with pytest.warns(
+            ImageWarning, match=r"declares no range and has values up to 4095: .* comes out nearly black"
+        ):
+            assert np.asarray(read_image(source))[..., 0].tolist() == [[0, 16]]
+    with pytest.warns(ImageWarning, match="values up to 16383: it is read as 0 to 65535 and so comes out dark; scale"):
+        read_image(np.full((2, 2), 16383, np.uint16))
+    assert colour(np.zeros((2, 2), np.uint16)) == (0, 0, 0)  # black whatever the range
+    assert colour(np.full((2, 2), 16448, np.uint16)) == (64, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +558,7 @@ def test_first_frame_of_an_animation(kind: str) -> None:
         (np.full((4, 5, 4), 255, np.uint8), (255, 255, 255)),
         (np.zeros((4, 5, 4), np.uint8), (255, 255, 255)),
         (np.zeros((4, 5, 4), np.float32), (255, 255, 255)),
-        (np.full((4, 5), 257 * 51, np.uint16), (51, 51, 51)),
+        (np.full((4, 5), 257 * 204, np.uint16), (204, 204, 204)),
         (np.full((4, 5), 0.2, np.float16), (51, 51, 51)),
         (np.full((4, 5), 1 + 1e-6), (255, 255, 255)),  # the noise of a resize
         (np.full((4, 5), -1e-6), (0, 0, 0)),

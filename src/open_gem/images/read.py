@@ -22,7 +22,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from open_gem.errors import ImageError
+from open_gem.images import deep
 from open_gem.images.bounds import FORMATS, check_blocks, check_scans, count_pages, pixels_to_decode, tags_fit
+from open_gem.images.deep import ImageWarning as ImageWarning
 from open_gem.types import Size
 
 if TYPE_CHECKING:
@@ -34,10 +36,6 @@ _Check = Callable[[ImageFile.ImageFile, str], None]
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels: PIL's default threshold for a decompression bomb (256 MiB of RGB)."""
-
-
-class ImageWarning(UserWarning):
-    """An image was read, but perhaps not as it was meant."""
 
 
 def size_of(image: Image.Image) -> Size:
@@ -170,10 +168,11 @@ def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
         if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
             check(image, name)
             pages = _pages(image)
+        values = deep.declared(image)
         with _quiet() if image.format in _NOISY else nullcontext():
             image.load()
         turn = _TURNS.get(_orientation(image))
-        image = _DEEP[image.mode](image, name) if image.mode in _DEEP else image
+        image = deep.MODES[image.mode](image, values, name) if image.mode in deep.MODES else image
         if image.mode != "RGB" or turn is None or _has_alpha(image):  # turning makes a copy too
             image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
         image = image if turn is None else image.transpose(turn)
@@ -285,40 +284,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
-    """PIL modes I;16 and its byte orders: L, or LA where the file names a transparent grey."""
-    values = np.asarray(image)
-    grey = image.info.get("transparency")
-    bands = _to_8_bits(values, name)
-    if isinstance(grey, int):
-        bands = np.stack([bands, np.where(values == grey, 0, 255).astype(np.uint8)], axis=-1)
-    return Image.fromarray(bands)
-
-
-def _from_32_bits(image: Image.Image, name: str) -> Image.Image:
-    """PIL mode I, signed 32 bits: how PIL holds some 16-bit files, so 16 bits is what it must be."""
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"{name} of mode I has values from {low} to {high}: expected 16-bit values, 0 to 65535")
-    return Image.fromarray(_to_8_bits(values.astype(np.uint16), name))
-
-
-def _from_float(image: Image.Image, name: str) -> Image.Image:
-    """PIL mode F, floats in [0, 1]."""
-    return Image.fromarray(_to_8_bits(np.asarray(image), f"{name} of mode F"))
-
-
-_DEEP: dict[str, Callable[[Image.Image, str], Image.Image]] = {  # modes whose values PIL itself would clip at 255
-    "I;16": _from_16_bits,
-    "I;16L": _from_16_bits,
-    "I;16B": _from_16_bits,
-    "I;16N": _from_16_bits,
-    "I": _from_32_bits,
-    "F": _from_float,
-}
-
-
 # --------------------------------------------------------------------------------------------- arrays and tensors
 
 
@@ -384,24 +349,14 @@ def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_uint16(values: np.ndarray, name: str) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 · 255
-
-
-def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
-    """Floats in [0, 1]; up to half an 8-bit step outside is the noise of a resize, and rounds away."""
-    low, high = float(values.min()), float(values.max())  # NaN if there is one
-    if not np.isfinite([low, high]).all():
-        raise ImageError(f"{name} has NaN or infinite values: expected finite values in [0, 1]")
-    if low * 255 < -0.5 or high * 255 > 255.5:
-        hint = "pass the picture before it was normalised" if low < 0 else "divide 8-bit values by 255"
-        raise ImageError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1] ({hint})")
-    return np.rint(np.clip(values.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    deep.warn_if_dark(int(values.max()))
+    return deep.scaled(values, 65535)
 
 
 _DEPTHS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {  # NumPy's kind and bytes a value
     "u1": lambda values, name: values,
     "u2": _from_uint16,
-    "f2": _from_unit,
-    "f4": _from_unit,
-    "f8": _from_unit,
+    "f2": deep.unit_to_8_bits,
+    "f4": deep.unit_to_8_bits,
+    "f8": deep.unit_to_8_bits,
 }
