@@ -31,7 +31,7 @@ from open_gem.types import Size
 START_SECONDS = 60.0
 """How long a process may take until it is ready: its imports, on a machine that is busy."""
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 2.0
 """How long after the deadline the parent ends a process that did not end itself."""
 
 PIXEL_BYTES = 32
@@ -84,6 +84,8 @@ class Decoder:
     def _ask(
         self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int
     ) -> Image.Image | Header:
+        if not isinstance(source, bytes | str | os.PathLike):
+            raise ImageError(f"expected a path or the bytes of a file, not {type(source).__name__}")
         if self._pid != os.getpid():  # after a fork: the processes answer the parent
             self._start()
         with self._slots:
