@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision import transforms
 
 from open_gem import imaging
@@ -866,3 +867,31 @@ def test_an_mpo_is_a_jpeg_whose_first_frame_is_read() -> None:
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert imaging.read_header(data) == ("JPEG", (16, 16), 1)
     assert colour(data) == (254, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ HEIF and AVIF
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heif_is_read_where_its_extra_is_installed() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encoded(Image.new("RGB", (64, 48), (200, 30, 40)), "HEIF", quality=100)
+    assert imaging.read_header(data) == ("HEIF", (48, 64), 1)
+    assert np.abs(np.asarray(read_image(data)).astype(int) - (200, 30, 40)).max() < 4
+    assert message(data[: len(data) // 2])
+
+
+def test_heif_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    assert message(HEIC) == ("image bytes is a HEIF image (HEIC): pip install 'open_gem[heif]', or convert it to JPEG")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (64, 48), (200, 30, 40)), "AVIF", quality=100)
+    assert imaging.read_header(data) == ("AVIF", (48, 64), 1)
+    assert np.abs(np.asarray(read_image(data)).astype(int) - (200, 30, 40)).max() < 4
+    monkeypatch.setattr(features, "check", lambda name: False)
+    assert message(data).startswith("image bytes is an AVIF image: install Pillow 11.3 or later")

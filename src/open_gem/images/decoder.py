@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from open_gem.errors import ImageError
 from open_gem.images.read import MAX_PIXELS, Header, ImageWarning, read_header, read_image, size_of
@@ -253,6 +253,7 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is in the middle of
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     Image.init()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each would have memory of its own
     limit = _Limit()
     with suppress(BrokenPipeError):  # nobody is there any more
         replies.write(b"\n")
