@@ -415,7 +415,9 @@ def test_colours_of_16_bits_that_would_be_black_are_refused() -> None:
         data = struct.pack("<6H", 4095, 2048, 0, 16, 16, 16)
         return tiff(data, *tags, more=bits + kinds)
 
-    assert "TIFF of 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(rgb(4095))
+    assert "image bytes has 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(
+        rgb(4095)
+    )
     assert colour(rgb(65535)) == (15, 8, 0)
 
 
@@ -777,6 +779,9 @@ def test_a_tile_counts_as_the_pixels_that_are_decoded() -> None:
 def test_the_code_stream_of_a_jpeg2000_counts_whatever_its_box_says() -> None:
     data = encoded(Image.new("L", (16, 16), 7), "JPEG2000")
     assert colour(data) == (7, 7, 7)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    assert colour(loaded) == (7, 7, 7)
     place = data.index(b"\xff\x4f\xff\x51") + 8
     assert f"of {40_000**2} pixels" in message(data[:place] + struct.pack(">II", 40_000, 40_000) + data[place + 8 :])
 

@@ -91,7 +91,7 @@ class LabelFile:
         either = len(set(greys)) == len(used)
         if None not in by_colour and len(set(by_colour)) == len(used) and not either:
             table = np.zeros(256, dtype=np.uint8)
-            table[used] = by_colour
+            table[used] = np.array(by_colour, dtype=np.uint8)
             return table[raw]
         seen = zip(used, by_colour, shown, strict=True)
         misplaced = any(one not in (None, index) and len(set(colour)) > 1 for index, one, colour in seen)
