@@ -3,10 +3,10 @@
     with Decoder(workers=2) as decoder:
         image = decoder.read(data, seconds=10)       # as read_image(data): RGB, upright; or an ImageError
 
-Each process imports Pillow and NumPy but not torch: it has 34 MB and is ready after 0.13 s. It asks the system to end it
-(SIGALRM) when a decode takes too long, limits its own address space by the image's size, and leaves when its standard
-input closes, which the system does however the parent ends. What it sends back are lines of JSON and raw pixels, never
-objects.
+Each process imports Pillow and NumPy but not torch: it has 34 MB and is ready after 0.13 s. It asks the system to end
+it (SIGALRM) when a decode takes too long, limits its own address space by the image's size, and leaves when its
+standard input closes, which the system does however the parent ends. What it sends back are lines of JSON and raw
+pixels, never objects.
 """
 
 import json
@@ -32,7 +32,7 @@ from open_gem.types import Size
 START_SECONDS = 60.0
 """How long a process may take until it is ready: its imports, on a machine that is busy."""
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 5.0
 """How long after the deadline the parent ends a process that did not end itself."""
 
 PIXEL_BYTES = 40
