@@ -96,7 +96,7 @@ def test_one_that_is_would_be_seen(code):
 
 # Defaults -------------------------------------------------------------------------------------------------------------
 
-PHRASES = ["a red circle", "a dog", "blue"]
+PHRASES = ["a cat", "a dog", "a monkey"]
 NAMES = ["gem", "clip", "naclip", "gem-kmeans", "resclip-rcs"]
 
 
