@@ -242,7 +242,8 @@ class Backbone:
 
     def truncated(self, prompt: str) -> str:
         """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
-        return self.text.truncated(prompt)
+        with cpu_by_default():  # a tokenizer makes tensors
+            return self.text.truncated(prompt)
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -251,7 +252,8 @@ class Backbone:
 
     def knows(self, prompt: str) -> bool:
         """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
-        return self.text.knows(prompt)
+        with cpu_by_default():
+            return self.text.knows(prompt)
 
 
 # What towers share ----------------------------------------------------------------------------------------------------
