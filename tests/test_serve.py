@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -235,6 +236,17 @@ def test_a_batch_outlives_its_bad_picture(client):
     assert [results[0]["found"], results[2]["found"]] == alone
     assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
     assert results[3]["error"].startswith("a picture of format PPM, expected JPEG")
+
+
+def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
+    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    files = [("files", png(seed=seed)) for seed in range(20, 24)]
+    before = list(map(server.metric, lines))
+    with ThreadPoolExecutor(1) as threads, server.busy():
+        answer = threads.submit(client.post, "/v1/ground/batch", files=files, data={"candidate_labels": PROMPTS})
+        wait_until(lambda: len(server.service.worker) == 4)
+    assert len(answer.result().json()["results"]) == 4
+    assert list(map(server.metric, lines)) == [before[0] + 1, before[1] + 4]
 
 
 # About ---------------------------------------------------------------------------------------------
