@@ -7,8 +7,8 @@ pixels, one request after another: first alone (a quarter of --seconds, 60 at mo
     sizes         images of 200 to 3000 pixels a side, one every half second
     slow bodies   four connections that send a byte a second
 
-Halfway the server is killed with -9 and started again. What is printed: the 95th percentile of the healthy answers alone
-and beside the bombs, how each kind of bomb was answered, and memory.
+Halfway the server is killed with -9 and started again. Printed: the 95th percentile of the healthy answers alone and
+beside the bombs, how each kind of request was answered, and memory.
 """
 
 import argparse
@@ -142,6 +142,7 @@ async def many_sizes(client: httpx.AsyncClient, seen: Seen, data: list[bytes], e
 
 async def slow_body(client: httpx.AsyncClient, seen: Seen, end: float) -> None:
     async def drops() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         while time.perf_counter() < end:
             yield b"x"
             await asyncio.sleep(1)
@@ -202,9 +203,7 @@ def show(made: dict) -> None:
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
         print(f"| {kind} | {statuses} | {row['slowest']:.2f} s |")
     p95 = made["p95"]
-    print(
-        f"p95 of healthy answers: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {made['ratio']:.2f} times"
-    )
+    print(f"healthy p95: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {made['ratio']:.2f} times")
     print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in made["memory"].items()))
     print(f"exit code {made['exit_code']}")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from open_gem.errors import InputError
 from open_gem.images.decoder import Decoder
-from open_gem.imaging import read_header, size_of, target_size
+from open_gem.imaging import size_of, target_size
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
 from open_gem.methods import PATHWAYS
@@ -40,6 +40,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 PHRASES = 32  # that count as much as one image in a batch
+LARGE = 4_000_000  # pixels: images of more are decoded, and their maps made, one at a time
 STRIP = 6  # times as many patches as a square picture has are taken where `max_patches` is not set
 SIDE = 448  # pixels: the side of that picture, of which the size rule "native" makes its patches
 
@@ -84,7 +85,8 @@ class Service:
         self.worker = Worker(metrics.saw_batch)
         self._threads = ThreadPoolExecutor(settings.threads, "open_gem pictures")
         self._decoders = ThreadPoolExecutor(settings.threads, "open_gem decoders")  # each waits for a process
-        self._decoder = Decoder(settings.threads)
+        self._large = ThreadPoolExecutor(1, "open_gem large images")  # one at a time, so that small ones go past them
+        self._decoder = Decoder(settings.threads + 1)
         self._parser = ThreadPoolExecutor(1, "open_gem JSON")
         side = max(SIDE, *localizer.backbone.preprocess.image_size)
         square = self._grid(target_size(localizer.size_rule, Size(side, side), localizer.backbone.patch)).patches
@@ -101,7 +103,7 @@ class Service:
 
     def close(self) -> None:
         """End the threads, or leave behind those that have not ended after `stop_seconds`."""
-        for pool in (self._threads, self._decoders, self._parser):
+        for pool in (self._threads, self._decoders, self._large, self._parser):
             pool.shutdown(wait=False, cancel_futures=True)
         self._decoder.close()
         self.worker.stop(self.settings.stop_seconds)
@@ -156,7 +158,8 @@ class Service:
                 f"{len(found.prompts)} prompts on a picture of {found.size.height}x{found.size.width} pixels make maps "
                 f"of {pixels * len(found.prompts)} pixels, expected {most} at most: ask {most // pixels} at a time",
             )
-        return [await self.in_thread(partial(work, label, **options)) for label in by_prompt(found)]
+        pool, loop = self._large if places and is_large(found.size) else self._threads, asyncio.get_running_loop()
+        return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(found)]
 
     async def see(self, data: bytes, *, keep: bool) -> Seen:
         """The image of an upload, read by the settings' pathways; from the cache where the same bytes are there. `keep`
@@ -164,7 +167,9 @@ class Service:
         id = await self.in_thread(self._id_of, data)
         if (known := self.find(id)) is not None:
             return known
-        decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
+        loop = asyncio.get_running_loop()
+        size = await loop.run_in_executor(self._decoders, self._check_header, data)
+        decoded = await loop.run_in_executor(self._large if is_large(size) else self._decoders, self._decode, data)
         features = await self.worker.do(self._look, Look(decoded.pixels, self._first_pathways()))
         grid = next(iter(features.values())).grid
         seen = Seen(id, decoded.size, grid, decoded.pixels, features)
@@ -217,8 +222,9 @@ class Service:
         """The same for the same bytes, and not to be guessed from outside."""
         return hashlib.blake2b(data, digest_size=16, key=self._key).hexdigest()
 
-    def _decode(self, data: bytes) -> Decoded:
-        header = read_header(data)
+    def _check_header(self, data: bytes) -> Size:
+        """The image's size as stored. Raises RequestError and ImageError for one that is not to be decoded."""
+        header = self._decoder.read_header(data, seconds=self.settings.decode_seconds)
         if header.format not in self.settings.formats:
             raise RequestError(415, f"a picture of format {header.format}, expected {', '.join(self.settings.formats)}")
         if header.size.height * header.size.width > self.settings.max_pixels:
@@ -226,6 +232,9 @@ class Service:
             raise RequestError(413, f"the picture is {given} pixels, expected {limit} pixels at most")
         rule, patch = self.localizer.size_rule, self.localizer.backbone.patch
         target_size(rule, header.size, patch, max_patches=self.max_patches)
+        return header.size
+
+    def _decode(self, data: bytes) -> Decoded:
         picture = self._read(data)
         return Decoded(size_of(picture), self.localizer.pixels(picture))
 
@@ -255,6 +264,11 @@ class Service:
             _on_cpu(localizer.locate(_on(features, localizer.backbone.device), vocabulary, [size])[0])
             for features, vocabulary, size in questions
         ]
+
+
+def is_large(size: Size) -> bool:
+    """Whether work at the image's own size takes so long that others should not wait behind it."""
+    return size.height * size.width > LARGE
 
 
 def servable(localizer: Localizer) -> dict[str, str]:

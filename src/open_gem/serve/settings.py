@@ -69,7 +69,7 @@ class Settings:
     threads: int = 2
     pathways: tuple[str, ...] = ("gem", "clip")
     label_studio: Source | None = None
-    formats: tuple[str, ...] = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
     def __post_init__(self) -> None:
         for one in fields(self):
