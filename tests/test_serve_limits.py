@@ -385,7 +385,7 @@ PICTURES = {  # name -> content, and the status it gets
     "text": (b"just text", 422),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 422),
     "html": (b"<html><script>alert(1)</script></html>", 422),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", 415),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", 422),
     "another format": (encoded(Image.new("RGB", (20, 20)), "PPM"), 415),
     "cut off": (png()[:3000], 422),
     "smaller than a patch": (encoded(Image.new("RGB", (4, 4)), "PNG"), 422),

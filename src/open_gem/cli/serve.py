@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,6 @@ from open_gem.errors import InputError
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from fastapi import FastAPI
 
     from open_gem.serve.settings import Settings
 
@@ -76,7 +75,7 @@ def serve(
     run(create_app(load_localizer(model, pretrained, device, dtype, size=size), settings), settings, host, port)
 
 
-def run(app: "FastAPI", settings: "Settings", host: str, port: int) -> None:
+def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> None:
     """Serve until a signal comes. Pending requests have `stop_seconds` then, after which the process ends, whatever a
     thread of it is doing; a second signal ends it at once."""
     import uvicorn
