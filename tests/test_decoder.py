@@ -260,6 +260,9 @@ def test_headers_warnings_and_pages_come_through(
     for source in (pages, "pages.tif"):
         assert decoder.read_header(source, seconds=30) == read_header(source) == ("TIFF", (5, 4), 2)
         assert decoder.read(source, seconds=30).info == {"pages": 2}
+        assert decoder.read(source, seconds=float("inf")).size == (4, 5)
+    with pytest.raises(ImageError, match=r"within 0\.001 seconds"):
+        decoder.read(slow(), seconds=0)
     with pytest.raises(ImageError, match=r"^'gone\.tif' does not exist$"):
         decoder.read_header("gone.tif", seconds=30)
     with pytest.raises(ImageError, match="is 13x21 pixels, more than the 272 that"):
