@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -17,7 +18,6 @@ import open_gem
 from open_gem.datasets.scenes import HELD_OUT, scene
 from open_gem.errors import InputError
 from open_gem.methods import PATHWAYS
-from open_gem.serve.answers import by_prompt
 from open_gem.serve.app import create_app
 from open_gem.serve.settings import Settings
 
@@ -128,21 +128,24 @@ def test_the_first_client_finds_the_model_warm(tiny_localizer):
     assert passes == [1, 1]
 
 
-def test_work_is_told_that_its_client_has_left(server, tiny_localizer):
-    begun, heard = threading.Event(), []
+def test_no_more_prompts_are_worked_on_when_the_client_has_left(server, tiny_localizer):
+    begun, release, worked = threading.Event(), threading.Event(), []
 
-    def work(found, gone):
+    def work(label):
         begun.set()
-        heard.append((gone.wait(10), list(by_prompt(found, gone))))
+        release.wait(10)
+        worked.append(label.prompts)
 
     async def ask_and_leave():
-        asking = asyncio.create_task(server.service.told(work, tiny_localizer(png(), PROMPTS)))
+        asking = asyncio.create_task(server.service.each_prompt(work, tiny_localizer(png(), PROMPTS)))
         await asyncio.to_thread(begun.wait, 10)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+        release.set()
 
     asyncio.run(ask_and_leave())
-    wait_until(lambda: heard == [(True, [])])
+    wait_until(lambda: worked)
+    assert server.upload(png(seed=8)) and worked == [(PROMPTS[0],)]
 
 
 def test_the_right_object_is_found():
@@ -170,10 +173,13 @@ def test_detections_and_segments(client, tiny_localizer):
     assert [one["score"] for one in boxes] == sorted((one["score"] for one in boxes), reverse=True)
     for one in boxes:
         index = PROMPTS.index(one["label"])
-        assert list(one) == ["label", "score", "box"]
-        assert one["score"] == pytest.approx(found.presence[index].item(), abs=2e-6)
+        assert list(one) == ["label", "score", "presence", "box"]
+        assert one["presence"] == pytest.approx(found.presence[index].item(), abs=2e-6)
         corners = [one["box"][corner] for corner in ("xmin", "ymin", "xmax", "ymax")]
-        assert corners in found.boxes()[index].xyxy.tolist()
+        [at] = [at for at, box in enumerate(found.boxes()[index].xyxy.tolist()) if box == corners]
+        cosine, map = found.boxes()[index].scores[at], found.heatmaps("cosine")[index]
+        peak = (cosine - map.min()) / (map.max() - map.min())
+        assert one["score"] == pytest.approx((peak * found.presence[index]).item(), abs=2e-6)
 
     masks = client.post("/v1/ground", files={"file": data}, data={**form, "task": "image-segmentation"}).json()
     assert sorted(one["label"] for one in masks) == sorted(PROMPTS)
@@ -230,6 +236,17 @@ def test_a_batch_outlives_its_bad_picture(client):
     assert [results[0]["found"], results[2]["found"]] == alone
     assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
     assert results[3]["error"].startswith("a picture of format PPM, expected JPEG")
+
+
+def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
+    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    files = [("files", png(seed=seed)) for seed in range(20, 24)]
+    before = list(map(server.metric, lines))
+    with ThreadPoolExecutor(1) as threads, server.busy():
+        answer = threads.submit(client.post, "/v1/ground/batch", files=files, data={"candidate_labels": PROMPTS})
+        wait_until(lambda: len(server.service.worker) == 4)
+    assert len(answer.result().json()["results"]) == 4
+    assert list(map(server.metric, lines)) == [before[0] + 1, before[1] + 4]
 
 
 # About ---------------------------------------------------------------------------------------------

@@ -90,6 +90,37 @@ def test_with_the_token_all_is(guarded):
         assert guarded.client.get("/v1/models", headers={"Authorization": header}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:1"},
+    ],
+)
+def test_pages_of_other_sites_are_refused_without_a_token(server, client, guarded, headers):
+    held = len(server.service.cache)
+    for path in ("/v1/images", "/v1/ground", "/setup"):
+        error = told(client.post(path, files={"file": png(seed=400)}, headers=headers), 403)
+        assert headers.get("Origin", "a browser") in error and "--token" in error
+    assert len(server.service.cache) == held
+    assert client.get("/v1/models", headers=headers).status_code == 403
+    authorized = headers | {"Authorization": "Bearer secret"}
+    assert guarded.client.post("/v1/images", files={"file": png()}, headers=authorized).status_code == 201
+
+
+def test_the_servers_own_page_links_to_it_and_programs_are_answered(server, client):
+    own, link = f"http://127.0.0.1:{server.port}", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    for headers in [{}, {"Origin": own}, {"Origin": own, "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]:
+        assert client.post("/v1/images", files={"file": png()}, headers=headers).status_code == 201
+    behind_a_proxy = {"Origin": "https://labels.example", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/v1/images", files={"file": png()}, headers=behind_a_proxy).status_code == 201
+    assert client.get("/", headers=link).status_code == 200
+
+
 def test_names_of_others_are_not_answered_on_a_loopback_address(guarded):
     for host, status in [
         ("evil.example", 400),
@@ -176,6 +207,157 @@ def test_a_picture_of_too_many_pixels(client):
     assert "200x201" in told(client.post("/v1/images", files={"file": picture}), 413)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 800), (16, 6400), (20, 4000), (4000, 20), (8, 5000)])
+def test_strips_are_refused_by_their_patches_before_they_are_decoded(careful, height, width):
+    """`short:N` makes them as wide as they are long times N, and attention costs the square of that."""
+    passes = careful.metric('open_gem_batch_inputs_count{work="look"}')
+    strip = encoded(Image.new("RGB", (width, height)), "PNG")
+    for path, form in [("/v1/images", {}), ("/v1/ground", {"candidate_labels": "a cat"})]:
+        error = told(careful.client.post(path, files={"file": strip}, data=form), 422)
+        assert f"{height}x{width} pixels" in error and "limit is 384" in error and "patches" in error
+    assert careful.metric('open_gem_batch_inputs_count{work="look"}') == passes
+
+
+def test_how_many_patches_there_may_be_is_a_setting(tiny_localizer):
+    sizes = [(64, 64), (64, 64 * 6), (64, 64 * 8)]
+    for settings, statuses in [
+        (Settings(), [201, 201, 422]),
+        (Settings(max_patches=64), [201, 422, 422]),
+        (Settings(max_patches=512), [201, 201, 201]),
+    ]:
+        server = Server(tiny_localizer, settings)
+        try:
+            answers = [server.client.post("/v1/images", files={"file": png(*size)}) for size in sizes]
+            [model] = server.client.get("/v1/models").json()["models"]
+        finally:
+            server.stop()
+        assert [one.status_code for one in answers] == statuses
+        assert model["limits"]["max_patches"] == (settings.max_patches or 6 * 64)
+
+
+def test_large_images_share_a_pass_with_fewer_others(tiny_localizer):
+    server = Server(tiny_localizer, Settings(max_batch=4))
+    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    try:
+        for height, width, passes in [(64, 128, 1), (64, 256, 2), (64, 384, 4)]:
+            before = list(map(server.metric, lines))
+            with ThreadPoolExecutor(4) as threads, server.busy():
+                data = [png(height, width, seed=seed) for seed in range(4)]
+                for one in data:
+                    threads.submit(server.client.post, "/v1/images", files={"file": one})
+                wait_until(lambda: len(server.service.worker) == 4)
+            assert list(map(server.metric, lines)) == [before[0] + passes, before[1] + 4]
+    finally:
+        server.stop()
+
+
+def test_decoding_ends_and_others_go_on(tiny_localizer):
+    server = Server(tiny_localizer, Settings(decode_seconds=0.5, formats=("PNG", "PPM")))
+    slow = b"P3 8000 5000 254 " + b"1 " * (3 * 8000 * 5000 // 8)  # numbers in text: minutes of decoding
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            begin = time.monotonic()
+            answers = list(threads.map(lambda _: server.client.post("/v1/images", files={"file": slow}), range(4)))
+            assert all("within 0.5 seconds" in told(one, 422) for one in answers)
+            assert time.monotonic() - begin < 15
+        assert upload(server.client, 0).status_code == 201
+    finally:
+        server.stop()
+
+
+def test_maps_of_many_prompts_on_a_large_image(tiny_localizer):
+    server = Server(tiny_localizer, Settings(max_map_pixels=3 * 100 * 100))
+    prompts, data = ["a", "b", "c", "d"], png(100, 100)
+    try:
+        path = f"/v1/images/{server.upload(data)['id']}/ground"
+        error = told(server.client.post(path, json={"prompts": prompts}), 413)
+        assert "4 prompts" in error and "40000 pixels" in error and "30000 at most: ask 3 at a time" in error
+        form = {"candidate_labels": prompts}
+        assert "ask 3" in told(server.client.post("/v1/ground", files={"file": data}, data=form), 413)
+        for asked in ({"prompts": prompts, "place": False, "similarity": True}, {"prompts": prompts[:3]}):
+            assert server.client.post(path, json=asked).status_code == 200
+    finally:
+        server.stop()
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def careful(tiny_localizer):
+    server = Server(tiny_localizer, Settings(max_queue=2, max_json=100_000, max_values=2000))
+    yield server
+    server.stop()
+
+
+JSON = {"Content-Type": "application/json"}
+DOCUMENTS = {  # what is large -> a document, and words of the answer
+    "bytes": (b'{"a": "' + b"x" * 100_000 + b'"}', "100000 bytes"),
+    "numbers": (b'{"a": [' + b"0," * 3000 + b"0]}", "expected 2000 at most"),
+    "lists": (b'{"a": [' + b"[]," * 3000 + b"[]]}", "expected 2000 at most"),
+    "names": (b"{" + b",".join(b'"%d":0' % number for number in range(3000)) + b"}", "expected 2000 at most"),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_json_has_limits_of_its_own(careful, name):
+    content, words = DOCUMENTS[name]
+    for path in ("/predict", "/setup", "/v1/ground", f"/v1/images/{careful.upload(png())['id']}/ground"):
+        assert words in told(careful.client.post(path, content=content, headers=JSON), 413)
+    form = {"file": png(200, 200)}  # of more bytes than JSON may have
+    assert careful.client.post("/v1/images", files=form).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/images/{}/ground", {"prompts": ["a"] * 1001}, "prompts: List should have at most 1000 items"),
+        ("/predict", {"tasks": ["a"] * 1001, "label_config": "<View/>"}, "tasks: List should have at most 1000 items"),
+        ("/v1/ground", {"inputs": "", "parameters": {"candidate_labels": ["a"] * 1001}}, "at most 1000 items"),
+    ],
+)
+def test_lists_have_an_end(careful, path, body, words):
+    answer = careful.client.post(path.format(careful.upload(png())["id"]), json=body)
+    assert words in told(answer, 422)
+
+
+def test_an_image_in_base64_may_have_three_quarters_of_it(careful):
+    data = png(140, 140)
+    assert 55_000 < len(data) < 75_000
+    body = {"inputs": b64encode(data).decode(), "parameters": {"candidate_labels": ["a cat"], "threshold": 0}}
+    assert careful.client.post("/v1/ground", json=body).status_code == 200
+
+
+def test_json_is_not_parsed_on_the_event_loop(careful, monkeypatch):
+    release, begun = threading.Event(), threading.Event()
+    loads = json.loads
+
+    def slow(*given, **options):
+        if threading.current_thread() is not threading.main_thread() and b"slow" in given[0]:
+            begun.set()
+            release.wait(10)
+        return loads(*given, **options)
+
+    monkeypatch.setattr("open_gem.serve.uploads.json.loads", slow)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(careful.client.post, "/setup", json={"slow": 1})
+        assert begun.wait(10)
+        monkeypatch.undo()
+        assert careful.client.get("/health", timeout=5).status_code == 200
+        release.set()
+        assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/v1/ground", "/v1/images", "/nowhere"])
+def test_everything_that_is_posted_counts(careful, path):
+    with ThreadPoolExecutor(2) as threads, careful.busy():
+        seeds = [hash(path) % 10**6, hash(path) % 10**6 + 1]  # images that no other case has left in the cache
+        waiting = [threads.submit(upload, careful.client, seed) for seed in seeds]
+        wait_until(lambda: careful.metric("open_gem_requests_in_house") == 2)
+        assert "2 requests" in told(careful.client.post(path, json={}), 429)
+    assert [one.result().status_code for one in waiting] == [201] * 2
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG that says it has so many pixels."""
 
@@ -203,12 +385,15 @@ PICTURES = {  # name -> content, and the status it gets
     "text": (b"just text", 422),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 422),
     "html": (b"<html><script>alert(1)</script></html>", 422),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", 415),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", 422),
     "another format": (encoded(Image.new("RGB", (20, 20)), "PPM"), 415),
     "cut off": (png()[:3000], 422),
     "smaller than a patch": (encoded(Image.new("RGB", (4, 4)), "PNG"), 422),
     "picture and archive": (png() + archive(), 201),
     "picture and script": (encoded(Image.new("P", (20, 20)), "GIF") + b"/*<script>alert(1)</script>*/", 201),
+    "two frames of a phone": (
+        encoded(Image.new("RGB", (40, 30)), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))]), 201,
+    ),
     "animated": (
         encoded(Image.new("P", (20, 30)), "GIF", save_all=True, append_images=[Image.new("P", (20, 30), 1)] * 2), 201,
     ),
@@ -433,6 +618,59 @@ def test_a_server_that_is_stopped_answers_what_is_at_hand(tiny_localizer):
         server.service._threads.submit(print)
 
 
+BUSY = """
+import asyncio, sys, threading, time
+import open_gem
+from open_gem.cli.serve import run
+from open_gem.serve.app import create_app
+from open_gem.serve.settings import Settings
+from open_gem.serve.worker import Kind
+
+settings = Settings(stop_seconds=1.0)
+app = create_app(open_gem.load(sys.argv[1], device="cpu"), settings)
+service = app.state.service
+
+def hang(given):
+    print("busy", flush=True)
+    time.sleep(600)
+
+def begin():
+    while service.worker.batches < 2:  # of the warm-up
+        time.sleep(0.01)
+    {what}
+
+threading.Thread(target=begin, daemon=True).start()
+run(app, settings, "127.0.0.1", 0)
+"""
+HANGS = {  # what hangs -> how
+    "the model": "service.worker.submit(Kind('hang', hang, lambda given: 0, lambda given: 1, 1), None)",
+    "a thread": "asyncio.run(service.in_thread(hang, None))",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+@pytest.mark.parametrize("again", [False, True])
+def test_sigterm_ends_a_server_whatever_it_is_doing(tiny, name, again):
+    script = BUSY.format(what=HANGS[name])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, tiny], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        assert "running on" in next(line for line in process.stderr if "running on" in line)
+        assert process.stdout.readline() == "busy\n"
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        if again:
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (128 + signal.SIGTERM, -signal.SIGTERM)
+        assert time.monotonic() - begin < (1 if again else 3)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_server_whose_model_has_ended_is_not_healthy(tiny_localizer):
     server = Server(tiny_localizer, Settings())
     assert server.client.get("/health").status_code == 200
@@ -465,6 +703,50 @@ def test_where_nobody_can_listen_is_told_before_a_model_is_loaded(host, monkeypa
         result = CliRunner().invoke(app, ["serve", "--host", host, "--port", str(port), "--token", "x"])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert f"cannot listen at {host}, port {port}: " in result.stderr
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+SCATTERED = """
+import ctypes
+from open_gem.serve.memory import trim
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+blocks = [libc.malloc(100_000) for _ in range(1000)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[:-1]:  # the last holds the heap's end where it is
+    libc.free(block)
+before = resident()
+trim()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_free_memory_goes_back_to_the_system():
+    run = subprocess.run([sys.executable, "-c", SCATTERED], capture_output=True, text=True, check=True)
+    assert float(run.stdout) > 80  # MiB, of the 95 that are free
+
+
+def test_a_server_that_has_worked_gives_memory_back(tiny_localizer, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr("open_gem.serve.memory.TRIM_SECONDS", 0.05)
+    monkeypatch.setattr("open_gem.serve.memory.trim", lambda: trimmed.append(None))
+    server = Server(tiny_localizer, Settings())
+    try:
+        time.sleep(0.3)
+        assert len(trimmed) <= 1  # nothing happens, nothing is trimmed
+        before = len(trimmed)
+        assert upload(server.client, 0).status_code == 201
+        wait_until(lambda: len(trimmed) > before)
+    finally:
+        server.stop()
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,23 @@
 """`open-gem serve`: the HTTP API and the page."""
 
+import math
+import os
 import socket
-from typing import Annotated
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Timer
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from open_gem.cli._app import DeviceOption, DtypeOption, ModelOption, PretrainedOption, app, load_localizer, say
 from open_gem.errors import InputError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from open_gem.serve.settings import Settings
 
 TOKEN = "OPEN_GEM_TOKEN"
 
@@ -23,6 +34,9 @@ def serve(
     ] = None,
     cache_mb: Annotated[int, typer.Option(min=1, help="MiB for features of uploaded images.")] = 512,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests in the house; more are told 429.")] = 32,
+    max_patches: Annotated[
+        int | None, typer.Option(min=1, help="Patches of an image; by default 6 times a square image's.")
+    ] = None,
     label_studio_url: Annotated[
         str | None, typer.Option(help="A Label Studio whose pictures are fetched to predict its tasks.")
     ] = None,
@@ -34,15 +48,16 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: an API for programs, a page for people. Listens on this machine alone by default.
 
-    SIGTERM and Ctrl-C finish what is at hand. Routes: /openapi.json, and docs/serving.md.
+    SIGTERM and Ctrl-C answer pending requests, for 10 seconds at most. Routes: /openapi.json, and docs/serving.md.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from open_gem.serve.app import create_app
     except ImportError as error:
         raise InputError(f'the server needs {error.name}: pip install "open_gem[serve]"') from error
     from open_gem.serve.label_studio import Source
+    from open_gem.serve.memory import limit_arenas
     from open_gem.serve.settings import MIB, Settings, hosts_of
 
     settings = Settings(
@@ -50,20 +65,42 @@ def serve(
         hosts=hosts_of(host),
         cache_bytes=cache_mb * MIB,
         max_queue=max_queue,
+        max_patches=max_patches,
         label_studio=None if label_studio_url is None else Source(label_studio_url, label_studio_token),
     )
     if settings.hosts is None and settings.token is None:
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     _check_free(host, port)
-    localizer = load_localizer(model, pretrained, device, dtype, size=size)
-    uvicorn.run(
-        create_app(localizer, settings),
-        host=host,
-        port=port,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings.stop_seconds),
-    )
+    limit_arenas()
+    run(create_app(load_localizer(model, pretrained, device, dtype, size=size), settings), settings, host, port)
+
+
+def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> None:
+    """Serve until a signal comes. Pending requests have `stop_seconds` then, after which the process ends, whatever a
+    thread of it is doing; a second signal ends it at once."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            if self.should_exit:
+                _end(sig)
+            super().handle_exit(sig, frame)
+            watch = Timer(settings.stop_seconds, _end, (sig,))
+            watch.daemon = True
+            watch.start()
+
+    options: dict[str, Any] = {"host": host, "port": port, "access_log": False, "server_header": False}
+    server = Server(uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(settings.stop_seconds), **options))
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _end(sig: int) -> None:
+    """End the process without waiting for threads: one in C code cannot be made to end."""
+    print("stopped before all requests were answered", file=sys.stderr, flush=True)
+    os._exit(128 + sig)
 
 
 def _check_free(host: str, port: int) -> None:

@@ -2,12 +2,12 @@
 
 import io
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -42,12 +42,10 @@ def as_float16(similarity: Tensor) -> str:
     return b64encode(similarity.float().numpy().astype("<f2").tobytes()).decode("ascii")
 
 
-def by_prompt(found: Localization, gone: Event) -> Iterator[Localization]:
-    """One localization a prompt, until the asker has `gone`: maps at pixel size of many would take long."""
+def by_prompt(found: Localization) -> Iterator[Localization]:
+    """One localization per prompt: maps at pixel size of many prompts take long, and are made one prompt at a time."""
     vocabulary = Vocabulary.of(found.prompts) if found.vocabulary is None else found.vocabulary
     for index, label in enumerate(found.prompts):
-        if gone.is_set():
-            return
         phrases = [at for at, group in enumerate(vocabulary.groups) if group == index]
         yield replace(
             found,
@@ -59,10 +57,8 @@ def by_prompt(found: Localization, gone: Event) -> Iterator[Localization]:
         )
 
 
-def results(
-    found: Localization, gone: Event, *, threshold: float | None, mask: str, similarity: bool, place: bool
-) -> list[Result]:
-    """What was found of each phrase; stops early, and returns what there is, once the asker has `gone`.
+def result(label: Localization, *, threshold: float | None, mask: str, similarity: bool, place: bool) -> Result:
+    """The values of one prompt.
 
     threshold   of the min-max map, in [0, 1]; None: 0.5
     mask        a name of `MASKS`
@@ -70,12 +66,9 @@ def results(
     place       with box and point
     """
     limit = THRESHOLD if threshold is None else threshold
-    told = []
-    for one in by_prompt(found, gone):
-        grid = as_float16(one.similarity[0]) if similarity else None
-        whole = {"prompt": one.prompts[0], "score": value(one.scores), "presence": value(one.presence)}
-        told.append(Result(**whole, **_placed(one, limit, mask, place), similarity=grid))
-    return told
+    grid = as_float16(label.similarity[0]) if similarity else None
+    whole = {"prompt": label.prompts[0], "score": value(label.scores), "presence": value(label.presence)}
+    return Result(**whole, **_placed(label, limit, mask, place), similarity=grid)
 
 
 def _placed(found: Localization, limit: float, mask: str, place: bool) -> dict[str, Any]:
@@ -90,6 +83,19 @@ def _placed(found: Localization, limit: float, mask: str, place: bool) -> dict[s
         "point": list(readout.peak(cosine)) if place else None,
         "mask": MASKS[mask](inside),
     }
+
+
+def object_scores(label: Localization, cosines: Sequence[float]) -> list[float]:
+    """A confidence for each object of one label, by which objects can be ranked, from the highest cosine inside it.
+
+    The label's presence times the highest value of the min-max map inside the object, in [0, 1]: the best object has
+    the presence, others less. For models without presence, the cosine as it is.
+    """
+    presence = value(label.presence)
+    if presence is None:
+        return [round(cosine, 6) for cosine in cosines]
+    stretch = readout.min_max_of(label.heatmaps("cosine")[0].float())
+    return [round(presence * peak, 6) for peak in stretch(torch.tensor(cosines, dtype=torch.float32)).tolist()]
 
 
 def value(values: Tensor | None) -> float | None:

@@ -1,5 +1,6 @@
 """The application: a localizer, limits, and the routes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ from open_gem.localizer import Localizer
 from open_gem.serve import routes_about, routes_ground, routes_images, routes_label_studio
 from open_gem.serve.errors import add_handlers
 from open_gem.serve.guard import Guard
+from open_gem.serve.memory import keep_trimmed
 from open_gem.serve.metrics import Metrics
 from open_gem.serve.service import Service
 from open_gem.serve.settings import Settings
@@ -32,8 +34,10 @@ def create_app(localizer: Localizer, settings: Settings | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.warm_up()
+        trimming = asyncio.create_task(keep_trimmed(lambda: service.worker.batches))
         yield
-        service.close()
+        trimming.cancel()
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title="open_gem",

@@ -15,6 +15,7 @@ from open_gem.serve.schemas import Problem
 STATUSES = {
     400: "The request makes no sense.",
     401: "The token is missing or wrong.",
+    403: "Sent by a page of another site to a server without a token.",
     404: "There is no such thing, or no longer: upload the image again.",
     408: "The request took too long to arrive.",
     413: "Something is larger than the limits.",
@@ -58,8 +59,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        broken = any(problem["type"] == "json_invalid" for problem in error.errors())
-        return error_response(400 if broken else 422, told(error.errors()))
+        return error_response(422, told(error.errors()))
 
 
 def told(problems: Sequence[Any]) -> str:
@@ -69,8 +69,6 @@ def told(problems: Sequence[Any]) -> str:
 
 def _one(problem: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part != "body")
-    if problem["type"] == "json_invalid":
-        return f"the body is no JSON: {problem['ctx']['error']} at character {place}"
     if not place:
         return "the body is no JSON object, expected one, sent as Content-Type: application/json"
     return f"{place}: {problem['msg']}"
@@ -78,4 +76,6 @@ def _one(problem: Mapping[str, Any]) -> str:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI document: what besides its answer a route may say."""
-    return {status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, 500, *statuses})}
+    return {
+        status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, 403, 500, *statuses})
+    }

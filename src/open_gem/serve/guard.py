@@ -1,4 +1,4 @@
-"""What every request passes first: its Host and token, room in the house, the size and time of its body, its deadline.
+"""What every request passes first: its Host, origin and token, capacity, the size and time of its body, its deadline.
 
 Plain ASGI, in front of the application, so that nothing is read of a request that will not be served.
 """
@@ -23,7 +23,6 @@ LOG = logging.getLogger(__name__)
 OPEN = ("/", "/health")  # asked without a token, as is the rest of the page, which asks for it
 DRAIN_SECONDS = 2  # that are given to who still sends what is refused
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
-WORK = ("/v1/images", "/v1/ground", "/predict")  # what costs something, when posted to
 
 SECURITY = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
@@ -64,6 +63,7 @@ class _Request:
         self.headers = Headers(scope=scope)
         self.start = time.perf_counter()
         self.counted, self.bytes = False, 0
+        self.most = guard.settings.max_body if _is_form(self.headers) else guard.settings.max_json  # bytes of the body
         self.arrived = asyncio.Event()  # its whole body, or what stands in its way
         self.trouble: RequestError | None = None
         self.gone = False  # the client
@@ -102,9 +102,15 @@ class _Request:
             raise RequestError(
                 401, "expected the server's token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
             )
-        if self._declared() > self.settings.max_body:
+        if self.settings.token is None and (page := _foreign_page(self.headers, path)) is not None:
+            raise RequestError(
+                403,
+                f"the request comes from {page}, a page of another site, expected this server's own page or a program: "
+                "only a server with --token answers other sites",
+            )
+        if self._declared() > self.most:
             raise self._too_large()
-        if self.scope["method"] == "POST" and path.startswith(WORK):
+        if self.scope["method"] in BODIES:
             if self.guard.requests >= self.settings.max_queue:
                 raise _too_many(f"{self.guard.requests} requests are in the house, which is all there is room for")
             self.guard.requests += 1
@@ -118,7 +124,8 @@ class _Request:
         return int(length[:18])  # more is too large as well
 
     def _too_large(self) -> RequestError:
-        return RequestError(413, f"the request has more than {self.settings.max_body} bytes, the most that is taken")
+        form = "" if _is_form(self.headers) else "; pictures may have more as files of a multipart/form-data body"
+        return RequestError(413, f"the request has more than {self.most} bytes, the most that is taken{form}")
 
     # The application, watched ---------------------------------------------------------------------------------------
 
@@ -171,7 +178,7 @@ class _Request:
         self.bytes += more
         self.guard.bodies += more
         self.guard.changed()
-        if self.bytes > self.settings.max_body:
+        if self.bytes > self.most:
             return self._too_large()
         if self.guard.bodies > self.settings.max_bodies:
             return _too_many("the requests in the house have more bytes than there is room for")
@@ -221,6 +228,26 @@ def _too_many(reason: str) -> RequestError:
 def _is_known_host(given: str, hosts: tuple[str, ...] | None) -> bool:
     name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
     return hosts is None or name.strip("[]").lower() in hosts
+
+
+def _is_form(headers: Headers) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def _foreign_page(headers: Headers, path: str) -> str | None:
+    """The page of another site that has made a browser send this request; None for our own page and for programs.
+
+    A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
+    `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome. A
+    list of origins that may ask belongs here: they are compared with what this returns.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site == "same-origin":
+        return None
+    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
+        return repr(origin)
+    follows_link = path == "/" and headers.get("sec-fetch-mode") == "navigate"
+    return "a browser" if site == "cross-site" and not follows_link else None
 
 
 def _is_allowed(given: str, token: str) -> bool:

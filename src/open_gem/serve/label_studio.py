@@ -18,7 +18,6 @@ from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
 
 KINDS = {tag: kind for kind, tag in TAGS.items()}
-LONGEST = 100_000  # characters of a configuration
 SECONDS = 20  # that Label Studio has to send a picture
 
 
@@ -44,7 +43,7 @@ class Control(NamedTuple):
 def controls_of(config: str) -> list[Control]:
     """The controls that regions can be made for, in the order of the configuration: of several pictures, those over
     the first that has one. Raises RequestError where it cannot be read, or there are none."""
-    if len(config) > LONGEST or re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
+    if re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
         raise RequestError(422, "label_config is no labelling configuration")
     try:
         root = ElementTree.fromstring(config)

@@ -37,7 +37,7 @@ def routes(service: Service) -> APIRouter:
                     template=template if isinstance(template, str) else list(template),
                     default=service.default,
                     pathways=[PathwayInfo(name=name, about=about) for name, about in service.pathways.items()],
-                    limits=service.settings.limits(),
+                    limits=service.settings.limits() | {"max_patches": service.max_patches},
                 )
             ]
         )

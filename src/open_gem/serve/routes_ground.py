@@ -1,6 +1,6 @@
 """Picture and labels in one request, in the shapes of Hugging Face's inference API."""
 
-from threading import Event
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,18 +8,18 @@ from fastapi import APIRouter, Request
 from open_gem.errors import OpenGemError
 from open_gem.export.localized import image_of
 from open_gem.localization import Localization
-from open_gem.serve.answers import as_png, by_prompt, value
+from open_gem.serve.answers import as_png, object_scores, value
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.schemas import Batch, Corners, Detection, Inference, OneOf, Parameters, Segment
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import (
+    JsonRoute,
     checked,
     content_type,
     fields_of,
     files_of,
     form_of,
     from_base64,
-    json_object,
     labels_of,
 )
 
@@ -47,7 +47,7 @@ def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1/ground", tags=["ground"])
+    router = APIRouter(prefix="/v1/ground", tags=["ground"], route_class=JsonRoute)
     one = {"multipart/form-data": _form("file", PICTURE), "application/json": {"schema": INFERENCE}}
     several = {"multipart/form-data": _form("files", {"type": "array", "items": PICTURE})}
 
@@ -55,7 +55,7 @@ def routes(service: Service) -> APIRouter:
     async def ground(request: Request) -> list[Detection] | list[Segment]:
         """Where the labels are: a box an object, or a mask a label, best score first."""
         if content_type(request) == "application/json":
-            asked = checked(Inference, await service.in_thread(json_object, await request.body()))
+            asked = checked(Inference, await request.json())
             data = await service.in_thread(from_base64, asked.inputs)
             return await _grounded(service, data, asked.parameters)
         async with form_of(request, files=1) as form:
@@ -75,7 +75,7 @@ def routes(service: Service) -> APIRouter:
             pictures = await files_of(form, "files")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
         service.check(parameters.candidate_labels, service.named(parameters.pathway))
-        return Batch(results=[await _one_of(service, data, parameters) for data in pictures])
+        return Batch(results=await service.side_by_side(lambda data: _one_of(service, data, parameters), pictures))
 
     return router
 
@@ -98,38 +98,39 @@ async def _grounded(service: Service, data: bytes, parameters: Parameters) -> li
     service.check(parameters.candidate_labels, pathway)
     seen = await service.see(data, keep=False)
     found = await service.ask(seen, parameters.candidate_labels, pathway)
-    return await service.told(TASKS[parameters.task], found, parameters=parameters)
+    by_label = await service.each_prompt(TASKS[parameters.task], found, parameters=parameters)
+    return sorted((one for made in by_label for one in made), key=lambda one: -one.score)
 
 
-def detections(found: Localization, gone: Event, parameters: Parameters) -> list[Detection]:
-    """A box a connected part, of the labels that are in the image; most probable label first."""
-    told = []
-    for label in by_prompt(found, gone):
-        image = image_of(label, threshold=parameters.mask_threshold, presence=parameters.threshold)
-        for one in image.objects:
-            box = Corners(**dict(zip(CORNERS, one.xyxy, strict=True)))
-            told.append(Detection(label=one.name, score=_score(label), box=box))
-    return sorted(told, key=lambda one: -one.score)
+def detections(label: Localization, parameters: Parameters) -> list[Detection]:
+    """A box around each connected part of a label's mask, if its score is high enough."""
+    image = image_of(label, threshold=parameters.mask_threshold, presence=parameters.threshold)
+    if not image.objects:
+        return []
+    scores = object_scores(label, [one.score for one in image.objects])
+    return [
+        Detection(
+            label=one.name,
+            score=score,
+            presence=value(label.presence),
+            box=Corners(**dict(zip(CORNERS, one.xyxy, strict=True))),
+        )
+        for one, score in zip(image.objects, scores, strict=True)
+        if label.presence is None or score >= parameters.threshold
+    ]
 
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def segments(found: Localization, gone: Event, parameters: Parameters) -> list[Segment]:
-    """A mask a label that is in the image, most probable first."""
-    told = []
-    for label in by_prompt(found, gone):
-        presence = value(label.presence)
-        if presence is None or presence >= parameters.threshold:
-            mask = as_png(label.masks(parameters.mask_threshold)[0])
-            told.append(Segment(label=label.prompts[0], score=_score(label), mask=mask))
-    return sorted(told, key=lambda one: -one.score)
+def segments(label: Localization, parameters: Parameters) -> list[Segment]:
+    """The mask of a label that is in the image, scored by its presence; for models without, by its cosine."""
+    presence = value(label.presence)
+    if presence is not None and presence < parameters.threshold:
+        return []
+    score = next((one for one in (presence, value(label.scores)) if one is not None), 0.0)
+    mask = as_png(label.masks(parameters.mask_threshold)[0])
+    return [Segment(label=label.prompts[0], score=score, presence=presence, mask=mask)]
 
 
-TASKS = {"object-detection": detections, "image-segmentation": segments}
-
-
-def _score(label: Localization) -> float:
-    """How probable it is that the label is in the image; of models that do not say, its cosine."""
-    known = (value(label.presence), value(label.scores))
-    return next((one for one in known if one is not None), 0.0)
+TASKS: dict[str, Callable[..., list[Any]]] = {"object-detection": detections, "image-segmentation": segments}

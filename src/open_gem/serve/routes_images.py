@@ -9,7 +9,7 @@ from open_gem.serve.cache import Seen
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.schemas import Ask, Grounded, ImageInfo
 from open_gem.serve.service import Service
-from open_gem.serve.uploads import files_of, form_of
+from open_gem.serve.uploads import JsonRoute, files_of, form_of
 
 Id = Annotated[str, Path(description="Of an uploaded image.", max_length=64)]
 
@@ -29,7 +29,7 @@ BODY = documented(400, 408, 413, 415, 422, 429, 503)
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1/images", tags=["images"])
+    router = APIRouter(prefix="/v1/images", tags=["images"], route_class=JsonRoute)
 
     @router.post("", status_code=201, responses=BODY, openapi_extra={"requestBody": FILE})
     async def upload(request: Request) -> ImageInfo:
@@ -55,8 +55,8 @@ def routes(service: Service) -> APIRouter:
         """Where each phrase is: 404 where the image is no longer there; upload it again then."""
         seen, pathway = _find(service, id), service.named(ask.pathway)
         found = await service.ask(seen, ask.prompts, pathway)
-        results = await service.told(
-            answers.results, found,
+        results = await service.each_prompt(
+            answers.result, found, places=ask.place or ask.mask != "none",
             threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
         )  # fmt: skip
         about = {

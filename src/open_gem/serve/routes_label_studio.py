@@ -1,7 +1,6 @@
 """What Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
 
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,11 +10,12 @@ from open_gem.export.label_studio import box_region, brush_regions, polygon_regi
 from open_gem.export.labelled import LabelledImage, Object
 from open_gem.export.localized import image_of
 from open_gem.localization import Localization
-from open_gem.serve.answers import by_prompt
+from open_gem.serve.answers import object_scores
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.label_studio import Control, controls_of, phrases_of, picture_of
-from open_gem.serve.schemas import Prediction, Predictions, Task, Tasks, Version, Versions
+from open_gem.serve.schemas import Prediction, Predictions, Tasks, Version, Versions
 from open_gem.serve.service import Service
+from open_gem.serve.uploads import JsonRoute
 
 REGIONS = {"brush": brush_regions, "polygon": polygon_regions, "box": lambda one, image: iter([box_region(one, image)])}
 """Kinds of controls, best first: a label that several have gets regions of the first."""
@@ -24,7 +24,7 @@ PRESENCE = 0.5  # below which a label has no regions, where its control says not
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Label Studio"])
+    router = APIRouter(tags=["Label Studio"], route_class=JsonRoute)
     version = f"open_gem {service.name} {service.default}"
 
     @router.post("/predict", response_model_exclude_none=True, responses=documented(400, 408, 413, 422, 429, 503))
@@ -32,10 +32,11 @@ def routes(service: Service) -> APIRouter:
         """Regions of each task's picture, in the order of the tasks. Where a picture cannot be read, none, and why."""
         controls = controls_of(given.label_config)
         service.check(phrases_of(controls), service.default)
-        results = [await _predicted(service, task, controls, version) for task in given.tasks]
+        addresses = [task.data.get(controls[0].key) for task in given.tasks]
+        results = await service.side_by_side(lambda address: _predicted(service, address, controls, version), addresses)
         return Predictions(results=results, model_version=version)
 
-    @router.post("/setup", responses=documented(400, 408, 413, 422, 503))
+    @router.post("/setup", responses=documented(400, 408, 413, 422, 429, 503))
     async def setup(given: dict[str, Any]) -> Version:
         """Nothing has to be set up: the labels come with each request."""
         return Version(model_version=version)
@@ -48,14 +49,14 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _predicted(service: Service, task: Task, controls: list[Control], version: str) -> Prediction:
+async def _predicted(service: Service, address: Any, controls: list[Control], version: str) -> Prediction:
     settings = service.settings
     try:
-        address = task.data.get(controls[0].key)
         data = await service.fetch(picture_of, address, settings.label_studio, settings.max_body)
         seen = await service.see(data, keep=False)
         found = await service.ask(seen, phrases_of(controls), service.default)
-        image = await service.told(_image, found, controls=controls)
+        by_label = await service.each_prompt(_image, found, least=min(map(_least, controls)))
+        image = replace(by_label[0], objects=tuple(one for image in by_label for one in image.objects))
         regions = await service.in_thread(_regions, image, controls)
     except (OpenGemError, RequestError) as error:
         return Prediction(result=[], score=0.0, model_version=version, error=str(error))
@@ -63,18 +64,21 @@ async def _predicted(service: Service, task: Task, controls: list[Control], vers
     return Prediction(result=regions, score=score, model_version=version)
 
 
-def _image(found: Localization, gone: Event, controls: list[Control]) -> LabelledImage:
-    least = min(map(_least, controls))
-    each = [image_of(label, presence=least) for label in by_prompt(found, gone)]
-    return replace(each[0], objects=tuple(one for image in each for one in image.objects))
+def _image(label: Localization, least: float) -> LabelledImage:
+    """The objects of one label, with scores that compare with those of other labels."""
+    image = image_of(label, presence=least)
+    if not image.objects:
+        return image
+    scores = object_scores(label, [one.score for one in image.objects])
+    objects = (replace(one, score=score) for one, score in zip(image.objects, scores, strict=True))
+    return replace(image, objects=tuple(objects))
 
 
 def _regions(image: LabelledImage, controls: list[Control]) -> list[dict[str, Any]]:
     told = []
     for number, one in enumerate(image.objects, start=1):
         for part, (control, value) in enumerate(_shapes(one, image, controls), start=1):
-            made = region(f"{number}.{part}", one, image, control.kind, value, control.name, control.to)
-            told.append({**made, "score": made["score"] if one.presence is None else one.presence})
+            told.append(region(f"{number}.{part}", one, image, control.kind, value, control.name, control.to))
     return told
 
 

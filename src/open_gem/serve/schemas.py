@@ -12,6 +12,9 @@ Two = Annotated[list[int], Field(min_length=2, max_length=2)]
 Four = Annotated[list[int], Field(min_length=4, max_length=4)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PATHWAY = "A name of /v1/models; null: its default."
+PRESENCE = "Probability that the label is in the image at all; null for models that give none."
+MOST_LISTED = 1000  # items of any list in a request, however high the limits of `Settings` are
+LONGEST = 100_000  # characters of a labelling configuration
 
 
 class Given(BaseModel):
@@ -34,7 +37,9 @@ class ImageInfo(BaseModel):
 
 
 class Ask(Given):
-    prompts: list[str] = Field(description="Phrases.", min_length=1, examples=[["a cat", "remote control"]])
+    prompts: list[str] = Field(
+        description="Phrases.", min_length=1, max_length=MOST_LISTED, examples=[["a cat", "remote control"]]
+    )
     pathway: str | None = Field(None, description=PATHWAY)
     threshold: Share | None = Field(
         None, description="A pixel is in the mask where its map, stretched to [0, 1], is above; null: 0.5."
@@ -76,9 +81,9 @@ class Grounded(BaseModel):
 class Parameters(Given):
     """What `/v1/ground` may be told, with Hugging Face's names."""
 
-    candidate_labels: list[str] = Field(min_length=1, examples=[["red square", "cat"]])
+    candidate_labels: list[str] = Field(min_length=1, max_length=MOST_LISTED, examples=[["red square", "cat"]])
     task: Literal["object-detection", "image-segmentation"] = "object-detection"
-    threshold: Share = Field(0.5, description="Labels whose score is below are left out.")
+    threshold: Share = Field(0.5, description="Objects whose score is below are left out.")
     mask_threshold: Share = Field(
         0.5, description="A pixel is in the mask where its map, stretched to [0, 1], is above."
     )
@@ -104,13 +109,18 @@ class Corners(BaseModel):
 
 class Detection(BaseModel):
     label: str
-    score: float = Field(description="Probability that the label is in the image; of models without, a cosine.")
+    score: float = Field(
+        description="Confidence of this object, to rank objects: the label's presence times the highest value in the "
+        "object of the label's map, stretched to [0, 1]; for models without presence, the highest cosine in it."
+    )
+    presence: float | None = Field(description=PRESENCE)
     box: Corners
 
 
 class Segment(BaseModel):
     label: str
-    score: float
+    score: float = Field(description="The label's presence; of models without presence, its cosine with the image.")
+    presence: float | None = Field(description=PRESENCE)
     mask: str = Field(description="Base64 of a PNG of the picture's size, 255 inside and 0 outside.")
 
 
@@ -170,8 +180,8 @@ class Task(BaseModel):
 class Tasks(BaseModel):
     """What Label Studio sends to be predicted."""
 
-    tasks: list[Task]
-    label_config: str = Field(description="The project's labelling configuration.")
+    tasks: list[Task] = Field(max_length=MOST_LISTED)
+    label_config: str = Field(description="The project's labelling configuration.", max_length=LONGEST)
 
 
 class Prediction(BaseModel):

@@ -23,15 +23,21 @@ class Settings:
     cache_bytes    of the features and pixels of uploaded images; the longest unused go first
     max_queue      requests in the house, waiting or worked on; more are told 429
     max_batch      images, or 32 times as many phrases, that the model sees at a time
-    max_body       bytes of a request
+    max_body       bytes of a form, which can hold picture files
+    max_json       bytes of any other request: JSON, with pictures in base64 of up to three quarters of this
+    max_values     values in a JSON document, judged by its punctuation before it is parsed
     max_bodies     bytes of all requests in the house
     max_pixels     of an uploaded picture, judged by its header
+    max_patches    patches that the model may see of a picture, judged by its header; attention costs their square.
+                   None: six times those of a square picture, so that a strip may be six times as long as high
+    max_map_pixels pixels of a picture times prompts whose places (boxes, points, masks) are asked for at once
     max_prompts    phrases of a request
     max_prompt     characters of a phrase
     max_files      pictures of a batch
     body_seconds   in which a request has to have arrived
     seconds        in which it has to be answered, from when it has arrived
-    stop_seconds   that requests at hand have when the server is stopped
+    decode_seconds in which a picture has to be decoded
+    stop_seconds   that pending requests have when the server is stopped; then `open-gem serve` ends its process
     threads        that decode pictures and make masks
     pathways       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
                    forward pass and costs nothing beside another
@@ -47,13 +53,18 @@ class Settings:
     max_queue: int = 32
     max_batch: int = 8
     max_body: int = 32 * MIB
+    max_json: int = 8 * MIB
+    max_values: int = 200_000
     max_bodies: int = 256 * MIB
     max_pixels: int = 40_000_000
+    max_patches: int | None = None
+    max_map_pixels: int = 320_000_000
     max_prompts: int = 64
     max_prompt: int = 500
     max_files: int = 16
     body_seconds: float = 30.0
     seconds: float = 60.0
+    decode_seconds: float = 10.0
     stop_seconds: float = 10.0
     threads: int = 2
     pathways: tuple[str, ...] = ("gem", "clip")
@@ -63,7 +74,8 @@ class Settings:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.type is int and not is_count(value):
+            counts = one.type is int or (one.name == "max_patches" and value is not None)
+            if counts and not is_count(value):
                 raise InputError(f"{one.name} is {value!r}, expected a whole number of 1 or more")
             if one.type is float and not is_positive(value):
                 raise InputError(f"{one.name} is {value!r}, expected a number above 0")
@@ -74,8 +86,8 @@ class Settings:
 
     def limits(self) -> dict[str, Any]:
         """Those that a client can run into."""
-        told = ("max_body", "max_pixels", "max_prompts", "max_prompt", "max_files", "seconds")
-        return {name: getattr(self, name) for name in told} | {"formats": list(self.formats)}
+        names = ("max_body", "max_json", "max_pixels", "max_map_pixels", "max_prompts", "max_prompt", "max_files")
+        return {name: getattr(self, name) for name in (*names, "seconds")} | {"formats": list(self.formats)}
 
 
 def _is_token(text: str) -> bool:

@@ -52,6 +52,7 @@ class Worker:
         self._changed = Condition()
         self._stopping = False
         self._watch = watch
+        self.batches = 0  # worked on so far
         self._thread = Thread(target=self._run, name="open_gem model", daemon=True)
         self._thread.start()
 
@@ -69,12 +70,12 @@ class Worker:
             self._changed.notify()
         return job.future
 
-    def stop(self) -> None:
-        """Finish what waits, and end the thread."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Finish what waits, and end the thread; wait for that no longer than so many seconds."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     @property
     def is_alive(self) -> bool:
@@ -86,6 +87,7 @@ class Worker:
     def _run(self) -> None:
         while batch := self._take():
             self._watch(batch[0].kind.name, len(batch))
+            self.batches += 1
             self._work(batch)
 
     def _take(self) -> list[_Job]:
