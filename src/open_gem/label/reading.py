@@ -142,6 +142,8 @@ def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
         raise ImageError("the row has no picture")
     if isinstance(value, bytes):
         return value
+    if not is_url(value) and not local_path(value).startswith("/"):
+        value = f"{place if 'split' in where else place.rpartition('/')[0] or '.'}/{value}"  # where the table is
     return within(seconds, fetch, value, seconds) if is_url(value) else _regular(value)
 
 
