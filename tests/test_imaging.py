@@ -230,6 +230,17 @@ def test_advice_on_patches_knows_the_scale() -> None:
     assert target_size(f"long:{advice}", Size(3000, 3000), (16, 16), scale=3) == (4096, 4096)
 
 
+def test_patches_and_aspect_can_be_limited_further() -> None:
+    """A server's limits: a file of 158 bytes, 16x800 pixels, is 5,000 patches once its short side is 160."""
+    strip = Size(16, 800)
+    assert target_size("short:160", strip, (16, 16), max_patches=5000, max_aspect=50) == (160, 8000)
+    with pytest.raises(ImageError, match=r"16x800 pixels needs a grid of 10x500 = 5000 patches .* limit is 4999: use"):
+        target_size("short:160", strip, (16, 16), max_patches=4999)
+    for size in (strip, Size(800, 16)):
+        with pytest.raises(ImageError, match=r"is 50 times as long as it is short, the limit is 49\.9: crop it"):
+            target_size("short:160", size, (16, 16), max_aspect=49.9)
+
+
 def test_a_thin_strip_and_a_huge_rule_are_refused() -> None:
     for rule, size in (("short:448", Size(16, 16000)), ("square:999999999", Size(480, 640))):
         with pytest.raises(ImageError, match="long:N"):
@@ -600,13 +611,12 @@ def test_decompression_bomb(width: int, expected: str, tmp_path: Path) -> None:
     assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
 
 
-def test_bomb_limit_is_by_header_and_holds_for_lazy_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21)
-    assert size_of(read_image(PNG)) == (13, 21)
-    monkeypatch.setattr(imaging, "MAX_PIXELS", 13 * 21 - 1)
-    assert "is 13x21 pixels" in message(PNG)
-    assert "PIL image is 13x21 pixels" in message(Image.open(io.BytesIO(PNG)))
-    assert size_of(read_image(Image.fromarray(NOISE))) == (13, 21)  # in memory already: nothing left to protect
+def test_bomb_limit_is_by_header_and_holds_for_lazy_images_only() -> None:
+    assert size_of(read_image(PNG, max_pixels=13 * 21)) == (13, 21)
+    for source, name in ((PNG, "image bytes"), (Image.open(io.BytesIO(PNG)), "PIL image")):
+        with pytest.raises(ImageError, match=f"{name} is 13x21 pixels, more than the {13 * 21 - 1}"):
+            read_image(source, max_pixels=13 * 21 - 1)
+    assert size_of(read_image(Image.fromarray(NOISE), max_pixels=1)) == (13, 21)  # in memory: nothing left to protect
 
 
 def test_a_closed_pil_image_is_named() -> None:

@@ -35,7 +35,7 @@ ROWS = [
     ["attention"],
     ["kernels"],
     ["parts"],
-    ["files"],
+    ["files", "images"],
     ["types", "errors", "checks", "paper"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}

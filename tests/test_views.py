@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, normalize, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from open_gem import imaging, readout
+from open_gem import readout
 from open_gem.errors import ImageError, InputError
+from open_gem.imaging import MAX_PATCHES
 from open_gem.pathway import Features
 from open_gem.types import Grid, Size
 from open_gem.views import (
@@ -567,10 +568,10 @@ def test_no_tensor_is_larger_than_one_map() -> None:
     assert largest.values == 1500 * 2003
 
 
-def test_the_limits_are_imagings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging, "MAX_PATCHES", 6)
-    with pytest.raises(ImageError, match="grid of 3x3 = 9 patches"):
-        plan(WHOLE, "native", Size(48, 48), PATCH)
-    assert plan(Views(window=32), "native", Size(48, 48), PATCH)
-    with pytest.raises(ImageError, match=r"window of 48x48 pixels .* windows of up to 32"):
-        plan(Views(window=48), "native", Size(64, 64), PATCH)
+def test_the_limits_are_imagings() -> None:
+    assert MAX_PATCHES == 256 * 256
+    with pytest.raises(ImageError, match="grid of 257x257 = 66049 patches"):
+        plan(WHOLE, "native", Size(4112, 4112), PATCH)
+    assert plan(Views(window=32), "native", Size(4112, 32), PATCH)
+    with pytest.raises(ImageError, match=r"window of 4112x4112 pixels .* windows of up to 4096"):
+        plan(Views(window=4112), "native", Size(5000, 5000), PATCH)

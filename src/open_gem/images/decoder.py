@@ -1,0 +1,306 @@
+"""Decoding in processes of its own: only a process can be stopped, and PIL's decoders know no deadline and no limit.
+
+    with Decoder(workers=2) as decoder:
+        image = decoder.read(data, seconds=10)       # as read_image(data): RGB, upright; or an ImageError
+
+Each process imports Pillow and NumPy but not torch. It asks the system to end it (SIGALRM) when a decode takes too
+long, limits its own address space by the image's size, and leaves when its standard input closes, which the system
+does however the parent ends. What it sends back are lines of JSON and raw pixels, never objects.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from open_gem.errors import ImageError
+from open_gem.images.read import MAX_PIXELS, read_image
+from open_gem.types import Size
+
+START_SECONDS = 60.0
+"""How long a process may take until it is ready: its imports, on a machine that is busy."""
+
+GRACE_SECONDS = 5.0
+"""How long after the deadline the parent ends a process that did not end itself."""
+
+PIXEL_BYTES = 32
+"""Memory allowed a pixel of the image: some decoders hold three copies of it, and compositing transparency five."""
+
+SPARE_BYTES = 64 << 20
+"""Memory allowed beside that, for what decoders need whatever the size."""
+
+STRIP_BYTES = 1 << 18
+
+
+class Decoder:
+    """At most `workers` processes that decode, started when they are needed. Threads may share it."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self.workers = workers
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self.workers)
+        self._idle: list[_Child] = []
+        self._children: set[_Child] = set()
+        self._end = weakref.finalize(self, _end_all, self._children, self._pid)
+
+    def read(
+        self, source: bytes | str | os.PathLike[str], *, seconds: float, max_pixels: int = MAX_PIXELS
+    ) -> Image.Image:
+        """What `read_image` makes of the bytes of a file, or of a path, within so many seconds.
+
+        The time that a call waits for a process does not count; that of reading a path does.
+
+        Raises:
+            ImageError: as `read_image` does, and for an image that takes too long or too much memory to decode, or
+                whose decoder crashes.
+        """
+        if self._pid != os.getpid():  # after a fork: the processes answer the parent
+            self._start()
+        with self._slots:
+            child = self._take()
+            try:
+                reply = child.read(source, seconds, max_pixels)
+            except BaseException:  # an interrupt too: what the process would answer next is not known
+                self._drop(child)
+                raise
+            with self._lock:
+                self._idle.append(child)
+        if isinstance(reply, ImageError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """End all processes; whoever waits for one gets an ImageError."""
+        self._end()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self) -> "_Child":
+        """One that waits, or a new one."""
+        while True:
+            with self._lock:
+                if not self._end.alive:
+                    raise ImageError("the image was not decoded: the decoder is closed")
+                if not self._idle:
+                    child = _Child()
+                    self._children.add(child)
+                    return child
+                child = self._idle.pop()
+            if child.alive():
+                return child
+            self._drop(child)
+
+    def _drop(self, child: "_Child") -> None:
+        child.end()
+        with self._lock:
+            self._children.discard(child)
+
+
+def _end_all(children: "set[_Child]", pid: int) -> None:
+    if pid == os.getpid():
+        for child in list(children):
+            child.end()
+
+
+class _Child:
+    """One process, seen from the parent."""
+
+    def __init__(self) -> None:
+        code = f"import sys; sys.path[:] = {sys.path!r}; from open_gem.images.decoder import serve; serve()"
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+                start_new_session=True,  # Ctrl-C in a terminal is the parent's business
+            )
+        except OSError as error:
+            raise ImageError(f"the image was not decoded: no process could be started ({error.strerror})") from error
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._ready = False
+
+    def read(self, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> Image.Image | ImageError:
+        name = "image bytes" if isinstance(source, bytes) else repr(os.fsdecode(source))
+        try:
+            if not self._ready:
+                self._line(START_SECONDS)
+                self._ready = True
+            self._send(source, seconds, max_pixels)
+            reply = json.loads(self._line(seconds + GRACE_SECONDS))
+            for text in reply["warnings"]:
+                warnings.warn(text, stacklevel=4)
+            return ImageError(reply["error"]) if "error" in reply else self._pixels(Size(*reply["size"]), max_pixels)
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
+            raise ImageError(f"{name} {self._fate(seconds, isinstance(error, TimeoutError))}") from error
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._requests, self._replies):
+            with suppress(OSError):  # what could not be sent is not sent
+                pipe.close()
+
+    def _send(self, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> None:
+        request: dict[str, Any] = {"seconds": seconds, "max_pixels": max_pixels}
+        if isinstance(source, bytes):
+            request["bytes"] = len(source)
+        else:
+            path = os.fsdecode(source)
+            request |= {"path": path} if Path(path).is_absolute() else {"path": path, "folder": str(Path.cwd())}
+        self._requests.write(json.dumps(request).encode() + b"\n")
+        if isinstance(source, bytes):
+            self._requests.write(source)
+        self._requests.flush()
+
+    def _line(self, seconds: float) -> bytes:
+        """The next line, if its first byte comes in time."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            raise TimeoutError
+        line = self._replies.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line
+
+    def _pixels(self, size: Size, max_pixels: int) -> Image.Image:
+        if size.height * size.width > max_pixels:  # not what an intact process sends
+            raise ValueError
+        image = Image.new("RGB", (size.width, size.height))
+        for top, bottom in _strips(size):
+            strip = self._replies.read((bottom - top) * size.width * 3)
+            if len(strip) < (bottom - top) * size.width * 3:
+                raise EOFError
+            image.paste(Image.frombuffer("RGB", (size.width, bottom - top), strip, "raw", "RGB", 0, 1), (0, top))
+        return image
+
+    def _fate(self, seconds: float, late: bool) -> str:
+        """What became of the image, after the process has ended or has to."""
+        if not late:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+        if late or self._process.returncode == -signal.SIGALRM:
+            return f"was not decoded within {seconds:g} seconds"
+        ended = self._process.returncode
+        how = "sent nonsense" if ended is None else f"signal {-ended}" if ended < 0 else f"exit code {ended}"
+        return f"cannot be read: the process that decoded it ended ({how}), out of memory or by a fault of the decoder"
+
+
+def _strips(size: Size) -> Iterator[tuple[int, int]]:
+    """Rows to send at once, first and past the last: small enough for a processor's cache, which halves the cost."""
+    rows = max(1, STRIP_BYTES // (size.width * 3))
+    return ((top, min(top + rows, size.height)) for top in range(0, size.height, rows))
+
+
+# ------------------------------------------------------------------------------------------------ inside the process
+
+
+def serve() -> None:
+    """Answer requests until standard input ends."""
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what a library prints is no reply
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is in the middle of
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    Image.init()
+    limit = _Limit()
+    with suppress(BrokenPipeError):  # nobody is there any more
+        replies.write(b"\n")
+        replies.flush()
+        while line := requests.readline():
+            _answer(json.loads(line), requests, replies, limit)
+
+
+def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limit: "_Limit") -> None:
+    if "folder" in request:
+        os.chdir(request["folder"])
+    source = requests.read(request["bytes"]) if "bytes" in request else request["path"]
+    max_pixels, image, reply = request["max_pixels"], None, {}
+    signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            limit.allow(source, max_pixels)
+            image = read_image(
+                source,
+                max_pixels=max_pixels,
+                before_decoding=lambda size: limit.allow(source, size.height * size.width),
+            )
+        except ImageError as error:
+            reply["error"] = str(error)
+        except MemoryError:
+            reply["error"] = "the image needs more memory to decode than is allowed"
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    limit.lift()
+    reply["warnings"] = [str(one.message) for one in caught]
+    if image is not None:
+        reply["size"] = [image.height, image.width]
+    replies.write(json.dumps(reply).encode() + b"\n")
+    if image is not None:
+        for top, bottom in _strips(Size(image.height, image.width)):
+            replies.write(image.crop((0, top, image.width, bottom)).tobytes())
+    replies.flush()
+
+
+class _Limit:
+    """Of this process's address space, where the system has such limits and says how large it is."""
+
+    def __init__(self) -> None:
+        try:
+            import resource
+
+            self._resource = resource
+            self._start = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+            self._hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        except (ImportError, OSError):  # macOS: the deadline has to do
+            self._resource = None
+
+    def allow(self, source: bytes | str, pixels: int) -> None:
+        """What the file and so many pixels need, beyond what the process had at its start."""
+        if self._resource is not None:
+            file = len(source) if isinstance(source, bytes) else _size(source)
+            self._set(self._start + file + pixels * PIXEL_BYTES + SPARE_BYTES)
+
+    def lift(self) -> None:
+        if self._resource is not None:
+            self._set(self._hard)
+
+    def _set(self, soft: int) -> None:
+        resource = self._resource
+        assert resource is not None
+        if self._hard != resource.RLIM_INFINITY:
+            soft = min(soft, self._hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, self._hard))
+
+
+def _size(path: str) -> int:
+    """Of a file, which PIL may map into memory; 0 where there is none, as reading will say."""
+    try:
+        return Path(path).stat().st_size
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,357 @@
+"""path | bytes | PIL | array | tensor -> 8-bit RGB: the only place that opens images and rejects bad ones.
+
+    image  = read_image("cats.jpg")              # any source -> 8-bit RGB, upright, decoded
+    header = read_header(data)                   # what the file says, nothing decoded
+
+torch is not imported here: processes that only decode (`decoder`) need 30 MB without it, and ten times that with it.
+Height before width everywhere; PIL's (width, height) appears only in calls to PIL.
+"""
+
+import io
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, Union
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from open_gem.errors import ImageError
+from open_gem.types import Size
+
+if TYPE_CHECKING:
+    import torch
+
+ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarray, "torch.Tensor"]
+
+_Check = Callable[[ImageFile.ImageFile, str], None]
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded, in pixels: PIL's default threshold for a decompression bomb (256 MiB of RGB)."""
+
+
+def size_of(image: Image.Image) -> Size:
+    """The size of a PIL image in pixels, height before width."""
+    return Size(image.height, image.width)
+
+
+def height_x_width(sides: tuple[int, int]) -> str:
+    """For messages; a plain x, for terminals that know no other."""
+    return f"{sides[0]}x{sides[1]}"
+
+
+def read_image(
+    source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[Size], None] = lambda size: None
+) -> Image.Image:
+    """Any picture as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
+
+    * A path, or the bytes of a file: whatever PIL decodes, first frame, up to `max_pixels`.
+    * A PIL image of any mode, at the frame it stands at; it is not changed (beyond being loaded).
+    * An array (y, x), (y, x, 1), (y, x, 3) or (y, x, 4), or a tensor (y, x), (1, y, x), (3, y, x) or (4, y, x):
+      uint8 in 0..255, uint16 in 0..65535, or floating point in [0, 1].
+
+    EXIF orientation is applied. Transparent pixels become white, half-transparent ones mix with white: what a page or
+    viewer shows. Simply dropping the alpha would bring out the colours left under it, mostly black or noise, and a
+    backbone would see shapes that no person sees. 16-bit values (PIL modes I;16 and I) are divided by 257 and rounded,
+    never clipped; PIL mode F is read like a float array, in [0, 1]. Colour profiles are ignored, as in CLIP's training.
+
+    `before_decoding` is called with the size of a file's image once its header has passed all checks.
+
+    Raises:
+        ImageError: in one line, for anything that cannot be read or makes no sense as a picture.
+    """
+
+    def check(image: ImageFile.ImageFile, name: str) -> None:
+        _check_decodable(image, name, max_pixels)
+        before_decoding(size_of(image))
+
+    if isinstance(source, str | os.PathLike):
+        return _from_path(source, check)
+    if isinstance(source, bytes):
+        return _from_stream(io.BytesIO(source), "image bytes", check)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "PIL image", check)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    torch = sys.modules.get("torch")  # where nobody imported it, nothing is a tensor
+    if torch is not None and isinstance(source, torch.Tensor):
+        return _from_tensor(source)
+    given = type(source).__name__
+    raise ImageError(f"expected a path, the bytes of a file, a PIL image, an array or a tensor, not {given}")
+
+
+def _from_path(path: str | os.PathLike[str], check: _Check) -> Image.Image:
+    given = os.fsdecode(path)
+    name = repr(given)
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+://", given):
+        raise ImageError(f"{name} is a URL, expected a path or the bytes of a file: download it first")
+    with _decoding(name), Path(given).open("rb") as file:
+        stream = file if file.seekable() else io.BytesIO(file.read())  # a pipe cannot be rewound
+        return _from_stream(stream, name, check)
+
+
+def _from_stream(stream: BinaryIO, name: str, check: _Check) -> Image.Image:
+    return _from_pil(_opened(stream, name), name, check)
+
+
+def _opened(stream: BinaryIO, name: str) -> Image.Image:
+    """The image in a file, of which only the header was read."""
+    start = stream.read(16)
+    stream.seek(0)
+    if not start:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    with _decoding(name):
+        try:
+            with _quiet():
+                return Image.open(stream)
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{name} is not a picture of any format that PIL reads: it starts with {start}") from error
+
+
+class Header(NamedTuple):
+    """What a picture's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG", and
+    its size as stored, before EXIF orientation."""
+
+    format: str
+    size: Size
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a picture's file. Raises ImageError for what is none."""
+    with _opened(io.BytesIO(data), "image bytes") as image:
+        return Header(image.format or "", size_of(image))
+
+
+def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
+    size = size_of(image)
+    if 0 in size:
+        raise ImageError(f"{name} is empty ({height_x_width(size)} pixels)")
+    if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
+        check(image, name)
+    with _decoding(name):
+        with _quiet() if image.format in _NOISY else nullcontext():
+            image.load()
+        turn = _TURNS.get(_orientation(image))
+        image = _DEEP[image.mode](image, name) if image.mode in _DEEP else image
+        if image.mode != "RGB" or turn is None or _has_alpha(image):  # turning makes a copy too
+            image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
+        image = image if turn is None else image.transpose(turn)
+    image.info.clear()  # above all the orientation: reading the result again must not turn it again
+    return image
+
+
+def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
+    """Refuse, from the header alone, what must not be decoded."""
+    size = size_of(image)
+    if size.height * size.width > max_pixels:
+        raise ImageError(f"{name} is {height_x_width(size)} pixels, {_too_many(max_pixels)}")
+    if image.format == "EPS":  # PIL would run Ghostscript on it, a programming language: not on files from anywhere
+        raise ImageError(f"{name} is a PostScript (EPS) drawing, not a picture: render it to PNG first")
+
+
+def _too_many(limit: int) -> str:
+    return f"more than the {limit} that are safe to decode: shrink it first, or pass the decoded pixels as an array"
+
+
+_FILE_TROUBLE: dict[type[Exception], str] = {
+    FileNotFoundError: "does not exist",
+    IsADirectoryError: "is a directory, not a picture",
+    PermissionError: "may not be read: permission denied",
+    MemoryError: "needs more memory to decode than there is",
+    Image.DecompressionBombError: f"has {_too_many(MAX_PIXELS)}",  # PIL's own limit, at twice ours
+}
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into an ImageError about `name`.
+
+    All exceptions, because a broken file can make PIL's decoders raise almost any: OSError, SyntaxError, ValueError,
+    struct.error, zlib.error, EOFError, IndexError, KeyError, OverflowError, MemoryError …
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name} {_FILE_TROUBLE.get(type(error), f'cannot be read: {reason}')}") from error
+
+
+_NOISY = {"TIFF", "ICO"}  # formats whose decoders in PIL warn, about metadata, while they decode
+_WARNINGS = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back PIL's warnings about bombs and odd metadata: the first are our error, the second no one's business.
+
+    Warning filters belong to the whole process, so one thread at a time, and only around the short reads of headers
+    and EXIF, where these warnings arise; decoding stays parallel, but for the formats in `_NOISY`.
+    """
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+_TURNS = {  # EXIF orientation -> what makes the picture upright; 1 is upright, anything else is not a value
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image, 1 where there is none.
+
+    Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and so fails on pictures whose block is broken.
+    """
+    with _quiet():
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # metadata that cannot be parsed says nothing, and the picture itself is fine
+            return 1
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    """Whether any pixel may be transparent: an alpha band, a transparent colour, or a palette with alpha."""
+    palette = image.palette.mode if image.palette else ""
+    return image.mode.endswith(("A", "a")) or "transparency" in image.info or palette.endswith("A")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Composite over white: RGB."""
+    image = image.convert("LA") if image.mode == "La" else image  # PIL has no way from La to RGBA but this
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
+    """PIL modes I;16 and its byte orders: L, or LA where the file names a transparent grey."""
+    values = np.asarray(image)
+    grey = image.info.get("transparency")
+    bands = _to_8_bits(values, name)
+    if isinstance(grey, int):
+        bands = np.stack([bands, np.where(values == grey, 0, 255).astype(np.uint8)], axis=-1)
+    return Image.fromarray(bands)
+
+
+def _from_32_bits(image: Image.Image, name: str) -> Image.Image:
+    """PIL mode I, signed 32 bits: how PIL holds some 16-bit files, so 16 bits is what it must be."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{name} of mode I has values from {low} to {high}: expected 16-bit values, 0 to 65535")
+    return Image.fromarray(_to_8_bits(values.astype(np.uint16), name))
+
+
+def _from_float(image: Image.Image, name: str) -> Image.Image:
+    """PIL mode F, floats in [0, 1]."""
+    return Image.fromarray(_to_8_bits(np.asarray(image), f"{name} of mode F"))
+
+
+_DEEP: dict[str, Callable[[Image.Image, str], Image.Image]] = {  # modes whose values PIL itself would clip at 255
+    "I;16": _from_16_bits,
+    "I;16L": _from_16_bits,
+    "I;16B": _from_16_bits,
+    "I;16N": _from_16_bits,
+    "I": _from_32_bits,
+    "F": _from_float,
+}
+
+
+# --------------------------------------------------------------------------------------------- arrays and tensors
+
+
+class _Layout(NamedTuple):
+    channels: int  # axis of the channels where there are three axes
+    mistaken: int  # axis where they are if the caller has mistaken the layout
+    shapes: str
+    hint: str
+
+
+_ARRAY = _Layout(
+    -1, 0, "(y, x), (y, x, 1), (y, x, 3) or (y, x, 4)", "it looks channels-first: use array.transpose(1, 2, 0)"
+)
+_TENSOR = _Layout(
+    0, -1, "(y, x), (1, y, x), (3, y, x) or (4, y, x)", "it looks channels-last: use tensor.permute(2, 0, 1)"
+)
+_CHANNELS = (1, 3, 4)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    name = f"array of shape {array.shape}"
+    _check_shape(array.shape, _ARRAY, name)
+    return _from_values(np.asarray(array), name)
+
+
+def _from_tensor(tensor: "torch.Tensor") -> Image.Image:
+    import torch
+
+    shape = tuple(tensor.shape)
+    name = f"tensor of shape {shape}"
+    _check_shape(shape, _TENSOR, name)
+    with _decoding(name):  # sparse, quantized and meta tensors have no values to read
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.dtype is torch.bfloat16 else tensor  # NumPy has no bfloat16
+        values = tensor.resolve_neg().numpy()
+    return _from_values(values if values.ndim == 2 else np.moveaxis(values, 0, -1), name)
+
+
+def _check_shape(shape: tuple[int, ...], layout: _Layout, name: str) -> None:
+    if 0 in shape:
+        raise ImageError(f"{name} is empty: expected {layout.shapes}")
+    if len(shape) == 2 or (len(shape) == 3 and shape[layout.channels] in _CHANNELS):
+        return
+    mistaken = len(shape) == 3 and shape[layout.mistaken] in _CHANNELS
+    hint = layout.hint if mistaken else "it looks like a batch: pass one picture at a time" if len(shape) == 4 else ""
+    raise ImageError(f"{name}: expected {layout.shapes}" + (f"; {hint}" if hint else ""))
+
+
+def _from_values(values: np.ndarray, name: str) -> Image.Image:
+    """Values (y, x) or (y, x, 1 | 3 | 4), channels last, of any type `_to_8_bits` takes -> RGB."""
+    bands = np.ascontiguousarray(_to_8_bits(values, name))
+    image = Image.fromarray(bands[..., 0] if bands.shape[2:] == (1,) else bands)
+    return _on_white(image) if image.mode == "RGBA" else image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """uint8 of the same shape; the full range of each type in `_DEPTHS` becomes 0..255, rounded to nearest."""
+    depth = _DEPTHS.get(f"{values.dtype.kind}{values.dtype.itemsize}")
+    if depth is None:
+        expected = "uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to 1)"
+        raise ImageError(f"{name} has values of type {values.dtype}: expected {expected}")
+    return depth(values, name)
+
+
+def _from_uint16(values: np.ndarray, name: str) -> np.ndarray:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 · 255
+
+
+def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
+    """Floats in [0, 1]; up to half an 8-bit step outside is the noise of a resize, and rounds away."""
+    low, high = float(values.min()), float(values.max())  # NaN if there is one
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"{name} has NaN or infinite values: expected finite values in [0, 1]")
+    if low * 255 < -0.5 or high * 255 > 255.5:
+        hint = "pass the picture before it was normalised" if low < 0 else "divide 8-bit values by 255"
+        raise ImageError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1] ({hint})")
+    return np.rint(np.clip(values.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+
+
+_DEPTHS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {  # NumPy's kind and bytes a value
+    "u1": lambda values, name: values,
+    "u2": _from_uint16,
+    "f2": _from_unit,
+    "f4": _from_unit,
+    "f8": _from_unit,
+}
