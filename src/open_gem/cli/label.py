@@ -129,7 +129,10 @@ def label(
     read_timeout: Annotated[
         float,
         typer.Option(
-            min=0.001, max=86400, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN
+            min=0.001,
+            max=86400,
+            help="Seconds for one remote read, and for decoding one image; then it has an error.",
+            rich_help_panel=RUN,
         ),
     ] = 60.0,
     retry_errors: Annotated[

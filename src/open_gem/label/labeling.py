@@ -27,7 +27,8 @@ from torch import Tensor
 import open_gem
 from open_gem import readout
 from open_gem.errors import InputError, OpenGemError
-from open_gem.imaging import read_image, size_of
+from open_gem.imaging import size_of
+from open_gem.label.decoding import decode
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
@@ -80,7 +81,7 @@ class Labeling:
     scale       of the maps that the thresholds of the ontology are about: see `Localization.heatmaps`
     per         "component": each connected part of a mask is an object of its own; "label": one object a label
     least_area  share of the picture's pixels that an object has at least, in [0, 1]
-    seconds     that reading a remote image may take; decides no row but whether there is one
+    seconds     that reading a remote image may take, and that decoding one may; decides no row but whether there is one
 
     Raises InputError for values that do not exist, and for heatmaps of views that are merged at pixel size.
     """
@@ -120,7 +121,7 @@ class Labeling:
         """The image read and made ready for the model; a row with the reason where that cannot be."""
         start = perf_counter()
         try:
-            picture = read_image(read(item, self.seconds))
+            picture = decode(read(item, self.seconds), self.seconds)
             plain = self.localizer.views.is_plain
             pixels = self.localizer.pixels(picture) if plain else None
             keep = not plain or self.localizer.refinement is not None

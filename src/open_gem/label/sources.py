@@ -405,17 +405,6 @@ def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
     return Item(f"{name}/{printable(called)}", source, path, member.offset_data, member.size)
 
 
-def _end(link: str, links: Mapping[str, str]) -> str:
-    """Where a chain of links ends; one in a circle never does, and ends anywhere."""
-    by_path = {posixpath.normpath(name): target for name, target in links.items()} if len(links) < 1000 else links
-    target = links[link]
-    for _ in range(40):  # as many as systems follow
-        if target not in by_path:
-            break
-        target = by_path[target]
-    return target
-
-
 def _parquet(given: str, columns: Columns) -> Source:
     """A list of paths where the column has text, images where it has bytes."""
     first, fields = _schema(given, columns.seconds)
