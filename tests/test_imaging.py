@@ -16,6 +16,7 @@ from torchvision import transforms
 
 from open_gem import imaging
 from open_gem.errors import ImageError, InputError
+from open_gem.images.read import ImageWarning
 from open_gem.imaging import INTERPOLATIONS, MAX_PATCHES, MAX_PIXELS, Preprocess, read_image, size_of, target_size
 from open_gem.types import Size
 
@@ -333,12 +334,12 @@ def palette_with_alpha(alpha: int) -> Image.Image:
         (palette_with_alpha(255), (10, 20, 30)),
         (palette_with_alpha(0), (255, 255, 255)),
         # more than 8 bits: scaled and rounded, never clipped
-        (Image.new("I;16", (2, 2), 257 * 51), (51, 51, 51)),
-        (Image.new("I;16", (2, 2), 257 * 51 + 128), (51, 51, 51)),
-        (Image.new("I;16", (2, 2), 257 * 51 + 129), (52, 52, 52)),
-        (Image.new("I;16B", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I;16", (2, 2), 257 * 204), (204, 204, 204)),
+        (Image.new("I;16", (2, 2), 257 * 204 + 128), (204, 204, 204)),
+        (Image.new("I;16", (2, 2), 257 * 204 + 129), (205, 205, 205)),
+        (Image.new("I;16B", (2, 2), 257 * 204), (204, 204, 204)),
         (Image.new("I;16", (2, 2), 65535), (255, 255, 255)),
-        (Image.new("I", (2, 2), 257 * 51), (51, 51, 51)),
+        (Image.new("I", (2, 2), 257 * 204), (204, 204, 204)),
         (Image.new("F", (2, 2), 0.2), (51, 51, 51)),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value[0]),
@@ -350,11 +351,11 @@ def test_every_mode(image: Image.Image, expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("depth", "kind", "row", "extra", "expected"),
     [
-        (16, 0, struct.pack(">HH", 13107, 13107), (), (51, 51, 51)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (), (204, 204, 204)),
         (16, 2, struct.pack(">3H", 0, 13107, 65535) * 2, (), (0, 51, 255)),
-        (16, 4, struct.pack(">HH", 13107, 0) * 2, (), (255, 255, 255)),
-        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13107)),), (255, 255, 255)),
-        (16, 0, struct.pack(">HH", 13107, 13107), (chunk(b"tRNS", struct.pack(">H", 13108)),), (51, 51, 51)),
+        (16, 4, struct.pack(">HH", 52428, 0) * 2, (), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (chunk(b"tRNS", struct.pack(">H", 52428)),), (255, 255, 255)),
+        (16, 0, struct.pack(">HH", 52428, 52428), (chunk(b"tRNS", struct.pack(">H", 52429)),), (204, 204, 204)),
         (8, 0, b"\x07\x07", (chunk(b"tRNS", struct.pack(">H", 7)),), (255, 255, 255)),
         (8, 2, b"\x01\x02\x03" * 2, (chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)),), (255, 255, 255)),
         (8, 3, b"\0\0", (chunk(b"PLTE", b"\x01\x02\x03"), chunk(b"tRNS", b"\0")), (255, 255, 255)),
@@ -374,6 +375,95 @@ def test_values_pil_would_clip_keep_their_order() -> None:
     for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
         grey = np.asarray(read_image(image))[..., 0].ravel()
         assert (np.diff(grey.astype(int)) > 0).all() and grey[0] == 0 and grey[-1] == 255
+
+
+def test_what_a_tiff_declares_of_its_values_counts() -> None:
+    half = np.full((2, 2), 2048, np.uint16)
+    assert colour(grey_tiff(half, (281, 3, 4095))) == (128, 128, 128)
+    assert colour(grey_tiff(half, (281, 3, 4095), (262, 3, 0))) == (127, 127, 127)
+    assert colour(grey_tiff(half, (281, 3, 2048))) == (255, 255, 255)
+    assert colour(grey_tiff(half, (281, 3, 65535))) == (8, 8, 8)  # nothing to warn about, for so it says
+    assert "mode I;16 has values from 2048 to 2048: expected up to 1000 by its own tags" in message(
+        grey_tiff(half, (281, 3, 1000))
+    )
+    ramp = np.array([[0, 257 * 51], [257 * 204, 65535]], np.uint16)
+    assert np.asarray(read_image(grey_tiff(ramp)))[..., 0].tolist() == [[0, 51], [204, 255]]
+    assert np.asarray(read_image(grey_tiff(ramp, (262, 3, 0))))[..., 0].tolist() == [[255, 204], [51, 0]]
+    negative = np.array([[0.0, 0.2]], np.float32)
+    assert np.asarray(read_image(grey_tiff(negative, (262, 3, 0), (339, 3, 3))))[..., 0].tolist() == [[255, 204]]
+    assert np.asarray(read_image(grey_tiff(np.array([[0, 51]], np.uint8), (262, 3, 0))))[..., 0].tolist() == [
+        [255, 204]
+    ]
+    wide = np.array([[0, 500_000], [1_000_000, 1_000_000]], np.int32)
+    shades = np.asarray(read_image(grey_tiff(wide, (281, 4, 1_000_000))))[..., 0]
+    assert shades.tolist() == [[0, 128], [255, 255]]
+
+
+def test_a_tiff_of_12_bits_is_not_black() -> None:
+    sizes = [(256, 4, 2), (257, 4, 1), (278, 4, 1), (279, 4, 3), (273, 4, 8)]
+    data = tiff(b"\xff\xf8\x00", *sizes, (258, 3, 12), (259, 3, 1), (262, 3, 1), (277, 3, 1))
+    assert np.asarray(read_image(data))[..., 0].tolist() == [[255, 128]]
+
+
+def test_colours_of_16_bits_that_would_be_black_are_refused() -> None:
+    def rgb(maximum: int) -> bytes:
+        sizes = [(256, 4, 1), (257, 4, 1), (278, 4, 1), (279, 4, 6), (273, 4, 8)]
+        bits = struct.pack("<HHII", 258, 3, 3, 14)
+        kinds = struct.pack("<HHIIHHII", 277, 3, 1, 3, 281, 3, 1, maximum)
+        tags = [*sizes[:2], (259, 3, 1), (262, 3, 2), *sizes[2:]]
+        data = struct.pack("<6H", 4095, 2048, 0, 16, 16, 16)
+        return tiff(data, *tags, more=bits + kinds)
+
+    assert "TIFF of 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(rgb(4095))
+    assert colour(rgb(65535)) == (15, 8, 0)
+
+
+def test_significant_bits_of_a_png() -> None:
+    def grey(bits: int, *values: int) -> list[int]:
+        row = b"\0" + struct.pack(f">{len(values)}H", *values)
+        data = png(1, len(values), 16, 0, row, chunk(b"sBIT", bytes([bits])))
+        return np.asarray(read_image(data))[0, :, 0].tolist()
+
+    assert grey(12, 0, 2048, 4095) == [0, 128, 255]  # as cameras write them: the lower bits
+    assert grey(12, 0, 2048 << 4 | 8, 0xFFFF) == [0, 128, 255]  # as the format says: the upper bits
+    assert grey(12, 0, 16 << 4) == [0, 1]  # dark, and the upper bits too
+    assert grey(16, 0, 4095) == [0, 16]
+
+
+def test_the_maximum_of_a_pgm() -> None:
+    def pgm(maximum: int, *values: int) -> list[int]:
+        data = b"P5 %d 1 %d\n" % (len(values), maximum) + struct.pack(f">{len(values)}H", *values)
+        return np.asarray(read_image(data))[0, :, 0].tolist()
+
+    assert pgm(4095, 0, 2048, 4095) == [0, 128, 255]
+    assert pgm(65535, 0, 2048, 4095) == [0, 8, 16]  # it says so itself
+
+
+def test_a_jpeg2000_of_12_bits() -> None:
+    """PIL writes 16; the middle of the range is stored as zero, so that of 12 bits is 30,720 lower."""
+    values = np.array([[0, 2048], [4095, 4095]]) + 30_720
+    data = bytearray(encoded(Image.fromarray(values.astype(np.uint16)), "JPEG2000"))
+    place = data.index(b"\xff\x4f\xff\x51")
+    data[place + 42] = 11  # bits, less one
+    if b"ihdr" in data:
+        data[data.index(b"ihdr") + 14] = 11
+    shades = np.asarray(read_image(bytes(data)))[..., 0]
+    assert shades.tolist() == [[0, 128], [255, 255]]
+
+
+def test_a_range_that_cannot_be_told_is_warned_about() -> None:
+    dark = np.array([[5, 4095]], np.uint16)
+    row = b"\0" + struct.pack(">2H", 5, 4095)
+    sources = (dark, Image.fromarray(dark), Image.fromarray(dark.astype(np.int32)), grey_tiff(dark))
+    for source in (*sources, png(1, 2, 16, 0, row), torch.from_numpy(dark)):
+        with pytest.warns(
+            ImageWarning, match=r"declares no range and has values up to 4095: .* comes out nearly black"
+        ):
+            assert np.asarray(read_image(source))[..., 0].tolist() == [[0, 16]]
+    with pytest.warns(ImageWarning, match="values up to 16383: it is read as 0 to 65535 and so comes out dark; scale"):
+        read_image(np.full((2, 2), 16383, np.uint16))
+    assert colour(np.zeros((2, 2), np.uint16)) == (0, 0, 0)  # black whatever the range
+    assert colour(np.full((2, 2), 16448, np.uint16)) == (64, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +558,7 @@ def test_first_frame_of_an_animation(kind: str) -> None:
         (np.full((4, 5, 4), 255, np.uint8), (255, 255, 255)),
         (np.zeros((4, 5, 4), np.uint8), (255, 255, 255)),
         (np.zeros((4, 5, 4), np.float32), (255, 255, 255)),
-        (np.full((4, 5), 257 * 51, np.uint16), (51, 51, 51)),
+        (np.full((4, 5), 257 * 204, np.uint16), (204, 204, 204)),
         (np.full((4, 5), 0.2, np.float16), (51, 51, 51)),
         (np.full((4, 5), 1 + 1e-6), (255, 255, 255)),  # the noise of a resize
         (np.full((4, 5), -1e-6), (0, 0, 0)),
@@ -542,7 +632,7 @@ PNG = encoded(Image.fromarray(NOISE), "PNG")
         (b"", "is empty (0 bytes)"),
         (
             b"hello, I am a text\nwith lines",
-            r"not a picture of any format that PIL reads: it starts with b'hello, I am a te'",
+            r"TGA, TIFF, WEBP): it starts with b'hello, I am a te'",
         ),
         (b"version https://git-lfs.github.com/spec/v1\n", "b'version https://'"),
         (JPEG[: len(JPEG) // 2], "cannot be read: image file is truncated"),
@@ -625,7 +715,7 @@ def test_a_closed_pil_image_is_named() -> None:
     assert message(image).startswith("PIL image cannot be read: ")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "JPEG2000", "AVIF"])
 def test_corrupted_files_give_a_picture_or_an_image_error(kind: str) -> None:
     data = encoded(Image.fromarray(NOISE), kind)
     random = np.random.default_rng(0)
@@ -637,3 +727,142 @@ def test_corrupted_files_give_a_picture_or_an_image_error(kind: str) -> None:
             read_image(bytes(broken))
         except ImageError as error:
             assert str(error).startswith("image bytes ")
+
+
+# --------------------------------------------------------------- what a small file may ask: nothing is decoded of these
+
+
+def tiff(data: bytes, *tags: tuple[int, int, int], more: bytes = b"") -> bytes:
+    """A TIFF by hand, little-endian, its pixels `data` at 8; tags are (tag, kind, value), kinds 3 (16 bits) and 4."""
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sorted(tags))
+    count = len(tags) + len(more) // 12
+    start = 8 + len(data) + len(data) % 2
+    return (
+        struct.pack("<2sHI", b"II", 42, start)
+        + data.ljust(start - 8, b"\0")
+        + struct.pack("<H", count)
+        + (entries + more + bytes(4))
+    )
+
+
+def grey_tiff(values: np.ndarray, *tags: tuple[int, int, int]) -> bytes:
+    """Of values (y, x), uncompressed, in one strip."""
+    height, width = values.shape
+    sizes = [(256, 4, width), (257, 4, height), (278, 4, height), (279, 4, values.nbytes), (273, 4, 8)]
+    usual = {258: (3, 8 * values.itemsize), 259: (3, 1), 262: (3, 1), 277: (3, 1)}
+    chosen = {tag: (kind, value) for tag, kind, value in tags}
+    rest = [(tag, *one) for tag, one in (usual | chosen).items()]
+    return tiff(values.tobytes(), *sizes, *rest)
+
+
+def tiled(side: int) -> bytes:
+    """16×16 pixels in one tile of `side`."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 20}
+    return tiff(zlib.compress(bytes(256)), *((tag, 4, value) for tag, value in tags.items()))
+
+
+def test_a_tile_counts_as_the_pixels_that_are_decoded() -> None:
+    text = message(tiled(40_000))
+    assert text.startswith(
+        f"image bytes is 16x16 pixels and has tiles of {40_000**2} pixels, more than the {MAX_PIXELS}"
+    )
+    with pytest.raises(ImageError, match="has tiles of 4096 pixels, more than the 4095"):
+        read_image(tiled(64), max_pixels=4095)
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 277: 1, 322: 64, 323: 64, 324: 8, 325: 4096}
+    whole = tiff(bytes([7]) * 4096, *((tag, 4, value) for tag, value in tags.items()))
+    assert colour(whole) == (7, 7, 7)  # tiles may well be larger than a small image
+
+
+def test_the_code_stream_of_a_jpeg2000_counts_whatever_its_box_says() -> None:
+    data = encoded(Image.new("L", (16, 16), 7), "JPEG2000")
+    assert colour(data) == (7, 7, 7)
+    place = data.index(b"\xff\x4f\xff\x51") + 8
+    assert f"of {40_000**2} pixels" in message(data[:place] + struct.pack(">II", 40_000, 40_000) + data[place + 8 :])
+
+
+PROGRESSIVE = encoded(Image.fromarray(NOISE), "JPEG", progressive=True)
+
+
+def with_scans(count: int, between: bytes = b"") -> bytes:
+    """The last scan so many times more."""
+    last = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+    return PROGRESSIVE[:-2] + (between + last) * count + PROGRESSIVE[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted() -> None:
+    same = read_image(PROGRESSIVE).tobytes()
+    comment = b"\xff\xfe\0\x06\xff\xda\xff\xd9"  # neither a scan nor the end
+    assert read_image(with_scans(80)).size == (21, 13)
+    for bomb in (with_scans(20_000), with_scans(101, comment), with_scans(101, b"\xff\x01")):
+        assert "has more than 100 scans of 13x21 pixels: save it anew" in message(bomb)
+    assert read_image(with_scans(10, comment * 20)).size == (21, 13)
+    assert read_image(PROGRESSIVE + b"\xff\xda" * 1000).tobytes() == same  # behind the image, as of a motion photo
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    assert read_image(PROGRESSIVE[:2] + thumbnail + PROGRESSIVE[2:]).tobytes() == same
+    with pytest.raises(ImageError, match="has more than 16 scans of 13x21"):  # and their pixels altogether
+        read_image(with_scans(30), max_pixels=13 * 21)
+    assert read_image(encoded(Image.fromarray(NOISE), "JPEG"), max_pixels=13 * 21)
+
+
+def test_blocks_that_are_read_one_by_one_are_counted() -> None:
+    chunks = [chunk(b"prVt", b"")] * 70_000
+    webp = encoded(Image.fromarray(NOISE), "WEBP")
+    gif = encoded(Image.new("L", (4, 4), 7), "GIF")
+    screen = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 128 else 0)
+    comment = b"!\xfe" + b"\xff" * 256 * 5000 + b"\0"
+    shared = b"".join(struct.pack("<HHII", 40_000 + tag, 1, 60_000, 8) for tag in range(100))
+    bombs = {
+        "png": png(2, 2, 8, 0, b"\0\0\0" * 2, *chunks),
+        "png behind": PNG + b"".join(chunks),
+        "webp": webp + b"VP8 \0\0\0\0" * 70_000,
+        "gif": gif[:screen] + comment + gif[screen:],
+        "jpeg": JPEG[:2] + b"\xff\xfe\0\2" * 70_000 + JPEG[2:],
+        "tiff": tiff(bytes(60_000), (256, 4, 1), (257, 4, 1), more=shared),
+    }
+    for name, bomb in bombs.items():
+        assert "blocks, which is no usual image: save it anew" in message(bomb), name
+        with pytest.raises(ImageError, match="blocks"):
+            imaging.read_header(bomb)
+    assert colour(gif[:screen] + b"!\xfe" + b"\xff" * 256 * 100 + b"\0" + gif[screen:]) == (7, 7, 7)
+    assert read_image(png(2, 2, 8, 0, b"\0\0\0" * 2, *chunks[:1000])).size == (2, 2)
+
+
+def test_tags_of_exif_that_hold_more_than_it_has_are_not_read() -> None:
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + b"".join(
+        struct.pack("<HHII", 0x9000 + tag, 1, 40_000, 8) for tag in range(100)
+    )
+    exif = struct.pack("<2sHI", b"II", 42, 40_008) + bytes(40_000) + struct.pack("<H", 101) + entries + bytes(4)
+    data = png(2, 3, 8, 0, b"\0\0\0\0" * 2, chunk(b"eXIf", exif))
+    assert size_of(read_image(data)) == (2, 3)
+
+
+def test_formats_that_hold_others_or_run_programs_are_not_opened() -> None:
+    for kind in ("ICO", "ICNS", "PCX", "SGI", "DDS"):
+        assert "is not a picture of any format that is read (AVIF, BMP," in message(
+            encoded(Image.new("RGB", (16, 16)), kind)
+        )
+
+
+def test_pages_of_a_tiff_are_counted(tmp_path: Path) -> None:
+    pages = [Image.new("L", (9, 9), shade) for shade in (7, 8, 9)]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    path = tmp_path / "pages.tif"
+    path.write_bytes(data)
+    for source in (data, path):
+        assert imaging.read_header(source) == ("TIFF", (9, 9), 3)
+        assert read_image(source).info == {"pages": 3} and colour(source) == (7, 7, 7)
+    for kind in ("TIFF", "PNG", "GIF"):
+        assert imaging.read_header(encoded(pages[0], kind)) == (kind, (9, 9), 1)
+    smaller = grey_tiff(np.full((2, 2), 7, np.uint8))
+    circle = smaller[:-4] + struct.pack("<I", struct.unpack("<I", smaller[4:8])[0])
+    assert imaging.read_header(circle).pages == 1
+    first = grey_tiff(np.full((2, 2), 7, np.uint8))
+    copy = struct.pack("<HHHII", 1, 254, 4, 1, 1) + bytes(4)  # a smaller copy, as of pyramids
+    assert imaging.read_header(first[:-4] + struct.pack("<I", len(first)) + copy).pages == 1
+
+
+def test_an_mpo_is_a_jpeg_whose_first_frame_is_read() -> None:
+    data = encoded(Image.new("RGB", (16, 16), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert imaging.read_header(data) == ("JPEG", (16, 16), 1)
+    assert colour(data) == (254, 0, 0)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from open_gem.errors import ImageError
-from open_gem.images.read import MAX_PIXELS, read_image
+from open_gem.images.read import MAX_PIXELS, Header, ImageWarning, read_header, read_image, size_of
 from open_gem.types import Size
 
 START_SECONDS = 60.0
@@ -69,12 +69,27 @@ class Decoder:
             ImageError: as `read_image` does, and for an image that takes too long or too much memory to decode, or
                 whose decoder crashes.
         """
+        image = self._ask("read", source, seconds, max_pixels)
+        assert isinstance(image, Image.Image)
+        return image
+
+    def read_header(
+        self, source: bytes | str | os.PathLike[str], *, seconds: float, max_pixels: int = MAX_PIXELS
+    ) -> Header:
+        """What `read.read_header` says, likewise: a header too can be made to take long. Raises ImageError."""
+        header = self._ask("read_header", source, seconds, max_pixels)
+        assert isinstance(header, Header)
+        return header
+
+    def _ask(
+        self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int
+    ) -> Image.Image | Header:
         if self._pid != os.getpid():  # after a fork: the processes answer the parent
             self._start()
         with self._slots:
             child = self._take()
             try:
-                reply = child.read(source, seconds, max_pixels)
+                reply = child.ask(what, source, seconds, max_pixels)
             except BaseException:  # an interrupt too: what the process would answer next is not known
                 self._drop(child)
                 raise
@@ -141,17 +156,22 @@ class _Child:
         self._requests, self._replies = self._process.stdin, self._process.stdout
         self._ready = False
 
-    def read(self, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> Image.Image | ImageError:
+    def ask(
+        self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int
+    ) -> Image.Image | Header | ImageError:
         name = "image bytes" if isinstance(source, bytes) else repr(os.fsdecode(source))
         try:
             if not self._ready:
                 self._line(START_SECONDS)
                 self._ready = True
-            self._send(source, seconds, max_pixels)
+            self._send(what, source, seconds, max_pixels)
             reply = json.loads(self._line(seconds + GRACE_SECONDS))
             for text in reply["warnings"]:
-                warnings.warn(text, stacklevel=4)
-            return ImageError(reply["error"]) if "error" in reply else self._pixels(Size(*reply["size"]), max_pixels)
+                warnings.warn(text, ImageWarning, stacklevel=4)
+            if "error" in reply:
+                return ImageError(reply["error"])
+            header = Header(reply["format"], Size(*reply["size"]), reply["pages"])
+            return header if what == "read_header" else self._pixels(header, max_pixels)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             raise ImageError(f"{name} {self._fate(seconds, isinstance(error, TimeoutError))}") from error
 
@@ -165,8 +185,8 @@ class _Child:
             with suppress(OSError):  # what could not be sent is not sent
                 pipe.close()
 
-    def _send(self, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> None:
-        request: dict[str, Any] = {"seconds": seconds, "max_pixels": max_pixels}
+    def _send(self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> None:
+        request: dict[str, Any] = {"what": what, "seconds": seconds, "max_pixels": max_pixels}
         if isinstance(source, bytes):
             request["bytes"] = len(source)
         else:
@@ -188,7 +208,8 @@ class _Child:
             raise EOFError
         return line
 
-    def _pixels(self, size: Size, max_pixels: int) -> Image.Image:
+    def _pixels(self, header: Header, max_pixels: int) -> Image.Image:
+        size = header.size
         if size.height * size.width > max_pixels:  # not what an intact process sends
             raise ValueError
         image = Image.new("RGB", (size.width, size.height))
@@ -197,6 +218,8 @@ class _Child:
             if len(strip) < (bottom - top) * size.width * 3:
                 raise EOFError
             image.paste(Image.frombuffer("RGB", (size.width, bottom - top), strip, "raw", "RGB", 0, 1), (0, top))
+        if header.pages > 1:
+            image.info["pages"] = header.pages
         return image
 
     def _fate(self, seconds: float, late: bool) -> str:
@@ -240,29 +263,30 @@ def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limi
     if "folder" in request:
         os.chdir(request["folder"])
     source = requests.read(request["bytes"]) if "bytes" in request else request["path"]
-    max_pixels, image, reply = request["max_pixels"], None, {}
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+    image, reply = None, {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            limit.allow(source, max_pixels)
-            image = read_image(
-                source,
-                max_pixels=max_pixels,
-                before_decoding=lambda size: limit.allow(source, size.height * size.width),
-            )
+            limit.allow(source, request["max_pixels"])
+            if request["what"] == "read":
+                image = read_image(
+                    source,
+                    max_pixels=request["max_pixels"],
+                    before_decoding=lambda pixels: limit.allow(source, pixels),
+                )
+                header = Header("", size_of(image), image.info.get("pages", 1))
+            else:
+                header = read_header(source)
+            reply = header._asdict()
         except ImageError as error:
             reply["error"] = str(error)
-        except MemoryError:
-            reply["error"] = "the image needs more memory to decode than is allowed"
     signal.setitimer(signal.ITIMER_REAL, 0)
     limit.lift()
-    reply["warnings"] = [str(one.message) for one in caught]
-    if image is not None:
-        reply["size"] = [image.height, image.width]
+    reply["warnings"] = [str(one.message) for one in caught if one.category is ImageWarning]
     replies.write(json.dumps(reply).encode() + b"\n")
     if image is not None:
-        for top, bottom in _strips(Size(image.height, image.width)):
+        for top, bottom in _strips(size_of(image)):
             replies.write(image.crop((0, top, image.width, bottom)).tobytes())
     replies.flush()
 

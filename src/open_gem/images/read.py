@@ -16,12 +16,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from open_gem.errors import ImageError
+from open_gem.images import deep
+from open_gem.images.bounds import FORMATS, check_blocks, check_scans, count_pages, pixels_to_decode, tags_fit
+from open_gem.images.deep import ImageWarning as ImageWarning
 from open_gem.types import Size
 
 if TYPE_CHECKING:
@@ -46,34 +49,36 @@ def height_x_width(sides: tuple[int, int]) -> str:
 
 
 def read_image(
-    source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[Size], None] = lambda size: None
+    source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[int], None] = lambda pixels: None
 ) -> Image.Image:
     """Any picture as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
 
-    * A path, or the bytes of a file: whatever PIL decodes, first frame, up to `max_pixels`.
+    * A path, or the bytes of a file, of one of `bounds.FORMATS`: first frame, up to `max_pixels`. Where a TIFF has more
+      pages, `info["pages"]` of the result says how many. HEIF needs the extra open_gem[heif].
     * A PIL image of any mode, at the frame it stands at; it is not changed (beyond being loaded).
     * An array (y, x), (y, x, 1), (y, x, 3) or (y, x, 4), or a tensor (y, x), (1, y, x), (3, y, x) or (4, y, x):
       uint8 in 0..255, uint16 in 0..65535, or floating point in [0, 1].
 
     EXIF orientation is applied. Transparent pixels become white, half-transparent ones mix with white: what a page or
     viewer shows. Simply dropping the alpha would bring out the colours left under it, mostly black or noise, and a
-    backbone would see shapes that no person sees. 16-bit values (PIL modes I;16 and I) are divided by 257 and rounded,
-    never clipped; PIL mode F is read like a float array, in [0, 1]. Colour profiles are ignored, as in CLIP's training.
+    backbone would see shapes that no person sees. Values of more than 8 bits are scaled from the range that the file
+    declares (see `deep`), never clipped; floats are expected in [0, 1]. Colour profiles are ignored, as in CLIP's
+    training.
 
-    `before_decoding` is called with the size of a file's image once its header has passed all checks.
+    `before_decoding` is called once a file's header has passed all checks, with how many pixels the decoder will hold.
+
+    Files from strangers can still take long, or more memory than their header says: `decoder.Decoder` stops them.
 
     Raises:
         ImageError: in one line, for anything that cannot be read or makes no sense as a picture.
     """
 
     def check(image: ImageFile.ImageFile, name: str) -> None:
-        _check_decodable(image, name, max_pixels)
-        before_decoding(size_of(image))
+        before_decoding(_check_decodable(image, name, max_pixels))
 
-    if isinstance(source, str | os.PathLike):
-        return _from_path(source, check)
-    if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), "image bytes", check)
+    if isinstance(source, str | os.PathLike | bytes):
+        with _open_file(source) as (image, name):
+            return _from_pil(image, name, check)
     if isinstance(source, Image.Image):
         return _from_pil(source, "PIL image", check)
     if isinstance(source, np.ndarray):
@@ -85,73 +90,114 @@ def read_image(
     raise ImageError(f"expected a path, the bytes of a file, a PIL image, an array or a tensor, not {given}")
 
 
-def _from_path(path: str | os.PathLike[str], check: _Check) -> Image.Image:
-    given = os.fsdecode(path)
+class Header(NamedTuple):
+    """What a picture's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG" (also
+    for an MPO, a JPEG with further frames behind it), its size as stored, before EXIF orientation, and how many pages
+    it has, if it is a TIFF; only the first is read."""
+
+    format: str
+    size: Size
+    pages: int = 1
+
+
+def read_header(source: str | os.PathLike[str] | bytes) -> Header:
+    """The header of a picture's file, given as a path or its bytes. Raises ImageError for what is none."""
+    with _open_file(source) as (image, _):
+        return Header("JPEG" if image.format == "MPO" else image.format or "", size_of(image), _pages(image))
+
+
+@contextmanager
+def _open_file(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.Image, str]]:
+    """The image in a file, of which only the header was read, and what to call it."""
+    if isinstance(source, bytes):
+        yield _opened(io.BytesIO(source), "image bytes"), "image bytes"
+        return
+    given = os.fsdecode(source)
     name = repr(given)
     if re.match("[A-Za-z][A-Za-z0-9+.-]+://", given):
         raise ImageError(f"{name} is a URL, expected a path or the bytes of a file: download it first")
     with _decoding(name), Path(given).open("rb") as file:
         stream = file if file.seekable() else io.BytesIO(file.read())  # a pipe cannot be rewound
-        return _from_stream(stream, name, check)
+        yield _opened(stream, name), name
 
 
-def _from_stream(stream: BinaryIO, name: str, check: _Check) -> Image.Image:
-    return _from_pil(_opened(stream, name), name, check)
-
-
-def _opened(stream: BinaryIO, name: str) -> Image.Image:
-    """The image in a file, of which only the header was read."""
+def _opened(stream: IO[bytes], name: str) -> Image.Image:
     start = stream.read(16)
     stream.seek(0)
     if not start:
         raise ImageError(f"{name} is empty (0 bytes)")
+    if start.startswith(b"%!PS"):  # PIL would run Ghostscript on it, a programming language
+        raise ImageError(f"{name} is a PostScript (EPS) drawing, not a picture: render it to PNG first")
     with _decoding(name):
+        check_blocks(stream, start, name)
         try:
             with _quiet():
-                return Image.open(stream)
+                Image.init()
+                _register_heif(start, name)
+                return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
         except UnidentifiedImageError as error:
-            raise ImageError(f"{name} is not a picture of any format that PIL reads: it starts with {start}") from error
+            raise ImageError(
+                f"{name} is not a picture of any format that is read ({', '.join(FORMATS)}): it starts with {start}"
+            ) from error
 
 
-class Header(NamedTuple):
-    """What a picture's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG", and
-    its size as stored, before EXIF orientation."""
+def _register_heif(start: bytes, name: str) -> None:
+    """Let PIL open HEIC and the like, if this is such a file. Raises ImageError where nothing can."""
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
+        try:
+            from pillow_heif import options, register_heif_opener  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise ImageError(
+                f"{name} is a HEIF image (HEIC): pip install 'open_gem[heif]', or convert it to JPEG"
+            ) from None
+        options.DECODE_THREADS = 1  # each would have memory of its own
+        register_heif_opener()
+    if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis") and not features.check("avif"):
+        raise ImageError(f"{name} is an AVIF image: install Pillow 11.3 or later, or convert it to JPEG")
 
-    format: str
-    size: Size
 
-
-def read_header(data: bytes) -> Header:
-    """The header of a picture's file. Raises ImageError for what is none."""
-    with _opened(io.BytesIO(data), "image bytes") as image:
-        return Header(image.format or "", size_of(image))
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 
 def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
     size = size_of(image)
     if 0 in size:
         raise ImageError(f"{name} is empty ({height_x_width(size)} pixels)")
-    if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
-        check(image, name)
     with _decoding(name):
+        pages = 1
+        if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
+            check(image, name)
+            pages = _pages(image)
+        values = deep.declared(image)
         with _quiet() if image.format in _NOISY else nullcontext():
             image.load()
         turn = _TURNS.get(_orientation(image))
-        image = _DEEP[image.mode](image, name) if image.mode in _DEEP else image
+        image = deep.MODES[image.mode](image, values, name) if image.mode in deep.MODES else image
         if image.mode != "RGB" or turn is None or _has_alpha(image):  # turning makes a copy too
             image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
         image = image if turn is None else image.transpose(turn)
     image.info.clear()  # above all the orientation: reading the result again must not turn it again
+    if pages > 1:
+        image.info["pages"] = pages
     return image
 
 
-def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
-    """Refuse, from the header alone, what must not be decoded."""
-    size = size_of(image)
-    if size.height * size.width > max_pixels:
-        raise ImageError(f"{name} is {height_x_width(size)} pixels, {_too_many(max_pixels)}")
-    if image.format == "EPS":  # PIL would run Ghostscript on it, a programming language: not on files from anywhere
+def _pages(image: Image.Image) -> int:
+    """How many a TIFF has that was just opened, 1 for all else."""
+    return count_pages(image.fp) if isinstance(image, TiffImagePlugin.TiffImageFile) and image.fp is not None else 1
+
+
+def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> int:
+    """How many pixels will be decoded at a time. Refuses, from the header alone, what must not be."""
+    size, pixels = size_of(image), pixels_to_decode(image)
+    if pixels > max_pixels:
+        more = "" if pixels == size.height * size.width else f" and has tiles of {pixels} pixels"
+        raise ImageError(f"{name} is {height_x_width(size)} pixels{more}, {_too_many(max_pixels)}")
+    if image.format in ("JPEG", "MPO") and image.fp is not None:
+        check_scans(image, name, max_pixels)
+    if image.format == "EPS":  # opened by the caller; see `_opened`
         raise ImageError(f"{name} is a PostScript (EPS) drawing, not a picture: render it to PNG first")
+    return pixels
 
 
 def _too_many(limit: int) -> str:
@@ -183,7 +229,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name} {_FILE_TROUBLE.get(type(error), f'cannot be read: {reason}')}") from error
 
 
-_NOISY = {"TIFF", "ICO"}  # formats whose decoders in PIL warn, about metadata, while they decode
+_NOISY = {"TIFF"}  # formats whose decoders in PIL warn, about metadata, while they decode
 _WARNINGS = threading.Lock()
 
 
@@ -215,6 +261,9 @@ def _orientation(image: Image.Image) -> int:
 
     Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and so fails on pictures whose block is broken.
     """
+    exif = image.info.get("exif", b"")
+    if isinstance(exif, bytes) and not tags_fit(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
+        return 1
     with _quiet():
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -233,40 +282,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     image = image.convert("LA") if image.mode == "La" else image  # PIL has no way from La to RGBA but this
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
-    """PIL modes I;16 and its byte orders: L, or LA where the file names a transparent grey."""
-    values = np.asarray(image)
-    grey = image.info.get("transparency")
-    bands = _to_8_bits(values, name)
-    if isinstance(grey, int):
-        bands = np.stack([bands, np.where(values == grey, 0, 255).astype(np.uint8)], axis=-1)
-    return Image.fromarray(bands)
-
-
-def _from_32_bits(image: Image.Image, name: str) -> Image.Image:
-    """PIL mode I, signed 32 bits: how PIL holds some 16-bit files, so 16 bits is what it must be."""
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"{name} of mode I has values from {low} to {high}: expected 16-bit values, 0 to 65535")
-    return Image.fromarray(_to_8_bits(values.astype(np.uint16), name))
-
-
-def _from_float(image: Image.Image, name: str) -> Image.Image:
-    """PIL mode F, floats in [0, 1]."""
-    return Image.fromarray(_to_8_bits(np.asarray(image), f"{name} of mode F"))
-
-
-_DEEP: dict[str, Callable[[Image.Image, str], Image.Image]] = {  # modes whose values PIL itself would clip at 255
-    "I;16": _from_16_bits,
-    "I;16L": _from_16_bits,
-    "I;16B": _from_16_bits,
-    "I;16N": _from_16_bits,
-    "I": _from_32_bits,
-    "F": _from_float,
-}
 
 
 # --------------------------------------------------------------------------------------------- arrays and tensors
@@ -334,24 +349,14 @@ def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_uint16(values: np.ndarray, name: str) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 · 255
-
-
-def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
-    """Floats in [0, 1]; up to half an 8-bit step outside is the noise of a resize, and rounds away."""
-    low, high = float(values.min()), float(values.max())  # NaN if there is one
-    if not np.isfinite([low, high]).all():
-        raise ImageError(f"{name} has NaN or infinite values: expected finite values in [0, 1]")
-    if low * 255 < -0.5 or high * 255 > 255.5:
-        hint = "pass the picture before it was normalised" if low < 0 else "divide 8-bit values by 255"
-        raise ImageError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1] ({hint})")
-    return np.rint(np.clip(values.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    deep.warn_if_dark(int(values.max()))
+    return deep.scaled(values, 65535)
 
 
 _DEPTHS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {  # NumPy's kind and bytes a value
     "u1": lambda values, name: values,
     "u2": _from_uint16,
-    "f2": _from_unit,
-    "f4": _from_unit,
-    "f8": _from_unit,
+    "f2": deep.unit_to_8_bits,
+    "f4": deep.unit_to_8_bits,
+    "f8": deep.unit_to_8_bits,
 }
