@@ -106,7 +106,7 @@ def test_what_is_passed_over_is_counted_and_shown(place, tiny):
     result = label(tiny, "-c", "classes.yaml")
     heic = {} if find_spec("pillow_heif") else {".heic": 1}
     assert dry["passed_over"] == {".txt": 2, **heic, "hidden": 1}
-    shown = "2 .txt, 1 .heic (pip install pillow-heif), 1 hidden" if heic else "2 .txt, 1 hidden"
+    shown = "2 .txt, 1 .heic (pip install 'open_gem[heif]'), 1 hidden" if heic else "2 .txt, 1 hidden"
     assert f"Passed over in the source: {shown}\n" in result.stdout
     again = CliRunner().invoke(cli.app, ["labels", "out", "--json"])
     assert json.loads(again.stdout)["passed_over"] == dry["passed_over"]

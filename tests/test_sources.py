@@ -579,7 +579,7 @@ def test_bytes_go_before_addresses_which_are_the_ids(addresses, pictures, tmp_pa
     source = open_source(given)
     assert [(item.id, read(item)) for item in source.items()] == [(urls[0], b"one"), ("rows.parquet/1", b"two")]
     assert f"are read from column {pictures!r}, ids from {addresses!r}; --column and --id-column" in str(source.note)
-    assert [item.source for item in open_source(given, Columns(addresses)).items()][0] == urls[0]
+    assert next(open_source(given, Columns(addresses)).items()).source == urls[0]
 
 
 def test_a_table_of_which_one_column_can_be_meant_needs_no_note(tmp_path):
@@ -698,7 +698,7 @@ def test_lists_that_were_put_together_have_marks_inside(tmp_path):
 
 def test_utf_16_without_a_mark_is_named(tmp_path):
     (tmp_path / "list.txt").write_bytes("a.jpg\nb.jpg\n".encode("utf-16-be"))
-    with pytest.raises(InputError, match="has a NUL character in its path: if the list is UTF-16 .* save it as UTF-8"):
+    with pytest.raises(InputError, match=r"has a NUL character in its path: if the list is UTF-16 .* save it as UTF-8"):
         open_source(str(tmp_path / "list.txt")).check_not_empty()
 
 

@@ -46,6 +46,7 @@ def schema() -> "pyarrow.Schema":
     id           of a file in a folder: its path relative to the folder, with /
     source       absolute path, also of a file:// URL; else the URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
+    pages        of the file, where it has more than one: the first is the image, the others are not looked at
     seconds      spent on the image: reading it, its share of the model's time, finding objects
     objects      in the order of the manifest's labels, best first within one
       prompt       the phrase of the label that is best at `point`
@@ -79,6 +80,7 @@ def schema() -> "pyarrow.Schema":
             pa.field("error", pa.string()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
+            pa.field("pages", pa.int32()),
             pa.field("seconds", pa.float32()),
             pa.field("objects", pa.list_(pa.struct(object_fields))),
             pa.field("labelmap", pa.binary()),

@@ -136,9 +136,8 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
                 _register_heif(start, name)
                 return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
         except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name} is not a picture of any format that is read ({', '.join(FORMATS)}): it starts with {start}"
-            ) from error
+            # Not how it starts: a list of others may name any file, and its errors are read by whoever made the list.
+            raise ImageError(f"{name} is not a picture of any format that is read ({', '.join(FORMATS)})") from error
 
 
 def _register_heif(start: bytes, name: str) -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 from open_gem.errors import ImageError
 from open_gem.images.decoder import Decoder
 from open_gem.images.read import read_image
-from open_gem.types import Size
 
 PROCESSES = 16  # at most; they are started when images need them
 PLAIN_BYTES, PLAIN_PIXELS, PLAIN_SCANS = 2**22, 2**22, 16  # more than these, and an image may take seconds
@@ -57,6 +56,6 @@ class _NotPlainError(ImageError):
     """Has too many pixels to be decoded here."""
 
 
-def _check_plain(size: Size) -> None:
-    if size.height * size.width > PLAIN_PIXELS:
+def _check_plain(pixels: int) -> None:
+    if pixels > PLAIN_PIXELS:
         raise _NotPlainError

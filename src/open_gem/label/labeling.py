@@ -63,6 +63,7 @@ class Ready:
     seconds: float
     pixels: Tensor | None
     picture: Image.Image | None
+    pages: int | None = None  # where the file has more than one
 
 
 class Found(NamedTuple):
@@ -71,6 +72,7 @@ class Found(NamedTuple):
     item: Item
     result: Localization
     seconds: float
+    pages: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,8 @@ class Labeling:
             plain = self.localizer.views.is_plain
             pixels = self.localizer.pixels(picture) if plain else None
             keep = not plain or self.localizer.refinement is not None
-            return Ready(item, size_of(picture), perf_counter() - start, pixels, picture if keep else None)
+            seconds, pages = perf_counter() - start, picture.info.get("pages")
+            return Ready(item, size_of(picture), seconds, pixels, picture if keep else None, pages)
         except Exception as error:  # whatever one image does to a library, the others go on
             return failed(item, error, perf_counter() - start)
 
@@ -135,7 +138,8 @@ class Labeling:
         with torch.no_grad():
             results = [_on_cpu(result) for result in self._locate(group)]
         seconds = (perf_counter() - start) / len(group)
-        return [Found(one.item, result, one.seconds + seconds) for one, result in zip(group, results, strict=True)]
+        pairs = zip(group, results, strict=True)
+        return [Found(one.item, result, one.seconds + seconds, one.pages) for one, result in pairs]
 
     def row(self, found: Found) -> Row:
         """What was found, as a row."""
@@ -153,7 +157,7 @@ class Labeling:
             return failed(found.item, error, found.seconds + perf_counter() - start)
         size = {"height": result.size.height, "width": result.size.width}
         seconds = found.seconds + perf_counter() - start
-        return _row(found.item, status="ok", **size, seconds=seconds, **fields)
+        return _row(found.item, status="ok", pages=found.pages, **size, seconds=seconds, **fields)
 
     def _locate(self, group: Sequence[Ready]) -> list[Localization]:
         vocabulary = self.ontology.vocabulary

@@ -18,7 +18,7 @@ HEIF = frozenset({".heic", ".heif", ".hif"})
 ENDINGS = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
-        *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+        *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
         *(HEIF if find_spec("pillow_heif") else ()),
     }
 )
@@ -50,8 +50,8 @@ class PassedOver(Counter[str]):
         return dict(sorted(self.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def __str__(self) -> str:
-        """For a person: "2 .heic (pip install pillow-heif), 1 hidden"."""
-        hints = dict.fromkeys(HEIF, " (pip install pillow-heif)")
+        """For a person: "2 .heic (pip install 'open_gem[heif]'), 1 hidden"."""
+        hints = dict.fromkeys(HEIF, " (pip install 'open_gem[heif]')")
         return ", ".join(f"{count} {kind}{hints.get(kind, '')}" for kind, count in self.ordered().items())
 
 

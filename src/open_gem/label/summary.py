@@ -31,7 +31,8 @@ class OfLabel:
 @dataclass
 class Summary:
     """`labeled` images without error, of which `empty` have no object; `errors` by kind, of which `examples` has the
-    first of each; `seconds` spent on all; `left`: what the source has and is no image, by the last run's listing."""
+    first of each; `seconds` spent on all; `left`: what was passed over, by the last listing of
+    the source and in files of several pages."""
 
     labels: dict[str, OfLabel]
     labeled: int = 0
@@ -52,6 +53,8 @@ class Summary:
             self.examples.setdefault(kind, row["error"])
             return
         self.labeled += 1
+        if row["pages"]:
+            self.left.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
         for label in {one["label"] for one in row["objects"]}:
             self.labels[label].images += 1
@@ -80,7 +83,7 @@ def summarize(parts: Parts, also: Callable[[Place, Row], None] = lambda place, r
     """All rows counted, and shown to `also`: reads what that needs alone, not masks or maps. Raises OutputError."""
     summary = Summary({label: OfLabel() for label in parts.manifest.labels}, left=_read_left(parts.folder))
     within = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
-    for place, row in parts.placed("id", "status", "error", "seconds", *within):
+    for place, row in parts.placed("id", "status", "error", "pages", "seconds", *within):
         summary.add(row)
         also(place, row)
     return summary
