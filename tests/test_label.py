@@ -599,6 +599,18 @@ def test_an_image_that_takes_long_to_decode_is_an_error_and_its_neighbours_are_t
     assert len(rows) == len(items) - 2 and set(rows.values()) == {None}
 
 
+def test_profiles_of_a_png_do_not_hold_a_thread(labeling, tmp_path):
+    """Each of them is a megabyte of zeros in a kilobyte, and is unpacked."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG", icc_profile=b"\0" * 1_000_000)
+    content = file.getvalue()
+    start = content.index(b"iCCP") - 4
+    profile = content[start : content.index(b"IDAT") - 4]
+    (tmp_path / "a.png").write_bytes(content[:start] + profile * 3000 + content[start:])
+    [row] = label(replace(labeling, seconds=0.5), open_source(str(tmp_path)).items())
+    assert "was not decoded within 0.5 seconds" in row["error"]
+
+
 def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
     """Small ones here, others in processes of their own."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))

@@ -7,7 +7,7 @@
 
 A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
 in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet("labels")`, DuckDB's
-`read_parquet('labels')`, `datasets.load_dataset("labels")`.
+`read_parquet('labels/*.parquet')`, `datasets.load_dataset("labels")`.
 """
 
 import json

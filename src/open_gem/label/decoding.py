@@ -15,7 +15,8 @@ from open_gem.images.read import read_image
 
 PROCESSES = 16  # at most; they are started when images need them
 PLAIN_BYTES, PLAIN_PIXELS, PLAIN_SCANS = 2**22, 2**22, 16  # more than these, and an image may take seconds
-JPEG, PNG, SCAN = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\xff\xda"  # how files and a JPEG's scans begin
+JPEG, SCAN = b"\xff\xd8\xff", b"\xff\xda"  # how a file and its scans begin
+PNG, PROFILE = b"\x89PNG\r\n\x1a\n", b"iCCP"
 
 
 def decode(source: bytes | Path, seconds: float) -> Image.Image:
@@ -49,7 +50,9 @@ def _may_be_plain(source: bytes | Path) -> bool:
             return False
     if len(content) > PLAIN_BYTES:
         return False
-    return content.startswith(PNG) or (content.startswith(JPEG) and content.count(SCAN) <= PLAIN_SCANS)
+    if content.startswith(PNG):
+        return content.count(PROFILE) <= 1  # each is unpacked
+    return content.startswith(JPEG) and content.count(SCAN) <= PLAIN_SCANS
 
 
 class _NotPlainError(ImageError):
