@@ -137,7 +137,15 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
                 return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
         except UnidentifiedImageError as error:
             # Not how it starts: a list of others may name any file, and its errors are read by whoever made the list.
-            raise ImageError(f"{name} is not a picture of any format that is read ({', '.join(FORMATS)})") from error
+            known = next((f": it is {kind}" for begin, kind in _NO_IMAGES if start.startswith(begin)), "")
+            formats = ", ".join(FORMATS)
+            raise ImageError(f"{name} is not a picture of any format that is read ({formats}){known}") from error
+
+
+_NO_IMAGES = (  # what is often met in place of one
+    (b"version https://", "a Git LFS pointer, get the file by git lfs pull"),
+    (b"<", "HTML or XML"),
+)
 
 
 def _register_heif(start: bytes, name: str) -> None:

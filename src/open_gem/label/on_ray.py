@@ -190,7 +190,7 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
     count = _count(nodes, workers)
     share = _share(nodes, count)
     data = (
-        ray.data.read_parquet(todo, file_extensions=None)
+        ray.data.read_parquet(todo, file_extensions=[TODO.lstrip(".")])
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             _Actor,
