@@ -246,6 +246,54 @@ def test_a_palette_of_few_colours_is_still_read_as_indices(tmp_path):
     assert LabelFile(tmp_path / "a.png", {0: IGNORE, 1: 0, 2: 1, 3: 7}).read().tolist() == [[IGNORE, 0], [1, 7]]
 
 
+VOC = {0: (0, 0, 0), 7: (128, 128, 128), 12: (64, 0, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
+
+
+def with_palette(path: Path, *colours: tuple[int, int, int]) -> LabelFile:
+    """Each index once, and the colour of each; ids are those of VOC."""
+    image = Image.fromarray(np.arange(len(colours), dtype=np.uint8)[None])
+    image.putpalette([level for colour in colours for level in colour])
+    image.save(path / "a.png")
+    return LabelFile(path / "a.png", {one: one for one in range(21)})
+
+
+def test_vocs_colours_in_another_order_are_honoured(tmp_path):
+    picture = Image.fromarray(np.array([[VOC[15], VOC[0]], [VOC[255], VOC[12]]], np.uint8))
+    picture.quantize(256, dither=Image.Dither.NONE).save(tmp_path / "quantised.png")
+    maps = LabelFile(tmp_path / "quantised.png", {one: one for one in range(21)})
+    assert maps.read().tolist() == [[15, 0], [IGNORE, 12]]
+    assert with_palette(tmp_path, VOC[12], VOC[0], VOC[15]).read().tolist() == [[12, 0, 15]]
+    assert with_palette(tmp_path, VOC[0], VOC[7]).read().tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [
+        (VOC[0], VOC[15], (255, 0, 255)),  # VOC's, and one that is no id's
+        (VOC[15], VOC[0], VOC[15]),  # one id twice, and what is index 0?
+        ((3, 3, 3), (0, 0, 0), (2, 2, 2)),  # the levels are ids, and so are the indices
+    ],
+)
+def test_colours_that_do_not_say_which_id_is_meant_are_refused(tmp_path, colours):
+    with pytest.raises(
+        DatasetError, match=r"a.png' has a palette in another order than its ids, .*: save the ids"
+    ) as error:
+        with_palette(tmp_path, *colours).read()
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [
+        ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+        ((0, 0, 0), (128, 0, 0), (255, 255, 255)),  # as VOC's, and white for one
+        ((10, 20, 30), (40, 50, 60), (70, 80, 90)),
+    ],
+)
+def test_other_palettes_are_read_as_indices(tmp_path, colours):
+    assert with_palette(tmp_path, *colours).read().tolist() == [[0, 1, 2]]
+
+
 def test_broken_files_are_errors_of_their_own(tmp_path):
     home = make_voc(tmp_path)
     write(home / "SegmentationClass/2007_000033.png", "no png")

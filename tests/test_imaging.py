@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision import transforms
 
 from open_gem import imaging
@@ -414,7 +415,9 @@ def test_colours_of_16_bits_that_would_be_black_are_refused() -> None:
         data = struct.pack("<6H", 4095, 2048, 0, 16, 16, 16)
         return tiff(data, *tags, more=bits + kinds)
 
-    assert "TIFF of 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(rgb(4095))
+    assert "image bytes has 16-bit colours up to 4095 by its own tags: expected 65535, scale it first" in message(
+        rgb(4095)
+    )
     assert colour(rgb(65535)) == (15, 8, 0)
 
 
@@ -775,6 +778,9 @@ def test_a_tile_counts_as_the_pixels_that_are_decoded() -> None:
 def test_the_code_stream_of_a_jpeg2000_counts_whatever_its_box_says() -> None:
     data = encoded(Image.new("L", (16, 16), 7), "JPEG2000")
     assert colour(data) == (7, 7, 7)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    assert colour(loaded) == (7, 7, 7)
     place = data.index(b"\xff\x4f\xff\x51") + 8
     assert f"of {40_000**2} pixels" in message(data[:place] + struct.pack(">II", 40_000, 40_000) + data[place + 8 :])
 
@@ -865,3 +871,31 @@ def test_an_mpo_is_a_jpeg_whose_first_frame_is_read() -> None:
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert imaging.read_header(data) == ("JPEG", (16, 16), 1)
     assert colour(data) == (254, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ HEIF and AVIF
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heif_is_read_where_its_extra_is_installed() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encoded(Image.new("RGB", (64, 48), (200, 30, 40)), "HEIF", quality=100)
+    assert imaging.read_header(data) == ("HEIF", (48, 64), 1)
+    assert np.abs(np.asarray(read_image(data)).astype(int) - (200, 30, 40)).max() < 4
+    assert message(data[: len(data) // 2])
+
+
+def test_heif_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    assert message(HEIC) == ("image bytes is a HEIF image (HEIC): pip install 'open_gem[heif]', or convert it to JPEG")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (64, 48), (200, 30, 40)), "AVIF", quality=100)
+    assert imaging.read_header(data) == ("AVIF", (48, 64), 1)
+    assert np.abs(np.asarray(read_image(data)).astype(int) - (200, 30, 40)).max() < 4
+    monkeypatch.setattr(features, "check", lambda name: False)
+    assert message(data).startswith("image bytes is an AVIF image: install Pillow 11.3 or later")

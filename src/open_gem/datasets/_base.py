@@ -32,6 +32,8 @@ IGNORE = 255  # a pixel that does not count
 class LabelFile:
     """A picture of class ids, 8 bits in one channel (grey, or a palette's indices), and what each id means.
 
+    A palette may hold the colours of ids in another order, as after a program that quantises colours: see `_ids_of`.
+
     ids  id in the file -> class, or IGNORE; 255 is IGNORE where it is not among them. All other ids are errors.
     """
 
@@ -58,6 +60,7 @@ class LabelFile:
             with Image.open(self.path) as image:
                 mode = image.mode
                 raw = np.array(image) if mode in ("L", "P") else None  # of a palette, the indices: not converted
+                colours = np.array(image.getpalette("RGB") or ()).reshape(-1, 3) if mode == "P" else None
         except Exception as error:  # a broken file can make PIL's decoders raise almost any
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise DatasetError(f"cannot read labels from {str(self.path)!r}: {reason}") from error
@@ -65,7 +68,52 @@ class LabelFile:
             raise DatasetError(
                 f"{str(self.path)!r} is a picture of mode {mode}, expected class ids in 8 bits: grey (L) or palette (P)"
             )
+        return raw if colours is None else self._ids_of(raw, colours)
+
+    def _ids_of(self, raw: NDArray[np.uint8], colours: NDArray[np.int_]) -> NDArray[np.uint8]:
+        """The ids of a palette's indices.
+
+        They are the indices themselves, unless the palette has VOC's colours in another order, as after a program that
+        quantises colours: then each index is the id of its colour.
+
+        Raises:
+            DatasetError: where VOC's colours are out of place and others among them, or where all colours are grey and
+                an id each, so that either may be meant.
+        """
+        used = np.unique(raw)
+        used = used[used < len(colours)].tolist()
+        shown = [tuple(colours[index].tolist()) for index in used]
+        ids = {255, *self.ids}
+        by_colour = [next((one for one in ids if VOC_COLOURS[one] == colour), None) for colour in shown]
+        greys = [colour[0] for colour in shown if len(set(colour)) == 1 and colour[0] in ids]
+        if used in (by_colour, greys) or len(np.unique(colours, axis=0)) == 1:
+            return raw
+        either = len(set(greys)) == len(used)
+        if None not in by_colour and len(set(by_colour)) == len(used) and not either:
+            table = np.zeros(256, dtype=np.uint8)
+            table[used] = np.array(by_colour, dtype=np.uint8)
+            return table[raw]
+        seen = zip(used, by_colour, shown, strict=True)
+        misplaced = any(one not in (None, index) and len(set(colour)) > 1 for index, one, colour in seen)
+        if either or misplaced:
+            few = ", ".join(f"{index} is {colour}" for index, colour in zip(used[:5], shown[:5], strict=True))
+            raise DatasetError(
+                f"{str(self.path)!r} has a palette in another order than its ids, whose colours do not say which id is "
+                f"meant ({few}): save the ids in grey, or with VOC's palette"
+            )
         return raw
+
+
+def _voc_colours() -> list[tuple[int, int, int]]:
+    """The palette of PascalVOC's label maps: three bits of an id at a time make the next lower bit of each channel."""
+
+    def channel(index: int, of: int) -> int:
+        return sum((index >> 3 * place + of & 1) << 7 - place for place in range(3))
+
+    return [(channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(256)]
+
+
+VOC_COLOURS = _voc_colours()
 
 
 def _ranges(ids: Mapping[int, int]) -> str:

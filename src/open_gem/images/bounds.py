@@ -178,7 +178,8 @@ def _tiff_tiles(image: ImageFile.ImageFile) -> list[int]:
 
 def _jpeg2000_grids(image: ImageFile.ImageFile) -> list[int]:
     """Of code streams, which say their size again; all there are, for the box around them may be another."""
-    assert image.fp is not None
+    if image.fp is None:  # decoded already
+        return [0]
     sizes = []
     for size in islice(re.finditer(rb"\xff\x4f\xff\x51.{4}(.{16}).{16}(..)", _rest(image.fp), re.S), 1000):
         x1, y1, x0, y0 = struct.unpack(">4I", size[1])

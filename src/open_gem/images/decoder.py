@@ -3,9 +3,10 @@
     with Decoder(workers=2) as decoder:
         image = decoder.read(data, seconds=10)       # as read_image(data): RGB, upright; or an ImageError
 
-Each process imports Pillow and NumPy but not torch. It asks the system to end it (SIGALRM) when a decode takes too
-long, limits its own address space by the image's size, and leaves when its standard input closes, which the system
-does however the parent ends. What it sends back are lines of JSON and raw pixels, never objects.
+Each process imports Pillow and NumPy but not torch: it has 34 MB and is ready after 0.13 s. It asks the system to end it
+(SIGALRM) when a decode takes too long, limits its own address space by the image's size, and leaves when its standard
+input closes, which the system does however the parent ends. What it sends back are lines of JSON and raw pixels, never
+objects.
 """
 
 import json
@@ -22,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from open_gem.errors import ImageError
 from open_gem.images.read import MAX_PIXELS, Header, ImageWarning, read_header, read_image, size_of
@@ -31,11 +32,12 @@ from open_gem.types import Size
 START_SECONDS = 60.0
 """How long a process may take until it is ready: its imports, on a machine that is busy."""
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 2.0
 """How long after the deadline the parent ends a process that did not end itself."""
 
-PIXEL_BYTES = 32
-"""Memory allowed a pixel of the image: some decoders hold three copies of it, and compositing transparency five."""
+PIXEL_BYTES = 40
+"""Memory allowed a pixel of the image. Measured: 8 for a JPEG, 12 if it is progressive, 16 with transparency, 20 for an
+AVIF, 30 for a JPEG2000 or an animated WebP with transparency."""
 
 SPARE_BYTES = 64 << 20
 """Memory allowed beside that, for what decoders need whatever the size."""
@@ -84,6 +86,9 @@ class Decoder:
     def _ask(
         self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int
     ) -> Image.Image | Header:
+        if not isinstance(source, bytes | str | os.PathLike):
+            raise ImageError(f"expected a path or the bytes of a file, not {type(source).__name__}")
+        seconds = min(max(seconds, 0.001), 86_400.0)  # no time is no time, and no alarm is set for zero
         if self._pid != os.getpid():  # after a fork: the processes answer the parent
             self._start()
         with self._slots:
@@ -101,7 +106,8 @@ class Decoder:
 
     def close(self) -> None:
         """End all processes; whoever waits for one gets an ImageError."""
-        self._end()
+        with self._lock:  # no other is just being started
+            self._end()
 
     def __enter__(self) -> "Decoder":
         return self
@@ -140,10 +146,10 @@ class _Child:
     """One process, seen from the parent."""
 
     def __init__(self) -> None:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from open_gem.images.decoder import serve; serve()"
+        code = "import sys; sys.path[:] = sys.argv[1:]; from open_gem.images.decoder import serve; serve()"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-c", code, *map(str, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -251,6 +257,7 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is in the middle of
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     Image.init()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each would have memory of its own
     limit = _Limit()
     with suppress(BrokenPipeError):  # nobody is there any more
         replies.write(b"\n")

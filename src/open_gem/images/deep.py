@@ -37,13 +37,15 @@ UNKNOWN = Range()
 _DARK = 1 << 14
 
 
-def declared(image: Image.Image) -> Range:
+def declared(image: Image.Image, name: str) -> Range:
     """By an image that is open but not decoded. Raises ImageError for colours of 16 bits that PIL would make black."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
         bits, maximum = _largest(tags.get(258, 1)), _largest(tags.get(281, 0))
         if image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and bits == 16 and 0 < maximum < 1 << 15:
-            raise ImageError(f"TIFF of 16-bit colours up to {maximum} by its own tags: expected 65535, scale it first")
+            raise ImageError(
+                f"{name} has 16-bit colours up to {maximum} by its own tags: expected 65535, scale it first"
+            )
         if bits < 16 and not maximum:
             maximum = (1 << bits) - 1
         return Range(maximum, inverted=tags.get(262) == 0)

@@ -175,7 +175,7 @@ def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
         if isinstance(image, ImageFile.ImageFile):  # opened from a file, so perhaps not decoded yet
             check(image, name)
             pages = _pages(image)
-        values = deep.declared(image)
+        values = deep.declared(image, name)
         with _quiet() if image.format in _NOISY else nullcontext():
             image.load()
         turn = _TURNS.get(_orientation(image))
