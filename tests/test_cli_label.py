@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -23,12 +24,12 @@ from open_gem import cli
 from open_gem.cli.label import _duration
 from open_gem.datasets.scenes import scene
 from open_gem.label import control, on_ray
-from open_gem.label.done import Ids, Shard, Tally
+from open_gem.label.done import TODO, Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label as label_items
 from open_gem.label.ontology import Ontology
 from open_gem.label.sheet import Sheet, draw
-from open_gem.label.sources import Source, open_source
+from open_gem.label.sources import Item, Source, open_source
 from open_gem.label.summary import kind_of, summarize
 from open_gem.label.watching import Errors, Looks, watch
 from open_gem.parts import Manifest, Parts, encode, row_of
@@ -62,31 +63,71 @@ def test_a_folder_is_labelled_and_summed_up(place, tiny):
     result = label(tiny, "-c", "classes.yaml")
     assert result.exit_code == 1, result.output  # one image has an error
     assert "6 images labelled" in result.stdout
-    assert "1 image with an error: 'in/broken.png' is not a picture of any format that PIL reads" in result.stdout
+    assert "1 image with an error: 'in/broken.png' is not a picture of any format that is read" in result.stdout
     files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
-    assert {"manifest.json", "summary.json", "samples.html"} < files and len(files) == 4
+    assert {"_manifest.json", "_summary.json", "_samples.html"} < files and len(files) == 4
+    assert [name[:5] for name in files if not name.startswith("_")] == ["part-"]
     rows = {row["id"]: row for row in Parts.open("out").rows()}
     assert sorted(rows) == [*(f"{seed}.png" for seed in range(6)), "broken.png"]
-    summary = json.loads(Path("out/summary.json").read_text())
+    summary = json.loads(Path("out/_summary.json").read_text())
     counted = [one["label"] for row in rows.values() for one in row["objects"]]
     for name in ("cat", "dog"):
         images = sum(any(one["label"] == name for one in row["objects"]) for row in rows.values())
         assert summary["labels"][name]["images"] == images
         assert summary["labels"][name]["objects"] == counted.count(name)
     assert (summary["images"], summary["labeled"], summary["empty"]) == (7, 6, 0)
-    page = Path("out/samples.html").read_text()
+    page = Path("out/_samples.html").read_text()
     assert page.count("<img src='data:image/jpeg;base64,") == sum(
         6 + 4 for name in ("cat", "dog") if summary["labels"][name]["images"] == 6
     )
 
 
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "datasets"])
+def test_the_folder_is_read_as_a_whole_by_libraries_for_tables(reader, place, tiny):
+    """Also while Ray is at work there, whose list of what to do is Parquet, too."""
+    import datasets
+    import duckdb
+    import pandas
+
+    label(tiny, "-c", "classes.yaml")
+    on_ray._write_todo(Path("out") / TODO, [Item("x.png", "in/x.png")], 1)
+    read: dict[str, Callable[[], Any]] = {
+        "pandas": lambda: pandas.read_parquet("out")["id"],
+        "duckdb": lambda: [id for (id,) in duckdb.execute("select id from read_parquet('out')").fetchall()],
+        "datasets": lambda: datasets.load_dataset("out", split="train", cache_dir="cache")["id"],
+    }
+    assert sorted(read[reader]()) == sorted(row["id"] for row in Parts.open("out").rows("id"))
+
+
+def test_what_is_passed_over_is_counted_and_shown(place, tiny):
+    for name in ("notes.txt", "a.TXT", "photo.heic", ".hidden.png"):
+        (place / "in" / name).write_bytes(b"x")
+    dry = json.loads(label(tiny, "-c", "classes.yaml", "--dry-run", "--json").stdout)
+    result = label(tiny, "-c", "classes.yaml")
+    heic = {} if find_spec("pillow_heif") else {".heic": 1}
+    assert dry["passed_over"] == {".txt": 2, **heic, "hidden": 1}
+    shown = "2 .txt, 1 .heic (pip install 'open_gem[heif]'), 1 hidden" if heic else "2 .txt, 1 hidden"
+    assert f"Passed over in the source: {shown}\n" in result.stdout
+    again = CliRunner().invoke(cli.app, ["labels", "out", "--json"])
+    assert json.loads(again.stdout)["passed_over"] == dry["passed_over"]
+    assert json.loads(Path("out/_summary.json").read_text())["passed_over"] == dry["passed_over"]
+
+
+def test_the_choice_between_two_columns_is_shown(place, tiny):
+    Path("list.csv").write_text("url,path\nhttp://127.0.0.1:1/a.png,in/0.png\n")
+    given = ["label", "list.csv", "--out", "out", "--model", tiny, "--device", "cpu", "-p", "cat"]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 0, result.output
+    assert "note: images of 'list.csv' are read from column 'path'; --column and" in result.stderr
+
+
 def test_samples_are_shown_wherever_one_asks_for_them(place, tiny, monkeypatch):
     label(tiny, "-c", "classes.yaml")
-    page = Path("out/samples.html").read_bytes()
+    page = Path("out/_samples.html").read_bytes()
     (place / "elsewhere").mkdir()
     monkeypatch.chdir(place / "elsewhere")
     assert CliRunner().invoke(cli.app, ["labels", "../out"]).exit_code == 0
-    assert (place / "out" / "samples.html").read_bytes() == page and b"<img" in page
+    assert (place / "out" / "_samples.html").read_bytes() == page and b"<img" in page
 
 
 def test_without_ray_nothing_is_begun(place, tiny, monkeypatch):
@@ -97,13 +138,13 @@ def test_without_ray_nothing_is_begun(place, tiny, monkeypatch):
 
 def test_samples_are_shown_after_the_images_were_moved(place, tiny):
     label(tiny, "-c", "classes.yaml")
-    page = Path("out/samples.html").read_bytes()
+    page = Path("out/_samples.html").read_bytes()
     Path("in").rename("moved")
     assert CliRunner().invoke(cli.app, ["labels", "out"]).exit_code == 0
-    assert Path("out/samples.html").read_bytes() != page, "nobody knows yet where they are"
+    assert Path("out/_samples.html").read_bytes() != page, "nobody knows yet where they are"
     given = ["label", "moved", "-c", "classes.yaml", "--out", "out", "--model", tiny, "--device", "cpu"]
     assert CliRunner().invoke(cli.app, given).exit_code == 0
-    assert Path("out/samples.html").read_bytes() == page
+    assert Path("out/_samples.html").read_bytes() == page
 
 
 def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
@@ -131,22 +172,22 @@ def test_other_settings_need_another_folder(place, tiny):
 
 def test_what_was_labelled_can_be_asked_again(place, tiny):
     label(tiny, "-c", "classes.yaml", "--samples", "0")
-    assert not Path("out/samples.html").exists()
+    assert not Path("out/_samples.html").exists()
     result = CliRunner().invoke(cli.app, ["labels", "out", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["images"] == 7
-    assert Path("out/samples.html").exists()
+    assert Path("out/_samples.html").exists()
     shutil.rmtree("in")
     assert CliRunner().invoke(cli.app, ["labels", "out"]).exit_code == 0
     assert (
-        "does not exist" in Path("out/samples.html").read_text()
-        or "No such file" in Path("out/samples.html").read_text()
+        "does not exist" in Path("out/_samples.html").read_text()
+        or "No such file" in Path("out/_samples.html").read_text()
     )
 
 
 def test_names_in_the_page_are_text(place, tiny):
     Path("in/0.png").rename("in/<b>&.png")
     label(tiny, "-p", "<i>cat</i>", "--presence", "0")
-    page = Path("out/samples.html").read_text()
+    page = Path("out/_samples.html").read_text()
     assert "&lt;b&gt;&amp;.png" in page and "&lt;i&gt;cat&lt;/i&gt;" in page
     assert "<b>" not in page and "<i>" not in page
 
@@ -200,7 +241,7 @@ def test_durations_are_told_in_the_largest_unit_of_which_there_are_two():
 
 def test_a_label_that_is_found_nowhere_is_told_on_the_page(place, tiny):
     label(tiny, "-p", "cat", "--presence", "1")
-    page = Path("out/samples.html").read_text()
+    page = Path("out/_samples.html").read_text()
     assert "<h2>cat</h2><p>Found nowhere.</p></section>" in page
 
 
@@ -220,12 +261,12 @@ def read_only(monkeypatch):
 
 def test_where_nothing_can_be_written_one_can_still_look(place, tiny, read_only):
     assert label(tiny, "-c", "classes.yaml").exit_code == 1
-    Path("out/samples.html").unlink()
+    Path("out/_samples.html").unlink()
     read_only()
     result = CliRunner().invoke(cli.app, ["labels", "out"])
     assert result.exit_code == 0, result.output
     assert "6 images labelled" in result.stdout and "Labels are in out\n" in result.stdout
-    assert "note: cannot write 'out/summary.json': Permission denied" in result.stderr
+    assert "note: cannot write 'out/_summary.json': Permission denied" in result.stderr
     assert label(tiny, "-c", "classes.yaml", "--dry-run").exit_code == 0
     assert label(tiny, "-c", "classes.yaml", "--dry-run", "--out", "nowhere").exit_code == 0
     assert not Path("nowhere").exists()
@@ -274,7 +315,7 @@ def test_under_torchrun_each_process_has_its_share(place, tiny, monkeypatch):
         assert f"process {rank}: " in result.stderr
     ids = [row["id"] for row in Parts.open("out").rows("id")]
     assert len(ids) == len(set(ids)) == 7
-    assert not Path("out/summary.json").exists(), "no process knows all"
+    assert not Path("out/_summary.json").exists(), "no process knows all"
 
 
 def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
@@ -290,7 +331,7 @@ def test_a_growing_folder_is_watched(place, tiny, monkeypatch):
     monkeypatch.setattr(control, "stopping", caught)
 
     def act() -> None:
-        _wait(lambda: Path("out/manifest.json").exists() and len(list(Parts.open("out").rows("id"))) == 7)
+        _wait(lambda: Path("out/_manifest.json").exists() and len(list(Parts.open("out").rows("id"))) == 7)
         shutil.copy("in/0.png", "in/new.png")
         _wait(lambda: len(list(Parts.open("out").rows("id"))) == 8)
         shutil.copy("in/1.png", "in/broken.png")
@@ -425,6 +466,7 @@ def test_what_was_found_is_counted(tmp_path):
         "labeled": 3,
         "empty": 1,
         "errors": {"'x.png' is empty": 2},
+        "passed_over": {},
         "seconds": 2.0,
         "labels": {
             "cat": {"images": 2, "objects": 3, "score": pytest.approx(1.75 / 3)},

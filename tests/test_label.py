@@ -2,9 +2,11 @@
 were."""
 
 import io
+import tarfile
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +23,17 @@ from pycocotools import mask as coco
 import open_gem
 from open_gem import Localizer, Views
 from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.errors import InputError, OpenGemError, OutputError
+from open_gem.errors import ImageError, InputError, OpenGemError, OutputError
+from open_gem.images.read import read_image
 from open_gem.label import local
+from open_gem.label.decoding import decode
 from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
+from open_gem.label.summary import summarize
 from open_gem.parts import Parts, Row
 from open_gem.refine import Pamr
 from open_gem.types import Size
@@ -563,6 +568,96 @@ def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch
     rows = {row["id"]: row for row in label(labeling, items_of(photos), batch=4)}
     assert len(rows) == 40
     assert [row["error"] for row in rows.values() if row["status"] == "error"] == ["does not fit into memory"]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A folder of a test's own, with two small scenes."""
+    (tmp_path / "few").mkdir()
+    for seed in range(2):
+        Image.fromarray(scene(seed, 64).image).save(tmp_path / "few" / f"{seed:02}.png")
+    return tmp_path / "few"
+
+
+def slow() -> bytes:
+    """A file of ten million pixels, each a number in text: many seconds of decoding."""
+    return b"P3 4000 2500 254 " + b"1 " * (3 * 4000 * 2500 // 8)
+
+
+def test_an_image_that_takes_long_to_decode_is_an_error_and_its_neighbours_are_there(few, labeling, tmp_path):
+    """In a folder and in a tar, from which it comes as bytes."""
+    (few / "slow.ppm").write_bytes(slow())
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("slow.ppm", "00.png"):
+            tar.add(few / name, name)
+    items = [*items_of(few), *open_source(str(tmp_path / "s.tar")).items()]
+    start = time.monotonic()
+    rows = {row["id"]: row["error"] for row in label(replace(labeling, seconds=0.5), items)}
+    assert time.monotonic() - start < 30
+    assert rows.pop("slow.ppm") == f"'{few}/slow.ppm' was not decoded within 0.5 seconds"
+    assert rows.pop("s.tar/slow.ppm") == "image bytes was not decoded within 0.5 seconds"
+    assert len(rows) == len(items) - 2 and set(rows.values()) == {None}
+
+
+def test_profiles_of_a_png_do_not_hold_a_thread(labeling, tmp_path):
+    """Each of them is a megabyte of zeros in a kilobyte, and is unpacked."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG", icc_profile=b"\0" * 1_000_000)
+    content = file.getvalue()
+    start = content.index(b"iCCP") - 4
+    profile = content[start : content.index(b"IDAT") - 4]
+    (tmp_path / "a.png").write_bytes(content[:start] + profile * 3000 + content[start:])
+    [row] = label(replace(labeling, seconds=0.5), open_source(str(tmp_path)).items())
+    assert "was not decoded within 0.5 seconds" in row["error"]
+
+
+def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
+    """Small ones here, others in processes of their own."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    many_scans = io.BytesIO()
+    noise.save(many_scans, "JPEG", progressive=True)
+    scan = many_scans.getvalue()[many_scans.getvalue().rindex(b"\xff\xda") : -2]
+    files = {"scans.jpg": many_scans.getvalue()[:-2] + scan * 20 + b"\xff\xd9", "empty.png": b"", "text.png": b"hello"}
+    for name, side in (("a.png", 1), ("a.jpg", 1), ("a.gif", 1), ("a.webp", 1), ("large.png", 60)):
+        noise.resize((60 * side, 40 * side)).save(tmp_path / name)
+        files[name] = (tmp_path / name).read_bytes()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for source in (content, tmp_path / name):
+            assert _decoded(decode, source, 60.0) == _decoded(read_image, source), name
+
+
+def _decoded(read: Callable[..., Image.Image], *given: Any) -> str | tuple[tuple[int, int], bytes]:
+    try:
+        image = read(*given)
+    except ImageError as error:
+        return str(error)
+    return image.size, image.tobytes()
+
+
+def test_the_reason_does_not_quote_what_is_in_the_file(labeling, tmp_path):
+    """A list of others may name any file, and its errors are read by whoever made the list."""
+    (tmp_path / "key.txt").write_text("s3cret key")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/key.txt\n")
+    [row] = label(labeling, open_source(str(tmp_path / "list.txt")).items())
+    assert "is not a picture" in row["error"] and "s3cret" not in row["error"]
+
+
+def test_further_pages_are_counted(few, labeling, tmp_path):
+    pages = [Image.fromarray(scene(seed, 64).image) for seed in range(3)]
+    pages[0].save(few / "pages.tif", save_all=True, append_images=pages[1:])
+    source = open_source(str(few))
+    parts = claim(tmp_path / "out", labeling, source)
+    run(parts, labeling, source)
+    assert {row["pages"] for row in parts.rows("id", "pages") if row["id"] == "pages.tif"} == {3}
+    assert summarize(parts).document()["passed_over"] == {"further pages": 2}
+
+
+def test_photos_of_phones_are_read_with_the_extra(few, labeling):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.fromarray(scene(0, 64).image)).save(few / "a.HEIC")
+    [row] = [row for row in label(labeling, items_of(few)) if row["id"] == "a.HEIC"]
+    assert (row["status"], row["error"]) == ("ok", None)
 
 
 def test_what_one_image_does_to_a_library_is_its_own(photos, labeling, monkeypatch):

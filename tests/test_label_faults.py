@@ -59,7 +59,7 @@ class Runs:
 
     @property
     def written(self) -> list[str]:
-        return [row["id"] for row in Parts.open(self.out).rows("id")] if (self.out / "manifest.json").exists() else []
+        return [row["id"] for row in Parts.open(self.out).rows("id")] if (self.out / "_manifest.json").exists() else []
 
     def check(self, count: int) -> None:
         """Everything is there once, and nothing half-written is."""

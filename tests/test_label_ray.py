@@ -99,7 +99,9 @@ def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, wi
     mine, other = ({row["id"]: found(row) for row in some.rows()} for some in (parts, others))
     assert other.pop("0.png") and mine == other
     assert tally.seconds == pytest.approx(sum(row["seconds"] for row in parts.rows("seconds")))
-    assert {path.suffix for path in parts.folder.iterdir()} == {".parquet", ".json"}, "nothing is left but parts"
+    assert {path.suffix for path in parts.folder.iterdir()} == {".parquet", ".json", ".yaml"}, (
+        "nothing is left but parts"
+    )
     before = list(without_ray)
     on_ray.run(parts, labeling, source, make=lambda: labeling)
     on_ray.run(others, labeling, source, make=lambda: labeling)

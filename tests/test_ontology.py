@@ -1,6 +1,7 @@
 """An ontology file says what is looked for, and what is wrong with it is said in one line."""
 
 import json
+import time
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_class_files(write):
         ("", "expected a mapping of labels"),
         ("[]", "no label given"),
         ("{", "it is not YAML"),
+        ("ontology: [2024-13-45]", "a value in it cannot be read .month must be in 1..12.: put text in quotes"),
+        ("[2024-01-02]", r"label datetime.date\(2024, 1, 2\) is date, expected text: put it in quotes"),
+        ("labels: [cat]\npresence: " + "9" * 5000, "a value in it cannot be read"),
+        (
+            "labels: [cat]\npresence: 0x" + "f" * 5000,
+            "presence of label 'cat' is int that is too long to show, expected",
+        ),
+        ("[0x" + "f" * 5000 + "]", "label int that is too long to show is int, expected text"),
+        ("{? [a] : b}", "a value in it cannot be read"),
+        ("&a [*a]", "in a list, expected text"),
+        ("labels: {cat: {1: x}}", "label 'cat' has 1, expected prompts, presence, threshold"),
         ("labels: [cat]\nbackground: {a: b}", "background is {'a': 'b'}, expected a phrase"),
         ("labels: [a cat]\nbackground: [sky, cat]", "'a cat' is a label's phrase and the background's"),
         ("!!python/object/apply:os.system [ls]", "it is not YAML"),
@@ -112,3 +124,13 @@ def test_json_is_json(write):
     for text, message in (("{cat: }", "it is not JSON"), ('{"cat": null, "cat": null}', "'cat' is there twice")):
         with pytest.raises(InputError, match=message):
             Ontology.read(write(text, "classes.json"))
+    with pytest.raises(InputError, match="it is not JSON"):
+        Ontology.read(write('{"labels": ["cat"], "presence": ' + "9" * 5000 + "}", "classes.json"))
+
+
+def test_keys_are_compared_in_time_that_grows_with_their_number(write):
+    """Each with each, 40,000 keys would take minutes."""
+    names = {f"label {number}": None for number in range(40_000)}
+    start = time.process_time()
+    assert len(Ontology.read(write(json.dumps(names), "classes.json")).labels) == 40_000
+    assert time.process_time() - start < 20

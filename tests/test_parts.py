@@ -59,8 +59,8 @@ def test_rows_come_back(parts):
 
 def test_nothing_but_parts_and_the_manifest(parts):
     names = sorted(path.name for path in parts.folder.iterdir())
-    assert names == ["manifest.json", "part-1.parquet", "part-2.parquet"]
-    assert json.loads((parts.folder / "manifest.json").read_text())["fingerprint"] == MANIFEST.fingerprint
+    assert names == [".huggingface.yaml", "_manifest.json", "part-1.parquet", "part-2.parquet"]
+    assert json.loads((parts.folder / "_manifest.json").read_text())["fingerprint"] == MANIFEST.fingerprint
 
 
 def test_a_part_that_is_written_again_is_there_once(parts):
@@ -90,19 +90,18 @@ def test_other_libraries_read_parts(parts, tmp_path):
     import duckdb
     import pandas
 
-    files = str(parts.folder / "part-*.parquet")
-    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    loaded: Any = datasets.load_dataset(str(parts.folder), split="train", cache_dir=str(tmp_path / "cache"))
     rows: list[dict[str, Any]] = list(loaded.to_list())
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     assert rows[0]["objects"][0]["xyxy"] == CAT["xyxy"]
     assert rows[2]["similarity"]["values"] == b"1234"
 
-    found: Any = pandas.read_parquet(parts.folder / "part-1.parquet")["objects"][0][0]
+    found: Any = pandas.read_parquet(parts.folder)["objects"][0][0]
     assert found["rle"]["counts"] == "abc"
     assert list(found["xyxy"]) == CAT["xyxy"]
 
     query = "select o.label, count(*), max(o.xyxy[3]) from (select unnest(objects) o from read_parquet(?)) group by 1"
-    assert duckdb.execute(query, [files]).fetchall() == [("cat", 2, 4)]
+    assert duckdb.execute(query, [str(parts.folder)]).fetchall() == [("cat", 2, 4)]
 
 
 def test_other_settings_are_refused_with_what_differs(parts):
@@ -149,11 +148,11 @@ def test_a_folder_of_images_by_another_name_is_the_same(tmp_path):
 def test_what_is_not_a_folder_of_labels(tmp_path, parts):
     with pytest.raises(InputError, match="no labels in"):
         Parts.open(tmp_path)
-    (parts.folder / "manifest.json").write_text("{")
+    (parts.folder / "_manifest.json").write_text("{")
     with pytest.raises(InputError, match="no manifest"):
         Parts.open(parts.folder)
-    (parts.folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match="parts without a manifest"):
+    (parts.folder / "_manifest.json").unlink()
+    with pytest.raises(InputError, match="parts without a _manifest"):
         Parts.claim(parts.folder, MANIFEST)
 
 

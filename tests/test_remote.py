@@ -17,7 +17,9 @@ from pyarrow import parquet
 
 from open_gem.errors import ImageError, InputError
 from open_gem.imaging import read_image
+from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, one_line, read
+from open_gem.label.remote import encoded
 from open_gem.label.sources import Columns, Source, open_source
 
 
@@ -204,6 +206,20 @@ def test_patterns_in_other_files_are_refused():
         open_source("zip://*.png::memory://b/x.zip")
 
 
+def test_relative_paths_in_a_remote_table_are_relative_to_it(store, tmp_path):
+    parquet.write_table(pa.table({"image": [{"bytes": None, "path": "p/a.png"}]}), tmp_path / "t.parquet")
+    store.objects = {"b/d/t.parquet": (tmp_path / "t.parquet").read_bytes(), "b/d/p/a.png": b"right", "p/a.png": b"no"}
+    (item,) = open_source("store://b/d/t.parquet").items()
+    assert read(item) == b"right"
+
+
+def test_what_a_remote_folder_has_beside_images_is_counted(store):
+    store.objects = dict.fromkeys(("b/a.png", "b/d/c.tar", "b/.hid/d.png", "b/e.txt"), b"x")
+    left = PassedOver()
+    assert [item.id for item in open_source("store://b/").items(left)] == ["a.png"]
+    assert left.ordered() == {".tar": 1, ".txt": 1, "hidden": 1}
+
+
 # HTTP -----------------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +229,7 @@ class Web(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     asked: list[tuple[str, str]]
+    lines: list[str]
     encodings: list[str]
 
     def log_message(self, format: str, *given: Any) -> None:
@@ -224,6 +241,7 @@ class Web(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         how, _, name = self.path.strip("/").partition("/")
         self.asked.append((self.command, self.path))
+        self.lines.append(self.requestline)
         content, status, wanted = self.files.get(name, b""), 200, self.headers.get("Range", "")
         if how.isdigit():
             status = int(how)
@@ -237,7 +255,7 @@ class Web(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Range", wanted)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Location", f"/whole/{name}")
+        self.send_header("Location", f"/whole/{self.path.removeprefix('/moved/')}")
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
@@ -246,7 +264,7 @@ class Web(BaseHTTPRequestHandler):
 @pytest.fixture
 def web():
     pytest.importorskip("aiohttp")
-    Web.files, Web.asked, Web.encodings = {}, [], []
+    Web.files, Web.asked, Web.lines, Web.encodings = {}, [], [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -284,3 +302,39 @@ def test_what_the_web_refuses_is_told(web):
         open_source(f"{web}/whole/s.tar").check_not_empty()
     with pytest.raises(InputError, match=r"cannot read .*: 403, message='Forbidden'"):
         open_source(f"{web}/403/list.txt")
+
+
+SIGNED = "/whole/a%26b%40c%2Bd%7E/x.png?X-Sig=a%2Fb%3D%26%20+y@z&e=%7e"
+
+
+def test_signed_addresses_are_sent_byte_for_byte(web):
+    """A picture's, one that a server sends elsewhere, and a list's: the signature is over these bytes."""
+    for address in (SIGNED, SIGNED.replace("/whole", "/moved")):
+        read(Item("x", web + address))
+    listed = SIGNED.replace("x.png", "l.txt")
+    list(open_source(web + listed).items())
+    assert Web.lines[0] == f"GET {SIGNED} HTTP/1.1"
+    assert Web.lines[2] == f"GET {SIGNED} HTTP/1.1", "where it was sent to"
+    assert {line.split(" ", 1)[1] for line in Web.lines[3:]} == {f"{listed} HTTP/1.1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("/whole/a b/100%.png", "/whole/a%20b/100%25.png"),
+        ("/whole/\u00e9.png?q=\u00e9", "/whole/%C3%A9.png?q=%C3%A9"),
+        ("/whole/[a]|b.png", "/whole/[a]%7Cb.png"),
+    ],
+)
+def test_addresses_that_are_not_encoded_are(given, sent, web):
+    read(Item("x", web + given))
+    assert Web.lines == [f"GET {sent} HTTP/1.1"]
+
+
+def test_hosts_with_accents_are_encoded_as_names_are():
+    pytest.importorskip("yarl")
+    assert (
+        encoded("https://a%40b:c@b\u00fccher.example:81/x%26?y z")
+        == "https://a%40b:c@xn--bcher-kva.example:81/x%26?y%20z"
+    )
+    assert encoded("s3://bucket/a b.png") == "s3://bucket/a b.png"

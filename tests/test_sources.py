@@ -5,6 +5,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.files import temporary_beside
 from open_gem.imaging import read_image
 from open_gem.label.done import TODO, Ids, Shard, writing
-from open_gem.label.paths import expand
+from open_gem.label.paths import PassedOver, expand
 from open_gem.label.reading import absolute, local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
 
@@ -262,7 +263,8 @@ def test_what_cannot_be_read_is_an_image_error(folder):
         ("notes.txt.gz", "is no source of images, expected a folder"),
         ("x.tar.gz", "x.tar.gz' is compressed, .*: unpack it to .tar"),
         ("nosuch://x/", "cannot read nosuch:// URLs"),
-        ("list.csv", "no column of pictures in .*, expected one of a, b"),
+        ("list.csv", "which column of .*list.csv' has the images, .* No usual name among a, b: name it by --column"),
+        ("x.ZIP", "x.ZIP' is an archive that cannot be read in place: unpack it, and give the folder"),
         ("broken.parquet", "cannot read .*broken.parquet"),
         ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
     ],
@@ -273,6 +275,7 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
 
     (tmp_path / "notes.txt.gz").write_bytes(b"")
     (tmp_path / "x.tar.gz").write_bytes(b"")
+    (tmp_path / "x.ZIP").write_bytes(b"")
     (tmp_path / "list.csv").write_text("a,b\n1,2\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     parquet.write_table(pa.table({"image": [1]}), tmp_path / "numbers.parquet")
@@ -550,3 +553,234 @@ def test_listing_a_tar_keeps_none_of_its_members(tmp_path):
 def _members_in_memory() -> int:
     gc.collect()
     return sum(type(one) is tarfile.TarInfo for one in gc.get_objects())
+
+
+# Columns --------------------------------------------------------------------------------------------------------------
+
+
+def parquet_of(file: Path, /, **columns: Any) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(columns), file)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "pictures"), [("url", "jpg"), ("path", "bytes"), ("URL", "image"), ("link", "PNG")]
+)
+def test_bytes_go_before_addresses_which_are_the_ids(addresses, pictures, tmp_path):
+    urls = ["http://127.0.0.1:1/gone.jpg", None]
+    given = parquet_of(
+        tmp_path / "rows.parquet", **{addresses: urls, pictures: [b"one", b"two"], "caption": ["a", "b"]}
+    )
+    source = open_source(given)
+    assert [(item.id, read(item)) for item in source.items()] == [(urls[0], b"one"), ("rows.parquet/1", b"two")]
+    assert f"are read from column {pictures!r}, ids from {addresses!r}; --column and --id-column" in str(source.note)
+    assert next(open_source(given, Columns(addresses)).items()).source == urls[0]
+
+
+def test_a_table_of_which_one_column_can_be_meant_needs_no_note(tmp_path):
+    assert open_source(parquet_of(tmp_path / "rows.parquet", jpg=[b"one"], caption=["a"])).note is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_images_of_a_data_set_go_before_its_addresses(tmp_path):
+    import datasets
+
+    features = datasets.Features({"url": datasets.Value("string"), "page": datasets.Image()})
+    rows = [{"url": "http://h/a.png", "page": {"bytes": IMAGES["a.png"], "path": None}}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "data"))
+    source = open_source(str(tmp_path / "data"))
+    [item] = source.items()
+    assert (item.id, read(item)) == ("http://h/a.png", IMAGES["a.png"])
+    assert "column 'page', ids from 'url'" in str(source.note)
+
+
+@pytest.mark.parametrize("header", ["URL,TEXT", "TEXT,Url", "link,TEXT", "TEXT,photo", "Image_Path,TEXT"])
+def test_columns_are_known_in_either_case(header, tmp_path):
+    names = header.split(",")
+    (tmp_path / "list.csv").write_text(
+        f"{header}\n{','.join('words' if name == 'TEXT' else 'a.jpg' for name in names)}\n"
+    )
+    assert [item.id for item in open_source(str(tmp_path / "list.csv")).items()] == ["a.jpg"]
+    [item] = open_source(str(tmp_path / "list.csv"), Columns("text", "TEXT")).items()
+    assert item.source.endswith("/words")
+
+
+def test_names_that_differ_in_case_alone_are_not_mixed_up(tmp_path):
+    (tmp_path / "list.csv").write_text("a,A\n1.jpg,2.jpg\n")
+    assert [next(open_source(str(tmp_path / "list.csv"), Columns(name)).items()).id for name in "aA"] == [
+        "1.jpg",
+        "2.jpg",
+    ]
+    (tmp_path / "list.csv").write_text("Ab,aB\n1.jpg,2.jpg\n")
+    with pytest.raises(InputError, match="no column 'ab' in"):
+        open_source(str(tmp_path / "list.csv"), Columns("ab"))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "string_view", "large_string"])
+def test_text_is_text_however_it_is_stored(kind, tmp_path):
+    """pandas keeps categories as dictionaries, and newer writers strings as views."""
+    import pyarrow as pa
+
+    kinds = {"dictionary": pa.dictionary(pa.int32(), pa.string()), "string_view": pa.string_view()}
+    paths = pa.array(["a.jpg", "b.jpg", "a.jpg"]).cast(kinds.get(kind, pa.large_string()))
+    source = open_source(parquet_of(tmp_path / "rows.parquet", path=paths, key=paths))
+    assert [item.id for item in source.items()] == ["a.jpg", "b.jpg", "a.jpg"]
+    named = open_source(source.given, Columns("path", "key"))
+    assert [item.id for item in named.items()] == ["a.jpg", "b.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "binary_view"])
+def test_bytes_are_bytes_however_they_are_stored(kind, tmp_path):
+    import pyarrow as pa
+
+    kinds = {"dictionary": pa.dictionary(pa.int32(), pa.binary()), "binary_view": pa.binary_view()}
+    pictures = pa.array([b"one", b"two", b"one"]).cast(kinds[kind])
+    items = open_source(parquet_of(tmp_path / "rows.parquet", image=pictures)).items()
+    assert [read(item) for item in items] == [b"one", b"two", b"one"]
+
+
+# Paths in tables ------------------------------------------------------------------------------------------------------
+
+
+def test_relative_paths_are_relative_to_the_table_in_every_kind_of_column(tmp_path, monkeypatch):
+    """And not to the folder that the command was called in, which has another image of that name."""
+    for place, content in (("tables", b"right"), ("elsewhere", b"wrong")):
+        (tmp_path / place / "sub").mkdir(parents=True)
+        (tmp_path / place / "sub" / "a.jpg").write_bytes(content)
+    tables = tmp_path / "tables"
+    (tables / "list.csv").write_text("image\nsub/a.jpg\n")
+    cell = [{"bytes": None, "path": "sub/a.jpg"}]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = [
+        str(tables / "list.csv"),
+        parquet_of(tables / "text.parquet", image=["sub/a.jpg"]),
+        parquet_of(tables / "struct.parquet", image=cell),
+        "../tables/struct.parquet",
+    ]
+    for one in given:
+        [item] = open_source(one).items()
+        content = read(item)
+        assert (content.read_bytes() if isinstance(content, Path) else content) == b"right", one
+
+
+def test_tables_in_several_folders_have_their_own_images(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        parquet_of(tmp_path / name / "list.parquet", path=["x.jpg", "/abs/x.jpg"])
+    items = list(open_source(f"{tmp_path}/*/list.parquet").items())
+    assert sorted((item.id, item.source) for item in items if item.id[0] != "/") == [
+        (f"{name}/x.jpg", f"{tmp_path}/{name}/x.jpg") for name in "ab"
+    ]
+    assert {item.source for item in items if item.id[0] == "/"} == {"/abs/x.jpg"}
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_lists_are_read_by_their_byte_order_mark(encoding, tmp_path):
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (tmp_path / "list.txt").write_bytes(f"{mark}\u00e4.jpg\r\nb.jpg\r\n".encode(encoding))
+    (tmp_path / "list.tsv").write_bytes(f"{mark}key\tpath\r\n1\t\u00e4.jpg\r\n2\tb.jpg\r\n".encode(encoding))
+    for name in ("list.txt", "list.tsv"):
+        assert [item.id for item in open_source(str(tmp_path / name)).items()] == ["\u00e4.jpg", "b.jpg"]
+
+
+def test_lists_that_were_put_together_have_marks_inside(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"a.jpg\n\xef\xbb\xbfb.jpg\n")
+    assert [item.id for item in open_source(str(tmp_path / "list.txt")).items()] == ["a.jpg", "b.jpg"]
+
+
+def test_utf_16_without_a_mark_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes("a.jpg\nb.jpg\n".encode("utf-16-be"))
+    with pytest.raises(InputError, match=r"has a NUL character in its path: if the list is UTF-16 .* save it as UTF-8"):
+        open_source(str(tmp_path / "list.txt")).check_not_empty()
+
+
+# What is passed over --------------------------------------------------------------------------------------------------
+
+
+def member(
+    tar: tarfile.TarFile, name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b""
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def test_links_in_a_tar_are_the_files_they_lead_to_or_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        member(tar, "./d", tarfile.DIRTYPE)
+        member(tar, "d/early.png", tarfile.SYMTYPE, "../z.png")
+        member(tar, "z.png", content=b"content")
+        member(tar, "hard.png", tarfile.LNKTYPE, "z.png")
+        member(tar, "d/chain.png", tarfile.SYMTYPE, "early.png")
+        member(tar, "gone.png", tarfile.LNKTYPE, "none.png")
+        member(tar, "out.png", tarfile.SYMTYPE, "/etc/passwd")
+        member(tar, "up.png", tarfile.SYMTYPE, "../../x.png")
+        member(tar, "a.png", tarfile.SYMTYPE, "b.png")
+        member(tar, "b.png", tarfile.SYMTYPE, "a.png")
+        member(tar, "pipe.png", tarfile.FIFOTYPE)
+        member(tar, "z.json", content=b"{}")
+        member(tar, "._z.png", content=b"x")
+    left = PassedOver()
+    items = list(open_source(str(tmp_path / "s.tar")).items(left))
+    assert [item.id for item in items if item.id == "s.tar/z.png"], "itself, too"
+    assert sorted((item.id, read(item)) for item in items) == [
+        (f"s.tar/{name}", b"content") for name in ("d/chain.png", "d/early.png", "hard.png", "z.png")
+    ]
+    assert all(read(Item(item.id, item.source)) == b"content" for item in items), "by their addresses alone"
+    assert left.ordered() == {
+        "symbolic links to what is not in the tar": 4,
+        ".json": 1,
+        "hard links to what is not in the tar": 1,
+        "hidden": 1,
+        "pipes and devices": 1,
+    }
+
+
+def test_what_a_folder_has_beside_images_is_counted_anew_at_each_listing(folder):
+    source = open_source(str(folder))
+    for _ in range(2):
+        left = PassedOver()
+        list(source.items(left))
+        assert left.ordered() == {"hidden": 2, ".txt": 1}
+    left = PassedOver()
+    list(open_source(f"{folder}/*").items(left))
+    assert left.ordered() == {".txt": 1}, "of a pattern what it asks for"
+
+
+def test_kinds_that_are_passed_over_are_not_counted_without_end():
+    left = PassedOver()
+    for number in range(1000):
+        left.takes(f"x.{number}")
+    assert len(left) == PassedOver.MOST + 1 and left.total() == 1000
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["a.tar", "sub/b.tar"], r"it has 2 \.tar: give '.*/photos/\*\*/\*\.tar'"),
+        (["a.parquet", "x.json"], r"it has 1 \.json, 1 \.parquet: give '.*/photos/\*\*/\*\.parquet'"),
+        (["a.zip"], r"it has 1 \.zip: unpack archives first"),
+        (["a.heic", "b"], r"it has 1 \.heic.*, 1 without an ending$"),
+    ],
+)
+def test_a_folder_without_images_says_what_it_has_and_how_to_give_it(names, advice, tmp_path):
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"no image in .*, expected at least one; {advice}"):
+        open_source(str(tmp_path / "photos")).check_not_empty()
+
+
+def test_the_pattern_that_is_advised_has_the_images(folder):
+    as_tar(folder)
+    with pytest.raises(InputError) as raised:
+        (folder.parent / "photos").rename(folder.parent / ".photos")
+        open_source(str(folder.parent)).check_not_empty()
+    advised = str(raised.value).split("give '")[1].rstrip("'")
+    assert len(list(open_source(advised).items())) == len(NAMES)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
+from reprlib import Repr
 from typing import Any
 
 
@@ -27,6 +28,19 @@ def close_names(given: Any, known: Iterable[str], most: int = 3) -> list[str]:
         by_letters.setdefault(name.lower(), []).append(name)
     close = get_close_matches(str(given).lower(), by_letters, n=most)
     return [name for letters in close for name in by_letters[letters]][:most]
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as an error quotes it, whatever it is: a number of 5000 digits and lists in lists as well."""
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # Python refuses to write very long numbers
+        text = f"{type(value).__name__} that is too long to show"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
 def did_you_mean(given: Any, known: Iterable[str]) -> str:

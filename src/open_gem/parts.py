@@ -6,8 +6,8 @@
         row["id"], row["status"], [(one["label"], one["xyxy"]) for one in row["objects"]]
 
 A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
-in one part, once. Whoever reads Parquet reads parts: `load_dataset("parquet", data_files="labels/part-*.parquet")`,
-`pandas.read_parquet`, DuckDB's `read_parquet`.
+in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet("labels")`, DuckDB's
+`read_parquet('labels/*.parquet')`, `datasets.load_dataset("labels")`.
 """
 
 import json
@@ -30,7 +30,10 @@ Row = dict[str, Any]  # an image, with the fields of `schema`
 Place = tuple[Path, int]  # a part, and the number of a row in it
 Span = tuple[slice, slice]  # rows and columns of a picture
 
-MANIFEST = "manifest.json"
+MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
+"""What a folder has beside its parts: readers of folders of Parquet pass over names that start with _ or a dot."""
+FOR_DATASETS = (".huggingface.yaml", b"configs:\n- config_name: default\n  data_files: part-*.parquet\n")
+"""`datasets` would take JSON for data: here it looks for what is."""
 PARTS = "part-*.parquet"
 STATUSES = ("ok", "error")
 READ = 64  # rows decoded to Python at a time: bounds memory where rows hold label maps
@@ -43,6 +46,7 @@ def schema() -> "pyarrow.Schema":
     id           of a file in a folder: its path relative to the folder, with /
     source       absolute path, also of a file:// URL; else the URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
+    pages        of the file, where it has more than one: the first is the image, the others are not looked at
     seconds      spent on the image: reading it, its share of the model's time, finding objects
     objects      in the order of the manifest's labels, best first within one
       prompt       the phrase of the label that is best at `point`
@@ -76,6 +80,7 @@ def schema() -> "pyarrow.Schema":
             pa.field("error", pa.string()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
+            pa.field("pages", pa.int32()),
             pa.field("seconds", pa.float32()),
             pa.field("objects", pa.list_(pa.struct(object_fields))),
             pa.field("labelmap", pa.binary()),
@@ -151,6 +156,7 @@ class Manifest:
             "labels": self.labels,
             "settings": self.settings,
         }
+        write_file(folder / FOR_DATASETS[0], FOR_DATASETS[1])
         write_file(folder / MANIFEST, to_json(document, indent=1).encode())
 
 

@@ -130,7 +130,10 @@ def label(
     read_timeout: Annotated[
         float,
         typer.Option(
-            min=0.001, max=86400, help="Seconds for one remote read; then the image has an error.", rich_help_panel=RUN
+            min=0.001,
+            max=86400,
+            help="Seconds for one remote read, and for decoding one image; then it has an error.",
+            rich_help_panel=RUN,
         ),
     ] = 60.0,
     retry_errors: Annotated[
@@ -172,6 +175,8 @@ def label(
     work = ENGINES[engine]()
     wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
     images = open_source(source, Columns(column, id_column, read_timeout))
+    if images.note:
+        say(f"note: {images.note}")
     if watch is None:
         images.check_not_empty()
     if not dry_run:
@@ -272,6 +277,7 @@ def _run(
     """Label, once or again and again; what there is in the end, and what came of the last time."""
     from open_gem.label import control
     from open_gem.label.done import Ids, Tally, done_in, writing
+    from open_gem.label.summary import write_left
     from open_gem.label.watching import watch
     from open_gem.parts import Parts
 
@@ -284,9 +290,12 @@ def _run(
             total = 0 if quiet or watched.every is not None or shard.of > 1 else _count(images)
             with progress_bar(total, quiet) as advance:
                 advance(min(total, len(done)))
-                return engine(
+                tally = engine(
                     parts, labeling, images, shard=shard, stop=stop.event, done=done, progress=advance, **settings
                 )
+            if tally.is_whole:
+                write_left(parts.folder, tally.left)
+            return tally
 
         if watched.every is None:
             return parts, once(source, done_in(parts)), stop
@@ -360,11 +369,13 @@ def _show_estimate(found: "Estimate", as_json: bool) -> None:
     tally = found.tally
     left = tally.listed - tally.there - tally.twice
     told = {"images": tally.listed, "done": tally.there, "twice": tally.twice, "left": left, "sampled": found.sampled}
-    told |= {"seconds": found.seconds, "bytes": found.size}
+    told |= {"passed_over": tally.left.ordered(), "seconds": found.seconds, "bytes": found.size}
     if as_json:
         print_json(told)
         return
     typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
+    if tally.left:
+        typer.echo(f"Passed over in the source: {tally.left}")
     if found.seconds is not None and found.size is not None:
         speed = left / found.seconds
         duration, size = _duration(found.seconds), found.size / 1e6

@@ -8,13 +8,13 @@ import typer
 from open_gem.cli._app import JsonOption, app, counted, new_console, new_table, print_json, say
 from open_gem.errors import OutputError
 from open_gem.files import to_json
+from open_gem.parts import SHEET, SUMMARY
 
 if TYPE_CHECKING:
     from open_gem.label.summary import Summary
     from open_gem.parts import Parts
 
 OUT = Path("open_gem_labels")
-SHEET, SUMMARY = "samples.html", "summary.json"
 MOST = 40  # labels in the table
 
 
@@ -78,6 +78,8 @@ def _show(summary: "Summary") -> None:
         if len(often) > MOST:
             typer.echo(f"and {len(often) - MOST} labels more, in {SUMMARY}")
     typer.echo(f"{counted(summary.empty, 'image')} without any object")
+    if summary.left:
+        typer.echo(f"Passed over in the source: {summary.left}")
     for kind, count in summary.errors.most_common(10):
         such = "" if count == 1 else " such as"
         typer.echo(f"{counted(count, 'image')} with an error{such}: {summary.examples[kind]}")

@@ -105,7 +105,7 @@ def export(
 ) -> None:
     """Write `out/<format>` for each format, whole or not at all.
 
-    folder        holds the parts and `manifest.json`
+    folder        holds the parts and `_manifest.json`
     labels        those to export; by default all
     min_score     leave out objects whose cosine is below this
     min_presence  leave out objects whose label is less probable in the image than this

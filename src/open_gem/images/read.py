@@ -136,9 +136,16 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
                 _register_heif(start, name)
                 return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
         except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name} is not a picture of any format that is read ({', '.join(FORMATS)}): it starts with {start}"
-            ) from error
+            # Not how it starts: a list of others may name any file, and its errors are read by whoever made the list.
+            known = next((f": it is {kind}" for begin, kind in _NO_IMAGES if start.startswith(begin)), "")
+            formats = ", ".join(FORMATS)
+            raise ImageError(f"{name} is not a picture of any format that is read ({formats}){known}") from error
+
+
+_NO_IMAGES = (  # what is often met in place of one
+    (b"version https://", "a Git LFS pointer, get the file by git lfs pull"),
+    (b"<", "HTML or XML"),
+)
 
 
 def _register_heif(start: bytes, name: str) -> None:

@@ -39,7 +39,7 @@ def estimate(
 ) -> Estimate:
     """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
-    items = pending(source.items(), done, shard, tally)
+    items = pending(source.items(tally.left), done, shard, tally)
     first = list(islice(items, sample))
     left = len(first) + sum(1 for _ in items)
     if not first:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
+from open_gem.label.paths import PassedOver
 from open_gem.parts import Parts, Row
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
@@ -106,6 +107,8 @@ class Tally:
     failed: int = 0
     seconds: float = 0.0
     seen: Ids = field(default_factory=Ids, repr=False)
+    left: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
+    is_whole: bool = False  # the listing came to its end
 
     def count(self, row: Row) -> None:
         """One row more."""

@@ -28,7 +28,8 @@ import open_gem
 from open_gem import readout
 from open_gem.errors import InputError, OpenGemError
 from open_gem.files import to_json
-from open_gem.imaging import read_image, size_of
+from open_gem.imaging import size_of
+from open_gem.label.decoding import decode
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
@@ -63,6 +64,7 @@ class Ready:
     seconds: float
     pixels: Tensor | None
     picture: Image.Image | None
+    pages: int | None = None  # where the file has more than one
 
 
 class Found(NamedTuple):
@@ -71,6 +73,7 @@ class Found(NamedTuple):
     item: Item
     result: Localization
     seconds: float
+    pages: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ class Labeling:
     scale       of the maps that the thresholds of the ontology are about: see `Localization.heatmaps`
     per         "component": each connected part of a mask is an object of its own; "label": one object a label
     least_area  share of the picture's pixels that an object has at least, in [0, 1]
-    seconds     that reading a remote image may take; decides no row but whether there is one
+    seconds     that reading a remote image may take, and that decoding one may; decides no row but whether there is one
 
     Raises InputError for values that do not exist, and for heatmaps of views that are merged at pixel size.
     """
@@ -122,11 +125,12 @@ class Labeling:
         """The image read and made ready for the model; a row with the reason where that cannot be."""
         start = perf_counter()
         try:
-            picture = read_image(read(item, self.seconds))
+            picture = decode(read(item, self.seconds), self.seconds)
             plain = self.localizer.views.is_plain
             pixels = self.localizer.pixels(picture) if plain else None
             keep = not plain or self.localizer.refinement is not None
-            return Ready(item, size_of(picture), perf_counter() - start, pixels, picture if keep else None)
+            seconds, pages = perf_counter() - start, picture.info.get("pages")
+            return Ready(item, size_of(picture), seconds, pixels, picture if keep else None, pages)
         except Exception as error:  # whatever one image does to a library, the others go on
             return failed(item, error, perf_counter() - start)
 
@@ -137,7 +141,8 @@ class Labeling:
         with torch.no_grad():
             results = [_on_cpu(result) for result in self._locate(group)]
         seconds = (perf_counter() - start) / len(group)
-        return [Found(one.item, result, one.seconds + seconds) for one, result in zip(group, results, strict=True)]
+        pairs = zip(group, results, strict=True)
+        return [Found(one.item, result, one.seconds + seconds, one.pages) for one, result in pairs]
 
     def row(self, found: Found) -> Row:
         """What was found, as a row."""
@@ -155,7 +160,7 @@ class Labeling:
             return failed(found.item, error, found.seconds + perf_counter() - start)
         size = {"height": result.size.height, "width": result.size.width}
         seconds = found.seconds + perf_counter() - start
-        return _row(found.item, status="ok", **size, seconds=seconds, **fields)
+        return _row(found.item, status="ok", pages=found.pages, **size, seconds=seconds, **fields)
 
     def _locate(self, group: Sequence[Ready]) -> list[Localization]:
         vocabulary = self.ontology.vocabulary

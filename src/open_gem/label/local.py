@@ -68,7 +68,7 @@ def run(
     """
     stop, done = stop or Event(), done_in(parts) if done is None else done
     tally = Tally()
-    items = pending(source.items(), done, shard, tally)
+    items = pending(source.items(tally.left), done, shard, tally)
     with PartWriter(parts, shard, **limits) as writer:
         for row in label(labeling, items, batch=batch, workers=workers, stop=stop):
             writer.add(row)
@@ -90,6 +90,7 @@ def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Ite
             tally.there += 1
         else:
             yield item
+    tally.is_whole = True
 
 
 # The pipeline ---------------------------------------------------------------------------------------------------------

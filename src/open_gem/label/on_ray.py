@@ -60,7 +60,7 @@ def run(
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
     stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
     folder = parts.folder.absolute()
-    todo = _write_todo(folder / TODO, local.pending(source.items(), done, shard, tally), rows)
+    todo = _write_todo(folder / TODO, local.pending(source.items(tally.left), done, shard, tally), rows)
     if not todo:
         return tally
     actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch)
@@ -94,7 +94,7 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
     for number, some in enumerate(_chunks(parts, FILE_PARTS)):
         for part in some:
             part["items"] = [_cell(item) for item in part["items"]]
-        path = folder / f"{start}-{number:06d}.parquet"
+        path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: whoever reads all of the folder shall not read it
         parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
         files.append(str(path))
     return files
@@ -190,7 +190,7 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
     count = _count(nodes, workers)
     share = _share(nodes, count)
     data = (
-        ray.data.read_parquet(todo)
+        ray.data.read_parquet(todo, file_extensions=[TODO.lstrip(".")])
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             _Actor,
@@ -272,7 +272,7 @@ class _Actor:
         os.chdir(given.place)  # a cluster may have been started anywhere
         torch.set_num_threads(threads)
         self.given, self.threads, self.labeling = given, threads, given.make()
-        source = Source("", given.manifest.root, lambda: iter(()), given.manifest.settings.get("columns"))
+        source = Source("", given.manifest.root, lambda left: iter(()), given.manifest.settings.get("columns"))
         if self.labeling.manifest(source) != given.manifest:
             raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
         self.parts = Parts(Path(given.folder), given.manifest)

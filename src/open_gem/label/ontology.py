@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from open_gem.checks import did_you_mean
+from open_gem.checks import did_you_mean, shown
 from open_gem.errors import InputError, PromptError
 from open_gem.prompts import Vocabulary
 
@@ -50,7 +50,7 @@ class Ontology:
                 raise InputError(f"{len(values)} {name} thresholds for {len(self.labels)} labels, expected one a label")
             for label, value in zip(self.labels, values, strict=True):
                 if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                    raise InputError(f"{name} of label {label!r} is {value!r}, expected a number in [0, 1]")
+                    raise InputError(f"{name} of label {label!r} is {shown(value)}, expected a number in [0, 1]")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Ontology:
         vocabulary = Vocabulary.of(phrases)
         if background := top.get("background"):
             if not isinstance(background, str | list | tuple):
-                raise InputError(f"background is {background!r}, expected a phrase, or a list of phrases")
+                raise InputError(f"background is {shown(background)}, expected a phrase, or a list of phrases")
             vocabulary = vocabulary.with_background(background)
         usual = {
             name: top.get(name, default) if thresholds.get(name) is None else thresholds[name]
@@ -110,15 +110,16 @@ class Ontology:
 def _labels(given: Any) -> dict[str, Any]:
     """Labels and what is told of each."""
     if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
-        raise InputError(f"labels are {given!r}, expected a mapping of labels to phrases, or a list of labels")
+        raise InputError(f"labels are {shown(given)}, expected a mapping of labels to phrases, or a list of labels")
     if not isinstance(given, Mapping) and (odd := [one for one in given if isinstance(one, Mapping | list)]):
-        raise InputError(f"label {odd[0]!r} in a list, expected text: for phrases, a mapping of labels without dashes")
+        raise InputError(
+            f"label {shown(odd[0])} in a list, expected text: for phrases, a mapping of labels without dashes"
+        )
+    if odd := [label for label in given if not isinstance(label, str)]:
+        raise InputError(f"label {shown(odd[0])} is {type(odd[0]).__name__}, expected text: put it in quotes")
     labels = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
     if len(labels) != len(given):
         raise InputError("a label is there twice, expected each once")
-    for label in labels:
-        if not isinstance(label, str):
-            raise InputError(f"label {label!r} is {type(label).__name__}, expected text: put it in quotes")
     if not labels:
         raise PromptError("no label given, expected at least one")
     return labels
@@ -139,7 +140,8 @@ def _of_labels(labels: Mapping[str, Any], name: str, usual: Any) -> tuple[float,
 def _check_names(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
-            raise InputError(f"{place} has {name!r}, expected {', '.join(known)}{did_you_mean(name, known)}")
+            close = did_you_mean(name, known) if isinstance(name, str) else ""
+            raise InputError(f"{place} has {shown(name)}, expected {', '.join(known)}{close}")
 
 
 def _load(path: Path) -> Any:
@@ -178,10 +180,19 @@ def _of_yaml(text: str) -> Any:
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         return yaml.load(text, Loader)  # a SafeLoader: makes plain values only
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"it is not YAML: {' '.join(str(error).split())}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.YAMLError | RecursionError):
+            raise InputError(f"it is not YAML: {reason}") from error
+        # Python refuses dates that do not exist, numbers of 5000 digits, lists as keys
+        raise InputError(f"a value in it cannot be read ({reason}): put text in quotes") from error
 
 
 def _check_once(keys: list[Any]) -> None:
-    if twice := [key for index, key in enumerate(keys) if key in keys[:index]]:
-        raise InputError(f"{twice[0]!r} is there twice, expected it once")
+    seen: set[Any] = set()
+    for key in keys:
+        if key in seen:
+            raise InputError(f"{shown(key)} is there twice, expected it once")
+        seen.add(key)

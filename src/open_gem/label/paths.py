@@ -2,25 +2,57 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import has_magic
+from importlib.util import find_spec
 from pathlib import Path
 
 from open_gem.label.reading import SECONDS, Item, is_url, one_line, within
 from open_gem.label.remote import folder
 
-ENDINGS = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
-}
-"""What names of pictures in folders and tars end with, in either case; other files are passed over."""
+HEIF = frozenset({".heic", ".heif", ".hif"})
+"""Endings of what phones write, which PIL reads with the package `pillow_heif` alone."""
+
+ENDINGS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
+        *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+        *(HEIF if find_spec("pillow_heif") else ()),
+    }
+)
+"""What names of pictures in folders and tars end with, in either case; other files are passed over, and counted."""
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file name is a picture's: by its ending, hidden ones aside."""
-    base = re.split(r"[/\\]", name)[-1]
-    return os.path.splitext(base)[1].lower() in ENDINGS and not base.startswith(".")  # noqa: PTH122 - of any system
+class PassedOver(Counter[str]):
+    """What a listing left out: how many files by ending, or by what else they are ("hidden", "symbolic links")."""
+
+    MOST = 50  # kinds that are counted each by itself, for what follows the last dot may be anything
+
+    def add(self, kind: str, count: int = 1) -> None:
+        self[kind if kind in self or len(self) < self.MOST else "others"] += count
+
+    def takes(self, name: str) -> bool:
+        """Whether a file name is a picture's, by its ending; counted where it is not."""
+        base = re.split(r"[/\\]", name)[-1]
+        ending = os.path.splitext(base)[1].lower()  # noqa: PTH122 - of any system
+        if base.startswith("."):
+            self.add("hidden")
+        elif ending not in ENDINGS:
+            self.add(printable(ending) or "without an ending")
+        else:
+            return True
+        return False
+
+    def ordered(self) -> dict[str, int]:
+        """The counts, most first; whatever order the files came in."""
+        return dict(sorted(self.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def __str__(self) -> str:
+        """For a person: "2 .heic (pip install 'open_gem[heif]'), 1 hidden"."""
+        hints = dict.fromkeys(HEIF, " (pip install 'open_gem[heif]')")
+        return ", ".join(f"{count} {kind}{hints.get(kind, '')}" for kind, count in self.ordered().items())
 
 
 # Folders and patterns -------------------------------------------------------------------------------------------------
@@ -32,13 +64,16 @@ ALL = ("**",)  # of a folder everything in it and below
 def walk(
     top: str,
     segments: Sequence[str] = ALL,
-    keep: Callable[[str], bool] = is_picture,
+    left: PassedOver | None = None,
     below: str = "",
     at: frozenset[int] = frozenset({0, 1}),
     above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Item]:
     """Files that a pattern's `segments` below `top` mean, of which `at` are the next; links are followed but never
-    round in circles. In no order, for sorting would keep all names of a folder."""
+    round in circles. In no order, for sorting would keep all names of a folder.
+
+    left  counts what is no picture, which is passed over; None: every file is meant
+    """
     place = os.path.join(top, below) or "."  # noqa: PTH118 - ten million times
     try:
         status = os.stat(place)  # noqa: PTH116
@@ -48,11 +83,12 @@ def walk(
             for entry in entries:
                 after = _after(entry.name, segments, at)
                 if not after:
+                    _count_hidden(entry.name, segments, left)
                     continue
                 inside = f"{below}/{entry.name}" if below else entry.name
                 if _is_dir(entry):
-                    yield from walk(top, segments, keep, inside, after, above | {me})
-                elif len(segments) in after and keep(entry.name):
+                    yield from walk(top, segments, left, inside, after, above | {me})
+                elif len(segments) in after and (left is None or left.takes(entry.name)):
                     yield Item(printable(inside), os.path.join(top, inside))  # noqa: PTH118
     except OSError as error:
         yield Item(printable(below or "."), place, error=f"cannot list this folder: {error.strerror}")
@@ -76,6 +112,12 @@ def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[
     return _with_skipped(segments, after)
 
 
+def _count_hidden(name: str, segments: Sequence[str], left: PassedOver | None) -> None:
+    """Names of a whole folder that are not gone into are the hidden ones; a pattern's do not match, so nobody asked."""
+    if segments is ALL and left is not None:
+        left.add("hidden")
+
+
 def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
     """The same and those behind any ** among them."""
     found = set(at)
@@ -97,7 +139,7 @@ def walk_remote(
     top: str,
     seconds: float,
     segments: Sequence[str] = ALL,
-    keep: Callable[[str], bool] = is_picture,
+    left: PassedOver | None = None,
     below: str = "",
     at: frozenset[int] = frozenset({0, 1}),
 ) -> Iterator[Item]:
@@ -110,29 +152,31 @@ def walk_remote(
         return
     for name, is_folder in entries:
         after = _after(name, segments, at)
+        if not after:
+            _count_hidden(name, segments, left)
         inside = f"{below}/{name}" if below else name
         if after and is_folder:
-            yield from walk_remote(top, seconds, segments, keep, inside, after)
-        elif len(segments) in after and keep(name):
+            yield from walk_remote(top, seconds, segments, left, inside, after)
+        elif len(segments) in after and (left is None or left.takes(name)):
             yield Item(printable(inside), place + name)
 
 
-def matches(given: str, keep: Callable[[str], bool] = bool, seconds: float = SECONDS) -> Iterator[Item]:
-    """The files that a path, URL or pattern means; `seconds` as of `walk_remote`."""
+def matches(given: str, left: PassedOver | None = None, seconds: float = SECONDS) -> Iterator[Item]:
+    """The files that a path, URL or pattern means; `left` as of `walk`, `seconds` as of `walk_remote`."""
     root = root_of(given)
     for one in expand(given) if is_pattern(given) else [given]:
         if (one == given and not is_pattern(given)) or not _has_wildcards(one):
-            if keep(one):
+            if left is None or left.takes(one):
                 yield Item(printable(below_root(root, one)), one)
             continue
         top = _before(one if is_url(one) else given)
         segments = tuple(filter(None, one.removeprefix(top).split("/")))
         at = _with_skipped(segments, {0})
         if is_url(one):
-            for item in walk_remote(top, seconds, segments, keep, at=at):
+            for item in walk_remote(top, seconds, segments, left, at=at):
                 yield item._replace(id=printable(below_root(root, item.source)) or item.id)
         elif Path(top or ".").is_dir():
-            yield from walk(top, segments, keep, at=at)
+            yield from walk(top, segments, left, at=at)
 
 
 def is_pattern(given: str) -> bool:

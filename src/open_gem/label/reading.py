@@ -132,16 +132,19 @@ def _member(item: Item, seconds: float) -> bytes:
 def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
     """A picture in a row of a table: bytes, or the path beside them."""
     row, column = int(where["row"]), where["column"]
+    folder = place
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
         value = _of_dataset(place, where.get("split", ""), column)[row][column]
     else:
-        value = _column(place, column)[row]
+        value, folder = _column(place, column)[row], place.rpartition("/")[0] or "."
     if isinstance(value, Mapping):  # as `datasets` keeps pictures: their bytes, or the path of a file
         value = value.get("bytes") or value.get("path")
     if not value:
         raise ImageError("the row has no picture")
     if isinstance(value, bytes):
         return value
+    if not is_url(value) and not local_path(value).startswith("/"):
+        value = f"{folder}/{value}"  # in the folder of the table, as paths in a list
     return within(seconds, fetch, value, seconds) if is_url(value) else _regular(value)
 
 

@@ -5,8 +5,10 @@ nobody waits for any more keeps its connection, of which there are few. So what 
 time is over.
 """
 
+import re
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from open_gem.errors import ImageError
 
@@ -51,10 +53,34 @@ def folder(url: str, seconds: float) -> list[tuple[str, bool]]:
     return sorted((name, is_folder) for top, _, name, is_folder in split if name and top == path)
 
 
+WEB = re.compile(r"(https?)://([^/?#]*)(.*)", re.DOTALL)
+
+
+def encoded(url: str) -> str:
+    """An address of the web as it is sent: what may not be in one is quoted, all else is left byte for byte, for a
+    signature may be over it."""
+    if (match := WEB.fullmatch(url)) is None:
+        return url
+    scheme, host, rest = match.groups()
+    if not host.isascii():
+        from yarl import URL
+
+        host = str(URL(f"{scheme}://{host}")).partition("://")[2].rstrip("/")
+    rest = quote(rest, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
+    return f"{scheme}://{host}{re.sub('%(?![0-9A-Fa-f]{2})', '%25', rest)}"
+
+
 def _at(url: str) -> tuple[Any, str]:
+    """Where fsspec finds what is behind a URL. It and its packages send addresses of the web as they are."""
+    from fsspec.config import conf
     from fsspec.core import url_to_fs
 
-    return url_to_fs(url)
+    before, chain, last = url.rpartition("::")
+    if (match := WEB.fullmatch(last)) is None:
+        return url_to_fs(url)
+    client = conf.get(match[1], {}).get("client_kwargs", {})
+    options = {"encoded": True, "client_kwargs": {"requote_redirect_url": False, **client}}
+    return url_to_fs(before + chain + encoded(last), **{match[1]: options})
 
 
 def _part(files: Any, path: str, offset: int, size: int, seconds: float) -> bytes:

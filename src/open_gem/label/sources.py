@@ -8,20 +8,25 @@ Listing streams: no list of all images is kept. An item is small and means the s
 files. A kind of source is one function and one row of `KINDS`.
 """
 
+import codecs
 import csv
+import io
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 from open_gem.errors import InputError
 from open_gem.label.paths import (
     ENDINGS,  # noqa: F401 - who exports asks here
+    PassedOver,
     is_pattern,
-    is_picture,
     matches,
     printable,
     root_of,
@@ -44,31 +49,64 @@ from open_gem.label.reading import (
 from open_gem.label.remote import fetch_part
 
 COLUMNS = (
-    *("image", "img", "path", "image_path", "filepath", "file_path", "file_name", "filename", "file"),
-    *("url", "image_url", "uri", "jpg", "png", "bytes"),
+    *("image", "img", "picture", "photo", "path", "image_path", "img_path", "image_file", "filepath", "file_path"),
+    *("file_name", "filename", "file", "url", "image_url", "img_url", "photo_url", "picture_url", "uri", "image_uri"),
+    *("link", "image_link", "href", "src", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
 )
-"""Names by which the column of pictures is known, the first that is there, where none was asked for."""
+"""Names by which the column of pictures is known, in either case; where none was asked for, the first that is there,
+bytes before paths and URLs."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A stream of items. `root` is what ids are relative to, None where they stand for themselves; `columns` those of a
-    table that were asked for."""
+    table that were asked for; `note` says which columns were chosen where others could have been meant."""
 
     kind: str
     root: str | None
-    items: Callable[[], Iterator[Item]]
+    listing: Callable[[PassedOver], Iterator[Item]]
     columns: str | None = None
+    note: str | None = None
     given: str = ""
+
+    def items(self, left: PassedOver | None = None) -> Iterator[Item]:
+        """The items, anew each time; `left` counts what is passed over."""
+        return self.listing(PassedOver() if left is None else left)
 
     def check_not_empty(self) -> None:
         """Raises InputError where there is no image, or none that could be listed: perhaps a name is wrong."""
-        reason = ""
-        for item in self.items():
+        left, reason = PassedOver(), ""
+        for item in self.items(left):
             if item.error is None:
                 return
             reason = reason or f": {item.error}"
-        raise InputError(f"no image in {self.given!r}, expected at least one{reason}")
+        raise InputError(f"no image in {self.given!r}, expected at least one{reason or self._advice(left)}")
+
+    def _advice(self, left: PassedOver) -> str:
+        """What was there instead, and how to give it where it is a source of another kind."""
+        if not left:
+            return ""
+        advice = ""
+        if self.kind == "folder":
+            patterns = [
+                f"{self.given.rstrip('/')}/**/*{ending}" for ending in (".tar", ".parquet", ".pq") if left[ending]
+            ]
+            advice = f": give {' or '.join(map(repr, patterns))}" if patterns else ""
+        if not advice and any(left[f".{ending.rpartition('.')[2]}"] for ending in ARCHIVES):
+            advice = ": unpack archives first"
+        return f"; it has {left}{advice}"
+
+
+class Choice(NamedTuple):
+    """The columns that are read: of pictures or their addresses, and of ids, None where there is none."""
+
+    image: str
+    id: str | None = None
+    note: str | None = None
+
+
+IMAGES, BYTES, ADDRESSES = "images", "bytes", "addresses"  # what a column can have; the first says so itself
+RANKS = {IMAGES: 0, BYTES: 0, ADDRESSES: 1}
 
 
 @dataclass(frozen=True)
@@ -82,17 +120,46 @@ class Columns:
     id: str | None = None
     seconds: float = SECONDS
 
-    def find(self, given: str, names: Iterable[str]) -> str:
-        """The name of the column with pictures. Raises InputError where there is none."""
-        there = list(names)
-        wanted = COLUMNS if self.image is None else (self.image,)
-        for name in filter(None, (*wanted, self.id)):
-            if name == self.id and name not in there:
-                raise InputError(f"no column {name!r} in {given!r}, expected one of {', '.join(there)}")
-        if (found := next((name for name in wanted if name in there), None)) is None:
-            what = "column of pictures" if self.image is None else f"column {self.image!r}"
-            raise InputError(f"no {what} in {given!r}, expected one of {', '.join(there)}")
-        return found
+    def choose(self, given: str, kinds: Mapping[str, str]) -> Choice:
+        """The columns to read of a table, whose `kinds` say of each column what it has: a key of `RANKS`, or the type
+        that is none of them. What has images in the table goes before addresses, which are the ids then.
+
+        Raises InputError where there is none.
+        """
+        id = self.id and _named(self.id, kinds, given)
+        if self.image is not None:
+            return _checked(Choice(_named(self.image, kinds, given), id), given, kinds)
+        usual = {name: COLUMNS.index(name.casefold()) for name in kinds if name.casefold() in COLUMNS}
+        known = [name for name, kind in kinds.items() if name in usual or kind == IMAGES]
+        if not known:
+            raise InputError(
+                f"which column of {given!r} has the images, or their paths or URLs? No usual name among "
+                f"{', '.join(kinds) or 'none'}: name it by --column"
+            )
+        image, *others = sorted(known, key=lambda name: (RANKS.get(kinds[name], 2), usual.get(name, len(COLUMNS))))
+        if id is None and kinds[image] in (IMAGES, BYTES):
+            id = next((name for name in others if kinds[name] == ADDRESSES), None)
+        read = f"column {image!r}" + ("" if id is None else f", ids from {id!r}")
+        note = f"images of {given!r} are read from {read}; --column and --id-column choose others"
+        return _checked(Choice(image, id, note if others else None), given, kinds)
+
+
+def _named(wanted: str, names: Iterable[str], given: str) -> str:
+    """The column of this name, in either case where there is only one such. Raises InputError."""
+    there = list(names)
+    alike = [name for name in there if name.casefold() == wanted.casefold()]
+    if wanted in there or len(alike) == 1:
+        return wanted if wanted in there else alike[0]
+    raise InputError(f"no column {wanted!r} in {given!r}, expected one of {', '.join(there)}")
+
+
+def _checked(choice: Choice, given: str, kinds: Mapping[str, str]) -> Choice:
+    if (kind := kinds[choice.image]) not in RANKS:
+        raise InputError(
+            f"column {choice.image!r} of {given!r} is {kind}, expected paths, or the bytes of images: "
+            f"name another by --column"
+        )
+    return choice
 
 
 def open_source(given: str, columns: Columns = Columns()) -> Source:
@@ -104,10 +171,12 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
     given = local_path(given)
     if not is_url(given) and not is_pattern(given) and not Path(given).exists():
         raise InputError(f"{given!r} does not exist, expected {EXPECTED}")
-    if _ends(*COMPRESSED)(given):
-        raise InputError(f"{given!r} is compressed, and pictures in it cannot be reached one by one: unpack it to .tar")
     if "::" in given and is_url(given) and is_pattern(given):
         raise InputError(f"{given!r} is a pattern in another file, expected the name of one file there")
+    if _ends(*COMPRESSED)(given):
+        raise InputError(f"{given!r} is compressed, and pictures in it cannot be reached one by one: unpack it to .tar")
+    if _ends(*ARCHIVES)(given):
+        raise InputError(f"{given!r} is an archive that cannot be read in place: unpack it, and give the folder")
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
     if kind is None:
         raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
@@ -121,12 +190,17 @@ def open_source(given: str, columns: Columns = Columns()) -> Source:
 
 def _folder(given: str, columns: Columns) -> Source:
     root = given.rstrip("/") if is_url(given) else str(Path(given).absolute())
-    items = partial(walk_remote, f"{root}/", columns.seconds) if is_url(given) else partial(walk, given)
-    return Source("folder", root, items)
+
+    def listing(left: PassedOver) -> Iterator[Item]:
+        if is_url(given):
+            return walk_remote(f"{root}/", columns.seconds, left=left)
+        return walk(given, left=left)
+
+    return Source("folder", root, listing)
 
 
 def _pattern(given: str, columns: Columns) -> Source:
-    return Source("pattern", root_of(given), partial(matches, given, is_picture, columns.seconds))
+    return Source("pattern", root_of(given), partial(matches, given, seconds=columns.seconds))
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
@@ -141,14 +215,16 @@ class _Entry(NamedTuple):
     error: str | None = None
 
 
-def _list(given: str, columns: Columns, read: Callable[[str, Columns], Iterator[_Entry]]) -> Source:
+_Rows = Callable[[], Iterator[_Entry]]
+
+
+def _list(given: str, rows: _Rows, note: str | None = None) -> Source:
     """Ids and paths that something lists; relative ones are relative to it."""
     folder = root_of(given)
-    first = next((entry.path for entry in read(given, columns) if entry.path), "")
+    first = next((entry.path for entry in rows() if entry.path), "")
     is_relative = not (is_url(first) or local_path(first).startswith("/"))
-    return Source(
-        "list", folder if is_relative else None, lambda: (_listed(folder, one) for one in read(given, columns))
-    )
+    root = folder if is_relative else None
+    return Source("list", root, lambda left: (_listed(folder, entry) for entry in rows()), note=note)
 
 
 def _listed(folder: str, entry: _Entry) -> Item:
@@ -165,6 +241,8 @@ def _why_not(entry: _Entry, whole: str) -> str | None:
         return "has no path"
     if not entry.id:
         return "has no id"
+    if "\0" in whole:
+        return "has a NUL character in its path: if the list is UTF-16 without a byte order mark, save it as UTF-8"
     try:
         check_protocol(whole)
     except InputError as error:
@@ -174,19 +252,54 @@ def _why_not(entry: _Entry, whole: str) -> str | None:
     return None
 
 
+def _text(given: str, columns: Columns) -> Source:
+    return _list(given, partial(_lines, given, columns))
+
+
 def _lines(given: str, columns: Columns) -> Iterator[_Entry]:
-    with told(given), open_file(given, columns.seconds) as file:
-        for number, line in enumerate(file, start=1):
-            encoding = "utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8"
-            if path := line.decode(encoding, "surrogateescape").strip():
+    with _text_of(given, columns.seconds) as text:
+        for number, line in enumerate(text, start=1):
+            if path := line.strip():
                 yield _Entry(f"line {number}", path, path)
 
 
-def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
-    with told(given), open_file(given, columns.seconds) as file:
-        text = (line.decode("utf-8-sig", "surrogateescape") for line in file)
-        rows = csv.DictReader(text, delimiter="\t" if given.lower().endswith(".tsv") else ",")
-        column = columns.find(given, rows.fieldnames or [])
+_MARKS = {  # byte order marks; the first that fits, for one is the start of another
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+@contextmanager
+def _text_of(given: str, seconds: float) -> Iterator[Iterator[str]]:
+    """The lines of a file: UTF-8, of which other bytes are kept for names of files, or what its byte order mark says.
+
+    Marks at the start of later lines are dropped, too: lists are put together from several. Whatever goes wrong is an
+    InputError about the file.
+    """
+    with told(given), open_file(given, seconds) as file:
+        start = cast(io.BufferedReader, file).peek(4)
+        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+        errors = "surrogateescape" if encoding is None else "replace"
+        with io.TextIOWrapper(file, encoding or "utf-8", errors, newline="\n") as text:
+            yield (line.removeprefix("\ufeff") for line in text)
+
+
+def _csv(given: str, columns: Columns) -> Source:
+    with _text_of(given, columns.seconds) as text:
+        names = _table(given, text).fieldnames or []
+    choice = columns.choose(given, dict.fromkeys(names, ADDRESSES))
+    return _list(given, partial(_csv_rows, given, columns.seconds, choice), choice.note)
+
+
+def _table(given: str, text: Iterator[str]) -> "csv.DictReader[str]":
+    return csv.DictReader(text, delimiter="\t" if _ends(".tsv")(given) else ",")
+
+
+def _csv_rows(given: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
+    with _text_of(given, seconds) as text:
+        rows = _table(given, text)
         while True:
             try:
                 row = next(rows)
@@ -195,58 +308,125 @@ def _csv(given: str, columns: Columns) -> Iterator[_Entry]:
             except csv.Error as error:
                 yield _Entry(f"line {rows.reader.line_num}", None, None, f"cannot be read: {error}")
                 continue
-            path, id = ((row[name] or "").strip() for name in (column, columns.id or column))
+            path, id = ((row.get(name) or "").strip() for name in (choice.image, choice.id or choice.image))
             yield _Entry(f"line {rows.line_num}", id, path)
 
 
 # Containers -----------------------------------------------------------------------------------------------------------
 
 
+_Inside = Callable[[str, str, PassedOver], Iterator[Item]]
+
+
 def _tars(given: str, columns: Columns) -> Source:
     return _containers("tar", given, partial(_tar, seconds=columns.seconds), columns.seconds)
 
 
-def _containers(kind: str, given: str, inside: Callable[[str, str], Iterator[Item]], seconds: float) -> Source:
+def _containers(kind: str, given: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
     """Items of all files that `given` means; one that cannot be read (to its end) is an item that says so."""
 
-    def items() -> Iterator[Item]:
+    def listing(left: PassedOver) -> Iterator[Item]:
         for file in matches(given, seconds=seconds):
             if file.error:
                 yield file
                 continue
             try:
-                yield from inside(file.source, file.id)
+                yield from inside(file.source, file.id, left)
             except Exception as error:
                 yield file._replace(error=f"cannot be read to its end: {one_line(error)}")
 
-    return Source(kind, root_of(given), items)
+    return Source(kind, root_of(given), listing, note=note)
 
 
-def _tar(path: str, name: str, seconds: float) -> Iterator[Item]:
-    import tarfile
+class _Link(NamedTuple):
+    """A link in a tar: its name, what kind it is, and the path it leads to."""
 
+    name: str
+    kind: str
+    target: str
+
+
+def _tar(path: str, name: str, left: PassedOver, seconds: float) -> Iterator[Item]:
+    """The pictures in a tar. A link to another file in it is that file under a name of its own."""
     if is_url(path):
         within(seconds, fetch_part, path, 1, 1, seconds)  # where that cannot be, told once and not of each picture
+    links: dict[str, _Link] = {}
+    for member in _members(path, seconds):
+        if member.isdir() or not left.takes(member.name):
+            continue
+        if _is_whole(member):
+            yield _in_tar(path, name, member.name, member)
+        elif member.issym() or member.islnk():
+            links[posixpath.normpath(member.name)] = _link(member)
+        else:
+            left.add("sparse files" if member.isreg() else "pipes and devices")
+    ends: dict[str, list[_Link]] = {}
+    for link in links.values():
+        ends.setdefault(_end(link, links), []).append(link)
+    if ends:  # read again: what is linked to was not known before, and to keep all names would take memory
+        for member in filter(_is_whole, _members(path, seconds)):
+            for link in ends.pop(posixpath.normpath(member.name), ()):
+                yield _in_tar(path, name, link.name, member)
+    for link in chain.from_iterable(ends.values()):
+        left.add(f"{link.kind} links to what is not in the tar")
+
+
+def _is_whole(member: Any) -> bool:
+    """Whether a member is a file whose bytes lie together."""
+    return member.isreg() and not member.issparse()
+
+
+def _link(member: Any) -> _Link:
+    folder, kind = ("", "hard") if member.islnk() else (posixpath.dirname(member.name), "symbolic")
+    return _Link(member.name, kind, posixpath.normpath(posixpath.join(folder, member.linkname)))
+
+
+def _end(link: _Link, links: Mapping[str, _Link]) -> str:
+    """Where a chain of links ends; one that goes round in circles, anywhere in it."""
+    for _ in range(40):  # as many as systems follow
+        if link.target not in links:
+            break
+        link = links[link.target]
+    return link.target
+
+
+def _members(path: str, seconds: float) -> Iterator[Any]:
+    """The members of a tar, none of which is kept."""
+    import tarfile
+
     with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for member in tar:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all of them
-            if member.isfile() and is_picture(member.name):
-                source = f"tar://{member.name}::{path}"  # as fsspec writes it
-                yield Item(f"{name}/{printable(member.name)}", source, path, member.offset_data, member.size)
+            yield member
+
+
+def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
+    source = f"tar://{member.name}::{path}"  # as fsspec writes it
+    return Item(f"{name}/{printable(called)}", source, path, member.offset_data, member.size)
 
 
 def _parquet(given: str, columns: Columns) -> Source:
     """A list of paths where the column has text, images where it has bytes."""
-    import pyarrow as pa
-
     first, fields = _schema(given, columns.seconds)
-    column = columns.find(first, fields.names)
-    kind = fields.field(column).type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _list(given, columns, partial(_parquet_paths, column=column))
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
-        raise InputError(f"column {column!r} of {first!r} is {kind}, expected paths, or the bytes of images")
-    return _containers("parquet", given, partial(_parquet_rows, column=column, columns=columns), columns.seconds)
+    choice = columns.choose(first, {field.name: _kind(field.type) for field in fields})
+    if _kind(fields.field(choice.image).type) == ADDRESSES:
+        return _list(given, partial(_parquet_paths, given, columns.seconds, choice), choice.note)
+    rows = partial(_parquet_rows, columns=columns, choice=choice)
+    return _containers("parquet", given, rows, columns.seconds, choice.note)
+
+
+def _kind(kind: Any) -> str:
+    """What a column of a Parquet file has, by its type."""
+    from pyarrow import types
+
+    while types.is_dictionary(kind) or hasattr(kind, "storage_type"):
+        kind = kind.value_type if types.is_dictionary(kind) else kind.storage_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return ADDRESSES
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return BYTES
+    is_image = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}  # as `datasets` keeps them
+    return IMAGES if is_image else str(kind)
 
 
 def _schema(given: str, seconds: float) -> tuple[str, Any]:
@@ -261,17 +441,27 @@ def _schema(given: str, seconds: float) -> tuple[str, Any]:
     raise broken or InputError(f"{given!r} matches no file, expected at least one")
 
 
-def _parquet_paths(given: str, columns: Columns, column: str) -> Iterator[_Entry]:
-    wanted = [column] if columns.id is None else [column, columns.id]
-    for file in matches(given, seconds=columns.seconds):
-        number = 0
+def _parquet_paths(given: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
+    """Paths in the files that `given` means; those relative to a file in another folder than the root, with that."""
+    wanted = list(dict.fromkeys([choice.image, choice.id or choice.image]))
+    for file in matches(given, seconds=seconds):
+        number, folder = 0, file.id.rpartition("/")[0]
         try:
-            for batch in parquet_file(file.source, columns.seconds).iter_batches(4096, columns=wanted):
+            for batch in parquet_file(file.source, seconds).iter_batches(4096, columns=wanted):
                 for row in batch.to_pylist():
-                    yield _Entry(f"row {number} of {file.id}", _id(row[columns.id or column]), row[column])
+                    path = _below(folder, row[choice.image])
+                    id = path if choice.id is None else row[choice.id]
+                    yield _Entry(f"row {number} of {file.id}", _id(id), path)
                     number += 1
         except Exception as error:
             yield _Entry(file.id, file.id, file.source, f"cannot be read to its end: {one_line(error)}")
+
+
+def _below(folder: str, path: str | None) -> str | None:
+    """A relative path below a folder; others as they are."""
+    if not folder or not path or is_url(path) or local_path(path).startswith("/"):
+        return path
+    return f"{folder}/{path}"
 
 
 def _id(value: Any) -> str | None:
@@ -279,15 +469,21 @@ def _id(value: Any) -> str | None:
     return None if value is None else str(value).strip() or None
 
 
-def _parquet_rows(path: str, name: str, column: str, columns: Columns) -> Iterator[Item]:
+def _parquet_rows(path: str, name: str, left: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
     file = parquet_file(path, columns.seconds)
-    if columns.id is None:
+    if choice.id is None:
         ids: Iterable[str | None] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
     else:
-        batches = file.iter_batches(4096, columns=[columns.id])
+        batches = file.iter_batches(4096, columns=[choice.id])
         ids = (_id(id) for batch in batches for id in batch.column(0).to_pylist())
     for row, id in enumerate(ids):
-        yield _cell(f"{name}/{row}", id, path, column=column, row=row)
+        place = f"{name}/{row}"
+        yield _cell(place, _or_place(id, place, columns), path, column=choice.image, row=row)
+
+
+def _or_place(id: str | None, place: str, columns: Columns) -> str | None:
+    """The id of a row: where nobody asked for the column that has it, an empty one is the row's place."""
+    return place if id is None and columns.id is None else id
 
 
 def _cell(place: str, id: str | None, path: str, **where: Any) -> Item:
@@ -299,21 +495,29 @@ def _cell(place: str, id: str | None, path: str, **where: Any) -> Item:
 def _dataset(given: str, columns: Columns) -> Source:
     """What `datasets` saved with `save_to_disk`."""
     root = str(Path(given).absolute())
-    found: dict[str, tuple[Any, str]] = {}
+    found: dict[str, tuple[Any, Choice]] = {}
     for split, rows in saved_dataset(root).items():
-        pictures = [name for name, kind in rows.features.items() if type(kind).__name__ == "Image"]
-        preferred = Columns(columns.image or next(iter(pictures), None), columns.id)
-        found[split] = rows, preferred.find(given, rows.column_names)
+        kinds = {name: _kind_of_feature(feature) for name, feature in rows.features.items()}
+        found[split] = rows, columns.choose(given, kinds)
 
-    def items() -> Iterator[Item]:
-        for split, (rows, column) in found.items():
-            named = None if columns.id is None else rows.select_columns([columns.id])
+    def listing(left: PassedOver) -> Iterator[Item]:
+        for split, (rows, choice) in found.items():
+            named = None if choice.id is None else rows.select_columns([choice.id])
             for row in range(len(rows)):
                 place = f"{split}/{row}" if split else str(row)
-                id = place if named is None else _id(named[row][columns.id])
-                yield _cell(place, id, root, split=split, column=column, row=row)
+                id = place if named is None else _or_place(_id(named[row][choice.id]), place, columns)
+                yield _cell(place, id, root, split=split, column=choice.image, row=row)
 
-    return Source("dataset", root, items)
+    return Source("dataset", root, listing, note=next((choice.note for _, choice in found.values()), None))
+
+
+def _kind_of_feature(feature: Any) -> str:
+    """What a column of a data set has."""
+    if type(feature).__name__ == "Image":
+        return IMAGES
+    kind = str(getattr(feature, "dtype", None) or type(feature).__name__)
+    kinds = {"string": ADDRESSES, "binary": BYTES}
+    return kinds.get(kind.removeprefix("large_").removesuffix("_view"), kind)
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -337,8 +541,8 @@ KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
     "folder": (_is_folder, _folder),
     "tar": (_ends(".tar"), _tars),
     "parquet": (_ends(".parquet", ".pq"), _parquet),
-    "csv": (_ends(".csv", ".tsv"), partial(_list, read=_csv)),
-    "text": (_ends(".txt", ".lst", ".list"), partial(_list, read=_lines)),
+    "csv": (_ends(".csv", ".tsv"), _csv),
+    "text": (_ends(".txt", ".lst", ".list"), _text),
     "pattern": (is_pattern, _pattern),
 }
 """What a source can be, the first that fits: whether it is that, and how it is opened."""
@@ -346,6 +550,8 @@ KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
 COMPRESSED = tuple(
     ending for kind in ("gz", "bz2", "xz", "zst") for ending in (f".tar.{kind}", f".t{kind.removesuffix('2')}")
 )
+
+ARCHIVES = (".zip", ".7z", ".rar")
 
 EXPECTED = (
     "a folder (a remote one with / at its end), a pattern such as 'photos/**/*.jpg', a list of paths or URLs "

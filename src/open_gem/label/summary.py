@@ -1,12 +1,18 @@
 """What was found, in numbers: read from the parts, whichever runs made them."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from open_gem.files import write_file
+from open_gem.label.paths import PassedOver
 from open_gem.parts import Parts, Place, Row
+
+PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source left out
 
 
 @dataclass
@@ -25,7 +31,8 @@ class OfLabel:
 @dataclass
 class Summary:
     """`labeled` images without error, of which `empty` have no object; `errors` by kind, of which `examples` has the
-    first of each; `seconds` spent on all."""
+    first of each; `seconds` spent on all; `left`: what was passed over, by the last listing of
+    the source and in files of several pages."""
 
     labels: dict[str, OfLabel]
     labeled: int = 0
@@ -33,6 +40,7 @@ class Summary:
     errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    left: PassedOver = field(default_factory=PassedOver)
 
     @property
     def images(self) -> int:
@@ -45,6 +53,8 @@ class Summary:
             self.examples.setdefault(kind, row["error"])
             return
         self.labeled += 1
+        if row["pages"]:
+            self.left.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
         for label in {one["label"] for one in row["objects"]}:
             self.labels[label].images += 1
@@ -63,6 +73,7 @@ class Summary:
             "labeled": self.labeled,
             "empty": self.empty,
             "errors": {self.examples[kind]: count for kind, count in self.errors.most_common()},
+            "passed_over": self.left.ordered(),
             "seconds": round(self.seconds, 3),
             "labels": labels,
         }
@@ -70,12 +81,24 @@ class Summary:
 
 def summarize(parts: Parts, also: Callable[[Place, Row], None] = lambda place, row: None) -> Summary:
     """All rows counted, and shown to `also`: reads what that needs alone, not masks or maps. Raises OutputError."""
-    summary = Summary({label: OfLabel() for label in parts.manifest.labels})
+    summary = Summary({label: OfLabel() for label in parts.manifest.labels}, left=_read_left(parts.folder))
     within = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
-    for place, row in parts.placed("id", "status", "error", "seconds", *within):
+    for place, row in parts.placed("id", "status", "error", "pages", "seconds", *within):
         summary.add(row)
         also(place, row)
     return summary
+
+
+def write_left(folder: Path, left: PassedOver) -> None:
+    """Note what a listing left out, for summaries. Raises OutputError."""
+    write_file(folder / PASSED_OVER, json.dumps(left).encode())
+
+
+def _read_left(folder: Path) -> PassedOver:
+    try:
+        return PassedOver(json.loads((folder / PASSED_OVER).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # no run has listed everything yet
+        return PassedOver()
 
 
 def kind_of(error: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from open_gem.label.done import Ids, Tally, done_in
+from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
 from open_gem.parts import Parts, Row
@@ -74,10 +75,10 @@ class Looks:
     def settled(self, source: Source, done: Ids) -> Source:
         """The source without files that may still be being written; one look."""
 
-        def items() -> Iterator[Item]:
+        def listing(left: PassedOver) -> Iterator[Item]:
             before, self.held = self.held, {}
             path, takes = None, True
-            for item in source.items():
+            for item in source.items(left):
                 if item.id not in done and (file := local_file(item.container or item.source)) is not None:
                     if file != path:  # of a tar, all pictures alike
                         path, takes = file, self._takes(file, before)
@@ -85,7 +86,7 @@ class Looks:
                         continue
                 yield item
 
-        return replace(source, items=items)
+        return replace(source, listing=listing)
 
     def _takes(self, file: str, before: dict[str, State] | None) -> bool:
         state = _state(file)
