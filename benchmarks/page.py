@@ -62,8 +62,8 @@ def looked_at(page: Any, side: int, compare: bool) -> None:
     Image.fromarray(scene(0, side).image).save(file, format="PNG")
     page.set_checked("[name=compare]", compare)
     page.set_input_files("#file", {"name": "scene.png", "mimeType": "image/png", "buffer": file.getvalue()})
-    page.fill("#phrase", "warm up")
-    page.wait_for_selector(f"{'.panel:nth-child(2) ' if compare else ''}canvas[data-shows='warm up']")
+    page.fill("#phrase", "a cat")
+    page.wait_for_selector(f"{'.panel:nth-child(2) ' if compare else ''}canvas[data-shows='a cat']")
 
 
 def typed(page: Any, phrase: str, pause: float) -> float:

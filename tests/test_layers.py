@@ -35,7 +35,8 @@ ROWS = [
     ["attention"],
     ["kernels"],
     ["parts"],
-    ["files", "numerics", "images"],
+    ["images"],
+    ["files", "numerics"],
     ["types", "errors", "checks", "paper"],
 ]
 LEVEL = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from PIL import AvifImagePlugin, Image
 
 from open_gem.errors import ImageError
+from open_gem.files import to_json
 from open_gem.images.read import MAX_PIXELS, Header, ImageWarning, read_header, read_image, size_of
 from open_gem.types import Size
 
@@ -198,7 +199,7 @@ class _Child:
         else:
             path = os.fsdecode(source)
             request |= {"path": path} if Path(path).is_absolute() else {"path": path, "folder": str(Path.cwd())}
-        self._requests.write(json.dumps(request).encode() + b"\n")
+        self._requests.write(to_json(request, ascii=True).encode() + b"\n")
         if isinstance(source, bytes):
             self._requests.write(source)
         self._requests.flush()
@@ -291,7 +292,7 @@ def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limi
     signal.setitimer(signal.ITIMER_REAL, 0)
     limit.lift()
     reply["warnings"] = [str(one.message) for one in caught if one.category is ImageWarning]
-    replies.write(json.dumps(reply).encode() + b"\n")
+    replies.write(to_json(reply, ascii=True).encode() + b"\n")
     if image is not None:
         for top, bottom in _strips(size_of(image)):
             replies.write(image.crop((0, top, image.width, bottom)).tobytes())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from open_gem.files import write_file
+from open_gem.files import to_json, write_file
 from open_gem.label.paths import PassedOver
 from open_gem.parts import Parts, Place, Row
 
@@ -91,7 +91,7 @@ def summarize(parts: Parts, also: Callable[[Place, Row], None] = lambda place, r
 
 def write_left(folder: Path, left: PassedOver) -> None:
     """Note what a listing left out, for summaries. Raises OutputError."""
-    write_file(folder / PASSED_OVER, json.dumps(left).encode())
+    write_file(folder / PASSED_OVER, to_json(left).encode())
 
 
 def _read_left(folder: Path) -> PassedOver:
