@@ -20,12 +20,12 @@ import open_clip
 from PIL import Image
 
 import open_gem
-from open_gem import evaluate
-from open_gem.datasets import open_dataset
-from open_gem.evaluate import measure
-from open_gem.experiments import EXPERIMENTS
+from open_gem.data import open_dataset
+from open_gem.evaluation import run as evaluate
+from open_gem.evaluation.protocol import PROTOCOLS
+from open_gem.evaluation.run import measure
 from open_gem.localizer import Localizer
-from open_gem.protocols import PROTOCOLS
+from open_gem.paper import EXPERIMENTS
 
 
 def write_voc(root: Path, images: int) -> None:
@@ -73,8 +73,8 @@ def timed(owner: Any, names: list[str], spent: dict[str, float]) -> Iterator[Non
 
 def main(turns: int = 3, images: int = 8) -> None:
     rows = EXPERIMENTS["table1"].rows(12)
-    nine = {name: pathway for name, pathway in rows.items() if "K = 1" not in name}
-    deeper = {name: pathway for name, pathway in rows.items() if "K = 0" not in name}
+    nine = {name: method for name, method in rows.items() if "K = 1" not in name}
+    deeper = {name: method for name, method in rows.items() if "K = 0" not in name}
     cases = {"CLIP alone": {"CLIP": rows["CLIP"]}, "Table 1, K = 0": nine, "Table 1, K = 1": deeper}
     with TemporaryDirectory() as folder:
         write_voc(Path(folder), images)
@@ -82,11 +82,11 @@ def main(turns: int = 3, images: int = 8) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in cases}
         parts: dict[str, dict[str, float]] = {}
         for turn in range(turns + 1):
-            for name, pathways in cases.items():
+            for name, methods in cases.items():
                 spent: dict[str, float] = {}
                 start = perf_counter()
                 with timed(evaluate, ["_prepare", "_answers"], spent), timed(Localizer, ["read"], spent):
-                    for _ in measure(model, pathways, data, range(len(data)), PROTOCOLS["paper"], batch=4):
+                    for _ in measure(model, methods, data, range(len(data)), PROTOCOLS["paper"], batch=4):
                         pass
                 if turn:  # the first warms up
                     seconds[name].append((perf_counter() - start) / images)

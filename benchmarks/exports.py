@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from open_gem.export import FORMATS, export
-from open_gem.parts import Manifest, Parts, row_of
+from open_gem.label.parts import Manifest, Parts, row_of
 from open_gem.types import Size
 
 SIZE, PART, KINDS = Size(480, 640), 64, 50  # pixels; images of a part; different images, which repeat

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from open_gem import kernels
-from open_gem.backbones import build_tower
-from open_gem.backbones.check import pictures
 from open_gem.bench.measuring import interleave, turn_of
-from open_gem.kernels import attention, linear
-from open_gem.methods import PATHWAYS
-from open_gem.pathway import run
+from open_gem.method import kernels
+from open_gem.method.kernels import attention, linear
+from open_gem.method.run import run
+from open_gem.method.table import METHODS
+from open_gem.towers.check import pictures
+from open_gem.towers.loading import build_tower
 from open_gem.types import Size
 
 IMAGES, HEADS, TOKENS, WIDTH = 4, 12, 785, 64
@@ -178,7 +178,7 @@ def linears() -> Cases:
 
 def wholes() -> Cases:
     """GEM from pixels to tokens."""
-    pixels, gem = pictures(Size(448, 448), IMAGES), {"gem": PATHWAYS["gem"]}
+    pixels, gem = pictures(Size(448, 448), IMAGES), {"gem": METHODS["gem"]}
     tower, half = build_tower("ViT-B-16"), build_tower("ViT-B-16")
     half.module.bfloat16()
     expected = run(tower, pixels, gem)["gem"].patches

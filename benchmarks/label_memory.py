@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 
 CHILD = """
 import atexit

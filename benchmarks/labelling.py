@@ -25,16 +25,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.imaging import read_image
+from open_gem.data.scenes import CONCEPTS, scene
+from open_gem.images.pixels import read_image
 from open_gem.label import local, on_ray
 from open_gem.label.done import Shard
 from open_gem.label.labeling import Labeling, Ready
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Parts
 from open_gem.label.reading import read
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import open_source
-from open_gem.parts import Parts
 
 
 def random_vit(folder: Path) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 
 SERVE = "from open_gem.cli import main; main()"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -88,7 +88,7 @@ def main() -> None:
             phrases = [f"{('a small', 'a big')[number]} {concept}" for concept in CONCEPTS[: given.phrases]]
             times = [typed(page, phrase, given.pause) for phrase in phrases]
             median, p95 = np.percentile(times, [50, 95])
-            what = "two pathways" if compare else "one pathway"
+            what = "two methods" if compare else "one method"
             print(
                 f"{what}: {len(times)} phrases on a scene of {given.side} × {given.side}: median {median:.0f} ms, "
                 f"p95 {p95:.0f} ms, most {max(times):.0f} ms",

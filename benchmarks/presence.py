@@ -3,7 +3,7 @@
 import numpy as np
 
 import open_gem
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 
 SCENES, SIDE = 60, 256
 

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.files import to_json
 
 PICTURES, ASKS = 50, 6
@@ -119,7 +119,7 @@ async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes]) -
         path = f"/v1/images/{answer.json()['id']}/ground"
         for _ in range(ASKS):
             phrases = [f"{random.choice(CONCEPTS)} {random.randrange(1000)}" for _ in range(3)]
-            asked = {"prompts": phrases, "pathway": random.choice(["gem", "clip"]), "mask": "rle", "similarity": True}
+            asked = {"prompts": phrases, "method": random.choice(["gem", "clip"]), "mask": "rle", "similarity": True}
             answer = await ask(client, seen, "ask", path, json=asked)
             if answer is None or answer.status_code == 404 or time.perf_counter() > seen.end:
                 break

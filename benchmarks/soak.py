@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from serving import Server, pictures
 
-from open_gem.datasets.scenes import CONCEPTS
+from open_gem.data.scenes import CONCEPTS
 
 SLOW_BODIES = 4
 PAUSE = 0.5  # seconds between two requests of a client

@@ -9,21 +9,21 @@ import gradio as gr
 from PIL import Image
 
 import open_gem
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.errors import OpenGemError
 
 localizer = open_gem.load(os.environ.get("OPEN_GEM_MODEL", "embedded"))
 SAMPLES = [scene(seed, (384, 512)) for seed in range(4)]  # held-out scenes
 
 
-def ground(picture: Image.Image | None, phrases: str, pathway: str, threshold: float, presence: float):
+def ground(picture: Image.Image | None, phrases: str, method: str, threshold: float, presence: float):
     """The picture with the masks of phrases that are in it, and a table of all phrases."""
     if picture is None:
         raise gr.Error("expected a picture")
     picture.thumbnail((1024, 1024))  # annotations are drawn at this size
     prompts = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
     try:
-        found = localizer.compare(picture, prompts, [pathway])[pathway]
+        found = localizer.compare(picture, prompts, [method])[method]
     except OpenGemError as error:
         raise gr.Error(str(error)) from error
     shares = [1.0] * len(prompts) if found.presence is None else found.presence.tolist()
@@ -42,7 +42,7 @@ demo = gr.Interface(
     [
         gr.Image(type="pil", label="Picture"),
         gr.Textbox("birthday cake, bee, a fire engine", label="Phrases, by commas"),
-        gr.Dropdown(["gem", "clip", "maskclip", "clip_surgery"], value="gem", label="Pathway"),
+        gr.Dropdown(["gem", "clip", "maskclip", "clip_surgery"], value="gem", label="Method"),
         gr.Slider(0, 1, 0.5, label="Threshold: pixels whose map, stretched to [0, 1], is above"),
         gr.Slider(0, 1, 0.5, label="Presence: phrases less probable in the picture are not drawn"),
     ],

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import open_gem
-from open_gem import backbones
-from open_gem.datasets.scenes import Scene, scene
+from open_gem import towers
+from open_gem.data.scenes import Scene, scene
 
 torch.set_num_threads(1)  # models here are too small for more, and threads that wait for each other are slow
 
@@ -27,7 +27,7 @@ class Reference:
 
     def __init__(self, name: str):
         self.folder = PARITY / name
-        self.backbone = backbones.load(f"local-dir:{self.folder}", device="cpu")
+        self.backbone = towers.load(f"local-dir:{self.folder}", device="cpu")
         self.cases = {case["key"]: case for case in json.loads((self.folder / "cases.json").read_text())}
 
     def arrays(self, file: str = "reference") -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from open_gem.backbones.check import randomize
+from open_gem.towers.check import randomize
 
 KINDS = {
     "clip": "CLIPModel",

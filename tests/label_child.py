@@ -16,9 +16,9 @@ from open_gem.label import control, local
 from open_gem.label.done import writing
 from open_gem.label.labeling import Found, Labeling, Ready
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Parts
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, open_source
-from open_gem.parts import Parts
 
 PART = 50
 PAUSE = float(os.environ.get("PAUSE", "0"))  # seconds a batch, for tests that need time to act

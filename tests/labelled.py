@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from open_gem.export import FORMATS, export
-from open_gem.parts import Manifest, Parts, row_of
+from open_gem.label.parts import Manifest, Parts, row_of
 
 LABELS = ("cat", "Füchse & Co", "dog")
 HEIGHT, WIDTH = 40, 60

@@ -1,4 +1,4 @@
-"""Labels of several phrases, background, presence, redundancy, several pathways, views and refinement, together."""
+"""Labels of several phrases, background, presence, redundancy, several methods, views and refinement, together."""
 
 import json
 import pickle
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import open_gem
-from open_gem import PATHWAYS, Localization, Localizer, Vocabulary, readout
-from open_gem.datasets.scenes import CONCEPTS, scene
-from open_gem.errors import ImageError, InputError, PathwayError
-from open_gem.imaging import to_pixels
-from open_gem.refine import Pamr
+from open_gem import METHODS, Localization, Localizer, Vocabulary, readout
+from open_gem.data.scenes import CONCEPTS, scene
+from open_gem.errors import ImageError, InputError, MethodError
+from open_gem.images.pixels import to_pixels
+from open_gem.refine.pamr import Pamr
 from open_gem.types import Size
 from open_gem.views import Mosaic, Tiles, Views
 
@@ -162,11 +162,11 @@ def test_presence_tells_what_is_there_on_scenes():
 # Redundancy -----------------------------------------------------------------------------------------------------------
 
 
-def test_redundancy_removal_is_that_of_the_readout_and_of_any_pathway(localizer):
+def test_redundancy_removal_is_that_of_the_readout_and_of_any_method(localizer):
     surgical = replace(localizer, remove_redundancy=True)
-    for pathway in ("gem", "clip_surgery", "clip"):
-        plain = replace(localizer, pathway=pathway)(PICTURE, SYNONYMS)
-        ours = replace(surgical, pathway=pathway)(PICTURE, SYNONYMS)
+    for method in ("gem", "clip_surgery", "clip"):
+        plain = replace(localizer, method=method)(PICTURE, SYNONYMS)
+        ours = replace(surgical, method=method)(PICTURE, SYNONYMS)
         scores = image_cosines(localizer, ["cat", "kitten", "dog", "puppy", "hound", "owl"])
         close(ours.similarity, readout.remove_redundancy(plain.similarity, scores))
         close(ours.scores, plain.scores)
@@ -204,27 +204,27 @@ def watch_encoding(localizer: Localizer, monkeypatch: pytest.MonkeyPatch) -> lis
     return encoded
 
 
-# Several pathways -----------------------------------------------------------------------------------------------------
+# Several methods -----------------------------------------------------------------------------------------------------
 
 
-def test_compare_is_each_pathway_alone_from_one_pass(localizer, monkeypatch):
+def test_compare_is_each_method_alone_from_one_pass(localizer, monkeypatch):
     encoded = watch_encoding(localizer, monkeypatch)
-    found = localizer.compare(PICTURE, SYNONYMS, PATHWAYS)
+    found = localizer.compare(PICTURE, SYNONYMS, METHODS)
     assert len(encoded) == 1
-    assert list(found) == list(PATHWAYS)
+    assert list(found) == list(METHODS)
     for name in ("gem", "naclip", "gem-kmeans"):
-        close(found[name].similarity, replace(localizer, pathway=name)(PICTURE, SYNONYMS).similarity)
+        close(found[name].similarity, replace(localizer, method=name)(PICTURE, SYNONYMS).similarity)
 
 
 def test_names_and_settings_may_be_compared(localizer):
-    settings = {"K=0": replace(PATHWAYS["gem"], iterations=0), "gem": "gem"}
+    settings = {"K=0": replace(METHODS["gem"], iterations=0), "gem": "gem"}
     found = localizer.compare(PICTURE, "cat", settings)
     assert list(found) == ["K=0", "gem"]
     assert list(localizer.compare(PICTURE, "cat", "gem")) == ["gem"]
-    with pytest.raises(PathwayError, match="gme"):
+    with pytest.raises(MethodError, match="gme"):
         localizer.compare(PICTURE, "cat", ["gme"])
-    with pytest.raises(PathwayError, match="no label"):
-        localizer.compare(PICTURE, "cat", [PATHWAYS["gem"]])
+    with pytest.raises(MethodError, match="no label"):
+        localizer.compare(PICTURE, "cat", [METHODS["gem"]])
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_what_was_seen_can_be_asked_again(localizer):
         for name in ("gem", "clip"):
             [found] = looking.locate(seen[name], SYNONYMS)
             assert found.size == (100, 140)
-            close(found.similarity, replace(looking, pathway=name)(PICTURE, SYNONYMS).similarity)
+            close(found.similarity, replace(looking, method=name)(PICTURE, SYNONYMS).similarity)
 
 
 def test_redundancy_is_removed_from_every_view(localizer):
@@ -355,10 +355,10 @@ def test_another_picture_cannot_refine(localizer):
 
 
 def test_everything_that_decides_is_told(localizer):
-    looking = replace(localizer, views=VIEWS["all"], refinement=Pamr(), remove_redundancy=True, pathway="gem-kmeans")
+    looking = replace(localizer, views=VIEWS["all"], refinement=Pamr(), remove_redundancy=True, method="gem-kmeans")
     told = json.loads(json.dumps(looking.describe()))
     assert {field.name for field in fields(looking)} - {"backbone", "size", "text"} <= told.keys()
     assert told["views"] == {"window": 40, "stride": None, "scales": [0.75, 1.25], "flip": True, "merge": "logits"}
     assert told["refinement"] == {"iterations": 10, "dilations": [8, 16], "std_weight": 0.1}
     assert told["remove_redundancy"] is True
-    assert told["pathway"]["mix"].startswith("KMeans(clusters=7")
+    assert told["method"]["mix"].startswith("KMeans(clusters=7")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_gem.attention import Heads, adaptive_inverse_temperature, gaussian, identity, query_key, self_self
+from open_gem.method.attention import Heads, adaptive_inverse_temperature, gaussian, identity, query_key, self_self
 from open_gem.types import Grid
 
 

@@ -13,9 +13,9 @@ import torch
 from conftest import PARITY
 
 import open_gem
-from open_gem import PATHWAYS, backbones, run
-from open_gem.backbones import open_clip as native
+from open_gem import METHODS, run, towers
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.towers import open_clip as native
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_preprocessing_comes_from_the_checkpoint(tmp_path):
     folder = checkpoint(
         tmp_path, preprocess_cfg={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3], "interpolation": "bilinear"}
     )
-    preprocess = backbones.load(f"local-dir:{folder}", device="cpu").preprocess
+    preprocess = towers.load(f"local-dir:{folder}", device="cpu").preprocess
     assert (preprocess.mean, preprocess.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
     assert (preprocess.interpolation, preprocess.image_size) == ("bilinear", (32, 32))
 
@@ -65,13 +65,13 @@ def test_recommendations_come_from_the_checkpoint(tmp_path):
     assert localizer.size_rule == "short:64"
     assert localizer.settings("gem").temperature_scale == 0.25
     plain = open_gem.load(f"local-dir:{PARITY / 'gem_square'}", device="cpu")
-    assert (plain.size_rule, plain.settings("gem")) == ("short:448", PATHWAYS["gem"])
+    assert (plain.size_rule, plain.settings("gem")) == ("short:448", METHODS["gem"])
 
 
 def test_unknown_recommendations_are_named(tmp_path):
     folder = checkpoint(tmp_path, open_gem={"size": "short:64", "deepness": 3})
     with pytest.raises(WeightsError, match=r"recommends deepness, .* known: size, temperature_scale"):
-        backbones.load(f"local-dir:{folder}", device="cpu")
+        towers.load(f"local-dir:{folder}", device="cpu")
 
 
 def checkpoint(tmp_path: Path, **changes) -> Path:
@@ -101,7 +101,7 @@ def checkpoint(tmp_path: Path, **changes) -> Path:
 )
 def test_names_that_do_not_exist(name, tag, error, words):
     with pytest.raises(error) as caught:
-        backbones.load(name, tag, device="cpu")
+        towers.load(name, tag, device="cpu")
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
@@ -109,18 +109,18 @@ def test_names_that_do_not_exist(name, tag, error, words):
 
 def test_a_folder_without_configuration_or_weights_is_an_error_never_a_random_model(tmp_path):
     with pytest.raises(WeightsError, match=r"no open_clip_config\.json"):
-        backbones.load(f"local-dir:{tmp_path}", device="cpu")
+        towers.load(f"local-dir:{tmp_path}", device="cpu")
     folder = checkpoint(tmp_path)
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"local-dir:FOLDER.*embedded"):
-        backbones.load(f"local-dir:{folder}", device="cpu")
+        towers.load(f"local-dir:{folder}", device="cpu")
 
 
 def test_weights_of_another_shape_are_an_error(tmp_path):
     folder = checkpoint(tmp_path)
     shutil.copy(PARITY / "gem_resampled" / "open_clip_model.safetensors", folder)
     with pytest.raises(WeightsError, match="cannot load local-dir"):
-        backbones.load(f"local-dir:{folder}", device="cpu")
+        towers.load(f"local-dir:{folder}", device="cpu")
 
 
 @pytest.mark.parametrize(("name", "tag"), [("hf-hub:some/model", None), ("ViT-B-16", "openai")])
@@ -131,7 +131,7 @@ def test_unreachable_weights_say_what_to_do(name, tag, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip.factory, "download_pretrained", unreachable)
     monkeypatch.setattr(open_clip.factory, "_get_hf_config", unreachable)
     with pytest.raises(WeightsError) as caught:
-        backbones.load(name, tag, device="cpu", cache_dir=str(tmp_path))
+        towers.load(name, tag, device="cpu", cache_dir=str(tmp_path))
     message = str(caught.value)
     assert "connection refused" in message and "\n" not in message
     assert "HF_HOME" in message and "local-dir:" in message and "embedded" in message
@@ -144,7 +144,7 @@ def test_nothing_is_logged_beside_the_error(monkeypatch, tmp_path, caplog):
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", unreachable)
     with pytest.raises(WeightsError):
-        backbones.load("ViT-B-16", "openai", device="cpu", cache_dir=str(tmp_path))
+        towers.load("ViT-B-16", "openai", device="cpu", cache_dir=str(tmp_path))
     assert not caplog.records
 
 
@@ -155,7 +155,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
     torch.save({"state_dict": Harmful()}, tmp_path / "weights.pt")
     with pytest.raises(WeightsError, match="cannot load ViT-B-32"):
-        backbones.load("ViT-B-32", str(tmp_path / "weights.pt"), device="cpu")
+        towers.load("ViT-B-32", str(tmp_path / "weights.pt"), device="cpu")
     assert not (tmp_path / "executed").exists()
 
 
@@ -189,12 +189,12 @@ def test_a_model_in_training_mode_is_refused(square):
 @pytest.mark.parametrize("shape", [(1, 3, 33, 32), (1, 3, 0, 8), (3, 32, 32), (1, 4, 32, 32)])
 def test_pixels_that_do_not_fit_are_refused(shape, square):
     with pytest.raises(InputError, match="expected"):
-        run(square.backbone, torch.zeros(shape), PATHWAYS)
+        run(square.backbone, torch.zeros(shape), METHODS)
 
 
 def test_unknown_device_is_one_line():
     with pytest.raises(InputError, match="cannot use device 'quantum'"):
-        backbones.load(device="quantum")
+        towers.load(device="quantum")
 
 
 def test_positions_are_cached_per_grid_and_follow_the_weights(square, monkeypatch):

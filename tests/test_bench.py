@@ -16,7 +16,7 @@ from open_gem.bench.memory import Memory, measure_memory, run_alone
 from open_gem.bench.subject import Setting, Subject
 from open_gem.cli import app
 from open_gem.errors import InputError, UnsupportedModelError
-from open_gem.methods import PATHWAYS
+from open_gem.method.table import METHODS
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_trained_models_run_as_transformers_has_them(name, monkeypatch, setting)
 
 def test_trained_models_without_transformers_are_one_line(monkeypatch, setting):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "open_gem.backbones.trained.random", raising=False)
+    monkeypatch.delitem(sys.modules, "open_gem.trained.random", raising=False)
     with pytest.raises(UnsupportedModelError, match="transformers"):
         CASES["clipseg"].make(Subject(setting))
 
@@ -118,7 +118,7 @@ def test_a_process_that_fails_is_one_line():
 
 
 def test_unknown_cases_are_refused_with_what_there_is():
-    with pytest.raises(InputError, match=r"unknown case 'jem'.*gem.*known: pathways, answers, trained, matrix-product"):
+    with pytest.raises(InputError, match=r"unknown case 'jem'.*gem.*known: methods, answers, trained, matrix-product"):
         find_cases(["jem"])
 
 
@@ -203,6 +203,6 @@ def test_a_model_whose_texts_need_a_network_is_one_line():
     assert "expected one of open_clip" in result.stderr
 
 
-def test_every_pathway_is_a_case():
-    assert set(PATHWAYS) < set(CASES)
+def test_every_method_is_a_case():
+    assert set(METHODS) < set(CASES)
     assert all(case.about for case in CASES.values())

@@ -17,11 +17,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import open_gem
-from open_gem import cli, save
-from open_gem.backbones import FAMILIES
-from open_gem.backbones.towers.native import NativeTower
+from open_gem import cli
+from open_gem.cli import save
 from open_gem.errors import WeightsError
-from open_gem.methods import PATHWAYS, Pathway
+from open_gem.method.table import METHODS, Method
+from open_gem.towers.loading import FAMILIES
+from open_gem.towers.native import NativeTower
 
 
 @pytest.fixture
@@ -89,9 +90,9 @@ def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
     assert document["model"] == tiny
     assert document["size_rule"] == "square:48"
     assert document["threshold"] == 0.7
-    settings = dict(document["pathway"])
+    settings = dict(document["method"])
     assert settings.pop("name") == "gem"
-    assert Pathway(**settings) == PATHWAYS["gem"]
+    assert Method(**settings) == METHODS["gem"]
     assert [entry["prompt"] for entry in document["prompts"]] == ["a cat", "dog"]
     assert [entry["slug"] for entry in document["prompts"]] == ["a-cat", "dog"]
     assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
@@ -124,11 +125,11 @@ def test_every_kind_of_file(tiny: str, place: Path):
         assert arrays["scores"].shape == (2,)
 
 
-def test_settings_reach_the_pathway(tiny: str, place: Path):
-    changed = ["--pathway", "clearclip", "--depth", "2", "--iterations", "3", "--temperature-scale", "0.5"]
+def test_settings_reach_the_method(tiny: str, place: Path):
+    changed = ["--method", "clearclip", "--depth", "2", "--iterations", "3", "--temperature-scale", "0.5"]
     result = ground(tiny, "cat.png", "-p", "cat", "--json", "--template", "{}", *changed)
     document = json.loads(result.stdout)
-    settings = document["pathway"]
+    settings = document["method"]
     given = {"name": "clearclip", "depth": 2, "iterations": 3, "temperature_scale": 0.5, "projections": "q"}
     assert {key: settings[key] for key in given} == given
     assert document["template"] == "{}"
@@ -310,7 +311,7 @@ BAD_REQUESTS = {
     "phrase not UTF-8": (["-p", "a\udcff"], "not UTF-8"),
     "no phrase file": (["-p", "@nowhere.txt"], "cannot read phrases from 'nowhere.txt'"),
     "phrase file is a picture": (["-p", "@cat.png"], "not UTF-8"),
-    "unknown pathway": (["-p", "x", "--pathway", "gemm"], "did you mean gem?"),
+    "unknown method": (["-p", "x", "--method", "gemm"], "did you mean gem?"),
     "size rule": (["-p", "x", "--size", "huge"], "'huge'"),
     "no size rule": (["-p", "x", "--size", ""], "size rule"),
     "depth 0": (["-p", "x", "--depth", "0"], "depth is 0"),
@@ -350,7 +351,7 @@ def test_requests_are_checked_before_the_model_is_loaded(case: str, place: Path,
     def load(*arguments: object, **keywords: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("open_gem.backbones.load", load)
+    monkeypatch.setattr("open_gem.towers.loading.load", load)
     arguments, words = BAD_REQUESTS[case]
     refused(call("ground", "cat.png", *arguments), words)
 
@@ -375,7 +376,7 @@ def test_weights_that_do_not_load(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise WeightsError("two\nlines")
 
-    monkeypatch.setattr("open_gem.backbones.load", load)
+    monkeypatch.setattr("open_gem.towers.loading.load", load)
     refused(call("ground", "cat.png", "-p", "x"), "error: two lines")
 
 
@@ -388,7 +389,7 @@ def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_gem.backbones.load", load)
+    monkeypatch.setattr("open_gem.towers.loading.load", load)
     result = call("ground", "cat.png", "-p", "x")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -416,7 +417,7 @@ def test_nothing_is_ever_half_written(trouble: BaseException, tiny: str, place: 
 
 
 def test_demo(tiny: str, place: Path):
-    from open_gem.datasets.scenes import scene
+    from open_gem.data.scenes import scene
 
     result = call("demo", "--model", tiny, "--device", "cpu", "--seed", 3, "--json")
     assert result.exit_code == 0, result.output
@@ -441,7 +442,7 @@ def test_demo(tiny: str, place: Path):
 def test_the_demo_finds_what_its_scene_has_by_gem(place: Path):
     result = call("demo", "--device", "cpu", "--json")
     document = json.loads(result.stdout)
-    assert document["pathway"]["name"] == "gem"
+    assert document["method"]["name"] == "gem"
     assert [entry["point_in_object"] for entry in document["prompts"]] == [True, True, True, True, None]
 
 
@@ -453,30 +454,30 @@ def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
     assert files(place) == {"cat.png"}
 
 
-# Ground: several pathways, labels of several phrases, views -----------------------------------------------------------
+# Ground: several methods, labels of several phrases, views -----------------------------------------------------------
 
 
-def test_pathways_are_compared_side_by_side(tiny: str, place: Path):
-    result = ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--pathway", "gem,clip_surgery,clip")
+def test_methods_are_compared_side_by_side(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--method", "gem,clip_surgery,clip")
     assert result.exit_code == 0, result.output
     assert files() == {"gem", "clip_surgery", "clip", "cat.compare.png"}
     for name in ("gem", "clip_surgery", "clip"):
         assert files(f"open_gem_out/{name}") == {"cat.a-cat.overlay.png", "cat.dog.overlay.png", "cat.json"}
         document = json.loads(Path(f"open_gem_out/{name}/cat.json").read_text())
-        assert document["pathway"]["name"] == name
-        assert document["pathway"]["depth"] == PATHWAYS[name].depth
-        alone = open_gem.load(tiny, device="cpu", pathway=name)("cat.png", ["a cat", "dog"])
+        assert document["method"]["name"] == name
+        assert document["method"]["depth"] == METHODS[name].depth
+        alone = open_gem.load(tiny, device="cpu", method=name)("cat.png", ["a cat", "dog"])
         assert [entry["point"] for entry in document["prompts"]] == alone.points().tolist()
         assert f"cat.png · {name}" in result.stdout
     with Image.open("open_gem_out/cat.compare.png") as sheet, Image.open(next(Path().glob("*/gem/*.png"))) as one:
         assert sheet.width > 3 * one.width and 2 * one.height < sheet.height < 3 * one.height
 
 
-def test_one_json_document_a_picture_and_pathway(tiny: str, place: Path):
-    result = ground(tiny, "cat.png", "missing.png", "-p", "cat", "--pathway", "all", "--json", "-q", "--save", "none")
+def test_one_json_document_a_picture_and_method(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "missing.png", "-p", "cat", "--method", "all", "--json", "-q", "--save", "none")
     assert result.exit_code == 1
     documents = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [document["pathway"]["name"] for document in documents[:-1]] == list(PATHWAYS)
+    assert [document["method"]["name"] for document in documents[:-1]] == list(METHODS)
     assert documents[-1].keys() == {"path", "error"}
     assert not Path("open_gem_out").exists()
 
@@ -563,11 +564,11 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-p", "x", "--pathway", "gem,gme"], ["gme", "did you mean gem"]),
-        (["-p", "x", "--pathway", "proxyclip:"], ["proxyclip:facebook/dino-vitb8"]),
-        (["-p", "x", "--pathway", "proxyclip:nothing/", "--depth", "2"], ["nothing/"]),
-        (["-p", "x", "--pathway", "clip", "--depth", "3"], ["depth", "'clip'"]),
-        (["-p", "x", "--pathway", "gem,clip", "--iterations", "2"], ["iterations", "'clip'"]),
+        (["-p", "x", "--method", "gem,gme"], ["gme", "did you mean gem"]),
+        (["-p", "x", "--method", "proxyclip:"], ["proxyclip:facebook/dino-vitb8"]),
+        (["-p", "x", "--method", "proxyclip:nothing/", "--depth", "2"], ["nothing/"]),
+        (["-p", "x", "--method", "clip", "--depth", "3"], ["depth", "'clip'"]),
+        (["-p", "x", "--method", "gem,clip", "--iterations", "2"], ["iterations", "'clip'"]),
         (["-p", "x", "--classes", "classes.txt"], ["--classes and --prompt"]),
         (["-p", "x", "--first-is-background"], ["--classes"]),
         (["--classes", "none.txt"], ["none.txt"]),
@@ -578,7 +579,7 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
         (["-p", "x", "--window", "32", "--merge", "maps"], ["maps", "features, logits"]),
         (["-p", "x", "--template", "imagenet-70"], ["imagenet-70", "did you mean imagenet-7"]),
         (["-p", "x", "-n", " "], ["background", "empty"]),
-        (["-p", "x", "--pathway", "gem-kmeans", "--iterations", "2"], ["iterations"]),
+        (["-p", "x", "--method", "gem-kmeans", "--iterations", "2"], ["iterations"]),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], tiny: str, place: Path):
@@ -586,7 +587,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], 
     refused(ground(tiny, "cat.png", *arguments), *words)
 
 
-def test_an_expert_makes_proxyclip_one_of_the_pathways(tiny: str, place: Path):
+def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
@@ -594,16 +595,16 @@ def test_an_expert_makes_proxyclip_one_of_the_pathways(tiny: str, place: Path):
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("expert")
     statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     Path("expert/preprocessor_config.json").write_text(json.dumps(statistics))
-    result = ground(tiny, "cat.png", "-p", "cat", "--pathway", "gem,proxyclip:./expert", "--save", "json")
+    result = ground(tiny, "cat.png", "-p", "cat", "--method", "gem,proxyclip:./expert", "--save", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(Path("open_gem_out/proxyclip-expert/cat.json").read_text())
-    assert document["pathway"]["mix"].startswith("External(expert=Expert('./expert')")
-    alone = ground(tiny, "cat.png", "-p", "cat", "--pathway", "proxyclip:./expert", "--out", "alone")
+    assert document["method"]["mix"].startswith("External(expert=Expert('./expert')")
+    alone = ground(tiny, "cat.png", "-p", "cat", "--method", "proxyclip:./expert", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
 
 
-# Models and pathways --------------------------------------------------------------------------------------------------
+# Models and methods --------------------------------------------------------------------------------------------------
 
 
 def test_families():
@@ -652,7 +653,7 @@ def test_a_check_compares_with_the_library():
 
 def test_a_check_in_half_precision_says_what_it_costs():
     [document] = json.loads(call("models", "--check", "embedded", "--dtype", "bfloat16", "--json").stdout)
-    assert [row["pathway"] for row in document["rounding"]] == list(PATHWAYS)
+    assert [row["method"] for row in document["rounding"]] == list(METHODS)
     assert all(0 < row["mean"] <= row["worst"] < 0.01 for row in document["rounding"])
     result = call("models", "--check", "embedded", "--dtype", "float16")
     assert result.exit_code == 0
@@ -683,31 +684,31 @@ def test_checks_that_make_no_sense(arguments, words):
     assert words in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_pathways():
-    rows = json.loads(call("pathways", "--json").stdout)
-    assert [row.pop("name") for row in rows] == list(PATHWAYS)
-    for row, pathway in zip(rows, PATHWAYS.values(), strict=True):
+def test_methods():
+    rows = json.loads(call("methods", "--json").stdout)
+    assert [row.pop("name") for row in rows] == list(METHODS)
+    for row, method in zip(rows, METHODS.values(), strict=True):
         assert row["about"]
-        assert row["mix"] == (pathway.mix if isinstance(pathway.mix, str) else repr(pathway.mix))
-        assert Pathway(**row | {"mix": pathway.mix}) == pathway
+        assert row["mix"] == (method.mix if isinstance(method.mix, str) else repr(method.mix))
+        assert Method(**row | {"mix": method.mix}) == method
 
 
-@pytest.mark.parametrize("arguments", [["models"], ["models", "--all"], ["pathways"]])
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--all"], ["methods"]])
 def test_tables_for_people(arguments: list[str]):
     result = call(*arguments)
     assert result.exit_code == 0
-    assert {"models": "ViT-B-16", "pathways": "gem"}[arguments[0]] in result.stdout
+    assert {"models": "ViT-B-16", "methods": "gem"}[arguments[0]] in result.stdout
     assert result.stderr == ""
 
 
 def test_a_model_of_few_blocks(shallow: str, place: Path):
     """A name is no deeper than the model; a depth that was asked for is taken as it is, or refused."""
-    result = ground(shallow, "cat.png", "-p", "x", "--pathway", "all", "--json", "--quiet", "--save", "none")
+    result = ground(shallow, "cat.png", "-p", "x", "--method", "all", "--json", "--quiet", "--save", "none")
     assert result.exit_code == 0, result.output
-    depths = {one["pathway"]["name"]: one["pathway"]["depth"] for one in map(json.loads, result.stdout.splitlines())}
-    assert depths == {name: min(row.depth, 3) for name, row in PATHWAYS.items()}
+    depths = {one["method"]["name"]: one["method"]["depth"] for one in map(json.loads, result.stdout.splitlines())}
+    assert depths == {name: min(row.depth, 3) for name, row in METHODS.items()}
     result = ground(shallow, "cat.png", "-p", "x", "--depth", 2, "--json", "--quiet", "--save", "none")
-    assert json.loads(result.stdout)["pathway"]["depth"] == 2
+    assert json.loads(result.stdout)["method"]["depth"] == 2
     refused(ground(shallow, "cat.png", "-p", "x", "--depth", 6), "depth 6", "3 blocks", "expected depth 3 at most")
 
 
@@ -740,7 +741,7 @@ def test_a_comma_in_a_prompt_is_a_warning_that_shows_how_to_give_two(
 
 
 def test_settings_without_effect_are_refused_or_said(tiny: str, place: Path):
-    refused(ground(tiny, "cat.png", "-p", "x", "--pathway", "maskclip", "--iterations", 5), "iterations")
+    refused(ground(tiny, "cat.png", "-p", "x", "--method", "maskclip", "--iterations", 5), "iterations")
     result = ground(tiny, "cat.png", "-p", "x", "--background", 0.5)
     assert result.exit_code == 0
     assert result.stderr == "warning: --background has no effect without --save segmentation\n"
@@ -752,10 +753,10 @@ def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
     picture(20, 20).save("large.png")
     look = open_gem.Localizer.look
 
-    def short_of_memory(self: open_gem.Localizer, image: Image.Image, pathways: Any) -> object:
+    def short_of_memory(self: open_gem.Localizer, image: Image.Image, methods: Any) -> object:
         if image.height == 20:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
-        return look(self, image, pathways)
+        return look(self, image, methods)
 
     monkeypatch.setattr(open_gem.Localizer, "look", short_of_memory)
     result = ground(tiny, "large.png", "cat.png", "-p", "x", "--json")
@@ -775,11 +776,11 @@ def measured(*arguments: object) -> dict[str, dict]:
     result = call("evaluate", *arguments, "--json", "-q")
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    return {line["pathway"]: line for line in lines}
+    return {line["method"]: line for line in lines}
 
 
-def test_evaluate_prints_a_line_a_pathway_and_goes_on_where_it_was(tiny: str, place: Path):
-    lines = measured("scenes", "--count", 2, "--pathway", "clip,gem", "--model", tiny)
+def test_evaluate_prints_a_line_a_method_and_goes_on_where_it_was(tiny: str, place: Path):
+    lines = measured("scenes", "--count", 2, "--method", "clip,gem", "--model", tiny)
     assert list(lines) == ["clip", "gem"]
     for line in lines.values():
         assert (line["dataset"], line["images"], line["failed"], line["protocol"]) == ("scenes", 2, 0, "paper")
@@ -787,14 +788,14 @@ def test_evaluate_prints_a_line_a_pathway_and_goes_on_where_it_was(tiny: str, pl
         assert all(0 <= found["value"] <= 1 for found in line["scores"].values())
     [folder] = Path("open_gem_results").iterdir()
     parts = set(folder.glob("part-*"))
-    assert measured("--limit", 2, "--pathway", "clip,gem", "--model", tiny) == lines
+    assert measured("--limit", 2, "--method", "clip,gem", "--model", tiny) == lines
     assert set(folder.glob("part-*")) == parts
-    more = measured("--limit", 3, "--pathway", "clip,gem", "--model", tiny)
+    more = measured("--limit", 3, "--method", "clip,gem", "--model", tiny)
     assert more["gem"]["images"] == 3
 
 
 def test_shards_add_up(tiny: str, place: Path):
-    few = ("--limit", 8, "--pathway", "gem", "--model", tiny)
+    few = ("--limit", 8, "--method", "gem", "--model", tiny)
     whole = measured(*few, "--out", "whole")
     parts = [measured(*few, "--out", "shards", "--shard", f"{index}/2")["gem"]["images"] for index in (1, 0)]
     assert sum(parts) == 8 and all(parts)
@@ -805,16 +806,16 @@ def test_shards_add_up(tiny: str, place: Path):
 
 
 def test_fewer_images_than_were_measured_are_reported_as_that(tiny: str, place: Path):
-    few = measured("--limit", 2, "--pathway", "gem", "--model", tiny, "--out", "few")
-    measured("--limit", 4, "--pathway", "gem", "--model", tiny)
-    assert measured("--limit", 2, "--pathway", "gem", "--model", tiny) == few
+    few = measured("--limit", 2, "--method", "gem", "--model", tiny, "--out", "few")
+    measured("--limit", 4, "--method", "gem", "--model", tiny)
+    assert measured("--limit", 2, "--method", "gem", "--model", tiny) == few
 
 
 def test_an_interruption_is_one_line(tiny: str, place: Path, monkeypatch):
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_gem.runs.measure", interrupted)
+    monkeypatch.setattr("open_gem.evaluation.store.measure", interrupted)
     for command in (["evaluate"], ["reproduce", "table4"]):
         result = call(*command, "--limit", 2, "--model", tiny, "-q")
         assert result.exit_code == 130
@@ -823,7 +824,7 @@ def test_an_interruption_is_one_line(tiny: str, place: Path, monkeypatch):
 
 def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
     for protocol in ("paper", "official"):
-        table = call("evaluate", "--limit", 1, "--pathway", "gem", "--model", tiny, "--protocol", protocol)
+        table = call("evaluate", "--limit", 1, "--method", "gem", "--model", tiny, "--protocol", protocol)
         assert table.exit_code == 0, table.output
         assert "pointing_game" in table.stdout and "gem" in table.stdout
     report = call("report")
@@ -831,8 +832,8 @@ def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
     assert report.stdout.count("| scenes |") == 2
     assert {"| paper |", "| official |"} <= set(re.findall(r"\| (?:paper|official) \|", report.stdout))
     alone = call("report", "--against", "gem")
-    assert alone.exit_code == 2 and "has counts of 'gem' and of another pathway" in alone.stderr
-    assert call("evaluate", "--limit", 1, "--pathway", "gem,clip", "--model", tiny).exit_code == 0
+    assert alone.exit_code == 2 and "has counts of 'gem' and of another method" in alone.stderr
+    assert call("evaluate", "--limit", 1, "--method", "gem,clip", "--model", tiny).exit_code == 0
     assert call("report", "--against", "gem").stdout.count("| clip − gem |") == 1
     assert call("report", "--format", "csv", "--out", "all.csv").exit_code == 0
     assert Path("all.csv").read_text().count("\n") == 5
@@ -857,7 +858,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_stops_nothing(tiny: str, plac
         labels.save(root / "SegmentationClass" / f"{name}.png")
     (root / "JPEGImages" / "a.jpg").write_bytes(b"broken")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
-    result = call("evaluate", "voc2012", "--data-root", place, "--model", tiny, "--pathway", "gem", "--json", "-q")
+    result = call("evaluate", "voc2012", "--data-root", place, "--model", tiny, "--method", "gem", "--json", "-q")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: a: ") and result.stderr.count("\n") == 1
     line = json.loads(result.stdout)
@@ -869,7 +870,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_stops_nothing(tiny: str, plac
     [
         (["imagenet"], "unknown data set 'imagenet'"),
         (["voc2012"], "open-gem data show voc2012"),
-        (["--pathway", "gem,gam"], "unknown pathway 'gam'"),
+        (["--method", "gem,gam"], "unknown method 'gam'"),
         (["--size", "huge"], "size rule 'huge'"),
         (["--protocol", "feild"], "did you mean field"),
         (["--shard", "2/2"], "shard is '2/2'"),
@@ -891,7 +892,7 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"open-gem {open_gem.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["", "ground", "demo", "models", "pathways"])
+@pytest.mark.parametrize("command", ["", "ground", "demo", "models", "methods"])
 def test_help(command: str):
     result = call(*command.split(), "--help")
     assert result.exit_code == 0
@@ -907,7 +908,7 @@ def test_help_is_light():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 or run.stderr == "\n", run.stderr
-    assert "--pathway" in run.stdout
+    assert "--method" in run.stdout
 
 
 def test_as_a_program_on_a_poor_terminal(tiny: str, place: Path):

@@ -22,17 +22,17 @@ from typer.testing import CliRunner, Result
 
 from open_gem import cli
 from open_gem.cli.label import _duration
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.label import control, on_ray
 from open_gem.label.done import TODO, Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label as label_items
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Manifest, Parts, encode, row_of
 from open_gem.label.sheet import Sheet, draw
 from open_gem.label.sources import Item, Source, open_source
 from open_gem.label.summary import kind_of, summarize
 from open_gem.label.watching import Errors, Looks, watch
-from open_gem.parts import Manifest, Parts, encode, row_of
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_the_same_command_goes_on_and_errors_can_be_tried_again(place, tiny):
 
 def test_other_settings_need_another_folder(place, tiny):
     assert label(tiny, "-c", "classes.yaml").exit_code == 1
-    for change in (["--pathway", "clip"], ["--threshold", "0.4"], ["--outputs", "boxes"]):
+    for change in (["--method", "clip"], ["--threshold", "0.4"], ["--outputs", "boxes"]):
         result = label(tiny, "-c", "classes.yaml", *change)
         assert result.exit_code == 2
         assert "holds labels made with other settings" in result.stderr, change
@@ -299,7 +299,7 @@ def test_lists_with_the_same_image_twice(place, tiny):
         (["-p", "cat", "--least-area", "-0.1"], ["least area is -0.1"]),
         (["-p", "cat", "--presence", "2"], ["presence of label 'cat' is 2.0"]),
         (["-p", "cat", "--engine", "spark"], ["engine is 'spark', expected one of local, ray"]),
-        (["-p", "cat", "--pathway", "gme"], ["did you mean gem"]),
+        (["-p", "cat", "--method", "gme"], ["did you mean gem"]),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(arguments, words, place, tiny):

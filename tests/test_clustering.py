@@ -13,8 +13,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from open_gem import clustering
-from open_gem.clustering import (
+from open_gem.errors import InputError
+from open_gem.method import clustering
+from open_gem.method.clustering import (
     block_order,
     components,
     means,
@@ -22,7 +23,6 @@ from open_gem.clustering import (
     self_self_clustering,
     spherical_kmeans,
 )
-from open_gem.errors import InputError
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ITERATIONS, TEMPERATURES = (1, 3, 10), (0.1, 0.2, 0.3, 0.5)
@@ -328,7 +328,7 @@ def test_means_are_of_the_values_as_they_are():
 
 
 def test_kmeans_does_not_wake_scipy():
-    code = "import sys, open_gem.clustering; print('scipy' in sys.modules)"
+    code = "import sys, open_gem.method.clustering; print('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.errors import InputError
-from open_gem.integrations.cvat import create
+from open_gem.serve.cvat import create
 
 PICTURE = scene(seed=1, size=192)
 
@@ -83,7 +83,7 @@ def test_cvat_cli_loads_it():
     loader = pytest.importorskip("cvat_cli._internal.common").FunctionLoader
     parse = pytest.importorskip("cvat_cli._internal.parsers").parse_function_parameter
     given = dict(map(parse, ["prompts=str:cat,remote control", "shape=str:rectangle", "presence=float:0.5"]))
-    spec = loader("open_gem.integrations.cvat", None, given).load().spec
+    spec = loader("open_gem.serve.cvat", None, given).load().spec
     assert [(label.name, label.id, str(label.type)) for label in spec.labels] == [
         ("cat", 0, "rectangle"),
         ("remote control", 1, "rectangle"),

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from open_gem import cli
-from open_gem.datasets import (
+from open_gem.data import (
     ALIASES,
     CONCEPTS,
     DATASETS,
@@ -28,8 +28,8 @@ from open_gem.datasets import (
     scene,
     scenes,
 )
-from open_gem.datasets._context import KEPT, decode_runs
-from open_gem.datasets._names import NAMES, WITH_BACKGROUND, read_names
+from open_gem.data._context import KEPT, decode_runs
+from open_gem.data._names import NAMES, WITH_BACKGROUND, read_names
 from open_gem.errors import DatasetError, ImageError, InputError, PromptError
 
 SIZE = (9, 13)  # height, width of the pictures here
@@ -857,7 +857,7 @@ def test_points_without_any_picture(tmp_path):
 
 def test_points_of_many_chunks(tmp_path, monkeypatch):
     """Against a dictionary of lists, with the rows of each picture spread over the file."""
-    monkeypatch.setattr("open_gem.datasets._openimages.CHUNK", 7)
+    monkeypatch.setattr("open_gem.data._openimages.CHUNK", 7)
     random = np.random.default_rng(0)
     pictures = [f"{index:016x}" for index in range(9)]
     labels = [f"/m/{index}" for index in range(5)]

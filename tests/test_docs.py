@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from open_gem import PATHWAYS
+from open_gem import METHODS
 from open_gem.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def test_readme_python_runs(tmp_path, monkeypatch):
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(names["readouts"]) == len(PATHWAYS) + 2  # as its comment says
+    assert len(names["readouts"]) == len(METHODS) + 2  # as its comment says
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,14 +52,14 @@ def test_commands_exist_with_their_options(document):
         assert {word for word in words if word.startswith("-")} <= known, line
 
 
-def test_every_pathway_is_in_the_table_of_methods_with_its_settings():
-    rows = re.findall(r"^\| `([a-z_-]+)` \|(.*)\|$", (ROOT / "docs" / "pathways.md").read_text("utf-8"), re.MULTILINE)
-    assert [name for name, _ in rows] == list(PATHWAYS)
+def test_every_method_is_in_the_table_of_methods_with_its_settings():
+    rows = re.findall(r"^\| `([a-z_-]+)` \|(.*)\|$", (ROOT / "docs" / "methods.md").read_text("utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(METHODS)
     for name, row in rows:
         mix, depth, residual, mlp, source, evidence, flops, time = (cell.strip() for cell in row.split(" | "))
-        pathway = PATHWAYS[name]
+        method = METHODS[name]
         said = {True: "yes", False: "no"}
-        assert (depth, residual, mlp) == (str(pathway.depth), said[pathway.residual], said[pathway.mlp]), name
+        assert (depth, residual, mlp) == (str(method.depth), said[method.residual], said[method.mlp]), name
         assert mix and source and evidence
         assert float(flops) > 0 and float(time) > 0
 

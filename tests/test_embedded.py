@@ -1,4 +1,4 @@
-"""The model in the package really localizes: what it was trained for, what it was not, and how pathways compare."""
+"""The model in the package really localizes: what it was trained for, what it was not, and how methods compare."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import open_gem
-from open_gem import PATHWAYS, Localizer, Vocabulary
-from open_gem.backbones import EMBEDDED
-from open_gem.datasets import scenes
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem import METHODS, Localizer, Vocabulary
+from open_gem.data import scenes
+from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.errors import PromptError
-from open_gem.evaluate import evaluate
-from open_gem.questions import scores
+from open_gem.evaluation.run import evaluate
+from open_gem.evaluation.tasks import scores
+from open_gem.towers.loading import EMBEDDED
 
 HELD_OUT = range(60)
 
@@ -117,7 +117,7 @@ def test_one_clients_unknown_word_is_that_clients_error(localizer):
 
 def test_the_paper_s_own_temperature_is_what_this_model_uses(localizer):
     """As its card says: no multiplier is recommended, and the size is one that the model was not trained at."""
-    assert localizer.settings("gem") == PATHWAYS["gem"]
+    assert localizer.settings("gem") == METHODS["gem"]
     assert localizer.size_rule == "short:160"
 
 
@@ -127,7 +127,7 @@ def test_open_clip_loads_the_checkpoint_by_itself(localizer):
 
     import open_clip
 
-    folder = f"local-dir:{files('open_gem.backbones') / EMBEDDED}"
+    folder = f"local-dir:{files('open_gem.towers.loading') / EMBEDDED}"
     model: Any
     model, preprocess = open_clip.create_model_from_pretrained(folder)  # pyright: ignore[reportGeneralTypeIssues]
     tokens = open_clip.get_tokenizer(folder)(["a photo of a cat."])

@@ -14,21 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-from open_gem import PATHWAYS, Localization, Localizer, Views, paper
-from open_gem.datasets import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
+from open_gem import METHODS, Localization, Localizer, Views
+from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluate import TRAINED, evaluate, gather, measure
+from open_gem.evaluation.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
+from open_gem.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
+from open_gem.evaluation.report import Line, collect, render, summary
+from open_gem.evaluation.run import TRAINED, evaluate, gather, measure
+from open_gem.evaluation.store import Store, run, settings_of, shard
+from open_gem.evaluation.tasks import Estimate, differences, questions, scores
 from open_gem.files import digest
-from open_gem.imaging import size_of
-from open_gem.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
-from open_gem.prompts import Vocabulary
-from open_gem.protocols import PROTOCOLS, Protocol, find_protocol
-from open_gem.questions import Estimate, differences, questions, scores
-from open_gem.report import Line, collect, render, summary
-from open_gem.runs import Store, run, settings_of, shard
+from open_gem.images.pixels import size_of
+from open_gem.paper import numbers as paper
+from open_gem.text import Vocabulary
 from open_gem.types import Size
 
-TWO = {name: PATHWAYS[name] for name in ("clip", "maskclip")}
+TWO = {name: METHODS[name] for name in ("clip", "maskclip")}
 PAPER = PROTOCOLS["paper"]
 
 
@@ -204,13 +205,13 @@ def test_views_and_refinement_are_part_of_a_protocol(tiny_localizer, tmp_path):
     assert plain["clip"]["pixels"].rows != slid["clip"]["pixels"].rows
 
 
-def test_one_pass_of_the_model_serves_all_pathways(tiny_localizer, tmp_path, monkeypatch):
+def test_one_pass_of_the_model_serves_all_methods(tiny_localizer, tmp_path, monkeypatch):
     passes = []
     embed = type(tiny_localizer.backbone).embed
     monkeypatch.setattr(
         type(tiny_localizer.backbone), "embed", lambda self, pixels: passes.append(len(pixels)) or embed(self, pixels)
     )
-    evaluate(tiny_localizer, PATHWAYS, pictures(tmp_path, None), Protocol(size="short:32"), batch=2)
+    evaluate(tiny_localizer, METHODS, pictures(tmp_path, None), Protocol(size="short:32"), batch=2)
     assert sorted(passes) == [1, 2, 2]  # three pictures of one shape, two of the other
 
 
@@ -280,7 +281,7 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(tiny_localizer, tmp
     data = scenes(range(9), 64)
     whole = store_of(tmp_path / "whole", tiny_localizer, data)
     run(whole, tiny_localizer, TWO, data, PAPER, batch=2)
-    monkeypatch.setattr("open_gem.runs.PART", 2)
+    monkeypatch.setattr("open_gem.evaluation.store.PART", 2)
     store = store_of(tmp_path / "parts", tiny_localizer, data)
     heard: list[int] = []
 
@@ -316,13 +317,13 @@ def test_runs_of_other_settings_never_meet(tiny_localizer, tmp_path):
     data = scenes(range(2), 64)
     folders = {
         store_of(tmp_path, tiny_localizer, data).folder,
-        Store.at(tmp_path, settings_of(tiny_localizer, {"gem": PATHWAYS["gem"]}, data, PAPER)).folder,
+        Store.at(tmp_path, settings_of(tiny_localizer, {"gem": METHODS["gem"]}, data, PAPER)).folder,
         Store.at(tmp_path, settings_of(tiny_localizer, TWO, data, replace(PAPER, threshold=0.4))).folder,
         Store.at(tmp_path, settings_of(tiny_localizer, TWO, scenes(range(3), 64), PAPER)).folder,
     }
     assert len(folders) == 4
     told = settings_of(tiny_localizer, TWO, data, PAPER, ["clip", "maskclip"])
-    assert told == settings_of(replace(tiny_localizer, pathway="clip"), TWO, data, PAPER, ["maskclip", "clip"])
+    assert told == settings_of(replace(tiny_localizer, method="clip"), TWO, data, PAPER, ["maskclip", "clip"])
     assert told != settings_of(tiny_localizer, TWO, data, PAPER)
     again = store_of(tmp_path, tiny_localizer, data)
     assert again.folder in folders
@@ -371,7 +372,7 @@ def test_a_run_without_settings_is_none(content, tiny_localizer, tmp_path):
     assert Store.open(store_of(tmp_path, tiny_localizer, scenes(range(2), 64)).folder).settings == store.settings
 
 
-@pytest.mark.parametrize("name", ["open_gem", "dataset", "split", "model", "size_rule", "protocol", "pathways"])
+@pytest.mark.parametrize("name", ["open_gem", "dataset", "split", "model", "size_rule", "protocol", "methods"])
 def test_a_run_without_one_of_its_settings_is_none(name, tiny_localizer, tmp_path):
     store = store_of(tmp_path, tiny_localizer, scenes(range(2), 64))
     lacking = {one: value for one, value in store.settings.items() if one != name}
@@ -425,7 +426,7 @@ def test_what_was_asked_for_is_reported(tiny_localizer, tmp_path):
     assert few.read().of == 5
     turned = dict(reversed(TWO.items()))
     again = Store.at(tmp_path, settings_of(tiny_localizer, turned, data, PAPER))
-    assert [line.pathway for line in summary(again)] == list(turned)
+    assert [line.method for line in summary(again)] == list(turned)
     lines = summary(store, data.ids[:2])
     assert [(line.images, line.of) for line in lines] == [(2, 5)] * 2
     assert [line.scores for line in lines] == [line.scores for line in summary(few)]
@@ -442,13 +443,13 @@ def test_shards_do_not_depend_on_which_pictures_a_machine_has():
 KILLED = """
 import sys
 from pathlib import Path
-from open_gem import PATHWAYS, load, runs
+from open_gem import METHODS, load, runs
 from open_gem.datasets import scenes
 from open_gem.protocols import PROTOCOLS
 
 runs.PART = 3
 localizer, data, protocol = load(sys.argv[1], device="cpu"), scenes(range(40), 64), PROTOCOLS["paper"]
-chosen = {name: PATHWAYS[name] for name in ("clip", "maskclip")}
+chosen = {name: METHODS[name] for name in ("clip", "maskclip")}
 store = runs.Store.at(Path(sys.argv[2]), runs.settings_of(localizer, chosen, data, protocol))
 runs.run(store, localizer, chosen, data, protocol, batch=2, progress=lambda n: print(n, flush=True))
 """
@@ -516,7 +517,7 @@ def test_reports_have_every_run(format, tiny_localizer, tmp_path):
             collect(tmp_path / "nothing", against)
 
 
-def test_differences_to_a_pathway(tiny_localizer, tmp_path):
+def test_differences_to_a_method(tiny_localizer, tmp_path):
     """Beside runs that do not have it, and against the same by hand."""
     data, short = scenes(range(4), 64), replace(PAPER, size="short:32")
     run(store := Store.at(tmp_path, settings_of(tiny_localizer, TWO, data, short)), tiny_localizer, TWO, data, short)
@@ -524,7 +525,7 @@ def test_differences_to_a_pathway(tiny_localizer, tmp_path):
     alone = {one: TWO[one]}
     run(Store.at(tmp_path, settings_of(tiny_localizer, alone, data, short)), tiny_localizer, alone, data, short)
     [line] = collect(tmp_path, against=other)
-    assert (line.pathway, line.against, line.images) == (one, other, 4)
+    assert (line.method, line.against, line.images) == (one, other, 4)
     assert line.scores.keys() == summary(store)[0].scores.keys()
     mine, theirs = rows[one]["pixels"], rows[other]["pixels"]
     assert line.scores["mean_iou"] == (
@@ -536,16 +537,16 @@ def test_differences_to_a_pathway(tiny_localizer, tmp_path):
     value = 100 * line.scores["mean_iou"].value
     assert f"| {value:+.1f} [" in text
     [row] = csv.DictReader(io.StringIO(render([line], "csv")))
-    assert (row["pathway"], row["against"]) == (one, other)
-    with pytest.raises(InputError, match=rf"no run has pathway '{other}x' \(did you mean {other}\?\), expected one of"):
+    assert (row["method"], row["against"]) == (one, other)
+    with pytest.raises(InputError, match=rf"no run has method '{other}x' \(did you mean {other}\?\), expected one of"):
         collect(tmp_path, against=other + "x")
 
 
 def test_a_difference_to_what_was_tuned_says_so(tiny_localizer, tmp_path):
     data, short = scenes(range(2), 64), replace(PAPER, size="short:32")
-    pathways = {"clip": PATHWAYS["clip"], "gem": replace(PATHWAYS["gem"], temperature_scale=0.5)}
-    store = Store.at(tmp_path, settings_of(tiny_localizer, pathways, data, short))
-    run(store, tiny_localizer, pathways, data, short)
+    methods = {"clip": METHODS["clip"], "gem": replace(METHODS["gem"], temperature_scale=0.5)}
+    store = Store.at(tmp_path, settings_of(tiny_localizer, methods, data, short))
+    run(store, tiny_localizer, methods, data, short)
     assert "| clip − gem (tuned) |" in render(collect(tmp_path, against="gem"))
     assert "| gem (tuned) − clip |" in render(collect(tmp_path, against="clip"))
     assert "against" not in summary(store)[0].document()
@@ -568,11 +569,11 @@ LINE = Line(
 
 
 @pytest.mark.parametrize(
-    ("pathway", "value"), [("clip", 10.4), ("maskclip", 28.6), ("clip_surgery", 41.2), (TRAINED, 42.8)]
+    ("method", "value"), [("clip", 10.4), ("maskclip", 28.6), ("clip_surgery", 41.2), (TRAINED, 42.8)]
 )
-def test_pathways_have_the_papers_names(pathway, value):
-    model = "nvidia/groupvit-gcc-yfcc" if pathway == TRAINED else LINE.model
-    assert f"paper {value} " in render([replace(LINE, pathway=pathway, model=model)])
+def test_methods_have_the_papers_names(method, value):
+    model = "nvidia/groupvit-gcc-yfcc" if method == TRAINED else LINE.model
+    assert f"paper {value} " in render([replace(LINE, method=method, model=model)])
 
 
 def test_tables_cell_by_cell():
@@ -583,7 +584,7 @@ def test_tables_cell_by_cell():
         replace(LINE, dataset="scenes", images=5, of=5, scores={"top1": top, "text_contrast@7": top}),
         replace(LINE, images=5, of=5, scores={"top1": Estimate(-0.125, -0.25, -0.0001)}, against="clip"),
     ]
-    head = ["data set", "split", "images", "model", "protocol", "size", "run", "pathway", "mean_iou", "top1"]
+    head = ["data set", "split", "images", "model", "protocol", "size", "run", "method", "mean_iou", "top1"]
     told = ["voc2012", "val", "3 of 5, 1 failed", "ViT-B-16, openai", "paper", "short:448", "<a|b>", "gem (tuned)"]
     more = ["scenes", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run", "gem"]
     less = ["voc2012", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run"]
@@ -613,7 +614,7 @@ def test_the_papers_value_stands_beside_ours():
         {"split": "train"},
         {"images": 1448},
         {"tuned": True},
-        {"pathway": "kk"},
+        {"method": "kk"},
         {"against": "clip"},
     ],
 )

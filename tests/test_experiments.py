@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from open_gem import PATHWAYS, backbones, cli
-from open_gem.datasets import Points, Sample, SceneSample, Segmentation, scenes
+from open_gem import METHODS, cli, towers
+from open_gem.data import Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, WeightsError
-from open_gem.evaluate import evaluate
-from open_gem.experiments import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
-from open_gem.experiments.pictures import failures
-from open_gem.figures import plot
-from open_gem.metrics import object_contrast, patch_similarity, text_contrast, to_grid
-from open_gem.paper import MODELS, TABLES
-from open_gem.prompts import Vocabulary
-from open_gem.protocols import PROTOCOLS, Protocol
-from open_gem.questions import Estimate, scores
+from open_gem.evaluation.metrics import object_contrast, patch_similarity, text_contrast, to_grid
+from open_gem.evaluation.protocol import PROTOCOLS, Protocol
+from open_gem.evaluation.run import evaluate
+from open_gem.evaluation.tasks import Estimate, scores
+from open_gem.paper import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
+from open_gem.paper.figures import plot
+from open_gem.paper.numbers import MODELS, TABLES
+from open_gem.paper.pictures import failures
+from open_gem.text import Vocabulary
 
-GEM = PATHWAYS["gem"]
+GEM = METHODS["gem"]
 
 
 @pytest.mark.parametrize("layers", [6, 12, 24])
@@ -33,7 +33,7 @@ def test_rows_fit_the_model_and_curves_are_made_of_them(name, layers):
     experiment = EXPERIMENTS[name]
     rows = experiment.rows(layers)
     assert len(rows) > 1
-    assert all(pathway.depth <= layers for pathway in rows.values())
+    assert all(method.depth <= layers for method in rows.values())
     points = [point for drawn in experiment.plots for curve in drawn.curves(layers).values() for point in curve]
     assert all(point.row in rows for point in points)
     for point in points:
@@ -52,7 +52,7 @@ def test_the_papers_values_are_of_rows_and_models_that_are_measured(name):
 def test_table_1_is_projections_with_and_without_normalisation():
     rows = EXPERIMENTS["table1"].rows(12)
     assert rows["CLIP"].is_host
-    assert rows["value, raw"] == replace(PATHWAYS["clip_surgery"], depth=4)
+    assert rows["value, raw"] == replace(METHODS["clip_surgery"], depth=4)
     assert rows["qkv, norm, K = 1"] == replace(GEM, depth=4)
     assert rows["key, norm, K = 0"] == replace(GEM, projections="k", iterations=0, depth=4)
 
@@ -70,7 +70,7 @@ def test_rows_that_experiments_share_are_read_once():
     names = list(EXPERIMENTS)
     together = union(names, 12)
     assert len(set(together.values())) == len(together)
-    asked = [pathway for name in names for pathway in EXPERIMENTS[name].rows(12).values()]
+    asked = [method for name in names for method in EXPERIMENTS[name].rows(12).values()]
     assert set(together.values()) == set(asked)
     assert len(asked) > len(together)
     assert union(names[::-1], 12) == together and list(union(names[::-1], 12)) == list(together)
@@ -122,14 +122,14 @@ def test_pictures_that_cannot_be_read_are_told(tiny_localizer, tmp_path, monkeyp
 
 def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
     """Of the objects' own masks against all that is not in them: in the joint space, and after each block."""
-    data, pathways = scenes(range(2), 64), {"gem": GEM, "clip": PATHWAYS["clip"]}
-    counts = evaluate(tiny_localizer, pathways, data, Protocol(), analysed=["gem"])
+    data, methods = scenes(range(2), 64), {"gem": GEM, "clip": METHODS["clip"]}
+    counts = evaluate(tiny_localizer, methods, data, Protocol(), analysed=["gem"])
     assert not any("contrast" in what or "similarity" in what for what in counts["clip"])
     found = scores(counts["gem"])
     for sample in data:
         assert isinstance(sample, SceneSample)
         pixels = tiny_localizer.pixels(sample.picture())[None]
-        features = tiny_localizer.read(pixels, pathways, trace=["gem"])["gem"]
+        features = tiny_localizer.read(pixels, methods, trace=["gem"])["gem"]
         visible = [sample.labels() == data.classes.index(name) for name in sample.scene.names]
         pairs = [(name, mask) for name, mask in zip(sample.scene.names, visible, strict=True) if mask.any()]
         sides = to_grid(torch.stack([torch.from_numpy(mask) for _, mask in pairs]), features.grid)
@@ -258,7 +258,7 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
     assert {"clip − gem", "gem, temperature_scale 0.5 − gem"} <= set(re.findall(r"\| ([^|]* − gem) \|", against.stdout))
     planned = call("all", "--plan", "--limit", 2)
     assert planned.exit_code == 0
-    assert "pathways from one pass over 2 images" in " ".join(planned.stdout.split())
+    assert "methods from one pass over 2 images" in " ".join(planned.stdout.split())
     wrong = call("tabel3")
     assert wrong.exit_code == 2
     assert "did you mean table3" in wrong.stderr
@@ -283,7 +283,7 @@ def test_failures_are_the_phrases_that_fit_worst(tiny_localizer, monkeypatch):
         drawn.append(caption)
         return picture
 
-    monkeypatch.setattr("open_gem.experiments.pictures.overlay", keep)
+    monkeypatch.setattr("open_gem.paper.pictures.overlay", keep)
     data = scenes(range(6), 64)
     failures(tiny_localizer, data, PROTOCOLS["paper"])
     given = [caption for caption in drawn if caption.startswith("gem")]
@@ -314,15 +314,15 @@ def a_voc(root: Path, count: int) -> None:
 def test_the_papers_models_are_measured_and_those_that_cannot_be_had_are_named(tiny, tmp_path, monkeypatch):
     """Real data, no --model: every model of the paper, on the split the paper has for it."""
     a_voc(tmp_path, 2)
-    real = backbones.load
+    real = towers.load
 
     def load(name: str, pretrained: str | None = None, **where: Any) -> Any:
         if name == "ViT-B-16":
             return real(tiny, **where)
         raise WeightsError(f"cannot load {name}: no network")
 
-    monkeypatch.setattr("open_gem.backbones.load", load)
-    monkeypatch.setattr("open_gem.backbones.trained.is_trained", lambda name: False)
+    monkeypatch.setattr("open_gem.towers.loading.load", load)
+    monkeypatch.setattr("open_gem.trained.registry.is_trained", lambda name: False)
     out = tmp_path / "out"
     arguments = [
         "table4",
@@ -351,7 +351,7 @@ def test_a_figure_that_data_cannot_answer_is_named(tiny, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     values = np.full((1, 2), 0.5), np.array([0], dtype=np.int32), np.array([True])
     data = Points("openimages", "val", ("cat",), ("a",), (tmp_path / "a.png",), np.array([0, 1]), *values, (), {})
-    monkeypatch.setattr("open_gem.datasets.open_dataset", lambda *where: data)
+    monkeypatch.setattr("open_gem.data.open_dataset", lambda *where: data)
     arguments = [
         "reproduce",
         "figure3",

@@ -20,14 +20,15 @@ from timm.models import save_for_hf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from open_gem import attention, backbones
-from open_gem.attention import Heads, external, resize_values
-from open_gem.backbones import experts
-from open_gem.backbones.check import randomize
-from open_gem.backbones.experts import Expert, External, adapt_expert, load_expert, proxyclip
-from open_gem.errors import InputError, PathwayError, UnknownModelError, UnsupportedModelError, WeightsError
-from open_gem.methods import Pathway, Site
-from open_gem.pathway import run
+from open_gem import towers
+from open_gem.errors import InputError, MethodError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.method import attention
+from open_gem.method.attention import Heads, external, resize_values
+from open_gem.method.run import run
+from open_gem.method.table import Method, Site
+from open_gem.towers import dino as experts
+from open_gem.towers.check import randomize
+from open_gem.towers.dino import Expert, External, adapt_expert, load_expert, proxyclip
 from open_gem.types import Grid, Size
 
 # The attention --------------------------------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_the_mix_is_the_hosts_values_by_the_experts_affinity(folders):
     pixels, grid = picture(Size(24, 40)), Grid(3, 5)
     q, k, v = (random(2, 4, 2 + grid.patches, 6, seed=seed) for seed in (1, 2, 3))
     mix = External(expert, HOST_MEAN, HOST_STD, gamma=5.0, beta=0.9)
-    mixed = mix(Pathway(), Heads(q, k, v), site(normalised(pixels, HOST_MEAN, HOST_STD), grid, 2))
+    mixed = mix(Method(), Heads(q, k, v), site(normalised(pixels, HOST_MEAN, HOST_STD), grid, 2))
     assert mix.layout(Size(24, 40)) == (Grid(3, 6), 0)
     tokens = expert.tokens(pixels, Grid(3, 6))
     values = torch.zeros(2, 4, 18, 6, dtype=torch.float64)
@@ -587,7 +588,7 @@ def test_pixels_that_rounding_puts_outside_are_put_back(folders):
     pixels = (picture(Size(16, 16)) > 0.5).float()
     heads = Heads(*(random(2, 2, 4, 3, dtype=torch.float32),) * 3)
     mix = External(loaded(folders["vit"]), HOST_MEAN, HOST_STD)
-    mixed = mix(Pathway(), heads, site(normalised(pixels, HOST_MEAN, HOST_STD) * 1.001, Grid(2, 2), 0))
+    mixed = mix(Method(), heads, site(normalised(pixels, HOST_MEAN, HOST_STD) * 1.001, Grid(2, 2), 0))
     assert mixed.shape == (2, 2, 4, 3) and mixed.isfinite().all()
 
 
@@ -598,7 +599,7 @@ def test_settings_share_one_pass_of_the_expert(folders):
     here = site(normalised(picture(Size(16, 16)), HOST_MEAN, HOST_STD), Grid(2, 2), 1)
     heads = Heads(*(random(2, 2, 5, 3, dtype=torch.float32),) * 3)
     soft, sharp = (
-        External(expert, HOST_MEAN, HOST_STD, beta=0.0, gamma=gamma)(Pathway(), heads, here) for gamma in (0.1, 9.0)
+        External(expert, HOST_MEAN, HOST_STD, beta=0.0, gamma=gamma)(Method(), heads, here) for gamma in (0.1, 9.0)
     )
     assert len(calls) == 1 and not torch.allclose(soft, sharp)
 
@@ -623,18 +624,18 @@ def test_equal_mixes_are_equal(folders):
     ],
 )
 def test_impossible_settings(settings, message, models):
-    with pytest.raises(PathwayError, match=message):
+    with pytest.raises(MethodError, match=message):
         External(adapt_expert(models["vit"], MEAN, STD), MEAN, STD, **settings)
 
 
 @torch.no_grad()
 def test_proxyclip_of_a_whole_host(tiny, folders):
     """The last block's output projection and the head, over the mixed values, and nothing else."""
-    host, expert = backbones.load(tiny, device="cpu"), loaded(folders["dinov2"])
-    pathway = proxyclip(expert, host)
+    host, expert = towers.load(tiny, device="cpu"), loaded(folders["dinov2"])
+    method = proxyclip(expert, host)
     pixels = normalised(picture(Size(32, 48)), host.preprocess.mean, host.preprocess.std)
-    assert pathway.ignored and not pathway.is_adaptive
-    found = run(host, pixels, {"proxyclip": pathway})["proxyclip"]
+    assert method.ignored and not method.is_adaptive
+    found = run(host, pixels, {"proxyclip": method})["proxyclip"]
     assert (found.grid, found.prefix) == (Grid(5, 7), 0)
 
     x, grid = host.embed(pixels)
@@ -642,7 +643,7 @@ def test_proxyclip_of_a_whole_host(tiny, folders):
     for block in before:
         x = block.forward(x)
     heads = last.qkv(last.norm(x))
-    expected = host.project(last.out(pathway.mixer(pathway, heads, site(pixels, grid, host.prefix))))
+    expected = host.project(last.out(method.mixer(method, heads, site(pixels, grid, host.prefix))))
     torch.testing.assert_close(found.patches, expected, rtol=0, atol=1e-5)
     assert expected.shape[1] == 35
 

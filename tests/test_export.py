@@ -31,7 +31,7 @@ from open_gem.errors import InputError, OutputError
 from open_gem.export import FORMATS, export
 from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import IMAGE_ENDINGS, name_of
-from open_gem.parts import Manifest, Parts
+from open_gem.label.parts import Manifest, Parts
 
 # All formats ----------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torchvision.datasets import VOCSegmentation
 
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.errors import InputError
 from open_gem.export import FORMATS
 from open_gem.export.detections import to_supervision
@@ -50,8 +50,8 @@ from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
 from open_gem.export.localized import image_of
 from open_gem.export.polygons import polygons
-from open_gem.imaging import read_image
-from open_gem.parts import Manifest, Parts
+from open_gem.images.pixels import read_image
+from open_gem.label.parts import Manifest, Parts
 
 # Ids that have a format's own folders in their path ------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ import test_native_tower
 import test_timm_towers
 import torch
 
-from open_gem import PATHWAYS, backbones, run
-from open_gem.backbones import FAMILIES, Tower, transformers
-from open_gem.backbones import open_clip as library
-from open_gem.backbones.check import check
-from open_gem.backbones.families import find_family, find_tower
+from open_gem import METHODS, run, towers
 from open_gem.errors import UnsupportedModelError
+from open_gem.towers import open_clip as library
+from open_gem.towers import transformers
+from open_gem.towers.check import check
+from open_gem.towers.families import find_family, find_tower
+from open_gem.towers.loading import FAMILIES, Tower
 
 OPEN_CLIP = [row for row in FAMILIES if row.library == "open_clip"]
 
@@ -75,7 +76,7 @@ def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_t
 
 
 def test_the_catalogue_is_every_name_once():
-    rows = backbones.catalogue()
+    rows = towers.catalogue()
     assert len({(row.name, row.tag) for row in rows}) == len(rows)
     assert {row.name for row in rows} >= {"embedded", *open_clip.list_models()}
     assert {(row.name, row.tag) for row in rows} >= {tuple(pair) for pair in open_clip.list_pretrained()}
@@ -122,14 +123,14 @@ def test_a_tiny_model_of_every_family_equals_its_library(row):
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 5)], ids=["square", "wide"])
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
-def test_every_pathway_reads_a_tiny_model_of_every_family(row, shape):
+def test_every_method_reads_a_tiny_model_of_every_family(row, shape):
     tower = TINY[row.library, row.name]()
     pixels = torch.randn(2, 3, shape[0] * tower.patch[0], shape[1] * tower.patch[1])
-    pathways = {name: replace(way, depth=min(way.depth, tower.layers)) for name, way in PATHWAYS.items()}
+    methods = {name: replace(way, depth=min(way.depth, tower.layers)) for name, way in METHODS.items()}
     before = {name: weight.clone() for name, weight in tower.module.state_dict().items()}
-    embedding = run(tower, pixels, {"clip": PATHWAYS["clip"]}, pooled=True, exact=True)["clip"].pooled
-    found = run(tower, pixels, pathways, pooled=True)
-    assert found.keys() == PATHWAYS.keys()
+    embedding = run(tower, pixels, {"clip": METHODS["clip"]}, pooled=True, exact=True)["clip"].pooled
+    found = run(tower, pixels, methods, pooled=True)
+    assert found.keys() == METHODS.keys()
     for name, features in found.items():
         assert features.grid == shape, name
         assert features.patches.shape == (2, shape[0] * shape[1], features.tokens.shape[-1]), name
@@ -150,5 +151,5 @@ def test_the_documentation_has_every_family():
 @pytest.mark.full
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
 def test_a_full_size_model_equals_its_library(row):
-    for difference in check(backbones.build_tower(row.examples[0][0])):
+    for difference in check(towers.build_tower(row.examples[0][0])):
         assert difference.fits(torch.float32), difference

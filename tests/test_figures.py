@@ -14,10 +14,12 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from open_gem import cli, figures, save
-from open_gem.clustering import components, random_vectors, self_self_clustering, spherical_kmeans
+from open_gem import cli
+from open_gem.cli import save
 from open_gem.errors import InputError
-from open_gem.figures import clustering_figure
+from open_gem.method.clustering import components, random_vectors, self_self_clustering, spherical_kmeans
+from open_gem.paper import figures
+from open_gem.paper.figures import clustering_figure
 
 
 def inches(pixels: np.ndarray, left: float, top: float, side: float = 1.4) -> np.ndarray:

@@ -15,10 +15,18 @@ import torch
 from PIL import Image, features
 from torchvision import transforms
 
-from open_gem import imaging
 from open_gem.errors import ImageError, InputError
+from open_gem.images import pixels as imaging
+from open_gem.images.pixels import (
+    INTERPOLATIONS,
+    MAX_PATCHES,
+    MAX_PIXELS,
+    Preprocess,
+    read_image,
+    size_of,
+    target_size,
+)
 from open_gem.images.read import ImageWarning
-from open_gem.imaging import INTERPOLATIONS, MAX_PATCHES, MAX_PIXELS, Preprocess, read_image, size_of, target_size
 from open_gem.types import Size
 
 PREPROCESS = Preprocess(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from open_gem import kernels
-from open_gem.attention import Heads, query_key, self_self
-from open_gem.kernels import attention, linear
+from open_gem.method import kernels
+from open_gem.method.attention import Heads, query_key, self_self
+from open_gem.method.kernels import attention, linear
 
 TILE = 48
 
@@ -277,7 +277,7 @@ def test_without_any_compiler_the_reason_says_so(rebuilt, monkeypatch):
     assert attention.load() == (None, "no C compiler was found")
 
 
-LOAD = "from open_gem.kernels import attention; print(attention.load().library is not None)"
+LOAD = "from open_gem.method.kernels import attention; print(attention.load().library is not None)"
 
 
 def broken(content: bytes, how: str) -> bytes:
@@ -384,14 +384,14 @@ PEAK = """
 import sys, open_clip, torch
 from pathlib import Path
 from open_gem.backbones.open_clip import read_tower
-from open_gem.methods import PATHWAYS
-from open_gem.pathway import run
+from open_gem.methods import METHODS
+from open_gem.method import run
 
 config = open_clip.CLIPVisionCfg(image_size=224, layers=2, width=384, head_width=64, patch_size=16)
 tower = read_tower(open_clip.model._build_vision_tower(24, config).eval(), "test")
-pathway = {"gem": PATHWAYS["gem"].__class__(depth=2)}
+method = {"gem": METHODS["gem"].__class__(depth=2)}
 for side in map(int, sys.argv[1:]):
-    run(tower, torch.zeros(1, 3, side, side), pathway)
+    run(tower, torch.zeros(1, 3, side, side), method)
     print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 

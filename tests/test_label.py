@@ -22,7 +22,7 @@ from pycocotools import mask as coco
 
 import open_gem
 from open_gem import Localizer, Views
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.errors import ImageError, InputError, OpenGemError, OutputError
 from open_gem.images.read import read_image
 from open_gem.label import local
@@ -31,11 +31,11 @@ from open_gem.label.done import Shard, done_in, writing
 from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Parts, Row
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.label.summary import summarize
-from open_gem.parts import Parts, Row
-from open_gem.refine import Pamr
+from open_gem.refine.pamr import Pamr
 from open_gem.types import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
@@ -728,7 +728,7 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
         replace(labeling, ontology=Ontology.of(["cat", "cow"], **ANY)),
         replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=0.1)),
         replace(labeling, ontology=Ontology.of(["cat", "dog"], threshold=0.1, **ANY)),
-        replace(labeling, localizer=replace(tiny_localizer, pathway="clip")),
+        replace(labeling, localizer=replace(tiny_localizer, method="clip")),
         replace(labeling, localizer=replace(tiny_localizer, size="short:48")),
         replace(labeling, outputs=OUTPUTS),
         replace(labeling, scale="cosine"),
@@ -741,7 +741,7 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
 
 
 def test_a_recipe_makes_what_it_says(tiny):
-    settings: dict[str, Any] = {"pathway": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
+    settings: dict[str, Any] = {"method": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
     settings |= {"refinement": Pamr(iterations=2)}
     others: dict[str, Any] = {
         "outputs": ("masks",),
@@ -757,7 +757,7 @@ def test_a_recipe_makes_what_it_says(tiny):
     assert made.ontology is ontology and made.localizer.backbone.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("mistake", [{"pathway": "gme"}, {"size": "huge"}, {"template": "none"}, {"scale": "log"}])
+@pytest.mark.parametrize("mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"scale": "log"}])
 def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
     with pytest.raises(InputError):
         Recipe(Ontology.of(["cat"]), **mistake)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.errors import InputError
 from open_gem.label.done import Ids, Tally, writing
+from open_gem.label.parts import Manifest, Parts
 from open_gem.label.reading import within
 from open_gem.label.sources import Source, open_source
 from open_gem.label.watching import watch
-from open_gem.parts import Manifest, Parts
 
 CHILD = Path(__file__).with_name("label_child.py")
 PART, BATCH, UNDER_WAY = 50, 8, 6 * 8  # as in the child; what is between the model and the writer

@@ -17,15 +17,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from open_gem import Localizer
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 from open_gem.errors import InputError, OutputError
 from open_gem.label import local, on_ray
 from open_gem.label.done import Ids, Shard
 from open_gem.label.labeling import Labeling
 from open_gem.label.on_ray import Labeler, Node, _Actor, _cell, _count, _item, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Parts
 from open_gem.label.sources import Item, Source, open_source
-from open_gem.parts import Parts
 
 
 @pytest.fixture

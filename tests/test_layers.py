@@ -29,7 +29,7 @@ ROWS = [
     ["localization"],
     ["backbones", "datasets"],
     ["views"],
-    ["pathway", "readout", "refine", "prompts", "imaging", "metrics"],
+    ["method", "readout", "refine", "prompts", "imaging", "metrics"],
     ["methods"],
     ["clustering"],
     ["attention"],

@@ -19,7 +19,7 @@ from hub_checkpoints import bert_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from open_gem import PATHWAYS, backbones, run
+from open_gem import METHODS, run, towers
 from open_gem.errors import UnsupportedModelError, WeightsError
 
 FOLDER = PARITY / "gem_square"
@@ -35,14 +35,14 @@ def architecture(monkeypatch) -> str:
 
 
 def loads_the_weights(name: str, pretrained: Path | None = None, weights: dict[str, Any] = WEIGHTS) -> None:
-    loaded = backbones.load(name, None if pretrained is None else str(pretrained), device="cpu").model.state_dict()
+    loaded = towers.load(name, None if pretrained is None else str(pretrained), device="cpu").model.state_dict()
     assert loaded.keys() >= weights.keys()
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
 
 def refused(name: str, pretrained: Path | None = None) -> str:
     with pytest.raises(WeightsError) as caught:
-        backbones.load(name, None if pretrained is None else str(pretrained), device="cpu")
+        towers.load(name, None if pretrained is None else str(pretrained), device="cpu")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -51,7 +51,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "mine")
     loads_the_weights(f"local-dir:{tmp_path / 'mine'}")
     loads_the_weights(str(tmp_path / "mine"))
-    assert backbones.load(tmp_path / "mine", device="cpu").patch == (8, 8)
+    assert towers.load(tmp_path / "mine", device="cpu").patch == (8, 8)
     monkeypatch.chdir(tmp_path)
     loads_the_weights("mine")
 
@@ -146,15 +146,15 @@ def test_weights_of_another_image_size_keep_their_own_positions(format, tmp_path
     if format == "file":
         config = json.loads((tmp_path / "32" / "open_clip_config.json").read_text())["model_cfg"]
         monkeypatch.setattr(open_clip.factory, "get_model_config", lambda name: json.loads(json.dumps(config)))
-        loaded = backbones.load("ViT-B-32", str(file), device="cpu")
+        loaded = towers.load("ViT-B-32", str(file), device="cpu")
     else:
         shutil.copy(file, tmp_path / "32")
-        loaded = backbones.load(small, device="cpu")
-    expected = backbones.load(large, device="cpu")
+        loaded = towers.load(small, device="cpu")
+    expected = towers.load(large, device="cpu")
     assert loaded.tower.trained == loaded.preprocess.image_size == (64, 64)
     for size in ((64, 64), (32, 48)):
         pixels = torch.rand(1, 3, *size)
-        ours, theirs = (run(one, pixels, {"gem": PATHWAYS["gem"]}, pooled=True)["gem"] for one in (loaded, expected))
+        ours, theirs = (run(one, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"] for one in (loaded, expected))
         assert torch.equal(ours.tokens, theirs.tokens)
         assert ours.pooled is not None and theirs.pooled is not None and torch.equal(ours.pooled, theirs.pooled)
 
@@ -234,7 +234,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(place, bert):
     (text if place == "text_cfg" else text["tokenizer_kwargs"])["trust_remote_code"] = True
     file.write_text(json.dumps(sections))
     with pytest.raises(UnsupportedModelError, match="brings its own code, which is never run"):
-        backbones.load(bert, device="cpu")
+        towers.load(bert, device="cpu")
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def bert(tmp_path) -> str:
 
 
 def test_tokenizers_of_transformers_in_open_clips_format(bert):
-    backbone = backbones.load(bert, device="cpu")
+    backbone = towers.load(bert, device="cpu")
     text: Any = backbone.text
     words = text.tokenizer.tokenizer
     room = 8 - words.num_special_tokens_to_add()
@@ -273,7 +273,7 @@ def test_tokenizers_of_transformers_in_open_clips_format(bert):
 
 def test_tokenizers_of_transformers_are_one_threads_at_a_time(bert, monkeypatch):
     """How they cut and pad is their state: two at a time end in "Already borrowed", or in each other's lengths."""
-    backbone = backbones.load(bert, device="cpu")
+    backbone = towers.load(bert, device="cpu")
     text: Any = backbone.text
     theirs, inside, most = text.tokenizer, [], []
 

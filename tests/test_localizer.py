@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import open_gem
-from open_gem import PATHWAYS, Localization, Localizer, Maps, Pathway, readout, run
-from open_gem.backbones import Backbone, Recommended
-from open_gem.backbones.open_clip import adapt
-from open_gem.errors import ImageError, InputError, PathwayError, PromptError
+from open_gem import METHODS, Localization, Localizer, Maps, Method, readout, run
+from open_gem.errors import ImageError, InputError, MethodError, PromptError
+from open_gem.towers.loading import Backbone, Recommended
+from open_gem.towers.open_clip import adapt
 from open_gem.types import Grid, Size
 
 ODD = Size(37, 53)
@@ -118,7 +118,7 @@ def test_similarity_and_scores_are_the_cosines_of_features_and_texts(localizer, 
     found = localizer(PICTURES[1], ["cat", "a dog"])
     pixels = localizer.pixels(PICTURES[1])[None]
     assert pixels.shape == (1, 3, 32, 32)
-    gem = run(localizer.backbone, pixels, {"gem": PATHWAYS["gem"]})["gem"]
+    gem = run(localizer.backbone, pixels, {"gem": METHODS["gem"]})["gem"]
     with torch.no_grad():
         text = model.encode_text(tokenizer(["a photo of a cat.", "a photo of a dog."]), normalize=True)
         image = model.encode_image(pixels, normalize=True)
@@ -143,12 +143,12 @@ def test_encode_and_locate_are_the_call(localizer):
     assert default.size == features.size == (32, 48)
 
 
-def test_encode_reads_another_pathway_when_asked(localizer):
+def test_encode_reads_another_method_when_asked(localizer):
     pixels = localizer.pixels(PICTURES[0])[None]
-    for pathway in ("clip", Pathway(depth=2)):
-        ours = localizer.encode(pixels, pathway)
-        same_pathway = replace(localizer, pathway=pathway).encode(pixels)
-        assert torch.equal(ours.tokens, same_pathway.tokens)
+    for method in ("clip", Method(depth=2)):
+        ours = localizer.encode(pixels, method)
+        same_method = replace(localizer, method=method).encode(pixels)
+        assert torch.equal(ours.tokens, same_method.tokens)
         assert not torch.equal(ours.tokens, localizer.encode(pixels).tokens)
 
 
@@ -188,24 +188,24 @@ def sharper(model, tokenizer) -> Localizer:
 
 
 def test_a_recommended_temperature_is_for_names_whose_temperature_adapts(sharper, localizer):
-    assert sharper.settings("gem") == replace(PATHWAYS["gem"], temperature_scale=0.25)
+    assert sharper.settings("gem") == replace(METHODS["gem"], temperature_scale=0.25)
     for name in ("clip_surgery", "clearclip"):
-        assert sharper.settings(name) == PATHWAYS[name]
-    explicit = Pathway(temperature_scale=3.0)
+        assert sharper.settings(name) == METHODS[name]
+    explicit = Method(temperature_scale=3.0)
     assert sharper.settings(explicit) == explicit
-    assert sharper.settings(PATHWAYS["gem"]) == PATHWAYS["gem"]
-    assert localizer.settings("gem") == PATHWAYS["gem"]
+    assert sharper.settings(METHODS["gem"]) == METHODS["gem"]
+    assert localizer.settings("gem") == METHODS["gem"]
 
 
-@pytest.mark.parametrize("name", PATHWAYS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_a_name_computes_follows_the_recommendation(name, sharper):
     pixels = sharper.pixels(PICTURES[0])[None]
     assert pixels.shape == (1, 3, 32, 32)  # the recommended size
-    ours = replace(sharper, pathway=name).encode(pixels).tokens
+    ours = replace(sharper, method=name).encode(pixels).tokens
     scale = 0.25 if name in ("gem", "gem-q", "gem-k", "gem-v", "gem-mlp") else 1.0
-    settings = replace(PATHWAYS[name], temperature_scale=scale)
+    settings = replace(METHODS[name], temperature_scale=scale)
     assert torch.equal(ours, run(sharper.backbone, pixels, {"it": settings}, pooled=True)["it"].tokens)
-    as_is = sharper.encode(pixels, PATHWAYS[name]).tokens
+    as_is = sharper.encode(pixels, METHODS[name]).tokens
     assert torch.equal(ours, as_is) == (scale == 1)
 
 
@@ -220,10 +220,10 @@ def test_a_model_in_training_mode_is_refused(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"pathway": "gme"}, PathwayError),
+        ({"method": "gme"}, MethodError),
         ({"template": "a photo"}, PromptError),
         ({"size": "short"}, InputError),
-        pytest.param({"pathway": Pathway(depth=7)}, PathwayError),
+        pytest.param({"method": Method(depth=7)}, MethodError),
     ],
 )
 def test_a_localizer_that_cannot_work_is_not_made(settings, error, localizer):
@@ -588,7 +588,7 @@ def test_pixels_of_another_type_are_no_concern_of_the_caller(dtype, tokenizer):
     localizer = open_gem.adapt(tiny_clip().to(dtype), tokenizer, size="short:32")
     pixels = localizer.pixels(PICTURES[0])[None]
     assert pixels.dtype == torch.float32
-    [found] = localizer.locate(run(localizer.backbone, pixels, {"gem": PATHWAYS["gem"]})["gem"], "cat")
+    [found] = localizer.locate(run(localizer.backbone, pixels, {"gem": METHODS["gem"]})["gem"], "cat")
     assert found.similarity.dtype == torch.promote_types(dtype, torch.float32)
     assert found.heatmaps()[0].isfinite().all()
 
@@ -606,18 +606,18 @@ def test_many_images_are_encoded_in_batches(model, tokenizer):
     assert max(sizes) <= 16
 
 
-def test_read_gives_several_pathways_by_name_and_by_settings(localizer):
+def test_read_gives_several_methods_by_name_and_by_settings(localizer):
     pixels = localizer.pixels(PICTURES[0])[None]
     read = localizer.read(pixels, ["gem", "clip"])
     assert list(read) == ["gem", "clip"]
     torch.testing.assert_close(read["gem"].tokens, localizer.encode(pixels).tokens)
-    labelled = localizer.read(pixels, {"mine": replace(PATHWAYS["gem"], iterations=0), "theirs": "clip"}, pooled=False)
+    labelled = localizer.read(pixels, {"mine": replace(METHODS["gem"], iterations=0), "theirs": "clip"}, pooled=False)
     assert labelled["mine"].pooled is None
     torch.testing.assert_close(labelled["theirs"].tokens, read["clip"].tokens)
 
 
-@pytest.mark.parametrize("settings", [{"pathway": "gam"}, {"size": "huge"}, {"template": "no place"}])
+@pytest.mark.parametrize("settings", [{"method": "gam"}, {"size": "huge"}, {"template": "no place"}])
 def test_settings_are_checked_before_anything_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(open_gem.backbones, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(open_gem.towers.loading, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InputError):
         open_gem.load("ViT-B-16", "openai", **settings)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from open_gem.errors import InputError
-from open_gem.metrics import (
+from open_gem.evaluation.metrics import (
     Confusion,
     Mean,
     Records,
@@ -42,9 +42,9 @@ from open_gem.metrics import (
     text_contrast,
     to_grid,
 )
-from open_gem.metrics import contrast as contrast_module
-from open_gem.metrics import intervals as intervals_module
-from open_gem.questions import scores
+from open_gem.evaluation.metrics import contrast as contrast_module
+from open_gem.evaluation.metrics import intervals as intervals_module
+from open_gem.evaluation.tasks import scores
 from open_gem.types import Grid
 
 REGION_SCORES = [mean_iou, micro_iou, pixel_accuracy, mean_accuracy, frequency_weighted_iou]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_gem.backbones.check import check, randomize
-from open_gem.backbones.open_clip import read_tower
-from open_gem.backbones.towers.native import NativeTower
 from open_gem.errors import UnsupportedModelError
+from open_gem.towers.check import check, randomize
+from open_gem.towers.native import NativeTower
+from open_gem.towers.open_clip import read_tower
 from open_gem.types import Grid, Size
 
 VISION = {"image_size": 32, "layers": 4, "width": 32, "head_width": 8, "patch_size": 8}

@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import open_gem
-from open_gem import backbones, numerics
-from open_gem.clustering import spherical_kmeans
-from open_gem.datasets import Sample, Segmentation
-from open_gem.datasets.scenes import scene
+from open_gem import numerics, towers
+from open_gem.data import Sample, Segmentation
+from open_gem.data.scenes import scene
 from open_gem.errors import InputError, NotFiniteError, OpenGemError, WeightsError
-from open_gem.evaluate import gather, measure
+from open_gem.evaluation.metrics.contrast import object_contrast, to_grid
+from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.run import gather, measure
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, run
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import Parts
 from open_gem.label.sources import open_source
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
-from open_gem.methods import PATHWAYS
-from open_gem.metrics.contrast import object_contrast, to_grid
-from open_gem.parts import Parts
-from open_gem.prompts import Vocabulary
-from open_gem.protocols import Protocol
-from open_gem.refine import Pamr
+from open_gem.method.clustering import spherical_kmeans
+from open_gem.method.table import METHODS
+from open_gem.refine.pamr import Pamr
 from open_gem.serve.settings import Settings
+from open_gem.text import Vocabulary
 from open_gem.types import Grid
 from open_gem.views import Views
 
@@ -105,14 +105,14 @@ def image() -> Image.Image:
     return Image.fromarray(scene(0, (96, 128)).image)
 
 
-def fresh(backbone: backbones.Backbone) -> backbones.Backbone:
+def fresh(backbone: towers.Backbone) -> towers.Backbone:
     """The same, which has seen no grid yet."""
     other = copy.copy(backbone)
     other.tower = copy.copy(backbone.tower)
     return other
 
 
-def answers(backbone: backbones.Backbone, image: Image.Image) -> dict[str, Localization]:
+def answers(backbone: towers.Backbone, image: Image.Image) -> dict[str, Localization]:
     """By localizers that nothing was computed with before."""
     backbone = fresh(backbone)
     found = {name: Localizer(backbone, name, size="short:96")(image, PHRASES) for name in NAMES}
@@ -176,7 +176,7 @@ def test_answers_do_not_depend_on_the_default_device(embedded, image, expected):
 def test_nor_does_a_model_depend_on_them_that_is_loaded_meanwhile(dtype, embedded):
     expected = embedded.backbone.fingerprint()
     with default_dtype(dtype), default_device("meta"):
-        loaded = backbones.load(device="cpu")
+        loaded = towers.load(device="cpu")
     assert loaded.fingerprint() == expected
     assert torch.get_default_dtype() == torch.float32
 
@@ -211,7 +211,7 @@ def test_another_thread_that_changes_the_default_type_changes_no_answer(embedded
 def test_a_model_is_loaded_right_or_not_at_all_while_another_thread_changes_the_default_type(embedded):
     with another_thread_changes_the_default_type():
         try:
-            loaded = backbones.load(device="cpu")
+            loaded = towers.load(device="cpu")
         except WeightsError as error:
             assert "default dtype" in str(error)
             return
@@ -219,8 +219,8 @@ def test_a_model_is_loaded_right_or_not_at_all_while_another_thread_changes_the_
 
 
 def test_a_trained_models_boxes_do_not_depend_on_them_either():
-    from open_gem.backbones.trained.owl import paint
     from open_gem.readout import Boxes
+    from open_gem.trained.owl import paint
     from open_gem.types import Size
 
     boxes = Boxes(torch.tensor([[3, 4, 30, 41], [0, 0, 50, 9]]), torch.tensor([0.7, 0.3]))
@@ -266,7 +266,7 @@ def test_what_is_made_of_features_is_computed_in_their_type_under_autocast():
 # Numbers that are none ------------------------------------------------------------------------------------------------
 
 
-def damaged(backbone: backbones.Backbone, part: str, value: float = torch.nan) -> backbones.Backbone:
+def damaged(backbone: towers.Backbone, part: str, value: float = torch.nan) -> towers.Backbone:
     """A copy with one weight of this part that is no number."""
     broken = copy.deepcopy(backbone)
     weight = next(weight for name, weight in broken.model.named_parameters() if part in name)
@@ -332,7 +332,7 @@ def test_no_embedding_that_is_no_number_is_kept(tiny_localizer, image):
     assert torch.equal(localizer(image, "a cat").similarity, good)
 
 
-def blinded(backbone: backbones.Backbone) -> backbones.Backbone:
+def blinded(backbone: towers.Backbone) -> towers.Backbone:
     """The same, which gives no numbers for images whose first pixel is white, as a type may that is too narrow."""
     other, embed = copy.copy(backbone), backbone.embed
 
@@ -493,13 +493,13 @@ def test_a_localizer_can_be_sent_to_workers_that_are_spawned(tiny_localizer, ima
 
 @pytest.mark.parametrize("kind", sorted(hub.KINDS))
 def test_models_of_transformers_are_copied_and_do_not_depend_on_torchs_defaults(kind, image):
-    backbone = backbones.adapt(hub.model(kind), hub.tokenizer(kind))
-    pathway = replace(PATHWAYS["gem"], depth=1)
-    expected = Localizer(backbone, pathway, size="short:64")(image, ["cat", "bus"])
+    backbone = towers.adapt(hub.model(kind), hub.tokenizer(kind))
+    method = replace(METHODS["gem"], depth=1)
+    expected = Localizer(backbone, method, size="short:64")(image, ["cat", "bus"])
     again = pickle.loads(pickle.dumps(copy.deepcopy(backbone)))
-    check_same({"": Localizer(again, pathway, size="short:64")(image, ["cat", "bus"])}, {"": expected})
+    check_same({"": Localizer(again, method, size="short:64")(image, ["cat", "bus"])}, {"": expected})
     with default_dtype(torch.bfloat16), default_device("meta"):
-        found = Localizer(copy.deepcopy(backbone), pathway, size="short:64")(image, ["cat", "bus"])
+        found = Localizer(copy.deepcopy(backbone), method, size="short:64")(image, ["cat", "bus"])
         check_same({"": found}, {"": expected})
 
 

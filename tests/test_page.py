@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from open_gem import viz
 from open_gem.cli import app as commands
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
+from open_gem.images import draw as viz
 
 pytest.importorskip("fastapi", reason="the server is not installed: pip install open_gem[serve]")
 
@@ -93,7 +93,7 @@ def test_sliders_and_layers_ask_nothing_of_the_server(visit, picture):
     assert asked == []  # what was answered once is known
 
 
-def test_two_pathways_side_by_side(visit, picture, drawn):
+def test_two_methods_side_by_side(visit, picture, drawn):
     page = visit().open().look_at(picture, *PHRASES).switch(boxes=False, point=False, compare=True)
     page.shows(PHRASES[-1], panels=2).slide("opacity", 1)
     assert page.page.locator("select").evaluate_all("(all) => all.map((one) => one.value)") == ["clip", "gem"]
@@ -173,7 +173,7 @@ def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
     ran = CliRunner().invoke(commands, [*words, "--json", "--quiet"])
     assert ran.exit_code == 0, ran.output
     found = {
-        (prompt["prompt"], document["pathway"]["name"]): prompt
+        (prompt["prompt"], document["method"]["name"]): prompt
         for document in map(json.loads, ran.stdout.splitlines())
         for prompt in document["prompts"]
     }
@@ -181,11 +181,11 @@ def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
     exec(page.text("#python"), names)
     assert len(rows) == len(found) == 6
     for row in rows:
-        phrase, pathway, _, score, point, box = row
-        expected = found[phrase, pathway]
+        phrase, method, _, score, point, box = row
+        expected = found[phrase, method]
         assert score == f"{expected['score']:.3f}" and point == ", ".join(map(str, expected["point"]))
         assert box == ", ".join(map(str, expected["boxes"][0]["xyxy"]))
-        best = names["found"][pathway].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
+        best = names["found"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
         assert best == expected["boxes"][0]["xyxy"]
     assert names["masks"].stack().shape == (3, 336, 448)
 

@@ -14,7 +14,8 @@ import torch
 from browser import chromium
 
 import open_gem
-from open_gem import readout, viz
+from open_gem import readout
+from open_gem.images import draw as viz
 from open_gem.types import Size
 
 PAGE = Path(open_gem.__file__).parent / "serve" / "page"
@@ -140,7 +141,7 @@ def test_lines_say_any_phrase(modules):
         "token": None,
         "model": {"name": "ViT-B-16, openai", "size": "short:448", "dtype": "bfloat16", "template": "a {}"},
         "phrases": NASTY,
-        "pathways": ["clip", "gem"],
+        "methods": ["clip", "gem"],
         "threshold": 0.3,
     }
     script = """async (view) => {
@@ -155,7 +156,7 @@ def test_lines_say_any_phrase(modules):
         *("open-gem", "ground", "./-my cats.jpg"),
         *(word for phrase in NASTY for word in ("-p", " @file" if phrase == "@file" else phrase)),
         *("--model", "ViT-B-16", "--pretrained", "openai", "--size", "short:448", "--dtype", "bfloat16"),
-        *("--template", "a {}", "--pathway", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
+        *("--template", "a {}", "--method", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
     ]
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)}
     given = {name: [ast.literal_eval(one) for one in call.args] for name, call in calls.items() if "." in name}

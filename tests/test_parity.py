@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PARITY
 
-from open_gem import PATHWAYS, Pathway, run
+from open_gem import METHODS, Method, run
 from open_gem.readout import min_max, similarity, upsample
 
 TOLERANCE = 2e-5
@@ -24,10 +24,10 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
-def settings(case: dict) -> Pathway:
+def settings(case: dict) -> Method:
     inverse = case["inverse_temperature"]
     temperature = "adaptive" if inverse is None else 1 / inverse
-    return Pathway(depth=case["blocks"], iterations=case["iterations"], temperature=temperature)
+    return Method(depth=case["blocks"], iterations=case["iterations"], temperature=temperature)
 
 
 @pytest.mark.parametrize(("folder", "key"), published_cases())
@@ -57,7 +57,7 @@ def test_heatmaps_are_the_published_ones(folder, square, resampled):
 )
 def test_neighbours_are_the_published_ones(name, square):
     peers = square.arrays("peers")
-    features = run(square.backbone, peers["image"], {name: PATHWAYS[name]})[name]
+    features = run(square.backbone, peers["image"], {name: METHODS[name]})[name]
     key = {"gem-v-raw": "clip_surgery", "kk": "kk_reduced"}.get(name, name.replace("-", "_"))
     close(features.patches, peers[key])
 
@@ -67,7 +67,7 @@ def test_host_tokens_are_the_published_hosts(folder, square, resampled):
     reference = {"gem_square": square, "gem_resampled": resampled}[folder]
     arrays = reference.arrays()
     for exact in (False, True):
-        features = run(reference.backbone, arrays["image"], {"clip": PATHWAYS["clip"]}, exact=exact)["clip"]
+        features = run(reference.backbone, arrays["image"], {"clip": METHODS["clip"]}, exact=exact)["clip"]
         close(features.tokens, arrays["vanilla_tokens"])
 
 
@@ -80,7 +80,7 @@ def test_text_is_the_hosts(square):
 @torch.no_grad()
 def test_exact_stream_is_the_hosts_own_to_the_last_bit(square):
     model, image = square.backbone.model, square.arrays()["image"]
-    features = run(square.backbone, image, PATHWAYS, pooled=True, exact=True)["clip"]
+    features = run(square.backbone, image, METHODS, pooled=True, exact=True)["clip"]
     visual = model.visual
     tokens = visual.ln_post(visual.transformer(visual._embeds(image))) @ visual.proj
     assert torch.equal(features.tokens, tokens)
@@ -91,6 +91,6 @@ def test_exact_stream_is_the_hosts_own_to_the_last_bit(square):
 @torch.no_grad()
 def test_fused_stream_is_the_hosts_own_within_tolerance(square):
     model, image = square.backbone.model, square.arrays()["image"]
-    features = run(square.backbone, image, PATHWAYS, pooled=True)["clip"]
+    features = run(square.backbone, image, METHODS, pooled=True)["clip"]
     assert features.pooled is not None
     close(features.pooled, model.encode_image(image))

@@ -19,10 +19,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from open_gem.backbones import Backbone
-from open_gem.backbones.open_clip import adapt
 from open_gem.errors import InputError, PromptError
-from open_gem.prompts import (
+from open_gem.text import (
     ENSEMBLES,
     SCENES,
     TEMPLATE,
@@ -33,6 +31,8 @@ from open_gem.prompts import (
     fill,
     find_templates,
 )
+from open_gem.towers.loading import Backbone
+from open_gem.towers.open_clip import adapt
 
 WORDS = "{}"  # the template that adds nothing
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from open_gem.errors import InputError
-from open_gem.refine import Pamr
+from open_gem.refine.pamr import Pamr
 
 AROUND = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 

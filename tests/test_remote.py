@@ -16,7 +16,7 @@ from fsspec.asyn import AsyncFileSystem
 from pyarrow import parquet
 
 from open_gem.errors import ImageError, InputError
-from open_gem.imaging import read_image
+from open_gem.images.pixels import read_image
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, one_line, read
 from open_gem.label.remote import encoded

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import pytest
 
 import open_gem
-from open_gem import files, save
+from open_gem import files
+from open_gem.cli import save
 from open_gem.cli._app import print_json
 from open_gem.errors import OutputError
 from open_gem.files import digest, to_json, whole_folder, write_file

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from open_gem.datasets.scenes import CONCEPTS, MAX_OBJECTS, Scene, scene
+from open_gem.data.scenes import CONCEPTS, MAX_OBJECTS, Scene, scene
 
 SEEDS = range(60)
 

@@ -15,9 +15,9 @@ from pycocotools import mask as coco
 from serving import Server, encoded, png, wait_until
 
 import open_gem
-from open_gem.datasets.scenes import HELD_OUT, scene
+from open_gem.data.scenes import HELD_OUT, scene
 from open_gem.errors import InputError
-from open_gem.methods import PATHWAYS
+from open_gem.method.table import METHODS
 from open_gem.serve.app import create_app
 from open_gem.serve.settings import Settings
 
@@ -39,10 +39,10 @@ def client(server) -> httpx.Client:
 # Images ---------------------------------------------------------------------------------------------
 
 
-def test_an_upload_tells_size_grid_and_pathways(server, client):
+def test_an_upload_tells_size_grid_and_methods(server, client):
     info = server.upload(png(60, 90))
     assert (info["height"], info["width"], info["grid"], info["model"]) == (60, 90, [8, 12], server.service.name)
-    assert set(info["pathways"]) == set(PATHWAYS)
+    assert set(info["methods"]) == set(METHODS)
     assert client.get(f"/v1/images/{info['id']}").json() == info
     assert server.upload(png(60, 90))["id"] == info["id"] != server.upload(png(60, 90, seed=1))["id"]
 
@@ -77,17 +77,17 @@ def test_a_dropped_image_is_not_there(server, client):
         assert list(answer.json()) == ["error"] and "upload it again" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(("pathway", "threshold"), [("gem", None), ("gem", 0.0), ("clip", 0.7), ("maskclip", 0.2)])
-def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, pathway, threshold):
+@pytest.mark.parametrize(("method", "threshold"), [("gem", None), ("gem", 0.0), ("clip", 0.7), ("maskclip", 0.2)])
+def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, method, threshold):
     data = png(60, 90)
     id = server.upload(data)["id"]
-    expected = tiny_localizer.compare(data, PROMPTS, [pathway])[pathway]
-    asked = {"prompts": PROMPTS, "pathway": pathway, "threshold": threshold, "mask": "rle", "similarity": True}
+    expected = tiny_localizer.compare(data, PROMPTS, [method])[method]
+    asked = {"prompts": PROMPTS, "method": method, "threshold": threshold, "mask": "rle", "similarity": True}
     answer = client.post(f"/v1/images/{id}/ground", json=asked).json()
     png_answer = client.post(f"/v1/images/{id}/ground", json={**asked, "mask": "png"}).json()
 
-    assert {key: answer[key] for key in ("id", "height", "width", "grid", "pathway")} == {
-        "id": id, "height": 60, "width": 90, "grid": [8, 12], "pathway": pathway,
+    assert {key: answer[key] for key in ("id", "height", "width", "grid", "method")} == {
+        "id": id, "height": 60, "width": 90, "grid": [8, 12], "method": method,
     }  # fmt: skip
     masks = expected.masks() if threshold is None else expected.masks(threshold)
     boxes = expected.boxes() if threshold is None else expected.boxes(threshold)
@@ -112,9 +112,9 @@ def test_what_is_not_asked_for_is_null(server, client):
     assert isinstance(one["score"], float)
 
 
-def test_a_pathway_is_read_once_and_kept(server, client):
+def test_a_method_is_read_once_and_kept(server, client):
     id = server.upload(png(seed=3))["id"]
-    asked = {"prompts": ["a cat"], "pathway": "sclip"}
+    asked = {"prompts": ["a cat"], "method": "sclip"}
     looks = server.metric('open_gem_batch_inputs_count{work="look"}')
     first = client.post(f"/v1/images/{id}/ground", json=asked).json()
     assert client.post(f"/v1/images/{id}/ground", json=asked).json() == first
@@ -218,9 +218,9 @@ def test_labels_that_are_none(client, labels, words):
 
 def test_a_picture_of_one_request_is_not_kept(server, client, tiny_localizer):
     data, kept = png(seed=9), len(server.service.cache)
-    form = {"candidate_labels": PROMPTS, "threshold": "0", "task": "image-segmentation", "pathway": "sclip"}
+    form = {"candidate_labels": PROMPTS, "threshold": "0", "task": "image-segmentation", "method": "sclip"}
     answer = client.post("/v1/ground", files={"file": data}, data=form).json()
-    found = tiny_localizer.compare(data, PROMPTS, ["sclip"])["sclip"]  # a pathway that is read when it is asked for
+    found = tiny_localizer.compare(data, PROMPTS, ["sclip"])["sclip"]  # a method that is read when it is asked for
     for one in answer:
         with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
             assert (np.asarray(mask) == found.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
@@ -254,33 +254,31 @@ def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
 
 def test_models_say_what_can_be_asked(client, tiny_localizer):
     [model] = client.get("/v1/models").json()["models"]
-    assert {one["name"]: one["about"] for one in model["pathways"]} == {
-        name: row.about for name, row in PATHWAYS.items()
-    }
+    assert {one["name"]: one["about"] for one in model["methods"]} == {name: row.about for name, row in METHODS.items()}
     assert (model["size"], model["patch"], model["default"]) == (tiny_localizer.size_rule, [8, 8], "gem")
     assert model["limits"]["max_prompts"] == Settings().max_prompts
 
 
-def test_every_pathway_of_a_model_of_few_blocks_is_served(shallow):
+def test_every_method_of_a_model_of_few_blocks_is_served(shallow):
     server = Server(open_gem.load(shallow, device="cpu"), Settings())
     try:
         id = server.upload(png())["id"]
-        for name in PATHWAYS:
-            answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": ["a cat"], "pathway": name})
-            assert (answer.status_code, answer.json()["pathway"]) == (200, name)
+        for name in METHODS:
+            answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": ["a cat"], "method": name})
+            assert (answer.status_code, answer.json()["method"]) == (200, name)
     finally:
         server.stop()
 
 
-def test_where_no_pathway_is_named_the_default_is_asked(shallow):
+def test_where_no_method_is_named_the_default_is_asked(shallow):
     server = Server(open_gem.load(shallow, device="cpu"), Settings())
     try:
         default = server.client.get("/v1/models").json()["models"][0]["default"]
         assert default == "gem"
         id = server.upload(png())["id"]
-        bodies = [{"prompts": ["a cat"]}, {"prompts": ["a cat"], "pathway": default}]
+        bodies = [{"prompts": ["a cat"]}, {"prompts": ["a cat"], "method": default}]
         answers = [server.client.post(f"/v1/images/{id}/ground", json=body).json() for body in bodies]
-        assert answers[0] == answers[1] and answers[0]["pathway"] == default
+        assert answers[0] == answers[1] and answers[0]["method"] == default
         form = {"candidate_labels": "a cat"}
         assert server.client.post("/v1/ground", files={"file": png()}, data=form).status_code == 200
         assert server.client.post("/v1/ground/batch", files={"files": png()}, data=form).status_code == 200

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from open_gem.cli import app
 from open_gem.errors import InputError
-from open_gem.pathway import Features
+from open_gem.method.run import Features
 from open_gem.serve.cache import Cache, Seen
 from open_gem.serve.errors import RequestError
 from open_gem.serve.settings import Settings, hosts_of
@@ -156,7 +156,7 @@ def test_a_server_listens_on_this_machine_unless_told_otherwise():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}, {"pathways": ("gme",)}],
+    [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}, {"methods": ("gme",)}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError):
@@ -480,7 +480,7 @@ BODIES = {  # name -> content, status
     "not a number": (b'{"prompts": ["a"], "threshold": NaN}', 422),
     "above one": (b'{"prompts": ["a"], "threshold": 1.5}', 422),
     "a name misspelt": (b'{"prompts": ["a"], "treshold": 0.5}', 422),
-    "an unknown pathway": (b'{"prompts": ["a"], "pathway": "proxyclip:facebook/dino-vitb8"}', 422),
+    "an unknown method": (b'{"prompts": ["a"], "method": "proxyclip:facebook/dino-vitb8"}', 422),
     "an unknown mask": (b'{"prompts": ["a"], "mask": "/etc/passwd"}', 422),
     "bytes that are no text": (b'{"prompts": ["\xff"]}', 400),
 }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.files import temporary_beside
-from open_gem.imaging import read_image
+from open_gem.images.pixels import read_image
 from open_gem.label.done import TODO, Ids, Shard, writing
 from open_gem.label.paths import PassedOver, expand
 from open_gem.label.reading import absolute, local_file, read

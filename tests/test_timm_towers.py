@@ -19,11 +19,11 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vitamin import VitCfg, VitConvCfg
 from torch import Tensor, nn
 
-from open_gem.backbones._base import Tower
-from open_gem.backbones.check import check
-from open_gem.backbones.families import find_tower
-from open_gem.methods import PATHWAYS
-from open_gem.pathway import run
+from open_gem.method.run import run
+from open_gem.method.table import METHODS
+from open_gem.towers.base import Tower
+from open_gem.towers.check import check
+from open_gem.towers.families import find_tower
 from open_gem.types import Grid, Size
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -109,7 +109,7 @@ def test_tokens_and_pooled_embedding_are_the_librarys(kind, towers):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_pathways_get_what_the_attention_sees(kind, towers, monkeypatch):
+def test_methods_get_what_the_attention_sees(kind, towers, monkeypatch):
     """Its input, and q, k, v with norms and rotations applied, at every block of the library's own forward."""
     tower, size = towers(kind), sizes(towers(kind))[3]
     seen, attention = [], nn.functional.scaled_dot_product_attention
@@ -151,12 +151,12 @@ def test_a_token_is_where_the_head_puts_it_alone(kind, towers):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_pathway_can_be_read(kind, towers):
+def test_every_method_can_be_read(kind, towers):
     tower = towers(kind)
-    pathways = {name: replace(pathway, depth=2) for name, pathway in PATHWAYS.items()}
+    methods = {name: replace(method, depth=2) for name, method in METHODS.items()}
     size = sizes(tower)[3]
     grid = Grid(size.height // tower.patch[0], size.width // tower.patch[1])
-    for features in run(tower, pixels(size), pathways).values():
+    for features in run(tower, pixels(size), methods).values():
         assert features.grid == grid and features.tokens.isfinite().all()
         assert features.patches.shape == (2, grid.patches, 32 if kind == "SigLIP" else 24)
 
@@ -191,7 +191,7 @@ def test_threads_agree_with_one_thread(kind):
     module = model(kind)
 
     def work(tower: Tower, size: Size) -> list[Tensor]:
-        return [features.tokens for features in run(tower, pixels(size), {"clip": PATHWAYS["clip"]}).values()]
+        return [features.tokens for features in run(tower, pixels(size), {"clip": METHODS["clip"]}).values()]
 
     fresh, shared = adapted(module), adapted(module)
     jobs = sizes(fresh) * 8

@@ -21,11 +21,8 @@ from typer.testing import CliRunner
 
 import open_gem
 from open_gem import Boxes, Localization, TrainedLocalizer, readout
-from open_gem.backbones import trained
-from open_gem.backbones.trained import TRAINED, adapt_trained, check_not_trained, clipseg, owl
-from open_gem.backbones.trained.owl import paint
 from open_gem.cli import app
-from open_gem.datasets import scenes
+from open_gem.data import scenes
 from open_gem.errors import (
     ImageError,
     InputError,
@@ -35,6 +32,10 @@ from open_gem.errors import (
     UnsupportedModelError,
     WeightsError,
 )
+from open_gem.trained import clipseg, owl
+from open_gem.trained import registry as trained
+from open_gem.trained.owl import paint
+from open_gem.trained.registry import TRAINED, adapt_trained, check_not_trained
 from open_gem.types import Grid, Size
 
 SIZES = {"wide": (60, 97), "tall": (83, 41), "square": (64, 64), "large": (250, 333)}
@@ -681,13 +682,13 @@ def test_the_command_grounds_with_it(kind, place):
     assert document["model"] == f"local-dir:{kind.folder}"
     assert (document["dtype"], document["size_rule"]) == ("bfloat16", kind.ours.model.size_rule)
     assert document["template"] == kind.ours.model.template
-    assert "pathway" not in document
+    assert "method" not in document
     found = kind.ours("cat.png", ["cat", "sky"])
     assert [entry["score"] for entry in document["prompts"]] == pytest.approx(found.scores.tolist(), abs=0.05)
     assert len(list(place.glob("open_gem_out/*"))) == 9  # three pictures a phrase; one segmentation, npz and json
 
 
-@pytest.mark.parametrize("option", [("--pathway", "gem"), ("--depth", "2"), ("--size", "short:64")])
+@pytest.mark.parametrize("option", [("--method", "gem"), ("--depth", "2"), ("--size", "short:64")])
 def test_options_that_it_does_not_have_are_refused(option, kinds, place):
     result = ground(kinds["groupvit"], *option)
     assert result.exit_code == 2
@@ -703,13 +704,13 @@ def test_labelling_and_serving_refuse_it_with_what_can_be_done(kinds, place):
     assert not (place / "labels").exists()
 
 
-def test_it_is_measured_as_pathways_are(kind, place):
+def test_it_is_measured_as_methods_are(kind, place):
     """By the same questions and counts; what it answers is what it answers when it is called."""
     arguments = ["evaluate", "scenes", "--limit", "2", "--model", str(kind.folder), "--json", "-q"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     line = json.loads(result.stdout)
-    assert (line["pathway"], line["images"]) == ("as trained", 2)
+    assert (line["method"], line["images"]) == ("as trained", 2)
     data, hits, objects = scenes(range(2)), 0, 0
     for sample in data:
         found = kind.ours(sample.picture(), sample.scene.names)  # pyright: ignore[reportAttributeAccessIssue]

@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import open_gem
-from open_gem import PATHWAYS, Localizer, backbones, run
-from open_gem.backbones import FAMILIES, _hub, find_family
-from open_gem.backbones import open_clip as ours_of_open_clip
-from open_gem.backbones import transformers as ours
-from open_gem.backbones._base import Tower
-from open_gem.backbones.check import check
+from open_gem import METHODS, Localizer, run, towers
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.towers import hub as _hub
+from open_gem.towers import open_clip as ours_of_open_clip
+from open_gem.towers import transformers as ours
+from open_gem.towers.base import Tower
+from open_gem.towers.check import check
+from open_gem.towers.loading import FAMILIES, find_family
 from open_gem.types import Grid, Size
 
 KINDS = list(hub.KINDS)
@@ -60,8 +61,8 @@ def folder(kind, made, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def backbone(folder) -> open_gem.backbones.Backbone:
-    return backbones.load(f"local-dir:{folder}", device="cpu")
+def backbone(folder) -> open_gem.towers.loading.Backbone:
+    return towers.load(f"local-dir:{folder}", device="cpu")
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_tokens_place_is_what_the_head_makes_of_it_alone(backbone):
 @torch.no_grad()
 def test_blips_dense_tokens_are_the_projected_last_hidden_state():
     made = hub.model("blip")
-    found = run(ours.read_tower(made), pixels(Size(32, 48)), {"host": PATHWAYS["clip"]})["host"]
+    found = run(ours.read_tower(made), pixels(Size(32, 48)), {"host": METHODS["clip"]})["host"]
     theirs = made.vision_model(pixels(Size(32, 48)), interpolate_pos_encoding=True).last_hidden_state
     dense = normalize(made.vision_proj(theirs[:, 1:]), dim=-1)
     torch.testing.assert_close(normalize(found.patches, dim=-1), dense, rtol=0, atol=1e-6)
@@ -177,8 +178,8 @@ def test_the_model_is_untouched(kind):
 
     made = hub.model(kind)
     weights, output, *rest = state()
-    backbone = backbones.adapt(made, hub.tokenizer(kind))
-    run(backbone, pixels(Size(32, 48)), {name: PATHWAYS[name] for name in ("gem", "maskclip", "clip")}, pooled=True)
+    backbone = towers.adapt(made, hub.tokenizer(kind))
+    run(backbone, pixels(Size(32, 48)), {name: METHODS[name] for name in ("gem", "maskclip", "clip")}, pooled=True)
     backbone.encode_text(PROMPTS)
     check(backbone.tower)
     weights_after, output_after, *rest_after = state()
@@ -243,7 +244,7 @@ def test_siglip_attends_to_padding_as_it_was_trained():
     made, words = hub.model("siglip"), hub.tokenizer("siglip")
     given = words(["cat"], padding="max_length", max_length=16, return_tensors="pt")
     masked = made.get_text_features(given["input_ids"], given["attention_mask"]).pooler_output
-    found = backbones.adapt(made, words).encode_text(["cat"])
+    found = towers.adapt(made, words).encode_text(["cat"])
     assert (found - normalize(masked, dim=-1)).abs().max() > 1e-3
 
 
@@ -251,7 +252,7 @@ def test_siglip_reads_lower_case():
     """The second generation's tokenizer has words of its own for upper case, which training never saw."""
     made, words = hub.model("siglip"), hub.tokenizer("siglip")
     assert words("CAT").input_ids != words("cat").input_ids
-    backbone = backbones.adapt(made, words)
+    backbone = towers.adapt(made, words)
     assert torch.equal(backbone.encode_text(["A photo of a CAT"]), backbone.encode_text(["a photo of a cat"]))
 
 
@@ -272,7 +273,7 @@ def test_prompts_can_be_encoded_in_threads(backbone):
 
 def test_blip_reads_35_tokens_of_its_512():
     made = hub.model("blip", max_position_embeddings=64)
-    backbone = backbones.adapt(made, hub.tokenizer("blip"))
+    backbone = towers.adapt(made, hub.tokenizer("blip"))
     assert backbone.truncated(" ".join(["cat"] * 34)) == "cat"
 
 
@@ -280,7 +281,7 @@ def test_the_first_siglips_tokenizer(tmp_path):
     """Of sentencepiece: drops case and punctuation itself."""
     words = hub.sentencepiece_tokenizer(tmp_path)
     made = transformers.SiglipModel(hub.configuration("siglip", len(words))).eval()
-    backbone = backbones.load(checkpoint(tmp_path / "here", "siglip", made, words), device="cpu")
+    backbone = towers.load(checkpoint(tmp_path / "here", "siglip", made, words), device="cpu")
     features = backbone.encode_text(["A photo of the cat.", "a photo of the cat", "the dog"])
     assert torch.equal(features[0], features[1]) and not torch.equal(features[1], features[2])
     assert backbone.truncated("cat") == ""
@@ -297,7 +298,7 @@ def test_the_logit_scale_is_the_models_own(kind, made, backbone):
 
 def test_a_folder_is_loaded_by_its_path(folder, made, monkeypatch):
     for name in (f"local-dir:{folder}", str(folder)):
-        loaded = backbones.load(name, device="cpu").model
+        loaded = towers.load(name, device="cpu").model
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in made.state_dict().items())
         assert not loaded.training
 
@@ -316,11 +317,11 @@ def test_the_command_loads_a_repository_without_network_once_it_was_downloaded(t
 
 def test_a_repository_is_loaded_from_where_it_was_downloaded_to(folder, made, tmp_path, without_network):
     as_downloaded(folder, tmp_path, "some/model")
-    loaded = backbones.load("some/model", device="cpu", cache_dir=str(tmp_path / "hub"))
+    loaded = towers.load("some/model", device="cpu", cache_dir=str(tmp_path / "hub"))
     assert loaded.name == "some/model"
     assert torch.equal(loaded.tower.stem, ours.read_tower(made).stem)
     with pytest.raises(WeightsError, match="cannot load some/other"):
-        backbones.load("some/other", device="cpu", cache_dir=str(tmp_path / "hub"))
+        towers.load("some/other", device="cpu", cache_dir=str(tmp_path / "hub"))
 
 
 def offline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -344,24 +345,24 @@ def test_a_processor_brings_the_pictures_statistics(folder, kind, made):
     family = {"clip": "CLIP", "metaclip_2": "CLIP", "siglip": "Siglip", "blip": "Blip"}[kind]
     pictures = getattr(transformers, f"{family}ImageProcessorPil")(**settings)
     processor = getattr(transformers, f"{family}Processor")(pictures, hub.tokenizer(kind))
-    preprocess = backbones.adapt(made, processor).preprocess
+    preprocess = towers.adapt(made, processor).preprocess
     assert (preprocess.mean, preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (preprocess.interpolation, preprocess.image_size) == ("bilinear", (32, 32))
 
 
 def test_statistics_come_from_the_checkpoint(kind, made, tmp_path):
     name = checkpoint(tmp_path, kind, made, image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3], resample=2)
-    preprocess = backbones.load(name, device="cpu").preprocess
+    preprocess = towers.load(name, device="cpu").preprocess
     assert (preprocess.mean, preprocess.std, preprocess.interpolation) == ((0.1, 0.2, 0.3), (1, 2, 3), "bilinear")
     name = checkpoint(tmp_path, kind, made, do_normalize=False)
-    assert backbones.load(name, device="cpu").preprocess.mean == (0, 0, 0)
+    assert towers.load(name, device="cpu").preprocess.mean == (0, 0, 0)
     name = checkpoint(tmp_path, kind, made, do_rescale=False)
     with pytest.raises(UnsupportedModelError, match="not scaled"):
-        backbones.load(name, device="cpu")
+        towers.load(name, device="cpu")
 
 
 def test_with_a_tokenizer_alone_they_are_the_familys(kind, made):
-    preprocess = backbones.adapt(made, hub.tokenizer(kind)).preprocess
+    preprocess = towers.adapt(made, hub.tokenizer(kind)).preprocess
     expected = ((0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (open_clip.OPENAI_DATASET_MEAN, None)
     assert preprocess.mean == pytest.approx(expected[0])
     assert preprocess.interpolation == "bicubic"
@@ -371,16 +372,16 @@ def test_a_model_in_training_mode_is_refused(kind):
     made = hub.model(kind)
     made.vision_model.encoder.layers[0].self_attn.train()
     with pytest.raises(InputError, match="training mode"):
-        backbones.adapt(made, hub.tokenizer(kind))
+        towers.adapt(made, hub.tokenizer(kind))
 
 
 def test_hooks_on_attention_are_refused(kind):
     made = hub.model(kind)
     handle = made.vision_model.encoder.layers[2].self_attn.register_forward_hook(lambda *args: None)
     with pytest.raises(UnsupportedModelError, match="wrappers or hooks"):
-        backbones.adapt(made, hub.tokenizer(kind))
+        towers.adapt(made, hub.tokenizer(kind))
     handle.remove()
-    backbones.adapt(made, hub.tokenizer(kind))
+    towers.adapt(made, hub.tokenizer(kind))
 
 
 @torch.no_grad()
@@ -389,7 +390,7 @@ def test_a_model_that_was_asked_for_hidden_states_is_read(kind):
     made = hub.model(kind)
     made.vision_model(pixels(Size(32, 32)), output_hidden_states=True, output_attentions=True)
     assert any(layer.self_attn._forward_hooks for layer in made.vision_model.encoder.layers)
-    backbones.adapt(made, hub.tokenizer(kind))
+    towers.adapt(made, hub.tokenizer(kind))
 
 
 def test_layers_of_another_class_are_refused(kind):
@@ -397,16 +398,16 @@ def test_layers_of_another_class_are_refused(kind):
     layers = made.vision_model.encoder.layers
     layers[1].self_attn = type("Mine", (type(layers[1].self_attn),), {})(made.config.vision_config).eval()
     with pytest.raises(UnsupportedModelError, match="transformers' own"):
-        backbones.adapt(made, hub.tokenizer(kind))
+        towers.adapt(made, hub.tokenizer(kind))
 
 
 def test_another_models_tokenizer_is_refused(kind, made):
     other = hub.tokenizer("clip") if kind != "clip" else None
     if other is not None:
         with pytest.raises(InputError, match="49408 words"):
-            backbones.adapt(made, other)
+            towers.adapt(made, other)
     with pytest.raises(InputError, match="expected a tokenizer or a processor"):
-        backbones.adapt(made, open_clip.get_tokenizer("ViT-B-16"))
+        towers.adapt(made, open_clip.get_tokenizer("ViT-B-16"))
 
 
 def test_other_models_of_transformers_are_refused_with_the_reason():
@@ -415,18 +416,18 @@ def test_other_models_of_transformers_are_refused_with_the_reason():
         vision_config={key: value for key, value in vision.items() if key != "image_size"}, text_config=text
     )
     with pytest.raises(UnsupportedModelError, match=r"naflex.*siglip2-base-patch16-224"):
-        backbones.adapt(transformers.Siglip2Model(naflex).eval(), hub.tokenizer("siglip"))
+        towers.adapt(transformers.Siglip2Model(naflex).eval(), hub.tokenizer("siglip"))
     alone = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).eval()
     with pytest.raises(UnsupportedModelError, match="none of CLIPModel, MetaClip2Model"):
-        backbones.adapt(alone, hub.tokenizer("clip"))
+        towers.adapt(alone, hub.tokenizer("clip"))
     headless = hub.model("siglip", {"vision_use_head": False})
     with pytest.raises(UnsupportedModelError, match="no pooling head"):
-        backbones.adapt(headless, hub.tokenizer("siglip"))
+        towers.adapt(headless, hub.tokenizer("siglip"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(folder, dtype):
-    half, exact = (backbones.load(str(folder), device="cpu", dtype=some) for some in (dtype, "float32"))
+    half, exact = (towers.load(str(folder), device="cpu", dtype=some) for some in (dtype, "float32"))
     assert half.dtype == getattr(torch, dtype)
     assert half.logit_scale == pytest.approx(exact.logit_scale, abs=1e-6)
     picture = Image.effect_noise((48, 32), 90).convert("RGB")
@@ -704,12 +705,12 @@ def original(folder: Path, weights: dict[str, Tensor]) -> str:
 @torch.no_grad()
 def test_salesforces_file_equals_the_model_of_transformers(blip, tmp_path):
     loaded = ours.load("blip-base", original(tmp_path, salesforce(blip)))
-    same = backbones.adapt(blip, hub.tokenizer("blip"))
+    same = towers.adapt(blip, hub.tokenizer("blip"))
     assert loaded.logit_scale == pytest.approx(20)
     assert loaded.preprocess == same.preprocess
     torch.testing.assert_close(loaded.encode_text(PROMPTS), same.encode_text(PROMPTS), rtol=0, atol=1e-6)
     theirs, ours_ = (
-        run(some, pixels(Size(32, 48)), {"gem": PATHWAYS["gem"]}, pooled=True)["gem"] for some in (same, loaded)
+        run(some, pixels(Size(32, 48)), {"gem": METHODS["gem"]}, pooled=True)["gem"] for some in (same, loaded)
     )
     assert torch.equal(theirs.patches, ours_.patches)
     torch.testing.assert_close(theirs.pooled, ours_.pooled, rtol=0, atol=0)
@@ -763,16 +764,16 @@ def test_a_name_of_salesforces_needs_its_file():
 @torch.no_grad()
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_same_weights_give_the_same_through_open_clip(quick):
-    """Tokens, pooled embedding, every pathway and texts; open_clip's tower was read by other code."""
+    """Tokens, pooled embedding, every method and texts; open_clip's tower was read by other code."""
     config: dict[str, Any] = {**CONFIG, "quick_gelu": quick}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = open_clip.CLIP(**config).eval()
     native = ours_of_open_clip.adapt(theirs, open_clip.SimpleTokenizer(context_length=16))
-    converted = backbones.adapt(from_open_clip(theirs, config), hub.tokenizer("clip"))
+    converted = towers.adapt(from_open_clip(theirs, config), hub.tokenizer("clip"))
     given = pixels(Size(32, 32))
-    expected, found = (run(some, given, PATHWAYS, pooled=True) for some in (native, converted))
-    for name in PATHWAYS:
+    expected, found = (run(some, given, METHODS, pooled=True) for some in (native, converted))
+    for name in METHODS:
         torch.testing.assert_close(found[name].tokens, expected[name].tokens, rtol=0, atol=2e-5)
         torch.testing.assert_close(found[name].pooled, expected[name].pooled, rtol=0, atol=2e-5)
     texts = ["a photo of a cat, and 2 dogs!", "it's raining", "the " * 30]
@@ -836,7 +837,7 @@ def test_every_example_is_in_the_table():
 def test_a_tower_of_an_architecture_needs_no_network(monkeypatch, kind):
     row = ours.Architecture(kind, hub.VISION, hub.TEXT, hub.OTHER[kind])
     monkeypatch.setitem(ours.ARCHITECTURES, "some/tiny", row)
-    tower = backbones.build_tower("some/tiny")
+    tower = towers.build_tower("some/tiny")
     assert isinstance(tower, Tower) and tower.layers == 6
     assert tower.trained_positions.std() > 1e-3
     assert all(row.tokens == row.pooled == 0 for row in check(tower) if row.exact)
@@ -846,7 +847,7 @@ def test_a_tower_of_another_repository_needs_its_configuration_only(folder, tmp_
     alone = tmp_path / "configuration"
     alone.mkdir()
     shutil.copy(folder / "config.json", alone)
-    assert backbones.build_tower(f"local-dir:{alone}").layers == 6
+    assert towers.build_tower(f"local-dir:{alone}").layers == 6
 
 
 # What is not asked for is not imported --------------------------------------------------------------------------------
@@ -869,8 +870,8 @@ def test_a_model_of_open_clip_wakes_none_of_this(tiny):
 import sys, open_gem
 from PIL import Image
 open_gem.load({tiny!r}, device="cpu")(Image.new("RGB", (64, 64)), ["cat"])
-assert not [name for name in sys.modules if name.startswith("open_gem.backbones.transformers")]
-assert "open_gem.backbones._hub" not in sys.modules
+assert not [name for name in sys.modules if name.startswith("open_gem.towers.transformers")]
+assert "open_gem.towers.hub" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -882,6 +883,6 @@ def test_a_subclass_is_said_to_be_another_class(made, own):
     made.__class__ = mine
     try:
         with pytest.raises(UnsupportedModelError, match="cannot read Mine: it is none of CLIPModel"):
-            backbones.adapt(made, None)
+            towers.adapt(made, None)
     finally:
         made.__class__ = kind

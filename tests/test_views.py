@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_gem import readout
 from open_gem.errors import ImageError, InputError
-from open_gem.imaging import MAX_PATCHES
-from open_gem.pathway import Features
+from open_gem.images.pixels import MAX_PATCHES
+from open_gem.method.run import Features
 from open_gem.types import Grid, Size
 from open_gem.views import (
     WHOLE,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from open_gem import viz
 from open_gem.errors import InputError
+from open_gem.images import draw as viz
 
 GREY = (128, 128, 128)
 

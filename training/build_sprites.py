@@ -1,4 +1,4 @@
-"""Build the sprite atlas of `open_gem.datasets.scenes` from the glyphs of Noto Color Emoji.
+"""Build the sprite atlas of `open_gem.data.scenes` from the glyphs of Noto Color Emoji.
 
     python training/build_sprites.py --font NotoColorEmoji.ttf
 

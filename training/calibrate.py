@@ -1,6 +1,6 @@
 """Choose the size rule and the temperature multiplier that a checkpoint recommends, on validation scenes only.
 
-    python training/calibrate.py src/open_gem/backbones/embedded
+    python training/calibrate.py src/open_gem/towers/embedded
 
 On scenes of the validation range, never the held-out ones. So that the size favours no one, it is the one with the best
 pointing game of the baselines (CLIP, MaskCLIP and CLIP Surgery, averaged), GEM not asked. The multiplier is the one
@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import open_gem
-from open_gem import PATHWAYS, Localizer
-from open_gem.datasets import scenes
-from open_gem.datasets.scenes import VALIDATION
-from open_gem.evaluate import evaluate
+from open_gem import METHODS, Localizer
+from open_gem.data import scenes
+from open_gem.data.scenes import VALIDATION
+from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.run import evaluate
+from open_gem.evaluation.tasks import scores
 from open_gem.files import to_json
-from open_gem.protocols import Protocol
-from open_gem.questions import scores
 
 SCALES = (2.0, 1.0, 0.5, 0.25, 0.125)
 SIZES = ("short:128", "short:160", "short:192")
@@ -32,14 +32,14 @@ BASELINES = ("clip", "maskclip", "clip_surgery")
 
 def measure(localizer: Localizer, size: str, images: int) -> Iterator[dict]:
     """Scores at this size: one row a temperature scale of GEM, and one for each of `BASELINES`."""
-    pathways = {scale: replace(PATHWAYS["gem"], temperature_scale=scale) for scale in SCALES}
-    labelled = {f"gem {scale:g}": pathway for scale, pathway in pathways.items()} | {name: name for name in BASELINES}
+    methods = {scale: replace(METHODS["gem"], temperature_scale=scale) for scale in SCALES}
+    labelled = {f"gem {scale:g}": method for scale, method in methods.items()} | {name: name for name in BASELINES}
     protocol = Protocol(size=size)
     outcomes = evaluate(localizer, labelled, scenes(range(VALIDATION, VALIDATION + images)), protocol)
     for label, counts in outcomes.items():
         name, _, scale = label.partition(" ")
         found = {score: round(estimate.value, 4) for score, estimate in scores(counts).items()}
-        yield {"size": size, "pathway": name, "temperature_scale": float(scale) if scale else None, **found}
+        yield {"size": size, "method": name, "temperature_scale": float(scale) if scale else None, **found}
 
 
 def main() -> None:
@@ -62,10 +62,10 @@ def choose(rows: list[dict], images: int) -> dict:
     """The row to recommend; `images` is the number of scenes that each was measured on."""
 
     def of_baselines(size: str) -> float:
-        return sum(row["pointing_game"] for row in rows if row["pathway"] in BASELINES and row["size"] == size)
+        return sum(row["pointing_game"] for row in rows if row["method"] in BASELINES and row["size"] == size)
 
     size = max(SIZES, key=of_baselines)
-    gem = [row for row in rows if row["pathway"] == "gem" and row["size"] == size]
+    gem = [row for row in rows if row["method"] == "gem" and row["size"] == size]
     best = max(row["pointing_game"] for row in gem)
     error = math.sqrt(best * (1 - best) / images)  # objects of one scene are not independent, so scenes are counted
     nearly_best = [row for row in gem if row["pointing_game"] >= best - error]

@@ -10,7 +10,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from open_gem.datasets.scenes import CONCEPTS
+from open_gem.data.scenes import CONCEPTS
 
 TEMPLATES: tuple[str, ...] = (
     "{}",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from open_gem.datasets.scenes import CONCEPTS, scene
+from open_gem.data.scenes import CONCEPTS, scene
 
 _CHUNK = 500  # scenes rendered by one task
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from towers import Clip, embed_patches, embed_texts
 
-from open_gem.datasets.scenes import CONCEPTS, TRAINING, VALIDATION
+from open_gem.data.scenes import CONCEPTS, TRAINING, VALIDATION
 from open_gem.files import to_json
 
 SIDE, PATCH = 128, 16  # pixels

@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from open_gem.errors import OpenGemError as OpenGemError
-    from open_gem.imaging import Preprocess as Preprocess
+    from open_gem.images.pixels import Preprocess as Preprocess
     from open_gem.localization import Localization as Localization
     from open_gem.localization import Maps as Maps
     from open_gem.localizer import Localizer as Localizer
     from open_gem.localizer import adapt as adapt
     from open_gem.localizer import load as load
-    from open_gem.methods import PATHWAYS as PATHWAYS
-    from open_gem.methods import Pathway as Pathway
-    from open_gem.pathway import Features as Features
-    from open_gem.pathway import run as run
-    from open_gem.prompts import Vocabulary as Vocabulary
+    from open_gem.method.run import Features as Features
+    from open_gem.method.run import run as run
+    from open_gem.method.table import METHODS as METHODS
+    from open_gem.method.table import Method as Method
     from open_gem.readout import Boxes as Boxes
-    from open_gem.refine import Pamr as Pamr
-    from open_gem.trained import TrainedLocalizer as TrainedLocalizer
-    from open_gem.trained import load_trained as load_trained
+    from open_gem.refine.pamr import Pamr as Pamr
+    from open_gem.text import Vocabulary as Vocabulary
+    from open_gem.trained.localizer import TrainedLocalizer as TrainedLocalizer
+    from open_gem.trained.localizer import load_trained as load_trained
     from open_gem.views import Views as Views
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "OpenGemError": "errors",
-    "Preprocess": "imaging",
+    "Preprocess": "images.pixels",
     "Localization": "localization",
     "Maps": "localization",
     "Localizer": "localizer",
@@ -43,14 +43,14 @@ _HOMES = {
     "adapt": "localizer",
     "load": "localizer",
     "load_trained": "trained",
-    "PATHWAYS": "methods",
-    "Features": "pathway",
-    "Pathway": "methods",
-    "run": "pathway",
+    "METHODS": "method.table",
+    "Features": "method.run",
+    "Method": "method.table",
+    "run": "method.run",
     "Boxes": "readout",
-    "Pamr": "refine",
+    "Pamr": "refine.pamr",
     "Views": "views",
-    "Vocabulary": "prompts",
+    "Vocabulary": "text",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -4,7 +4,7 @@ OpenGemError
 ├── InputError (also ValueError)     something the caller passed
 │   ├── ImageError                   a picture that cannot be read or makes no sense
 │   ├── PromptError                  phrases that cannot be grounded
-│   ├── PathwayError                 an unknown pathway or impossible settings of one
+│   ├── MethodError                 an unknown method or impossible settings of one
 │   └── DatasetError                 an unknown data set, or files of one that are missing or not as they should be
 ├── ModelError                       a backbone that cannot be had
 │   ├── UnknownModelError            no such name or tag
@@ -31,8 +31,8 @@ class PromptError(InputError):
     """Phrases that cannot be grounded."""
 
 
-class PathwayError(InputError):
-    """An unknown pathway, or impossible settings of one."""
+class MethodError(InputError):
+    """An unknown method, or impossible settings of one."""
 
 
 class DatasetError(InputError):

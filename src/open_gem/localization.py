@@ -11,10 +11,10 @@ from torch import Tensor
 
 from open_gem import readout
 from open_gem.errors import InputError, PromptError
-from open_gem.imaging import ImageLike, Preprocess, read_image, size_of, to_pixels
-from open_gem.prompts import Vocabulary
+from open_gem.images.pixels import ImageLike, Preprocess, read_image, size_of, to_pixels
 from open_gem.readout import Boxes
-from open_gem.refine import Pamr
+from open_gem.refine.pamr import Pamr
+from open_gem.text import Vocabulary
 from open_gem.types import Size
 from open_gem.views import Mosaic
 

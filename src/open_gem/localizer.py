@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem import backbones, readout
-from open_gem.backbones import Backbone
-from open_gem.errors import ImageError, InputError, PathwayError, PromptError
-from open_gem.imaging import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
+from open_gem import readout, towers
+from open_gem.errors import ImageError, InputError, MethodError, PromptError
+from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, target_size, to_pixels
 from open_gem.localization import Localization
-from open_gem.methods import PROXYCLIP, Pathway, check_name, find_pathway
-from open_gem.pathway import Features, check_depth, run
-from open_gem.prompts import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
-from open_gem.refine import Pamr
+from open_gem.method.run import Features, check_depth, run
+from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
+from open_gem.refine.pamr import Pamr
+from open_gem.text import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
+from open_gem.towers.loading import Backbone
 from open_gem.types import Size
 from open_gem.views import WHOLE, Mosaic, Tiles, Views, batches, check_views, plan
 
 if TYPE_CHECKING:
-    from open_gem.backbones.experts import Expert
+    from open_gem.towers.dino import Expert
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
 
@@ -35,8 +35,8 @@ Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary
 class Localizer:
     """Phrases in, localizations out; the model behind it stays as it is and may be shared between threads.
 
-    backbone    the model, from `backbones.load` or `backbones.adapt`
-    pathway     a name of `PATHWAYS`, or settings; a *name* follows the temperature the checkpoint recommends and is
+    backbone    the model, from `towers.load` or `towers.adapt`
+    method     a name of `METHODS`, or settings; a *name* follows the temperature the checkpoint recommends and is
                 no deeper than the model, settings are taken as they are
     size        how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
                 recommends
@@ -51,12 +51,12 @@ class Localizer:
     that of the phrase against the empty phrase ("a photo of a .") and those of the background, whichever is likelier:
     1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the phrase))).
 
-    Raises PathwayError, InputError and PromptError for an unknown pathway, a malformed size rule or template, or
+    Raises MethodError, InputError and PromptError for an unknown method, a malformed size rule or template, or
     windows that do not fit the patches.
     """
 
     backbone: Backbone
-    pathway: str | Pathway = "gem"
+    method: str | Method = "gem"
     size: str | None = None
     template: Template = TEMPLATE
     views: Views = WHOLE
@@ -66,7 +66,7 @@ class Localizer:
 
     def __post_init__(self) -> None:
         # Complain now, not at the first image.
-        check_depth(self.settings(self.pathway), self.backbone)
+        check_depth(self.settings(self.method), self.backbone)
         check_size_rule(self.size_rule)
         check_views(self.views, self.backbone.patch)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
@@ -86,28 +86,28 @@ class Localizer:
         """
         if isinstance(images, list | tuple):
             return self._locate_images(images, prompts_by_image(prompts, len(images)))
-        return self.compare(images, cast(Phrases, prompts), {"": self.pathway})[""]
+        return self.compare(images, cast(Phrases, prompts), {"": self.method})[""]
 
     def compare(
-        self, image: ImageLike, prompts: Phrases, pathways: Mapping[str, str | Pathway] | Iterable[str]
+        self, image: ImageLike, prompts: Phrases, methods: Mapping[str, str | Method] | Iterable[str]
     ) -> dict[str, Localization]:
-        """What each of several pathways makes of an image, from one pass of the model: names, or a mapping of labels to
+        """What each of several methods makes of an image, from one pass of the model: names, or a mapping of labels to
         names and settings. Prompts and errors as when called."""
         vocabulary, picture = Vocabulary.of(prompts), read_image(image)
-        seen = self.look(picture, pathways)
+        seen = self.look(picture, methods)
         return {
             name: self._refined(self._locate_one(one, vocabulary, size_of(picture)), picture)
             for name, one in seen.items()
         }
 
     def look(
-        self, image: ImageLike, pathways: Mapping[str, str | Pathway] | Iterable[str]
+        self, image: ImageLike, methods: Mapping[str, str | Method] | Iterable[str]
     ) -> dict[str, Features | Tiles]:
-        """What several pathways show of one image, seen through `views`: to keep, and ask again with `locate`.
+        """What several methods show of one image, seen through `views`: to keep, and ask again with `locate`.
 
-        Pathways as for `compare`.
+        Methods as for `compare`.
         """
-        chosen, picture = self._labelled(pathways), read_image(image)
+        chosen, picture = self._labelled(methods), read_image(image)
         if self.views.is_plain:
             found = run(self.backbone, self._prepare(picture)[1][None], chosen, pooled=True)
             return {name: replace(features, original=size_of(picture)) for name, features in found.items()}
@@ -129,7 +129,7 @@ class Localizer:
             "model": self.backbone.name,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "resampling": self.backbone.tower.resampling,
-            "pathway": self.settings(self.pathway).describe(),
+            "method": self.settings(self.method).describe(),
             "size_rule": self.size_rule,
             "template": self.text.template,
             "views": asdict(self.views),
@@ -142,33 +142,33 @@ class Localizer:
         """How images are resized, see `imaging.SIZE_RULES`."""
         return self.backbone.recommended.size if self.size is None else self.size
 
-    def settings(self, pathway: str | Pathway) -> Pathway:
-        """The settings a pathway has on this backbone, see `resolve`."""
-        return resolve(self.backbone, pathway)
+    def settings(self, method: str | Method) -> Method:
+        """The settings a method has on this backbone, see `resolve`."""
+        return resolve(self.backbone, method)
 
     def pixels(self, image: ImageLike) -> Tensor:
         """One image as the backbone wants it: `(3, y, x)`, resized by the size rule, normalised by the checkpoint."""
         return self._prepare(image)[1]
 
-    def encode(self, pixels: Tensor, pathway: str | Pathway | None = None, *, pooled: bool = True) -> Features:
+    def encode(self, pixels: Tensor, method: str | Method | None = None, *, pooled: bool = True) -> Features:
         """Features of preprocessed `pixels` `(b, 3, y, x)`; without `pooled`, no image-level scores later.
 
         The exact height, where what happens is what was asked for: `views` have no part in this.
         """
-        chosen = self.pathway if pathway is None else pathway
+        chosen = self.method if method is None else method
         return self.read(pixels, {"chosen": chosen}, pooled=pooled)["chosen"]
 
     def read(
         self,
         pixels: Tensor,
-        pathways: Mapping[str, str | Pathway] | Iterable[str],
+        methods: Mapping[str, str | Method] | Iterable[str],
         *,
         pooled: bool = True,
         trace: Collection[str] = (),
     ) -> dict[str, Features]:
-        """Features by several pathways from one pass: names, or a mapping of labels to names and settings. `trace`: see
+        """Features by several methods from one pass: names, or a mapping of labels to names and settings. `trace`: see
         `run`."""
-        return run(self.backbone, pixels, self._labelled(pathways), pooled=pooled, trace=trace)
+        return run(self.backbone, pixels, self._labelled(methods), pooled=pooled, trace=trace)
 
     def locate(
         self,
@@ -189,13 +189,13 @@ class Localizer:
         by_image = prompts_by_image(prompts, count)
         return [self._locate_one(features, by_image[index], sizes[index], index) for index in range(count)]
 
-    def _labelled(self, pathways: Mapping[str, str | Pathway] | Iterable[str]) -> dict[str, Pathway]:
-        if isinstance(pathways, str):
-            pathways = [pathways]
-        labelled = pathways if isinstance(pathways, Mapping) else {name: name for name in pathways}
+    def _labelled(self, methods: Mapping[str, str | Method] | Iterable[str]) -> dict[str, Method]:
+        if isinstance(methods, str):
+            methods = [methods]
+        labelled = methods if isinstance(methods, Mapping) else {name: name for name in methods}
         if unlabelled := [label for label in labelled if not isinstance(label, str)]:
-            raise PathwayError(f"{unlabelled[0]!r} has no label, expected names, or a mapping of labels to settings")
-        return {label: self.settings(pathway) for label, pathway in labelled.items()}
+            raise MethodError(f"{unlabelled[0]!r} has no label, expected names, or a mapping of labels to settings")
+        return {label: self.settings(method) for label, method in labelled.items()}
 
     def _locate_one(self, seen: Features | Tiles, vocabulary: Vocabulary, size: Size, index: int = 0) -> Localization:
         text = self.text((*vocabulary.phrases, ""))  # the empty phrase is what others are compared with
@@ -284,28 +284,28 @@ def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], P]) 
     return prepared
 
 
-def resolve(backbone: Backbone, pathway: str | Pathway) -> Pathway:
-    """The settings of a pathway on a backbone: a name with the temperature that the checkpoint recommends for adaptive
+def resolve(backbone: Backbone, method: str | Method) -> Method:
+    """The settings of a method on a backbone: a name with the temperature that the checkpoint recommends for adaptive
     ones, and on a model of few blocks no deeper than these; settings as they are. "proxyclip:NAME" is ProxyCLIP with
     the expert NAME, which is loaded then.
 
-    Raises PathwayError for an unknown name, and errors as `backbones.experts.load_expert`.
+    Raises MethodError for an unknown name, and errors as `backbones.experts.load_expert`.
     """
-    if isinstance(pathway, Pathway):
-        return pathway
-    if pathway.startswith(PROXYCLIP):
-        from open_gem.backbones.experts import proxyclip
+    if isinstance(method, Method):
+        return method
+    if method.startswith(PROXYCLIP):
+        from open_gem.towers.dino import proxyclip
 
-        name = check_name(pathway).removeprefix(PROXYCLIP)
+        name = check_name(method).removeprefix(PROXYCLIP)
         return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
-    found = find_pathway(pathway).fitted(backbone.layers)
+    found = find_method(method).fitted(backbone.layers)
     scale = backbone.recommended.temperature_scale if found.is_adaptive else 1.0
     return replace(found, temperature_scale=found.temperature_scale * scale)
 
 
 @lru_cache(maxsize=1)
 def _expert(name: str, device: torch.device, dtype: torch.dtype) -> "Expert":
-    from open_gem.backbones.experts import load_expert
+    from open_gem.towers.dino import load_expert
 
     return load_expert(name, device=device, dtype=dtype)
 
@@ -325,10 +325,10 @@ def prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
 
 
 def load(
-    name: str | PathLike[str] = backbones.EMBEDDED,
+    name: str | PathLike[str] = towers.EMBEDDED,
     pretrained: str | None = None,
     *,
-    pathway: str | Pathway = "gem",
+    method: str | Method = "gem",
     size: str | None = None,
     template: Template = TEMPLATE,
     views: Views = WHOLE,
@@ -341,18 +341,18 @@ def load(
     """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
     `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`.
 
-    The settings as of a `Localizer`, checked before anything is loaded; the rest, and errors, as `backbones.load`.
+    The settings as of a `Localizer`, checked before anything is loaded; the rest, and errors, as `towers.load`.
     """
-    if isinstance(pathway, str):
-        check_name(pathway)
+    if isinstance(method, str):
+        check_name(method)
     if size is not None:
         check_size_rule(size)
     check_template(template)
-    backbone = backbones.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
-    return Localizer(backbone, pathway, size, template, views, refinement, remove_redundancy)
+    backbone = towers.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
+    return Localizer(backbone, method, size, template, views, refinement, remove_redundancy)
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
     """A `Localizer` on a model already in memory, which it reads and never changes. `settings` as of a `Localizer`;
-    errors as `backbones.adapt`."""
-    return Localizer(backbones.adapt(model, tokenizer), **settings)
+    errors as `towers.adapt`."""
+    return Localizer(towers.adapt(model, tokenizer), **settings)

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from open_gem.attention import wide
+from open_gem.method.attention import wide
 from open_gem.numerics import without_autocast
 from open_gem.types import Size
 

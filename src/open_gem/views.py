@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from open_gem import readout
-from open_gem.attention import wide
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.imaging import target_size
-from open_gem.pathway import Features
+from open_gem.images.pixels import target_size
+from open_gem.method.attention import wide
+from open_gem.method.run import Features
 from open_gem.types import Grid, Size
 
 MERGES = ("features", "logits")
@@ -180,7 +180,7 @@ def batches(pixels: Tensor, canvas: Canvas, count: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """What a pathway shows of one picture, view by view: a value to cache and ask again, as `Features` is.
+    """What a method shows of one picture, view by view: a value to cache and ask again, as `Features` is.
 
     canvases  as `plan` gives them
     features  for each canvas, what its windows gave, in batches, in the order of the windows

@@ -9,9 +9,9 @@ import torch
 from open_gem.bench.subject import PICTURE, Subject
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
-from open_gem.methods import PATHWAYS
-from open_gem.pathway import run
-from open_gem.prompts import TextCache
+from open_gem.method.run import run
+from open_gem.method.table import METHODS
+from open_gem.text import TextCache
 
 Work = Callable[[], object]
 
@@ -32,11 +32,11 @@ class Case:
 
 
 def read(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
-    """Some pathways from one pass."""
+    """Some methods from one pass."""
 
     def make(subject: Subject) -> Work:
-        pathways = {name: PATHWAYS[name].fitted(subject.tower.layers) for name in names}
-        return partial(run, subject.tower, subject.pixels, pathways, pooled=pooled)
+        methods = {name: METHODS[name].fitted(subject.tower.layers) for name in names}
+        return partial(run, subject.tower, subject.pixels, methods, pooled=pooled)
 
     return make
 
@@ -81,7 +81,7 @@ def _trained(name: str) -> Callable[[Subject], Work]:
     """A model that was trained to localize, as transformers runs it, each picture with all phrases."""
 
     def make(subject: Subject) -> Work:
-        from open_gem.backbones.trained import forward_pass
+        from open_gem.trained.registry import forward_pass
 
         if (subject.setting.device, subject.setting.dtype) != ("cpu", "float32"):
             raise InputError(f"{name} is measured in float32 on a CPU only")
@@ -93,8 +93,8 @@ def _trained(name: str) -> Callable[[Subject], Work]:
 CASES: Mapping[str, Case] = {
     CEILING: Case("one product of matrices, as large as the model's largest", _matrix_product, True, yardstick=True),
     PLAIN: Case("the library's own forward pass, to the pooled embedding", _plain, True, yardstick=True),
-    **{name: Case(pathway.about, read(name), True) for name, pathway in PATHWAYS.items()},
-    TOGETHER: Case("all pathways from one pass", read(*PATHWAYS), True),
+    **{name: Case(method.about, read(name), True) for name, method in METHODS.items()},
+    TOGETHER: Case("all methods from one pass", read(*METHODS), True),
     "texts": Case("the phrases encoded, none of them known", partial(_texts, warm=False)),
     "texts-cached": Case("the same when all are known", partial(_texts, warm=True)),
     "masks": Case("pictures to a mask for each phrase, texts known", _masks),
@@ -104,7 +104,7 @@ CASES: Mapping[str, Case] = {
     "owlv2": Case("OWLv2 at 768 px, likewise (base, patches of 32)", _trained("owlv2")),
 }
 GROUPS = {
-    "pathways": (*PATHWAYS, TOGETHER),
+    "methods": (*METHODS, TOGETHER),
     "answers": ("texts", "texts-cached", "masks", "label-map"),
     "trained": ("clipseg", "groupvit", "owlv2"),
 }

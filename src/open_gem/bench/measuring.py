@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from open_gem.bench.cases import CEILING, PLAIN, Case, read
 from open_gem.bench.subject import Setting, Subject
-from open_gem.kernels import are_on
-from open_gem.kernels.attention import load, processor
+from open_gem.method.kernels import are_on
+from open_gem.method.kernels.attention import load, processor
 
 LARGE = 1e9
 """Operations from which on a product of matrices shows what the machine can do."""

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem import backbones
-from open_gem.backbones import Tower, find_device, find_dtype
-from open_gem.backbones.check import pictures
+from open_gem import towers
 from open_gem.localizer import Localizer
+from open_gem.towers.check import pictures
+from open_gem.towers.loading import Tower, find_device, find_dtype
 from open_gem.types import Size
 
 PICTURE = Size(480, 640)
@@ -46,14 +46,14 @@ class Subject:
     @cached_property
     def localizer(self) -> Localizer:
         """The whole model. Raises InputError where its texts cannot be had without a network."""
-        backbone = backbones.build(self.setting.model)
+        backbone = towers.build(self.setting.model)
         backbone.model.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
         return Localizer(backbone, size=f"square:{self.setting.side}")
 
     @cached_property
     def tower(self) -> Tower:
         """Its vision half, of any architecture that is read."""
-        tower = backbones.build_tower(self.setting.model)
+        tower = towers.build_tower(self.setting.model)
         tower.module.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
         return tower
 

@@ -16,13 +16,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import open_gem
-from open_gem.errors import InputError, OpenGemError, PathwayError
+from open_gem.errors import InputError, MethodError, OpenGemError
 from open_gem.files import to_json
 
 if TYPE_CHECKING:
     from open_gem.localizer import Localizer
-    from open_gem.methods import Pathway
-    from open_gem.trained import TrainedLocalizer
+    from open_gem.method.table import Method
+    from open_gem.trained.localizer import TrainedLocalizer
 
 Number = TypeVar("Number", int, float)
 
@@ -146,42 +146,42 @@ def load_localizer(
     pretrained: str | None,
     device: str,
     dtype: str,
-    pathway: str = "clip",
+    method: str = "clip",
     **settings: Any,
 ) -> "Localizer":
-    """The localizer that was asked for, with the `settings` that are not None. Most commands name pathways when they
-    ask: `pathway`, which any model has, is only of what is asked without one."""
-    from open_gem import backbones
+    """The localizer that was asked for, with the `settings` that are not None. Most commands name methods when they
+    ask: `method`, which any model has, is only of what is asked without one."""
+    from open_gem import towers
     from open_gem.localizer import Localizer
 
-    backbone = backbones.load(model, pretrained, device=device, dtype=dtype)
-    return Localizer(backbone, pathway, **{name: value for name, value in settings.items() if value is not None})
+    backbone = towers.load(model, pretrained, device=device, dtype=dtype)
+    return Localizer(backbone, method, **{name: value for name, value in settings.items() if value is not None})
 
 
 def load_any(model: str, pretrained: str | None, device: str, dtype: str) -> "Localizer | TrainedLocalizer":
     """The same, or a model that was trained to localize, by what its name says."""
-    from open_gem.backbones.trained import is_trained
-    from open_gem.trained import load_trained
+    from open_gem.trained.localizer import load_trained
+    from open_gem.trained.registry import is_trained
 
     if pretrained is None and is_trained(model):
         return load_trained(model, device=device, dtype=dtype)
     return load_localizer(model, pretrained, device, dtype)
 
 
-def tuned(name: str, pathway: "Pathway", **settings: Any) -> "Pathway":
-    """The pathway called `name` with the settings that are not None. Raises PathwayError for one it has no use for."""
+def tuned(name: str, method: "Method", **settings: Any) -> "Method":
+    """The method called `name` with the settings that are not None. Raises MethodError for one it has no use for."""
     given = {name: value for name, value in settings.items() if value is not None}
-    if without_effect := sorted(given.keys() & (pathway.ignored | ({"depth"} if pathway.is_host else set()))):
-        raise PathwayError(f"{' and '.join(without_effect)} given, of which pathway {name!r} has no use")
-    return replace(pathway, **given)
+    if without_effect := sorted(given.keys() & (method.ignored | ({"depth"} if method.is_host else set()))):
+        raise MethodError(f"{' and '.join(without_effect)} given, of which method {name!r} has no use")
+    return replace(method, **given)
 
 
-def names_of(pathways: str) -> list[str]:
-    """The names in a list by commas, or all there are. Raises PathwayError for an unknown one."""
-    from open_gem.methods import PATHWAYS, check_name
+def names_of(methods: str) -> list[str]:
+    """The names in a list by commas, or all there are. Raises MethodError for an unknown one."""
+    from open_gem.method.table import METHODS, check_name
 
-    asked = [name.strip() for name in pathways.split(",")]
-    names = [name for one in asked for name in (PATHWAYS if one == "all" else [check_name(one)])]
+    asked = [name.strip() for name in methods.split(",")]
+    names = [name for one in asked for name in (METHODS if one == "all" else [check_name(one)])]
     return list(dict.fromkeys(names))
 
 
@@ -195,13 +195,13 @@ def numbers_of(option: str, given: str, kind: Callable[[str], Number] = float) -
 
 
 def settings_of(
-    localizer: "Localizer | TrainedLocalizer", pathways: "Mapping[str, Pathway]"
+    localizer: "Localizer | TrainedLocalizer", methods: "Mapping[str, Method]"
 ) -> dict[str, dict[str, Any]]:
-    """Everything that decided the result of each pathway, for the JSON document; a model without any goes under ""."""
+    """Everything that decided the result of each method, for the JSON document; a model without any goes under ""."""
     settings = {"open_gem": open_gem.__version__, **localizer.describe()}
-    if "pathway" not in settings:
+    if "method" not in settings:
         return {"": settings}
-    return {name: {**settings, "pathway": {"name": name, **pathway.describe()}} for name, pathway in pathways.items()}
+    return {name: {**settings, "method": {"name": name, **method.describe()}} for name, method in methods.items()}
 
 
 # Showing --------------------------------------------------------------------------------------------------------------

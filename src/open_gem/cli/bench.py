@@ -30,7 +30,7 @@ def bench(
     cases: Annotated[
         str,
         typer.Option(
-            help="Names of `open-gem pathways`, and others, by commas; pathways, answers and trained are groups."
+            help="Names of `open-gem methods`, and others, by commas; methods, answers and trained are groups."
         ),
     ] = "clip,maskclip,clip_surgery,gem",
     side: Annotated[
@@ -50,7 +50,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: as many as torch takes.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure pathways, and the way from pictures to masks, beside the library's plain forward pass.
+    """Measure methods, and the way from pictures to masks, beside the library's plain forward pass.
 
     All cases of a setting take turns in one run; ratios of medians are what to read. Prints Markdown.
     """

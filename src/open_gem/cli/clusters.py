@@ -21,10 +21,10 @@ def clusters(
     seed: Annotated[int, typer.Option(help="Which vectors, and where k-means starts.")] = 0,
 ) -> None:
     """Draw how self-self attention makes clusters of random vectors, beside k-means (Figs. 2, 7). Needs no network."""
-    from open_gem.clustering import components, random_vectors, self_self_clustering
-    from open_gem.figures import clustering_figure
+    from open_gem.cli.save import save_picture
     from open_gem.files import check_writable
-    from open_gem.save import save_picture
+    from open_gem.method.clustering import components, random_vectors, self_self_clustering
+    from open_gem.paper.figures import clustering_figure
 
     if out.suffix.lower() != ".png":
         raise InputError(f"--out is {str(out)!r}, expected a name that ends in .png")

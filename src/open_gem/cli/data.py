@@ -24,7 +24,7 @@ def listing(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the data sets that can be read, show what files one needs, and check that they are there."""
     if context.invoked_subcommand is not None:
         return
-    from open_gem.datasets import DATASETS
+    from open_gem.data import DATASETS
 
     sources = DATASETS.values()
     if as_json:
@@ -45,7 +45,7 @@ def listing(context: typer.Context, as_json: JsonOption = False) -> None:
 @data.command()
 def show(name: NameArgument) -> None:
     """Print the files of a data set as they are expected, and where it is to be had."""
-    from open_gem.datasets import find_dataset
+    from open_gem.data import find_dataset
 
     source = find_dataset(name)
     typer.echo(f"{source.name}: {source.about}\n\n{source.tree}\n\nDownload: {source.page}")
@@ -60,7 +60,7 @@ def check(
 ) -> None:
     """Count the pictures of a split, and name the files that are missing and, of the first few, those that are broken:
     exit code 1 where there are any."""
-    from open_gem.datasets import find_dataset
+    from open_gem.data import find_dataset
 
     source = find_dataset(name)
     split = source.split_of(split)
@@ -95,9 +95,9 @@ def context(
     """
     from PIL import Image
 
-    from open_gem.datasets import MapSource, find_dataset, read_context
+    from open_gem.cli.save import save_picture
+    from open_gem.data import MapSource, find_dataset, read_context
     from open_gem.files import write_file
-    from open_gem.save import save_picture
 
     source = find_dataset("context59")
     assert isinstance(source, MapSource)
@@ -135,7 +135,7 @@ def voc(
     year: Annotated[str, typer.Option(help="2012 or 2010.")] = "2012",
 ) -> None:
     """Download PascalVOC, 2 GB, with torchvision, unless it is there."""
-    from open_gem.datasets import find_dataset
+    from open_gem.data import find_dataset
 
     if year not in ("2012", "2010"):
         raise InputError(f"--year is {year!r}, expected 2012 or 2010")

@@ -34,13 +34,13 @@ def demo(
     """Make a scene of known objects, find them and one thing that is absent, and draw the result. Needs no network."""
     from PIL import Image
 
-    from open_gem.datasets.scenes import CONCEPTS, scene
+    from open_gem.cli.save import Found, draw_overlay, save_picture, slugs, write_json
+    from open_gem.data.scenes import CONCEPTS, scene
     from open_gem.files import check_writable, write_file
-    from open_gem.save import Found, draw_overlay, save_picture, slugs, write_json
-    from open_gem.viz import contact_sheet
+    from open_gem.images.draw import contact_sheet
 
     check_writable(out)
-    localizer = load_localizer(model, pretrained, device, "float32", pathway="gem")
+    localizer = load_localizer(model, pretrained, device, "float32", method="gem")
     made = scene(seed, size=512)
     absent = next(name for name in CONCEPTS if name not in made.names)
     picture, phrases = Image.fromarray(made.image), [*made.names, absent]

@@ -1,4 +1,4 @@
-"""`open-gem evaluate` and `open-gem report`: pathways against what is known, and the tables of all runs."""
+"""`open-gem evaluate` and `open-gem report`: methods against what is known, and the tables of all runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,8 +34,8 @@ def evaluate(
     data_root: Annotated[Path | None, typer.Option(help="The folder that holds its files; scenes need none.")] = None,
     split: Annotated[str | None, typer.Option(help="Which part; else the usual one.")] = None,
     protocol: Annotated[str, typer.Option(help="How it is asked: paper, official or field.")] = "paper",
-    pathway: Annotated[
-        str | None, typer.Option(help="Names of `open-gem pathways`, by commas, or all.", show_default=DEFAULT)
+    method: Annotated[
+        str | None, typer.Option(help="Names of `open-gem methods`, by commas, or all.", show_default=DEFAULT)
     ] = None,
     temperature_scale: Annotated[
         float | None,
@@ -54,7 +54,7 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure pathways on a data set. The model sees each image once for all of them. GroupViT, CLIPSeg and OWL, which
+    """Measure methods on a data set. The model sees each image once for all of them. GroupViT, CLIPSeg and OWL, which
     were trained to localize, are measured as they are.
 
     Interrupt it anywhere: the same command goes on where it was. Shards may run anywhere, with the same --out or one
@@ -62,20 +62,20 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from open_gem import runs
-    from open_gem.datasets import open_dataset
+    from open_gem.data import open_dataset
+    from open_gem.evaluation import store as runs
+    from open_gem.evaluation.protocol import find_protocol
+    from open_gem.evaluation.report import summary
     from open_gem.files import check_writable
-    from open_gem.imaging import check_size_rule
+    from open_gem.images.pixels import check_size_rule
     from open_gem.localizer import Localizer
-    from open_gem.methods import PATHWAYS
-    from open_gem.protocols import find_protocol
-    from open_gem.report import summary
+    from open_gem.method.table import METHODS
 
     names, asked = (
-        names_of(pathway or DEFAULT),
+        names_of(method or DEFAULT),
         find_protocol(protocol),
     )  # what is wrong is said before a model is loaded
-    tuned("gem", PATHWAYS["gem"], temperature_scale=temperature_scale)
+    tuned("gem", METHODS["gem"], temperature_scale=temperature_scale)
     index, parts = _shard(shard)
     if size is not None:
         asked = replace(asked, size=check_size_rule(size))
@@ -93,8 +93,8 @@ def evaluate(
             name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
             for name, setting in settings.items()
         }
-    elif pathway is not None or size is not None or temperature_scale is not None:
-        raise InputError(f"{model} was trained to localize: it has no --pathway, --size or --temperature-scale")
+    elif method is not None or size is not None or temperature_scale is not None:
+        raise InputError(f"{model} was trained to localize: it has no --method, --size or --temperature-scale")
     store = runs.Store.at(out, runs.settings_of(localizer, chosen, data, asked))
     with going_on(), progress_bar(len(ids), quiet) as advance:
         runs.run(store, localizer, chosen, data, asked, ids=ids, progress=advance, batch=batch, workers=workers)
@@ -107,9 +107,9 @@ def evaluate(
             print_json(line.document())
     elif lines:
         images = f"{lines[0].images} of {lines[0].of} images" + (f", {lines[0].failed} failed" if failed else "")
-        table = new_table("pathway", *lines[0].scores, title=f"{data.name} {data.split}, {images}")
+        table = new_table("method", *lines[0].scores, title=f"{data.name} {data.split}, {images}")
         for line in lines:
-            table.add_row(line.pathway, *(f"{found.value:.3f}" for found in line.scores.values()))
+            table.add_row(line.method, *(f"{found.value:.3f}" for found in line.scores.values()))
         console = new_console()
         console.print(table)
         console.print(f"With intervals and all other runs: open-gem report {out}")
@@ -123,14 +123,14 @@ def report(
     format: Annotated[str, typer.Option(help="markdown, html or csv.")] = "markdown",
     against: Annotated[
         str | None,
-        typer.Option(help="A pathway: how much better each other one of its runs is, with paired intervals."),
+        typer.Option(help="A method: how much better each other one of its runs is, with paired intervals."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file; else it is printed.")] = None,
 ) -> None:
     """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something; or
-    the differences between pathways of one run."""
+    the differences between methods of one run."""
+    from open_gem.evaluation.report import collect, render
     from open_gem.files import write_file
-    from open_gem.report import collect, render
 
     text = render(collect(folder, against), format)
     if out is None:

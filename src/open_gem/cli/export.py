@@ -50,7 +50,7 @@ def export(
     """
     from open_gem.export import find_formats, write_formats
     from open_gem.export.labelled import Labelled
-    from open_gem.parts import Parts
+    from open_gem.label.parts import Parts
 
     if formats:
         list_formats()

@@ -33,16 +33,16 @@ from open_gem.errors import ImageError, InputError, PromptError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from open_gem.cli.save import Row
     from open_gem.localization import Localization
     from open_gem.localizer import Localizer
-    from open_gem.methods import Pathway
-    from open_gem.prompts import Vocabulary
-    from open_gem.save import Row
-    from open_gem.trained import TrainedLocalizer
+    from open_gem.method.table import Method
+    from open_gem.text import Vocabulary
+    from open_gem.trained.localizer import TrainedLocalizer
 
 MANY = 20  # phrases up to which each gets a picture and a row of the table unless asked otherwise
 DEFAULT_SAVE = "overlay,json"
-DEFAULT_PATHWAY = "gem"
+DEFAULT_METHOD = "gem"
 PHRASES, VIEWS = "Phrases", "Views"  # panels of the help
 
 
@@ -72,15 +72,15 @@ def ground(
     ] = None,
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
-    pathway: Annotated[
+    method: Annotated[
         str | None,
         typer.Option(
-            help="A name of `open-gem pathways`; several by commas, or all, to compare. "
+            help="A name of `open-gem methods`; several by commas, or all, to compare. "
             '"proxyclip:facebook/dino-vitb8" follows that DINO.',
-            show_default=DEFAULT_PATHWAY,
+            show_default=DEFAULT_METHOD,
         ),
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the pathway.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Number of last blocks that have the method.")] = None,
     iterations: Annotated[
         int | None, typer.Option(help="K, refinement steps before the values are mixed; 0 or more.")
     ] = None,
@@ -148,25 +148,25 @@ def ground(
 
     Scores are cosines of the whole picture with a phrase (of CLIPSeg and OWL, probabilities): they say whether it is
     there, and presence says so as a probability. Heatmaps say where, and each is stretched to its own extremes, so
-    that of an absent thing looks lively too. Several pathways are read from one pass of the model; their files go to
+    that of an absent thing looks lively too. Several methods are read from one pass of the model; their files go to
     folders of their names, and a contact sheet shows them side by side.
     """
-    from open_gem.backbones.trained import is_trained
+    from open_gem.cli.save import Found, find_kinds, save_picture, side_by_side, stems
     from open_gem.files import check_writable
-    from open_gem.imaging import check_size_rule
-    from open_gem.methods import PATHWAYS
-    from open_gem.prompts import check_template
-    from open_gem.refine import Pamr
-    from open_gem.save import Found, find_kinds, save_picture, side_by_side, stems
-    from open_gem.trained import load_trained
+    from open_gem.images.pixels import check_size_rule
+    from open_gem.method.table import METHODS
+    from open_gem.refine.pamr import Pamr
+    from open_gem.text import check_template
+    from open_gem.trained.localizer import load_trained
+    from open_gem.trained.registry import is_trained
     from open_gem.views import Views
 
     vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])
     kinds = find_kinds(DEFAULT_SAVE if save is None else save)
-    names = names_of(pathway or DEFAULT_PATHWAY)
+    names = names_of(method or DEFAULT_METHOD)
     tune = partial(tuned, depth=depth, iterations=iterations, temperature_scale=temperature_scale)
-    for name in PATHWAYS.keys() & set(names):
-        tune(name, PATHWAYS[name])  # whatever is wrong is said before a model is loaded
+    for name in METHODS.keys() & set(names):
+        tune(name, METHODS[name])  # whatever is wrong is said before a model is loaded
     if size is not None:
         check_size_rule(size)
     if template is not None:
@@ -189,7 +189,7 @@ def ground(
         say(f"warning: {phrases} phrases: overlays of the {few} best scores only, --save overlay draws all")
     if pretrained is None and is_trained(model):
         untrained = {
-            "pathway": pathway,
+            "method": method,
             "depth": depth,
             "iterations": iterations,
             "temperature-scale": temperature_scale,
@@ -257,21 +257,21 @@ def _refuse(model: str, options: dict[str, Any]) -> None:
     """Raise InputError where any of the options, which a model that was trained to localize does not have, is given."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
-        raise InputError(f"{model} was trained to localize: it has no pathways, and no {', '.join(given)}")
+        raise InputError(f"{model} was trained to localize: it has no methods, and no {', '.join(given)}")
 
 
 def _locate(
-    localizer: "Localizer | TrainedLocalizer", path: str, vocabulary: "Vocabulary", pathways: "dict[str, Pathway]"
+    localizer: "Localizer | TrainedLocalizer", path: str, vocabulary: "Vocabulary", methods: "dict[str, Method]"
 ) -> "tuple[Image.Image, dict[str, Localization]]":
-    """The picture, and what each pathway finds in it; a model that has none goes under ""."""
-    from open_gem.imaging import read_image
-    from open_gem.trained import TrainedLocalizer
+    """The picture, and what each method finds in it; a model that has none goes under ""."""
+    from open_gem.images.pixels import read_image
+    from open_gem.trained.localizer import TrainedLocalizer
 
     picture = read_image(path)
     try:
         if isinstance(localizer, TrainedLocalizer):
             return picture, {"": localizer(picture, vocabulary)}
-        return picture, localizer.compare(picture, vocabulary, pathways)
+        return picture, localizer.compare(picture, vocabulary, methods)
     except (MemoryError, RuntimeError) as error:  # torch has a class for it on GPUs, and only words on the CPU
         if "memory" in f"{type(error).__name__} {error}".lower():
             raise ImageError(f"{path!r} needs more memory than there is; try --size long:N or --window") from error
@@ -299,7 +299,7 @@ def read_vocabulary(
     prompts: Iterable[str], classes: Path | None, first_is_background: bool, negatives: Iterable[str]
 ) -> "Vocabulary":
     """What is asked for, by phrases or a class file, and what is not meant; "@FILE" stands for the lines of a file."""
-    from open_gem.prompts import Vocabulary
+    from open_gem.text import Vocabulary
 
     phrases, others = (
         [phrase for one in given for phrase in (prompt_file(one[1:]) if one.startswith("@") else [one])]
@@ -327,12 +327,12 @@ def prompt_file(name: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def folder(pathway: str) -> str:
-    """Where files of a pathway go when several are compared."""
-    from open_gem.methods import PATHWAYS
-    from open_gem.save import slugs
+def folder(method: str) -> str:
+    """Where files of a method go when several are compared."""
+    from open_gem.cli.save import slugs
+    from open_gem.method.table import METHODS
 
-    return pathway if pathway in PATHWAYS else slugs([pathway])[0]
+    return method if method in METHODS else slugs([method])[0]
 
 
 def check_scale(scale: str) -> None:

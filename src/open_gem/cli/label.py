@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from open_gem.label.done import Shard, Tally
     from open_gem.label.labeling import Labeling
     from open_gem.label.ontology import Ontology
+    from open_gem.label.parts import Parts
     from open_gem.label.sources import Source
-    from open_gem.parts import Parts
 
 Engine = Callable[..., "Tally"]
 WHAT, HOW, RUN = "What is looked for", "How", "The run"  # panels of the help
@@ -96,7 +96,7 @@ def label(
     out: Annotated[Path, typer.Option(help="Folder for the parts.")] = OUT,
     model: ModelOption = "embedded",
     pretrained: PretrainedOption = None,
-    pathway: Annotated[str, typer.Option(help="A name of `open-gem pathways`.", rich_help_panel=HOW)] = "gem",
+    method: Annotated[str, typer.Option(help="A name of `open-gem methods`.", rich_help_panel=HOW)] = "gem",
     size: Annotated[
         str | None, typer.Option(help="Size rule; else as the model recommends.", rich_help_panel=HOW)
     ] = None,
@@ -166,8 +166,8 @@ def label(
     from open_gem.label.done import Shard
     from open_gem.label.recipe import Recipe
     from open_gem.label.sources import Columns, open_source
-    from open_gem.prompts import TEMPLATE
-    from open_gem.refine import Pamr
+    from open_gem.refine.pamr import Pamr
+    from open_gem.text import TEMPLATE
     from open_gem.views import WHOLE, Views
 
     if engine not in ENGINES:
@@ -188,7 +188,7 @@ def label(
         pretrained,
         _device(device),
         dtype,
-        pathway,
+        method,
         size,
         TEMPLATE if template is None else template,
         WHOLE if window is None else Views(window=window),
@@ -277,9 +277,9 @@ def _run(
     """Label, once or again and again; what there is in the end, and what came of the last time."""
     from open_gem.label import control
     from open_gem.label.done import Ids, Tally, done_in, writing
+    from open_gem.label.parts import Parts
     from open_gem.label.summary import write_left
     from open_gem.label.watching import watch
-    from open_gem.parts import Parts
 
     with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
         parts = Parts.claim(out, labeling.manifest(source))
@@ -354,7 +354,7 @@ def _estimate(
 ) -> "Estimate":
     from open_gem.label.control import estimate
     from open_gem.label.done import done_in
-    from open_gem.parts import Parts
+    from open_gem.label.parts import Parts
 
     manifest = labeling.manifest(source)
     Parts.check_claim(out, manifest)

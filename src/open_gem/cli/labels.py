@@ -8,11 +8,11 @@ import typer
 from open_gem.cli._app import JsonOption, app, counted, new_console, new_table, print_json, say
 from open_gem.errors import OutputError
 from open_gem.files import to_json
-from open_gem.parts import SHEET, SUMMARY
+from open_gem.label.parts import SHEET, SUMMARY
 
 if TYPE_CHECKING:
+    from open_gem.label.parts import Parts
     from open_gem.label.summary import Summary
-    from open_gem.parts import Parts
 
 OUT = Path("open_gem_labels")
 MOST = 40  # labels in the table
@@ -25,7 +25,7 @@ def labels(
     as_json: JsonOption = False,
 ) -> None:
     """What was labelled so far: labels found, empty images, errors by kind, and a page of samples to look at."""
-    from open_gem.parts import Parts
+    from open_gem.label.parts import Parts
 
     conclude(Parts.open(folder), samples, as_json)
 

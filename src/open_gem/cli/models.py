@@ -1,4 +1,4 @@
-"""`open-gem models` and `open-gem pathways`: what there is, and whether it is read exactly."""
+"""`open-gem models` and `open-gem methods`: what there is, and whether it is read exactly."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ def models(
     """List the families of models that can be read, or check that one is read exactly.
 
     A check fetches no weights: tokens and pooled output of a model with random ones equal the library's own forward, on
-    square pictures and others. In a type other than float32 it also says what the type costs each pathway.
+    square pictures and others. In a type other than float32 it also says what the type costs each method.
     """
     if check and every:
         raise InputError("--all lists names and --check checks one: give one of them")
@@ -41,7 +41,7 @@ def models(
 
 
 def _list_families(as_json: bool) -> None:
-    from open_gem.backbones import EMBEDDED, FAMILIES
+    from open_gem.towers.loading import EMBEDDED, FAMILIES
 
     rows: list[dict[str, Any]] = [
         {
@@ -76,7 +76,7 @@ def _list_families(as_json: bool) -> None:
 
 
 def _list_names(as_json: bool) -> None:
-    from open_gem.backbones import catalogue
+    from open_gem.towers.loading import catalogue
 
     rows = catalogue()
     if as_json:
@@ -97,8 +97,8 @@ def _list_names(as_json: bool) -> None:
 
 
 def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
-    from open_gem.backbones import FAMILIES, build_tower, find_device, find_dtype
-    from open_gem.backbones.check import check, pictures, rounding, sizes_of
+    from open_gem.towers.check import check, pictures, rounding, sizes_of
+    from open_gem.towers.loading import FAMILIES, build_tower, find_device, find_dtype
 
     kind, place = find_dtype(dtype), find_device(device)
     if "all" in names:
@@ -139,18 +139,18 @@ def _print_check(document: dict[str, Any]) -> None:
     console.print(table)
     if document["rounding"]:
         title = f"{document['name']}: what {document['dtype']} costs, 1 − cosine with float32"
-        table = new_table("pathway", "patches, mean", "patches, worst", "pooled, mean", title=title)
+        table = new_table("method", "patches, mean", "patches, worst", "pooled, mean", title=title)
         for row in document["rounding"]:
-            table.add_row(row["pathway"], *(f"{row[key]:.1e}" for key in ("mean", "worst", "pooled")))
+            table.add_row(row["method"], *(f"{row[key]:.1e}" for key in ("mean", "worst", "pooled")))
         console.print(table)
 
 
 @app.command()
-def pathways(as_json: JsonOption = False) -> None:
+def methods(as_json: JsonOption = False) -> None:
     """List the ways to read a model's patches, with their settings."""
-    from open_gem.methods import PATHWAYS
+    from open_gem.method.table import METHODS
 
-    rows = [{"name": name, **row.describe(), "about": row.about} for name, row in PATHWAYS.items()]
+    rows = [{"name": name, **row.describe(), "about": row.about} for name, row in METHODS.items()]
     if as_json:
         print_json(rows)
         return
@@ -159,7 +159,7 @@ def pathways(as_json: JsonOption = False) -> None:
     for row in rows:
         table.add_row(*(Text(_said(row[key])) for key in shown))
     new_console().print(table)
-    new_console().print("All settings: open-gem pathways --json")
+    new_console().print("All settings: open-gem methods --json")
 
 
 def _said(value: Any) -> str:

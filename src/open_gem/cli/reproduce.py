@@ -1,4 +1,4 @@
-"""`open-gem reproduce`: the paper's tables and figures, each a list of pathways and a renderer."""
+"""`open-gem reproduce`: the paper's tables and figures, each a list of methods and a renderer."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ from open_gem.cli._app import (
 from open_gem.errors import InputError, ModelError, OpenGemError
 
 if TYPE_CHECKING:
-    from open_gem.experiments import Job, Outcome
+    from open_gem.evaluation.tasks import Dataset
     from open_gem.localizer import Localizer
-    from open_gem.questions import Dataset
-    from open_gem.trained import TrainedLocalizer
+    from open_gem.paper import Job, Outcome
+    from open_gem.trained.localizer import TrainedLocalizer
 
 PROBE = 4  # images that a plan is timed on
 Load = Callable[[str | None], "Localizer | TrainedLocalizer"]
@@ -67,11 +67,11 @@ def reproduce(
     With the paper's models and data, or without a network on synthetic scenes with the model in the package.
     Interrupted, the same command goes on where it was. A model that cannot be had is named; the others are measured.
     """
-    from open_gem.datasets import Segmentation, find_dataset, open_dataset
-    from open_gem.experiments import EXPERIMENTS, PICTURES, jobs
+    from open_gem.data import Segmentation, find_dataset, open_dataset
+    from open_gem.evaluation.protocol import find_protocol
     from open_gem.files import check_writable
-    from open_gem.paper import B16
-    from open_gem.protocols import find_protocol
+    from open_gem.paper import EXPERIMENTS, PICTURES, jobs
+    from open_gem.paper.numbers import B16
 
     known = [*EXPERIMENTS, *PICTURES]
     wanted = known if not what or what == ["all"] else what
@@ -131,22 +131,22 @@ def reproduce(
 def _load(
     label: str | None, model: str, pretrained: str | None, device: str, dtype: str
 ) -> "Localizer | TrainedLocalizer":
-    """A model of the paper by its label, or without one the model that was asked for, which has to have pathways."""
-    from open_gem.experiments import load_of
+    """A model of the paper by its label, or without one the model that was asked for, which has to have methods."""
     from open_gem.localizer import Localizer
+    from open_gem.paper import load_of
 
     name, tag, may_be_trained = (model, pretrained, False) if label is None else load_of(label)
     localizer = load_any(name, tag, device, dtype)
     if not (may_be_trained or isinstance(localizer, Localizer)):
-        raise InputError(f"{name} was trained to localize and has no pathways: measure it with open-gem evaluate")
+        raise InputError(f"{name} was trained to localize and has no methods: measure it with open-gem evaluate")
     return localizer
 
 
 def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int | None, loop: dict[str, int]) -> str:
     """A line on what a job would do, and how long."""
-    from open_gem.evaluate import measure
-    from open_gem.experiments import union
+    from open_gem.evaluation.run import measure
     from open_gem.localizer import Localizer
+    from open_gem.paper import union
 
     count = min(limit or len(data), len(data))
     try:
@@ -154,21 +154,21 @@ def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int 
     except ModelError as error:
         return f"{', '.join(job.experiments)}: cannot be run with {job.model}: {error}"
     trained = not isinstance(localizer, Localizer)
-    pathways = {} if trained else union(job.experiments, localizer.backbone.layers)
+    methods = {} if trained else union(job.experiments, localizer.backbone.layers)
     name = job.model or (localizer.model.name if trained else localizer.backbone.name)
     few, start = range(min(PROBE, count)), perf_counter()
-    for _ in measure(localizer, pathways, data, few, protocol, analysed=tuple(pathways), **loop):
+    for _ in measure(localizer, methods, data, few, protocol, analysed=tuple(methods), **loop):
         pass
     minutes = (perf_counter() - start) / len(few) * count / 60
-    what = f"{len(pathways)} pathways" if pathways else "as trained"
+    what = f"{len(methods)} methods" if methods else "as trained"
     over = f"from one pass over {count} images of {data.name} {data.split} with {name}"
     return f"{', '.join(job.experiments)}: {what} {over}, about {minutes:.0f} minutes"
 
 
 def _measured(job: "Job", data: "Dataset", load: Load, place: Path, **settings: Any) -> "tuple[Outcome, int]":
     """What a job gives, and how many blocks its model has."""
-    from open_gem.experiments import reproduce as measure_all
     from open_gem.localizer import Localizer
+    from open_gem.paper import reproduce as measure_all
 
     localizer = load(job.model)
     found = measure_all(job.experiments, localizer, data, place, label=job.model, **settings)
@@ -179,7 +179,7 @@ def _drawn(
     names: Sequence[str], load: Load, label: str | None, data: "Dataset", protocol: Any, faults: list[str]
 ) -> dict[str, Any]:
     """Each picture that can be drawn; what keeps one from it goes to `faults`."""
-    from open_gem.experiments import PICTURES
+    from open_gem.paper import PICTURES
 
     made: dict[str, Any] = {}
     try:
@@ -205,9 +205,9 @@ def _write(
     faults: Sequence[str],
 ) -> None:
     """The report and its pictures."""
-    from open_gem.experiments import EXPERIMENTS, PICTURES, curves, markdown, title
+    from open_gem.cli.save import save_picture
     from open_gem.files import write_file
-    from open_gem.save import save_picture
+    from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
 
     parts = [f"# The paper's experiments, protocol {protocol}\n", "".join(map(_told, outcomes))]
     if faults:

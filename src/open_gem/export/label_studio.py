@@ -12,7 +12,7 @@ import numpy as np
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_array, xml_text
 from open_gem.export.polygons import polygons
-from open_gem.viz import palette
+from open_gem.images.draw import palette
 
 TAGS = {"box": "RectangleLabels", "polygon": "PolygonLabels", "brush": "BrushLabels"}  # names of controls -> their kind
 

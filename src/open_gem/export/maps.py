@@ -7,7 +7,7 @@ import numpy as np
 from open_gem.errors import InputError
 from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import Output, save_map
-from open_gem.viz import palette
+from open_gem.images.draw import palette
 
 MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
 

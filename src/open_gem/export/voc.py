@@ -12,7 +12,7 @@ import numpy as np
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, pixels, write_labels
 from open_gem.export.output import OF_A_LINE, Output, path_of, save_map, xml_text
-from open_gem.viz import palette
+from open_gem.images.draw import palette
 
 DEVKIT = "VOCdevkit/VOC2012"
 FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject": ".png"}  # of an image

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from open_gem.label.done import WHOLE, Ids, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
+from open_gem.label.parts import encode
 from open_gem.label.sources import Source
-from open_gem.parts import encode
 
 # Before a run ---------------------------------------------------------------------------------------------------------
 

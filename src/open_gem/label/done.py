@@ -13,8 +13,8 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
+from open_gem.label.parts import Parts, Row
 from open_gem.label.paths import PassedOver
-from open_gem.parts import Parts, Row
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
 PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant

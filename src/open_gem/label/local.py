@@ -29,8 +29,8 @@ import torch
 from open_gem.errors import NotFiniteError
 from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
 from open_gem.label.labeling import Found, Labeling, Ready, failed
+from open_gem.label.parts import Parts, Row
 from open_gem.label.sources import Item, Source
-from open_gem.parts import Parts, Row
 
 PASSES = 2  # of the model at a time, on a CPU and where torch has a thread for each
 AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for

@@ -25,8 +25,8 @@ from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
 from open_gem.label.done import TODO, WHOLE, Ids, Shard, Tally, done_in
 from open_gem.label.labeling import Labeling
+from open_gem.label.parts import Manifest, Parts, Row
 from open_gem.label.sources import Item, Source
-from open_gem.parts import Manifest, Parts, Row
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
 FILE_PARTS = 64  # parts in a file of what is to be done

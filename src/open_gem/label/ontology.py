@@ -19,7 +19,7 @@ from typing import Any
 
 from open_gem.checks import did_you_mean, shown
 from open_gem.errors import InputError, PromptError
-from open_gem.prompts import Vocabulary
+from open_gem.text import Vocabulary
 
 DEFAULTS = {"presence": 0.9, "threshold": 0.5}
 """Of a label, in [0, 1]: the probability that it is in the image above which it is looked for at all, see

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from open_gem.imaging import check_size_rule
+from open_gem.images.pixels import check_size_rule
 from open_gem.label.labeling import Labeling, check_settings
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS
 from open_gem.localizer import load
-from open_gem.methods import check_name
-from open_gem.prompts import TEMPLATE, Template, check_template
-from open_gem.refine import Pamr
+from open_gem.method.table import check_name
+from open_gem.refine.pamr import Pamr
+from open_gem.text import TEMPLATE, Template, check_template
 from open_gem.views import WHOLE, Views
 
 
@@ -23,7 +23,7 @@ class Recipe:
     pretrained: str | None = None
     device: str = "auto"
     dtype: str = "float32"
-    pathway: str = "gem"
+    method: str = "gem"
     size: str | None = None
     template: Template = TEMPLATE
     views: Views = WHOLE
@@ -35,18 +35,18 @@ class Recipe:
     seconds: float = SECONDS
 
     def __post_init__(self) -> None:
-        check_name(self.pathway)
+        check_name(self.method)
         check_template(self.template)
         if self.size is not None:
             check_size_rule(self.size)
         check_settings(self.outputs, self.scale, self.per, self.least_area)
 
     def make(self) -> Labeling:
-        """The labeling, on a model of its own. Errors as of `backbones.load`."""
+        """The labeling, on a model of its own. Errors as of `towers.load`."""
         localizer = load(
             self.model,
             self.pretrained,
-            pathway=self.pathway,
+            method=self.method,
             size=self.size,
             template=self.template,
             views=self.views,

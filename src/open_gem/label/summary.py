@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from open_gem.files import to_json, write_file
+from open_gem.label.parts import Parts, Place, Row
 from open_gem.label.paths import PassedOver
-from open_gem.parts import Parts, Place, Row
 
 PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source left out
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Event
 
 from open_gem.label.done import Ids, Tally, done_in
+from open_gem.label.parts import Parts, Row
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
-from open_gem.parts import Parts, Row
 
 SETTLE = 2.0  # seconds
 NAP = 0.2  # seconds between looks whether to stop

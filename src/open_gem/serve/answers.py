@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from open_gem import readout
+from open_gem.label.parts import run_lengths
 from open_gem.localization import Localization
-from open_gem.parts import run_lengths
-from open_gem.prompts import Vocabulary
 from open_gem.serve.schemas import Result
+from open_gem.text import Vocabulary
 from open_gem.types import Size
 
 THRESHOLD = 0.5  # of a min-max map, as `Localization.masks` has it

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from open_gem.pathway import Features
+from open_gem.method.run import Features
 from open_gem.serve.errors import RequestError
 from open_gem.types import Grid, Size
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One image: `size` upright, `pixels` `(3, y, x)` as the model wants them, and its `features` by pathway, a batch
+    """One image: `size` upright, `pixels` `(3, y, x)` as the model wants them, and its `features` by method, a batch
     of one each. On the CPU."""
 
     id: str

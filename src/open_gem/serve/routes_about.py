@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 import open_gem
 from open_gem.serve import samples
 from open_gem.serve.errors import RequestError, documented
-from open_gem.serve.schemas import Health, ModelInfo, Models, PathwayInfo, Sample, Samples
+from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
 from open_gem.serve.service import Service
 
 PAGE = FilePath(__file__).parent / "page"
@@ -24,7 +24,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", tags=["about"], responses=documented())
     async def models() -> Models:
-        """The model, its pathways, and the limits of requests."""
+        """The model, its methods, and the limits of requests."""
         localizer = service.localizer
         template = localizer.text.template
         return Models(
@@ -36,7 +36,7 @@ def routes(service: Service) -> APIRouter:
                     dtype=str(localizer.backbone.dtype).removeprefix("torch."),
                     template=template if isinstance(template, str) else list(template),
                     default=service.default,
-                    pathways=[PathwayInfo(name=name, about=about) for name, about in service.pathways.items()],
+                    methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
                 )
             ]

@@ -74,7 +74,7 @@ def routes(service: Service) -> APIRouter:
         async with form_of(request, files=service.settings.max_files) as form:
             pictures = await files_of(form, "files")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
-        service.check(parameters.candidate_labels, service.named(parameters.pathway))
+        service.check(parameters.candidate_labels, service.named(parameters.method))
         return Batch(results=await service.side_by_side(lambda data: _one_of(service, data, parameters), pictures))
 
     return router
@@ -94,10 +94,10 @@ async def _one_of(service: Service, data: bytes, parameters: Parameters) -> OneO
 
 
 async def _grounded(service: Service, data: bytes, parameters: Parameters) -> list[Detection] | list[Segment]:
-    pathway = service.named(parameters.pathway)
-    service.check(parameters.candidate_labels, pathway)
+    method = service.named(parameters.method)
+    service.check(parameters.candidate_labels, method)
     seen = await service.see(data, keep=False)
-    found = await service.ask(seen, parameters.candidate_labels, pathway)
+    found = await service.ask(seen, parameters.candidate_labels, method)
     by_label = await service.each_prompt(TASKS[parameters.task], found, parameters=parameters)
     return sorted((one for made in by_label for one in made), key=lambda one: -one.score)
 

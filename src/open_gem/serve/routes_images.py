@@ -53,8 +53,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/{id}/ground", responses=documented(400, 404, 408, 413, 415, 422, 429, 503))
     async def ground(id: Id, ask: Ask) -> Grounded:
         """Where each phrase is: 404 where the image is no longer there; upload it again then."""
-        seen, pathway = _find(service, id), service.named(ask.pathway)
-        found = await service.ask(seen, ask.prompts, pathway)
+        seen, method = _find(service, id), service.named(ask.method)
+        found = await service.ask(seen, ask.prompts, method)
         results = await service.each_prompt(
             answers.result, found, places=ask.place or ask.mask != "none",
             threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
@@ -65,7 +65,7 @@ def routes(service: Service) -> APIRouter:
             "width": seen.size.width,
             "grid": list(found.similarity.shape[-2:]),
         }
-        return Grounded(**about, pathway=pathway, model=service.name, results=results)
+        return Grounded(**about, method=method, model=service.name, results=results)
 
     return router
 
@@ -82,4 +82,4 @@ def _unknown(id: str) -> RequestError:
 
 def _info(service: Service, seen: Seen) -> ImageInfo:
     size = {"height": seen.size.height, "width": seen.size.width}
-    return ImageInfo(id=seen.id, **size, grid=list(seen.grid), model=service.name, pathways=list(service.pathways))
+    return ImageInfo(id=seen.id, **size, grid=list(seen.grid), model=service.name, methods=list(service.methods))

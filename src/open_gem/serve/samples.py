@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from open_gem.datasets.scenes import HELD_OUT, scene
+from open_gem.data.scenes import HELD_OUT, scene
 
 SIZE = (384, 512)  # pixels, height before width
 SAMPLES = {"sample-1": 0, "sample-2": 1, "sample-3": 2, "sample-4": 3, "sample-5": 4, "sample-6": 5}

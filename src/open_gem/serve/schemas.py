@@ -11,7 +11,7 @@ SQUARE = (  # a red square of 16 pixels on white, 32 x 32
 Two = Annotated[list[int], Field(min_length=2, max_length=2)]
 Four = Annotated[list[int], Field(min_length=4, max_length=4)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PATHWAY = "A name of /v1/models; null: its default."
+METHOD = "A name of /v1/models; null: its default."
 PRESENCE = "Probability that the label is in the image at all; null for models that give none."
 MOST_LISTED = 1000  # items of any list in a request, however high the limits of `Settings` are
 LONGEST = 100_000  # characters of a labelling configuration
@@ -33,14 +33,14 @@ class ImageInfo(BaseModel):
     width: int
     grid: Two = Field(description="Rows and columns of patches.")
     model: str
-    pathways: list[str] = Field(description="That can be asked.")
+    methods: list[str] = Field(description="That can be asked.")
 
 
 class Ask(Given):
     prompts: list[str] = Field(
         description="Phrases.", min_length=1, max_length=MOST_LISTED, examples=[["a cat", "remote control"]]
     )
-    pathway: str | None = Field(None, description=PATHWAY)
+    method: str | None = Field(None, description=METHOD)
     threshold: Share | None = Field(
         None, description="A pixel is in the mask where its map, stretched to [0, 1], is above; null: 0.5."
     )
@@ -73,7 +73,7 @@ class Grounded(BaseModel):
     height: int
     width: int
     grid: Two
-    pathway: str
+    method: str
     model: str
     results: list[Result]
 
@@ -87,7 +87,7 @@ class Parameters(Given):
     mask_threshold: Share = Field(
         0.5, description="A pixel is in the mask where its map, stretched to [0, 1], is above."
     )
-    pathway: str | None = Field(None, description=PATHWAY)
+    method: str | None = Field(None, description=METHOD)
 
 
 class Inference(Given):
@@ -135,7 +135,7 @@ class Batch(BaseModel):
     results: list[OneOf] = Field(description="One a picture, in order.")
 
 
-class PathwayInfo(BaseModel):
+class MethodInfo(BaseModel):
     name: str
     about: str
 
@@ -146,8 +146,8 @@ class ModelInfo(BaseModel):
     patch: Two = Field(description="Height and width of a patch in pixels.")
     dtype: str
     template: str | list[str] = Field(description="What a phrase is put into.")
-    default: str = Field(description="The pathway that is asked where none is named.")
-    pathways: list[PathwayInfo]
+    default: str = Field(description="The method that is asked where none is named.")
+    methods: list[MethodInfo]
     limits: dict[str, Any]
 
 

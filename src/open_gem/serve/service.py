@@ -21,12 +21,11 @@ from torch import Tensor
 
 from open_gem.errors import InputError, NotFiniteError
 from open_gem.images.decoder import Decoder
-from open_gem.imaging import size_of, target_size
+from open_gem.images.pixels import size_of, target_size
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
-from open_gem.methods import PATHWAYS
-from open_gem.pathway import Features
-from open_gem.prompts import Vocabulary
+from open_gem.method.run import Features
+from open_gem.method.table import METHODS
 from open_gem.serve.answers import by_prompt
 from open_gem.serve.cache import Cache, Seen
 from open_gem.serve.errors import RequestError
@@ -35,6 +34,7 @@ from open_gem.serve.schemas import SQUARE
 from open_gem.serve.settings import Settings
 from open_gem.serve.uploads import parse_json
 from open_gem.serve.worker import Kind, Worker
+from open_gem.text import Vocabulary
 from open_gem.types import Grid, Size
 
 Given = TypeVar("Given")
@@ -47,10 +47,10 @@ SIDE = 448  # pixels: the side of that picture, of which the size rule "native" 
 
 
 class Look(NamedTuple):
-    """An image to be read by some pathways."""
+    """An image to be read by some methods."""
 
     pixels: Tensor
-    pathways: tuple[str, ...]
+    methods: tuple[str, ...]
 
 
 class Question(NamedTuple):
@@ -80,7 +80,7 @@ class Service:
         if not localizer.views.is_plain or localizer.refinement is not None:
             raise InputError("a server keeps features, not pictures: expected a localizer without views and refinement")
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.name, self.pathways = localizer.backbone.name, {name: row.about for name, row in PATHWAYS.items()}
+        self.name, self.methods = localizer.backbone.name, {name: row.about for name, row in METHODS.items()}
         self.default = "gem"
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
@@ -96,7 +96,7 @@ class Service:
         self._look = Kind(
             "look",
             self._look_at,
-            lambda look: (look.pixels.shape, look.pathways),
+            lambda look: (look.pixels.shape, look.methods),
             lambda look: max(self._grid(look.pixels.shape[1:]).patches, 2 * square),
             settings.max_batch * 2 * square,
         )
@@ -116,7 +116,7 @@ class Service:
         await asyncio.gather(*starts)
         sides = (side * 4 for side in self.localizer.backbone.patch)
         blank = torch.zeros(3, *sides, dtype=torch.float32, device="cpu")
-        first = self._first_pathways()
+        first = self._first_methods()
         phrase = next(iter(self.localizer.backbone.concepts), "a photo")
         try:
             features = await self.worker.do(self._look, Look(blank, first))
@@ -168,7 +168,7 @@ class Service:
         return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(found)]
 
     async def see(self, data: bytes, *, keep: bool) -> Seen:
-        """The image of an upload, read by the settings' pathways; from the cache where the same bytes are there. `keep`
+        """The image of an upload, read by the settings' methods; from the cache where the same bytes are there. `keep`
         it there. Raises RequestError and ImageError for what is no picture that is taken."""
         id = await self.in_thread(self._id_of, data)
         if (known := self.find(id)) is not None:
@@ -176,7 +176,7 @@ class Service:
         loop = asyncio.get_running_loop()
         size = await loop.run_in_executor(self._decoders, self._check_header, data)
         decoded = await loop.run_in_executor(self._large if is_large(size) else self._decoders, self._decode, data)
-        features = await self.worker.do(self._look, Look(decoded.pixels, self._first_pathways()))
+        features = await self.worker.do(self._look, Look(decoded.pixels, self._first_methods()))
         grid = next(iter(features.values())).grid
         seen = Seen(id, decoded.size, grid, decoded.pixels, features)
         if keep:
@@ -194,26 +194,26 @@ class Service:
         self.metrics.holds(self.cache)
         return dropped
 
-    async def ask(self, seen: Seen, prompts: Sequence[str] | Mapping[str, Sequence[str]], pathway: str) -> Localization:
-        """What a pathway makes of phrases. Raises RequestError and PromptError for phrases beyond the limits, or a
-        pathway that is not served."""
-        vocabulary = self.check(prompts, pathway)
-        if pathway not in seen.features:
-            seen = seen.with_features(await self.worker.do(self._look, Look(seen.pixels, (pathway,))))
+    async def ask(self, seen: Seen, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str) -> Localization:
+        """What a method makes of phrases. Raises RequestError and PromptError for phrases beyond the limits, or a
+        method that is not served."""
+        vocabulary = self.check(prompts, method)
+        if method not in seen.features:
+            seen = seen.with_features(await self.worker.do(self._look, Look(seen.pixels, (method,))))
             if (kept := self.cache.get(seen.id)) is not None:
                 self._keep(kept.with_features(seen.features))
-        return await self.worker.do(self._ask, Question(seen.features[pathway], vocabulary, seen.size))
+        return await self.worker.do(self._ask, Question(seen.features[method], vocabulary, seen.size))
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
-    def named(self, pathway: str | None) -> str:
-        """The pathway that is meant: the default where none is named."""
-        return self.default if pathway is None else pathway
+    def named(self, method: str | None) -> str:
+        """The method that is meant: the default where none is named."""
+        return self.default if method is None else method
 
-    def check(self, prompts: Sequence[str] | Mapping[str, Sequence[str]], pathway: str) -> Vocabulary:
+    def check(self, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str) -> Vocabulary:
         """The phrases, as labels. Raises as `ask`, before anything is computed."""
-        if pathway not in self.pathways:
-            raise RequestError(422, f"pathway {pathway!r} is not served; there are: {', '.join(self.pathways)}")
+        if method not in self.methods:
+            raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
         if len(vocabulary.phrases) > limits.max_prompts:
             raise RequestError(422, f"{len(vocabulary.phrases)} phrases, expected {limits.max_prompts} at most")
@@ -255,13 +255,13 @@ class Service:
         self.cache.put(seen)
         self.metrics.holds(self.cache)
 
-    def _first_pathways(self) -> tuple[str, ...]:
-        return tuple(name for name in self.settings.pathways if name in self.pathways) or (self.default,)
+    def _first_methods(self) -> tuple[str, ...]:
+        return tuple(name for name in self.settings.methods if name in self.methods) or (self.default,)
 
     # The model, in its own thread -------------------------------------------------------------------------------------
 
     def _look_at(self, looks: Sequence[Look]) -> list[dict[str, Features]]:
-        found = self.localizer.read(torch.stack([look.pixels for look in looks]), looks[0].pathways)
+        found = self.localizer.read(torch.stack([look.pixels for look in looks]), looks[0].methods)
         return [{name: _alone(features, index) for name, features in found.items()} for index in range(len(looks))]
 
     def _answer(self, questions: Sequence[Question]) -> list[Localization]:

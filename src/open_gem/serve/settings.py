@@ -6,7 +6,7 @@ from typing import Any
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.methods import find_pathway
+from open_gem.method.table import find_method
 from open_gem.serve.label_studio import Source
 
 MIB = 2**20
@@ -39,12 +39,12 @@ class Settings:
     decode_seconds in which a picture has to be decoded
     stop_seconds   that pending requests have when the server is stopped; then `open-gem serve` ends its process
     threads        that decode pictures and make masks
-    pathways       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
+    methods       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
                    forward pass and costs nothing beside another
     label_studio   whose pictures may be fetched to predict its tasks; None: only data: URIs
     formats        of pictures, as PIL calls them
 
-    Raises InputError for a limit that is none, PathwayError for an unknown pathway.
+    Raises InputError for a limit that is none, MethodError for an unknown method.
     """
 
     token: str | None = None
@@ -67,7 +67,7 @@ class Settings:
     decode_seconds: float = 10.0
     stop_seconds: float = 10.0
     threads: int = 2
-    pathways: tuple[str, ...] = ("gem", "clip")
+    methods: tuple[str, ...] = ("gem", "clip")
     label_studio: Source | None = None
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -79,8 +79,8 @@ class Settings:
                 raise InputError(f"{one.name} is {value!r}, expected a whole number of 1 or more")
             if one.type is float and not is_positive(value):
                 raise InputError(f"{one.name} is {value!r}, expected a number above 0")
-        for name in self.pathways:
-            find_pathway(name)
+        for name in self.methods:
+            find_method(name)
         if self.token is not None and not _is_token(self.token):
             raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
 

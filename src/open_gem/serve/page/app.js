@@ -15,14 +15,14 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const number = (id) => Number($(id).value);
 const switches = () => Object.fromEntries(all("input[type=checkbox]").map(({ name, checked }) => [name, checked]));
 const settings = () => ({ show: switches(), threshold: number("threshold"), opacity: number("opacity") });
-const phrasesOf = (pathway) => allPhrases(pathway, number("limit"));
+const phrasesOf = (method) => allPhrases(method, number("limit"));
 const texts = () => phrasesOf("").map(({ text }) => text);
-const shownPathways = () => (switches().compare ? state.pathways : state.pathways.slice(-1));
+const shownMethods = () => (switches().compare ? state.methods : state.methods.slice(-1));
 
 const client = new Client(askToken);
 const loop = new Loop({ next: nextRequest, waiting, failed });
 const chips = new Chips($("chips"), $("chip"), { choose, remove });
-const stage = new Stage($("panels"), $("panel"), { choosePathway, say: tell });
+const stage = new Stage($("panels"), $("panel"), { chooseMethod, say: tell });
 
 // What is wanted of the server -----------------------------------------------------------------------------------------
 
@@ -31,11 +31,11 @@ function nextRequest() {
   const { picture } = state;
   if (!picture || picture.refused || !state.model) return null;
   if (!picture.id) return (signal) => upload(picture, signal);
-  for (const pathway of shownPathways()) {
-    const missing = phrasesOf(pathway).filter(({ answer }) => !answer);
+  for (const method of shownMethods()) {
+    const missing = phrasesOf(method).filter(({ answer }) => !answer);
     missing.sort((one, other) => other.chosen - one.chosen);
     const asked = missing.slice(0, picture.singly ? 1 : AT_ONCE).map(({ text }) => text);
-    if (asked.length) return (signal) => ask(picture, pathway, asked, signal);
+    if (asked.length) return (signal) => ask(picture, method, asked, signal);
   }
   return null;
 }
@@ -56,18 +56,18 @@ async function upload(picture, signal) {
   }
 }
 
-async function ask(picture, pathway, prompts, signal) {
+async function ask(picture, method, prompts, signal) {
   try {
-    const asked = { prompts, pathway, threshold: null, mask: "none", place: false, similarity: true };
+    const asked = { prompts, method, threshold: null, mask: "none", place: false, similarity: true };
     const { grid, results } = await client.ground(picture.id, asked, signal);
-    results.forEach((result, index) => keepAnswer(picture, pathway, prompts[index], answerFrom(result, grid)));
+    results.forEach((result, index) => keepAnswer(picture, method, prompts[index], answerFrom(result, grid)));
     picture.lost = 0;
     if (state.typed === null) say("");
   } catch (error) {
     if (error.status === 404 && ++picture.lost < 3) picture.id = null; // the server no longer has it: send it again
     else if (![400, 413, 422].includes(error.status)) throw error;
     else if (prompts.length > 1) picture.singly = true; // one of them is at fault: which?
-    else keepAnswer(picture, pathway, prompts[0], { error: error.message, presence: null });
+    else keepAnswer(picture, method, prompts[0], { error: error.message, presence: null });
   }
   refresh();
 }
@@ -112,7 +112,7 @@ function refresh() {
 function show() {
   scheduled = false;
   for (const output of all("output")) output.value = number(output.htmlFor.value).toFixed(2);
-  const main = phrasesOf(shownPathways().at(-1));
+  const main = phrasesOf(shownMethods().at(-1));
   chips.update(main);
   const { picture } = state;
   for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === picture?.origin);
@@ -121,25 +121,25 @@ function show() {
   $("panels").hidden = !picture;
   $("results").hidden = !picture || Boolean(picture.refused) || !main.length;
   if (!picture || !state.model) return;
-  const shown = shownPathways().map((pathway) => panelOf(pathway, picture.view));
+  const shown = shownMethods().map((method) => panelOf(method, picture.view));
   stage.update(picture.view, shown, settings());
   if (shown.every(({ chosen }) => chosen?.answer)) painted();
   showLines();
   showTable(shown, main.every(({ answer }) => answer));
 }
 
-/** What one pathway shows of the picture. While a phrase is awaited, the one before stays. */
-function panelOf(pathway, view) {
+/** What one method shows of the picture. While a phrase is awaited, the one before stays. */
+function panelOf(method, view) {
   const { painted } = state.picture;
-  const others = phrasesOf(pathway);
+  const others = phrasesOf(method);
   const chosen = others.find((phrase) => phrase.chosen) ?? null;
-  if (chosen?.answer) painted.set(pathway, chosen);
-  const heated = chosen && !chosen.answer ? painted.get(pathway) : chosen;
+  if (chosen?.answer) painted.set(method, chosen);
+  const heated = chosen && !chosen.answer ? painted.get(method) : chosen;
   const seen = others.filter(({ answer }) => answer?.grid);
   const marked = seen.filter(({ text, absent }) => text === heated?.text || (switches().all && !absent));
   if (heated?.answer.grid && !marked.some(({ text }) => text === heated.text)) marked.push(heated);
   return {
-    pathway,
+    method,
     others,
     chosen,
     refused: state.picture.refused,
@@ -148,12 +148,12 @@ function panelOf(pathway, view) {
   };
 }
 
-/** The phrases that a pathway has answered, with point and best box in pixels of the picture. */
-function foundBy(pathway, phrases) {
+/** The phrases that a method has answered, with point and best box in pixels of the picture. */
+function foundBy(method, phrases) {
   const { view } = state.picture, threshold = number("threshold");
   return phrases.filter(({ answer }) => answer).map((phrase) => {
     const marks = phrase.answer.grid && marksOf(mapOf(view, phrase.answer), threshold);
-    return { ...phrase, pathway, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
+    return { ...phrase, method, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
   });
 }
 
@@ -164,7 +164,7 @@ function showTable(shown, complete) {
   clearTimeout(filling);
   $("results").ariaBusy = "true";
   filling = setTimeout(() => {
-    const found = shown.flatMap(({ pathway, others }) => foundBy(pathway, others));
+    const found = shown.flatMap(({ method, others }) => foundBy(method, others));
     fillTable($("results").querySelector("tbody"), found);
     $("results").ariaBusy = "false";
     if (complete) announce(found.filter(({ chosen }) => chosen).slice(-1));
@@ -173,8 +173,8 @@ function showTable(shown, complete) {
 
 function showLines() {
   const { name, origin } = state.picture, threshold = number("threshold");
-  const phrases = texts(), pathways = [...new Set(shownPathways())];
-  const lines = { file: name, origin, token: client.token, model: state.model, phrases, pathways, threshold };
+  const phrases = texts(), methods = [...new Set(shownMethods())];
+  const lines = { file: name, origin, token: client.token, model: state.model, phrases, methods, threshold };
   $("cli").textContent = shellLines(lines);
   $("python").textContent = pythonLines(lines);
 }
@@ -300,8 +300,8 @@ function remove(text) {
   refresh();
 }
 
-function choosePathway(index, name) {
-  state.pathways[index + (switches().compare ? 0 : 1)] = name;
+function chooseMethod(index, name) {
+  state.methods[index + (switches().compare ? 0 : 1)] = name;
   refresh();
 }
 
@@ -321,7 +321,7 @@ async function takeJson() {
   const { picture } = state;
   try {
     if (!picture.id) throw new Error("The server does not have the picture yet.");
-    await saveJson(client, picture, texts(), new Set(shownPathways()), number("threshold"));
+    await saveJson(client, picture, texts(), new Set(shownMethods()), number("threshold"));
   } catch (error) {
     if (error.status === 404) picture.id = null;
     refresh();
@@ -341,7 +341,7 @@ function listen() {
   document.addEventListener("drop", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
   $("token").addEventListener("cancel", (event) => event.preventDefault());
   $("dismiss").addEventListener("click", calm);
-  $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownPathways().map((pathway) => panelOf(pathway, view)), settings())));
+  $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownMethods().map((method) => panelOf(method, view)), settings())));
   $("json").addEventListener("click", orComplain(takeJson));
   for (const button of all(".copy")) button.addEventListener("click", () => (copyText($(button.dataset.copies), button), tell("Copied")));
 }
@@ -349,7 +349,7 @@ function listen() {
 async function start() {
   const { models } = await client.models();
   setModel(models[0]);
-  stage.offer(state.model.pathways);
+  stage.offer(state.model.methods);
   $("model").textContent = `Model: ${state.model.name}`;
   refresh();
   await offerSamples();

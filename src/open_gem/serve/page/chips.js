@@ -68,10 +68,10 @@ export class Chips {
 
 const keyOf = ({ text, draft }) => (draft ? "" : text); // the draft keeps its chip while it is being typed
 
-/** rows: [{text, pathway, absent, answer, box, point}] into the body of a table. */
+/** rows: [{text, method, absent, answer, box, point}] into the body of a table. */
 export function fillTable(body, rows) {
   body.replaceChildren(
-    ...rows.map(({ text, pathway, absent, answer, box, point }) => {
+    ...rows.map(({ text, method, absent, answer, box, point }) => {
       const row = document.createElement("tr");
       row.classList.toggle("absent", absent);
       const heading = document.createElement("th");
@@ -79,8 +79,8 @@ export function fillTable(body, rows) {
       heading.textContent = text;
       const presence = answer.presence === null ? "" : percent(answer.presence) + (absent ? " (not there)" : "");
       const cells = answer.error
-        ? [pathway, answer.error]
-        : [pathway, presence, number(answer.score), point.join(", "), box?.join(", ") ?? ""];
+        ? [method, answer.error]
+        : [method, presence, number(answer.score), point.join(", "), box?.join(", ") ?? ""];
       row.append(heading, ...cells.map(cellOf));
       if (answer.error) row.lastChild.colSpan = 4;
       return row;

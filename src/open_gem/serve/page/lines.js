@@ -18,23 +18,23 @@ function settingsOf({ name, size, dtype, template }) {
 
 /** A shell's lines: where the picture is a sample, the first gets it.
  *
- *  view: {file, origin, token, model, phrases, pathways, threshold}; `origin` is where a sample comes from, else null, and
+ *  view: {file, origin, token, model, phrases, methods, threshold}; `origin` is where a sample comes from, else null, and
  *  `model` as GET /v1/models has it.
  */
-export function shellLines({ file, origin, token, model, phrases, pathways, threshold }) {
+export function shellLines({ file, origin, token, model, phrases, methods, threshold }) {
   if (Array.isArray(model.template)) return "# The command line takes one template, and this server has several: see Python.";
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
   for (const phrase of phrases) words.push("-p", phrase.startsWith("@") ? ` ${phrase}` : phrase); // "@…" would be a file
   for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${name}`, String(value));
-  words.push("--pathway", pathways.join(","));
+  words.push("--method", methods.join(","));
   if (threshold !== usual.threshold) words.push("--threshold", String(threshold));
   words.push("--save", "overlay,mask,json");
   return [...(origin ? [`curl -s${header} -o ${quote(file)} ${quote(origin)}`] : []), words.map(quote).join(" ")].join("\n");
 }
 
 /** Python's lines. `view` as for the shell. */
-export function pythonLines({ file, model, phrases, pathways, threshold }) {
+export function pythonLines({ file, model, phrases, methods, threshold }) {
   const { model: name, pretrained, ...settings } = settingsOf(model);
   const told = [name, pretrained].filter(Boolean).map((one) => literal(one));
   for (const [setting, value] of Object.entries(settings)) told.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
@@ -43,9 +43,9 @@ export function pythonLines({ file, model, phrases, pathways, threshold }) {
     "import open_gem",
     "",
     `localizer = open_gem.load(${told.join(", ")})`,
-    `found = localizer.compare(${literal(file)}, ${list(phrases)}, ${list(pathways)})`,
-    "for pathway, result in found.items():",
-    "    print(pathway, result.presence, result.scores)",
+    `found = localizer.compare(${literal(file)}, ${list(phrases)}, ${list(methods)})`,
+    "for method, result in found.items():",
+    "    print(method, result.presence, result.scores)",
     `    heatmaps, masks = result.heatmaps(), result.masks(${limit})`,
     `    points, boxes = result.points(), result.boxes(${limit})`,
   ].join("\n");

@@ -1,24 +1,24 @@
-// The panels: one picture a pathway, and the probe that reads values off all of them at the same place.
+// The panels: one picture a method, and the probe that reads values off all of them at the same place.
 import { mapOf, paint } from "./draw.js";
 import { stretch, valueAt } from "./maps.js";
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }; // in patches
 
 export class Stage {
-  /** `choosePathway(index, name)` when a panel is to show another pathway, `say(text)` for those who hear the page. */
-  constructor(place, template, { choosePathway, say }) {
-    Object.assign(this, { place, template, choosePathway, say, panels: [], probe: null, pathways: [] });
+  /** `chooseMethod(index, name)` when a panel is to show another method, `say(text)` for those who hear the page. */
+  constructor(place, template, { chooseMethod, say }) {
+    Object.assign(this, { place, template, chooseMethod, say, panels: [], probe: null, methods: [] });
   }
 
-  /** The pathways there are: [{name, about}]. */
-  offer(pathways) {
-    this.pathways = pathways;
+  /** The methods there are: [{name, about}]. */
+  offer(methods) {
+    this.methods = methods;
     this.place.replaceChildren();
     this.panels = [];
   }
 
   /** Show a picture's view, one panel for each of `shown`:
-   *  [{pathway, chosen, others, refused, heat, marks}], `chosen` the phrase that is looked at with its answer, or null, and
+   *  [{method, chosen, others, refused, heat, marks}], `chosen` the phrase that is looked at with its answer, or null, and
    *  `refused` why the server does not take the picture, or null. */
   update(view, shown, settings) {
     this.shown = shown;
@@ -33,8 +33,8 @@ export class Stage {
   make(index) {
     const panel = this.template.content.firstElementChild.cloneNode(true);
     const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
-    select.append(...this.pathways.map(({ name, about }) => Object.assign(new Option(name, name), { title: about ?? "" })));
-    select.addEventListener("change", () => this.choosePathway(index, select.value));
+    select.append(...this.methods.map(({ name, about }) => Object.assign(new Option(name, name), { title: about ?? "" })));
+    select.addEventListener("change", () => this.chooseMethod(index, select.value));
     canvas.addEventListener("pointermove", (event) => this.point(canvas, event));
     canvas.addEventListener("pointerdown", (event) => this.point(canvas, event));
     canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.move(null));
@@ -42,17 +42,17 @@ export class Stage {
     return panel;
   }
 
-  fill(panel, { pathway, chosen, refused, heat, marks }, settings) {
+  fill(panel, { method, chosen, refused, heat, marks }, settings) {
     const select = panel.querySelector("select"), canvas = panel.querySelector("canvas");
-    select.value = pathway;
-    select.title = this.pathways.find(({ name }) => name === pathway)?.about ?? "";
+    select.value = method;
+    select.title = this.methods.find(({ name }) => name === method)?.about ?? "";
     const drawn = [this.view, heat?.map, heat?.absent, JSON.stringify(settings), ...marks.flatMap(({ map, color }) => [map, color])];
     if (!isSame(drawn, panel.drawn)) paint(canvas, this.view, { ...settings, heat, marks });
     panel.drawn = drawn;
     panel.querySelector(".canvas").style.setProperty("--ratio", this.view.width / this.view.height);
     const caption = refused ?? captionOf(chosen);
     panel.querySelector(".caption").textContent = caption;
-    canvas.setAttribute("aria-label", `${pathway}. ${caption} Arrow keys read values off the picture.`);
+    canvas.setAttribute("aria-label", `${method}. ${caption} Arrow keys read values off the picture.`);
     canvas.dataset.shows = chosen?.answer ? chosen.text : "";
   }
 

@@ -1,9 +1,9 @@
-// What is looked at and asked for: the picture, the phrases, the pathways, and the answers so far.
+// What is looked at and asked for: the picture, the phrases, the methods, and the answers so far.
 import { COLORS } from "./chips.js";
 
 export const AT_ONCE = 16; // phrases asked for in one request
 const KEPT = 2000; // answers kept of a picture
-const PATHWAYS = ["clip", "gem"]; // compared by default: the paper in one glance; the last is the one shown alone
+const METHODS = ["clip", "gem"]; // compared by default: the paper in one glance; the last is the one shown alone
 
 export const state = {
   model: null, // of GET /v1/models
@@ -11,42 +11,42 @@ export const state = {
   phrases: [], // {text, color, sample}: those that are kept, and whether they came with a sample
   draft: "", // what is being typed
   chosen: null, // the kept phrase that is looked at
-  pathways: [...PATHWAYS],
+  methods: [...METHODS],
   typed: null, // when the phrase that is not painted yet was typed, in milliseconds
 };
 
 export const tidy = (text) => text.split(/\s+/).filter(Boolean).join(" ");
 export const looked = () => state.draft || state.chosen;
 
-const key = (pathway, text) => `${pathway}\n${text}`;
+const key = (method, text) => `${method}\n${text}`;
 const freeColor = () => COLORS.find((color) => !state.phrases.some((phrase) => phrase.color === color)) ?? COLORS[state.phrases.length % COLORS.length];
 
 /** A picture that is not sent yet. `id` is the server's name for it, `refused` why the server does not
- *  take it, `painted` what each pathway showed last. */
+ *  take it, `painted` what each method showed last. */
 export const newPicture = (given) => ({ ...given, id: null, refused: null, lost: 0, answers: new Map(), painted: new Map() });
 
 export function setModel(model) {
-  const names = model.pathways.map(({ name }) => name);
-  const usual = PATHWAYS.filter((name) => names.includes(name));
+  const names = model.methods.map(({ name }) => name);
+  const usual = METHODS.filter((name) => names.includes(name));
   state.model = model;
-  state.pathways = usual.length ? [usual.at(0), usual.at(-1)] : [names.at(0), names.at(-1)];
+  state.methods = usual.length ? [usual.at(0), usual.at(-1)] : [names.at(0), names.at(-1)];
 }
 
-/** All phrases with a pathway's answers, the one that is being typed last: [{text, color, draft, answer, absent, chosen}];
+/** All phrases with a method's answers, the one that is being typed last: [{text, color, draft, answer, absent, chosen}];
  *  `answer` is null while it is awaited, and absent is whose presence is below `limit`. */
-export function allPhrases(pathway, limit) {
+export function allPhrases(method, limit) {
   const kept = state.phrases.map(({ text, color }) => ({ text, color, draft: false }));
   const typed = state.draft && !kept.some(({ text }) => text === state.draft);
   const all = typed ? [...kept, { text: state.draft, color: freeColor(), draft: true }] : kept;
   return all.map((phrase) => {
-    const answer = state.picture?.answers.get(key(pathway, phrase.text)) ?? null;
+    const answer = state.picture?.answers.get(key(method, phrase.text)) ?? null;
     const absent = Boolean(answer) && answer.presence !== null && answer.presence < limit;
     return { ...phrase, answer, absent, chosen: phrase.text === looked() };
   });
 }
 
-export function keepAnswer({ answers }, pathway, text, answer) {
-  answers.set(key(pathway, text), answer);
+export function keepAnswer({ answers }, method, text, answer) {
+  answers.set(key(method, text), answer);
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
 }
 

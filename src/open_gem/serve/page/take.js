@@ -3,7 +3,7 @@ import { brief } from "./chips.js";
 import { paint, toPng, viewOf } from "./draw.js";
 import { AT_ONCE } from "./state.js";
 
-/** What is seen, as large as the picture is. `panels(view)` gives what each pathway shows on a view. */
+/** What is seen, as large as the picture is. `panels(view)` gives what each method shows on a view. */
 export async function savePng({ bitmap, view: { image }, name }, panels, settings) {
   const view = viewOf(bitmap, image, false);
   const shown = panels(view);
@@ -15,18 +15,18 @@ export async function savePng({ bitmap, view: { image }, name }, panels, setting
   download(await toPng(canvases, shown.map(captionOf)), name, "png");
 }
 
-function captionOf({ pathway, chosen }) {
+function captionOf({ method, chosen }) {
   const said = chosen?.answer && brief(chosen.answer) + (chosen.absent ? ", not there" : "");
-  return [pathway, chosen?.text, said].filter(Boolean).join(" · ");
+  return [method, chosen?.text, said].filter(Boolean).join(" · ");
 }
 
 /** The server's own answers at this threshold, with masks, so that numbers are the library's. */
-export async function saveJson(client, { id, name }, prompts, pathways, threshold) {
+export async function saveJson(client, { id, name }, prompts, methods, threshold) {
   const answers = [];
-  for (const pathway of pathways) {
+  for (const method of methods) {
     for (let start = 0; start < prompts.length; start += AT_ONCE) {
       const some = prompts.slice(start, start + AT_ONCE);
-      answers.push(await client.ground(id, { prompts: some, pathway, threshold, mask: "rle", similarity: true }));
+      answers.push(await client.ground(id, { prompts: some, method, threshold, mask: "rle", similarity: true }));
     }
   }
   const document = JSON.stringify({ image: name, threshold, answers }, null, 1);

@@ -1,1 +1,0 @@
-"""One file a kind of vision transformer; `families` says which reads what."""

@@ -1,0 +1,378 @@
+"""Data sets of label maps: a folder of pictures, a folder of maps, and perhaps a list. One reader, a row each."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from open_gem.data._base import IGNORE, LabelFile, Sample, Segmentation, Source, Survey, some
+from open_gem.data._names import NAMES, read_names
+from open_gem.errors import DatasetError, ImageError
+
+READ_BY_CHECK = 16  # label maps that `check` reads through
+
+
+class Maps(NamedTuple):
+    """One way in which label maps are stored: `folder`, where {split} stands for the split's own name, the end of their
+    names, and what their ids mean (see `LabelFile`)."""
+
+    folder: str
+    suffix: str
+    ids: Mapping[int, int]
+
+
+class _Place(NamedTuple):
+    """Where one split was found."""
+
+    home: Path
+    images: Path
+    maps: tuple[Maps, ...]  # those whose folder is there
+    listed: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSource(Source):
+    """A data set of label maps.
+
+    family      row of `NAMES`
+    background  whether class 0 stands for everything else
+    homes       where below the root its files may start, "" for the root itself
+    images      where pictures may be, {split} stands for the split's own name
+    suffix      the end of their names
+    maps        how label maps may be stored, the best first
+    listed      the file of ids, one a line; "": every picture there is
+    own         names of splits, where the files have others
+    """
+
+    family: str
+    background: bool = False
+    homes: tuple[str, ...]
+    images: tuple[str, ...]
+    suffix: str = ".jpg"
+    maps: tuple[Maps, ...]
+    listed: str = ""
+    own: Mapping[str, str]
+
+    def open(self, root: str | Path | None = None, split: str | None = None) -> Segmentation:
+        """See `Source.open`; also raises DatasetError where pictures or label maps are missing."""
+        split = self.split_of(split)
+        place, samples, missing = self._survey(root, split)
+        if missing:
+            raise self.error(f"{len(missing)} files are missing in {str(place.home)!r}: {some(missing)}")
+        names = {variant: read_names(self.family, variant, self.background) for variant in NAMES[self.family]}
+        official = names["official"].labels
+        return Segmentation(
+            self.name,
+            split,
+            ("background", *official) if self.background else official,
+            0 if self.background else None,
+            names,
+            samples,
+        )
+
+    def check(self, root: str | Path | None = None, split: str | None = None) -> Survey:
+        """See `Source.check`; the first few label maps are read and compared to their pictures' sizes."""
+        split = self.split_of(split)
+        place, samples, missing = self._survey(root, split)
+        absent = set(missing)
+        whole = [one for one in samples if not absent & {_below(place.home, path) for path in _files(one)}]
+        broken = [fault for sample in whole[:READ_BY_CHECK] if (fault := _fault(sample)) is not None]
+        notes = (f"the first {len(whole[:READ_BY_CHECK])} pictures and label maps were read",)
+        return Survey(place.home, len(samples), self.splits[split], missing, notes, tuple(broken))
+
+    def home(self, root: str | Path | None) -> Path:
+        """Where its files start, at or below `root`: the folder that holds the pictures. Raises DatasetError."""
+        folder = self.folder(root)
+        needed = list(dict.fromkeys(one.format(split=own) for one in self.images for own in self.own.values()))
+        homes = [folder / home for home in self.homes if home or self._may_be_home(folder)]
+        found = next((home for home in homes if _first(home, needed)), None)
+        if found is None:
+            where = " or ".join(repr(str(home)) for home in homes)
+            raise self.error(f"no {' or '.join(map(repr, needed))} in {where}")
+        return found
+
+    def _survey(self, root: str | Path | None, split: str) -> tuple[_Place, tuple[Sample, ...], tuple[str, ...]]:
+        """The place, all samples, and the files that are missing."""
+        place = self._locate(self.folder(root), self.own[split])
+        pictures = _names_below(place.images, self.suffix)
+        ids = sorted(pictures) if place.listed is None else read_list(place.listed)
+        if not ids:
+            where = place.images if place.listed is None else place.listed
+            raise self.error(f"no {'*' + self.suffix if place.listed is None else 'line'} in {str(where)!r}")
+        folder, maps = self._stored(place, self.own[split], ids)
+        samples = tuple(
+            Sample(one, place.images / f"{one}{self.suffix}", LabelFile(folder / f"{one}{maps.suffix}", maps.ids))
+            for one in ids
+        )
+        labelled = _names_below(folder, maps.suffix)
+        missing = [
+            _below(place.home, path)
+            for sample in samples
+            for path, there in zip(_files(sample), (pictures, labelled), strict=True)
+            if sample.id not in there
+        ]
+        return place, samples, tuple(missing)
+
+    def _stored(self, place: _Place, own: str, ids: Iterable[str]) -> tuple[Path, Maps]:
+        """The folder and the row of `maps` of which most label maps are there."""
+
+        def present(maps: Maps) -> int:
+            return len(_names_below(place.home / maps.folder.format(split=own), maps.suffix).intersection(ids))
+
+        best = max(place.maps, key=present)  # the first of equals
+        return place.home / best.folder.format(split=own), best
+
+    def _locate(self, root: Path, own: str) -> _Place:
+        homes = [root / home for home in self.homes if home or self._may_be_home(root)]
+        needed = {
+            "pictures": [folder.format(split=own) for folder in self.images],
+            "label maps": [maps.folder.format(split=own) for maps in self.maps],
+            **({"list": [self.listed.format(split=own)]} if self.listed else {}),
+        }
+        absent = [[what for what in needed if not _first(home, needed[what])] for home in homes]
+        home, lacking = min(zip(homes, absent, strict=True), key=lambda pair: len(pair[1]))
+        if lacking:
+            looked = dict.fromkeys(needed[lacking[0]])
+            where = [str(home)] if len(lacking) < len(needed) else list(map(str, homes))  # if some is there, it is here
+            raise self.error(f"no {' or '.join(map(repr, looked))} in {' or '.join(map(repr, where))}")
+        there = tuple(maps for maps in self.maps if (home / maps.folder.format(split=own)).exists())
+        images = _first(home, needed["pictures"])
+        assert images is not None
+        return _Place(home, images, there, _first(home, needed["list"]) if self.listed else None)
+
+    def _may_be_home(self, root: Path) -> bool:
+        """Not where the folder's name says that it is another year's."""
+        year = re.fullmatch(r"VOC\d{4}", root.resolve().name)
+        return year is None or any(home.endswith(year[0]) for home in self.homes)
+
+
+def _fault(sample: Sample) -> str | None:
+    """What is wrong with a picture or its label map; None where nothing is."""
+    try:
+        (height, width), picture = sample.labels().shape, sample.picture()
+    except (DatasetError, ImageError) as error:
+        return str(error)
+    if picture.size == (width, height):
+        return None
+    return f"{sample.id}: labels are {height}x{width}, the picture {picture.height}x{picture.width}"
+
+
+def _first(home: Path, names: Iterable[str]) -> Path | None:
+    return next((home / name for name in names if (home / name).exists()), None)
+
+
+def _below(home: Path, path: Path) -> str:
+    return path.relative_to(home).as_posix()
+
+
+def _files(sample: Sample) -> tuple[Path, Path]:
+    assert isinstance(sample.image, Path) and isinstance(sample.truth, LabelFile)
+    return sample.image, sample.truth.path
+
+
+def _names_below(folder: Path, suffix: str) -> set[str]:
+    """The files below `folder` that end in `suffix`, without it: "a" of a.png, "aachen/b" of aachen/b.png."""
+    return {
+        (Path(parent).relative_to(folder) / name).as_posix().removesuffix(suffix)
+        for parent, _, names in os.walk(folder, followlinks=True)  # links, for a home is often made of them
+        for name in names
+        if name.endswith(suffix) and not name.startswith(".")
+    }
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """The ids of a list, one a line; blank lines, CRLF and space around ids do not count. Raises DatasetError, with the
+    line, for more than one word and for an id that is there twice."""
+    try:
+        lines = [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DatasetError(f"cannot read the list {str(path)!r}: {reason}") from error
+    for number, line in enumerate(lines, start=1):
+        if len(line.split()) > 1:
+            raise DatasetError(f"line {number} of {str(path)!r} is {line!r}, expected one id a line")
+    ids = [line for line in lines if line]
+    twice = [one for one, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise DatasetError(f"{str(path)!r} lists {some(twice)} more than once, expected each id once")
+    return tuple(ids)
+
+
+# The rows -------------------------------------------------------------------------------------------------------------
+
+_SPLITS = {"val": "val", "train": "train", "trainval": "trainval"}
+
+
+def _same(count: int) -> dict[int, int]:
+    return {one: one for one in range(count)}
+
+
+def _less_one(count: int) -> dict[int, int]:
+    """Class k is k + 1 in the file, whose 0 does not count: "reduce zero label"."""
+    return {0: IGNORE, **{one + 1: one for one in range(count)}}
+
+
+def _classes(ids: Sequence[int]) -> dict[int, int]:
+    """These ids are classes 0, 1, …"""
+    return {one: index for index, one in enumerate(ids)}
+
+
+def _voc(year: int, counts: Mapping[str, int | None], archive: str, background: bool) -> MapSource:
+    return MapSource(
+        name=f"voc{year}" if background else f"voc{year}-20",
+        about=f"PascalVOC {year}, {'20 classes and background' if background else '20 classes, background ignored'}",
+        page=f"http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{archive}",
+        tree=f"""\
+VOCdevkit/VOC{year}/                      (or the folder above, or VOC{year} itself)
+    JPEGImages/2007_000033.jpg
+    SegmentationClass/2007_000033.png    palette indices: 0 background, 1–20, 255 void
+    ImageSets/Segmentation/train.txt, val.txt, trainval.txt""",
+        splits=counts,
+        names=NAMES["voc"],
+        family="voc",
+        background=background,
+        homes=("", f"VOC{year}", f"VOCdevkit/VOC{year}"),
+        images=("JPEGImages",),
+        maps=(Maps("SegmentationClass", ".png", _same(21) if background else _less_one(20)),),
+        listed="ImageSets/Segmentation/{split}.txt",
+        own=_SPLITS,
+    )
+
+
+def _context(background: bool) -> MapSource:
+    name = "context60" if background else "context59"
+    return MapSource(
+        name=name,
+        about=f"Pascal Context, 59 classes {'and background' if background else 'with background ignored'}",
+        page=(
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar and "
+            "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
+        ),
+        tree="""\
+VOCdevkit/VOC2010/                       (or the folder above, or VOC2010 itself)
+    JPEGImages/2008_000002.jpg
+    SegmentationClassContext/2008_000002.png        0 background, 1–59
+    ImageSets/SegmentationContext/train.txt, val.txt
+    trainval_merged.json                 the last two are made of it:
+        open-gem data context --json trainval_merged.json --root VOCdevkit/VOC2010""",
+        splits={"val": 5104, "train": 4996},
+        names=NAMES["context"],
+        family="context",
+        background=background,
+        homes=("", "VOC2010", "VOCdevkit/VOC2010"),
+        images=("JPEGImages",),
+        maps=(Maps("SegmentationClassContext", ".png", _same(60) if background else _less_one(59)),),
+        listed="ImageSets/SegmentationContext/{split}.txt",
+        own=_SPLITS,
+    )
+
+
+# Ids of the 182 things and stuffs of COCO-Stuff, less one as its maps have them; those that no map uses are left out.
+_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+_COCO_IDS = [one for one in range(182) if one not in _UNUSED]
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of 34
+
+_FOLDERS = ("annotations/{split}", "stuffthingmaps/{split}")
+
+
+def _objects(ids: Sequence[int]) -> dict[int, int]:
+    """The first 80 of `ids` are classes 1 to 80, and all others background: pixels without a label too, as in
+    GroupViT's conversion."""
+    return {255: 0, **{one: index + 1 if index < 80 else 0 for index, one in enumerate(ids)}}
+
+
+def _coco(name: str, about: str, suffix: str, background: bool, maps: tuple[Maps, ...]) -> MapSource:
+    family = name.replace("-", "_")
+    return MapSource(
+        name=name,
+        about=about,
+        page="https://github.com/nightrome/cocostuff#downloads (val2017.zip and stuffthingmaps_trainval2017.zip)",
+        tree=f"""\
+coco_stuff164k/                          (or the folder above)
+    images/val2017/000000000139.jpg
+    annotations/val2017/000000000139{suffix}
+        or 000000000139.png, as stuffthingmaps_trainval2017.zip has it""",
+        splits={"val": 5000, "train": 118287},
+        own={"val": "val2017", "train": "train2017"},
+        names=NAMES[family],
+        family=family,
+        background=background,
+        homes=("", "coco_stuff164k", "coco"),
+        images=("images/{split}", "{split}"),
+        maps=maps,
+    )
+
+
+MAP_SOURCES = (
+    _voc(2012, {"val": 1449, "train": 1464, "trainval": 2913}, "VOCtrainval_11-May-2012.tar", background=True),
+    _voc(2012, {"val": 1449, "train": 1464, "trainval": 2913}, "VOCtrainval_11-May-2012.tar", background=False),
+    _voc(2010, {"val": 964, "train": 964, "trainval": 1928}, "VOCtrainval_03-May-2010.tar", background=True),
+    _voc(2010, {"val": 964, "train": 964, "trainval": 1928}, "VOCtrainval_03-May-2010.tar", background=False),
+    _context(background=False),
+    _context(background=True),
+    _coco(
+        "coco-object",
+        "COCO's 80 things and background, as GroupViT makes them of COCO-Stuff",
+        "_instanceTrainIds.png   0 background, 1–80",
+        background=True,
+        maps=(
+            Maps(_FOLDERS[0], "_instanceTrainIds.png", _same(81)),
+            Maps(_FOLDERS[0], "_labelTrainIds.png", _objects(range(171))),
+            *(Maps(folder, ".png", _objects(_COCO_IDS)) for folder in _FOLDERS),
+        ),
+    ),
+    _coco(
+        "coco-stuff",
+        "COCO-Stuff 164k, 80 things and 91 stuffs",
+        "_labelTrainIds.png      0–170, 255 without a label",
+        background=False,
+        maps=(
+            Maps(_FOLDERS[0], "_labelTrainIds.png", _same(171)),
+            *(Maps(folder, ".png", _classes(_COCO_IDS)) for folder in _FOLDERS),
+        ),
+    ),
+    MapSource(
+        name="ade20k",
+        about="ADE20K of the scene parsing challenge, 150 classes",
+        page="http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+        tree="""\
+ADEChallengeData2016/                    (or the folder above)
+    images/validation/ADE_val_00000001.jpg
+    annotations/validation/ADE_val_00000001.png     0 other, 1–150""",
+        splits={"val": 2000, "train": 20210},
+        own={"val": "validation", "train": "training"},
+        names=NAMES["ade20k"],
+        family="ade20k",
+        homes=("", "ADEChallengeData2016", "ade/ADEChallengeData2016"),
+        images=("images/{split}",),
+        maps=(Maps("annotations/{split}", ".png", _less_one(150)),),
+    ),
+    MapSource(
+        name="cityscapes",
+        about="Cityscapes, fine annotations, 19 classes",
+        page="https://www.cityscapes-dataset.com/downloads/ (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip)",
+        tree="""\
+cityscapes/                              (or the folder above)
+    leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
+    gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png     0–18, 255
+        or …_gtFine_labelIds.png, as gtFine_trainvaltest.zip has it""",
+        splits={"val": 500, "train": 2975},
+        own=_SPLITS,
+        names=NAMES["cityscapes"],
+        family="cityscapes",
+        homes=("", "cityscapes"),
+        images=("leftImg8bit/{split}",),
+        suffix="_leftImg8bit.png",
+        maps=(
+            Maps("gtFine/{split}", "_gtFine_labelTrainIds.png", _same(19)),
+            Maps(
+                "gtFine/{split}",
+                "_gtFine_labelIds.png",
+                {**dict.fromkeys(range(34), IGNORE), **_classes(_CITYSCAPES_IDS)},
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,33 @@
+"""Class names of the data sets, as their authors and others wrote them: files of `classes/`, one class a line.
+
+official  as the data set has them (mmsegmentation's spelling)
+groupvit  of GroupViT's evaluation, which the published GEM uses
+maskclip  of MaskCLIP's
+sclip     of SCLIP's: synonyms after commas, and words for the background in the first line where there is one
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from open_gem.text import Vocabulary  # imports torch, which listing data sets can do without
+
+NAMES: dict[str, tuple[str, ...]] = {  # the usual first
+    "voc": ("groupvit", "maskclip", "sclip", "official"),
+    "context": ("groupvit", "maskclip", "sclip", "official"),
+    "coco_object": ("official", "sclip"),
+    "coco_stuff": ("official", "sclip"),
+    "ade20k": ("official", "sclip"),
+    "cityscapes": ("official", "sclip"),
+}
+WITH_BACKGROUND = {("voc", "sclip"), ("context", "sclip"), ("coco_object", "sclip")}  # files whose first line it is
+
+
+def read_names(family: str, variant: str, background: bool) -> "Vocabulary":
+    """Names of a row of `NAMES`, with words for the background only where that is asked for."""
+    from open_gem.text import Vocabulary  # imports torch, which listing data sets can do without
+
+    with resources.as_file(resources.files("open_gem.data") / "classes" / f"{family}.{variant}.txt") as path:
+        vocabulary = Vocabulary.read(Path(path), background=(family, variant) in WITH_BACKGROUND)
+    return vocabulary if background else Vocabulary(vocabulary.labels, vocabulary.synonyms)

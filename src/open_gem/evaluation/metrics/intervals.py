@@ -1,0 +1,107 @@
+"""How sure a score is: its interval over data sets of other images, drawn from those at hand with replacement."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from open_gem.errors import InputError
+from open_gem.evaluation.metrics.counts import Records
+from open_gem.evaluation.metrics.scores import Score
+
+CELLS = 4_000_000
+"""Most numbers of one array that `resample` holds at a time, where one sample does not need more."""
+
+
+class Interval(NamedTuple):
+    """From `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+
+def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Interval of a score over images (Efron, 1979): where data sets of as many images lie `level` of the time.
+
+    `score` is a function of summed counts, one of `scores`. Images are the units: all that one adds is drawn together.
+    The percentiles of the draws are moved so that their median is the score itself: a draw lacks some classes that are
+    in few images, and what is given to them there counts as an error, so that draws of mIoU lie lower than what they
+    are drawn from. The same records give the same interval, in whatever order they were merged.
+
+    Raises InputError where there are no counts, or for impossible settings.
+    """
+    return _about(records.value(score), resample(records, score, samples, seed), level)
+
+
+def bootstrap_difference(
+    one: Records, other: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of a score of `one` less that of `other`, two methods on the same images; the rest as of `bootstrap`.
+
+    Paired: both are drawn alike, so that what varies from image to image for both does not count. It is much narrower
+    than the intervals of the two alone suggest.
+
+    Raises InputError where their images are not the same.
+    """
+    if one.images != other.images:
+        alone = len(set(one.images) ^ set(other.images))
+        raise InputError(f"counts of other images given ({alone} are in one of the two), expected the same")
+    values = resample(one, score, samples, seed) - resample(other, score, samples, seed)
+    return _about(one.value(score) - other.value(score), values, level)
+
+
+def _about(score: float, draws: np.ndarray, level: float) -> Interval:
+    """The interval of draws, moved so that their median is the score itself."""
+    defined = draws[~np.isnan(draws)]
+    return interval(draws + (score - np.median(defined)) if len(defined) else draws, level)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """The middle `level` of values `(s,)` of `resample`, or of differences between two of them; NaN does not count."""
+    if not 0 < level < 1:
+        raise InputError(f"level {level} given, expected above 0 and below 1")
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return Interval(math.nan, math.nan)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def resample(records: Records, score: Score, samples: int = 1000, seed: int = 0) -> np.ndarray:
+    """The score of `samples` draws of as many images as there are: `(s,)` float64.
+
+    Two records of the same images with the same seed are drawn alike.
+    Sample s has the images `numpy.random.default_rng(seed).integers(n, size=n)`, at the s-th call, of `records.images`.
+    """
+    if not records.classes:
+        raise InputError(f"records of {len(records.rows)} images without counts given, expected some")
+    if samples < 1:
+        raise InputError(f"{samples} samples given, expected 1 or more")
+    matrix, shape = _matrix(records), records.total.shape
+    return np.concatenate(
+        [score((weights @ matrix).reshape(-1, *shape)) for weights in _weights(len(records.rows), shape, samples, seed)]
+    )
+
+
+def _weights(images: int, shape: tuple[int, ...], samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each sample has each image, `(at most step, images)`."""
+    random = np.random.default_rng(seed)
+    step = max(1, CELLS // max(images, math.prod(shape)))
+    for start in range(0, samples, step):
+        draws = (random.integers(images, size=images) for _ in range(min(step, samples - start)))
+        yield np.stack([np.bincount(drawn, minlength=images) for drawn in draws]).astype(np.float64)
+
+
+def _matrix(records: Records) -> sparse.csr_array:
+    """What each image adds, `(images, c · k)`: of thousands of classes an image has a few."""
+    classes, k = records.total.shape
+    place = {label: index * k for index, label in enumerate(records.classes)}
+    values, columns, ends = [], [], [0]
+    for image in records.images:
+        for label, counts in records.rows[image].items():
+            values.extend(counts)
+            columns.extend(range(place[label], place[label] + k))
+        ends.append(len(values))
+    return sparse.csr_array((np.array(values, dtype=np.float64), columns, ends), shape=(len(records.rows), classes * k))

@@ -1,0 +1,67 @@
+"""One phrase, one object: does what was found agree with what is there?"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from open_gem.errors import InputError
+from open_gem.evaluation.metrics.counts import Mean
+
+
+def pointing_game(points: Tensor, masks: Tensor) -> Mean:
+    """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`? Raises InputError for points off the masks, or
+    masks that are not bool."""
+    _check_bool(masks)
+    height, width = masks.shape[-2:]
+    points = (points.floor() if points.is_floating_point() else points).long()  # −0.5 is off the masks
+    x, y = points.unbind(-1)
+    if bool(((x < 0) | (x >= width) | (y < 0) | (y >= height)).any()):
+        raise InputError(f"points {points.tolist()} given, expected x below {width} and y below {height}")
+    inside = [bool(mask[y, x]) for (x, y), mask in zip(points.tolist(), masks, strict=True)]
+    return Mean(sum(inside), len(inside))
+
+
+def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
+    """IoU of each pair of bool masks `(p, y, x)`; two empty ones agree fully. Raises InputError where shapes differ, or
+    masks are not bool."""
+    _check_bool(predicted, true)
+    if predicted.shape != true.shape:
+        raise InputError(f"masks {tuple(predicted.shape)} and {tuple(true.shape)} given, expected one shape")
+    intersection = (predicted & true).flatten(1).sum(1).double()
+    union = (predicted | true).flatten(1).sum(1).double()
+    return Mean.of(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist())
+
+
+def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> Mean:
+    """IoU of the best box of each phrase with the true one.
+
+    predicted  of each phrase its boxes `(m, 4)` `xyxy`, the first the best (as `Boxes.xyxy`); none where m = 0: IoU 0
+    true       `(p, 4)` `xyxy`, right and bottom exclusive
+
+    Two boxes without area agree fully. Raises InputError where there are not as many of both.
+    """
+    if len(predicted) != len(true):
+        raise InputError(f"boxes of {len(predicted)} phrases and {len(true)} true ones given, expected as many")
+    nothing = [0.0, 0.0, 0.0, 0.0]
+    best = [boxes[0].tolist() if len(boxes) else nothing for boxes in predicted]
+    return Mean.of([_box_iou(found, wanted) for found, wanted in zip(best, true.tolist(), strict=True)])
+
+
+def _check_bool(*masks: Tensor) -> None:
+    for mask in masks:
+        if mask.dtype != torch.bool:
+            kind = str(mask.dtype).removeprefix("torch.")
+            raise InputError(f"masks of type {kind} given, expected bool: compare them with a threshold first")
+
+
+def _box_iou(one: list[float], other: list[float]) -> float:
+    shared = [*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:])]
+    intersection = _area(shared)
+    union = _area(one) + _area(other) - intersection
+    return intersection / union if union else 1.0
+
+
+def _area(box: list[float]) -> float:
+    left, top, right, bottom = box
+    return max(0.0, right - left) * max(0.0, bottom - top)

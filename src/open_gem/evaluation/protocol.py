@@ -1,0 +1,96 @@
+"""Protocols: everything, besides the model and the method, that decides a number. Written down, hashed, printed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from open_gem.checks import did_you_mean
+from open_gem.errors import InputError
+from open_gem.files import to_json
+from open_gem.localizer import Localizer
+from open_gem.refine.pamr import Pamr
+from open_gem.text import TEMPLATE, Template
+from open_gem.trained.localizer import TrainedLocalizer
+from open_gem.views import Views
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is asked, and how answers become numbers.
+
+    size        size rule; None: what the checkpoint recommends, "short:448" where it says nothing
+    template    what class names are put into
+    names       whose class names; None: the first of the data set
+    views       how pictures are looked at
+    background  of data sets that have a background class: a pixel is background where the best softmax probability is
+                below this, by data set ("" for all others)
+    logit_scale what cosines are multiplied by before that softmax; None: what the model was trained with
+    threshold   of min-max maps, where each phrase has a mask of its own (points, objects)
+    refinement  of maps
+    remove_redundancy
+                see `Localizer`
+    """
+
+    size: str | None = None
+    template: Template = TEMPLATE
+    names: str | None = None
+    views: Views = field(default_factory=Views)
+    background: Mapping[str, float] = field(default_factory=lambda: {"": 0.8})
+    logit_scale: float | None = 100.0
+    threshold: float = 0.5
+    refinement: Pamr | None = None
+    remove_redundancy: bool = False
+
+    def background_of(self, dataset: str) -> float:
+        """The threshold of the background of a data set that has one."""
+        return self.background.get(dataset, self.background[""])
+
+    def settle(self, localizer: Localizer | TrainedLocalizer) -> Localizer | TrainedLocalizer:
+        """The localizer that answers by this protocol, on the same model; one that was trained keeps its own size and
+        template, and is asked no more than it can answer."""
+        if isinstance(localizer, TrainedLocalizer):
+            return localizer
+        return replace(
+            localizer,
+            size=self.size,
+            template=self.template,
+            views=self.views,
+            refinement=self.refinement,
+            remove_redundancy=self.remove_redundancy,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as values that JSON can hold."""
+        return json.loads(to_json(asdict(self)))
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    # The paper's text: shorter side 448, one template, softmax of 100 × cosine below 0.8 is background.
+    "paper": Protocol(),
+    # The published code and its README: pictures squashed to 448 × 448, 0.85.
+    "official": Protocol(size="square:448", background={"": 0.85}),
+    # The evaluators of the field, with ClearCLIP's settings, by which GEM was measured as well: slide inference, 80
+    # templates, logits × 50, a threshold a data set.
+    "field": Protocol(
+        size="short:448",
+        template="imagenet-80",
+        names="sclip",
+        views=Views(window=448, stride=224, merge="logits"),
+        background={"": 0.0, "voc2012": 0.5, "voc2010": 0.5, "context60": 0.15, "coco-object": 0.4},
+        logit_scale=50.0,
+    ),
+}
+
+
+def name_of(protocol: Protocol) -> str:
+    """The name under which it is in `PROTOCOLS`, or "own"."""
+    return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
+
+
+def find_protocol(name: str) -> Protocol:
+    """The row of `PROTOCOLS` called `name`. Raises InputError that lists the known ones."""
+    if name not in PROTOCOLS:
+        hint = did_you_mean(name, PROTOCOLS)
+        raise InputError(f"unknown protocol {name!r}{hint}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

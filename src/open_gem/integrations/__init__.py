@@ -1,1 +1,0 @@
-"""Modules that other tools load and call; each needs the tool that it is for."""

@@ -1,0 +1,247 @@
+"""Attention on a CPU in a kernel of our own, compiled on this machine the first time it is wanted.
+
+`attention.c` says what it does and why it needs fewer operations than `scaled_dot_product_attention`. It is compiled
+with the C compiler that is there, for the processor that is there, in about a second, and kept in the user's cache
+folder under a name that says all it depends on. Where there is no compiler, no OpenMP runtime of torch's or no vector
+unit, everything goes through torch's own kernels: the same numbers, in more time.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from open_gem.errors import OutputError
+from open_gem.files import write_file
+from open_gem.method import kernels
+
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+SOURCE = Path(__file__).with_name("attention.c")
+SHARPEST = 40.0
+"""Largest 1/τ: the least entry of a row is exp(−2/τ), which float32 has to hold."""
+MOST = 3
+"""Projections that it takes at once."""
+QUERY_KEY = -1
+"""In place of a number of iterations: attention of queries to keys."""
+
+
+class Kernel(NamedTuple):
+    """The compiled library, or None and the `reason`, a word for people."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+class _View(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((stride, ctypes.c_long) for stride in ("image", "head", "token")))
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (
+        ("p", _View * MOST),
+        ("v", _View),
+        ("out", _View),
+        ("inverse", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("images", "heads", "tokens", "width", "projections", "iterations")),
+        *((name, ctypes.c_long) for name in ("threads", "next")),
+    )
+
+
+@cache
+def load() -> Kernel:
+    """The kernel for this machine, compiled if it is not there yet."""
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        return Kernel(None, f"CC is {os.environ['CC']!r}, expected a command as a shell takes it: {error}")
+    compiler = asked or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    if not compiler:
+        return Kernel(None, "no C compiler was found")
+    with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
+        try:
+            library = _loaded(compiler, _cache() or Path(scratch))
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
+            return Kernel(None, f"it could not be built with {compiler[0]}: {said[-1]}")
+        except (OSError, OutputError, AttributeError, subprocess.SubprocessError) as error:
+            return Kernel(None, f"it could not be built with {compiler[0]}: {error}")
+    return Kernel(library, f"compiled with {compiler[0]}")
+
+
+def _loaded(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
+    path = _compiled(compiler, folder)
+    try:
+        return _open(path)
+    except (OSError, AttributeError):  # broken: once more
+        path.unlink()
+        return _open(_compiled(compiler, folder))
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    library.attend.argtypes, library.attend.restype = [ctypes.POINTER(_Job)], ctypes.c_int
+    library.operations.argtypes, library.operations.restype = [ctypes.c_long] * 4, ctypes.c_double
+    return library
+
+
+def _compiled(compiler: Sequence[str], folder: Path) -> Path:
+    """Where the compiled kernel is in `folder`, under a name of all that it depends on and of what it contains: part of
+    a library, mapped into memory, ends the process."""
+    instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
+    depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
+    name = _digest("\n".join(depends).encode())
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if path.stem == f"{name}-{_digest(path.read_bytes())}":
+            return path
+        path.unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch, "made.so")
+        command = (*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm")
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        content = made.read_bytes()
+    path = folder / f"{name}-{_digest(content)}.so"
+    write_file(path, content, durable=True)
+    return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
+
+
+def processor(*entries: str) -> str:
+    """What Linux tells of the processor under one of these names, such as "model name"; elsewhere what Python knows."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    told = next((line for line in lines if line.startswith(entries)), platform.processor())
+    return told.rpartition(":")[2].strip()
+
+
+def _cache() -> Path | None:
+    """The folder where it is kept; None where this user has none that others cannot write to: code is run from it."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            status = folder.stat()
+    except (OSError, RuntimeError):  # of a user without a home
+        return None
+    return folder if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
+
+
+def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
+    """Whether the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least one for
+    every thread; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
+    shape = heads[0].shape
+    return (
+        all(kernels.is_plain(p) and p.shape == shape and p.stride(-1) == 1 for p in heads)
+        and shape[0] * shape[1] >= torch.get_num_threads()
+        and _is_mild(inverse_temperature, shape[0])
+        and kernels.are_on()
+        and load().library is not None
+    )
+
+
+def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
+    """A scaled score of two unit vectors is 1/τ at most."""
+    if not isinstance(inverse_temperature, Tensor):
+        return 0 < inverse_temperature <= SHARPEST
+    one_an_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
+    fit = (inverse_temperature > 0) & (inverse_temperature <= SHARPEST)
+    return kernels.is_plain(inverse_temperature) and one_an_image and bool(fit.all())
+
+
+def self_self(
+    projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor | float, iterations: int
+) -> Tensor:
+    """Normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
+    inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32, device="cpu").flatten()
+    inverse = inverse.expand(len(values)).contiguous()
+    return _self_self(list(projections), values, inverse, iterations)
+
+
+def query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √c) v."""
+    return _query_key(q, k, v)
+
+
+@torch.library.custom_op("open_gem::self_self", mutates_args=(), device_types="cpu")
+def _self_self(projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor, iterations: int) -> Tensor:
+    return _attend(projections, values, inverse_temperature, iterations)
+
+
+@torch.library.custom_op("open_gem::query_key", mutates_args=(), device_types="cpu")
+def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    inverse = torch.full((len(v),), v.shape[-1] ** -0.5, dtype=torch.float32, device="cpu")
+    return _attend((q, k), v, inverse, QUERY_KEY)
+
+
+def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iterations: int) -> Tensor:
+    out = _room(values)
+    _check(inverse, values.shape[:1])
+    for heads in (*projections, values, out):
+        _check(heads, values.shape)
+    views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
+    value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
+    numbers = (*values.shape, len(views), iterations, torch.get_num_threads())
+    job = _Job((_View * MOST)(*views), value, outcome, inverse.data_ptr(), *numbers)
+    if _library().attend(ctypes.byref(job)):
+        raise MemoryError(f"no memory for the attention of {tuple(values.shape)}")
+    return out
+
+
+def _check(given: Tensor, shape: torch.Size) -> None:
+    """Raises TypeError for what the kernel, which sees an address, would read as something else."""
+    fits = given.dtype == torch.float32 and given.device.type == "cpu" and given.shape == shape
+    if not fits or given.stride(-1) != 1:
+        said = f"{given.dtype} of shape {tuple(given.shape)} and strides {given.stride()} on {given.device}"
+        raise TypeError(f"the kernel was given {said}, expected float32 of shape {tuple(shape)}, the last stride 1")
+
+
+def _room(values: Tensor) -> Tensor:
+    """Room for the outcome, `(b, h, n, c)`, as the output projection reads it: the heads of a token together."""
+    return torch.empty_like(values.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _library() -> ctypes.CDLL:
+    library = load().library
+    assert library is not None, load().reason
+    return library
+
+
+@_self_self.register_fake
+def _(projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor, iterations: int) -> Tensor:
+    return _room(values)
+
+
+@_query_key.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _room(v)
+
+
+@register_flop_formula(torch.ops.open_gem.self_self)
+def _self_self_flops(
+    projections: Sequence, values: Sequence[int], inverse: object, iterations: int, **_: object
+) -> int:
+    return _flops(values, len(projections), iterations)
+
+
+@register_flop_formula(torch.ops.open_gem.query_key)
+def _query_key_flops(q: object, k: object, v: Sequence[int], **_: object) -> int:
+    return _flops(v, 2, QUERY_KEY)
+
+
+def _flops(shape: Sequence[int], projections: int, iterations: int) -> int:
+    b, h, n, c = shape
+    return round(b * h * _library().operations(n, c, projections, iterations))

@@ -1,0 +1,167 @@
+"""Linear layers through oneDNN, with what follows them in the same pass over memory.
+
+Of torch's two CPU libraries for matrix products, MKL is what its `linear` takes for float32. oneDNN is somewhat faster
+at these shapes, needs no copy of the bias, and applies GELU while numbers are still in registers. Weights stay as they
+are.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
+
+from open_gem.method import kernels
+
+ROOM = 1 << 22
+"""Most numbers that lie between the two layers of a feed-forward network at a time: 16 MiB. The C library keeps blocks
+of such a size; larger ones come fresh from the system, and every page of them costs an interrupt."""
+
+
+class _Activation(NamedTuple):
+    """What oneDNN calls it: f(x) = swish(slope · x) / slope, or another where slope is 1."""
+
+    name: str
+    algorithm: str = ""
+    slope: float = 1.0
+
+
+_ACTIVATIONS = {
+    "torch.nn.modules.activation.GELU": _Activation("gelu", "none"),
+    "transformers.activations.GELUActivation": _Activation("gelu", "none"),
+    "transformers.activations.GELUTanh": _Activation("gelu", "tanh"),
+    "open_clip.transformer.QuickGELU": _Activation("swish", slope=1.702),
+    "transformers.activations.QuickGELUActivation": _Activation("swish", slope=1.702),
+}
+_LAYERS = {  # the two linear layers and the activation between them; whatever else is there has to do nothing
+    "torch.nn.modules.container.Sequential": ("c_fc", "gelu", "c_proj"),
+    "timm.layers.mlp.Mlp": ("fc1", "act", "fc2"),
+    **{
+        f"transformers.models.{kind}.modeling_{kind}.{name}": ("fc1", "activation_fn", "fc2")
+        for kind, name in {
+            "clip": "CLIPMLP",
+            "siglip": "SiglipMLP",
+            "siglip2": "Siglip2MLP",
+            "metaclip_2": "MetaClip2MLP",
+            "chinese_clip": "ChineseCLIPVisionMLP",
+            "altclip": "AltCLIPMLP",
+            "blip": "BlipMLP",
+        }.items()
+    },
+}
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weightᵀ + bias, as `torch.nn.functional.linear` has it."""
+    return _product(x, weight, bias) if _take(x, weight, bias) else functional.linear(x, weight, bias)
+
+
+def apply(layer: Any, x: Tensor) -> Tensor:
+    """What `layer` makes of `x`; faster where it is a linear layer that nothing listens to."""
+    return _product(x, layer.weight, layer.bias) if _is_linear(layer) and _fits(x, layer) else layer(x)
+
+
+def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network of two linear layers that a block has, `(b, n, d)` → `(b, n, d)`; faster where it is of a known kind.
+
+    Its weights are read at every call, and so is what listens to it.
+    """
+    names = _LAYERS.get(_kind(mlp))
+
+    def forward(x: Tensor) -> Tensor:
+        layers = None if names is None else _known(mlp, names)
+        if layers is None or not _fits(x, layers[0], layers[2]):
+            return mlp(x)
+        return _fused(x, *layers)
+
+    return forward
+
+
+def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activation, Any] | None:
+    """The layers of `mlp` that have these names; None where they are not plain, or not all there is."""
+    children = dict(mlp.named_children())
+    if not children.keys() >= set(names) or _is_watched(mlp, *children.values()):
+        return None
+    if any(module.training for module in (mlp, *children.values())):
+        return None
+    first, between, second = (children.pop(name) for name in names)
+    activation = _ACTIVATIONS.get(_kind(between))
+    if activation is None or not _is_linear(first) or not _is_linear(second):
+        return None
+    if any(not isinstance(rest, nn.Identity | nn.Dropout) for rest in children.values()):
+        return None
+    return first, activation._replace(algorithm=getattr(between, "approximate", activation.algorithm)), second
+
+
+def _fused(x: Tensor, first: Any, activation: _Activation, second: Any) -> Tensor:
+    """The network, some rows of `x` at a time."""
+    name, how, slope = activation
+
+    def network(rows: Tensor) -> Tensor:
+        if slope == 1:
+            return _product(_product(rows, first.weight, first.bias, name, how), second.weight, second.bias)
+        bias = None if first.bias is None else first.bias * slope  # slopes go to where numbers are few
+        out = _product(_product(rows * slope, first.weight, bias, name, how), second.weight).div_(slope)
+        return out if second.bias is None else out.add_(second.bias)
+
+    some = max(1, ROOM // len(first.weight))
+    return torch.cat([network(rows) for rows in x.flatten(0, -2).split(some)]).view(*x.shape[:-1], -1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", how: str = "") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], how)
+
+
+def _fits(x: Tensor, *layers: Any) -> bool:
+    return all(_take(x, layer.weight, layer.bias) for layer in layers)
+
+
+def _take(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN can take them. Gradients are refused whole: nothing is kept for them."""
+    return (
+        not torch.is_grad_enabled()
+        and all(kernels.is_plain(part) for part in (x, weight, *(() if bias is None else (bias,))))
+        and weight.is_contiguous()
+        and x.ndim > 1
+        and x.numel() > 0
+        and HAS_ONEDNN
+        and torch.backends.mkldnn.enabled
+        and kernels.are_on()
+    )
+
+
+def _is_linear(layer: Any) -> bool:
+    return type(layer) is nn.Linear and not _is_watched(layer)
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Whether calling one of them would do more than its class says."""
+    everywhere = bool(torch.nn.modules.module._has_any_global_hook())
+    return everywhere or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _has_onednn() -> bool:
+    """Whether torch has the fused layer, on the kind of processor that it was tried on."""
+    known = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    return known and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+HAS_ONEDNN = _has_onednn()
+
+if HAS_ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(x: Any, weight: Any, *_: object, **__: object) -> int:
+        rows = 1
+        for side in x[:-1]:
+            rows *= side
+        return 2 * rows * weight[0] * weight[1]

@@ -1,0 +1,28 @@
+"""The paper's tables and figures: `open-gem reproduce`.
+
+rows       every experiment as a value: the methods and models it needs, the curves it draws
+measuring  all rows of all experiments that share a model and a split, from one pass over the data
+pictures   the figures without numbers
+rendering  tables and curves, beside the paper's values
+"""
+
+from open_gem.paper.measuring import Job, Outcome, Scores, jobs, load_of, reproduce, union
+from open_gem.paper.pictures import PICTURES
+from open_gem.paper.rendering import curves, markdown, title
+from open_gem.paper.rows import EXPERIMENTS, Experiment
+
+__all__ = [
+    "EXPERIMENTS",
+    "PICTURES",
+    "Experiment",
+    "Job",
+    "Outcome",
+    "Scores",
+    "curves",
+    "jobs",
+    "load_of",
+    "markdown",
+    "reproduce",
+    "title",
+    "union",
+]

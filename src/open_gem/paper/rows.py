@@ -1,0 +1,160 @@
+"""The paper's tables and figures with numbers: which models and methods each needs, and which curves it draws."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from open_gem.method.table import METHODS, KMeans, Method
+from open_gem.paper.numbers import B16, B32, GROUPVIT, TABLE_4
+
+GEM = METHODS["gem"]
+RAW = METHODS["gem-raw"]
+Rows = Mapping[str, Method]
+
+
+class Point(NamedTuple):
+    """A point of a curve: x, and the row whose score is y; of one `block` of it where there is one."""
+
+    x: float
+    row: str
+    block: int | None = None
+
+    def score(self, name: str) -> str:
+        """What that score is called among all of the row's."""
+        return name if self.block is None else f"{name}@{self.block}"
+
+
+class Plot(NamedTuple):
+    """A picture for each score: `axis`, what x is; `curves`, number of blocks of the model → each curve's points;
+    `name`, a part of the file's name."""
+
+    axis: str
+    curves: Callable[[int], Mapping[str, Sequence[Point]]]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    about     what the paper shows with it
+    rows      number of blocks of the model → the methods it needs, by what they are called in it
+    models    those of `paper.MODELS` that the paper has in it
+    shown     the scores that are shown of each row, where a data set has them
+    plots     of a figure
+    split     of data sets that have it, where the paper did not take "val"
+    analysis  whether the paper's analysis of patch features is needed
+    seeds     whether rows that differ in what follows ", seed " are one row, a mean and its deviation
+    """
+
+    about: str
+    rows: Callable[[int], Rows]
+    models: tuple[str, ...] = (B16,)
+    shown: tuple[str, ...] = ("mean_iou", "class_pooled", "pointing_game", "mask_iou")
+    plots: tuple[Plot, ...] = ()
+    split: str = "val"
+    analysis: bool = False
+    seeds: bool = False
+
+
+PROJECTIONS = {"value": "v", "key": "k", "query": "q", "qkv": "qkv"}
+
+
+def _table_1(layers: int) -> Rows:
+    depth = min(4, layers)  # the paper's, A.3; K = 0 is what its numbers agree with, K = 1 what its text says
+    rows: dict[str, Method] = {"CLIP": METHODS["clip"]}
+    rows |= {f"{name}, raw": replace(RAW, projections=p, depth=depth) for name, p in PROJECTIONS.items()}
+    for k in (0, 1):
+        rows |= {
+            f"{name}, norm, K = {k}": replace(GEM, projections=p, iterations=k, depth=depth)
+            for name, p in PROJECTIONS.items()
+        }
+    return rows
+
+
+CLUSTERS, SEEDS = (2, 3, 4, 5, 6, 7, 8, 10, 15, 20), (0, 1, 2)
+
+
+def _table_2(layers: int) -> Rows:
+    base = METHODS["gem-kmeans"].fitted(layers)
+    rows = {f"k-means, {k}, seed {seed}": replace(base, mix=KMeans(k, seed)) for k in CLUSTERS for seed in SEEDS}
+    return {"GEM": GEM.fitted(layers), **rows}
+
+
+def _table_3(layers: int) -> Rows:
+    names = {"CLIP": "clip", "MaskCLIP": "maskclip", "MaskCLIP, reduced": "maskclip-reduced"}
+    names |= {"CLIPSurgery": "clip_surgery", "GEM": "gem"}
+    best = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in (0, 2, 3)}
+    return {label: METHODS[name].fitted(layers) for label, name in names.items()} | best
+
+
+def _table_4(layers: int) -> Rows:
+    return {"CLIP": METHODS["clip"], "GEM": GEM.fitted(layers)}
+
+
+def _table_5(layers: int) -> Rows:
+    return {
+        f"{depth} block{'s' if depth > 1 else ''}{', MLP' if mlp else ''}": replace(GEM, depth=depth, mlp=mlp)
+        for mlp in (False, True)
+        for depth in range(1, layers)
+    }
+
+
+ITERATIONS = range(5)
+FIGURE_3 = {"CLIP": "clip", "CLIPSurgery": "clip_surgery"}
+
+
+def _figure_3(layers: int) -> Rows:
+    rows = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in ITERATIONS}
+    return {label: METHODS[name].fitted(layers) for label, name in FIGURE_3.items()} | rows
+
+
+def _over_iterations(layers: int) -> Mapping[str, Sequence[Point]]:
+    others = {name: [Point(ITERATIONS[0], name), Point(ITERATIONS[-1], name)] for name in FIGURE_3}
+    return {"GEM": [Point(k, f"GEM, K = {k}") for k in ITERATIONS], **others}
+
+
+def _over_blocks(layers: int) -> Mapping[str, Sequence[Point]]:
+    rows = _figure_3(layers)
+    first = {name: 1 if method.is_host else layers - method.depth + 1 for name, method in rows.items()}
+    shown = (*FIGURE_3, "GEM, K = 0", "GEM, K = 1", "GEM, K = 3")
+    return {name: [Point(block, name, block) for block in range(first[name], layers + 1)] for name in shown}
+
+
+MULTIPLIERS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+UNTEMPERED = "no norm, trained τ"
+
+
+def _figure_5(layers: int) -> Rows:
+    rows = {f"τ × {m:g}": replace(GEM.fitted(layers), temperature_scale=m) for m in MULTIPLIERS}
+    return rows | {UNTEMPERED: RAW.fitted(layers)}
+
+
+def _over_temperatures(layers: int) -> Mapping[str, Sequence[Point]]:
+    flat = [Point(m, UNTEMPERED) for m in (MULTIPLIERS[0], MULTIPLIERS[-1])]
+    return {"GEM": [Point(m, f"τ × {m:g}") for m in MULTIPLIERS], UNTEMPERED: flat}
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "table1": Experiment(
+        "projections of self-self attention, with and without normalisation and adaptive temperature", _table_1
+    ),
+    "table2": Experiment("k-means of the values in place of self-self attention", _table_2, seeds=True),
+    "table3": Experiment("methods, training-free and not", _table_3, (B16, GROUPVIT)),
+    "table4": Experiment("architectures", _table_4, TABLE_4),
+    "table5": Experiment("how many of the last blocks have a method, with and without MLPs", _table_5, (B16, B32)),
+    "figure3": Experiment(
+        "how alike patches are, and how they part objects and texts, over iterations and from block to block",
+        _figure_3,
+        shown=("patch_similarity", "object_contrast", "text_contrast"),
+        plots=(Plot("iterations K", _over_iterations), Plot("block", _over_blocks, "blocks")),
+        split="train",
+        analysis=True,
+    ),
+    "figure5": Experiment(
+        "multiples of the adaptive temperature",
+        _figure_5,
+        (B16, B32),
+        plots=(Plot("multiple of the adaptive temperature", _over_temperatures),),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Refinements: localizations that follow the edges of the image."""

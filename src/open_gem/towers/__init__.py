@@ -1,0 +1,36 @@
+"""Pretrained models behind one interface: load them by name, or adapt one that is in memory. One file a kind of tower."""
+
+from open_gem.towers.base import Backbone, Recommended, Tower
+from open_gem.towers.families import FAMILIES, Family
+from open_gem.towers.loading import (
+    DTYPES,
+    EMBEDDED,
+    adapt,
+    as_folder,
+    build,
+    build_tower,
+    catalogue,
+    find_device,
+    find_dtype,
+    is_transformers,
+    load,
+)
+
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "FAMILIES",
+    "Backbone",
+    "Family",
+    "Recommended",
+    "Tower",
+    "adapt",
+    "as_folder",
+    "build",
+    "build_tower",
+    "catalogue",
+    "find_device",
+    "find_dtype",
+    "is_transformers",
+    "load",
+]

@@ -1,0 +1,405 @@
+"""The narrow interface between a pretrained vision-language model and everything open_gem does with it.
+
+    Backbone = Tower (vision) + Text + what the checkpoint says about its pictures
+
+A tower reads one kind of vision transformer of one library, whoever trained it; a file in `towers/` each. Nothing here
+changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from open_gem.errors import InputError
+from open_gem.images.pixels import Preprocess
+from open_gem.method.run import Block
+from open_gem.numerics import Lock, check_finite, check_finite_number, cpu_by_default, without_autocast
+from open_gem.types import Grid, Size
+
+T = TypeVar("T")
+TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thousands
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What a checkpoint's own configuration may recommend.
+
+    `size`: a size rule of `imaging`. `temperature_scale`: multiplies the adaptive temperature of named methods.
+    """
+
+    size: str = "short:448"
+    temperature_scale: float = 1.0
+
+
+class Tower(ABC):
+    """A frozen vision transformer. Axes as in `types`.
+
+    Of the class: `reads`, the full names of the library's classes that it reads; `resampling`, how its position
+    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `patch` (rows, cols) in
+    pixels; `prefix` tokens before the patches; `trained` size in pixels; `layers`, how many blocks.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+    resampling: ClassVar[str]
+
+    module: Any
+    patch: tuple[int, int]
+    prefix: int
+    trained: Size
+    layers: int
+
+    def __init__(self, module: Any):
+        self.module = module
+        self._positions: GridCache[Tensor] = GridCache()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.module,)  # a copy reads the module anew: blocks are functions over it
+
+    @classmethod
+    @abstractmethod
+    def obstacle(cls, module: Any) -> str | None:
+        """Why this `module`, of a class that is read, cannot be; None if it can."""
+
+    @property
+    @abstractmethod
+    def stem(self) -> Tensor:
+        """The weight of the patch embedding: where pixels go first, and in what type."""
+
+    @property
+    @abstractmethod
+    def trained_positions(self) -> Tensor:
+        """The position embeddings as trained."""
+
+    @abstractmethod
+    def resample_positions(self, grid: Grid) -> Tensor:
+        """Position embeddings for `grid`, as the library itself resamples them (those trained on it, unchanged)."""
+
+    @abstractmethod
+    def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """Checked pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block."""
+
+    @abstractmethod
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
+
+        What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
+        projection; where it pools by attention, see `docs/backbones.md`.
+        """
+
+    @abstractmethod
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
+
+    @abstractmethod
+    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
+        embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+
+        Pixels come from any device and in any float type. Raises InputError where they do not fit.
+        """
+        grid = grid_of(pixels, self.patch)
+        return self.embed_patches(pixels.to(self.stem.device, self.stem.dtype), grid), grid
+
+    def positions(self, grid: Grid) -> Tensor:
+        """Position embeddings for `grid`, made once a grid and again when the weights change."""
+        return self._positions(grid, version([self.trained_positions]), self.resample_positions)
+
+
+class Text(ABC):
+    """The text half. `encode` gets a few prompts at a time; nothing else needs to be quick."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        return None
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Text embeddings `(p, e)`, of any norm."""
+
+    @abstractmethod
+    def truncated(self, prompt: str) -> str:
+        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        return True
+
+
+@dataclass(eq=False)
+class Backbone:
+    """A frozen vision-language transformer: a `Host` for methods, an encoder for prompts.
+
+    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration.
+    """
+
+    name: str
+    model: Any
+    tower: Tower
+    text: Text
+    preprocess: Preprocess
+    recommended: Recommended = Recommended()
+    _version: "Version" = field(default_factory=lambda: Version(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_has_numbers(self.model)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Rows and columns of a patch, in pixels."""
+        return self.tower.patch
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches."""
+        return self.tower.prefix
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks of the vision tower."""
+        return self.tower.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tower.stem.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the vision tower computes in."""
+        return self.tower.stem.dtype
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+        return check_finite_number("logit scale", self, self.text.logit_scale)
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        bias = self.text.logit_bias
+        return None if bias is None else check_finite_number("logit bias", self, bias)
+
+    @property
+    def weights_version(self) -> Hashable:
+        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept: see
+        `Version` for what it notices."""
+        return self._version(self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """Twelve letters for the weights, see `fingerprint`."""
+        return fingerprint(self.model)
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks of the vision tower, for tokens on `grid`."""
+        return self.tower.blocks(grid)
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        """Pixels `(b, 3, y, x)` → tokens for the first block, and their grid: see `Tower.embed`."""
+        return self.tower.embed(pixels)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Each token's place in the joint space, `(b, n, d)` → `(b, n, e)`, not normalised: see `Tower.project`."""
+        return self.tower.project(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
+        return self.tower.pool(tokens)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt. Raises NotFiniteError where
+        they are no numbers."""
+        batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
+        with cpu_by_default():
+            rows = torch.cat([self.text.encode(batch) for batch in batches])
+        check_finite("text embeddings", self, rows)
+        return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
+    def truncated(self, prompt: str) -> str:
+        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
+        with cpu_by_default():  # a tokenizer makes tensors
+            return self.text.truncated(prompt)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
+        return self.text.concepts
+
+    def knows(self, prompt: str) -> bool:
+        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
+        with cpu_by_default():
+            return self.text.knows(prompt)
+
+
+# What towers share ----------------------------------------------------------------------------------------------------
+
+
+def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
+    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError where they are something else, or do not fit."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
+    (height, width), (rows, cols) = pixels.shape[-2:], patch
+    if height % rows or width % cols or not height or not width:
+        raise InputError(
+            f"pixels are {height}×{width} (height × width), expected whole multiples of the {rows}×{cols} patch"
+        )
+    return Grid(height // rows, width // cols)
+
+
+class GridCache(Generic[T]):
+    """What was made of weights for each of the last few grids; may be shared between threads.
+
+    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does. A copy begins
+    empty.
+    """
+
+    def __init__(self, capacity: int = 16):
+        self.capacity = capacity
+        self._made: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capacity,)
+
+    def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
+        """What `make` made for `grid` when the weights had this `version`."""
+        with self._lock:
+            known = self._made.get(grid)
+            if known is not None and known[0] == version:
+                self._made.move_to_end(grid)
+                return known[1]
+            # What is kept serves others, who may want gradients, or no autocast.
+            with torch.inference_mode(False), torch.no_grad(), cpu_by_default(), without_autocast():
+                made = make(grid)
+            self._made[grid] = version, made
+            while len(self._made) > self.capacity:
+                self._made.popitem(last=False)
+            return made
+
+
+class Version:
+    """Tells whether weights have changed: called with them, it gives another value after a move or a write.
+
+    Writes that torch does not count (through `tensor.data`, in inference mode, by a fused optimizer) show in `SAMPLED`
+    values of each tensor, spread over it. What changes none of those, such as a few rows of a table of embeddings
+    written through `.data`, goes unnoticed.
+    """
+
+    SAMPLED = 8
+
+    def __init__(self) -> None:
+        self._samples: tuple[Hashable, list[list[Tensor]]] = (), []
+
+    def __reduce__(self) -> Any:
+        return Version, ()  # copies watch weights of their own
+
+    @torch.no_grad()
+    def __call__(self, weights: Iterable[Tensor]) -> Hashable:
+        weights = list(weights)
+        places = tuple((w.device, w.dtype, w.data_ptr()) for w in weights)
+        counts = tuple(0 if w.is_inference() else w._version for w in weights)
+        known, samples = self._samples
+        if known != places:  # views are kept, for to make them takes longer than to read them
+            samples = self._views(weights)
+            self._samples = places, samples
+        values = tuple(torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in samples)
+        return places, counts, values
+
+    def _views(self, weights: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Some values of each tensor as one-dimensional views, those of one device and type together."""
+        views: dict[Hashable, list[Tensor]] = {}
+        for w in weights:
+            if w.numel() and not w.is_meta:
+                count = min(w.numel(), self.SAMPLED) if w.is_contiguous() else 1
+                view = w.detach().as_strided((count,), (w.numel() // count,))
+                views.setdefault((w.device, w.dtype), []).append(view)
+        return list(views.values())
+
+
+def version(weights: Iterable[Tensor]) -> Hashable:
+    """What a new `Version` says of weights: for a few tensors."""
+    return Version()(weights)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve letters for a model's weights: the same for equal names, shapes, types and values, wherever they are."""
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        sha.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:12]
+
+
+def off_mps(weights: Tensor) -> Tensor:
+    """On the CPU instead of on Apple's GPU, where not every torch can resample with antialias."""
+    return weights.cpu() if weights.device.type == "mps" else weights
+
+
+def check_evaluating(module: nn.Module) -> None:
+    """Raises InputError where a model is in training mode."""
+    if any(part.training for part in module.modules()):
+        raise InputError("the model is in training mode; call model.eval() before adapting it")
+
+
+def check_has_numbers(model: nn.Module) -> None:
+    """Raises InputError where a model's weights are on the device "meta", which has shapes without numbers."""
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError(
+            f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "
+            "device with memory, such as 'cpu': load them first"
+        )
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """`(b, n, h·c)` → `(b, h, n, c)`."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(mixed: Tensor) -> Tensor:
+    """`(b, h, n, c)` → `(b, n, h·c)`."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """True where something listens to one of the modules, and would not hear when its weights are read past it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+@torch.no_grad()
+def watch(block: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What comes out of `block` while `forward` runs, and what `forward` gives."""
+    seen: list[Any] = []
+    handle = block.register_forward_hook(lambda module, given, result: seen.append(result))
+    try:
+        result = forward()
+    finally:
+        handle.remove()
+    tokens = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
+    return tokens, result

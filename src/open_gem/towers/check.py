@@ -1,0 +1,121 @@
+"""Is a tower read exactly? Its tokens and pooled embedding against the library's own forward."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from open_gem.method.run import Block, run
+from open_gem.method.table import METHODS
+from open_gem.towers.base import Tower
+from open_gem.types import Grid, Size
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+"""How far fused kernels may be from the library's own, as `Difference` counts."""
+
+
+class Difference(NamedTuple):
+    """How far one way of running the host is from the library's forward on pictures of `size`.
+
+    `exact`: through the library's own modules, else through fused kernels. `tokens` after the last block and `pooled`:
+    largest absolute difference, as a share of the library's largest value.
+    """
+
+    size: Size
+    exact: bool
+    tokens: float
+    pooled: float
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """True where it is none through modules, and within `TOLERANCES` through fused kernels."""
+        return max(self.tokens, self.pooled) <= (0 if self.exact else TOLERANCES[dtype])
+
+
+class _Bare:
+    """A tower whose tokens stay as the last block leaves them: what is compared, through the method's own loop."""
+
+    def __init__(self, tower: Tower):
+        self.tower, self.layers, self.prefix = tower, tower.layers, tower.prefix
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        return self.tower.embed(pixels)
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        return self.tower.blocks(grid)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.tower.pool(tokens)
+
+
+def sizes_of(tower: Tower) -> tuple[Size, Size]:
+    """What is checked: the size the tower was trained at, and one of another shape, not square."""
+    (rows, cols), (height, width) = tower.patch, tower.trained
+    return Size(height, width), Size(height + rows, max(width // 2 // cols, 1) * cols)
+
+
+def pictures(size: Size, count: int = 2) -> Tensor:
+    """Random pixels `(count, 3, y, x)`, the same each time."""
+    noise = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(count, 3, *size, dtype=torch.float32, device="cpu", generator=noise)
+
+
+@torch.no_grad()
+def check(tower: Tower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
+    """The differences on `count` random pictures of each size (by default `sizes_of` the tower), exact and fused."""
+    found = []
+    for size in sizes_of(tower) if sizes is None else sizes:
+        pixels = pictures(size, count).to(tower.stem.device, tower.stem.dtype)
+        tokens, pooled = tower.library_forward(pixels)
+        for exact in (True, False):
+            ours = run(_Bare(tower), pixels, {"host": METHODS["clip"]}, pooled=True, exact=exact)["host"]
+            assert ours.pooled is not None
+            found.append(Difference(size, exact, _share(ours.tokens, tokens), _share(ours.pooled, pooled)))
+    return found
+
+
+class Rounding(NamedTuple):
+    """What a type costs one method: 1 − cosine of its features with those in float32, `mean` and `worst` over patches,
+    and of the `pooled` embedding (mean over images)."""
+
+    method: str
+    mean: float
+    worst: float
+    pooled: float
+
+
+def rounding(tower: Tower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
+    """What computing in `dtype`, weights included, costs every method on `pixels` `(b, 3, y, x)`."""
+    methods = {name: method.fitted(tower.layers) for name, method in METHODS.items()}
+    cast = type(tower)(deepcopy(tower.module).to(dtype))
+    exact, rounded = (run(some, pixels, methods, pooled=True) for some in (tower, cast))
+    found = []
+    for name in methods:
+        patches = _away(rounded[name].patches, exact[name].patches)
+        pooled = _away(rounded[name].pooled, exact[name].pooled)
+        found.append(Rounding(name, patches.mean().item(), patches.max().item(), pooled.mean().item()))
+    return found
+
+
+def _away(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
+    assert ours is not None and theirs is not None
+    return 1 - cosine_similarity(ours.double(), theirs.double(), dim=-1)
+
+
+@torch.no_grad()
+def randomize(module: nn.Module) -> None:
+    """Add noise to every parameter that is all one number (zero biases, unit norms, tiny layer scales): what is not
+    read would else go unnoticed."""
+    noise = torch.Generator("cpu").manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.numel() > 1 and parameter.min() == parameter.max():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float32, device="cpu", generator=noise)
+
+
+def _share(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()

@@ -1,0 +1,385 @@
+"""Experts: frozen vision-only backbones (DINO, DINOv2, DINOv3) whose patch tokens say which patches belong together.
+
+    expert = load_expert("facebook/dino-vitb8")
+    method = proxyclip(expert, backbone)         # the attention of the host's last block, taken from the expert
+
+An expert sees the picture that the host sees, in about the same pixels; the host's values are brought to its grid.
+Nothing here changes a model, and no code that a checkpoint brings is run.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, ClassVar
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from open_gem.checks import close_names
+from open_gem.errors import (
+    InputError,
+    MethodError,
+    OpenGemError,
+    UnknownModelError,
+    UnsupportedModelError,
+    WeightsError,
+)
+from open_gem.method.attention import Heads, external, resize_values, wide
+from open_gem.method.table import MIXING, Layout, Method, Site
+from open_gem.numerics import check_finite, cpu_by_default
+from open_gem.towers.base import Backbone, check_evaluating, check_has_numbers, off_mps
+from open_gem.towers.weights import finished, in_float32, needs_transformers, quiet, reason_of
+from open_gem.types import Grid, Size
+
+Color = tuple[float, float, float]  # red, green, blue
+
+
+@dataclass(eq=False, repr=False)
+class Expert:
+    """A frozen vision transformer without a text half.
+
+    `name` for people; `model` the library's own; `patch` (rows, cols) in pixels; `prefix` tokens before the patches
+    ([CLS], registers); `mean` and `std` of its pictures in [0, 1]; `forward`: model, normalised pixels `(b, 3, y, x)` →
+    all tokens `(b, n, e)` after the last block and the final norm.
+    """
+
+    name: str
+    model: Any
+    patch: tuple[int, int]
+    prefix: int
+    mean: Color
+    std: Color
+    forward: Callable[[Any, Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        return f"Expert({self.name!r})"
+
+    def grid_for(self, size: Size) -> Grid:
+        """The grid whose patches come nearest to a picture of `size` pixels: each side rounded (halves up), 1 at least.
+
+        So CLIP with patches of 16 has, beside DINO with patches of 8, a grid half as fine.
+        """
+        return Grid(*(max(1, (2 * side + patch) // (2 * patch)) for side, patch in zip(size, self.patch, strict=True)))
+
+    @torch.no_grad()
+    @cpu_by_default()
+    def tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """Pixels `(b, 3, y, x)` in [0, 1], of any size and float type → patch tokens `(b, r·k, e)`, not normalised.
+
+        The picture is resized to `grid` patches where it is another size: bicubic with antialias, cut off at 0 and 1.
+        Tokens are in the type, and on the device, of the weights. Raises InputError where pixels do not fit, and
+        NotFiniteError for tokens that are infinite or not a number.
+        """
+        _check_pixels(pixels)
+        weights = next(self.model.parameters())
+        size = tuple(side * patch for side, patch in zip(grid, self.patch, strict=True))
+        picture = wide(pixels)
+        if picture.shape[-2:] != size:
+            picture = interpolate(off_mps(picture), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        picture = (picture - _column(self.mean, picture)) / _column(self.std, picture)
+        tokens = self.forward(self.model, picture.to(weights.device, weights.dtype))[:, self.prefix :]
+        check_finite("tokens", self, tokens)
+        return tokens
+
+
+def _column(color: Color, pixels: Tensor) -> Tensor:
+    return pixels.new_tensor(color)[:, None, None]
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
+        raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels are {pixels.dtype}, expected floats in [0, 1]")
+    low, high = (bound.item() for bound in pixels.aminmax())
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"pixels range from {low:.3g} to {high:.3g}, expected [0, 1]: an expert normalises them itself"
+        )
+
+
+# As a mix -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class External:
+    """ProxyCLIP: the host's values, mixed by the affinity of an expert's tokens on the expert's grid.
+
+    `attention.external` says how. A `Method` needs residual=False and depth=1 with it; its other settings for mixing
+    have no effect. The tokens that come before the host's patches are left out.
+
+    expert     see `load_expert`
+    mean, std  of the *host's* preprocessing: its pixels are turned back to [0, 1] by them
+    gamma      γ, above 0
+    beta       β, 0 or more
+    """
+
+    expert: Expert
+    mean: Color
+    std: Color
+    gamma: float = 3.0
+    beta: float = 1.2
+    ignored: ClassVar = tuple(MIXING)
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.gamma) or self.gamma <= 0:
+            raise MethodError(f"gamma is {self.gamma!r}, expected a number above 0")
+        if not _is_number(self.beta) or self.beta < 0:
+            raise MethodError(f"beta is {self.beta!r}, expected a number, 0 or more")
+
+    def layout(self, size: Size) -> Layout:
+        """The expert's grid for the host's pixels, of this `size`, and no token before the patches."""
+        return Layout(self.expert.grid_for(size), 0)
+
+    def __call__(self, method: Method, heads: Heads, site: Site) -> Tensor:
+        """Mixed values `(b, h, r·k, c)` on the grid of `layout`."""
+        grid = self.expert.grid_for(Size(*site.pixels.shape[-2:]))
+        tokens = site.once((self.expert, self.mean, self.std), lambda: self._tokens(site.pixels, grid))
+        values = resize_values(heads.v[:, :, site.prefix :], site.grid, grid)
+        return external(tokens.to(values.device), values, gamma=float(self.gamma), beta=float(self.beta))
+
+    def _tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
+        pixels = wide(pixels)
+        return self.expert.tokens((pixels * _column(self.std, pixels) + _column(self.mean, pixels)).clamp(0, 1), grid)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: float = 1.2) -> Method:
+    """ProxyCLIP for pictures as `backbone` gets them: values of the last block, mixed as the expert sees fit, and
+    nothing else of that block. Raises MethodError for impossible settings."""
+    mix = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
+    return Method(mix=mix, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
+
+
+# What is read ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What goes with a `model_type` of transformers: the class there, what makes it without a pooling head, and what
+    makes it take pictures of any size."""
+
+    model: str
+    without_head: Mapping[str, Any] = field(default_factory=dict)
+    any_size: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS = {
+    "vit": Kind("ViTModel", {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),  # DINO
+    "dinov2": Kind("Dinov2Model"),
+    "dinov2_with_registers": Kind("Dinov2WithRegistersModel"),
+    "dinov3_vit": Kind("DINOv3ViTModel"),
+}
+"""`model_type` of a configuration of transformers -> what goes with it."""
+
+TIMM = {"vision_transformer": "VisionTransformer", "eva": "Eva"}
+"""Modules of timm whose models are read -> their class."""
+
+_READ = f"{', '.join(kind.model for kind in KINDS.values())} of transformers, {' and '.join(TIMM.values())} of timm"
+
+
+def _of_transformers(model: Any, pixels: Tensor) -> Tensor:
+    return model(pixel_values=pixels, **KINDS[model.config.model_type].any_size).last_hidden_state
+
+
+def _of_timm(model: Any, pixels: Tensor) -> Tensor:
+    return model.fc_norm(model.forward_features(pixels))  # where it is the final norm there is no other
+
+
+def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str | None = None) -> Expert:
+    """An expert around a model in memory, of transformers or timm, which it never changes.
+
+    `mean` and `std`: what its pictures in [0, 1] are normalised by, one number a channel (red, green, blue).
+
+    Raises UnsupportedModelError where it cannot be read, InputError where it is in training mode or on the device
+    "meta", or the statistics are no three numbers.
+    """
+    mean, std = _color("mean", mean), _color("std", std)
+    if min(std) <= 0:
+        raise InputError(f"std is {std}, expected numbers above 0")
+    for library, read in (("transformers", _read_transformers), ("timm", _read_timm)):
+        if any(kind.__module__.startswith(f"{library}.") for kind in type(model).__mro__):
+            patch, prefix, channels, forward = read(model)
+            check_evaluating(model)
+            check_has_numbers(model)
+            if channels != 3:
+                raise UnsupportedModelError(f"cannot read {type(model).__name__}: it takes {channels} channels, not 3")
+            return Expert(name or type(model).__name__, model, patch, prefix, mean, std, forward)
+    raise UnsupportedModelError(f"cannot read {type(model).__name__}: it is none of {_READ}")
+
+
+_Anatomy = tuple[tuple[int, int], int, int, Callable[[Any, Tensor], Tensor]]  # patch, prefix, channels, forward
+
+
+def _read_transformers(model: Any) -> _Anatomy:
+    config: Any = getattr(model, "config", None)
+    kind = KINDS.get(getattr(config, "model_type", ""))
+    if kind is None or kind.model not in (base.__name__ for base in type(model).__mro__):
+        raise UnsupportedModelError(f"cannot read {type(model).__name__}: it is none of {_READ}")
+    patch: Any = config.patch_size
+    rows, cols = patch if isinstance(patch, Sequence) else (patch, patch)
+    return (rows, cols), 1 + getattr(config, "num_register_tokens", 0), config.num_channels, _of_transformers
+
+
+def _read_timm(model: Any) -> _Anatomy:
+    name = type(model).__name__
+    if not any(base.__name__ in TIMM.values() for base in type(model).__mro__):
+        raise UnsupportedModelError(f"cannot read {name}: it is none of {_READ}")
+    stem: Any = model.patch_embed
+    if not isinstance(stem, PatchEmbed):
+        raise UnsupportedModelError(f"cannot read {name}: its patches come from a {type(stem).__name__}")
+    if not model.dynamic_img_size:
+        raise UnsupportedModelError(
+            f"cannot read {name}: it takes pictures of one size; make it with dynamic_img_size=True"
+        )
+    patch: Any = stem.patch_size
+    return (patch[0], patch[1]), model.num_prefix_tokens, stem.proj.in_channels, _of_timm
+
+
+def _color(what: str, given: Sequence[float]) -> Color:
+    try:
+        red, green, blue = (float(value) for value in given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is {given!r}, expected three numbers: red, green, blue") from error
+    return red, green, blue
+
+
+# Loading --------------------------------------------------------------------------------------------------------------
+
+
+def load_expert(
+    name: str | PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    cache_dir: str | None = None,
+) -> Expert:
+    """Load an expert with its weights.
+
+    name       a repository of transformers whose `model_type` is a key of `KINDS` ("facebook/dino-vitb8",
+               "facebook/dinov2-with-registers-base"), or a folder of that kind; "timm:" before a name of timm
+               ("timm:vit_base_patch16_dinov3.lvd1689m") or before a folder as timm saves them
+    device     "auto" takes CUDA, then Apple's MPS, then the CPU
+    dtype      a key of `towers.DTYPES`: what the weights are cast to
+    cache_dir  where downloaded weights are kept, by default the Hugging Face cache
+
+    Never returns a model with random weights, and runs no code of a checkpoint. Raises UnknownModelError (no such
+    name), WeightsError (weights missing, unreachable, not fitting, or no statistics of pictures with them),
+    UnsupportedModelError (a model that cannot be read; judged before its weights are downloaded), and InputError for
+    the device and type.
+    """
+    from open_gem.towers.loading import find_device, find_dtype
+
+    name, device, dtype = fspath(name), find_device(device), find_dtype(dtype)
+    if name.startswith("timm:"):
+        return _load_timm(name, device, dtype, cache_dir)
+    return _load_transformers(name, device, dtype, cache_dir)
+
+
+def _load_transformers(name: str, device: torch.device, dtype: torch.dtype, cache_dir: str | None) -> Expert:
+    try:
+        import transformers
+
+        from open_gem.towers import hub as _hub
+    except ImportError as error:
+        raise UnsupportedModelError(needs_transformers(error)) from error
+
+    place = _place(name)
+    config = _hub.configuration(place, cache_dir)
+    if config.model_type not in KINDS:
+        raise UnsupportedModelError(
+            f"cannot read {name}: models of type {config.model_type!r} are not read, only {', '.join(KINDS)}"
+        )
+    kind = KINDS[config.model_type]
+    mean, std = _statistics(name, _hub.picture_settings(place, cache_dir))
+    model = _hub.fetch(getattr(transformers, kind.model), place, cache_dir=cache_dir, **kind.without_head)
+    exact = {at: buffer.clone() for at, buffer in model.named_buffers() if buffer.is_floating_point()}
+    finished(model, device, dtype)
+    for at, buffer in exact.items():  # the frequencies of rotary positions, which the library keeps in float32
+        model.get_buffer(at).data = buffer.to(device)
+    return adapt_expert(model, mean, std, name=name)
+
+
+def _place(name: str) -> str:
+    """What `_hub` is to be given. Raises UnknownModelError for what is neither repository nor folder."""
+    if folder := _folder(name):
+        return folder
+    if "/" not in name:
+        raise UnknownModelError(
+            f'unknown expert {name!r}, expected "org/repo" of transformers (facebook/dino-vitb8), a folder, or '
+            '"timm:NAME" (timm:vit_base_patch8_224.dino)'
+        )
+    return name
+
+
+def _folder(name: str) -> str | None:
+    """ "local-dir:" before the path of a folder, else None. Raises WeightsError for the path of nothing."""
+    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    if name and folder.is_dir():
+        return f"local-dir:{folder}"
+    if name.startswith(("local-dir:", "./", "../", "/", "~")):
+        raise WeightsError(f"no such folder: {folder}")
+    return None
+
+
+def _statistics(name: str, settings: Mapping[str, Any]) -> tuple[Color, Color]:
+    """Mean and std, from what a preprocessor_config.json says."""
+    if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
+    if not settings.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if mean is None or std is None:
+        raise WeightsError(
+            f"cannot load {name}: its preprocessor_config.json lacks image_mean or image_std; read the model with "
+            "transformers and say them: adapt_expert(model, mean, std)"
+        )
+    return _color("image_mean", mean), _color("image_std", std)
+
+
+def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: str | None) -> Expert:
+    inner = name.removeprefix("timm:")
+    try:
+        place = inner if _is_of_timm(inner) else _folder(inner)
+        if place is None:
+            close = close_names(inner, timm.list_models(module=list(TIMM), pretrained=True))
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UnknownModelError(f"timm has no model called {inner!r}{hint}")
+        _check_timm(name, place)
+        settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+        with quiet():
+            model: Any = in_float32(lambda: timm.create_model(place, pretrained=True, cache_dir=cache_dir, **settings))
+    except OpenGemError:
+        raise
+    except Exception as error:  # whatever a hub, a file system or a state dict can throw
+        raise WeightsError(f"cannot load {name}: {reason_of(error)}") from error
+    trained = model.pretrained_cfg
+    return adapt_expert(finished(model, device, dtype), trained["mean"], trained["std"], name=name)
+
+
+def _is_of_timm(name: str, read: bool = False) -> bool:
+    """True for a name of timm, with or without a tag; with `read`, of those that are read."""
+    return name.partition(".")[0] in timm.list_models(module=list(TIMM) if read else "")
+
+
+def _check_timm(name: str, place: str) -> None:
+    """Raises UnsupportedModelError where `place`, a name of timm or a folder, holds what is not read, and
+    UnknownModelError where timm has no such weights."""
+    in_folder = place.startswith("local-dir:")
+    said = json.loads((Path(place.removeprefix("local-dir:")) / "config.json").read_text("utf-8")) if in_folder else {}
+    architecture = str(said.get("architecture")) if in_folder else place
+    if not _is_of_timm(architecture, read=True):
+        raise UnsupportedModelError(f"cannot read {name}: {architecture} is none of {_READ}")
+    if not in_folder and not timm.is_model_pretrained(place):
+        tags = timm.list_models(f"{architecture.partition('.')[0]}.*", pretrained=True)
+        raise UnknownModelError(f"timm has no weights called {place!r}; known: {', '.join(tags) or 'none'}")

@@ -1,0 +1,110 @@
+"""What the vision transformers of the package transformers have in common."""
+
+from collections.abc import Sequence
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from open_gem.method.attention import Heads
+from open_gem.method.kernels.linear import apply, feed_forward
+from open_gem.method.run import Block
+from open_gem.towers.base import Tower, join_heads, split_heads, watch
+from open_gem.types import Grid, Size
+
+
+class HfTower(Tower):
+    """A whole model whose `vision_model` has plain layers: `plain` says of what class, and with attention of which.
+
+    The parts of a layer are called as modules, so that low-rank adapters put in their places count.
+    """
+
+    resampling = "bicubic, not antialiased (transformers)"
+    plain: ClassVar[dict[type, type]]
+
+    def __init__(self, module: Any):
+        super().__init__(module)
+        self.vision = module.vision_model
+        self.embeddings, layers = self.vision.embeddings, self.vision.encoder.layers
+        self.patch = (self.embeddings.patch_size, self.embeddings.patch_size)
+        side = isqrt(self.embeddings.num_patches) * self.embeddings.patch_size  # of 384 pixels by 14, 378 are seen
+        self.trained, self.layers = Size(side, side), len(layers)
+        self._blocks = tuple(self._read(layer) for layer in layers)
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        for layer in module.vision_model.encoder.layers:
+            plain = type(layer) in cls.plain and type(layer.self_attn) is cls.plain[type(layer)]
+            if not plain or _has_foreign_hooks(layer) or _has_foreign_hooks(layer.self_attn):
+                return "its layers are not transformers' own, without wrappers or hooks"
+        if _has_foreign_hooks(module.vision_model.embeddings):
+            return "there are hooks on its embeddings, which are read past"
+        return None
+
+    @property
+    def stem(self) -> Tensor:
+        return self.embeddings.patch_embedding.weight
+
+    @property
+    def trained_positions(self) -> Tensor:
+        return self.embeddings.position_embedding.weight
+
+    def resample_positions(self, grid: Grid) -> Tensor:
+        """As `interpolate_pos_encoding` does: `(prefix + n, d)`."""
+        positions = self.trained_positions.detach().flatten(0, -2)
+        side = isqrt(len(positions) - self.prefix)
+        if grid == (side, side):
+            return positions
+        picture = positions[self.prefix :].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        resized = interpolate(picture, size=tuple(grid), mode="bicubic", align_corners=False)
+        return torch.cat([positions[: self.prefix], resized.permute(0, 2, 3, 1).flatten(0, 2)])
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.project(tokens[:, 0])
+
+    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        def forward() -> Tensor:
+            return self.module.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
+
+        return watch(self.vision.encoder.layers[-1], forward)
+
+    def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+        tokens = self.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        if self.prefix:
+            class_token = self.embeddings.class_embedding.expand(len(pixels), 1, -1)
+            tokens = torch.cat([class_token, tokens], dim=1)
+        return tokens + self.positions(grid)
+
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        return self._blocks
+
+    @staticmethod
+    def qkv(attn: Any, normed: Tensor) -> Heads:
+        """Queries, keys and values that the attention `attn` makes of normed tokens."""
+        projected = (apply(layer, normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
+        return Heads(*(split_heads(part, attn.num_heads) for part in projected))
+
+    @staticmethod
+    def out(attn: Any, mixed: Tensor) -> Tensor:
+        """The output projection of the attention `attn`, of joined heads."""
+        return apply(attn.out_proj, mixed)
+
+    @classmethod
+    def _read(cls, layer: Any) -> Block:
+        mlp = feed_forward(layer.mlp)
+        return Block(
+            norm=layer.layer_norm1,
+            qkv=lambda normed: cls.qkv(layer.self_attn, normed),
+            out=lambda mixed: cls.out(layer.self_attn, join_heads(mixed)),
+            mlp=lambda tokens: mlp(layer.layer_norm2(tokens)),
+            forward=lambda tokens: layer(tokens, attention_mask=None),
+        )
+
+
+def _has_foreign_hooks(module: nn.Module) -> bool:
+    """True where something listens to `module` other than transformers itself, whose hooks stay once a model was asked
+    for hidden states or attention, and keep still unless it is asked again."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)

@@ -1,0 +1,174 @@
+"""Checkpoints in Hugging Face's format, from the hub or a folder: read strictly, without running code that they bring.
+
+`name` is "org/repo" or "local-dir:folder" everywhere. Errors are one line: UnknownModelError where the hub has no such
+repository, UnsupportedModelError where it holds something that transformers does not know, WeightsError for the rest.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
+
+from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.towers import weights as _weights
+from open_gem.towers.weights import mismatch, quiet, reason_of
+
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which transformers reads
+
+
+def configuration(name: str, cache_dir: str | None = None) -> Any:
+    """The configuration of a checkpoint, of the class that its `model_type` says."""
+    with _telling(name):
+        return AutoConfig.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
+
+
+def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any) -> nn.Module:
+    """A model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to `from_pretrained`;
+    with a `config` and a `state_dict` among them, `name` is only what errors are about.
+
+    Every weight must be there, in its shape: transformers itself makes up what is missing, at random, and only logs it.
+    What is left over is an error in a `state_dict`, and a warning in a checkpoint that has its own configuration, where
+    all that the model needs is there. Buffers `position_ids`, which older versions saved, are no weights.
+    """
+    given = "state_dict" in settings
+    with _telling(name):
+        model, found = kind.from_pretrained(
+            None if given else _place(name),
+            cache_dir=cache_dir,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so as to name them: the error it has for them does not
+            **settings,
+        )
+        missing, extra = found["missing_keys"], found["unexpected_keys"]
+        reshaped = [key for key, *_ in found["mismatched_keys"]]
+        wrong = mismatch(missing, extra, reshaped)
+        if wrong and (given or missing or reshaped):
+            raise WeightsError(f"cannot load {name}: {wrong}")
+    if wrong:
+        warnings.warn(f"{name} has more weights than its architecture: {wrong.partition(': ')[2]}", stacklevel=3)
+    return model.eval()
+
+
+def fetch_processor(name: str, cache_dir: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of a checkpoint, and what its preprocessor_config.json says about pictures, as it is written."""
+    return fetch_tokenizer(name, cache_dir), picture_settings(name, cache_dir)
+
+
+def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTokenizer) -> Any:
+    """The tokenizer of a checkpoint; of class `kind` where the files do not say which."""
+    none = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
+    with _telling(name):
+        try:
+            tokenizer = kind.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
+        except (ValueError, TypeError, RuntimeError) as error:  # without files, each class fails in its own way …
+            if "trust_remote_code" in str(error):
+                raise
+            raise none from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # … or makes one up
+            raise none
+    return tokenizer
+
+
+def picture_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
+    """What a checkpoint's preprocessor_config.json says about pictures, as it is written."""
+    with _telling(name):
+        return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
+
+
+def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, Tensor]:
+    """The tensors of a file, under the names that a model of class `kind` has with this `config`: see
+    `_weights.read_weights`."""
+    with _telling(str(file)):
+        expected = ()
+        if kind is not None:
+            with torch.device("meta"):
+                expected = kind(config).state_dict().keys()
+        return _weights.read_weights(file, expected)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """True where a folder holds the vocabulary of a tokenizer."""
+    return any((folder / file).is_file() for file in _VOCABULARIES)
+
+
+def _place(name: str) -> str:
+    """What transformers is to be given: the repository, or the folder's path."""
+    if not name.startswith("local-dir:"):
+        return name
+    folder = Path(name.removeprefix("local-dir:"))
+    if not folder.is_dir():
+        raise WeightsError(f"no such folder: {folder}")
+    return str(folder.absolute())
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Silence inside; and whatever a hub, a file system or a checkpoint throws, as our error about `name`."""
+    try:
+        with quiet(), _undisturbed():
+            yield
+    except OpenGemError:
+        raise
+    except Exception as error:
+        message = str(error)
+        if _is_unknown(error):
+            raise UnknownModelError(
+                f"unknown model {name!r}: the hub has no such repository, or shows it to nobody who is not logged in"
+            ) from error
+        if "trust_remote_code" in message:
+            raise UnsupportedModelError(f"cannot read {name}: it brings its own code, which is never run") from error
+        if isinstance(error, ImportError):
+            reason = f'{message.strip().splitlines()[0].split(". ")[0]}: pip install "open_gem[transformers]"'
+            raise UnsupportedModelError(f"cannot read {name}: {reason}") from error
+        if isinstance(error, ValueError) and ("model_type" in message or "model type" in message):
+            reason = message.splitlines()[0].rstrip(". ")
+            raise UnsupportedModelError(f"cannot read {name}: {reason}") from error
+        raise WeightsError(f"cannot load {name}: {reason_of(error)}") from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No progress bar for the moment that weights take from a file into a model (those of downloads are shown), and no
+    request to convert a repository, which transformers sends in a thread where it finds pickles only."""
+    before = os.environ.get(_CONVERSION)
+    os.environ[_CONVERSION] = "1"
+    hooks = hasattr(logging, "set_tqdm_hook")  # not in the first releases of transformers 5
+    shown = logging.set_tqdm_hook(lambda bar, args, more: bar(*args, **{**more, "disable": True})) if hooks else None
+    try:
+        yield
+    finally:
+        if hooks:
+            logging.set_tqdm_hook(shown)
+        if before is None:
+            del os.environ[_CONVERSION]
+        else:
+            os.environ[_CONVERSION] = before
+
+
+def _is_unknown(error: BaseException | None) -> bool:
+    """True where at the bottom of it there is no such repository; a gated one is there, only not for everybody."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen and not isinstance(error, GatedRepoError):
+        seen.append(error)
+        if isinstance(error, RepositoryNotFoundError | HFValidationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

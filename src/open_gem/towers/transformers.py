@@ -1,0 +1,414 @@
+"""The package transformers: its CLIP, MetaCLIP 2, SigLIP and BLIP, by repository, folder or file of weights.
+
+Tokenizers and picture statistics are the checkpoint's own. What its text half needs beyond them is a class here; which
+tower reads its pictures `families` says.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
+from open_gem.images.pixels import Preprocess
+from open_gem.numerics import Lock
+from open_gem.towers import hub as _hub
+from open_gem.towers.base import Backbone, Text, Tower, check_evaluating
+from open_gem.towers.families import find_tower
+from open_gem.towers.weights import cut_off, finished, quiet
+from open_gem.types import Size
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+class HfText(Text):
+    """The text half of CLIP and MetaCLIP 2: prompts padded to the longest of their batch, and masked."""
+
+    padding: ClassVar[str] = "longest"
+    masked: ClassVar[bool] = True
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self._lock = Lock()  # a tokenizer is one thread's at a time: how it cuts and pads is its state
+
+    @property
+    def logit_scale(self) -> float:
+        return self.model.logit_scale.detach().float().exp().item()
+
+    @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().item()
+
+    @property
+    def length(self) -> int:
+        """How many tokens a prompt may have, special ones included."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def clean(self, prompt: str) -> str:
+        """A prompt as its tokenizer is to get it."""
+        return prompt
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        return self.embed(self.tokens(prompts))
+
+    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the model is given for prompts: `(p, n)` each."""
+        with self._lock:
+            made = self.tokenizer(
+                [self.clean(prompt) for prompt in prompts],
+                padding=self.padding,
+                truncation=True,
+                max_length=self.length,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+        device = next(self.model.parameters()).device
+        given = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        return {name: made[name].to(device) for name in given}
+
+    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Text embeddings `(p, e)` of tokens."""
+        return self.model.get_text_features(**tokens).pooler_output
+
+    def truncated(self, prompt: str) -> str:
+        with self._lock:
+            return cut_off(self.tokenizer, self.clean(prompt), self.length)
+
+
+class SiglipText(HfText):
+    """The text half of SigLIP: every prompt padded to the full length, and the padding attended to, as in training.
+
+    Both generations were trained on lower case. The tokenizer of the first sees to that, and drops punctuation; that
+    of the second, Gemma's, does not.
+    """
+
+    padding = "max_length"
+    masked = False
+
+    def clean(self, prompt: str) -> str:
+        return prompt.lower()
+
+
+class BlipText(HfText):
+    """The text half of BLIP: a BERT without its cross-attention, 35 tokens, `text_proj` of its [CLS].
+
+    The temperature is a weight of Salesforce's own files. transformers leaves it out; then it is 0.07, where training
+    starts.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, temperature: float = 0.07):
+        super().__init__(model, tokenizer)
+        self.temperature = temperature
+
+    @property
+    def logit_scale(self) -> float:
+        return 1 / self.temperature
+
+    @property
+    def length(self) -> int:
+        return min(35, super().length)
+
+    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
+        return self.model.text_proj(self.model.text_encoder(**tokens).last_hidden_state[:, 0])
+
+
+# Kinds of models ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What goes with a `model_type`: the class in transformers, the text half, the statistics of its pictures where
+    nothing comes with a checkpoint, and the class of its tokenizer where files do not say it."""
+
+    model: str
+    text: type[HfText]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokenizer: str = "AutoTokenizer"
+
+
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+KINDS = {
+    "clip": Kind("CLIPModel", HfText, *_CLIP, "CLIPTokenizer"),
+    "metaclip_2": Kind("MetaClip2Model", HfText, *_CLIP),
+    "siglip": Kind("SiglipModel", SiglipText, *_HALF),
+    "blip": Kind("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
+}
+"""`model_type` of a configuration -> what goes with it."""
+
+_REFUSED = {
+    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each picture in a shape of its own; load one "
+    "of fixed resolution, such as google/siglip2-base-patch16-224",
+}
+
+
+def _kind(name: str, config: Any) -> Kind:
+    """What goes with a configuration. Raises UnsupportedModelError where nothing does."""
+    from open_gem.trained.registry import check_not_trained
+
+    check_not_trained(name, config.model_type)
+    if config.model_type not in KINDS:
+        known = f"models of type {config.model_type!r} are not read, only {', '.join(KINDS)}"
+        raise UnsupportedModelError(f"cannot read {name}: {_REFUSED.get(config.model_type, known)}")
+    return KINDS[config.model_type]
+
+
+# Architectures that are known without a download ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A configuration by what differs from the defaults of transformers: `kind`, a key of `KINDS`, and its sections.
+
+    `certain`: known for sure, activations and all, so that a bare file of weights can be trusted to it. `original`:
+    files of it name their weights as Salesforce's own code does.
+    """
+
+    kind: str
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+    certain: bool = True
+    original: bool = False
+
+    def configuration(self) -> Any:
+        """As transformers has it."""
+        sections = {"vision_config": dict(self.vision), "text_config": dict(self.text)}
+        with quiet():
+            return transformers.AutoConfig.for_model(self.kind, **sections, **self.other)
+
+
+def _sizes(width: int, layers: int, heads: int, mlp: int | None = None, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**sizes, "intermediate_size": mlp or 4 * width, **more}
+
+
+_B16, _B32 = _sizes(768, 12, 12, patch_size=16), _sizes(768, 12, 12, patch_size=32)
+_L14, _H14 = _sizes(1024, 24, 16, patch_size=14), _sizes(1280, 32, 16, patch_size=14)
+_TEXT_B, _TEXT_L, _TEXT_H = _sizes(512, 12, 8), _sizes(768, 12, 12), _sizes(1024, 24, 16)
+_GELU = {"hidden_act": "gelu"}
+_XLM_V = {"vocab_size": 901_629, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+_SO400M = _sizes(1152, 27, 16, 4304)
+_BERT = _sizes(768, 12, 12)
+_MED = {**_BERT, "is_decoder": False}  # without the cross-attention to pictures, which matching needs
+_BLIP_B = _sizes(768, 12, 12, patch_size=16, image_size=384)
+_BLIP_L = _sizes(1024, 24, 16, patch_size=16, image_size=384)
+_EPS = {"layer_norm_eps": 1e-6}  # as Salesforce's code has it; the default of transformers is 1e-5
+
+ARCHITECTURES = {
+    "openai/clip-vit-base-patch32": Architecture("clip", _B32, _TEXT_B),
+    "openai/clip-vit-base-patch16": Architecture("clip", _B16, _TEXT_B),
+    "openai/clip-vit-large-patch14": Architecture("clip", _L14, _TEXT_L, {"projection_dim": 768}),
+    "openai/clip-vit-large-patch14-336": Architecture(
+        "clip", {**_L14, "image_size": 336}, _TEXT_L, {"projection_dim": 768}
+    ),
+    "laion/CLIP-ViT-B-16-laion2B-s34B-b88K": Architecture("clip", {**_B16, **_GELU}, {**_TEXT_B, **_GELU}),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": Architecture(
+        "clip", {**_H14, **_GELU}, {**_TEXT_H, **_GELU}, {"projection_dim": 1024}
+    ),
+    "facebook/metaclip-b16-400m": Architecture("clip", _B16, _TEXT_B),
+    "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M": Architecture(
+        "clip", _sizes(512, 12, 8, patch_size=32), _sizes(512, 6, 8), certain=False
+    ),
+    "facebook/metaclip-2-worldwide-huge-quickgelu": Architecture(
+        "metaclip_2", _H14, {**_TEXT_H, **_XLM_V}, {"projection_dim": 1024}
+    ),
+    "google/siglip-base-patch16-224": Architecture("siglip"),
+    "google/siglip-so400m-patch14-384": Architecture(
+        "siglip", {**_SO400M, "patch_size": 14, "image_size": 384}, _SO400M
+    ),
+    "google/siglip2-base-patch16-224": Architecture("siglip", {}, {"vocab_size": 256_000}),
+    "Salesforce/blip-itm-base-coco": Architecture("blip", _BLIP_B, _BERT, certain=False),
+    "Salesforce/blip-itm-large-coco": Architecture("blip", _BLIP_L, _BERT, certain=False),
+    "blip-base": Architecture("blip", {**_BLIP_B, **_EPS}, _MED, original=True),
+    "blip-large": Architecture("blip", {**_BLIP_L, **_EPS}, _MED, original=True),
+}
+"""Names -> configurations, for random weights and for bare files of weights; a checkpoint's own always goes first.
+
+From memory are only those that are not `certain`: TinyCLIP's activation and BLIP's norm in transformers' files. The
+others are open_clip's for the same weights, or of transformers' defaults, or of Salesforce's code.
+"""
+
+
+def build_tower(name: str) -> Tower:
+    """The vision tower of an architecture with random weights, for checks; errors as `load`.
+
+    No download for a key of `ARCHITECTURES`, for others only their configuration. The text half is cut down.
+    """
+    known = ARCHITECTURES.get(name)
+    config = _hub.configuration(name) if known is None else known.configuration()
+    model = getattr(transformers, _kind(name, config).model)
+    config.text_config.vocab_size, config.text_config.num_hidden_layers = 8, 1
+    if hasattr(config.vision_config, "initializer_range"):
+        config.vision_config.initializer_range = 0.02  # BLIP's is 1e-10
+    with quiet():
+        return read_tower(model(config).eval())
+
+
+# Adapting -------------------------------------------------------------------------------------------------------------
+
+
+def adapt(model: Any, tokenizer: Any) -> Backbone:
+    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of pictures and text.
+
+    With a tokenizer alone, pictures get the statistics of the model's family. Raises UnsupportedModelError with the
+    reason where its vision tower cannot be read, InputError where it is in training mode.
+    """
+    tower = read_tower(model)
+    settings = {}
+    if isinstance(tokenizer, transformers.ProcessorMixin):
+        processor: Any = tokenizer
+        settings, tokenizer = processor.image_processor.to_dict(), processor.tokenizer
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise InputError(f"expected a tokenizer or a processor of transformers, not a {type(tokenizer).__name__}")
+    _check_words(model, tokenizer)
+    return _backbone("transformers", tower, KINDS[model.config.model_type].text(model, tokenizer), settings)
+
+
+def _check_words(model: Any, tokenizer: Any) -> None:
+    words, known = len(tokenizer), model.config.text_config.vocab_size
+    if words > known:
+        raise InputError(f"the tokenizer has {words} words, the model knows {known}: it is another model's")
+
+
+def read_tower(model: Any) -> Tower:
+    """What reads the vision tower of `model`; errors as `adapt`."""
+    tower, name = find_tower("transformers", model), type(model).__name__
+    if tower is None:
+        others = f"it is none of {', '.join(kind.model for kind in KINDS.values())}"
+        reason = _REFUSED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
+    else:
+        reason = tower.obstacle(model)
+    if tower is None or reason is not None:
+        raise UnsupportedModelError(f"cannot read {name}: {reason}")
+    check_evaluating(model)
+    return tower(model)
+
+
+def _backbone(name: str, tower: Tower, text: HfText, settings: Mapping[str, Any]) -> Backbone:
+    model: Any = tower.module
+    return Backbone(name, model, tower, text, _preprocess(name, model.config, settings))
+
+
+def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
+    """What `settings`, of a preprocessor_config.json, say; what they leave out is as usual in the family."""
+    kind, size = KINDS[config.model_type], config.vision_config.image_size
+    scale = settings.get("rescale_factor", 1 / 255)
+    if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
+        raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
+    resample = Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)).name.lower()
+    mean: Any = settings.get("image_mean") or kind.mean
+    std: Any = settings.get("image_std") or kind.std
+    if not settings.get("do_normalize", True):
+        mean, std = (0, 0, 0), (1, 1, 1)
+    return Preprocess(tuple(mean), tuple(std), resample, Size(size, size))
+
+
+# Loading --------------------------------------------------------------------------------------------------------------
+
+
+def load(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache_dir: str | None = None,
+) -> Backbone:
+    """Load "org/repo" or "local-dir:folder"; always with its weights.
+
+    `pretrained` may be a file of weights for the architecture that `name` says: in transformers' names, or for
+    "blip-base" and "blip-large" in those of Salesforce's own files ("model_base_14M.pth"). A tokenizer and a
+    preprocessor_config.json that lie beside it go first, before the hub's.
+
+    Raises UnknownModelError (no such name or file), WeightsError (weights missing, unreachable or not fitting),
+    UnsupportedModelError (a model that cannot be read; judged by its configuration before weights are downloaded).
+    """
+    if pretrained is None:
+        if name in ARCHITECTURES and ARCHITECTURES[name].original:
+            raise UnknownModelError(f'{name!r} needs a file of weights, such as "model_base.pth"')
+        label, kind = name, _kind(name, _hub.configuration(name, cache_dir))
+        model = _hub.fetch(getattr(transformers, kind.model), name, cache_dir=cache_dir)
+        tokenizer, settings = _hub.fetch_processor(name, cache_dir)
+        text = kind.text(model, tokenizer)
+    else:
+        label = f"{name}, {pretrained}"
+        text, settings = _from_file(name, Path(pretrained), cache_dir)
+    _check_words(text.model, text.tokenizer)
+    return _backbone(label, read_tower(finished(text.model, device, dtype)), text, settings)
+
+
+def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, dict[str, Any]]:
+    """The model of architecture `name` with the weights of a file, in its text half; and what is said of pictures."""
+    if name.startswith("local-dir:"):
+        raise UnknownModelError(f"{name!r} brings its own weights; {str(file)!r} cannot be combined with it")
+    if not file.is_file():
+        raise UnknownModelError(f"no such file: {file} (models of transformers have no tags)")
+    architecture, temperature = ARCHITECTURES.get(name), {}
+    if architecture is None or not architecture.certain:
+        config = _hub.configuration(name, cache_dir)
+    else:
+        config = architecture.configuration()
+    kind = _kind(name, config)
+    made = getattr(transformers, kind.model)
+    if architecture is not None and architecture.original:
+        weights, temperature = _translated(_hub.read_weights(file), config)
+    else:
+        weights = _hub.read_weights(file, made, config)
+    model = _hub.fetch(made, str(file), config=config, state_dict=weights)
+    beside, repository = f"local-dir:{file.parent.absolute()}", "bert-base-uncased" if "/" not in name else name
+    if _hub.has_tokenizer(file.parent):
+        tokenizer = _hub.fetch_tokenizer(beside, kind=getattr(transformers, kind.tokenizer))
+    else:
+        tokenizer = _hub.fetch_tokenizer(repository, cache_dir)
+    if (file.parent / "preprocessor_config.json").is_file():
+        settings = _hub.picture_settings(beside)
+    else:
+        settings = {} if architecture else _hub.picture_settings(name, cache_dir)
+    return kind.text(model, tokenizer, **temperature), settings
+
+
+_RENAMED = (  # Salesforce's code -> transformers, in this order
+    (r"^visual_encoder\.(cls_token|pos_embed|patch_embed\.proj)", r"vision_model.embeddings.\1"),
+    (r"embeddings\.cls_token$", "embeddings.class_embedding"),
+    (r"embeddings\.pos_embed$", "embeddings.position_embedding"),
+    (r"embeddings\.patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+    (r"^(vision_model\.encoder\.layers\.\d+)\.norm", r"\1.layer_norm"),
+    (r"^(vision_model\.encoder\.layers\.\d+)\.attn\.proj\.", r"\1.self_attn.projection."),
+    (r"^(vision_model\.encoder\.layers\.\d+)\.attn\.", r"\1.self_attn."),
+)
+_CONTRASTIVE = r"(vision_model|text_encoder|vision_proj|text_proj)\.(?!.*\.crossattention\.)"
+
+
+def _translated(weights: Mapping[str, Tensor], config: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What the contrastive half needs of a file of Salesforce's, and the temperature where there is one.
+
+    Momentum encoders, queues and the text decoder are left out, and so is what matches pictures to texts (the head that
+    transformers has for it is zero). `config` gets the image size that the position embeddings are for.
+    """
+    renamed = {}
+    for name, value in weights.items():
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        if re.match(_CONTRASTIVE, name):
+            renamed[name] = value
+    positions = renamed.get("vision_model.embeddings.position_embedding")
+    if positions is not None and positions.ndim == 3:
+        config.vision_config.image_size = isqrt(positions.shape[1] - 1) * config.vision_config.patch_size
+    width = config.text_config.hidden_size
+    bias = torch.zeros(2, dtype=torch.float32, device="cpu")
+    unused = {"itm_head.weight": bias[:, None].repeat(1, width), "itm_head.bias": bias}
+    trained = {"temperature": weights["temp"].clamp(0.001, 0.5).item()} if "temp" in weights else {}
+    return renamed | unused, trained

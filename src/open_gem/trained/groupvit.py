@@ -1,0 +1,56 @@
+"""GroupViT (Xu et al. 2022), trained on pictures with captions."""
+
+from functools import reduce
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from open_gem import readout
+from open_gem.images.pixels import size_of, target_size
+from open_gem.numerics import check_finite_number
+from open_gem.trained.base import Grounding, Trained
+from open_gem.types import Size
+
+
+class GroupViT(Trained):
+    """Patches are shared out softly between group tokens, which are compared with the prompts.
+
+    A patch's similarity is the mean cosine of its groups, weighed by its shares: what the library's
+    `segmentation_logits` are before they are upsampled (bilinear, so either order gives the same) and multiplied by the
+    logit scale twice. Scores are cosines of the pooled embedding.
+
+    The library's `forward` takes 224×224 pixels only. Here positions are interpolated, as its embeddings can, so that
+    all of the picture is seen, at the size at which GroupViT's own evaluation sees it. Mean and deviation of pictures
+    are those of the checkpoint: the converted one has CLIP's, where GroupViT's own code has ImageNet's.
+    """
+
+    @property
+    def size_rule(self) -> str:
+        return "short:448"
+
+    @property
+    def logit_scale(self) -> float:
+        return check_finite_number("logit scale", self, self.model.logit_scale.detach().float().exp().item())
+
+    @property
+    def _texts(self) -> Any:
+        return self.model
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        patch = self.model.config.vision_config.patch_size
+        height, width = target_size(self.size_rule, size_of(picture), (patch, patch))
+        return self._pixels(picture, size={"height": height, "width": width}, do_resize=True, do_center_crop=False)
+
+    def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
+        vision, patch = self.model.vision_model, self.model.config.vision_config.patch_size
+        found = vision.encoder(
+            vision.embeddings(pixels, interpolate_pos_encoding=True), output_attentions=True, return_dict=True
+        )
+        groups = vision.layernorm(found.last_hidden_state)[0]
+        # Patches to groups to groups of groups: (1, groups, patches) a stage -> the share of each group in each patch.
+        shares = reduce(lambda patches, stage: stage @ patches, (stage.float() for stage in found.attentions))[0]
+        cosines = readout.similarity(self.model.visual_projection(groups), text)
+        scores = readout.similarity(self.model.visual_projection(groups.mean(0, keepdim=True)), text)[:, 0]
+        rows = pixels.shape[-2] // patch
+        return Grounding((cosines @ shares).unflatten(-1, (rows, -1)), scores)

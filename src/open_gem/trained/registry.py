@@ -1,0 +1,133 @@
+"""Models that were trained to localize, of transformers: what training-free readouts are compared with.
+
+    Trained = the library's model, tokenizer and image processor, and what becomes of its output here
+
+A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+
+from open_gem.errors import UnsupportedModelError
+from open_gem.towers.base import check_evaluating
+from open_gem.towers.families import ORIGINAL
+from open_gem.towers.loading import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
+from open_gem.towers.weights import finished, needs_transformers
+from open_gem.trained.base import Grounding, Trained
+from open_gem.trained.clipseg import CLIPSeg
+from open_gem.trained.groupvit import GroupViT
+from open_gem.trained.owl import OWL
+
+__all__ = [
+    "TRAINED",
+    "Grounding",
+    "Trained",
+    "adapt_trained",
+    "check_not_trained",
+    "forward_pass",
+    "is_trained",
+    "load_trained",
+]
+
+
+class Row(NamedTuple):
+    """One kind of model: what reads it here, and the names of transformers' classes for model and pictures.
+
+    The image processors are those that resize with PIL, as the models' own code did.
+    """
+
+    reader: type[Trained]
+    model: str
+    images: str
+
+
+TRAINED = {  # a configuration's model_type -> its row
+    "groupvit": Row(GroupViT, "GroupViTModel", "CLIPImageProcessorPil"),
+    "clipseg": Row(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil"),
+    "owlv2": Row(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil"),
+    "owlvit": Row(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil"),
+}
+
+
+def load_trained(
+    name: str | PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    cache_dir: str | None = None,
+) -> Trained:
+    """Load a model that was trained to localize, with its weights: a transformers repository or a folder in its format
+    ("local-dir:folder"). Arguments as `towers.load`.
+
+    Raises UnknownModelError, WeightsError or UnsupportedModelError, and InputError for the device and type.
+    """
+    where = find_device(device), find_dtype(dtype)
+    hub, library = _transformers()
+    name = as_folder(name)
+    kind = hub.configuration(name, cache_dir).model_type
+    row = _find_row(kind, name)
+    model = finished(hub.fetch(getattr(library, row.model), name, cache_dir=cache_dir), *where)
+    tokenizer, settings = hub.fetch_processor(name, cache_dir)
+    return row.reader(name, model, tokenizer, getattr(library, row.images).from_dict(settings))
+
+
+def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> Trained:
+    """The same around a model of transformers that is in memory, and its processor; it never changes either.
+
+    Raises UnsupportedModelError for another model, InputError where it is in training mode.
+    """
+    kind = type(model).__name__
+    row = next((row for row in TRAINED.values() if row.model == kind), None)
+    if row is None:
+        raise UnsupportedModelError(f"cannot read {kind}: expected {', '.join(row.model for row in TRAINED.values())}")
+    check_evaluating(model)
+    return row.reader(name, model, processor.tokenizer, processor.image_processor)
+
+
+def is_trained(name: str, cache_dir: str | None = None) -> bool:
+    """True where `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as there."""
+    name = as_folder(name)
+    if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
+        return False
+    return _transformers()[0].configuration(name, cache_dir).model_type in TRAINED
+
+
+def check_not_trained(name: str, model_type: str) -> None:
+    """Raise UnsupportedModelError where a model of this type is one for `load_trained`, not a backbone."""
+    if model_type in TRAINED:
+        raise UnsupportedModelError(
+            f"{name} ({model_type}) was trained to localize and has no training-free readouts: use "
+            f"open_gem.load_trained({name!r})"
+        )
+
+
+def _find_row(model_type: str, name: str) -> Row:
+    if model_type not in TRAINED:
+        raise UnsupportedModelError(
+            f"{name} ({model_type}) is not a model trained to localize that can be read here, which are of type "
+            f"{', '.join(TRAINED)}; for training-free readouts use open_gem.load({name!r})"
+        )
+    return TRAINED[model_type]
+
+
+def _transformers() -> tuple[Any, Any]:
+    """What reads checkpoints, and the library."""
+    try:
+        import transformers
+
+        from open_gem.towers import hub as _hub
+    except ImportError as error:
+        raise UnsupportedModelError(needs_transformers(error)) from error
+    return _hub, transformers
+
+
+def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
+    """One pass of a model with random weights, to measure, see `random.forward_pass`. Raises UnsupportedModelError
+    without transformers."""
+    _transformers()
+    from open_gem.trained import random
+
+    return random.forward_pass(name, images, prompts)
