@@ -13,13 +13,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import open_gem
-from open_gem import METHODS, Localization, Localizer, Vocabulary, readout
+from open_gem import METHODS, Localization, Localizer, Vocabulary, readout, run
 from open_gem.data.scenes import CONCEPTS, scene
-from open_gem.errors import ImageError, InputError, MethodError
+from open_gem.errors import ImageError, InputError
 from open_gem.images.pixels import to_pixels
+from open_gem.images.views import Views
+from open_gem.method.run import Encoded
+from open_gem.method.steps import Scga, StepContext
 from open_gem.refine.pamr import Pamr
+from open_gem.tensors import similarity
 from open_gem.types import Size
-from open_gem.views import Mosaic, Tiles, Views
+from open_gem.windows import EncodedWindows, Mosaic
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 140, 3), dtype=np.uint8))
 SYNONYMS = {"cat": ["cat", "kitten"], "dog": ["dog", "puppy", "hound"], "owl": "owl"}
@@ -100,8 +104,8 @@ def test_an_ensemble_of_templates_is_used_and_told(localizer):
     ours = ensemble(PICTURE, "cat").similarity
     text = [localizer.backbone.encode_text([filled])[0] for filled in ("a photo of a cat.", "cat")]
     mean = torch.nn.functional.normalize(torch.stack(text).mean(0), dim=-1)
-    [features] = [localizer.encode(localizer.pixels(PICTURE)[None])]
-    close(ours, readout.similarity(features.patches[0], mean[None]).unflatten(-1, tuple(features.grid)))
+    encoded = localizer.encode(PICTURE)
+    close(ours, similarity(encoded.patches[0], mean[None]).unflatten(-1, tuple(encoded.grid)))
     assert ensemble.describe()["template"] == ("a photo of a {}.", "{}")
     assert replace(localizer, template="imagenet-7")(PICTURE, "cat").similarity.shape == ours.shape
 
@@ -110,7 +114,7 @@ def test_an_ensemble_of_templates_is_used_and_told(localizer):
 
 
 def image_cosines(localizer: Localizer, phrases: list[str]) -> Tensor:
-    pooled = localizer.encode(localizer.pixels(PICTURE)[None]).pooled
+    pooled = localizer.encode(PICTURE).pooled
     assert pooled is not None
     text = localizer.backbone.encode_text([f"a photo of a {phrase}." for phrase in phrases])
     return torch.nn.functional.cosine_similarity(pooled, text)
@@ -139,9 +143,15 @@ def test_presence_of_a_model_trained_with_a_sigmoid_is_as_trained(localizer, mon
     close(found.presence, (localizer.backbone.logit_scale * found.scores - 3.0).sigmoid())
 
 
+def without_pooled(localizer: Localizer) -> Encoded:
+    """The picture encoded without an image-level embedding."""
+    pixels = localizer.prepare(PICTURE).pixels
+    assert pixels is not None
+    return run(localizer.backbone.vision, pixels[None], {"gem": localizer.resolve("gem")})["gem"]
+
+
 def test_without_scores_there_is_no_presence(localizer):
-    features = localizer.encode(localizer.pixels(PICTURE)[None], pooled=False)
-    [found] = localizer.locate(features, ["cat"])
+    found = localizer.locate(without_pooled(localizer), ["cat"])
     assert found.scores is None and found.presence is None
 
 
@@ -178,53 +188,63 @@ def test_of_one_phrase_the_empty_one_is_taken_away(localizer):
     [ours] = replace(localizer, remove_redundancy=True)([PICTURE], "cat")
     plain = localizer(PICTURE, "cat")
     text = localizer.backbone.encode_text(["a photo of a ."])
-    features = localizer.encode(localizer.pixels(PICTURE)[None])
-    nothing = readout.similarity(features.patches[0], text).unflatten(-1, tuple(features.grid))
+    encoded = localizer.encode(PICTURE)
+    nothing = similarity(encoded.patches[0], text).unflatten(-1, tuple(encoded.grid))
     close(ours.similarity, plain.similarity - nothing)
 
 
 def test_redundancy_needs_the_pooled_embedding(localizer):
     surgical = replace(localizer, remove_redundancy=True)
-    features = surgical.encode(surgical.pixels(PICTURE)[None], pooled=False)
+    encoded = without_pooled(surgical)
     with pytest.raises(InputError, match="pooled=True"):
-        surgical.locate(features, ["cat", "dog"])
-    assert surgical.locate(features, "cat")[0].scores is None  # one phrase needs none
+        surgical.locate(encoded, ["cat", "dog"])
+    assert surgical.locate(encoded, "cat").scores is None  # one phrase needs none
 
 
 def watch_encoding(localizer: Localizer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of all pixels that the backbone is given from now on."""
+    """The shapes of all pixels that the vision tower is given from now on."""
     encoded: list[tuple[int, ...]] = []
-    embed = type(localizer.backbone).embed
+    embed = localizer.backbone.vision.embed
 
-    def watched(self: Any, pixels: Tensor) -> Any:
+    def watched(pixels: Tensor) -> Any:
         encoded.append(tuple(pixels.shape))
-        return embed(self, pixels)
+        return embed(pixels)
 
-    monkeypatch.setattr(type(localizer.backbone), "embed", watched)
+    monkeypatch.setattr(localizer.backbone.vision, "embed", watched)
     return encoded
 
 
 # Several methods -----------------------------------------------------------------------------------------------------
 
 
-def test_compare_is_each_method_alone_from_one_pass(localizer, monkeypatch):
-    encoded = watch_encoding(localizer, monkeypatch)
-    found = localizer.compare(PICTURE, SYNONYMS, METHODS)
-    assert len(encoded) == 1
-    assert list(found) == list(METHODS)
+def test_several_methods_from_one_pass_are_each_method_alone(localizer, monkeypatch):
+    embedded = watch_encoding(localizer, monkeypatch)
+    encoded = localizer.encode(PICTURE, METHODS)
+    assert len(embedded) == 1
+    assert list(encoded) == list(METHODS)
     for name in ("gem", "naclip", "gem-kmeans"):
-        close(found[name].similarity, replace(localizer, method=name)(PICTURE, SYNONYMS).similarity)
+        found = localizer.locate(encoded[name], SYNONYMS)
+        close(found.similarity, replace(localizer, method=name)(PICTURE, SYNONYMS).similarity)
 
 
-def test_names_and_settings_may_be_compared(localizer):
-    settings = {"K=0": replace(METHODS["gem"], iterations=0), "gem": "gem"}
-    found = localizer.compare(PICTURE, "cat", settings)
-    assert list(found) == ["K=0", "gem"]
-    assert list(localizer.compare(PICTURE, "cat", "gem")) == ["gem"]
-    with pytest.raises(MethodError, match="gme"):
-        localizer.compare(PICTURE, "cat", ["gme"])
-    with pytest.raises(MethodError, match="no label"):
-        localizer.compare(PICTURE, "cat", [METHODS["gem"]])
+def test_steps_come_after_the_windows_are_merged(localizer):
+    """Not in each window: the step sees the patches of the whole image."""
+    stepped = METHODS["gem"].replace(steps=(Scga(),))
+    for views in (Views(), Views(window=32, stride=16), Views(scales=(1, 1.5), flip=True)):
+        encoded = replace(localizer, views=views).encode(PICTURE, {"plain": METHODS["gem"], "stepped": stepped})
+        plain, ours = encoded["plain"], encoded["stepped"]
+        close(ours.patches[0], Scga()(plain.patches[0], StepContext(plain.grid)))
+        close(ours.pooled, plain.pooled)
+        assert (ours.patches - plain.patches).abs().max() > 1e-3
+
+
+def test_where_maps_are_merged_steps_are_of_each_window(localizer):
+    stepped = METHODS["gem"].replace(steps=(Scga(),))
+    looking = replace(localizer, views=Views(window=32, stride=16, merge="logits"))
+    encoded = looking.encode(PICTURE, {"plain": METHODS["gem"], "stepped": stepped})
+    windows = zip(encoded["plain"].windows[0], encoded["stepped"].windows[0], strict=True)
+    for plain, ours in windows:
+        close(ours.patches[0], Scga()(plain.patches[0], StepContext(plain.grid)))
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
@@ -264,9 +284,9 @@ def field_evaluator(localizer: Localizer, vocabulary: list[str], crop: int, stri
         for col in range(max(size.width - crop + stride - 1, 0) // stride + 1):
             bottom, right = min(row * stride + crop, size.height), min(col * stride + crop, size.width)
             top, left = max(bottom - crop, 0), max(right - crop, 0)
-            features = localizer.encode(pixels[None, :, top:bottom, left:right])
-            text = localizer.text(vocabulary)
-            maps = readout.similarity(features.patches[0], text).unflatten(-1, tuple(features.grid))
+            window = pixels[None, :, top:bottom, left:right]
+            encoded = run(localizer.backbone.vision, window, {"gem": localizer.resolve("gem")})["gem"]
+            maps = similarity(encoded.patches[0], localizer.text(vocabulary)).unflatten(-1, tuple(encoded.grid))
             total[:, top:bottom, left:right] += readout.upsample(maps, Size(bottom - top, right - left))
             count[top:bottom, left:right] += 1
     assert count.max() > 1 and count.min() >= 1
@@ -280,15 +300,27 @@ def test_windows_are_the_slide_inference_of_the_field(localizer):
     close(found.heatmaps("cosine").stack(), field_evaluator(localizer, ["cat", "dog"], 32, 16), 1e-5)
 
 
-def test_what_was_seen_can_be_asked_again(localizer):
-    for views in VIEWS.values():
-        looking = replace(localizer, views=views)
-        seen = looking.look(PICTURE, ["gem", "clip"])
-        assert isinstance(seen["gem"], Tiles) == (views.merge == "logits")
-        for name in ("gem", "clip"):
-            [found] = looking.locate(seen[name], SYNONYMS)
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_was_encoded_can_be_asked_again(name, localizer):
+    looking = replace(localizer, views=VIEWS[name])
+    encoded = looking.encode(PICTURE, ["gem", "clip"])
+    assert isinstance(encoded["gem"], EncodedWindows) == (VIEWS[name].merge == "logits")
+    for method in ("gem", "clip"):
+        for prompts in (SYNONYMS, ["owl"]):
+            found = looking.locate(encoded[method], prompts)
             assert found.size == (100, 140)
-            close(found.similarity, replace(looking, method=name)(PICTURE, SYNONYMS).similarity)
+            close(found.similarity, replace(looking, method=method)(PICTURE, prompts).similarity)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_images_of_a_list_are_seen_as_each_alone(name, localizer):
+    looking = replace(localizer, views=VIEWS[name])
+    images = [PICTURE, PICTURE.resize((90, 120)), PICTURE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    together = looking(images, [["cat"], SYNONYMS, ["dog", "owl"]])
+    for ours, image, prompts in zip(together, images, (["cat"], SYNONYMS, ["dog", "owl"]), strict=True):
+        alone = looking(image, prompts)
+        assert (ours.prompts, ours.size) == (alone.prompts, alone.size)
+        close(ours.similarity, alone.similarity)
 
 
 def test_redundancy_is_removed_from_every_view(localizer):
@@ -334,7 +366,25 @@ def test_refined_maps_follow_the_picture(localizer):
     close(ours.scores, plain.scores)
     [listed] = replace(localizer, refinement=pamr)([PICTURE], SYNONYMS)
     close(listed.heatmaps("cosine").stack(), expected, 1e-5)
-    close(plain.refined(PICTURE, pamr).heatmaps("cosine").stack(), expected, 1e-5)
+    close(pamr.refine(PICTURE, plain).heatmaps("cosine").stack(), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_refinement_is_applied_when_an_encoded_image_is_located(name, localizer):
+    pamr = Pamr(iterations=2, dilations=(1,))
+    looking = replace(localizer, views=VIEWS[name])
+    refining = replace(looking, refinement=pamr)
+    encoded = refining.encode(PICTURE, ["gem", "clip"])
+    ours = refining.locate(encoded["clip"], ["cat", "dog"])
+    expected = pamr.refine(PICTURE, replace(looking, method="clip")(PICTURE, ["cat", "dog"]))
+    close(ours.heatmaps("cosine").stack(), expected.heatmaps("cosine").stack())
+    assert ours.refined is not None
+
+
+def test_a_refinement_needs_the_image(localizer):
+    refining = replace(localizer, refinement=Pamr())
+    with pytest.raises(InputError, match="encoded without the image"):
+        refining.locate(localizer.encode(PICTURE), "cat")
 
 
 def test_a_refined_result_keeps_the_picture_and_not_its_weights(localizer):
@@ -346,9 +396,7 @@ def test_a_refined_result_keeps_the_picture_and_not_its_weights(localizer):
 def test_another_picture_cannot_refine(localizer):
     found = localizer(PICTURE, "cat")
     with pytest.raises(InputError, match=r"99×140 .* expected the one localized: 100×140"):
-        found.refined(PICTURE.resize((140, 99)), Pamr())
-    with pytest.raises(ImageError):
-        found.refined("none.png", Pamr())
+        Pamr().refine(PICTURE.resize((140, 99)), found)
 
 
 # What decides a result ------------------------------------------------------------------------------------------------
@@ -359,6 +407,17 @@ def test_everything_that_decides_is_told(localizer):
     told = json.loads(json.dumps(looking.describe()))
     assert {field.name for field in fields(looking)} - {"backbone", "size", "text"} <= told.keys()
     assert told["views"] == {"window": 40, "stride": None, "scales": [0.75, 1.25], "flip": True, "merge": "logits"}
-    assert told["refinement"] == {"iterations": 10, "dilations": [8, 16], "std_weight": 0.1}
+    assert told["refinement"] == {"refinement": "pamr", "iterations": 10, "dilations": [8, 16], "std_weight": 0.1}
     assert told["remove_redundancy"] is True
-    assert told["method"]["mix"].startswith("KMeans(clusters=7")
+    assert told["method"] == {
+        "attention": "KMeans",
+        "clusters": 7,
+        "seed": 0,
+        "max_iter": 20,
+        "normalize": False,
+        "temperature": "trained",
+        "temperature_scale": 1.0,
+        "depth": 6,
+        "residual": True,
+        "mlp": False,
+    }

@@ -63,9 +63,9 @@ def test_recommendations_come_from_the_checkpoint(tmp_path):
     folder = checkpoint(tmp_path, open_gem={"size": "short:64", "temperature_scale": 0.25})
     localizer = open_gem.load(f"local-dir:{folder}", device="cpu")
     assert localizer.size_rule == "short:64"
-    assert localizer.settings("gem").temperature_scale == 0.25
+    assert localizer.resolve("gem") == METHODS["gem"].replace(temperature_scale=0.25)
     plain = open_gem.load(f"local-dir:{PARITY / 'gem_square'}", device="cpu")
-    assert (plain.size_rule, plain.settings("gem")) == ("short:448", METHODS["gem"])
+    assert (plain.size_rule, plain.resolve("gem")) == ("short:448", METHODS["gem"])
 
 
 def test_unknown_recommendations_are_named(tmp_path):
@@ -189,7 +189,7 @@ def test_a_model_in_training_mode_is_refused(square):
 @pytest.mark.parametrize("shape", [(1, 3, 33, 32), (1, 3, 0, 8), (3, 32, 32), (1, 4, 32, 32)])
 def test_pixels_that_do_not_fit_are_refused(shape, square):
     with pytest.raises(InputError, match="expected"):
-        run(square.backbone, torch.zeros(shape), METHODS)
+        run(square.backbone.vision, torch.zeros(shape), METHODS)
 
 
 def test_unknown_device_is_one_line():
@@ -200,15 +200,15 @@ def test_unknown_device_is_one_line():
 def test_positions_are_cached_per_grid_and_follow_the_weights(square, monkeypatch):
     backbone = native.load(f"local-dir:{square.folder}")
     calls = []
-    resample = backbone.tower.resample_positions
-    monkeypatch.setattr(backbone.tower, "resample_positions", lambda grid: calls.append(grid) or resample(grid))
+    resample = backbone.vision.resample_positions
+    monkeypatch.setattr(backbone.vision, "resample_positions", lambda grid: calls.append(grid) or resample(grid))
     wide = torch.zeros(1, 3, 16, 64)
-    before, _ = backbone.embed(wide)
-    backbone.embed(wide)
+    before, _ = backbone.vision.embed(wide)
+    backbone.vision.embed(wide)
     assert len(calls) == 1
     with torch.no_grad():
         backbone.model.visual.positional_embedding.mul_(2)
-    after, _ = backbone.embed(wide)
+    after, _ = backbone.vision.embed(wide)
     assert len(calls) == 2 and not torch.equal(before, after)
 
 
@@ -221,7 +221,7 @@ def test_truncated_says_what_is_cut():
 def test_text_towers_that_need_transformers(monkeypatch):
     for spec, expected in ((None, "needs the package transformers"), (object(), None)):
         monkeypatch.setattr(native, "find_spec", lambda name, spec=spec: spec)
-        reason = native.obstacle("roberta-ViT-B-32")
+        reason = native.unsupported_reason("roberta-ViT-B-32")
         assert reason == expected or (expected and reason and expected in reason)
 
 

@@ -616,10 +616,10 @@ def test_families():
 def test_every_model_with_what_is_in_the_way():
     rows = {(row["name"], row["tag"]): row for row in json.loads(call("models", "--all", "--json").stdout)}
     assert set(rows) > {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
-    assert rows["embedded", None]["obstacle"] is rows["ViT-B-16", "openai"]["obstacle"] is None
+    assert rows["embedded", None]["unsupported_reason"] is rows["ViT-B-16", "openai"]["unsupported_reason"] is None
     assert rows["coca_ViT-B-32", "laion2b_s13b_b90k"]["family"] == "CoCa"
-    assert "ResNet" in rows["RN50", "openai"]["obstacle"]
-    assert "ConvNeXt" in rows["convnext_base", "laion400m_s13b_b51k"]["obstacle"]
+    assert "ResNet" in rows["RN50", "openai"]["unsupported_reason"]
+    assert "ConvNeXt" in rows["convnext_base", "laion400m_s13b_b51k"]["unsupported_reason"]
 
 
 def test_every_model_is_counted_once():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_gem.evaluation.report import Line, collect, render, summary
 from PIL import Image
 
 from open_gem import METHODS, Localization, Localizer, Views
@@ -19,7 +20,6 @@ from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, s
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluation.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
 from open_gem.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
-from open_gem.evaluation.report import Line, collect, render, summary
 from open_gem.evaluation.run import TRAINED, evaluate, gather, measure
 from open_gem.evaluation.store import Store, run, settings_of, shard
 from open_gem.evaluation.tasks import Estimate, differences, questions, scores
@@ -544,7 +544,7 @@ def test_differences_to_a_method(tiny_localizer, tmp_path):
 
 def test_a_difference_to_what_was_tuned_says_so(tiny_localizer, tmp_path):
     data, short = scenes(range(2), 64), replace(PAPER, size="short:32")
-    methods = {"clip": METHODS["clip"], "gem": replace(METHODS["gem"], temperature_scale=0.5)}
+    methods = {"clip": METHODS["clip"], "gem": METHODS["gem"].replace(temperature_scale=0.5)}
     store = Store.at(tmp_path, settings_of(tiny_localizer, methods, data, short))
     run(store, tiny_localizer, methods, data, short)
     assert "| clip − gem (tuned) |" in render(collect(tmp_path, against="gem"))

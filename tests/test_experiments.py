@@ -1,7 +1,6 @@
 """The paper's tables and figures: rows that are what they say, one pass over the data, reports that can be read."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +51,16 @@ def test_the_papers_values_are_of_rows_and_models_that_are_measured(name):
 def test_table_1_is_projections_with_and_without_normalisation():
     rows = EXPERIMENTS["table1"].rows(12)
     assert rows["CLIP"].is_host
-    assert rows["value, raw"] == replace(METHODS["clip_surgery"], depth=4)
-    assert rows["qkv, norm, K = 1"] == replace(GEM, depth=4)
-    assert rows["key, norm, K = 0"] == replace(GEM, projections="k", iterations=0, depth=4)
+    assert rows["value, raw"] == METHODS["clip_surgery"].replace(depth=4)
+    assert rows["qkv, norm, K = 1"] == GEM.replace(depth=4)
+    assert rows["key, norm, K = 0"] == GEM.replace(projections="k", iterations=0, depth=4)
 
 
 def test_table_5_is_depth_with_and_without_mlps():
     rows = EXPERIMENTS["table5"].rows(12)
     assert len(rows) == 22
     assert rows["6 blocks"] == GEM
-    assert rows["11 blocks, MLP"] == replace(GEM, depth=11, mlp=True)
+    assert rows["11 blocks, MLP"] == GEM.replace(depth=11, mlp=True)
     assert TABLES["table5"]["CLIP ViT-B/16"]["4 blocks"]["voc2012"] == 45.5
     assert TABLES["table5"]["CLIP ViT-B/32"]["1 block, MLP"]["voc2012"] == 4.3
 
@@ -137,7 +136,7 @@ def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
         streams = {f"@{block}": tokens[0, 1:] for block, tokens in features.trace.items()}
         assert list(streams) == [f"@{block}" for block in range(1, 7)]
         for at, patches in {"": features.patches[0], **streams}.items():
-            joint = tiny_localizer.backbone.project(patches) if at else patches
+            joint = tiny_localizer.backbone.vision.project(patches) if at else patches
             expected = {
                 "patch_similarity": [patch_similarity(patches).item()],
                 "object_contrast": object_contrast(patches, sides).tolist(),

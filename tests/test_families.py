@@ -23,7 +23,7 @@ from open_gem.towers import open_clip as library
 from open_gem.towers import transformers
 from open_gem.towers.check import check
 from open_gem.towers.families import find_family, find_tower
-from open_gem.towers.loading import FAMILIES, Tower
+from open_gem.towers.loading import FAMILIES, ModuleTower
 
 OPEN_CLIP = [row for row in FAMILIES if row.library == "open_clip"]
 
@@ -43,7 +43,7 @@ def test_examples_are_names_and_tags_that_can_be_read(row):
 
 
 @pytest.fixture(scope="module")
-def towers() -> dict[str, torch.nn.Module]:
+def all_towers() -> dict[str, torch.nn.Module]:
     """The vision tower of every architecture of open_clip, without memory for its weights."""
     towers = {}
     with torch.device("meta"), warnings.catch_warnings():
@@ -60,7 +60,7 @@ def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_t
     assert len(towers) > 100
     refused = []
     for name, visual in towers.items():
-        family, reason = find_family("open_clip", name), library.obstacle(name)
+        family, reason = find_family("open_clip", name), library.unsupported_reason(name)
         assert (family is None) == (reason is not None), name
         if family is None:
             with pytest.raises(UnsupportedModelError):
@@ -81,18 +81,18 @@ def test_the_catalogue_is_every_name_once():
     assert {row.name for row in rows} >= {"embedded", *open_clip.list_models()}
     assert {(row.name, row.tag) for row in rows} >= {tuple(pair) for pair in open_clip.list_pretrained()}
     for row in rows:
-        assert (row.family is None) == (row.obstacle is not None), row
+        assert (row.family is None) == (row.unsupported_reason is not None), row
 
 
-def tiny_native(kind: str) -> Tower:
+def tiny_native(kind: str) -> ModuleTower:
     return test_native_tower.native(**test_native_tower.KINDS[kind])
 
 
-def tiny_timm(kind: str) -> Tower:
+def tiny_timm(kind: str) -> ModuleTower:
     return test_timm_towers.adapted(test_timm_towers.model(kind))
 
 
-def tiny_transformers(kind: str) -> Tower:
+def tiny_transformers(kind: str) -> ModuleTower:
     return transformers.read_tower(hub_checkpoints.model(kind))
 
 

@@ -354,14 +354,14 @@ def test_nothing_is_run_from_a_folder_that_others_can_write_to(rebuilt, kernel):
     assert list(rebuilt.iterdir()) == []
 
 
-def test_a_user_without_a_home_is_no_obstacle(rebuilt, kernel, monkeypatch):
+def test_a_user_without_a_home_is_no_unsupported_reason(rebuilt, kernel, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     attention.load.cache_clear()
     assert attention.load().library is not None
 
 
-def test_a_home_that_cannot_be_written_to_is_no_obstacle(rebuilt, kernel, monkeypatch, tmp_path):
+def test_a_home_that_cannot_be_written_to_is_no_unsupported_reason(rebuilt, kernel, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert attention.load().library is not None

@@ -1,10 +1,11 @@
 """The front door on a tiny open_clip model with seeded random weights and the real tokenizer."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import open_clip
@@ -16,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import open_gem
-from open_gem import METHODS, Localization, Localizer, Maps, Method, readout, run
+from open_gem import METHODS, Encoded, Localization, Localizer, Maps, Method, readout, run
 from open_gem.errors import ImageError, InputError, MethodError, PromptError
-from open_gem.towers.loading import Backbone, Recommended
+from open_gem.locate import Prepared, by_shape
+from open_gem.method.table import SelfSelf
+from open_gem.towers.loading import Recommended
 from open_gem.towers.open_clip import adapt
-from open_gem.types import Grid, Size
+from open_gem.types import Size
 
 ODD = Size(37, 53)
 
@@ -50,18 +53,26 @@ def localizer(model, tokenizer) -> Localizer:
     return open_gem.adapt(model, tokenizer, size="short:32")
 
 
-class SpyBackbone(Backbone):
-    """A backbone that knows how often it computed."""
+class Spied(NamedTuple):
+    """A localizer, and what its backbone was asked to compute."""
 
-    embedded = texts = 0
+    localizer: Localizer
+    embed: Mock
+    encode_text: Mock
 
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        self.embedded += 1
-        return super().embed(pixels)
+    @property
+    def batches(self) -> list[int]:
+        """How many images were encoded each time."""
+        return [len(call.args[0]) for call in self.embed.call_args_list]
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        self.texts += 1
-        return super().encode_text(prompts)
+
+@pytest.fixture
+def spied(model, tokenizer, monkeypatch) -> Spied:
+    backbone = adapt(model, tokenizer)
+    embed, encode_text = Mock(wraps=backbone.vision.embed), Mock(wraps=backbone.encode_text)
+    monkeypatch.setattr(backbone.vision, "embed", embed)
+    monkeypatch.setattr(backbone, "encode_text", encode_text)
+    return Spied(Localizer(backbone, size="short:32"), embed, encode_text)
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -72,6 +83,11 @@ def same(ours: Localization, expected: Localization, tolerance: float = 1e-6) ->
     assert (ours.prompts, ours.size, ours.logit_scale) == (expected.prompts, expected.size, expected.logit_scale)
     torch.testing.assert_close(ours.similarity, expected.similarity, rtol=0, atol=tolerance)
     torch.testing.assert_close(ours.scores, expected.scores, rtol=0, atol=tolerance)
+
+
+def batch_of(localizer: Localizer, *images: np.ndarray) -> Tensor:
+    """The pixels `(b, 3, y, x)` of images that come to the same size."""
+    return torch.stack([pixels for image in images if (pixels := localizer.prepare(image).pixels) is not None])
 
 
 # One picture and many -------------------------------------------------------------------------------------------------
@@ -97,14 +113,12 @@ def test_each_picture_may_have_prompts_of_its_own(kind, localizer):
         same(ours, localizer(image, prompts))
 
 
-def test_pictures_of_one_size_are_encoded_together_and_texts_once(model, tokenizer):
-    spy = SpyBackbone(**vars(adapt(model, tokenizer)))
-    localizer = Localizer(spy, size="short:32")
-    localizer(PICTURES, RAGGED)
-    assert spy.embedded == 3  # 32×48 twice, 32×32 twice, 64×32
-    texts = spy.texts
-    localizer(PICTURES, RAGGED)
-    assert (spy.embedded, spy.texts) == (6, texts)
+def test_pictures_of_one_size_are_encoded_together_and_texts_once(spied):
+    spied.localizer(PICTURES, RAGGED)
+    assert sorted(spied.batches) == [1, 2, 2]  # 32×48 twice, 32×32 twice, 64×32
+    texts = spied.encode_text.call_count
+    spied.localizer(PICTURES, RAGGED)
+    assert (spied.embed.call_count, spied.encode_text.call_count) == (6, texts)
 
 
 def test_one_prompt_may_be_a_string(localizer):
@@ -114,11 +128,11 @@ def test_one_prompt_may_be_a_string(localizer):
     same(alone, localizer([PICTURES[0]], "a cat")[0])
 
 
-def test_similarity_and_scores_are_the_cosines_of_features_and_texts(localizer, model, tokenizer):
+def test_similarity_and_scores_are_the_cosines_of_patches_and_texts(localizer, model, tokenizer):
     found = localizer(PICTURES[1], ["cat", "a dog"])
-    pixels = localizer.pixels(PICTURES[1])[None]
+    pixels = batch_of(localizer, PICTURES[1])
     assert pixels.shape == (1, 3, 32, 32)
-    gem = run(localizer.backbone, pixels, {"gem": METHODS["gem"]})["gem"]
+    gem = run(localizer.backbone.vision, pixels, {"gem": METHODS["gem"]})["gem"]
     with torch.no_grad():
         text = model.encode_text(tokenizer(["a photo of a cat.", "a photo of a dog."]), normalize=True)
         image = model.encode_image(pixels, normalize=True)
@@ -134,35 +148,88 @@ def test_the_template_is_used(localizer):
     same(replace(plain(PICTURES[0], "a photo of a cat."), prompts=("cat",)), localizer(PICTURES[0], "cat"))
 
 
-def test_encode_and_locate_are_the_call(localizer):
+def test_prepare_encode_and_locate_are_the_call(localizer):
     image, prompts = PICTURES[0], ["cat", "dog"]
-    features = localizer.encode(localizer.pixels(image)[None])
-    (located,) = localizer.locate(features, prompts, [ODD])
-    same(located, localizer(image, prompts), 0)
-    (default,) = localizer.locate(features, prompts)
-    assert default.size == features.size == (32, 48)
+    prepared = localizer.prepare(image)
+    assert (prepared.size, prepared.pixels.shape) == (ODD, (3, 32, 48))
+    for encoded in (localizer.encode(image), localizer.encode(prepared)):
+        assert (encoded.size, encoded.original, len(encoded.tokens)) == ((32, 48), ODD, 1)
+        same(localizer.locate(encoded, prompts), localizer(image, prompts), 0)
 
 
-def test_encode_reads_another_method_when_asked(localizer):
-    pixels = localizer.pixels(PICTURES[0])[None]
+def test_an_image_is_encoded_as_run_encodes_its_pixels(localizer):
+    pixels = batch_of(localizer, PICTURES[0], PICTURES[2])
+    by_run = run(localizer.backbone.vision, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"]
+    for index, image in enumerate((PICTURES[0], PICTURES[2])):
+        ours, alone = localizer.encode(image), by_run.image(index)
+        torch.testing.assert_close(ours.tokens, alone.tokens, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.pooled, alone.pooled, rtol=0, atol=1e-6)
+        assert (ours.grid, ours.prefix) == (alone.grid, alone.prefix)
+    located = localizer.locate(by_run.image(0), "cat")
+    assert located.size == (32, 48)  # of the pixels: that of the image is not known
+    assert torch.equal(located.similarity, localizer.locate(localizer.encode(PICTURES[0]), "cat").similarity)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_images_is_encoded_in_its_order(kind, localizer):
+    mixed = [localizer.prepare(image) if index % 2 else image for index, image in enumerate(PICTURES)]
+    together = localizer.encode(kind(mixed))
+    assert isinstance(together, list)
+    for ours, image in zip(together, PICTURES, strict=True):
+        alone = localizer.encode(image)
+        assert (ours.size, ours.original) == (alone.size, alone.original) and ours.original == image.shape[:2]
+        torch.testing.assert_close(ours.tokens, alone.tokens, rtol=0, atol=1e-6)
+    assert localizer.encode(kind([])) == []
+
+
+def test_images_are_prepared_once_and_encoded_together(spied):
+    prepared = [spied.localizer.prepare(image) for image in PICTURES]
+    assert spied.batches == []
+    spied.localizer.encode(prepared)
+    assert sorted(spied.batches) == [1, 2, 2]
+
+
+def test_encode_uses_another_method_when_asked(localizer):
+    image = PICTURES[0]
     for method in ("clip", Method(depth=2)):
-        ours = localizer.encode(pixels, method)
-        same_method = replace(localizer, method=method).encode(pixels)
-        assert torch.equal(ours.tokens, same_method.tokens)
-        assert not torch.equal(ours.tokens, localizer.encode(pixels).tokens)
+        ours = localizer.encode(image, method)
+        assert isinstance(ours, Encoded)
+        assert torch.equal(ours.tokens, replace(localizer, method=method).encode(image).tokens)
+        assert not torch.equal(ours.tokens, localizer.encode(image).tokens)
+
+
+def test_several_methods_come_by_name_or_by_label_from_one_pass(spied):
+    encoded = spied.localizer.encode(PICTURES[0], ["gem", "clip"])
+    assert list(encoded) == ["gem", "clip"]
+    assert spied.embed.call_count == 1
+    torch.testing.assert_close(encoded["gem"].tokens, spied.localizer.encode(PICTURES[0]).tokens)
+    labelled = spied.localizer.encode(
+        [PICTURES[1], PICTURES[0]], {"mine": METHODS["gem"].replace(iterations=0), "theirs": "clip"}
+    )
+    assert [list(one) for one in labelled] == [["mine", "theirs"]] * 2
+    torch.testing.assert_close(labelled[1]["theirs"].tokens, encoded["clip"].tokens)
+    assert not torch.equal(labelled[1]["mine"].tokens, encoded["gem"].tokens)
+    assert list(spied.localizer.encode(PICTURES[0], ["gem"])) == ["gem"]  # a list of one is a list
+
+
+def test_the_stream_of_a_method_can_be_traced(localizer):
+    encoded = localizer.encode(PICTURES[0], ["gem", "clip"], trace=["gem"])
+    assert list(encoded["gem"].trace) == [1, 2, 3, 4, 5, 6] and not encoded["clip"].trace
+    last = localizer.backbone.vision.project(encoded["gem"].trace[6])
+    torch.testing.assert_close(last, encoded["gem"].tokens)
 
 
 def test_without_pooling_there_are_no_scores(localizer):
-    pixels = localizer.pixels(PICTURES[0])[None]
-    features = localizer.encode(pixels, pooled=False)
-    assert features.pooled is None
-    (found,) = localizer.locate(features, ["cat"])
+    pixels = batch_of(localizer, PICTURES[0])
+    encoded = run(localizer.backbone.vision, pixels, {"gem": METHODS["gem"]})["gem"]
+    assert encoded.pooled is None
+    found = localizer.locate(encoded, ["cat"])
     assert found.scores is None
     assert found.heatmaps()[0].shape == (32, 48)
-    assert localizer.encode(pixels).pooled is not None
+    assert localizer.encode(PICTURES[0]).pooled is not None
 
 
-def test_localizers_on_one_host_in_threads_agree_with_one_thread(model, tokenizer):
+def test_localizers_on_one_backbone_in_threads_agree_with_one_thread(model, tokenizer):
     def localizers() -> list[Localizer]:
         backbone = adapt(model, tokenizer)  # with nothing cached
         return [Localizer(backbone, "gem", "short:32"), Localizer(backbone, "clip_surgery", "long:48")]
@@ -188,25 +255,25 @@ def sharper(model, tokenizer) -> Localizer:
 
 
 def test_a_recommended_temperature_is_for_names_whose_temperature_adapts(sharper, localizer):
-    assert sharper.settings("gem") == replace(METHODS["gem"], temperature_scale=0.25)
+    assert sharper.resolve("gem") == METHODS["gem"].replace(temperature_scale=0.25)
     for name in ("clip_surgery", "clearclip"):
-        assert sharper.settings(name) == METHODS[name]
-    explicit = Method(temperature_scale=3.0)
-    assert sharper.settings(explicit) == explicit
-    assert sharper.settings(METHODS["gem"]) == METHODS["gem"]
-    assert localizer.settings("gem") == METHODS["gem"]
+        assert sharper.resolve(name) == METHODS[name]
+    explicit = Method(SelfSelf(temperature_scale=3.0))
+    assert sharper.resolve(explicit) == explicit
+    assert sharper.resolve(METHODS["gem"]) == METHODS["gem"]
+    assert localizer.resolve("gem") == METHODS["gem"]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_name_computes_follows_the_recommendation(name, sharper):
-    pixels = sharper.pixels(PICTURES[0])[None]
+    pixels = batch_of(sharper, PICTURES[0])
     assert pixels.shape == (1, 3, 32, 32)  # the recommended size
-    ours = replace(sharper, method=name).encode(pixels).tokens
-    scale = 0.25 if name in ("gem", "gem-q", "gem-k", "gem-v", "gem-mlp") else 1.0
-    settings = replace(METHODS[name], temperature_scale=scale)
-    assert torch.equal(ours, run(sharper.backbone, pixels, {"it": settings}, pooled=True)["it"].tokens)
-    as_is = sharper.encode(pixels, METHODS[name]).tokens
-    assert torch.equal(ours, as_is) == (scale == 1)
+    ours = replace(sharper, method=name).encode(PICTURES[0]).tokens
+    adaptive = name in ("gem", "gem-q", "gem-k", "gem-v", "gem-mlp")
+    settings = METHODS[name].replace(temperature_scale=0.25) if adaptive else METHODS[name]
+    assert torch.equal(ours, run(sharper.backbone.vision, pixels, {"it": settings}, pooled=True)["it"].tokens)
+    as_is = sharper.encode(PICTURES[0], METHODS[name]).tokens
+    assert torch.equal(ours, as_is) == (not adaptive)
 
 
 # Mistakes -------------------------------------------------------------------------------------------------------------
@@ -246,13 +313,28 @@ def test_a_localizer_that_cannot_work_is_not_made(settings, error, localizer):
         ([picture(16, 16), picture(4, 40)], "cat", ImageError),
     ],
 )
-def test_mistakes_are_found_before_anything_is_computed(images, prompts, error, model, tokenizer):
-    spy = SpyBackbone(**vars(adapt(model, tokenizer)))
-    localizer = Localizer(spy, size="short:32")
+def test_mistakes_are_found_before_anything_is_computed(images, prompts, error, spied):
     with pytest.raises(error) as caught:
-        localizer(images, prompts)
+        spied.localizer(images, prompts)
     assert "\n" not in str(caught.value)
-    assert (spy.embedded, spy.texts) == (0, 0)
+    assert not spied.embed.called and not spied.encode_text.called
+
+
+def test_encode_says_which_image_cannot_be_read(spied):
+    with pytest.raises(ImageError, match=r"^image 1: "):
+        spied.localizer.encode([PICTURES[0], "no such file.png"])
+    with pytest.raises(ImageError, match=r"^(?!image )"):
+        spied.localizer.encode("no such file.png")
+    assert not spied.embed.called
+
+
+@pytest.mark.parametrize(
+    ("methods", "part"), [("gme", "gme"), (["gem", "gme"], "gme"), ([METHODS["gem"]], "no label"), ([], "no method")]
+)
+def test_encode_refuses_methods_that_make_no_sense(methods, part, spied):
+    with pytest.raises(MethodError, match=part):
+        spied.localizer.encode(PICTURES[0], methods)
+    assert not spied.embed.called
 
 
 def test_no_picture_gives_no_localization(localizer):
@@ -309,28 +391,27 @@ def test_weights_written_past_torchs_counter_stay_current(write, tokenizer):
     torch.testing.assert_close(after, fresh, rtol=0, atol=0)
 
 
-def test_one_size_for_two_images_is_not_two_sizes(localizer):
-    with pytest.raises(InputError, match="size"):
-        localizer.locate(localizer.encode(torch.zeros(2, 3, 32, 32)), "cat", ODD)[0].points()
+def test_several_encoded_images_are_not_one(localizer):
+    pixels = batch_of(localizer, PICTURES[0], PICTURES[2])
+    both = run(localizer.backbone.vision, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"]
+    with pytest.raises(InputError, match=r"2 encoded images, expected one: take one by `encoded.image\(index\)`"):
+        localizer.locate(both, "cat")
 
 
-@pytest.mark.parametrize("sizes", [[], [ODD], [ODD] * 3])
-def test_one_size_an_image(sizes, localizer):
-    features = localizer.encode(torch.zeros(2, 3, 32, 32))
-    with pytest.raises(InputError, match=f"{len(sizes)} sizes for 2 images"):
-        localizer.locate(features, "cat", sizes)
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_list_of_prompts_an_image(count, localizer):
+    with pytest.raises(PromptError, match=f"{count} lists of prompts for 2 images"):
+        localizer(PICTURES[:2], [["cat"]] * count)
 
 
-@pytest.mark.parametrize("prompts", [[["cat"]], [["cat"]] * 3])
-def test_one_list_of_prompts_an_image(prompts, localizer):
-    features = localizer.encode(torch.zeros(2, 3, 32, 32))
-    with pytest.raises(PromptError, match=f"{len(prompts)} lists of prompts for 2 images"):
-        localizer.locate(features, prompts)
+def test_an_encoded_image_has_one_list_of_prompts(localizer):
+    with pytest.raises(PromptError):
+        localizer.locate(localizer.encode(PICTURES[0]), [["cat"]])
 
 
 def test_pixels_without_a_batch_axis_are_refused(localizer):
     with pytest.raises(InputError, match="pixels have shape"):
-        localizer.encode(localizer.pixels(PICTURES[0]))
+        run(localizer.backbone.vision, localizer.prepare(PICTURES[0]).pixels, {"gem": METHODS["gem"]})
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
@@ -355,7 +436,7 @@ def test_views_have_the_size_of_the_original(size, localizer):
     assert points.shape == (3, 2)
     assert not points.is_floating_point()
     assert ((points >= 0) & (points < torch.tensor([size.width, size.height]))).all()
-    for boxes in [*found.boxes(), *found.boxes(per="prompt")]:
+    for boxes in [*found.boxes(), *found.boxes(instances="label")]:
         left, top, right, bottom = boxes.xyxy.unbind(dim=-1)
         assert ((left >= 0) & (left < right) & (right <= size.width)).all()
         assert ((top >= 0) & (top < bottom) & (bottom <= size.height)).all()
@@ -389,9 +470,9 @@ def test_views_are_the_readouts_of_the_upsampled_cosines():
         assert torch.equal(found.masks(0.7)[index], stretched > 0.7)
         assert torch.equal(found.masks(0.1, "cosine")[index], cosine > 0.1)
         assert tuple(found.points()[index].tolist()) == readout.peak(cosine)
-        for per, make in (("component", readout.component_boxes), ("prompt", readout.whole_box)):
+        for instances, make in (("component", readout.component_boxes), ("label", readout.whole_box)):
             for threshold, scale, shown in ((0.7, "minmax", stretched), (0.1, "cosine", cosine)):
-                ours = found.boxes(threshold, scale, per=per)[index]
+                ours = found.boxes(threshold, scale, instances=instances)[index]
                 expected = make(shown > threshold, cosine)  # scores are cosines under either scale
                 assert torch.equal(ours.xyxy, expected.xyxy)
                 assert torch.equal(ours.scores, expected.scores)
@@ -401,7 +482,7 @@ def test_nothing_stands_out_of_fog():
     found = made_up()
     assert not found.heatmaps()["fog"].any()
     assert not found.masks()["fog"].any()
-    assert found.boxes()[2].xyxy.shape == found.boxes(per="prompt")[2].xyxy.shape == (0, 4)
+    assert found.boxes()[2].xyxy.shape == found.boxes(instances="label")[2].xyxy.shape == (0, 4)
 
 
 def test_segment_weighs_cosines_by_the_logit_scale():
@@ -424,15 +505,16 @@ def test_the_bounds_of_a_probability_are_fine(background):
     assert made_up().segment(background).shape == ODD
 
 
-@pytest.mark.parametrize("view", ["heatmaps", "masks", "boxes"])
+@pytest.mark.parametrize("view", ["heatmaps", "masks", "boxes", "objects"])
 def test_an_unknown_scale_is_refused_at_once(view):
     with pytest.raises(InputError, match="scale is 'log', expected one of minmax, cosine"):
         getattr(made_up(), view)(scale="log")
 
 
-def test_an_unknown_per_is_refused():
-    with pytest.raises(InputError, match="per is 'image', expected 'component' or 'prompt'"):
-        made_up().boxes(per="image")
+@pytest.mark.parametrize("view", ["boxes", "objects"])
+def test_unknown_instances_are_refused(view):
+    with pytest.raises(InputError, match="instances is 'image', expected one of component, label"):
+        getattr(made_up(), view)(instances="image")
 
 
 # Maps -----------------------------------------------------------------------------------------------------------------
@@ -557,7 +639,9 @@ def many() -> Localization:
 
 VIEWS = {
     "boxes": lambda found: found.boxes(),
-    "boxes of prompts": lambda found: found.boxes(per="prompt"),
+    "boxes of labels": lambda found: found.boxes(instances="label"),
+    "objects": lambda found: found.objects(),
+    "objects of labels": lambda found: found.objects(instances="label", masks=False),
     "points": lambda found: found.points(),
     "segment": lambda found: found.segment(0.5),
     "heatmaps": lambda found: [float(heatmap.mean()) for heatmap in found.heatmaps()],
@@ -586,34 +670,54 @@ def test_the_watch_would_see_maps_that_are_kept(many):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pixels_of_another_type_are_no_concern_of_the_caller(dtype, tokenizer):
     localizer = open_gem.adapt(tiny_clip().to(dtype), tokenizer, size="short:32")
-    pixels = localizer.pixels(PICTURES[0])[None]
-    assert pixels.dtype == torch.float32
-    [found] = localizer.locate(run(localizer.backbone, pixels, {"gem": METHODS["gem"]})["gem"], "cat")
+    assert localizer.prepare(PICTURES[0]).pixels.dtype == torch.float32
+    found = localizer(PICTURES[0], "cat")
     assert found.similarity.dtype == torch.promote_types(dtype, torch.float32)
     assert found.heatmaps()[0].isfinite().all()
 
 
-def test_many_images_are_encoded_in_batches(model, tokenizer):
-    sizes = []
-
-    class Watched(Backbone):
-        def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-            sizes.append(len(pixels))
-            return super().embed(pixels)
-
-    results = Localizer(Watched(**vars(adapt(model, tokenizer))), size="short:32")([picture(32, 32)] * 40, "cat")
-    assert len(results) == sum(sizes) == 40
-    assert max(sizes) <= 16
+def test_many_images_are_encoded_in_batches(spied):
+    results = spied.localizer([picture(32, 32)] * 40, "cat")
+    assert len(results) == sum(spied.batches) == 40
+    assert max(spied.batches) <= 16
 
 
-def test_read_gives_several_methods_by_name_and_by_settings(localizer):
-    pixels = localizer.pixels(PICTURES[0])[None]
-    read = localizer.read(pixels, ["gem", "clip"])
-    assert list(read) == ["gem", "clip"]
-    torch.testing.assert_close(read["gem"].tokens, localizer.encode(pixels).tokens)
-    labelled = localizer.read(pixels, {"mine": replace(METHODS["gem"], iterations=0), "theirs": "clip"}, pooled=False)
-    assert labelled["mine"].pooled is None
-    torch.testing.assert_close(labelled["theirs"].tokens, read["clip"].tokens)
+# Groups of one shape --------------------------------------------------------------------------------------------------
+
+
+def grouped(items: str, limit: int | Callable[[], int], waiting: int | None = None) -> list[str]:
+    """Letters by their case, digits each alone."""
+    groups = by_shape(items, lambda one: None if one.isdigit() else one.isupper(), limit, waiting)
+    return ["".join(group) for group in groups]
+
+
+def test_groups_are_of_one_shape_and_full_ones_go_first():
+    assert grouped("aBcDe", 2) == ["ac", "BD", "e"]
+    assert grouped("aBcDe", 5) == ["ace", "BD"]
+    assert grouped("", 3) == []
+
+
+def test_an_item_without_a_shape_goes_alone_and_at_once():
+    assert grouped("a1B2c", 2) == ["1", "2", "ac", "B"]
+
+
+def test_the_largest_group_goes_if_too_many_wait():
+    assert grouped("aBCDefG", 9, 4) == ["BCD", "aef", "G"]
+    assert grouped("aBCDefG", 9) == ["aef", "BCDG"]
+
+
+def test_a_limit_may_change_meanwhile():
+    limits = iter([3, 3, 1, 1, 1])
+    assert grouped("abcde", lambda: next(limits)) == ["abc", "d", "e"]
+
+
+def test_only_what_is_needed_later_is_kept_of_an_image(localizer):
+    prepared = localizer.prepare(PICTURES[0])
+    assert isinstance(prepared, Prepared) and prepared.image is None and prepared.shape == (3, 32, 48)
+    refined = replace(localizer, refinement=open_gem.Pamr()).prepare(PICTURES[0])
+    assert refined.image is not None and refined.shape == (3, 32, 48)
+    windows = replace(localizer, views=open_gem.Views(window=16)).prepare(PICTURES[0])
+    assert windows.pixels is None and windows.image is not None and windows.shape is None
 
 
 @pytest.mark.parametrize("settings", [{"method": "gam"}, {"size": "huge"}, {"template": "no place"}])

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,37 +21,48 @@ from open_gem.errors import InputError, MethodError
 from open_gem.method import attention, kernels
 from open_gem.method.attention import Heads, query_key
 from open_gem.method.clustering import spherical_kmeans
-from open_gem.method.run import Block, Host
-from open_gem.method.table import CrossBlock, KMeans, find_method
+from open_gem.method.table import (
+    IDENTITY,
+    QUERY_KEY,
+    Attention,
+    CrossBlock,
+    KMeans,
+    Plain,
+    SelfSelf,
+    Tempered,
+    find_method,
+)
+from open_gem.method.tower import Block, VisionTower
 from open_gem.types import Grid, Size
 
 GEM = METHODS["gem"]
+SCLIP = asdict(METHODS["sclip"].attention)
 VARIATIONS = METHODS | {
-    "no residual": replace(GEM, residual=False),
-    "mlp": replace(GEM, mlp=True),
-    "mlp, no residual": replace(GEM, mlp=True, residual=False, depth=2),
-    "depth 1": replace(GEM, depth=1),
-    "depth 3": replace(GEM, depth=3),
-    "K 0": replace(GEM, iterations=0),
-    "K 3": replace(GEM, iterations=3),
-    "kv, not normalised": replace(GEM, projections="kv", normalize=False, temperature="trained"),
-    "tau": replace(GEM, temperature=0.25),
-    "sharper": replace(GEM, temperature_scale=0.5),
-    "blunter tau": replace(GEM, temperature=0.25, temperature_scale=3.0),
-    "trained, scaled": replace(METHODS["clip_surgery"], temperature_scale=0.3),
-    "q-k, no mlp": Method(mix="query-key", depth=3),
-    "q-k, no residual": Method(mix="query-key", depth=3, mlp=True, residual=False),
-    "the host from further down": replace(METHODS["clip"], depth=4),
-    "identity, deep": replace(METHODS["maskclip"], depth=4),
-    "sum": replace(GEM, combine="sum"),
-    "near": replace(GEM, gaussian=1.5),
-    "nearer": replace(METHODS["naclip"], gaussian=1.0),
-    "cross-block, half": replace(METHODS["resclip-rcs"], mix=CrossBlock(share=0.5)),
-    "cross-block, plain gain": replace(METHODS["resclip-rcs"], mix=CrossBlock(gain=1.0)),
-    "cross-block beside sclip": replace(METHODS["sclip"], mix=CrossBlock(), depth=2),
-    "three clusters": replace(METHODS["gem-kmeans"], mix=KMeans(clusters=3)),
-    "another seed": replace(METHODS["gem-kmeans"], mix=KMeans(clusters=3, seed=1)),
-    "unit clusters": replace(METHODS["gem-kmeans"], normalize=True, temperature="adaptive", depth=2),
+    "no residual": GEM.replace(residual=False),
+    "mlp": GEM.replace(mlp=True),
+    "mlp, no residual": GEM.replace(mlp=True, residual=False, depth=2),
+    "depth 1": GEM.replace(depth=1),
+    "depth 3": GEM.replace(depth=3),
+    "K 0": GEM.replace(iterations=0),
+    "K 3": GEM.replace(iterations=3),
+    "kv, not normalised": GEM.replace(projections="kv", normalize=False, temperature="trained"),
+    "tau": GEM.replace(temperature=0.25),
+    "sharper": GEM.replace(temperature_scale=0.5),
+    "blunter tau": GEM.replace(temperature=0.25, temperature_scale=3.0),
+    "trained, scaled": METHODS["clip_surgery"].replace(temperature_scale=0.3),
+    "q-k, no mlp": Method(QUERY_KEY, depth=3),
+    "q-k, no residual": Method(QUERY_KEY, depth=3, mlp=True, residual=False),
+    "the host from further down": METHODS["clip"].replace(depth=4),
+    "identity, deep": METHODS["maskclip"].replace(depth=4),
+    "sum": GEM.replace(combine="sum"),
+    "near": GEM.replace(gaussian=1.5),
+    "nearer": METHODS["naclip"].replace(gaussian=1.0),
+    "cross-block, half": METHODS["resclip-rcs"].replace(share=0.5),
+    "cross-block, plain gain": METHODS["resclip-rcs"].replace(gain=1.0),
+    "cross-block beside sclip": METHODS["sclip"].replace(attention=CrossBlock(**SCLIP), depth=2),
+    "three clusters": METHODS["gem-kmeans"].replace(clusters=3),
+    "another seed": METHODS["gem-kmeans"].replace(clusters=3, seed=1),
+    "unit clusters": METHODS["gem-kmeans"].replace(normalize=True, temperature="adaptive", depth=2),
 }
 
 
@@ -66,14 +77,14 @@ def close(ours: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
 # The method -----------------------------------------------------------------------------------------------------------
 
 
-def explicit_temperatures(method: Method, heads: Heads, normed: Tensor) -> list[float]:
+def explicit_temperatures(attention: Tempered, heads: Heads, normed: Tensor) -> list[float]:
     """τ of each image."""
     head_width = heads.v.shape[-1]
-    if method.temperature == "adaptive":
+    if attention.temperature == "adaptive":
         taus = [len(image) * head_width**0.5 / sum(token.norm().item() for token in image) for image in normed]
     else:
-        taus = [head_width**0.5 if method.temperature == "trained" else float(method.temperature)] * len(normed)
-    return [tau * method.temperature_scale for tau in taus]
+        taus = [head_width**0.5 if attention.temperature == "trained" else float(attention.temperature)] * len(normed)
+    return [tau * attention.temperature_scale for tau in taus]
 
 
 def explicit_attention(heads: Heads) -> Tensor:
@@ -88,29 +99,30 @@ def explicit_bias(grid: Grid, std: float) -> Tensor:
     return bias
 
 
-def explicit_mix(method: Method, everything: Sequence[Heads], index: int, normed: Tensor, grid: Grid) -> Tensor:
+def explicit_mix(mix: Attention, everything: Sequence[Heads], index: int, normed: Tensor, grid: Grid) -> Tensor:
     """What block `index` mixes; `everything` has q, k, v of all blocks."""
-    heads, mix = everything[index], method.mix
-    if mix == "identity":
+    heads = everything[index]
+    if mix == IDENTITY:
         return heads.v
-    if mix == "query-key":
+    if mix == QUERY_KEY:
         return explicit_attention(heads) @ heads.v
-    taus = explicit_temperatures(method, heads, normed)
+    assert isinstance(mix, Tempered)
+    taus = explicit_temperatures(mix, heads, normed)
     if isinstance(mix, KMeans):
-        return explicit_k_means(method, mix, heads, taus)
-    assert mix == "self-self" or isinstance(mix, CrossBlock), "write the formula of another mix here"
+        return explicit_k_means(mix, heads, taus)
+    assert isinstance(mix, SelfSelf), "write the formula of another attention here"
     mixed = sum(
         explicit_self_self(
             getattr(heads, name),
             heads.v,
             taus,
-            normalize=method.normalize,
-            iterations=method.iterations,
-            bias=None if method.gaussian is None else explicit_bias(grid, method.gaussian),
+            normalize=mix.normalize,
+            iterations=mix.iterations,
+            bias=None if mix.gaussian is None else explicit_bias(grid, mix.gaussian),
         )
-        for name in method.projections
+        for name in mix.projections
     )
-    mixed = (mixed / len(method.projections) if method.combine == "mean" else mixed).to(normed.dtype)  # type: ignore[union-attr, operator]
+    mixed = (mixed / len(mix.projections) if mix.combine == "mean" else mixed).to(normed.dtype)  # type: ignore[union-attr, operator]
     if isinstance(mix, CrossBlock):
         assert len(everything) == 6
         middle = torch.stack([explicit_attention(everything[block]) for block in (2, 3)]).mean(0)  # 5/12 to 9/12 of six
@@ -118,22 +130,22 @@ def explicit_mix(method: Method, everything: Sequence[Heads], index: int, normed
     return mixed
 
 
-def explicit_k_means(method: Method, mix: KMeans, heads: Heads, taus: Sequence[float]) -> Tensor:
+def explicit_k_means(mix: KMeans, heads: Heads, taus: Sequence[float]) -> Tensor:
     """Eq. 10, one image and head at a time, from the labels that the clustering gives."""
-    labels = spherical_kmeans(heads.v, mix.clusters, seed=mix.seed, iterations=mix.iterations).labels
+    labels = spherical_kmeans(heads.v, mix.clusters, seed=mix.seed, iterations=mix.max_iter).labels
     output = torch.zeros_like(heads.v)
     for image, tau in enumerate(taus):
         for head, values in enumerate(heads.v[image]):
             centroids = torch.stack([values[labels[image, head] == own].mean(0) for own in range(mix.clusters)])
             query, key = values, centroids
-            if method.normalize:
+            if mix.normalize:
                 query, key = (part / part.norm(dim=-1, keepdim=True) for part in (query, key))
             output[image, head] = explicit_softmax(query @ key.T / tau) @ centroids
     return output
 
 
 @torch.no_grad()
-def explicit_run(host: Host, pixels: Tensor, method: Method) -> Tensor:
+def explicit_run(host: VisionTower, pixels: Tensor, method: Method) -> Tensor:
     """One method from the formulas: first the whole host, then the second stream beside its last blocks."""
     x, grid = host.embed(pixels)
     stream, blocks = [x], host.blocks(grid)
@@ -143,7 +155,7 @@ def explicit_run(host: Host, pixels: Tensor, method: Method) -> Tensor:
     start = host.layers - method.depth
     y = stream[start] if method.residual else torch.zeros_like(stream[start])
     for index in range(start, host.layers):
-        mixed = explicit_mix(method, everything, index, blocks[index].norm(stream[index]), grid)
+        mixed = explicit_mix(method.attention, everything, index, blocks[index].norm(stream[index]), grid)
         y = y + blocks[index].out(mixed)
         if method.mlp:
             y = y + blocks[index].mlp(y)
@@ -154,14 +166,14 @@ def explicit_run(host: Host, pixels: Tensor, method: Method) -> Tensor:
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_every_method_is_its_formula(name, size, square):
     pixels = pictures(*size)
-    features = run(square.backbone, pixels, {"it": VARIATIONS[name]})["it"]
-    close(features.tokens, explicit_run(square.backbone, pixels, VARIATIONS[name]))
+    features = run(square.backbone.vision, pixels, {"it": VARIATIONS[name]})["it"]
+    close(features.tokens, explicit_run(square.backbone.vision, pixels, VARIATIONS[name]))
 
 
 def test_settings_that_differ_give_different_features(square):
     """No setting is ignored: all rows and variations differ, but for the two that are the host and those that are
     the same settings."""
-    found = run(square.backbone, pictures(32, 32), VARIATIONS)
+    found = run(square.backbone.vision, pictures(32, 32), VARIATIONS)
     names = {method: name for name, method in reversed(VARIATIONS.items())}
     distinct = [name for name in names.values() if name != "the host from further down"]
     assert set(VARIATIONS) - set(distinct) == {"the host from further down", "gem-v-raw", "mlp"}
@@ -172,24 +184,24 @@ def test_settings_that_differ_give_different_features(square):
 
 def test_many_methods_in_one_pass_equal_each_alone(square):
     pixels = pictures(24, 40)
-    together = run(square.backbone, pixels, VARIATIONS, pooled=True)
+    together = run(square.backbone.vision, pixels, VARIATIONS, pooled=True)
     assert list(together) == list(VARIATIONS)
     for name, method in VARIATIONS.items():
-        close(together[name].tokens, run(square.backbone, pixels, {name: method})[name].tokens, 5e-6)
+        close(together[name].tokens, run(square.backbone.vision, pixels, {name: method})[name].tokens, 5e-6)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 def test_exact_equals_fused(size, square):
     pixels = pictures(*size)
-    exact = run(square.backbone, pixels, VARIATIONS, pooled=True, exact=True)
-    fused = run(square.backbone, pixels, VARIATIONS, pooled=True)
+    exact = run(square.backbone.vision, pixels, VARIATIONS, pooled=True, exact=True)
+    fused = run(square.backbone.vision, pixels, VARIATIONS, pooled=True)
     for name in VARIATIONS:
         close(fused[name].tokens, exact[name].tokens)
         close(fused[name].pooled, exact[name].pooled)  # type: ignore[arg-type]
 
 
 def test_features_say_what_they_are(square):
-    features = run(square.backbone, pictures(24, 40), {"gem": GEM})["gem"]
+    features = run(square.backbone.vision, pictures(24, 40), {"gem": GEM})["gem"]
     assert (features.grid, features.size, features.prefix) == (Grid(3, 5), Size(24, 40), 1)
     assert features.tokens.shape == (2, 16, 48)
     assert torch.equal(features.patches, features.tokens[:, 1:])
@@ -199,7 +211,7 @@ def test_features_say_what_they_are(square):
 
 def test_pooled_is_the_hosts_image_embedding_under_every_method(square):
     pixels = pictures(32, 32)
-    found = run(square.backbone, pixels, {"gem": GEM, "shallow": replace(GEM, depth=1)}, pooled=True)
+    found = run(square.backbone.vision, pixels, {"gem": GEM, "shallow": GEM.replace(depth=1)}, pooled=True)
     with torch.no_grad():
         expected = square.backbone.model.encode_image(pixels)
     for features in found.values():
@@ -214,7 +226,7 @@ def test_pooled_is_the_hosts_image_embedding_under_every_method(square):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("mix", value) for value in ("", "self", "SELF-SELF")],
+        *[("attention", value) for value in ("", "self", "SELF-SELF")],
         *[("projections", value) for value in ("", "x", "qq", "qkvx", "QKV", "q k")],
         *[("iterations", value) for value in (-1,)],
         ("temperature", 10**400),
@@ -227,7 +239,7 @@ def test_pooled_is_the_hosts_image_embedding_under_every_method(square):
 )
 def test_impossible_settings_are_refused_in_one_line_that_names_the_field(field, value):
     with pytest.raises(MethodError) as caught:
-        Method(**{field: value})
+        GEM.replace(**{field: value})
     message = str(caught.value)
     assert message.startswith(f"{field} is ")
     assert str(value) in message
@@ -238,8 +250,8 @@ def test_impossible_settings_are_refused_in_one_line_that_names_the_field(field,
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("mix", ["self-self"]),
-        ("mix", KMeans),
+        ("attention", ["self-self"]),
+        ("attention", KMeans),
         ("projections", ["q", "k"]),
         ("projections", None),
         ("iterations", 1.5),
@@ -251,7 +263,7 @@ def test_impossible_settings_are_refused_in_one_line_that_names_the_field(field,
 )
 def test_settings_of_the_wrong_kind_are_refused_too(field, value):
     with pytest.raises(MethodError, match=f"^{field} is "):
-        Method(**{field: value})
+        GEM.replace(**{field: value})
 
 
 @pytest.mark.parametrize(("given", "meant"), [("gme", "gem"), ("maskclip-reduce", "maskclip-reduced"), ("zzz", None)])
@@ -270,41 +282,41 @@ def test_a_known_method_is_its_row():
 
 
 @pytest.mark.parametrize(
-    ("mix", "settings"),
+    ("attention", "settings"),
     [
         (KMeans, {"clusters": 0}),
         (KMeans, {"clusters": 2.0}),
         (KMeans, {"seed": -1}),
-        (KMeans, {"iterations": 0}),
+        (KMeans, {"max_iter": 0}),
         (CrossBlock, {"share": 0}),
         (CrossBlock, {"share": 1.5}),
         (CrossBlock, {"gain": -1}),
     ],
 )
-def test_impossible_settings_of_a_mix_are_refused(mix, settings):
+def test_impossible_settings_of_an_attention_are_refused(attention, settings):
     [name] = settings
     with pytest.raises(MethodError, match=f"^{name} is .*expected"):
-        mix(**settings)
+        attention(**settings)
 
 
 def test_a_method_that_borrows_from_blocks_to_come_is_refused(square):
-    deep = replace(METHODS["resclip-rcs"], depth=4)
+    deep = METHODS["resclip-rcs"].replace(depth=4)
     with pytest.raises(MethodError, match="borrows from block 4 of 6: expected depth 3 at most"):
-        run(square.backbone, pictures(32, 32), {"deep": deep})
-    run(square.backbone, pictures(32, 32), {"deep": replace(deep, depth=3)})
+        run(square.backbone.vision, pictures(32, 32), {"deep": deep})
+    run(square.backbone.vision, pictures(32, 32), {"deep": deep.replace(depth=3)})
 
 
-def test_any_function_is_a_mix(square):
-    halved = Method(mix=lambda method, heads, site: heads.v / 2, depth=1, residual=False)
+def test_any_function_of_q_k_and_v_is_an_attention(square):
+    halved = Method(Plain(lambda heads: heads.v / 2), depth=1, residual=False)
     twice = {"halved": halved, "whole": METHODS["maskclip-reduced"]}
-    blocks = square.backbone.blocks(Grid(4, 4))
+    blocks = square.backbone.vision.blocks(Grid(4, 4))
     with torch.no_grad():
         x = pictures(32, 32)
-        found = run(square.backbone, x, twice)
-        tokens = square.backbone.embed(x)[0]
+        found = run(square.backbone.vision, x, twice)
+        tokens = square.backbone.vision.embed(x)[0]
         for block in blocks[:-1]:
             tokens = block.forward(tokens)
-        expected = square.backbone.project(blocks[-1].out(blocks[-1].qkv(blocks[-1].norm(tokens)).v / 2))
+        expected = square.backbone.vision.project(blocks[-1].out(blocks[-1].qkv(blocks[-1].norm(tokens)).v / 2))
     close(found["halved"].tokens, expected)
 
 
@@ -312,37 +324,48 @@ def test_any_function_is_a_mix(square):
 def test_settings_become_json(name):
     document = json.loads(json.dumps(METHODS[name].describe()))
     assert document["depth"] == METHODS[name].depth
-    assert isinstance(document["mix"], str)
+    assert isinstance(document["attention"], str)
 
 
-def test_settings_of_a_mix_are_part_of_the_description():
-    assert replace(METHODS["gem-kmeans"], mix=KMeans(clusters=3)).describe()["mix"] == (
-        "KMeans(clusters=3, seed=0, iterations=20)"
-    )
+def test_settings_of_an_attention_are_part_of_the_description():
+    described = METHODS["gem-kmeans"].replace(clusters=3).describe()
+    assert described.items() >= {"attention": "KMeans", "clusters": 3, "seed": 0, "max_iter": 20, "depth": 6}.items()
+
+
+@pytest.mark.parametrize("setting", ["iterations", "temperature_scale", "clusters"])
+def test_a_setting_that_a_method_does_not_have_is_refused_with_those_it_has(setting):
+    with pytest.raises(MethodError, match=f"^{setting}: no setting of a method with query_key attention, which has"):
+        METHODS["clip"].replace(**{setting: 2})
 
 
 def test_more_clusters_than_tokens_make_each_its_own(square):
     pixels = pictures(16, 16)  # five tokens
-    many = replace(METHODS["gem-kmeans"], mix=KMeans(clusters=50))
-    values = replace(many, mix=lambda method, heads, site: query_key(Heads(heads.v, heads.v, heads.v)))
-    found = run(square.backbone, pixels, {"many": many, "values": values})
+    many = METHODS["gem-kmeans"].replace(clusters=50)
+    values = many.replace(attention=Plain(lambda heads: query_key(Heads(heads.v, heads.v, heads.v))))
+    found = run(square.backbone.vision, pixels, {"many": many, "values": values})
     close(found["many"].tokens, found["values"].tokens)
 
 
 # Work not asked for is not done ---------------------------------------------------------------------------------------
 
 
-class CountingHost:
+class CountingHost(VisionTower):
     """A backbone whose every function counts its calls: `calls["mlp", 5]`, `calls["embed"]`."""
 
-    def __init__(self, backbone: Host):
+    def __init__(self, tower: VisionTower):
         self.calls: Counter[Any] = Counter()
-        self.prefix = backbone.prefix
-        self.layers = backbone.layers
-        self._blocks = [self._counted_block(index, block) for index, block in enumerate(backbone.blocks(Grid(4, 4)))]
-        self.embed = self._counted("embed", backbone.embed)
-        self.project = self._counted("project", backbone.project)
-        self.pool = self._counted("pool", backbone.pool)
+        self.patch, self.prefix, self.layers = tower.patch, tower.prefix, tower.layers
+        self.tower = tower
+        self._blocks = [self._counted_block(index, block) for index, block in enumerate(tower.blocks(Grid(4, 4)))]
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        return self._counted("embed", self.tower.embed)(pixels)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return self._counted("project", self.tower.project)(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self._counted("pool", self.tower.pool)(tokens)
 
     def blocks(self, grid: Grid) -> Sequence[Block]:
         return self._blocks
@@ -366,35 +389,35 @@ class CountingHost:
 
 def test_a_trace_is_the_stream_after_each_block(square):
     """Of the host all blocks, as its modules have them; of a method its own, the last of which is projected."""
-    pixels, chosen = pictures(32, 32, 2), {"clip": METHODS["clip"], "gem": replace(METHODS["gem"], depth=2)}
-    layers = square.backbone.layers
-    plain = run(square.backbone, pixels, chosen)
-    found = run(square.backbone, pixels, chosen, trace=["clip", "gem"], exact=True)
+    pixels, chosen = pictures(32, 32, 2), {"clip": METHODS["clip"], "gem": METHODS["gem"].replace(depth=2)}
+    layers = square.backbone.vision.layers
+    plain = run(square.backbone.vision, pixels, chosen)
+    found = run(square.backbone.vision, pixels, chosen, trace=["clip", "gem"], exact=True)
     assert list(found["clip"].trace) == list(range(1, layers + 1))
     assert list(found["gem"].trace) == [layers - 1, layers]
-    tokens, grid = square.backbone.embed(pixels)
+    tokens, grid = square.backbone.vision.embed(pixels)
     with torch.no_grad():
-        for number, block in enumerate(square.backbone.blocks(grid), start=1):
+        for number, block in enumerate(square.backbone.vision.blocks(grid), start=1):
             tokens = block.forward(tokens)
             assert torch.equal(found["clip"].trace[number], tokens)
         for name in chosen:
-            assert torch.equal(square.backbone.project(found[name].trace[layers]), found[name].tokens)
+            assert torch.equal(square.backbone.vision.project(found[name].trace[layers]), found[name].tokens)
     one = found["gem"].image(1)
     assert torch.equal(one.tokens[0], found["gem"].tokens[1])
     assert torch.equal(one.trace[layers][0], found["gem"].trace[layers][1])
     assert all(not features.trace for features in plain.values())
-    assert not run(square.backbone, pixels, chosen, trace=["gem"])["clip"].trace
+    assert not run(square.backbone.vision, pixels, chosen, trace=["gem"])["clip"].trace
 
 
 @pytest.fixture
 def counting(square) -> CountingHost:
-    return CountingHost(square.backbone)
+    return CountingHost(square.backbone.vision)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.is_host])
 def test_the_hosts_last_block_waits_until_somebody_needs_it(name, exact, counting):
-    method = replace(METHODS[name], mlp=False)
+    method = METHODS[name].replace(mlp=False)
     alone = counting.count({name: method}, exact=exact).copy()
     assert alone["embed"] == alone["norm", 5] == alone["qkv", 5] == alone["out", 5] == alone["project"] == 1
     assert alone["mlp", 5] == alone["forward", 5] == alone["pool"] == 0
@@ -415,9 +438,9 @@ def test_pooling_is_done_once_and_only_where_asked(counting):
 @pytest.mark.parametrize("pooled", [False, True])
 def test_equal_mixtures_are_computed_once_a_block(pooled, counting):
     sweep = {
-        **{f"depth {depth}": replace(GEM, depth=depth) for depth in range(1, 5)},
-        "no residual": replace(GEM, depth=4, residual=False),
-        "mlp": replace(GEM, depth=4, mlp=True),
+        **{f"depth {depth}": GEM.replace(depth=depth) for depth in range(1, 5)},
+        "no residual": GEM.replace(depth=4, residual=False),
+        "mlp": GEM.replace(depth=4, mlp=True),
     }
     calls = counting.count(sweep, pooled=pooled)
     for index in range(2, 6):
@@ -453,9 +476,9 @@ def attended(monkeypatch) -> Counter[str]:
 
 def steps(method: Method) -> int:
     """Attentions that the formula of a row of `METHODS` has in one block."""
-    if method.mix == "self-self":
-        return len(method.projections) * (method.iterations + 1)
-    return {"query-key": 1, "identity": 0}[method.mix] if isinstance(method.mix, str) else 1
+    if isinstance(method.attention, SelfSelf):
+        return len(method.attention.projections) * (method.attention.iterations + 1)
+    return 0 if method.attention == IDENTITY else 1
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].is_host])
@@ -463,7 +486,7 @@ def test_no_method_attends_more_often_than_its_formula_needs(name, counting, att
     monkeypatch.setenv(kernels.SWITCH, "0")
     method = METHODS[name]
     counting.count({name: method})
-    borrowed = len(method.borrows(6))  # attention of other blocks, over this block's values
+    borrowed = len(method.attention.borrows(6))  # attention of other blocks, over this block's values
     assert attended == {"scaled_dot_product_attention": 5 + method.depth * (steps(method) + borrowed)}
 
 
@@ -486,7 +509,7 @@ def test_all_rows_of_table_1_cost_the_host_once(switch, raw, normalised, countin
 
 
 def test_different_mixtures_are_not_confused(counting):
-    different = {str(iterations): replace(GEM, iterations=iterations, depth=2) for iterations in range(3)}
+    different = {str(iterations): GEM.replace(iterations=iterations, depth=2) for iterations in range(3)}
     assert counting.count(different)["out", 5] == 3
 
 
@@ -505,7 +528,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(methods, word
 )
 def test_pixels_that_do_not_fit_are_refused(shape, square):
     with pytest.raises(InputError, match="pixels"):
-        run(square.backbone, torch.zeros(shape), {"gem": GEM})
+        run(square.backbone.vision, torch.zeros(shape), {"gem": GEM})
 
 
 # No n×n ---------------------------------------------------------------------------------------------------------------
@@ -528,24 +551,24 @@ def largest(function: Callable[[], object]) -> int:
     return watch.numel
 
 
-FAR = {name: method for name, method in VARIATIONS.items() if method.gaussian is None}
+FAR = {name: method for name, method in VARIATIONS.items() if getattr(method.attention, "gaussian", None) is None}
 
 
-def largest_outputs(host: Host, methods: dict[str, Method]) -> dict[int, int]:
+def largest_outputs(host: VisionTower, methods: dict[str, Method]) -> dict[int, int]:
     """The largest tensor that is made, in elements, for some numbers of tokens."""
     pixels = {side * side + 1: pictures(8 * side, 8 * side, 1) for side in (8, 16, 24)}
     return {n: largest(partial(run, host, some, methods, pooled=True)) for n, some in pixels.items()}
 
 
 def test_nothing_grows_with_the_square_of_the_tokens(square):
-    for (n, few), (more_n, many) in pairwise(largest_outputs(square.backbone, FAR).items()):
+    for (n, few), (more_n, many) in pairwise(largest_outputs(square.backbone.vision, FAR).items()):
         assert many / few == pytest.approx(more_n / n, rel=0.05)
 
 
 def test_a_bias_is_the_only_thing_that_does_and_has_no_heads(square):
     near = {name: method for name, method in VARIATIONS.items() if name not in FAR}
     assert {"naclip", "resclip-rcs"} <= near.keys()
-    outputs = largest_outputs(square.backbone, near)
+    outputs = largest_outputs(square.backbone.vision, near)
     assert outputs[577] == 577**2
 
 
@@ -572,8 +595,8 @@ def test_the_host_is_read_and_never_changed(exact, square):
 
     state, parts = {key: value.clone() for key, value in model.state_dict().items()}, inventory()
     random_state, embedding = torch.get_rng_state(), model.encode_image(pixels)
-    run(square.backbone, pixels, VARIATIONS, pooled=True, exact=exact)
-    run(square.backbone, pictures(24, 40), VARIATIONS, exact=exact)
+    run(square.backbone.vision, pixels, VARIATIONS, pooled=True, exact=exact)
+    run(square.backbone.vision, pictures(24, 40), VARIATIONS, exact=exact)
     assert torch.equal(model.encode_image(pixels), embedding)
     assert inventory() == parts
     assert model.state_dict().keys() == state.keys()
@@ -584,12 +607,12 @@ def test_the_host_is_read_and_never_changed(exact, square):
 def test_threads_share_a_host(square):
     sizes = [(8 * rows, 8 * cols) for rows in (3, 4, 5) for cols in (3, 4, 5)] * 2
 
-    def encode(host: Host, size: tuple[int, int]) -> Tensor:
+    def encode(host: VisionTower, size: tuple[int, int]) -> Tensor:
         return run(host, pictures(*size), {"gem": GEM, "clip": METHODS["clip"]})["gem"].tokens
 
-    expected = [encode(square.backbone, size) for size in sizes]
+    expected = [encode(square.backbone.vision, size) for size in sizes]
     fresh = towers.adapt(square.backbone.model, square.backbone.text.tokenizer)  # nothing cached yet
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda size: encode(fresh, size), sizes))
+        found = list(pool.map(lambda size: encode(fresh.vision, size), sizes))
     for ours, alone in zip(found, expected, strict=True):
         close(ours, alone, 1e-6)

@@ -14,6 +14,7 @@ import hub_checkpoints as hub
 import numpy as np
 import pytest
 import torch
+from open_gem.views import Views
 from PIL import Image
 from serving import Server
 from torch import Tensor, nn
@@ -40,7 +41,6 @@ from open_gem.refine.pamr import Pamr
 from open_gem.serve.settings import Settings
 from open_gem.text import Vocabulary
 from open_gem.types import Grid
-from open_gem.views import Views
 
 SOURCE = Path(open_gem.__file__).parent
 

@@ -7,7 +7,8 @@ import torch
 from conftest import PARITY
 
 from open_gem import METHODS, Method, run
-from open_gem.readout import min_max, similarity, upsample
+from open_gem.readout import min_max, upsample
+from open_gem.tensors import similarity
 
 TOLERANCE = 2e-5
 
@@ -27,14 +28,14 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def settings(case: dict) -> Method:
     inverse = case["inverse_temperature"]
     temperature = "adaptive" if inverse is None else 1 / inverse
-    return Method(depth=case["blocks"], iterations=case["iterations"], temperature=temperature)
+    return METHODS["gem"].replace(depth=case["blocks"], iterations=case["iterations"], temperature=temperature)
 
 
 @pytest.mark.parametrize(("folder", "key"), published_cases())
 def test_gem_is_the_published_gem(folder, key, square, resampled):
     reference = {"gem_square": square, "gem_resampled": resampled}[folder]
     arrays = reference.arrays()
-    features = run(reference.backbone, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
+    features = run(reference.backbone.vision, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
     close(features.tokens, arrays[f"{key}__tokens"])
 
 
@@ -45,7 +46,7 @@ def test_heatmaps_are_the_published_ones(folder, square, resampled):
     keys = [key for key in reference.cases if f"{key}__heatmaps" in arrays]
     assert len(keys) == 3
     for key in keys:
-        features = run(reference.backbone, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
+        features = run(reference.backbone.vision, arrays["image"], {"gem": settings(reference.cases[key])})["gem"]
         cosines = similarity(features.patches, arrays["text_features"]).unflatten(-1, tuple(features.grid))
         ours = torch.stack([torch.stack([min_max(upsample(m, features.size)) for m in image]) for image in cosines])
         # min-max divides by the range of a map, so the tolerance of the tokens grows by its inverse
@@ -57,7 +58,7 @@ def test_heatmaps_are_the_published_ones(folder, square, resampled):
 )
 def test_neighbours_are_the_published_ones(name, square):
     peers = square.arrays("peers")
-    features = run(square.backbone, peers["image"], {name: METHODS[name]})[name]
+    features = run(square.backbone.vision, peers["image"], {name: METHODS[name]})[name]
     key = {"gem-v-raw": "clip_surgery", "kk": "kk_reduced"}.get(name, name.replace("-", "_"))
     close(features.patches, peers[key])
 
@@ -67,7 +68,7 @@ def test_host_tokens_are_the_published_hosts(folder, square, resampled):
     reference = {"gem_square": square, "gem_resampled": resampled}[folder]
     arrays = reference.arrays()
     for exact in (False, True):
-        features = run(reference.backbone, arrays["image"], {"clip": METHODS["clip"]}, exact=exact)["clip"]
+        features = run(reference.backbone.vision, arrays["image"], {"clip": METHODS["clip"]}, exact=exact)["clip"]
         close(features.tokens, arrays["vanilla_tokens"])
 
 
@@ -80,7 +81,7 @@ def test_text_is_the_hosts(square):
 @torch.no_grad()
 def test_exact_stream_is_the_hosts_own_to_the_last_bit(square):
     model, image = square.backbone.model, square.arrays()["image"]
-    features = run(square.backbone, image, METHODS, pooled=True, exact=True)["clip"]
+    features = run(square.backbone.vision, image, METHODS, pooled=True, exact=True)["clip"]
     visual = model.visual
     tokens = visual.ln_post(visual.transformer(visual._embeds(image))) @ visual.proj
     assert torch.equal(features.tokens, tokens)
@@ -91,6 +92,6 @@ def test_exact_stream_is_the_hosts_own_to_the_last_bit(square):
 @torch.no_grad()
 def test_fused_stream_is_the_hosts_own_within_tolerance(square):
     model, image = square.backbone.model, square.arrays()["image"]
-    features = run(square.backbone, image, METHODS, pooled=True)["clip"]
+    features = run(square.backbone.vision, image, METHODS, pooled=True)["clip"]
     assert features.pooled is not None
     close(features.pooled, model.encode_image(image))

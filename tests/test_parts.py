@@ -10,7 +10,8 @@ import pytest
 from pycocotools import mask as coco
 
 from open_gem.errors import InputError, OutputError
-from open_gem.label.parts import Manifest, Parts, mask_of, row_of, run_lengths
+from open_gem.label.parts import Manifest, Parts, row_of
+from open_gem.rle import mask_of, run_lengths
 from open_gem.types import Size
 
 MANIFEST = Manifest({"model": "tiny", "presence": {"cat": 0.5}}, ("cat", "dog"))

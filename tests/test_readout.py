@@ -12,10 +12,10 @@ from open_gem.readout import (
     component_boxes,
     min_max,
     peak,
-    similarity,
     upsample,
     whole_box,
 )
+from open_gem.tensors import similarity
 from open_gem.types import Size
 
 SIZES = [Size(7, 11), Size(32, 48), Size(37, 53), Size(3, 4), Size(2, 2), Size(1, 9)]

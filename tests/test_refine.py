@@ -1,13 +1,19 @@
 """PAMR against a loop over pixels and neighbours, in double."""
 
+import json
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from open_gem import Localization
 from open_gem.errors import InputError
+from open_gem.refine import REFINEMENTS, Refinement, find_refinement
 from open_gem.refine.pamr import Pamr
+from open_gem.types import Size
 
 AROUND = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 
@@ -207,3 +213,68 @@ def test_what_is_no_picture(image: Tensor) -> None:
 def test_maps_that_do_not_fit(weights: tuple[int, ...], heatmap: tuple[int, ...], part: str) -> None:
     with pytest.raises(InputError, match=part):
         Pamr()(torch.zeros(weights), torch.zeros(heatmap))
+
+
+# Every refinement -----------------------------------------------------------------------------------------------------
+
+
+def located(height: int, width: int) -> Localization:
+    return Localization(("cat", "dog"), random(2, 3, 4) * 2 - 1, Size(height, width), scores=torch.tensor([0.3, 0.2]))
+
+
+def image(height: int, width: int) -> Image.Image:
+    values = random(height, width, 3, seed=5) * 255
+    return Image.fromarray(values.to(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("name", REFINEMENTS)
+def test_every_refinement_changes_maps_and_nothing_else(name: str) -> None:
+    refinement, before = find_refinement(name), located(20, 30)
+    after = refinement.refine(image(20, 30), before)
+    assert (after.prompts, after.size, after.scores, after.maps) == (
+        before.prompts,
+        (20, 30),
+        before.scores,
+        before.maps,
+    )
+    ours, plain = after.heatmaps("cosine").stack(), before.heatmaps("cosine").stack()
+    assert ours.shape == plain.shape
+    assert (ours - plain).abs().max() > 1e-4
+    assert torch.equal(before.heatmaps("cosine").stack(), plain)  # the one that was given stays
+    assert before.refined is None
+
+
+@pytest.mark.parametrize("name", REFINEMENTS)
+def test_every_refinement_refuses_an_image_of_another_size(name: str) -> None:
+    with pytest.raises(InputError, match=r"the image is 30×20 .* expected the one localized: 20×30"):
+        find_refinement(name).refine(image(30, 20), located(20, 30))
+
+
+@pytest.mark.parametrize("name", REFINEMENTS)
+def test_every_refinement_describes_itself_for_json(name: str) -> None:
+    refinement = find_refinement(name)
+    described = json.loads(json.dumps(refinement.describe()))
+    assert described.pop("refinement") == name
+    assert type(refinement)(**described) == refinement  # the settings are all there
+
+
+def test_an_unknown_refinement_lists_the_known() -> None:
+    with pytest.raises(InputError, match="unknown refinement 'parm', did you mean 'pamr'.*known: .*pamr"):
+        find_refinement("parm")
+
+
+def test_a_refinement_is_one_class() -> None:
+    """All that another one needs: nothing else knows which there are."""
+
+    @dataclass(frozen=True)
+    class Darker(Refinement):
+        by: float = 0.5
+
+        def refine(self, image: Image.Image, localization: Localization) -> Localization:
+            return replace(localization, refined=lambda heatmap: heatmap - self.by)
+
+    before = located(6, 7)
+    after = Darker(0.25).refine(image(6, 7), before)
+    close(after.heatmaps("cosine").stack(), before.heatmaps("cosine").stack() - 0.25)
+    assert torch.equal(after.points(), before.points())
+    assert Darker().describe() == {"refinement": "darker", "by": 0.5}

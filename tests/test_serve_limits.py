@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from open_gem.cli import app
 from open_gem.errors import InputError
-from open_gem.method.run import Features
+from open_gem.method.run import Encoded
 from open_gem.serve.cache import Cache, Seen
 from open_gem.serve.errors import RequestError
 from open_gem.serve.settings import Settings, hosts_of
@@ -753,7 +753,7 @@ def test_a_server_that_has_worked_gives_memory_back(tiny_localizer, monkeypatch)
 
 
 def one_seen(id: str, floats: int) -> Seen:
-    features = Features(torch.zeros(1, floats, 1), Grid(1, 1), Size(1, 1))
+    features = Encoded(torch.zeros(1, floats, 1), Grid(1, 1), Size(1, 1))
     return Seen(id, Size(1, 1), Grid(1, 1), torch.zeros(0), {"gem": features})
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from open_gem.method.run import run
 from open_gem.method.table import METHODS
-from open_gem.towers.base import Tower
+from open_gem.towers.base import ModuleTower
 from open_gem.towers.check import check
 from open_gem.towers.families import find_tower
 from open_gem.types import Grid, Size
@@ -77,19 +77,19 @@ def model(kind: str, **changes: Any) -> TimmModel:
     return made.eval()
 
 
-def adapted(module: Any) -> Tower:
+def adapted(module: Any) -> ModuleTower:
     tower: Any = find_tower("open_clip", module.trunk)
-    assert tower is not None and tower.obstacle(module) is None
+    assert tower is not None and tower.unsupported_reason(module) is None
     return tower(module)
 
 
 @pytest.fixture(scope="module")
-def towers() -> Callable[[str], Tower]:
-    made: dict[str, Tower] = {}
+def towers() -> Callable[[str], ModuleTower]:
+    made: dict[str, ModuleTower] = {}
     return lambda kind: made.setdefault(kind, adapted(model(kind)))
 
 
-def sizes(tower: Tower) -> list[Size]:
+def sizes(tower: ModuleTower) -> list[Size]:
     """As trained; as many patches in another shape; fewer; more."""
     rows, cols = (side // patch for side, patch in zip(tower.trained, tower.patch, strict=True))
     grids = [(rows, cols), (rows // 2, cols * 2), (rows - 1, cols - 2), (rows + 1, cols + 2)]
@@ -167,7 +167,7 @@ def test_what_is_kept_follows_a_model_that_moves(kind):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
         tower.module.to(dtype)
         for difference in check(tower, sizes(tower)):
-            assert tower.stem.dtype == dtype
+            assert tower.patch_weight.dtype == dtype
             if difference.exact:
                 assert difference.tokens == difference.pooled == 0, (dtype, difference)
             elif dtype != torch.bfloat16:
@@ -190,7 +190,7 @@ def test_positions_follow_the_weights(kind):
 def test_threads_agree_with_one_thread(kind):
     module = model(kind)
 
-    def work(tower: Tower, size: Size) -> list[Tensor]:
+    def work(tower: ModuleTower, size: Size) -> list[Tensor]:
         return [features.tokens for features in run(tower, pixels(size), {"clip": METHODS["clip"]}).values()]
 
     fresh, shared = adapted(module), adapted(module)
@@ -255,7 +255,7 @@ def replaced(owner: Callable[[Any], Any], name: str, part: Any) -> Callable[[Tim
     ],
 )
 def test_what_is_built_otherwise_is_named(kind, changes, reason):
-    assert reason in (obstacle(model(kind, **changes)) or "")
+    assert reason in (unsupported_reason(model(kind, **changes)) or "")
 
 
 @pytest.mark.parametrize(
@@ -280,18 +280,18 @@ def test_what_is_built_otherwise_is_named(kind, changes, reason):
 )
 def test_what_was_changed_is_named(kind, change, reason):
     made = model(kind)
-    assert obstacle(made) is None
+    assert unsupported_reason(made) is None
     change(made)
-    assert reason in (obstacle(made) or "")
+    assert reason in (unsupported_reason(made) or "")
 
 
 def test_a_trunk_without_open_clips_head_is_named():
     bare = nn.Module()
     bare.trunk = model("PE").trunk
-    assert "TimmModel" in (obstacle(bare) or "")
+    assert "TimmModel" in (unsupported_reason(bare) or "")
 
 
-def obstacle(module: Any) -> str | None:
+def unsupported_reason(module: Any) -> str | None:
     tower = find_tower("open_clip", module.trunk)
     assert tower is not None
-    return tower.obstacle(module)
+    return tower.unsupported_reason(module)

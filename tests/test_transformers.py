@@ -29,7 +29,7 @@ from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.towers import hub as _hub
 from open_gem.towers import open_clip as ours_of_open_clip
 from open_gem.towers import transformers as ours
-from open_gem.towers.base import Tower
+from open_gem.towers.base import ModuleTower
 from open_gem.towers.check import check
 from open_gem.towers.loading import FAMILIES, find_family
 from open_gem.types import Grid, Size
@@ -101,8 +101,8 @@ def test_positions_are_the_librarys_own(made, size):
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
 def test_the_pooled_embedding_is_what_people_call_for(kind, made, backbone, size):
-    tokens, _ = backbone.embed(pixels(size))
-    for block in backbone.blocks(Grid(size.height // 8, size.width // 8)):
+    tokens, _ = backbone.vision.embed(pixels(size))
+    for block in backbone.vision.blocks(Grid(size.height // 8, size.width // 8)):
         tokens = block.forward(tokens)
     if kind == "blip":  # has no `get_image_features`: what its own forward compares, normalised there
         scores = made(
@@ -113,18 +113,18 @@ def test_the_pooled_embedding_is_what_people_call_for(kind, made, backbone, size
             interpolate_pos_encoding=True,
         ).itm_score
         text = made.text_encoder(torch.tensor([[2, 5, 3]])).last_hidden_state[:, 0]
-        found = normalize(backbone.pool(tokens), dim=-1) @ normalize(made.text_proj(text), dim=-1).T
+        found = normalize(backbone.vision.pool(tokens), dim=-1) @ normalize(made.text_proj(text), dim=-1).T
         torch.testing.assert_close(found, scores, rtol=0, atol=1e-6)
     else:
         theirs = made.get_image_features(pixels(size), interpolate_pos_encoding=True).pooler_output
-        assert torch.equal(backbone.pool(tokens), theirs)
+        assert torch.equal(backbone.vision.pool(tokens), theirs)
 
 
 @torch.no_grad()
 def test_a_tokens_place_is_what_the_head_makes_of_it_alone(backbone):
     given = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
-    alone = torch.stack([backbone.pool(given[:, index, None]) for index in range(9)], dim=1)
-    torch.testing.assert_close(backbone.project(given), alone, rtol=0, atol=2e-6)
+    alone = torch.stack([backbone.vision.pool(given[:, index, None]) for index in range(9)], dim=1)
+    torch.testing.assert_close(backbone.vision.project(given), alone, rtol=0, atol=2e-6)
     assert (alone[:, 0] - alone[:, 1]).abs().max() > 0.1
 
 
@@ -179,9 +179,14 @@ def test_the_model_is_untouched(kind):
     made = hub.model(kind)
     weights, output, *rest = state()
     backbone = towers.adapt(made, hub.tokenizer(kind))
-    run(backbone, pixels(Size(32, 48)), {name: METHODS[name] for name in ("gem", "maskclip", "clip")}, pooled=True)
+    run(
+        backbone.vision,
+        pixels(Size(32, 48)),
+        {name: METHODS[name] for name in ("gem", "maskclip", "clip")},
+        pooled=True,
+    )
     backbone.encode_text(PROMPTS)
-    check(backbone.tower)
+    check(backbone.vision)
     weights_after, output_after, *rest_after = state()
     assert all(map(torch.equal, weights, weights_after)) and torch.equal(output[0], output_after[0])
     assert rest == rest_after
@@ -319,7 +324,7 @@ def test_a_repository_is_loaded_from_where_it_was_downloaded_to(folder, made, tm
     as_downloaded(folder, tmp_path, "some/model")
     loaded = towers.load("some/model", device="cpu", cache_dir=str(tmp_path / "hub"))
     assert loaded.name == "some/model"
-    assert torch.equal(loaded.tower.stem, ours.read_tower(made).stem)
+    assert torch.equal(loaded.vision.patch_weight, ours.read_tower(made).patch_weight)
     with pytest.raises(WeightsError, match="cannot load some/other"):
         towers.load("some/other", device="cpu", cache_dir=str(tmp_path / "hub"))
 
@@ -714,7 +719,7 @@ def test_salesforces_file_equals_the_model_of_transformers(blip, tmp_path):
     )
     assert torch.equal(theirs.patches, ours_.patches)
     torch.testing.assert_close(theirs.pooled, ours_.pooled, rtol=0, atol=0)
-    assert all(row.tokens == row.pooled == 0 for row in check(loaded.tower) if row.exact)
+    assert all(row.tokens == row.pooled == 0 for row in check(loaded.vision) if row.exact)
     vision: Any = loaded.model.vision_model
     norms = [part for part in vision.modules() if isinstance(part, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {1e-6}
@@ -723,7 +728,7 @@ def test_salesforces_file_equals_the_model_of_transformers(blip, tmp_path):
 def test_its_image_size_is_that_of_its_positions(blip, tmp_path):
     larger = hub.model("blip", {"image_size": 48})
     loaded = ours.load("blip-base", original(tmp_path, salesforce(larger)))
-    assert loaded.tower.trained == loaded.preprocess.image_size == (48, 48)
+    assert loaded.vision.trained == loaded.preprocess.image_size == (48, 48)
 
 
 def test_what_matching_needs_may_be_missing(blip, tmp_path):
@@ -804,7 +809,7 @@ def test_an_architecture_is_of_a_family_and_is_open_clips_where_that_has_it(name
     row = ours.ARCHITECTURES[name]
     config = row.configuration()
     family = find_family("transformers", name)
-    assert family is not None and family.tower.endswith("Tower")
+    assert family is not None and family.tower.endswith("ModuleTower")
     if name not in SAME:
         assert row.original or not row.certain
         return
@@ -838,7 +843,7 @@ def test_a_tower_of_an_architecture_needs_no_network(monkeypatch, kind):
     row = ours.Architecture(kind, hub.VISION, hub.TEXT, hub.OTHER[kind])
     monkeypatch.setitem(ours.ARCHITECTURES, "some/tiny", row)
     tower = towers.build_tower("some/tiny")
-    assert isinstance(tower, Tower) and tower.layers == 6
+    assert isinstance(tower, ModuleTower) and tower.layers == 6
     assert tower.trained_positions.std() > 1e-3
     assert all(row.tokens == row.pooled == 0 for row in check(tower) if row.exact)
 

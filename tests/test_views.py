@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -12,21 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from open_gem import readout
 from open_gem.errors import ImageError, InputError
 from open_gem.images.pixels import MAX_PATCHES
-from open_gem.method.run import Features
+from open_gem.images.views import WHOLE, Canvas, Views, Window, check_views, crops, plan
+from open_gem.method.run import Encoded
 from open_gem.types import Grid, Size
-from open_gem.views import (
-    WHOLE,
-    Canvas,
-    Mosaic,
-    Tiles,
-    Views,
-    Window,
-    batches,
-    check_views,
-    merge_features,
-    merge_pooled,
-    plan,
-)
+from open_gem.windows import EncodedWindows, Mosaic, merge_features, merge_pooled
 
 PATCH = (16, 16)
 FIELD = Views(window=448, stride=224, merge="logits")  # SCLIP, ClearCLIP, NACLIP
@@ -55,7 +46,7 @@ def field_windows(size: Size, crop: int, stride: int) -> Iterator[tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("views", "plain"),
+    ("views", "whole"),
     [
         (WHOLE, True),
         (Views(), True),
@@ -67,8 +58,8 @@ def field_windows(size: Size, crop: int, stride: int) -> Iterator[tuple[int, int
         (Views(flip=True), False),
     ],
 )
-def test_plain(views: Views, plain: bool) -> None:
-    assert views.is_plain is plain
+def test_only_one_view_at_the_usual_size_sees_the_whole_image(views: Views, whole: bool) -> None:
+    assert views.sees_whole is whole
 
 
 def test_scales_of_json_are_as_those_of_python() -> None:
@@ -213,7 +204,7 @@ def test_the_base_comes_first_then_scales_and_mirrors() -> None:
     ]
 
 
-def test_plain_is_one_window_over_everything() -> None:
+def test_the_whole_is_one_window_over_everything() -> None:
     [canvas] = plan(WHOLE, "short:448", Size(480, 640), PATCH)
     assert canvas == Canvas(Size(448, 592), (Window(0, 0, 448, 592),), False)
 
@@ -232,50 +223,62 @@ def test_windows_bound_what_is_encoded_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("merge", ["features", "logits"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_batches_show_the_windows_in_order(merge: str, flip: bool) -> None:
+def test_crops_show_the_windows_in_order(merge: str, flip: bool) -> None:
     for canvas in plan(Views(64, 32, flip=flip, merge=merge), "native", Size(150, 101), PATCH):
         pixels = random(3, *canvas.size)
         seen = pixels.flip(-1) if canvas.mirrored else pixels
-        ours = list(batches(pixels, canvas, 3))
-        assert [len(some) for some in ours[:-1]] == [3] * (len(ours) - 1)
-        assert len(canvas.windows) == len(torch.cat(ours)) > 4
-        for window, shown in zip(canvas.windows, torch.cat(ours), strict=True):
+        ours = list(crops(pixels, canvas))
+        assert len(canvas.windows) == len(ours) > 4
+        for window, shown in zip(canvas.windows, ours, strict=True):
             top, left = window.top, window.left
             assert torch.equal(shown, seen[:, top : top + window.height, left : left + window.width])
 
 
-def test_a_plain_view_shows_the_picture() -> None:
+def test_the_whole_view_shows_the_picture() -> None:
     [canvas] = plan(WHOLE, "native", Size(64, 96), PATCH)
     pixels = random(3, 64, 96)
-    assert torch.equal(next(batches(pixels, canvas, 1)), pixels[None])
+    [shown] = crops(pixels, canvas)
+    assert torch.equal(shown, pixels)
+
+
+def test_crops_are_views_of_the_pixels_made_when_asked_for() -> None:
+    [canvas] = plan(Views(64, 32), "native", Size(128, 128), PATCH)
+    pixels = random(3, 128, 128)
+    for crop in crops(pixels, canvas):
+        assert crop.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 80), (3, 96, 64), (1, 3, 64, 96), (64, 96)])
 def test_pixels_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     [canvas] = plan(WHOLE, "native", Size(64, 96), PATCH)
     with pytest.raises(InputError, match=r"expected the canvas's \(3, 64, 96\)"):
-        next(batches(torch.zeros(*shape), canvas, 1))
+        next(crops(torch.zeros(*shape), canvas))
 
 
-# Features -------------------------------------------------------------------------------------------------------------
+# Features ------------------------------------------------------------------------------------------------------------
 
 
-def encode(pixels: Tensor, cell: int, prefix: int = 1) -> Features:
+def encode(pixels: Tensor, cell: int, prefix: int = 1) -> Encoded:
     """A model that sees each cell by itself: features are its mean colour, pooled the mean of all."""
     cells = avg_pool2d(pixels, cell)
     grid = Grid(*cells.shape[-2:])
     patches = cells.flatten(2).transpose(1, 2)
     tokens = torch.cat([torch.full((len(pixels), prefix, 3), 1e9), patches], dim=1)
-    return Features(tokens, grid, Size(*pixels.shape[-2:]), prefix, pixels.mean(dim=(2, 3)))
+    return Encoded(tokens, grid, Size(*pixels.shape[-2:]), prefix, pixels.mean(dim=(2, 3)))
 
 
-def look(pixels: Tensor, canvases: tuple[Canvas, ...], see: Callable[[Tensor], Features]) -> list[list[Features]]:
+def look(pixels: Tensor, canvases: tuple[Canvas, ...], see: Callable[[Tensor], Encoded]) -> list[list[Encoded]]:
     """What `see` makes of each canvas, in batches of 2; other scales are sampled from `pixels`."""
 
     def at(size: Size) -> Tensor:
         return pixels if size == pixels.shape[-2:] else interpolate(pixels[None], tuple(size), mode="bilinear")[0]
 
-    return [[see(some) for some in batches(at(canvas.size), canvas, 2)] for canvas in canvases]
+    def parts(canvas: Canvas) -> Iterator[Encoded]:
+        windows = crops(at(canvas.size), canvas)
+        while some := list(islice(windows, 2)):
+            yield see(torch.stack(some))
+
+    return [list(parts(canvas)) for canvas in canvases]
 
 
 @pytest.mark.parametrize("size", [Size(96, 160), Size(64, 64), Size(48, 208), Size(208, 48), Size(32, 32)])
@@ -295,9 +298,9 @@ def test_features_that_places_determine_come_out_as_seen_at_once(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_a_plain_view_gives_what_it_saw(dtype: torch.dtype) -> None:
+def test_the_whole_view_gives_what_it_saw(dtype: torch.dtype) -> None:
     canvases = plan(WHOLE, "native", Size(64, 96), PATCH)
-    seen = Features(random(1, 1 + 24, 5).to(dtype), Grid(4, 6), Size(64, 96), 1, random(1, 5).to(dtype))
+    seen = Encoded(random(1, 1 + 24, 5).to(dtype), Grid(4, 6), Size(64, 96), 1, random(1, 5).to(dtype))
     ours = merge_features(canvases, [[seen]])
     assert torch.equal(ours.tokens, seen.patches)
     assert ours.tokens.dtype == dtype
@@ -306,7 +309,7 @@ def test_a_plain_view_gives_what_it_saw(dtype: torch.dtype) -> None:
     assert (ours.grid, ours.size, ours.prefix) == (seen.grid, seen.size, 0)
 
 
-def views_of(canvases: tuple[Canvas, ...], cell: int, width: int = 3) -> list[list[Features]]:
+def views_of(canvases: tuple[Canvas, ...], cell: int, width: int = 3) -> list[list[Encoded]]:
     """Random features for each window, in batches of 3."""
     found, seed = [], 0
     for canvas in canvases:
@@ -315,7 +318,7 @@ def views_of(canvases: tuple[Canvas, ...], cell: int, width: int = 3) -> list[li
         for start in range(0, len(canvas.windows), 3):
             count, seed = len(canvas.windows[start : start + 3]), seed + 1
             tokens = random(count, 1 + grid.patches, width, seed=seed)
-            parts.append(Features(tokens, grid, size, 1, random(count, width, seed=-seed)))
+            parts.append(Encoded(tokens, grid, size, 1, random(count, width, seed=-seed)))
         found.append(parts)
     return found
 
@@ -367,15 +370,13 @@ def test_one_scale_that_is_not_1_is_its_own_base() -> None:
 
 def test_pooled_is_the_mean_of_unit_vectors() -> None:
     pooled = [[random(2, 6), 10 * random(1, 6, seed=1)], [100 * random(1, 6, seed=2)]]
-    seen = [
-        [Features(torch.zeros(len(one), 4, 6), Grid(2, 2), Size(32, 32), 0, one) for one in some] for some in pooled
-    ]
+    seen = [[Encoded(torch.zeros(len(one), 4, 6), Grid(2, 2), Size(32, 32), 0, one) for one in some] for some in pooled]
     ours = merge_pooled(seen)
     assert ours is not None
     views = torch.cat([pooled[0][0], pooled[0][1], pooled[1][0]]).double()
     units = [view / view.norm() for view in views]
     close(ours.double(), torch.stack(units).mean(dim=0, keepdim=True))
-    seen[1][0] = Features(torch.zeros(1, 4, 6), Grid(2, 2), Size(32, 32), 0, None)
+    seen[1][0] = Encoded(torch.zeros(1, 4, 6), Grid(2, 2), Size(32, 32), 0, None)
     assert merge_pooled(seen) is None
     assert merge_pooled([]) is None
 
@@ -383,7 +384,7 @@ def test_pooled_is_the_mean_of_unit_vectors() -> None:
 def test_half_precision_is_summed_in_full() -> None:
     """4096 views of 1 have the mean 1; a half-precision sum would stop at 2048."""
     windows = (Window(0, 0, 16, 16),) * 4096
-    seen = Features(torch.ones(4096, 1, 2, dtype=torch.float16), Grid(1, 1), Size(16, 16), 0)
+    seen = Encoded(torch.ones(4096, 1, 2, dtype=torch.float16), Grid(1, 1), Size(16, 16), 0)
     ours = merge_features((Canvas(Size(16, 16), windows),), [[seen]])
     assert torch.equal(ours.tokens, torch.ones(1, 1, 2, dtype=torch.float16))
 
@@ -463,11 +464,11 @@ def test_from_pixels_to_maps_as_evaluators_do() -> None:
     canvases = plan(Views(64, 32, flip=True, merge="logits"), "native", Size(80, 133), PATCH)
     text, pixels = random(4, 3), random(3, *canvases[0].size)
 
-    def see(some: Tensor) -> Features:
+    def see(some: Tensor) -> Encoded:
         return encode(some - some.mean(dim=(2, 3), keepdim=True) + some[:, :, :1, :1], 16)
 
-    tiles = Tiles(canvases, look(pixels, canvases, see))
-    ours = Mosaic(canvases, tiles.maps(text)).stack()
+    encoded = EncodedWindows(canvases, look(pixels, canvases, see))
+    ours = encoded.maps(encoded.similarity(text)).stack()
 
     def logits(picture: Tensor) -> Tensor:
         windows = list(field_windows(canvases[0].size, 64, 32))
@@ -482,19 +483,41 @@ def test_from_pixels_to_maps_as_evaluators_do() -> None:
         return slide_inference(canvases[0].size, 64, 32, see_one)
 
     close(ours, (logits(pixels) + logits(pixels.flip(-1)).flip(-1)) / 2, 2e-6)
-    assert tiles.size == canvases[0].size
+    assert encoded.size == canvases[0].size
 
 
-def test_tiles_merge_as_the_functions_do() -> None:
-    canvases = plan(Views(window=64, scales=(1.0, 1.5)), "native", Size(96, 160), PATCH)
-    seen = views_of(canvases, 16)
-    tiles, merged, pooled = Tiles(canvases, seen), merge_features(canvases, seen), merge_pooled(seen)
-    assert torch.equal(tiles.merged().tokens, merged.tokens)
-    assert tiles.pooled is not None and pooled is not None and merged.pooled is not None
-    assert torch.equal(tiles.pooled, pooled) and torch.equal(merged.pooled, pooled)
+def test_encoded_windows_are_used_like_an_encoded_image() -> None:
+    canvases = plan(Views(window=64, scales=(1.0, 1.5), merge="logits"), "native", Size(96, 160), PATCH)
+    seen, text = views_of(canvases, 16), random(4, 3)
+    ours, pooled = EncodedWindows(canvases, seen, Size(200, 300)), merge_pooled(seen)
+    assert ours.pooled is not None and pooled is not None and torch.equal(ours.pooled, pooled)
+    assert (ours.size, ours.original) == ((96, 160), (200, 300))
+    cosines = ours.similarity(text)
+    for canvas, parts, own in zip(canvases, seen, cosines, strict=True):
+        every = normalize(torch.cat([part.patches for part in parts]), dim=-1)
+        close(own.flatten(2), normalize(text, dim=-1) @ every.mT)
+        assert len(own) == len(canvas.windows)
+    assert torch.equal(ours.maps(cosines).stack(), Mosaic(canvases, cosines).stack())
+    assert ours.nbytes == sum(part.tokens.nbytes + part.pooled.nbytes for parts in seen for part in parts)
+    moved = ours.to("cpu")
+    assert moved.original == (200, 300) and torch.equal(moved.windows[1][0].tokens, seen[1][0].tokens)
 
 
-def test_a_plain_mosaic_is_the_upsampled_map() -> None:
+@pytest.mark.parametrize("views", [Views(window=64, stride=32, flip=True), Views(scales=(1.0, 0.5))])
+def test_taps_are_merged_as_features_are(views: Views) -> None:
+    """The host's tokens of a block, which steps after stitching read, in place of the features."""
+    canvases = plan(views, "native", Size(96, 160), PATCH)
+    seen, taps = views_of(canvases, 16), views_of(canvases, 16, width=5)
+    tapped = [
+        [replace(one, taps={3: tap.patches, 6: one.patches}) for one, tap in zip(ones, own, strict=True)]
+        for ones, own in zip(seen, taps, strict=True)
+    ]
+    ours = merge_features(canvases, tapped)
+    assert torch.equal(ours.taps[3], merge_features(canvases, taps).tokens)
+    assert torch.equal(ours.taps[6], ours.tokens)
+
+
+def test_a_mosaic_of_the_whole_view_is_the_upsampled_map() -> None:
     canvases = plan(Views(merge="logits"), "native", Size(64, 96), PATCH)
     [maps] = maps_of(canvases, 3)
     for ours, one in zip(Mosaic(canvases, [maps]), maps[0], strict=True):

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from open_gem.errors import OpenGemError as OpenGemError
     from open_gem.images.pixels import Preprocess as Preprocess
+    from open_gem.images.views import Views as Views
     from open_gem.localization import Localization as Localization
     from open_gem.localization import Maps as Maps
     from open_gem.localizer import Localizer as Localizer
     from open_gem.localizer import adapt as adapt
     from open_gem.localizer import load as load
-    from open_gem.method.run import Features as Features
+    from open_gem.method.run import Encoded as Encoded
     from open_gem.method.run import run as run
     from open_gem.method.table import METHODS as METHODS
     from open_gem.method.table import Method as Method
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from open_gem.text import Vocabulary as Vocabulary
     from open_gem.trained.localizer import TrainedLocalizer as TrainedLocalizer
     from open_gem.trained.localizer import load_trained as load_trained
-    from open_gem.views import Views as Views
 
 __version__ = "0.1.0"
 
@@ -44,12 +44,12 @@ _HOMES = {
     "load": "localizer",
     "load_trained": "trained",
     "METHODS": "method.table",
-    "Features": "method.run",
+    "Encoded": "method.run",
     "Method": "method.table",
     "run": "method.run",
     "Boxes": "readout",
     "Pamr": "refine.pamr",
-    "Views": "views",
+    "Views": "images.views",
     "Vocabulary": "text",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

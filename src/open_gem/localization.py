@@ -1,22 +1,25 @@
 """What was found for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, reduce
-from typing import overload
+from functools import cached_property, reduce
+from typing import Any, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from open_gem import readout
 from open_gem.errors import InputError, PromptError
-from open_gem.images.pixels import ImageLike, Preprocess, read_image, size_of, to_pixels
+from open_gem.objects import Object
 from open_gem.readout import Boxes
-from open_gem.refine.pamr import Pamr
+from open_gem.rle import Span, run_lengths
+from open_gem.tensors import at_least_float32
 from open_gem.text import Vocabulary
 from open_gem.types import Size
-from open_gem.views import Mosaic
+from open_gem.windows import Mosaic
 
 
 class Maps(Sequence[Tensor]):
@@ -66,24 +69,8 @@ def _prompt_index(prompts: tuple[str, ...], which: int | str) -> int:
 SCALES = ("minmax", "cosine", "probability")
 """What `Localization.heatmaps` knows."""
 
-_UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
-
-
-@dataclass(frozen=True, eq=False)
-class _Refiner:
-    """A refinement of maps `(y, x)` of one picture; keeps the picture, not the much larger weights made of it."""
-
-    picture: Image.Image
-    refinement: Pamr
-
-    def __call__(self, heatmap: Tensor) -> Tensor:
-        return self.refinement(_weights(self, heatmap.device), heatmap)
-
-
-@lru_cache(maxsize=1)  # one picture's phrases are refined one after another
-def _weights(refiner: _Refiner, device: torch.device) -> Tensor:
-    pixels = to_pixels(refiner.picture, size_of(refiner.picture), _UNCHANGED)
-    return refiner.refinement.weights(pixels.to(device))
+INSTANCES = ("component", "label")
+"""What an object is: each connected component of a label's mask, or all of the mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +91,7 @@ class Localization:
     presence     `(p,)` in [0, 1]: `scores` as a probability that the prompt is in the image, each prompt by itself; see
                  `Localizer`. None where there are no scores, or nothing to compare them with
     vocabulary   the labels, their phrases and those of the background; by default every prompt is its own one phrase
-    refine       what makes a map `(y, x)` follow the edges of the image, see `refined`
+    refined      what a refinement makes of a map `(y, x)`; None for the maps as they are
 
     Maps, masks and label maps are on the device of `maps`; boxes and points are on the CPU.
     """
@@ -117,7 +104,7 @@ class Localization:
     detections: tuple[Boxes, ...] | None = None
     presence: Tensor | None = None
     vocabulary: Vocabulary | None = None
-    refine: Callable[[Tensor], Tensor] | None = None
+    refined: Callable[[Tensor], Tensor] | None = None
 
     @property
     def similarity(self) -> Tensor:
@@ -140,22 +127,138 @@ class Localization:
         heatmaps = self.heatmaps(scale)
         return Maps(self.prompts, lambda index: heatmaps[index] > threshold)
 
-    def boxes(self, threshold: float = 0.5, scale: str = "minmax", *, per: str = "component") -> list[Boxes]:
-        """Boxes of each prompt, best first: one a connected component of the mask, or one a prompt.
+    def boxes(self, threshold: float = 0.5, scale: str = "minmax", *, instances: str = "component") -> list[Boxes]:
+        """Boxes of each prompt, best first: one a connected component of the mask, or one for all of it ("label").
 
-        per: "component" or "prompt". Scores are raw cosines, so boxes of different prompts and images compare.
+        Scores are raw cosines, so boxes of different prompts and images compare.
 
         Where the model itself predicts boxes (`detections`), those whose score is above `threshold`: as a share of the
         prompt's best score with "minmax", as it is with "cosine". One a prompt is the best of them then.
         """
-        make = {"component": readout.component_boxes, "prompt": readout.whole_box}.get(per)
-        if make is None:
-            raise InputError(f"per is {per!r}, expected 'component' or 'prompt'")
+        make = self._find_instances(instances)[1]
         stretch = self._find_scale(scale)
         if self.detections is not None:
-            return [_above(found, threshold, scale, per) for found in self.detections]
+            return [_above(some, threshold, scale, instances) for some in self.detections]
         cosines = map(self._cosine, range(len(self.prompts)))
         return [make(stretch(cosine) > threshold, cosine) for cosine in cosines]
+
+    def objects(
+        self,
+        threshold: float | Sequence[float] = 0.5,
+        scale: str = "minmax",
+        *,
+        presence: float | Sequence[float] = 0.0,
+        min_area: float = 0.0005,
+        instances: str = "component",
+        masks: bool = True,
+        label_map: "LabelMap | None" = None,
+    ) -> list[Object]:
+        """What is in the image: the connected components of each label's mask, or the boxes that the model predicts.
+
+        threshold  heatmaps above it are the mask, of `scale` as in `heatmaps`: one for all labels, or one a label
+        presence   labels that are less probable in the image have no objects; one for all, or one a label. The map of
+                   an absent thing has a maximum too
+        min_area   share of the image's pixels, in [0, 1], that an object has at least; smaller ones are specks
+        instances  "component", or "label": one object for all of a label's mask
+        masks      also as `Object.rle`
+        label_map  is painted with the objects
+
+        Labels in order, best first within each. Raises InputError for values that do not exist.
+        """
+        self._find_scale(scale)
+        find = self._find_instances(instances)[0]
+        objects = []
+        for index, (at, least) in enumerate(zip(self._each(threshold), self._each(presence), strict=True)):
+            if self.presence is not None and self.presence[index].item() < least:
+                continue
+            if self.detections is not None:
+                objects += self._predicted(index, _above(self.detections[index], at, scale, instances))
+                continue
+            own = list(self._regions(index, at, scale, min_area, find, masks, label_map))
+            objects += sorted(own, key=lambda one: -one.score)
+        return objects
+
+    def _each(self, value: float | Sequence[float]) -> Sequence[float]:
+        return [value] * len(self.prompts) if isinstance(value, int | float) else value
+
+    def _predicted(self, index: int, boxes: Boxes) -> Iterator[Object]:
+        for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
+            yield self._object(index, self.prompts[index], score, box)
+
+    def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **fields: Any) -> Object:
+        image_score, presence = (
+            None if values is None else values[index].item() for values in (self.scores, self.presence)
+        )
+        return Object(self.prompts[index], index, prompt, score, image_score, presence, tuple(box), **fields)
+
+    def _regions(
+        self,
+        index: int,
+        threshold: float,
+        scale: str,
+        min_area: float,
+        find: "Callable[[Tensor], readout.Components]",
+        masks: bool,
+        label_map: "LabelMap | None",
+    ) -> Iterator[Object]:
+        """The objects of one label, by the connected components of its mask. Its maps are gone afterwards."""
+        cosine = self._cosine(index)
+        mask = self._mask(index, cosine, threshold, scale).cpu()
+        if not mask.any():
+            return
+        values = at_least_float32(cosine).cpu().numpy()
+        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most of an image is nothing
+        labels, spans = find(mask[top, left])
+        least = min_area * mask.numel()
+        for number, inner in enumerate(spans, start=1):
+            region = labels[inner] == number
+            if np.count_nonzero(region) < least:
+                continue
+            rows, columns = (
+                slice(part.start + start, part.stop + start)
+                for part, start in zip(inner, (top.start, left.start), strict=True)
+            )
+            y, x = readout.peak_inside(values[rows, columns], region)
+            point = (columns.start + x, rows.start + y)
+            if label_map is not None:
+                label_map.add(index, (rows, columns), region, values)
+            yield self._object(
+                index,
+                self._best_phrase(index, point),
+                float(values[point[1], point[0]]),
+                (columns.start, rows.start, columns.stop, rows.stop),
+                point=point,
+                rle=run_lengths(region, (rows, columns), self.size) if masks else None,
+            )
+
+    def _mask(self, index: int, cosine: Tensor, threshold: float, scale: str) -> Tensor:
+        if scale == "probability":
+            return self._probability(cosine) > threshold
+        stretch = readout.min_max_of(cosine) if scale == "minmax" else (lambda part: part)
+        mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
+        for band in readout.bands(*mask.shape):
+            torch.gt(stretch(cosine[band]), threshold, out=mask[band])
+        return mask
+
+    def _best_phrase(self, index: int, point: tuple[int, int]) -> str:
+        """The phrase of a label that is most similar at a pixel `(x, y)`."""
+        phrases = (self.prompts[index],) if self.vocabulary is None else self.vocabulary.synonyms[index]
+        if len(phrases) == 1:
+            return phrases[0]
+        maps = [self.maps[phrase] for phrase in self._phrases[index]]
+        (x, y), (rows, cols) = point, maps[0].shape
+        at = [some[y * rows // self.size.height, x * cols // self.size.width].item() for some in maps]
+        return phrases[int(np.argmax(at))]
+
+    def _find_instances(self, instances: str) -> tuple[Any, Any]:
+        """How masks come apart, and what makes boxes of them."""
+        if instances not in INSTANCES:
+            raise InputError(f"instances is {instances!r}, expected one of {', '.join(INSTANCES)}")
+        ways = {
+            "component": (readout.components, readout.component_boxes),
+            "label": (readout.whole, readout.whole_box),
+        }
+        return ways[instances]
 
     def points(self) -> Tensor:
         """The pixel where each prompt's map is highest, or the middle of its best box where the model itself predicts
@@ -178,19 +281,18 @@ class Localization:
         labels = readout.segment(self._contest, groups, None)
         return labels if background is None else labels.masked_fill_(self._contest.best < background, -1)
 
-    def refined(self, image: ImageLike, refinement: Pamr) -> "Localization":
-        """The same with maps that follow the edges of `image`, the one that was localized. Raises ImageError where it
-        cannot be read, InputError where it has another size."""
-        picture = read_image(image)
-        if size_of(picture) != self.size:
-            given, expected = ("×".join(map(str, size)) for size in (size_of(picture), self.size))
-            raise InputError(f"the image is {given} (height × width), expected the one localized: {expected}")
-        return replace(self, refine=_Refiner(picture, refinement))
+    def to(self, device: torch.device | str) -> "Localization":
+        """The same on another device; scores in float32 at least."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else at_least_float32(tensor).to(device)
+
+        return replace(self, maps=self.maps.to(device), scores=moved(self.scores), presence=moved(self.presence))
 
     @cached_property
     def _contest(self) -> readout.Contest:
         scale = 1.0 if self.logit_scale is None else self.logit_scale
-        if self.refine is None and isinstance(self.maps, Tensor):
+        if self.refined is None and isinstance(self.maps, Tensor):
             return readout.grid_contest(scale * self.maps[self._order], self.size)
         return readout.contest(scale * self._phrase(index) for index in self._order)
 
@@ -223,7 +325,7 @@ class Localization:
 
     def _phrase(self, index: int) -> Tensor:
         upsampled = readout.upsample(self.maps[index], self.size)
-        return upsampled if self.refine is None else self.refine(upsampled)
+        return upsampled if self.refined is None else self.refined(upsampled)
 
     def _find_scale(self, scale: str) -> Callable[[Tensor], Tensor]:
         if scale not in SCALES:
@@ -236,8 +338,28 @@ class Localization:
         return (self.logit_scale * cosine - self._contest.log_mass).exp()
 
 
-def _above(found: Boxes, threshold: float, scale: str, per: str) -> Boxes:
+class LabelMap:
+    """A label map: each pixel of an object has the label with the highest cosine there."""
+
+    def __init__(self, size: Size):
+        self._best = np.full(tuple(size), -np.inf, dtype=np.float32)
+        self._winner = np.zeros(tuple(size), dtype=np.uint16)
+
+    def add(self, index: int, span: Span, region: np.ndarray, values: np.ndarray) -> None:
+        """An object of label `index`: its `region` in the rows and columns of `span`, and the label's map `(y, x)`."""
+        best, winner, values = self._best[span], self._winner[span], values[span]
+        ahead = region & (values > best)
+        best[ahead], winner[ahead] = values[ahead], index + 1
+
+    def png(self, labels: int) -> bytes:
+        """As a PNG, 0 for background and else 1 + the label's index: 8 bit up to 255 labels, else 16."""
+        file = io.BytesIO()
+        Image.fromarray(self._winner.astype(np.uint8) if labels <= 255 else self._winner).save(file, format="PNG")
+        return file.getvalue()
+
+
+def _above(found: Boxes, threshold: float, scale: str, instances: str) -> Boxes:
     """Predicted boxes whose score is above the threshold: all, or the best one."""
     best = found.scores[:1] if scale == "minmax" else 1
-    kept = torch.nonzero(found.scores > threshold * best)[:, 0][: 1 if per == "prompt" else None]
+    kept = torch.nonzero(found.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
     return Boxes(found.xyxy[kept], found.scores[kept])

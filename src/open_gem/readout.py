@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
-from open_gem.method.attention import wide
-from open_gem.numerics import without_autocast
+from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
 CELLS = 1 << 18
 """Numbers that `grid_contest` works on at a time: 1 MiB in float32, which stays in a core's cache."""
+
+
+BAND = 1 << 20
+"""Pixels of a map that are worked on at a time, if that needs more maps."""
 
 
 class Boxes(NamedTuple):
@@ -30,19 +33,12 @@ class Boxes(NamedTuple):
     scores: Tensor
 
 
-@without_autocast()
-def similarity(patches: Tensor, text: Tensor) -> Tensor:
-    """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at least."""
-    patches, text = map(wide, (patches, text))
-    return normalize(text, dim=-1) @ normalize(patches, dim=-1).transpose(-2, -1)
-
-
 def upsample(grid_map: Tensor, size: Size) -> Tensor:
     """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`.
 
     In float32 at least: half precision would make steps of what should be slopes.
     """
-    maps = wide(grid_map.reshape(1, -1, *grid_map.shape[-2:]))
+    maps = at_least_float32(grid_map.reshape(1, -1, *grid_map.shape[-2:]))
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).reshape(
         *grid_map.shape[:-2], *size
     )
@@ -67,6 +63,30 @@ def peak(heatmap: Tensor) -> tuple[int, int]:
     """Where a map `(y, x)` is highest, as `(x, y)` in pixels; the first in reading order among equals."""
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[-1])
     return x, y
+
+
+def peak_inside(values: np.ndarray, region: np.ndarray) -> tuple[int, int]:
+    """Where the values `(y, x)` are highest in a region, which is not empty: `(y, x)`, the first of equal ones."""
+    best = None
+    for band in bands(*region.shape):
+        inside = np.where(region[band], values[band], -np.inf)
+        y, x = divmod(int(inside.argmax()), region.shape[1])
+        if best is None or inside[y, x] > values[best]:
+            best = (band.start + y, x)
+    assert best is not None
+    return best
+
+
+def extent(some: Tensor) -> slice:
+    """From the first to the last true one of `some` `(n,)`, of which one is true at least."""
+    at = torch.nonzero(some)[:, 0]
+    return slice(int(at[0]), int(at[-1]) + 1)
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Bands of rows with about `BAND` pixels each."""
+    step = max(1, BAND // width)
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 class Components(NamedTuple):
@@ -141,7 +161,7 @@ def contest(logits: Iterable[Tensor]) -> Contest:
     """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
     found = None
     for index, given in enumerate(logits):
-        logit = wide(given)
+        logit = at_least_float32(given)
         if found is None:
             found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
             continue
@@ -158,7 +178,7 @@ def grid_contest(logits: Tensor, size: Size) -> Contest:
     Band by band of pixels between two rows of the grid, all phrases side by side in memory: several times faster than
     map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of phrases.
     """
-    corners = wide(logits).permute(1, 2, 0).contiguous()
+    corners = at_least_float32(logits).permute(1, 2, 0).contiguous()
     (low_rows, high_rows, down), (low, high, along) = (
         _taps(cells, pixels, corners) for cells, pixels in zip(corners.shape[:2], size, strict=True)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from open_gem import towers
 from open_gem.localizer import Localizer
 from open_gem.towers.check import pictures
-from open_gem.towers.loading import Tower, find_device, find_dtype
+from open_gem.towers.loading import ModuleTower, find_device, find_dtype
 from open_gem.types import Size
 
 PICTURE = Size(480, 640)
@@ -51,7 +51,7 @@ class Subject:
         return Localizer(backbone, size=f"square:{self.setting.side}")
 
     @cached_property
-    def tower(self) -> Tower:
+    def tower(self) -> ModuleTower:
         """Its vision half, of any architecture that is read."""
         tower = towers.build_tower(self.setting.model)
         tower.module.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
@@ -60,7 +60,7 @@ class Subject:
     @cached_property
     def pixels(self) -> Tensor:
         """Pictures as the model wants them, `(b, 3, side, side)`."""
-        return pictures(self.size, self.setting.batch).to(self.tower.stem.device, self.tower.stem.dtype)
+        return pictures(self.size, self.setting.batch).to(self.tower.patch_weight.device, self.tower.patch_weight.dtype)
 
     @cached_property
     def photographs(self) -> list[Image.Image]:

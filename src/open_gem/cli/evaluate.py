@@ -65,11 +65,11 @@ def evaluate(
     from open_gem.data import open_dataset
     from open_gem.evaluation import store as runs
     from open_gem.evaluation.protocol import find_protocol
-    from open_gem.evaluation.report import summary
     from open_gem.files import check_writable
     from open_gem.images.pixels import check_size_rule
     from open_gem.localizer import Localizer
     from open_gem.method.table import METHODS
+    from open_gem.paper.report import summary
 
     names, asked = (
         names_of(method or DEFAULT),
@@ -129,8 +129,8 @@ def report(
 ) -> None:
     """The scores of all runs in one table: per cent, 95 % intervals, and what the paper has where it has something; or
     the differences between methods of one run."""
-    from open_gem.evaluation.report import collect, render
     from open_gem.files import write_file
+    from open_gem.paper.report import collect, render
 
     text = render(collect(folder, against), format)
     if out is None:

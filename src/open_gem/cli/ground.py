@@ -154,12 +154,12 @@ def ground(
     from open_gem.cli.save import Found, find_kinds, save_picture, side_by_side, stems
     from open_gem.files import check_writable
     from open_gem.images.pixels import check_size_rule
+    from open_gem.images.views import Views
     from open_gem.method.table import METHODS
     from open_gem.refine.pamr import Pamr
     from open_gem.text import check_template
     from open_gem.trained.localizer import load_trained
     from open_gem.trained.registry import is_trained
-    from open_gem.views import Views
 
     vocabulary = read_vocabulary(prompt or [], classes, first_is_background, negative or [])
     kinds = find_kinds(DEFAULT_SAVE if save is None else save)

@@ -163,12 +163,12 @@ def label(
     Several graphics cards: `torchrun --nproc-per-node N --no-python open-gem label …`.
     """
     from open_gem.files import check_writable
+    from open_gem.images.views import WHOLE, Views
     from open_gem.label.done import Shard
     from open_gem.label.recipe import Recipe
     from open_gem.label.sources import Columns, open_source
     from open_gem.refine.pamr import Pamr
     from open_gem.text import TEMPLATE
-    from open_gem.views import WHOLE, Views
 
     if engine not in ENGINES:
         raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")

@@ -88,8 +88,8 @@ def _list_names(as_json: bool) -> None:
     console = new_console()
     console.print(table)
     architectures = {row.name: row for row in rows if row.library == "open_clip"}.values()
-    refused = Counter(row.obstacle for row in architectures if row.obstacle)
-    read = Counter(row.family for row in architectures if not row.obstacle)
+    refused = Counter(row.unsupported_reason for row in architectures if row.unsupported_reason)
+    read = Counter(row.family for row in architectures if not row.unsupported_reason)
     for title, counts in (("can be read", read), ("cannot", refused)):
         console.print(Text(f"{counts.total()} of open_clip's {len(architectures)} architectures {title}:"))
         for what, count in counts.most_common():

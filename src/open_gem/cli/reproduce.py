@@ -154,7 +154,7 @@ def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int 
     except ModelError as error:
         return f"{', '.join(job.experiments)}: cannot be run with {job.model}: {error}"
     trained = not isinstance(localizer, Localizer)
-    methods = {} if trained else union(job.experiments, localizer.backbone.layers)
+    methods = {} if trained else union(job.experiments, localizer.backbone.vision.layers)
     name = job.model or (localizer.model.name if trained else localizer.backbone.name)
     few, start = range(min(PROBE, count)), perf_counter()
     for _ in measure(localizer, methods, data, few, protocol, analysed=tuple(methods), **loop):
@@ -172,7 +172,7 @@ def _measured(job: "Job", data: "Dataset", load: Load, place: Path, **settings: 
 
     localizer = load(job.model)
     found = measure_all(job.experiments, localizer, data, place, label=job.model, **settings)
-    return found, localizer.backbone.layers if isinstance(localizer, Localizer) else 0
+    return found, localizer.backbone.vision.layers if isinstance(localizer, Localizer) else 0
 
 
 def _drawn(

@@ -1,1 +1,1 @@
-"""Data sets to numbers: protocols, tasks, metrics, runs on disk, reports."""
+"""Data sets to numbers: protocols, tasks, metrics, runs on disk."""

@@ -8,15 +8,15 @@ from typing import Any
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.files import to_json
-from open_gem.localizer import Localizer
-from open_gem.refine.pamr import Pamr
+from open_gem.images.views import Views
+from open_gem.localization import Localization
+from open_gem.locate import AnyLocalizer
+from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template
-from open_gem.trained.localizer import TrainedLocalizer
-from open_gem.views import Views
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """How a data set is asked, and how answers become numbers.
 
     size        size rule; None: what the checkpoint recommends, "short:448" where it says nothing
@@ -39,20 +39,17 @@ class Protocol:
     background: Mapping[str, float] = field(default_factory=lambda: {"": 0.8})
     logit_scale: float | None = 100.0
     threshold: float = 0.5
-    refinement: Pamr | None = None
+    refinement: Refinement | None = None
     remove_redundancy: bool = False
 
     def background_of(self, dataset: str) -> float:
         """The threshold of the background of a data set that has one."""
         return self.background.get(dataset, self.background[""])
 
-    def settle(self, localizer: Localizer | TrainedLocalizer) -> Localizer | TrainedLocalizer:
+    def settle(self, localizer: AnyLocalizer) -> AnyLocalizer:
         """The localizer that answers by this protocol, on the same model; one that was trained keeps its own size and
-        template, and is asked no more than it can answer."""
-        if isinstance(localizer, TrainedLocalizer):
-            return localizer
-        return replace(
-            localizer,
+        template."""
+        return localizer.configured(
             size=self.size,
             template=self.template,
             views=self.views,
@@ -60,19 +57,25 @@ class Protocol:
             remove_redundancy=self.remove_redundancy,
         )
 
+    def rescaled(self, result: Localization) -> Localization:
+        """The result with this protocol's logit scale, if both have one."""
+        if self.logit_scale is None or result.logit_scale is None:
+            return result
+        return replace(result, logit_scale=self.logit_scale)
+
     def describe(self) -> dict[str, Any]:
         """All of it as values that JSON can hold."""
         return json.loads(to_json(asdict(self)))
 
 
-PROTOCOLS: Mapping[str, Protocol] = {
+PROTOCOLS: Mapping[str, EvalProtocol] = {
     # The paper's text: shorter side 448, one template, softmax of 100 × cosine below 0.8 is background.
-    "paper": Protocol(),
+    "paper": EvalProtocol(),
     # The published code and its README: pictures squashed to 448 × 448, 0.85.
-    "official": Protocol(size="square:448", background={"": 0.85}),
+    "official": EvalProtocol(size="square:448", background={"": 0.85}),
     # The evaluators of the field, with ClearCLIP's settings, by which GEM was measured as well: slide inference, 80
     # templates, logits × 50, a threshold a data set.
-    "field": Protocol(
+    "field": EvalProtocol(
         size="short:448",
         template="imagenet-80",
         names="sclip",
@@ -83,12 +86,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
 }
 
 
-def name_of(protocol: Protocol) -> str:
+def name_of(protocol: EvalProtocol) -> str:
     """The name under which it is in `PROTOCOLS`, or "own"."""
     return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
 
 
-def find_protocol(name: str) -> Protocol:
+def find_protocol(name: str) -> EvalProtocol:
     """The row of `PROTOCOLS` called `name`. Raises InputError that lists the known ones."""
     if name not in PROTOCOLS:
         hint = did_you_mean(name, PROTOCOLS)

@@ -12,13 +12,13 @@ from zlib import crc32
 import open_gem
 from open_gem.errors import InputError, OutputError
 from open_gem.evaluation.metrics import Records
-from open_gem.evaluation.protocol import Protocol, name_of
-from open_gem.evaluation.run import TRAINED, Counts, Measured, gather, measure
+from open_gem.evaluation.protocol import EvalProtocol, name_of
+from open_gem.evaluation.run import Counts, ImageScores, gather, measure
 from open_gem.evaluation.tasks import SCORES, Dataset
 from open_gem.files import digest, to_json, write_file
-from open_gem.localizer import Localizer
+from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
-from open_gem.trained.localizer import TrainedLocalizer
+from open_gem.trained.localizer import TRAINED
 
 NEEDED = ("open_gem", "dataset", "split", "model", "size_rule", "protocol", "methods")
 """Settings that a run has at least."""
@@ -87,7 +87,7 @@ class Store:
             raise InputError(f"no run in {str(folder)!r}: its run.json has no {', '.join(lacking)}")
         return cls(folder, settings)
 
-    def add(self, measured: Sequence[Measured], of: int) -> None:
+    def add(self, measured: Sequence[ImageScores], of: int) -> None:
         """One part more, of a data set `of` so many images. Raises OutputError."""
         counts = {
             name: {what: records.to_json() for what, records in counted.items()}
@@ -132,10 +132,10 @@ PART = 64  # images of a part: what an interruption costs at most
 
 def run(
     store: Store,
-    localizer: Localizer | TrainedLocalizer,
+    localizer: AnyLocalizer,
     methods: Mapping[str, str | Method],
     dataset: Dataset,
-    protocol: Protocol,
+    protocol: EvalProtocol,
     *,
     ids: Collection[str] | None = None,
     progress: Callable[[int], None] = lambda images: None,
@@ -149,7 +149,7 @@ def run(
     wanted, done = place.keys() if ids is None else ids, store.read().done
     left = [place[image] for image in wanted if image not in done]
     progress(len(wanted) - len(left))
-    waiting: list[Measured] = []
+    waiting: list[ImageScores] = []
     try:
         for one in measure(localizer, methods, dataset, left, protocol, **settings):
             waiting.append(one)
@@ -168,16 +168,15 @@ def shard(ids: Sequence[str], index: int, count: int) -> list[str]:
 
 
 def settings_of(
-    localizer: Localizer | TrainedLocalizer,
+    localizer: AnyLocalizer,
     methods: Mapping[str, Method],
     dataset: Dataset,
-    protocol: Protocol,
+    protocol: EvalProtocol,
     analysed: Collection[str] = (),
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as values that JSON can hold."""
     answering = protocol.settle(localizer)
     described = {name: value for name, value in answering.describe().items() if name != "method"}
-    model = localizer.model if isinstance(localizer, TrainedLocalizer) else localizer.backbone
     told = {name: method.describe() for name, method in methods.items()}
     return json.loads(
         to_json(
@@ -186,7 +185,7 @@ def settings_of(
                 "dataset": dataset.name,
                 "split": dataset.split,
                 **described,
-                "weights": model.fingerprint(),
+                "weights": localizer.fingerprint(),
                 "protocol": {"name": name_of(protocol), **protocol.describe()},
                 "methods": told or {TRAINED: {}},
                 "analysed": sorted(analysed),

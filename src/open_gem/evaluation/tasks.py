@@ -40,26 +40,26 @@ from open_gem.evaluation.metrics import (
     text_contrast,
     to_grid,
 )
-from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.localization import Localization
-from open_gem.method.run import Features
+from open_gem.method.run import Encoded
 from open_gem.text import Vocabulary
 from open_gem.types import Grid, Size
 
 Dataset = Segmentation | Points
 
-# Questions ------------------------------------------------------------------------------------------------------------
+# Tasks ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class EvalTask:
     """What is asked of one picture, and how the answer is counted: by each name of `SCORES` a row of `Records`."""
 
     vocabulary: Vocabulary
     count: Callable[[Localization], dict[str, Row]]
 
 
-def questions(dataset: Dataset, sample: Sample | PointSample, size: Size, protocol: Protocol) -> list[Question]:
+def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protocol: EvalProtocol) -> list[EvalTask]:
     """What is asked of a sample whose picture has this `size`: nothing, where no class has a point that says yes.
 
     Raises DatasetError where its labels cannot be read or are of another size.
@@ -78,11 +78,11 @@ def _best_is_there(found: Localization, sample: SceneSample) -> Row:
     return Mean.of([int(best in sample.scene.names)]).row
 
 
-def _names(dataset: Segmentation, protocol: Protocol) -> str | None:
+def _names(dataset: Segmentation, protocol: EvalProtocol) -> str | None:
     return protocol.names if protocol.names in dataset.vocabularies else None
 
 
-def _ask_pixels(dataset: Segmentation, sample: Sample, size: Size, protocol: Protocol) -> Question:
+def _ask_pixels(dataset: Segmentation, sample: Sample, size: Size, protocol: EvalProtocol) -> EvalTask:
     """Every pixel to one class. The background class takes what no label is probable enough for."""
     threshold = None if dataset.background is None else protocol.background_of(dataset.name)
     nobody = -1 if dataset.background is None else dataset.background
@@ -101,10 +101,10 @@ def _ask_pixels(dataset: Segmentation, sample: Sample, size: Size, protocol: Pro
         }
         return rows | {"top1": _best_is_there(found, sample)} if isinstance(sample, SceneSample) else rows
 
-    return Question(dataset.vocabulary(_names(dataset, protocol)), count)
+    return EvalTask(dataset.vocabulary(_names(dataset, protocol)), count)
 
 
-def _ask_points(sample: PointSample, protocol: Protocol) -> Question:
+def _ask_points(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
     """Each class that is there by itself: its min-max map above a threshold, at the points people have labelled."""
     xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
 
@@ -117,22 +117,22 @@ def _ask_points(sample: PointSample, protocol: Protocol) -> Question:
             }
         }
 
-    return Question(Vocabulary.of([sample.names[label] for label in sample.positive]), count)
+    return EvalTask(Vocabulary.of([sample.names[label] for label in sample.positive]), count)
 
 
-def _ask_objects(sample: SceneSample, protocol: Protocol) -> list[Question]:
+def _ask_objects(sample: SceneSample, protocol: EvalProtocol) -> list[EvalTask]:
     """The objects of a scene by name: where each is; and of all concepts, whether the likeliest is there."""
     masks, boxes = (torch.from_numpy(values) for values in (sample.scene.masks, sample.scene.boxes))
 
     def count(found: Localization) -> dict[str, Row]:
-        best = [one.xyxy for one in found.boxes(protocol.threshold, per="prompt")]
+        best = [one.xyxy for one in found.boxes(protocol.threshold, instances="label")]
         return {
             "pointing": pointing_game(found.points(), masks).row,
             "masks": mask_overlap(found.masks(protocol.threshold).stack().cpu(), masks).row,
             "boxes": box_overlap(best, boxes).row,
         }
 
-    return [Question(Vocabulary.of(sample.scene.names), count)]
+    return [EvalTask(Vocabulary.of(sample.scene.names), count)]
 
 
 # Analysis -------------------------------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ def _ask_objects(sample: SceneSample, protocol: Protocol) -> list[Question]:
 def analyse(
     dataset: Dataset,
     sample: Sample | PointSample,
-    protocol: Protocol,
-    features: Features,
+    protocol: EvalProtocol,
+    features: Encoded,
     encode: Callable[[list[str]], Tensor],
     project: Callable[[Tensor], Tensor],
 ) -> dict[str, Row]:

@@ -16,7 +16,8 @@ from pycocotools import mask as coco
 
 from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
-from open_gem.label.parts import Parts, mask_of
+from open_gem.label.parts import Parts
+from open_gem.rle import mask_of
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time

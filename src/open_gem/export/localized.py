@@ -7,8 +7,8 @@ from torch import Tensor
 
 from open_gem import readout
 from open_gem.export.labelled import LabelledImage, Object
-from open_gem.label.parts import run_lengths
 from open_gem.localization import Localization
+from open_gem.rle import run_lengths
 
 
 def image_of(

@@ -31,11 +31,12 @@ from open_gem.files import to_json
 from open_gem.images.pixels import size_of
 from open_gem.label.decoding import decode
 from open_gem.label.ontology import Ontology
-from open_gem.label.parts import Manifest, Row, Span, row_of, run_lengths
+from open_gem.label.parts import Manifest, Row, row_of
 from open_gem.label.reading import SECONDS, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import SCALES, Localization
 from open_gem.localizer import Localizer
+from open_gem.rle import Span, run_lengths
 from open_gem.types import Size
 
 BAND = 2**20  # pixels of a map that are worked on at a time, where that needs more maps

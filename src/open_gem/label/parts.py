@@ -20,15 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import digest, to_json, write_file
-from open_gem.types import Size
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow
 
 Row = dict[str, Any]  # an image, with the fields of `schema`
 Place = tuple[Path, int]  # a part, and the number of a row in it
-Span = tuple[slice, slice]  # rows and columns of a picture
 
 MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
 """What a folder has beside its parts: readers of folders of Parquet pass over names that start with _ or a dot."""
@@ -92,33 +89,6 @@ def schema() -> "pyarrow.Schema":
 def row_of(id: str, source: str, **fields: Any) -> Row:
     """A row with the fields given, and nothing found in all others."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
-
-
-def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
-    """A mask `(y, x)` of some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
-    import numpy as np
-    from pycocotools.mask import frPyObjects
-
-    (height, width), (rows, columns) = size, span
-    turned = np.zeros((mask.shape[1], height), dtype=bool)  # COCO goes down columns
-    turned[:, rows] = mask.T
-    edges = np.flatnonzero(np.diff(turned.ravel(), prepend=False, append=False)) + columns.start * height
-    counts = np.diff(edges, prepend=0, append=height * width)
-    counts = counts[:-1] if counts[-1] == 0 else counts
-    runs: Any = {"size": [height, width], "counts": counts.tolist()}
-    packed: Any = frPyObjects(runs, height, width)
-    return {"size": [height, width], "counts": str(packed["counts"], "ascii")}
-
-
-def mask_of(rle: Mapping[str, Any]) -> "np.ndarray":
-    """COCO's compressed run-length encoding -> a mask `(y, x)` bool."""
-    import warnings
-
-    from pycocotools import mask
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with NumPy 2
-        return mask.decode({"size": rle["size"], "counts": rle["counts"].encode()}).astype(bool)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

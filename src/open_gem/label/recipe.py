@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from open_gem.images.pixels import check_size_rule
+from open_gem.images.views import WHOLE, Views
 from open_gem.label.labeling import Labeling, check_settings
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import SECONDS
@@ -10,7 +11,6 @@ from open_gem.localizer import load
 from open_gem.method.table import check_name
 from open_gem.refine.pamr import Pamr
 from open_gem.text import TEMPLATE, Template, check_template
-from open_gem.views import WHOLE, Views
 
 
 @dataclass(frozen=True)

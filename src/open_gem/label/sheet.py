@@ -16,9 +16,10 @@ from open_gem.errors import ImageError
 from open_gem.images.draw import overlay
 from open_gem.images.pixels import read_image
 from open_gem.label.done import key
-from open_gem.label.parts import Parts, Place, Row, mask_of
+from open_gem.label.parts import Parts, Place, Row
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
+from open_gem.rle import mask_of
 
 SIDE = 256  # pixels of a sample's longer side
 MOST = 1200  # images on a page by chance: with many labels, each has fewer

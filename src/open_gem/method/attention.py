@@ -15,6 +15,7 @@ from torch.nn.functional import normalize as unit
 
 from open_gem.method.kernels import attention as native
 from open_gem.numerics import without_autocast
+from open_gem.tensors import at_least_float32
 from open_gem.types import Grid
 
 ROWS = 1024
@@ -81,7 +82,7 @@ def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
     τ = N √c / Σᵢ‖xᵢ‖ with x = `normed` `(b, n, d)`, the block's input after its first norm, over all N tokens, [CLS]
     included. The paper's √d is the *head* width c, as the published code has it.
     """
-    mean_norm = wide(normed).norm(dim=-1).mean(dim=-1)
+    mean_norm = at_least_float32(normed).norm(dim=-1).mean(dim=-1)
     return (mean_norm * head_width**-0.5).to(normed.dtype)[:, None, None, None]
 
 
@@ -112,7 +113,7 @@ def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float 
     out, even the one with itself, keeps its own value: so it is where all tokens are much alike, mean S > 1/β, and the
     published code gives NaN.
     """
-    dtype = torch.promote_types(wide(expert).dtype, values.dtype)
+    dtype = torch.promote_types(at_least_float32(expert).dtype, values.dtype)
     points, flat = unit(expert.to(dtype), dim=-1), values.to(dtype).transpose(1, 2).flatten(2)
     threshold = beta * points.mean(dim=1).square().sum(dim=-1)[:, None, None]  # mean S = ‖mean F̂‖²
     mixed = []
@@ -132,16 +133,11 @@ def resize_values(values: Tensor, grid: Grid, to: Grid) -> Tensor:
     """
     if grid == to:
         return values
-    maps = wide(values).transpose(2, 3).flatten(1, 2).unflatten(-1, grid)
+    maps = at_least_float32(values).transpose(2, 3).flatten(1, 2).unflatten(-1, grid)
     resized = interpolate(maps, size=tuple(to), mode="bilinear", align_corners=False)
     return resized.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3).to(values.dtype)
 
 
 def to_unit(p: Tensor) -> Tensor:
     """Unit norm per head; the norm in float32, since in float16 the guard against zero vectors is zero itself."""
-    return unit(wide(p), dim=-1).to(p.dtype)
-
-
-def wide(p: Tensor) -> Tensor:
-    """The same in float32 at least."""
-    return p.to(torch.promote_types(p.dtype, torch.float32))
+    return unit(at_least_float32(p), dim=-1).to(p.dtype)

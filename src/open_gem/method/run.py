@@ -1,87 +1,50 @@
 """The method: read any number of dense methods out of one untouched forward pass.
 
-Beside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the
+Alongside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the
 host reads, ln_1(x) of the *host's* stream, mixes the values in its own way and adds the result to itself:
 
     y_L-d = x_L-d                    (or 0 without residual)
-    y_l   = y_l-1 + out_l(mix(q, k, v of ln_1(x_l-1)))    [+ mlp_l(y) where asked]
+    y_l   = y_l-1 + out_l(attention(q, k, v of ln_1(x_l-1)))    [+ mlp_l(y) if the method keeps MLPs]
 
-The host's stream x never sees y. So the host runs once, whatever number of methods is read, and CLIP, MaskCLIP, CLIP
+The host's stream x never sees y. So the host runs once, whatever the number of methods, and CLIP, MaskCLIP, CLIP
 Surgery, ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code sums as above, A.3's moving average is
 a slip).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import reduce
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from open_gem.errors import InputError, MethodError, NotFiniteError
 from open_gem.method import attention
 from open_gem.method.attention import Heads
-from open_gem.method.table import METHODS, Method, Site
+from open_gem.method.steps import Step, StepContext
+from open_gem.method.table import METHODS, Attention, BlockContext, Method, TokenGrid
+from open_gem.method.tower import Block, VisionTower
 from open_gem.numerics import are_finite, check_finite, cpu_by_default
+from open_gem.tensors import similarity
 from open_gem.types import Grid, Size
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block of the host as functions over its frozen weights.
-
-    `norm`: tokens `(b, n, d)` → ln_1 of them. `qkv`: normed tokens → `Heads`. `out`: heads `(b, h, n, c)` → tokens, by
-    the output projection and layer scale. `mlp`: tokens → ls_2(mlp(ln_2(tokens))), without the residual. `forward`:
-    tokens → tokens through the host's own module, exactly as trained.
-    """
-
-    norm: Callable[[Tensor], Tensor]
-    qkv: Callable[[Tensor], Heads]
-    out: Callable[[Tensor], Tensor]
-    mlp: Callable[[Tensor], Tensor]
-    forward: Callable[[Tensor], Tensor]
-
-
-class Host(Protocol):
-    """What a method needs of a model: the vision half of a backbone."""
-
-    @property
-    def layers(self) -> int:
-        """Number of blocks."""
-        ...
-
-    @property
-    def prefix(self) -> int:
-        """Number of tokens before the patches (1 for [CLS])."""
-        ...
-
-    def blocks(self, grid: Grid) -> Sequence[Block]:
-        """The blocks, for tokens on `grid`: with rotary positions attention itself knows where a token is."""
-        ...
-
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block, and their grid."""
-        ...
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """Each token's place in the joint space, by what the head makes of it alone: `(b, n, d)` → `(b, n, e)`."""
-        ...
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """The image-level embedding as trained, not normalised: `(b, n, d)` → `(b, e)`."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
-class Features:
-    """What one method makes of a batch of images, before any prompt: a value to cache, share and ask again.
+class Encoded:
+    """What one method makes of images of one size, before any prompt: a value to keep, share and ask again.
 
-    `tokens` `(b, prefix + r·k, e)` in the joint space, not normalised; `grid` r×k; `size` the pixels that were encoded;
-    `pooled` `(b, e)` the host's image-level embedding, not normalised, or None where nobody asked for it; `original`
-    the size of the picture that the pixels were made of, where it is known; `trace`, where it was asked for, this
-    method's stream after each block that it has, by the block's number from 1: `(b, prefix + r·k, d)` in the model's
-    own width, before the final norm.
+    tokens    `(b, prefix + r·k, e)` in the joint space, not normalised
+    grid      r×k patches
+    size      of the pixels that were encoded
+    prefix    number of tokens before the patches
+    pooled    `(b, e)`, the host's image-level embedding, not normalised; None if it was not asked for
+    original  size of the image that the pixels were made of, if it is known
+    trace     if asked for, this method's stream after each of its blocks, by the block's number from 1:
+              `(b, prefix + r·k, d)` in the model's own width, before the final norm
+    taps      the host's patch tokens after the blocks that the method's steps read: `(b, r·k, d)`
+    source    the image itself, if a refinement needs it
     """
 
     tokens: Tensor
@@ -91,31 +54,76 @@ class Features:
     pooled: Tensor | None = None
     original: Size | None = None
     trace: Mapping[int, Tensor] = field(default_factory=dict)
+    taps: Mapping[int, Tensor] = field(default_factory=dict)
+    source: Image.Image | None = None
 
-    def image(self, index: int) -> "Features":
-        """Those of one image of the batch, as a batch of one."""
-        one = slice(index, index + 1)
-        pooled = None if self.pooled is None else self.pooled[one]
-        trace = {block: tokens[one] for block, tokens in self.trace.items()}
-        return replace(self, tokens=self.tokens[one], pooled=pooled, trace=trace)
+    def image(self, index: int) -> "Encoded":
+        """That of one image of the batch, as a batch of one."""
+        return self._each(lambda tensor: tensor[index : index + 1])
 
     @property
     def patches(self) -> Tensor:
         """Patch features `(b, r·k, e)`, row by row, not normalised."""
         return self.tokens[:, self.prefix :]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors())
 
-def check_depth(method: Method, host: Host, label: str = "the method") -> None:
-    """Raises MethodError where the method, called `label`, is deeper than the host, or borrows from blocks that come
-    after it."""
-    if method.depth > host.layers:
-        raise MethodError(
-            f"{label} has depth {method.depth}, but the model has {host.layers} blocks: "
-            f"expected depth {method.deepest(host.layers)} at most"
+    def similarity(self, text: Tensor) -> list[Tensor]:
+        """Cosines of each patch with `text` `(p, e)`: one tensor `(b, p, r, k)`, float32 at least."""
+        return [similarity(self.patches, text).unflatten(-1, tuple(self.grid))]
+
+    def maps(self, cosines: Sequence[Tensor]) -> Tensor:
+        """What `similarity` gave, as maps `(p, r, k)` of the one image."""
+        return cosines[0][0]
+
+    def stepped(self, steps: Sequence[Step]) -> "Encoded":
+        """After `steps`, image by image; without prefix tokens if there are any."""
+        if not steps:
+            return self
+        features = []
+        for index, patches in enumerate(self.patches):
+            context = StepContext(self.grid, {block: tokens[index] for block, tokens in self.taps.items()})
+            features.append(reduce(lambda values, step, context=context: step(values, context), steps, patches))
+        return replace(self, tokens=torch.stack(features), prefix=0)
+
+    def to(self, device: torch.device | str) -> "Encoded":
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def clone(self) -> "Encoded":
+        """A copy that shares no memory, such as one image that must not keep its whole batch alive."""
+        return self._each(torch.clone)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield self.tokens
+        if self.pooled is not None:
+            yield self.pooled
+        yield from (*self.trace.values(), *self.taps.values())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Encoded":
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            pooled=None if self.pooled is None else change(self.pooled),
+            trace={block: change(tokens) for block, tokens in self.trace.items()},
+            taps={block: change(tokens) for block, tokens in self.taps.items()},
         )
-    if method.depth > (deepest := method.deepest(host.layers)):
+
+
+def check_depth(method: Method, layers: int, label: str = "the method") -> None:
+    """Raises MethodError if the method, called `label`, is deeper than a tower of `layers` blocks, or borrows from
+    blocks that come after it."""
+    deepest = method.deepest(layers)
+    if method.depth > layers:
         raise MethodError(
-            f"{label} has depth {method.depth}, but borrows from block {host.layers - deepest + 1} of {host.layers}: "
+            f"{label} has depth {method.depth}, but the model has {layers} blocks: expected depth {deepest} at most"
+        )
+    if method.depth > deepest:
+        raise MethodError(
+            f"{label} has depth {method.depth}, but borrows from block {layers - deepest + 1} of {layers}: "
             f"expected depth {deepest} at most"
         )
 
@@ -123,74 +131,79 @@ def check_depth(method: Method, host: Host, label: str = "the method") -> None:
 @torch.no_grad()
 @cpu_by_default()
 def run(
-    host: Host,
+    tower: VisionTower,
     pixels: Tensor,
     methods: Mapping[str, Method],
     *,
     pooled: bool = False,
     exact: bool = False,
     trace: Collection[str] = (),
-) -> dict[str, Features]:
+) -> dict[str, Encoded]:
     """Encode `pixels` once and read every one of `methods` from that pass.
 
-    pixels    `(b, 3, y, x)`, preprocessed, y and x whole multiples of the host's patch
-    methods  name → settings; any number, computed beside the same host stream
-    pooled    also the host's image-level embedding (costs the last block where no method needs it)
-    exact     run the host's blocks through its own modules: its tokens are then the library's to the last bit; by
-              default the same weights run through one fused attention and share q, k, v with the methods (difference
-              ≤ 2e-5)
-    trace     methods of which the stream after every block is wanted too, in `Features.trace`
+    pixels   `(b, 3, y, x)`, preprocessed, y and x whole multiples of the tower's patch
+    methods  name → settings; any number, computed alongside the same host stream. Their `steps` are not applied: they
+             come once windows are merged, see `Localizer.encode`
+    pooled   also the host's image-level embedding (costs the last block if no method needs it)
+    exact    run the host's blocks through the library's own modules: its tokens are then the library's to the last bit;
+             by default the same weights run through one fused attention and share q, k, v with the methods (difference
+             ≤ 2e-5)
+    trace    methods whose stream after every block is wanted too, in `Encoded.trace`
 
-    Returns one `Features` a method under the same names. Raises MethodError where a method is deeper than the host,
-    or none is given; InputError (from the host) where the pixels do not fit its patches; NotFiniteError where features
-    are infinite or not a number.
+    Returns one `Encoded` a method under the same names. Raises MethodError if a method is deeper than the tower, or
+    none is given; InputError (from the tower) if the pixels do not fit its patches; NotFiniteError if features are
+    infinite or not a number.
     """
     if not methods:
         raise MethodError(f"no method given; known: {', '.join(METHODS)}")
     for name, method in methods.items():
-        check_depth(method, host, f"method {name!r}")
+        check_depth(method, tower.layers, f"method {name!r}")
 
-    host_is_read = pooled or any(method.is_host for method in methods.values())
+    needs_host = pooled or any(method.is_host for method in methods.values())
     beside = {name: method for name, method in methods.items() if not method.is_host}
-    lenders = {index for method in beside.values() for index in method.borrows(host.layers)}
-    lent: dict[int, Heads] = {}  # their q, k and v
+    lenders = {index for method in beside.values() for index in method.attention.borrows(tower.layers)}
+    tapped = {index for method in methods.values() for step in method.steps for index in step.taps(tower.layers)}
+    borrowed: dict[int, Heads] = {}  # q, k and v of the lenders
     streams: dict[str, Tensor] = {}  # the second streams that have begun
     traces: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    taps: dict[int, Tensor] = {}
 
-    x, grid = host.embed(pixels)
-    blocks = host.blocks(grid)
+    x, grid = tower.embed(pixels)
+    blocks = tower.blocks(grid)
     for index, block in enumerate(blocks):
-        here = {name: method for name, method in beside.items() if index >= len(blocks) - method.depth}
+        active = {name: method for name, method in beside.items() if index >= len(blocks) - method.depth}
         heads = None
-        if here or index in lenders:
+        if active or index in lenders:
             normed = block.norm(x)
             heads = block.qkv(normed)
-            lent |= {index: heads} if index in lenders else {}
-            streams |= {name: x for name in here.keys() - streams.keys() if here[name].residual}
-            asked = {method.mixture for method in here.values()}
-            site = Site(normed, pixels, grid, host.prefix, len(blocks), lent, asked)
-            _advance_streams(block, heads, site, here, streams)
-        if host_is_read or index < len(blocks) - 1:
+            borrowed |= {index: heads} if index in lenders else {}
+            streams |= {name: x for name in active.keys() - streams.keys() if active[name].residual}
+            context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed)
+            _advance_streams(block, heads, context, active, streams)
+        if needs_host or index < len(blocks) - 1 or index + 1 in tapped:
             x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
+        taps |= {index + 1: x[:, tower.prefix :]} if index + 1 in tapped else {}
         for name in trace:
-            if name not in beside or name in here:
+            if name not in beside or name in active:
                 traces[name][index + 1] = streams[name] if name in beside else x
 
-    embedding = host.pool(x) if pooled else None
+    embedding = tower.pool(x) if pooled else None
     size = Size(*pixels.shape[-2:])
-    layouts = {name: method.layout(grid, host.prefix, size) for name, method in methods.items()}
-    tokens = {name: host.project(x if method.is_host else streams[name]) for name, method in methods.items()}
-    _check(host, pixels, [*tokens.values(), *([] if embedding is None else [embedding])])
-    return {
-        name: Features(tokens[name], layouts[name].grid, size, layouts[name].prefix, embedding, trace=traces[name])
-        for name in methods
-    }
+    encoded = {}
+    for name, method in methods.items():
+        layout = method.attention.layout(size) or TokenGrid(grid, tower.prefix)
+        tokens = tower.project(x if method.is_host else streams[name])
+        own_taps = {index: taps[index] for step in method.steps for index in step.taps(tower.layers)}
+        encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
+    pooled_too = [] if embedding is None else [embedding]
+    _check_finite(tower, pixels, [*(one.tokens for one in encoded.values()), *pooled_too])
+    return encoded
 
 
-def _check(host: Host, pixels: Tensor, features: Sequence[Tensor]) -> None:
-    """Raises NotFiniteError for features that are no numbers; InputError where the pixels are not."""
+def _check_finite(tower: VisionTower, pixels: Tensor, features: Sequence[Tensor]) -> None:
+    """Raises NotFiniteError for features that are no numbers; InputError if the pixels are none."""
     try:
-        check_finite("features", host, *features)
+        check_finite("features", tower, *features)
     except NotFiniteError:
         if not are_finite(pixels):
             raise InputError("pixels are infinite or not a number in places, expected finite floats") from None
@@ -204,13 +217,14 @@ def _forward_fused(block: Block, x: Tensor, heads: Heads) -> Tensor:
 
 
 def _advance_streams(
-    block: Block, heads: Heads, site: Site, here: Mapping[str, Method], streams: dict[str, Tensor]
+    block: Block, heads: Heads, context: BlockContext, active: Mapping[str, Method], streams: dict[str, Tensor]
 ) -> None:
-    """Add to each stream what its method mixes at this block; equal mixtures (a depth sweep, say) are made once."""
-    mixtures: dict[Method, Tensor] = {}
-    for name, method in here.items():
-        mixture = method.mixture
-        if mixture not in mixtures:
-            mixtures[mixture] = block.out(method.mixer(method, heads, site))
-        stream = streams[name] + mixtures[mixture] if name in streams else mixtures[mixture]
+    """Add to each stream what its method mixes at this block; equal attentions are computed once."""
+
+    def mixed_by(attention: Attention) -> Tensor:
+        return context.cached(("out", attention), lambda: block.out(attention(heads, context)))
+
+    for name, method in sorted(active.items(), key=lambda pair: pair[1].attention.order):
+        mixed = mixed_by(method.attention)
+        stream = streams[name] + mixed if name in streams else mixed
         streams[name] = stream + block.mlp(stream) if method.mlp else stream

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_gem.errors import InputError
-from open_gem.evaluation.protocol import PROTOCOLS, Protocol, name_of
-from open_gem.evaluation.run import TRAINED
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, name_of
 from open_gem.evaluation.store import Store, run, settings_of
 from open_gem.evaluation.tasks import Dataset, Estimate, scores
 from open_gem.files import digest
-from open_gem.localizer import Localizer
+from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
 from open_gem.paper.numbers import GROUPVIT, MODELS
 from open_gem.paper.rows import EXPERIMENTS
-from open_gem.trained.localizer import TrainedLocalizer
+from open_gem.trained.localizer import TRAINED
 
 Scores = Mapping[str, Mapping[str, Estimate]]  # of each row of an experiment, each score
 
@@ -76,11 +75,11 @@ def union(names: Sequence[str], layers: int) -> dict[str, Method]:
 
 def reproduce(
     names: Sequence[str],
-    localizer: Localizer | TrainedLocalizer,
+    localizer: AnyLocalizer,
     dataset: Dataset,
     place: Path,
     *,
-    protocol: Protocol = PROTOCOLS["paper"],
+    protocol: EvalProtocol = PROTOCOLS["paper"],
     label: str | None = None,
     limit: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
@@ -91,10 +90,9 @@ def reproduce(
     A model that was trained to localize has one row in each, `TRAINED`. Counts are kept below `place`, as `runs.run`
     does; `settings` as of `evaluate.measure`. Raises InputError where no image could be read.
     """
-    trained = isinstance(localizer, TrainedLocalizer)
-    layers = 0 if trained else localizer.backbone.layers
-    methods = {} if trained else union(names, layers)
-    analysed = () if trained else tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers))
+    layers = localizer.layers
+    methods = union(names, layers) if layers else {}
+    analysed = () if not layers else tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers))
     ids = dataset.ids[:limit]
     store = Store.at(place, settings_of(localizer, methods, dataset, protocol, analysed))
     run(store, localizer, methods, dataset, protocol, ids=ids, progress=progress, analysed=analysed, **settings)
@@ -103,10 +101,9 @@ def reproduce(
     if not kept.done.intersection(ids):
         raise InputError(f"none of {len(ids)} images of {dataset.name} could be read: {next(iter(failed.values()))}")
     found = {name: scores(counts) for name, counts in kept.counts(ids).items()}
-    name_in_runs = localizer.model.name if trained else localizer.backbone.name
     return Outcome(
-        name_in_runs,
-        label or name_in_runs,
+        localizer.name,
+        label or localizer.name,
         dataset.name,
         dataset.split,
         name_of(protocol),
@@ -116,7 +113,7 @@ def reproduce(
         failed,
         {
             name: {TRAINED: found[TRAINED]}
-            if trained
+            if not layers
             else {row: found[digest(method.describe())] for row, method in EXPERIMENTS[name].rows(layers).items()}
             for name in names
         },

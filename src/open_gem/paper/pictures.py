@@ -11,7 +11,7 @@ from torch import Tensor
 from open_gem.data import IGNORE, PointSample, Sample, Segmentation
 from open_gem.errors import DatasetError, ImageError, InputError
 from open_gem.evaluation.metrics import point_counts
-from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset
 from open_gem.images.draw import contact_sheet, overlay
 from open_gem.localizer import Localizer
@@ -68,14 +68,14 @@ def _iou(hits: float, false: float, missed: float) -> float:
     return hits / max(hits + false + missed, 1)
 
 
-def _settled(localizer: Localizer, protocol: Protocol) -> Localizer:
+def _settled(localizer: Localizer, protocol: EvalProtocol) -> Localizer:
     answering = protocol.settle(localizer)
     assert isinstance(answering, Localizer)
     return answering
 
 
 def qualitative(
-    localizer: Localizer, dataset: Dataset, protocol: Protocol, *, first: int = 0, count: int = 4
+    localizer: Localizer, dataset: Dataset, protocol: EvalProtocol, *, first: int = 0, count: int = 4
 ) -> Image.Image:
     """Pictures of a data set and what is in them, by four methods side by side, a row a phrase."""
     answering, drawn = _settled(localizer, protocol), []
@@ -90,7 +90,7 @@ def qualitative(
     return _sheet(drawn, dataset)
 
 
-def failures(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+def failures(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """Where GEM fails: of the first pictures, the phrases whose masks fit worst, worst first, by four methods.
 
     The paper shows two pictures that it does not name; these are found by measuring.
@@ -115,22 +115,22 @@ def _sheet(drawn: Sequence[Image.Image], dataset: Dataset) -> Image.Image:
     return contact_sheet(drawn, columns=len(METHODS))
 
 
-def clustering(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+def clustering(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """Section 4.2 on random vectors, all panels: needs neither model nor data."""
     return clustering_figure(random_vectors())
 
 
-def clustering_in_short(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+def clustering_in_short(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """One temperature of the same."""
     return clustering_figure(random_vectors(), temperatures=(0.2,), clusters=(7,))
 
 
-def more_pictures(localizer: Localizer, dataset: Dataset, protocol: Protocol) -> Image.Image:
+def more_pictures(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """The pictures after those of `qualitative`."""
     return qualitative(localizer, dataset, protocol, first=4, count=8)
 
 
-PICTURES: Mapping[str, tuple[str, Callable[[Localizer, Dataset, Protocol], Image.Image]]] = {
+PICTURES: Mapping[str, tuple[str, Callable[[Localizer, Dataset, EvalProtocol], Image.Image]]] = {
     "figure2": ("self-self attention is clustering", clustering_in_short),
     "figure4": ("four methods on the first pictures of the data set", qualitative),
     "figure7": ("self-self attention beside k-means, over iterations and temperatures", clustering),

@@ -1,10 +1,10 @@
 """The paper's tables and figures with numbers: which models and methods each needs, and which curves it draws."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from open_gem.method.table import METHODS, KMeans, Method
+from open_gem.method.table import METHODS, Method
 from open_gem.paper.numbers import B16, B32, GROUPVIT, TABLE_4
 
 GEM = METHODS["gem"]
@@ -63,10 +63,10 @@ PROJECTIONS = {"value": "v", "key": "k", "query": "q", "qkv": "qkv"}
 def _table_1(layers: int) -> Rows:
     depth = min(4, layers)  # the paper's, A.3; K = 0 is what its numbers agree with, K = 1 what its text says
     rows: dict[str, Method] = {"CLIP": METHODS["clip"]}
-    rows |= {f"{name}, raw": replace(RAW, projections=p, depth=depth) for name, p in PROJECTIONS.items()}
+    rows |= {f"{name}, raw": RAW.replace(projections=p, depth=depth) for name, p in PROJECTIONS.items()}
     for k in (0, 1):
         rows |= {
-            f"{name}, norm, K = {k}": replace(GEM, projections=p, iterations=k, depth=depth)
+            f"{name}, norm, K = {k}": GEM.replace(projections=p, iterations=k, depth=depth)
             for name, p in PROJECTIONS.items()
         }
     return rows
@@ -77,14 +77,14 @@ CLUSTERS, SEEDS = (2, 3, 4, 5, 6, 7, 8, 10, 15, 20), (0, 1, 2)
 
 def _table_2(layers: int) -> Rows:
     base = METHODS["gem-kmeans"].fitted(layers)
-    rows = {f"k-means, {k}, seed {seed}": replace(base, mix=KMeans(k, seed)) for k in CLUSTERS for seed in SEEDS}
+    rows = {f"k-means, {k}, seed {seed}": base.replace(clusters=k, seed=seed) for k in CLUSTERS for seed in SEEDS}
     return {"GEM": GEM.fitted(layers), **rows}
 
 
 def _table_3(layers: int) -> Rows:
     names = {"CLIP": "clip", "MaskCLIP": "maskclip", "MaskCLIP, reduced": "maskclip-reduced"}
     names |= {"CLIPSurgery": "clip_surgery", "GEM": "gem"}
-    best = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in (0, 2, 3)}
+    best = {f"GEM, K = {k}": GEM.fitted(layers).replace(iterations=k) for k in (0, 2, 3)}
     return {label: METHODS[name].fitted(layers) for label, name in names.items()} | best
 
 
@@ -94,7 +94,7 @@ def _table_4(layers: int) -> Rows:
 
 def _table_5(layers: int) -> Rows:
     return {
-        f"{depth} block{'s' if depth > 1 else ''}{', MLP' if mlp else ''}": replace(GEM, depth=depth, mlp=mlp)
+        f"{depth} block{'s' if depth > 1 else ''}{', MLP' if mlp else ''}": GEM.replace(depth=depth, mlp=mlp)
         for mlp in (False, True)
         for depth in range(1, layers)
     }
@@ -105,7 +105,7 @@ FIGURE_3 = {"CLIP": "clip", "CLIPSurgery": "clip_surgery"}
 
 
 def _figure_3(layers: int) -> Rows:
-    rows = {f"GEM, K = {k}": replace(GEM.fitted(layers), iterations=k) for k in ITERATIONS}
+    rows = {f"GEM, K = {k}": GEM.fitted(layers).replace(iterations=k) for k in ITERATIONS}
     return {label: METHODS[name].fitted(layers) for label, name in FIGURE_3.items()} | rows
 
 
@@ -126,7 +126,7 @@ UNTEMPERED = "no norm, trained τ"
 
 
 def _figure_5(layers: int) -> Rows:
-    rows = {f"τ × {m:g}": replace(GEM.fitted(layers), temperature_scale=m) for m in MULTIPLIERS}
+    rows = {f"τ × {m:g}": GEM.fitted(layers).replace(temperature_scale=m) for m in MULTIPLIERS}
     return rows | {UNTEMPERED: RAW.fitted(layers)}
 
 

@@ -5,22 +5,31 @@ training: each pixel's value becomes, a few times over, a mean of its neighbours
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.method.attention import wide
+from open_gem.images.pixels import Preprocess, size_of, to_pixels
+from open_gem.localization import Localization
+from open_gem.refine import Refinement
+from open_gem.tensors import at_least_float32
+from open_gem.types import Size
 
 _AROUND = tuple((down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0))
 
 
+_UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
+
+
 @dataclass(frozen=True)
-class Pamr:
+class Pamr(Refinement):
     """Pixel-adaptive mask refinement.
 
     A pixel i has neighbours j: the 8 around it, at each of the dilations. Each has the weight
@@ -54,6 +63,12 @@ class Pamr:
             raise InputError(f"std_weight is {self.std_weight!r}, expected a number above 0")
         object.__setattr__(self, "dilations", tuple(dilations))  # a list, as JSON has it, would not hash
 
+    def refine(self, image: Image.Image, localization: Localization) -> Localization:
+        if size_of(image) != localization.size:
+            given, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
+            raise InputError(f"the image is {given} (height × width), expected the one localized: {expected}")
+        return replace(localization, refined=_Refined(self, image))
+
     def weights(self, image: Tensor) -> Tensor:
         """α of a picture `(3, y, x)`, floats in [0, 1] say: `(8·dilations, y, x)`, adding up to 1 at each pixel.
 
@@ -61,7 +76,7 @@ class Pamr:
         """
         if image.ndim != 3 or not image.is_floating_point():
             raise InputError(f"image is {_kind(image)}, expected floats of shape (3, y, x)")
-        image = wide(image)
+        image = at_least_float32(image)
         # Deviation by way of differences to the pixel itself, which is then a sample of 0: nothing large cancels.
         total, squares = torch.zeros_like(image), torch.zeros_like(image)
         for neighbour in self._neighbours(image):
@@ -115,3 +130,20 @@ class Pamr:
 
 def _kind(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Refined:
+    """Refines maps `(y, x)` of one image; keeps the image, not the much larger weights made of it."""
+
+    refinement: Pamr
+    image: Image.Image
+
+    def __call__(self, heatmap: Tensor) -> Tensor:
+        return self.refinement(_weights(self, heatmap.device), heatmap)
+
+
+@lru_cache(maxsize=1)  # one image's maps are refined one after another
+def _weights(refined: _Refined, device: torch.device) -> Tensor:
+    pixels = to_pixels(refined.image, size_of(refined.image), _UNCHANGED)
+    return refined.refinement.weights(pixels.to(device))

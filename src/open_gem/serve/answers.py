@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from open_gem import readout
-from open_gem.label.parts import run_lengths
 from open_gem.localization import Localization
+from open_gem.rle import run_lengths
 from open_gem.serve.schemas import Result
 from open_gem.text import Vocabulary
 from open_gem.types import Size

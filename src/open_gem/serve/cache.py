@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from open_gem.method.run import Features
+from open_gem.method.run import Encoded
 from open_gem.serve.errors import RequestError
 from open_gem.types import Grid, Size
 
@@ -20,14 +20,14 @@ class Seen:
     size: Size
     grid: Grid
     pixels: Tensor
-    features: Mapping[str, Features]
+    features: Mapping[str, Encoded]
 
     @property
     def nbytes(self) -> int:
         tensors = [self.pixels, *(one.tokens for one in self.features.values())]
         return sum(tensor.nbytes for tensor in tensors)
 
-    def with_features(self, more: Mapping[str, Features]) -> "Seen":
+    def with_features(self, more: Mapping[str, Encoded]) -> "Seen":
         return replace(self, features={**self.features, **more})
 
 

@@ -32,7 +32,7 @@ def routes(service: Service) -> APIRouter:
                 ModelInfo(
                     name=service.name,
                     size=localizer.size_rule,
-                    patch=list(localizer.backbone.patch),
+                    patch=list(localizer.backbone.vision.patch),
                     dtype=str(localizer.backbone.dtype).removeprefix("torch."),
                     template=template if isinstance(template, str) else list(template),
                     default=service.default,

@@ -24,7 +24,7 @@ from open_gem.images.decoder import Decoder
 from open_gem.images.pixels import size_of, target_size
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
-from open_gem.method.run import Features
+from open_gem.method.run import Encoded
 from open_gem.method.table import METHODS
 from open_gem.serve.answers import by_prompt
 from open_gem.serve.cache import Cache, Seen
@@ -56,7 +56,7 @@ class Look(NamedTuple):
 class Question(NamedTuple):
     """Phrases asked of an image that was read."""
 
-    features: Features
+    features: Encoded
     vocabulary: Vocabulary
     size: Size
 
@@ -114,7 +114,7 @@ class Service:
         loop, square = asyncio.get_running_loop(), b64decode(SQUARE)
         starts = (loop.run_in_executor(self._decoders, self._read, square) for _ in range(self.settings.threads))
         await asyncio.gather(*starts)
-        sides = (side * 4 for side in self.localizer.backbone.patch)
+        sides = (side * 4 for side in self.localizer.backbone.vision.patch)
         blank = torch.zeros(3, *sides, dtype=torch.float32, device="cpu")
         first = self._first_methods()
         phrase = next(iter(self.localizer.backbone.concepts), "a photo")
@@ -260,7 +260,7 @@ class Service:
 
     # The model, in its own thread -------------------------------------------------------------------------------------
 
-    def _look_at(self, looks: Sequence[Look]) -> list[dict[str, Features]]:
+    def _look_at(self, looks: Sequence[Look]) -> list[dict[str, Encoded]]:
         found = self.localizer.read(torch.stack([look.pixels for look in looks]), looks[0].methods)
         return [{name: _alone(features, index) for name, features in found.items()} for index in range(len(looks))]
 
@@ -291,14 +291,14 @@ def _phrases(question: Question) -> int:
     return len(question.vocabulary.phrases)
 
 
-def _alone(features: Features, index: int) -> Features:
+def _alone(features: Encoded, index: int) -> Encoded:
     """Those of one image, on the CPU, and not a view that keeps its whole batch alive."""
     one = features.image(index)
     pooled = None if one.pooled is None else one.pooled.cpu().clone()
     return replace(one, tokens=one.tokens.cpu().clone(), pooled=pooled)
 
 
-def _on(features: Features, device: torch.device) -> Features:
+def _on(features: Encoded, device: torch.device) -> Encoded:
     pooled = None if features.pooled is None else features.pooled.to(device)
     return replace(features, tokens=features.tokens.to(device), pooled=pooled)
 

@@ -1,6 +1,6 @@
-"""Pretrained models behind one interface: load them by name, or adapt one that is in memory. One file a kind of tower."""
+"""Pretrained models behind one interface: load them by name, or adapt one in memory. One file a kind of tower."""
 
-from open_gem.towers.base import Backbone, Recommended, Tower
+from open_gem.towers.base import Backbone, ModuleTower, Recommended
 from open_gem.towers.families import FAMILIES, Family
 from open_gem.towers.loading import (
     DTYPES,
@@ -22,8 +22,8 @@ __all__ = [
     "FAMILIES",
     "Backbone",
     "Family",
+    "ModuleTower",
     "Recommended",
-    "Tower",
     "adapt",
     "as_folder",
     "build",

@@ -1,6 +1,6 @@
 """The narrow interface between a pretrained vision-language model and everything open_gem does with it.
 
-    Backbone = Tower (vision) + Text + what the checkpoint says about its pictures
+    Backbone = VisionTower + TextTower + what the checkpoint says about its pictures
 
 A tower reads one kind of vision transformer of one library, whoever trained it; a file in `towers/` each. Nothing here
 changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from open_gem.errors import InputError
 from open_gem.images.pixels import Preprocess
-from open_gem.method.run import Block
+from open_gem.method.tower import VisionTower
 from open_gem.numerics import Lock, check_finite, check_finite_number, cpu_by_default, without_autocast
 from open_gem.types import Grid, Size
 
@@ -38,22 +38,19 @@ class Recommended:
     temperature_scale: float = 1.0
 
 
-class Tower(ABC):
-    """A frozen vision transformer. Axes as in `types`.
+class ModuleTower(VisionTower):
+    """A vision tower read from a library's module.
 
     Of the class: `reads`, the full names of the library's classes that it reads; `resampling`, how its position
-    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `patch` (rows, cols) in
-    pixels; `prefix` tokens before the patches; `trained` size in pixels; `layers`, how many blocks.
+    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `trained` size in
+    pixels.
     """
 
     reads: ClassVar[tuple[str, ...]]
     resampling: ClassVar[str]
 
     module: Any
-    patch: tuple[int, int]
-    prefix: int
     trained: Size
-    layers: int
 
     def __init__(self, module: Any):
         self.module = module
@@ -64,12 +61,12 @@ class Tower(ABC):
 
     @classmethod
     @abstractmethod
-    def obstacle(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         """Why this `module`, of a class that is read, cannot be; None if it can."""
 
     @property
     @abstractmethod
-    def stem(self) -> Tensor:
+    def patch_weight(self) -> Tensor:
         """The weight of the patch embedding: where pixels go first, and in what type."""
 
     @property
@@ -86,40 +83,20 @@ class Tower(ABC):
         """Checked pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block."""
 
     @abstractmethod
-    def blocks(self, grid: Grid) -> Sequence[Block]:
-        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
-
-    @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
-        """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
-
-        What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
-        projection; where it pools by attention, see `docs/backbones.md`.
-        """
-
-    @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
-        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
-
-    @abstractmethod
     def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
         embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
-
-        Pixels come from any device and in any float type. Raises InputError where they do not fit.
-        """
         grid = grid_of(pixels, self.patch)
-        return self.embed_patches(pixels.to(self.stem.device, self.stem.dtype), grid), grid
+        return self.embed_patches(pixels.to(self.patch_weight.device, self.patch_weight.dtype), grid), grid
 
     def positions(self, grid: Grid) -> Tensor:
         """Position embeddings for `grid`, made once a grid and again when the weights change."""
         return self._positions(grid, version([self.trained_positions]), self.resample_positions)
 
 
-class Text(ABC):
+class TextTower(ABC):
     """The text half. `encode` gets a few prompts at a time; nothing else needs to be quick."""
 
     @property
@@ -152,15 +129,15 @@ class Text(ABC):
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen vision-language transformer: a `Host` for methods, an encoder for prompts.
+    """A frozen vision-language transformer: a `VisionTower` and a `TextTower`.
 
     `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration.
     """
 
     name: str
     model: Any
-    tower: Tower
-    text: Text
+    vision: ModuleTower
+    text: TextTower
     preprocess: Preprocess
     recommended: Recommended = Recommended()
     _version: "Version" = field(default_factory=lambda: Version(), repr=False)
@@ -169,29 +146,14 @@ class Backbone:
         check_has_numbers(self.model)
 
     @property
-    def patch(self) -> tuple[int, int]:
-        """Rows and columns of a patch, in pixels."""
-        return self.tower.patch
-
-    @property
-    def prefix(self) -> int:
-        """Number of tokens before the patches."""
-        return self.tower.prefix
-
-    @property
-    def layers(self) -> int:
-        """Number of blocks of the vision tower."""
-        return self.tower.layers
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.tower.stem.device
+        return self.vision.patch_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the vision tower computes in."""
-        return self.tower.stem.dtype
+        return self.vision.patch_weight.dtype
 
     @property
     def logit_scale(self) -> float:
@@ -213,22 +175,6 @@ class Backbone:
     def fingerprint(self) -> str:
         """Twelve letters for the weights, see `fingerprint`."""
         return fingerprint(self.model)
-
-    def blocks(self, grid: Grid) -> Sequence[Block]:
-        """The blocks of the vision tower, for tokens on `grid`."""
-        return self.tower.blocks(grid)
-
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
-        """Pixels `(b, 3, y, x)` → tokens for the first block, and their grid: see `Tower.embed`."""
-        return self.tower.embed(pixels)
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """Each token's place in the joint space, `(b, n, d)` → `(b, n, e)`, not normalised: see `Tower.project`."""
-        return self.tower.project(tokens)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
-        return self.tower.pool(tokens)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from open_gem.method.run import Block, run
+from open_gem.method.run import run
 from open_gem.method.table import METHODS
-from open_gem.towers.base import Tower
+from open_gem.method.tower import Block, VisionTower
+from open_gem.towers.base import ModuleTower
 from open_gem.types import Grid, Size
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
@@ -34,11 +35,11 @@ class Difference(NamedTuple):
         return max(self.tokens, self.pooled) <= (0 if self.exact else TOLERANCES[dtype])
 
 
-class _Bare:
+class _Bare(VisionTower):
     """A tower whose tokens stay as the last block leaves them: what is compared, through the method's own loop."""
 
-    def __init__(self, tower: Tower):
-        self.tower, self.layers, self.prefix = tower, tower.layers, tower.prefix
+    def __init__(self, tower: ModuleTower):
+        self.tower, self.patch, self.layers, self.prefix = tower, tower.patch, tower.layers, tower.prefix
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
         return self.tower.embed(pixels)
@@ -53,7 +54,7 @@ class _Bare:
         return self.tower.pool(tokens)
 
 
-def sizes_of(tower: Tower) -> tuple[Size, Size]:
+def sizes_of(tower: ModuleTower) -> tuple[Size, Size]:
     """What is checked: the size the tower was trained at, and one of another shape, not square."""
     (rows, cols), (height, width) = tower.patch, tower.trained
     return Size(height, width), Size(height + rows, max(width // 2 // cols, 1) * cols)
@@ -66,11 +67,11 @@ def pictures(size: Size, count: int = 2) -> Tensor:
 
 
 @torch.no_grad()
-def check(tower: Tower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
+def check(tower: ModuleTower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
     """The differences on `count` random pictures of each size (by default `sizes_of` the tower), exact and fused."""
     found = []
     for size in sizes_of(tower) if sizes is None else sizes:
-        pixels = pictures(size, count).to(tower.stem.device, tower.stem.dtype)
+        pixels = pictures(size, count).to(tower.patch_weight.device, tower.patch_weight.dtype)
         tokens, pooled = tower.library_forward(pixels)
         for exact in (True, False):
             ours = run(_Bare(tower), pixels, {"host": METHODS["clip"]}, pooled=True, exact=exact)["host"]
@@ -89,7 +90,7 @@ class Rounding(NamedTuple):
     pooled: float
 
 
-def rounding(tower: Tower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
+def rounding(tower: ModuleTower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
     """What computing in `dtype`, weights included, costs every method on `pixels` `(b, 3, y, x)`."""
     methods = {name: method.fitted(tower.layers) for name, method in METHODS.items()}
     cast = type(tower)(deepcopy(tower.module).to(dtype))

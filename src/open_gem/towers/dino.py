@@ -14,7 +14,7 @@ from math import isfinite
 from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 import torch
@@ -31,9 +31,10 @@ from open_gem.errors import (
     UnsupportedModelError,
     WeightsError,
 )
-from open_gem.method.attention import Heads, external, resize_values, wide
-from open_gem.method.table import MIXING, Layout, Method, Site
+from open_gem.method.attention import Heads, external, resize_values
+from open_gem.method.table import Attention, BlockContext, Method, TokenGrid
 from open_gem.numerics import check_finite, cpu_by_default
+from open_gem.tensors import at_least_float32
 from open_gem.towers.base import Backbone, check_evaluating, check_has_numbers, off_mps
 from open_gem.towers.weights import finished, in_float32, needs_transformers, quiet, reason_of
 from open_gem.types import Grid, Size
@@ -80,7 +81,7 @@ class Expert:
         _check_pixels(pixels)
         weights = next(self.model.parameters())
         size = tuple(side * patch for side, patch in zip(grid, self.patch, strict=True))
-        picture = wide(pixels)
+        picture = at_least_float32(pixels)
         if picture.shape[-2:] != size:
             picture = interpolate(off_mps(picture), size=size, mode="bicubic", antialias=True).clamp(0, 1)
         picture = (picture - _column(self.mean, picture)) / _column(self.std, picture)
@@ -105,15 +106,15 @@ def _check_pixels(pixels: Tensor) -> None:
         )
 
 
-# As a mix -------------------------------------------------------------------------------------------------------------
+# As an attention ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class External:
+class External(Attention):
     """ProxyCLIP: the host's values, mixed by the affinity of an expert's tokens on the expert's grid.
 
-    `attention.external` says how. A `Method` needs residual=False and depth=1 with it; its other settings for mixing
-    have no effect. The tokens that come before the host's patches are left out.
+    `attention.external` says how. A `Method` needs residual=False and depth=1 with it. The tokens that come before the
+    host's patches are left out.
 
     expert     see `load_expert`
     mean, std  of the *host's* preprocessing: its pixels are turned back to [0, 1] by them
@@ -126,7 +127,6 @@ class External:
     std: Color
     gamma: float = 3.0
     beta: float = 1.2
-    ignored: ClassVar = tuple(MIXING)
 
     def __post_init__(self) -> None:
         if not _is_number(self.gamma) or self.gamma <= 0:
@@ -134,19 +134,19 @@ class External:
         if not _is_number(self.beta) or self.beta < 0:
             raise MethodError(f"beta is {self.beta!r}, expected a number, 0 or more")
 
-    def layout(self, size: Size) -> Layout:
+    def layout(self, size: Size) -> TokenGrid:
         """The expert's grid for the host's pixels, of this `size`, and no token before the patches."""
-        return Layout(self.expert.grid_for(size), 0)
+        return TokenGrid(self.expert.grid_for(size), 0)
 
-    def __call__(self, method: Method, heads: Heads, site: Site) -> Tensor:
+    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
         """Mixed values `(b, h, r·k, c)` on the grid of `layout`."""
-        grid = self.expert.grid_for(Size(*site.pixels.shape[-2:]))
-        tokens = site.once((self.expert, self.mean, self.std), lambda: self._tokens(site.pixels, grid))
-        values = resize_values(heads.v[:, :, site.prefix :], site.grid, grid)
+        grid = self.expert.grid_for(Size(*context.pixels.shape[-2:]))
+        tokens = context.cached((self.expert, self.mean, self.std), lambda: self._tokens(context.pixels, grid))
+        values = resize_values(heads.v[:, :, context.prefix :], context.grid, grid)
         return external(tokens.to(values.device), values, gamma=float(self.gamma), beta=float(self.beta))
 
     def _tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
-        pixels = wide(pixels)
+        pixels = at_least_float32(pixels)
         return self.expert.tokens((pixels * _column(self.std, pixels) + _column(self.mean, pixels)).clamp(0, 1), grid)
 
 
@@ -157,8 +157,8 @@ def _is_number(value: Any) -> bool:
 def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: float = 1.2) -> Method:
     """ProxyCLIP for pictures as `backbone` gets them: values of the last block, mixed as the expert sees fit, and
     nothing else of that block. Raises MethodError for impossible settings."""
-    mix = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
-    return Method(mix=mix, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
+    attention = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
+    return Method(attention, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
 
 
 # What is read ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import apply, feed_forward, linear
-from open_gem.method.run import Block
+from open_gem.method.tower import Block
 from open_gem.towers.base import GridCache, has_hooks, join_heads, split_heads, version
 from open_gem.towers.timm import TimmTower
 from open_gem.types import Grid
@@ -29,14 +29,14 @@ class EvaTower(TimmTower):
         self._rotations: GridCache[Tensor] = GridCache()
 
     @classmethod
-    def obstacle(cls, module: Any) -> str | None:
-        reason, rope = super().obstacle(module), module.trunk.rope
+    def unsupported_reason(cls, module: Any) -> str | None:
+        reason, rope = super().unsupported_reason(module), module.trunk.rope
         if reason is None and rope is not None and type(rope) is not RotaryEmbeddingCat:
             return f"its rotary positions are timm's {type(rope).__name__}, which is not read"
         return reason
 
     @classmethod
-    def obstacle_in(cls, block: Any) -> str | None:
+    def unsupported_reason_in(cls, block: Any) -> str | None:
         plain = type(block) in (EvaBlock, EvaBlockPostNorm) and type(block.attn) in (EvaAttention, AttentionRope)
         if not plain or has_hooks(block, block.attn):
             return "its blocks are not timm's EvaBlock or EvaBlockPostNorm, without wrappers or hooks on attention"

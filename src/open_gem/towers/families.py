@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from open_gem.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
-    from open_gem.towers.base import Tower
+    from open_gem.towers.base import ModuleTower
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ FAMILIES = (
 )
 
 
+LOCALIZING = ("groupvit", "clipseg", "owlv2", "owlvit")
+"""`model_type` of transformers' models that were trained to localize: for `load_trained`, not backbones."""
+
 ORIGINAL = ("blip-base", "blip-large")  # names for files of Salesforce's own, without a repository
 
 
@@ -183,7 +188,7 @@ def find_family(library: str, name: str) -> Family | None:
     return next((row for row in FAMILIES if row.library == library and re.search(row.pattern, name)), None)
 
 
-def towers(library: str) -> list[type["Tower"]]:
+def towers(library: str) -> list[type["ModuleTower"]]:
     """The classes that read vision towers of `library`; imports them, and so the library."""
     names = dict.fromkeys(row.tower for row in FAMILIES if row.library == library)
     return [_import(name) for name in names]
@@ -194,7 +199,16 @@ def _import(name: str) -> Any:
     return getattr(import_module(f"open_gem.towers.{file}"), tower)
 
 
-def find_tower(library: str, module: Any) -> type["Tower"] | None:
+def find_tower(library: str, module: Any) -> type["ModuleTower"] | None:
     """What reads `module`, by its class; None where nothing does. A subclass is another class: it may differ."""
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     return next((tower for tower in towers(library) if kind in tower.reads), None)
+
+
+def check_not_trained(name: str, model_type: str) -> None:
+    """Raise UnsupportedModelError where a model of this type is one for `load_trained`, not a backbone."""
+    if model_type in LOCALIZING:
+        raise UnsupportedModelError(
+            f"{name} ({model_type}) was trained to localize and has no training-free readouts: use "
+            f"open_gem.load_trained({name!r})"
+        )

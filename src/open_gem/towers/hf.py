@@ -10,12 +10,12 @@ from torch.nn.functional import interpolate
 
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import apply, feed_forward
-from open_gem.method.run import Block
-from open_gem.towers.base import Tower, join_heads, split_heads, watch
+from open_gem.method.tower import Block
+from open_gem.towers.base import ModuleTower, join_heads, split_heads, watch
 from open_gem.types import Grid, Size
 
 
-class HfTower(Tower):
+class HfTower(ModuleTower):
     """A whole model whose `vision_model` has plain layers: `plain` says of what class, and with attention of which.
 
     The parts of a layer are called as modules, so that low-rank adapters put in their places count.
@@ -34,7 +34,7 @@ class HfTower(Tower):
         self._blocks = tuple(self._read(layer) for layer in layers)
 
     @classmethod
-    def obstacle(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         for layer in module.vision_model.encoder.layers:
             plain = type(layer) in cls.plain and type(layer.self_attn) is cls.plain[type(layer)]
             if not plain or _has_foreign_hooks(layer) or _has_foreign_hooks(layer.self_attn):
@@ -44,7 +44,7 @@ class HfTower(Tower):
         return None
 
     @property
-    def stem(self) -> Tensor:
+    def patch_weight(self) -> Tensor:
         return self.embeddings.patch_embedding.weight
 
     @property

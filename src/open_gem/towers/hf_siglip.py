@@ -17,12 +17,12 @@ class HfSiglipTower(HfTower):
     prefix = 0
 
     @classmethod
-    def obstacle(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         if not module.vision_model.use_head:
             return "its vision tower has no pooling head, so nothing takes its tokens to where the prompts are"
         if type(module.vision_model.head.attention) is not nn.MultiheadAttention:
             return "the attention of its pooling head is not torch's own"
-        return super().obstacle(module)
+        return super().unsupported_reason(module)
 
     def project(self, tokens: Tensor) -> Tensor:
         """What the pool makes of each token alone: over one key the softmax is 1, whatever the probe asks."""

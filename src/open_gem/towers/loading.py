@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
-from open_gem.towers.base import Backbone, Recommended, Tower
+from open_gem.towers.base import Backbone, ModuleTower, Recommended
 from open_gem.towers.check import randomize
 from open_gem.towers.families import FAMILIES, ORIGINAL, Family, find_family
 from open_gem.towers.weights import needs_transformers
@@ -19,8 +19,8 @@ __all__ = [
     "FAMILIES",
     "Backbone",
     "Family",
+    "ModuleTower",
     "Recommended",
-    "Tower",
     "adapt",
     "build_tower",
     "catalogue",
@@ -114,7 +114,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def build_tower(name: str) -> Tower:
+def build_tower(name: str) -> ModuleTower:
     """The vision tower of an architecture with random weights, the same each time, for checks: none are fetched.
 
     "embedded" and folders in open_clip's format have their own.
@@ -165,13 +165,13 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
 
 class Known(NamedTuple):
     """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), whose model it is,
-    its `family` (None where none fits), and the `obstacle` to reading it, or None."""
+    its `family` (None where none fits), and the `unsupported_reason` to reading it, or None."""
 
     name: str
     tag: str | None
     library: str
     family: str | None
-    obstacle: str | None
+    unsupported_reason: str | None
 
 
 def catalogue() -> list[Known]:
@@ -180,9 +180,7 @@ def catalogue() -> list[Known]:
 
     others = [row for row in FAMILIES if row.library != "open_clip"]
     theirs = [Known(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
-    ours = [
-        Known(name, tag, "open_clip", _family_name(name), obstacle) for name, tag, obstacle in open_clip.catalogue()
-    ]
+    ours = [Known(name, tag, "open_clip", _family_name(name), reason) for name, tag, reason in open_clip.catalogue()]
     return [Known(EMBEDDED, None, "open_gem", EMBEDDED, None), *ours, *theirs]
 
 

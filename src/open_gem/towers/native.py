@@ -13,12 +13,12 @@ from torch.nn.functional import interpolate
 
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import feed_forward, linear
-from open_gem.method.run import Block
-from open_gem.towers.base import Tower, grid_of, has_hooks, join_heads, off_mps, split_heads, watch
+from open_gem.method.tower import Block
+from open_gem.towers.base import ModuleTower, grid_of, has_hooks, join_heads, off_mps, split_heads, watch
 from open_gem.types import Grid, Size
 
 
-class NativeTower(Tower):
+class NativeTower(ModuleTower):
     """`open_clip.transformer.VisionTransformer`, with its class-token, average and attention pooling."""
 
     reads = ("open_clip.transformer.VisionTransformer",)
@@ -35,7 +35,7 @@ class NativeTower(Tower):
         self._alone = nn.Identity() if pooler is None else partial(_pool_of_one, pooler)
 
     @classmethod
-    def obstacle(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         if module.attn_pool is not None and module.attn_pool_contrastive is not None:
             return "its vision tower has a second, contrastive attention pool, which is not read"
         if not all(_is_plain(block) for block in module.transformer.resblocks):
@@ -43,7 +43,7 @@ class NativeTower(Tower):
         return None
 
     @property
-    def stem(self) -> Tensor:
+    def patch_weight(self) -> Tensor:
         return self.module.conv1.weight
 
     @property
@@ -55,7 +55,7 @@ class NativeTower(Tower):
         if grid == trained:
             return self.trained_positions.detach()
         positions = off_mps(self.trained_positions.detach())
-        return resample_abs_pos_embed(positions[None], list(grid), list(trained))[0].to(self.stem.device)
+        return resample_abs_pos_embed(positions[None], list(grid), list(trained))[0].to(self.patch_weight.device)
 
     def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
         patches = self.module.conv1(pixels).flatten(2).transpose(1, 2)

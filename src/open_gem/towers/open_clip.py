@@ -18,7 +18,7 @@ from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.images.pixels import Preprocess
 from open_gem.numerics import Lock
-from open_gem.towers.base import Backbone, Recommended, Text, Tower, check_evaluating
+from open_gem.towers.base import Backbone, ModuleTower, Recommended, TextTower, check_evaluating
 from open_gem.towers.families import find_family, find_tower
 from open_gem.towers.weights import cut_off, finished, in_float32, quiet, read_weights, reason_of
 from open_gem.types import Size
@@ -41,21 +41,21 @@ def adapt(
     return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
 
 
-def read_tower(visual: Any, owner: str) -> Tower:
+def read_tower(visual: Any, owner: str) -> ModuleTower:
     """What reads the vision tower `visual` of the model called `owner`; errors as `adapt`."""
     module = getattr(visual, "trunk", visual)  # timm's are wrapped
     tower = find_tower("open_clip", module)
     if tower is None:
         reason = f"its vision tower is a {type(module).__name__}, which has no file in `backbones/towers`"
     else:
-        reason = tower.obstacle(visual)
+        reason = tower.unsupported_reason(visual)
     if tower is None or reason is not None:
         raise UnsupportedModelError(f"cannot read {owner}: {reason}")
     check_evaluating(visual)
     return tower(visual)
 
 
-def build_tower(name: str) -> Tower:
+def build_tower(name: str) -> ModuleTower:
     """The vision tower of open_clip's architecture `name` with random weights; errors as `load`."""
     config = open_clip.get_model_config(_architecture(name))
     assert config is not None
@@ -74,7 +74,7 @@ def build(name: str) -> Backbone:
     return adapt(model.eval(), tokenizer, name=name)
 
 
-class OpenClipText(Text):
+class OpenClipText(TextTower):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
     def __init__(self, model: Any, tokenizer: Any, concepts: Sequence[str] = ()):
@@ -128,7 +128,7 @@ class OpenClipText(Text):
             return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
-_REFUSED = {  # how the names of timm's towers begin -> why they are not read
+UNSUPPORTED = {  # how the names of timm's towers begin -> why they are not read
     "convnext": "its vision tower is a ConvNeXt: convolutions, no self-attention between patch tokens",
     "fastvit": "its vision tower is a FastViT: convolutions, self-attention in its last stage at most",
     "swin": "its vision tower is a Swin transformer: self-attention within windows, on a grid that shrinks",
@@ -139,14 +139,14 @@ _OTHER = "its vision tower, timm's {name}, is of no family here"
 _TRANSFORMERS = 'its text tower needs the package transformers: pip install "open_gem[transformers]"'
 
 
-def obstacle(name: str) -> str | None:
+def unsupported_reason(name: str) -> str | None:
     """Why open_clip's architecture `name` cannot be read here, judged by its name and configuration; None if it can."""
     config = open_clip.get_model_config(name)
     assert config is not None
     vision, text = config["vision_cfg"], config["text_cfg"]
     if find_family("open_clip", name) is None:
         timm_name = vision.get("timm_model_name")
-        reasons = (reason for prefix, reason in _REFUSED.items() if timm_name and timm_name.startswith(prefix))
+        reasons = (reason for prefix, reason in UNSUPPORTED.items() if timm_name and timm_name.startswith(prefix))
         return next(reasons, _OTHER.format(name=timm_name) if timm_name else _RESNET)
     needs_transformers = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     return _TRANSFORMERS if needs_transformers and find_spec("transformers") is None else None
@@ -208,7 +208,7 @@ def knows(name: str) -> bool:
 def catalogue() -> list[tuple[str, str | None, str | None]]:
     """Every (name, tag) of open_clip, with what is in the way of reading it, or None. Untrained names have no tag."""
     tags = {name: open_clip.list_pretrained_tags_by_model(name) or [None] for name in open_clip.list_models()}
-    return [(name, tag, reason) for name in tags for reason in [obstacle(name)] for tag in tags[name]]
+    return [(name, tag, reason) for name in tags for reason in [unsupported_reason(name)] for tag in tags[name]]
 
 
 def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _architecture(name: str) -> str:
             f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
             '"org/repo" of transformers, "hf-hub:org/repo" or a folder'
         )
-    if reason := obstacle(architecture):
+    if reason := unsupported_reason(architecture):
         raise UnsupportedModelError(f"cannot read {name}: {reason}")
     return architecture
 

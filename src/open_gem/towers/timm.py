@@ -12,11 +12,11 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from open_gem.towers.base import Tower, has_hooks, off_mps, watch
+from open_gem.towers.base import ModuleTower, has_hooks, off_mps, watch
 from open_gem.types import Grid, Size
 
 
-class TimmTower(Tower):
+class TimmTower(ModuleTower):
     """A transformer of timm in open_clip's `TimmModel`: `trunk`, then `head`, which may be empty.
 
     The trunk's own parts are called, never its forward: that insists on pictures of the size it was made for.
@@ -35,7 +35,7 @@ class TimmTower(Tower):
         self.layers = len(self.trunk.blocks)
 
     @classmethod
-    def obstacle(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         if type(module) is not TimmModel:
             return "its vision tower is timm's, but not in open_clip's TimmModel"
         trunk: Any = module.trunk
@@ -45,15 +45,15 @@ class TimmTower(Tower):
             return "its attention pool is not timm's plain AttentionPoolLatent, without hooks"
         if not trunk.global_pool or hasattr(module.head, "pool"):
             return "its trunk does not pool its tokens"
-        return next((reason for block in trunk.blocks if (reason := cls.obstacle_in(block))), None)
+        return next((reason for block in trunk.blocks if (reason := cls.unsupported_reason_in(block))), None)
 
     @classmethod
     @abstractmethod
-    def obstacle_in(cls, block: Any) -> str | None:
+    def unsupported_reason_in(cls, block: Any) -> str | None:
         """Why this block cannot be read; None if it can."""
 
     @property
-    def stem(self) -> Tensor:
+    def patch_weight(self) -> Tensor:
         return next(self.trunk.patch_embed.parameters())
 
     @property
@@ -65,7 +65,7 @@ class TimmTower(Tower):
         trained = list(self.trunk.patch_embed.grid_size)
         positions = off_mps(self.trained_positions.detach())
         resampled = resample_abs_pos_embed(positions, list(grid), trained, num_prefix_tokens=prefix)[0]
-        return resampled.to(self.stem.device)
+        return resampled.to(self.patch_weight.device)
 
     def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
         trunk, tokens = self.trunk, self._patches(pixels)

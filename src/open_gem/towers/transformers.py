@@ -20,15 +20,15 @@ from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.images.pixels import Preprocess
 from open_gem.numerics import Lock
 from open_gem.towers import hub as _hub
-from open_gem.towers.base import Backbone, Text, Tower, check_evaluating
-from open_gem.towers.families import find_tower
+from open_gem.towers.base import Backbone, ModuleTower, TextTower, check_evaluating
+from open_gem.towers.families import check_not_trained, find_tower
 from open_gem.towers.weights import cut_off, finished, quiet
 from open_gem.types import Size
 
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-class HfText(Text):
+class HfText(TextTower):
     """The text half of CLIP and MetaCLIP 2: prompts padded to the longest of their batch, and masked."""
 
     padding: ClassVar[str] = "longest"
@@ -146,7 +146,7 @@ KINDS = {
 }
 """`model_type` of a configuration -> what goes with it."""
 
-_REFUSED = {
+UNSUPPORTED = {
     "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each picture in a shape of its own; load one "
     "of fixed resolution, such as google/siglip2-base-patch16-224",
 }
@@ -154,12 +154,10 @@ _REFUSED = {
 
 def _kind(name: str, config: Any) -> Kind:
     """What goes with a configuration. Raises UnsupportedModelError where nothing does."""
-    from open_gem.trained.registry import check_not_trained
-
     check_not_trained(name, config.model_type)
     if config.model_type not in KINDS:
         known = f"models of type {config.model_type!r} are not read, only {', '.join(KINDS)}"
-        raise UnsupportedModelError(f"cannot read {name}: {_REFUSED.get(config.model_type, known)}")
+        raise UnsupportedModelError(f"cannot read {name}: {UNSUPPORTED.get(config.model_type, known)}")
     return KINDS[config.model_type]
 
 
@@ -240,7 +238,7 @@ others are open_clip's for the same weights, or of transformers' defaults, or of
 """
 
 
-def build_tower(name: str) -> Tower:
+def build_tower(name: str) -> ModuleTower:
     """The vision tower of an architecture with random weights, for checks; errors as `load`.
 
     No download for a key of `ARCHITECTURES`, for others only their configuration. The text half is cut down.
@@ -281,21 +279,21 @@ def _check_words(model: Any, tokenizer: Any) -> None:
         raise InputError(f"the tokenizer has {words} words, the model knows {known}: it is another model's")
 
 
-def read_tower(model: Any) -> Tower:
+def read_tower(model: Any) -> ModuleTower:
     """What reads the vision tower of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
         others = f"it is none of {', '.join(kind.model for kind in KINDS.values())}"
-        reason = _REFUSED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
+        reason = UNSUPPORTED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
     else:
-        reason = tower.obstacle(model)
+        reason = tower.unsupported_reason(model)
     if tower is None or reason is not None:
         raise UnsupportedModelError(f"cannot read {name}: {reason}")
     check_evaluating(model)
     return tower(model)
 
 
-def _backbone(name: str, tower: Tower, text: HfText, settings: Mapping[str, Any]) -> Backbone:
+def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str, Any]) -> Backbone:
     model: Any = tower.module
     return Backbone(name, model, tower, text, _preprocess(name, model.config, settings))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import apply, feed_forward
-from open_gem.method.run import Block
+from open_gem.method.tower import Block
 from open_gem.towers.base import has_hooks, join_heads, split_heads
 from open_gem.towers.timm import TimmTower
 from open_gem.types import Grid
@@ -25,7 +25,7 @@ class VitTower(TimmTower):
         self._blocks = tuple(_read(block) for block in self.trunk.blocks)
 
     @classmethod
-    def obstacle_in(cls, block: Any) -> str | None:
+    def unsupported_reason_in(cls, block: Any) -> str | None:
         if type(block) is not TimmBlock or type(block.attn) is not Attention or has_hooks(block, block.attn):
             return "its blocks are not timm's plain Block with plain Attention, without wrappers or hooks"
         if getattr(block.attn, "gate", None) is not None:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem.method.attention import wide
 from open_gem.numerics import Lock, check_finite, cpu_by_default
 from open_gem.readout import Boxes
+from open_gem.tensors import at_least_float32
 from open_gem.towers.base import TEXT_BATCH, Version, check_has_numbers, fingerprint
 from open_gem.towers.weights import cut_off
 from open_gem.types import Size
@@ -115,7 +115,7 @@ class Trained(ABC):
         NotFiniteError where the model gives no numbers."""
         found = self._ground(pixels[None].to(self.device, self.dtype), size, text)
         check_finite("maps", self, found.similarity, found.scores)
-        return found._replace(similarity=wide(found.similarity), scores=wide(found.scores))
+        return found._replace(similarity=at_least_float32(found.similarity), scores=at_least_float32(found.scores))
 
     @abstractmethod
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding: ...

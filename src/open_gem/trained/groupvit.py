@@ -6,9 +6,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from open_gem import readout
 from open_gem.images.pixels import size_of, target_size
 from open_gem.numerics import check_finite_number
+from open_gem.tensors import similarity
 from open_gem.trained.base import Grounding, Trained
 from open_gem.types import Size
 
@@ -50,7 +50,7 @@ class GroupViT(Trained):
         groups = vision.layernorm(found.last_hidden_state)[0]
         # Patches to groups to groups of groups: (1, groups, patches) a stage -> the share of each group in each patch.
         shares = reduce(lambda patches, stage: stage @ patches, (stage.float() for stage in found.attentions))[0]
-        cosines = readout.similarity(self.model.visual_projection(groups), text)
-        scores = readout.similarity(self.model.visual_projection(groups.mean(0, keepdim=True)), text)[:, 0]
+        cosines = similarity(self.model.visual_projection(groups), text)
+        scores = similarity(self.model.visual_projection(groups.mean(0, keepdim=True)), text)[:, 0]
         rows = pixels.shape[-2] // patch
         return Grounding((cosines @ shares).unflatten(-1, (rows, -1)), scores)

@@ -1,28 +1,53 @@
-"""Models that were trained to localize, behind the same door: what to compare a `Localizer` with."""
+"""Models that were trained to localize, behind the same interface: what to compare a `Localizer` with."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, cast, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from open_gem.images.pixels import ImageLike, read_image, size_of
 from open_gem.localization import Localization
-from open_gem.localizer import Prompts, prepare_all, prompts_by_image
+from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.readout import merge_boxes
 from open_gem.text import Phrases, Template, TextCache, Vocabulary, check_template
 from open_gem.trained import registry as trained
-from open_gem.trained.registry import Trained
+from open_gem.trained.base import Trained
 from open_gem.types import Size
+
+TRAINED = "as trained"
+"""What stands for a method if a model was trained to localize."""
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedLocalizer:
-    """Phrases in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
+class Unlocated:
+    """An image for a model that looks at it only together with the prompts: used like an `Encoded`."""
 
-    model     from `backbones.trained.load_trained` or `adapt_trained`
-    template  what a phrase is put into, see `prompts.fill`; by default the one that the model is used with
+    pixels: Tensor
+    size: Size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.pixels.nbytes
+
+    def to(self, device: torch.device | str) -> "Unlocated":
+        """The same on another device."""
+        return replace(self, pixels=self.pixels.to(device))
+
+    def clone(self) -> "Unlocated":
+        """Itself: its memory is its own."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedLocalizer(AnyLocalizer):
+    """Prompts in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
+
+    model     from `trained.registry.load_trained` or `adapt_trained`
+    template  what a phrase is put into, see `text.fill`; by default the one that the model is used with
 
     Raises PromptError for a malformed template.
     """
@@ -35,23 +60,25 @@ class TrainedLocalizer:
         template = self.model.template if self.template is None else self.template
         object.__setattr__(self, "text", TextCache(self.model, template))
 
-    @overload
-    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
-    @overload
-    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
-    def __call__(
-        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
-    ) -> Localization | list[Localization]:
-        """Localize `prompts` in one image or in a list of them, as `Localizer` does; the same prompts and errors."""
-        if isinstance(images, list | tuple):
-            by_image = prompts_by_image(prompts, len(images))
-            prepared = prepare_all(images, self._prepare)
-            return [self._locate(*one, asked) for one, asked in zip(prepared, by_image, strict=True)]
-        vocabulary = Vocabulary.of(cast(Phrases, prompts))
-        return self._locate(*self._prepare(images), vocabulary)
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def layers(self) -> int:
+        return 0
+
+    def configured(self, **settings: Any) -> "TrainedLocalizer":
+        return self
+
+    def fingerprint(self) -> str:
+        return self.model.fingerprint()
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides a result, but for the prompts: values that JSON can hold."""
         return {
             "model": self.model.name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -59,16 +86,25 @@ class TrainedLocalizer:
             "template": self.text.template,
         }
 
-    def _prepare(self, image: ImageLike) -> tuple[Tensor, Size]:
+    def prepare(self, image: ImageLike) -> Prepared:
         picture = read_image(image)
-        return self.model.prepare(picture), size_of(picture)
+        return Prepared(size_of(picture), pixels=self.model.prepare(picture))
 
-    def _locate(self, pixels: Tensor, size: Size, vocabulary: Vocabulary) -> Localization:
-        similarity, scores, detections = self.model.ground(pixels, size, self.text(vocabulary.phrases))
+    def methods(self, methods: Methods | None) -> dict[str, Any]:
+        return {TRAINED: None}
+
+    def _encode(
+        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str]
+    ) -> list[dict[str, Unlocated]]:
+        return [{TRAINED: Unlocated(one.pixels, one.size)} for one in group if one.pixels is not None]
+
+    def locate(self, encoded: Unlocated, prompts: Phrases) -> Localization:
+        vocabulary = Vocabulary.of(prompts)
+        similarity, scores, detections = self.model.ground(encoded.pixels, encoded.size, self.text(vocabulary.phrases))
         best, scale = vocabulary.best(scores), self.model.logit_scale
         presence = best if scale is None else None
         boxes = None if detections is None else tuple(map(merge_boxes, vocabulary.by_label(detections)))
-        return Localization(vocabulary.labels, similarity, size, best, scale, boxes, presence, vocabulary)
+        return Localization(vocabulary.labels, similarity, encoded.size, best, scale, boxes, presence, vocabulary)
 
 
 def load_trained(
@@ -83,7 +119,7 @@ def load_trained(
     "CIDAS/clipseg-rd64-refined", "google/owlv2-base-patch16-ensemble".
 
     template as `TrainedLocalizer`, checked before anything is loaded; the rest, and errors, as
-    `backbones.trained.load_trained`.
+    `trained.registry.load_trained`.
     """
     if template is not None:
         check_template(template)

@@ -26,7 +26,6 @@ __all__ = [
     "Grounding",
     "Trained",
     "adapt_trained",
-    "check_not_trained",
     "forward_pass",
     "is_trained",
     "load_trained",
@@ -93,15 +92,6 @@ def is_trained(name: str, cache_dir: str | None = None) -> bool:
     if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
         return False
     return _transformers()[0].configuration(name, cache_dir).model_type in TRAINED
-
-
-def check_not_trained(name: str, model_type: str) -> None:
-    """Raise UnsupportedModelError where a model of this type is one for `load_trained`, not a backbone."""
-    if model_type in TRAINED:
-        raise UnsupportedModelError(
-            f"{name} ({model_type}) was trained to localize and has no training-free readouts: use "
-            f"open_gem.load_trained({name!r})"
-        )
 
 
 def _find_row(model_type: str, name: str) -> Row:

@@ -1,0 +1,43 @@
+"""What one call runs through: functions of the package, files, and constructions of settings.
+
+    python benchmarks/trace_call.py
+
+Traces `localizer(image, three prompts)` with the embedded model, after one call that warms caches up.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import open_gem
+from open_gem.data.scenes import scene
+
+PACKAGE = str(Path(open_gem.__file__).parent)
+
+
+def main() -> None:
+    localizer = open_gem.load("embedded", device="cpu")
+    image = scene(0, size=512).image
+    prompts = ["a cat", "a dog", "a bicycle"]
+    localizer(image, prompts)
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def watch(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PACKAGE):
+            calls[code.co_filename, code.co_qualname] += 1
+
+    sys.setprofile(watch)
+    localizer(image, prompts)
+    sys.setprofile(None)
+    functions, files = len(calls), len({file for file, _ in calls})
+    settings = sum(
+        count for (_, name), count in calls.items() if name.endswith(("Method.__post_init__", "Pathway.__post_init__"))
+    )
+    print(f"{functions} functions in {files} files, {sum(calls.values())} calls, {settings} constructions of a method")
+    for (file, name), count in calls.most_common(8):
+        print(f"{count:6} {Path(file).relative_to(PACKAGE)}: {name}")
+
+
+if __name__ == "__main__":
+    main()

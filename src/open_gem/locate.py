@@ -1,0 +1,214 @@
+"""The path from images and prompts to localizations, for every kind of model:
+
+    prepared = localizer.prepare(image)                   # decoded, resized, normalised
+    encoded  = localizer.encode(prepared, "gem")          # one pass of the model; windows merged, steps applied
+    result   = localizer.locate(encoded, ["a cat"])       # a `Localization`, refined
+
+Calling the localizer does all three. Labelling, evaluation and serving call the same functions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from open_gem.errors import ImageError, PromptError
+from open_gem.images.pixels import ImageLike
+from open_gem.images.views import Canvas
+from open_gem.localization import Localization
+from open_gem.method.table import Method
+from open_gem.text import Phrases, TextCache, Vocabulary
+from open_gem.types import Size
+
+BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
+
+Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary; or such an image
+Methods = str | Method | Mapping[str, str | Method] | Iterable[str]  # one; or several, by their names or own labels
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image made ready for a model: decoded once, then only this travels.
+
+    size      of the image itself, upright
+    canvases  the image at each scale, with the windows through which the model sees it
+    pixels    `(3, y, x)` float32, normalised, if there is a single window; others are made when they are encoded
+    image     the RGB image, if windows or a refinement need it
+    """
+
+    size: Size
+    canvases: tuple[Canvas, ...] = ()
+    pixels: Tensor | None = None
+    image: Image.Image | None = None
+
+    @property
+    def shape(self) -> Hashable:
+        """Images with equal ones can be encoded together; None for one that fills batches by itself."""
+        return None if self.pixels is None else tuple(self.pixels.shape)
+
+
+class AnyEncoded(Protocol):
+    """What `encode` gives: an `Encoded`, `EncodedWindows`, or what stands for them where a model needs the prompts."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def nbytes(self) -> int: ...
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+class AnyLocalizer(ABC):
+    """Prompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
+
+    text: TextCache
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model's, for people."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """Number of blocks that methods can read; 0 for a model that was trained to localize."""
+
+    @abstractmethod
+    def configured(self, **settings: Any) -> "AnyLocalizer":
+        """The same model with other settings of a `Localizer`; a model that was trained to localize keeps its own."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """12 hex digits for the weights: the same for equal names, shapes, types and values, wherever they are."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides a result, except the prompts, as values that JSON can hold."""
+
+    @abstractmethod
+    def prepare(self, image: ImageLike) -> Prepared:
+        """One image made ready for the model. Raises ImageError if it cannot be read, or is too small or too large."""
+
+    @abstractmethod
+    def methods(self, methods: Methods | None) -> dict[str, Any]:
+        """Settings by label: of one method, or of several by name or by label. A trained model has one nameless way.
+
+        Raises MethodError for an unknown name, or settings without a label.
+        """
+
+    @abstractmethod
+    def locate(self, encoded: Any, prompts: Phrases) -> Localization:
+        """Where the prompts are in one encoded image. Prompts and errors as when called."""
+
+    @abstractmethod
+    def _encode(
+        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str]
+    ) -> list[dict[str, Any]]:
+        """Images of one shape, by every method."""
+
+    @overload
+    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
+    def __call__(
+        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
+    ) -> Localization | list[Localization]:
+        """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
+
+        Prompts are a phrase, phrases, labels with phrases each (a mapping), or a `Vocabulary`; for a list of images,
+        the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
+        ImageError, PromptError or InputError, before anything is computed.
+        """
+        if not isinstance(images, list | tuple):
+            vocabulary = Vocabulary.of(cast(Phrases, prompts))
+            return self.locate(self.encode(images), vocabulary)
+        vocabularies = prompts_by_image(prompts, len(images))
+        prepared = prepare_all(images, self.prepare)
+        results: dict[int, Localization] = {}
+        for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
+            encoded = self.encode([prepared[index] for index in group])
+            results |= {index: self.locate(one, vocabularies[index]) for index, one in zip(group, encoded, strict=True)}
+        return [results[index] for index in range(len(images))]
+
+    def encode(self, images: Any, methods: Methods | None = None, *, trace: Collection[str] = ()) -> Any:
+        """What methods make of images, before any prompt: to keep, and to ask again with `locate`.
+
+        images   an image, or what `prepare` made of it; or a list of them, then a list comes back, in order
+        methods  None for the localizer's own, one name or `Method`: an `Encoded` an image. Several names, or a mapping
+                 of labels to names and settings: a dict of them, read from one pass of the model
+        trace    labels of methods whose stream after each block is wanted too, see `run`
+
+        Raises ImageError and MethodError.
+        """
+        several = methods is not None and not isinstance(methods, str | Method)
+        chosen = self.methods(methods)
+        listed = images if isinstance(images, list | tuple) else [images]
+        prepared = prepare_all(listed, self._prepared) if listed is images else [self._prepared(images)]
+        results: dict[int, Any] = {}
+        for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
+            encoded = self._encode([prepared[index] for index in group], chosen, trace)
+            results |= dict(zip(group, encoded, strict=True))
+        ordered = [results[index] for index in range(len(prepared))]
+        if not several:
+            ordered = [next(iter(encoded.values())) for encoded in ordered]
+        return ordered if listed is images else ordered[0]
+
+    def _prepared(self, image: ImageLike | Prepared) -> Prepared:
+        return image if isinstance(image, Prepared) else self.prepare(image)
+
+
+def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], T]) -> list[T]:
+    """Each image prepared. Raises ImageError that says which image it was."""
+    prepared = []
+    for index, image in enumerate(images):
+        try:
+            prepared.append(prepare(image))
+        except ImageError as error:
+            raise ImageError(f"image {index}: {error}") from error
+    return prepared
+
+
+def by_shape(
+    items: Iterable[T], shape: Callable[[T], Hashable], limit: int | Callable[[], int], waiting: int | None = None
+) -> Iterator[list[T]]:
+    """Items in groups of one shape, `limit` at most; an item whose shape is None is a group by itself.
+
+    waiting  with so many items at hand the largest group goes, full or not; None: none goes before it is full
+    """
+    groups: dict[Hashable, list[T]] = {}
+    count = 0
+    for item in items:
+        if (key := shape(item)) is None:
+            yield [item]
+            continue
+        groups.setdefault(key, []).append(item)
+        count += 1
+        full = len(groups[key]) >= (limit if isinstance(limit, int) else limit())
+        if full or (waiting is not None and count >= waiting):
+            group = groups.pop(key if full else max(groups, key=lambda key: len(groups[key])))
+            count -= len(group)
+            yield group
+    yield from groups.values()
+
+
+def prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
+    """A vocabulary for each image, from prompts for all or a list with some for each."""
+    listed = prompts
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
+        listed = list(prompts)
+        if listed and not any(isinstance(one, str) or not isinstance(one, Iterable | Vocabulary) for one in listed):
+            if len(listed) != count:
+                raise PromptError(
+                    f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
+                )
+            return [Vocabulary.of(some) for some in listed]
+    return [Vocabulary.of(cast(Phrases, listed))] * count

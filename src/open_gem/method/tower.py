@@ -1,0 +1,64 @@
+"""What the method section needs of a model: its vision tower, block by block."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from open_gem.method.attention import Heads
+from open_gem.types import Grid
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a vision tower as functions over its frozen weights.
+
+    norm     tokens `(b, n, d)` → ln_1 of them
+    qkv      normed tokens → `Heads`
+    out      heads `(b, h, n, c)` → tokens, by the output projection and layer scale
+    mlp      tokens → ls_2(mlp(ln_2(tokens))), without the residual
+    forward  tokens → tokens through the library's own module, exactly as trained
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    qkv: Callable[[Tensor], Heads]
+    out: Callable[[Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
+
+
+class VisionTower(ABC):
+    """A frozen vision transformer. Axes as in `types`.
+
+    patch   rows and columns of a patch, in pixels
+    prefix  number of tokens before the patches (1 for [CLS])
+    layers  number of blocks
+    """
+
+    patch: tuple[int, int]
+    prefix: int
+    layers: int
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+
+        Pixels come from any device and in any float type. Raises InputError where they do not fit.
+        """
+
+    @abstractmethod
+    def blocks(self, grid: Grid) -> Sequence[Block]:
+        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
+
+        What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
+        projection; where it pools by attention, see `docs/backbones.md`.
+        """
+
+    @abstractmethod
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""

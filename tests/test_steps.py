@@ -1,0 +1,95 @@
+"""Steps after stitching: the published numbers, the formula, and how steps compose with methods and windows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from open_gem import METHODS, Localizer, Views
+from open_gem.errors import MethodError
+from open_gem.method import steps
+from open_gem.method.steps import STEPS, Scga, Step, StepContext, find_step, scga
+from open_gem.types import Grid
+
+PUBLISHED = sorted((Path(__file__).parent / "data" / "parity" / "steps").glob("*.npz"))
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_scga_gives_the_published_numbers(file):
+    with np.load(file) as arrays:
+        given, expected = (torch.from_numpy(arrays[name])[0].flatten(1).T for name in ("scga_in", "scga_out"))
+    torch.testing.assert_close(scga(given), expected, rtol=0, atol=2e-5)
+
+
+def test_scga_is_its_formula_strip_by_strip(monkeypatch):
+    features = random(30, 8)
+    cosines = normalize(features, dim=-1) @ normalize(features, dim=-1).T
+    excess = cosines - cosines.mean()
+    weights = (10 * excess).masked_fill(excess < 0, -torch.inf).softmax(dim=-1)
+    monkeypatch.setattr(steps, "STRIP", 7 * 30)  # seven rows at a time
+    torch.testing.assert_close(scga(features), weights @ features, rtol=0, atol=1e-6)
+
+
+def test_half_precision_is_computed_in_float32():
+    features = random(20, 8).to(torch.bfloat16)
+    assert torch.equal(scga(features), scga(features.float()).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_keeps_the_shape_and_describes_itself(name):
+    step = find_step(name)
+    assert step(random(12, 6), StepContext(Grid(3, 4))).shape == (12, 6)
+    assert step.describe()["step"] == type(step).__name__
+
+
+def test_an_unknown_step_lists_the_known():
+    with pytest.raises(MethodError, match="unknown step 'scgaa' .did you mean scga.*known: scga"):
+        find_step("scgaa")
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "10"])
+def test_impossible_settings_are_refused(scale):
+    with pytest.raises(MethodError, match="scale is .* expected a number above 0"):
+        Scga(scale)
+
+
+@dataclass(frozen=True)
+class _Recorder(Step):
+    """Adds what the host has after its second block, and remembers where it was called."""
+
+    seen: list
+
+    def taps(self, layers: int) -> range:
+        return range(2, 3)
+
+    def __call__(self, features: Tensor, context: StepContext) -> Tensor:
+        self.seen.append((tuple(features.shape), context.grid, {at: tuple(x.shape) for at, x in context.taps.items()}))
+        return features * 2
+
+
+@pytest.mark.parametrize("merge", ["features", "logits"])
+def test_steps_come_once_windows_are_merged(tiny_localizer, merge):
+    seen: list = []
+    views = Views(window=32, stride=16, merge=merge)
+    localizer = Localizer(tiny_localizer.backbone, METHODS["gem"].replace(steps=(_Recorder(seen),)), views=views)
+    image = (random(64, 64, 3).abs().clamp(max=1)).numpy()
+    localizer(image, "a cat")
+    whole, window = Grid(8, 8), Grid(4, 4)
+    grid, times = (whole, 1) if merge == "features" else (window, 9)
+    assert seen == [((grid.patches, 16), grid, {2: (grid.patches, 16)})] * times
+
+
+def test_a_method_with_a_step_is_the_step_of_its_features(tiny_localizer):
+    image = (random(64, 64, 3).abs().clamp(max=1)).numpy()
+    methods = {"gem": METHODS["gem"], "stepped": METHODS["gem"].replace(steps=(Scga(),))}
+    encoded = tiny_localizer.encode(image, methods)
+    assert torch.equal(encoded["stepped"].patches[0], scga(encoded["gem"].patches[0]))
+    assert METHODS["gem"].describe() | {"steps": [Scga().describe()]} == methods["stepped"].describe()
