@@ -189,7 +189,9 @@ class Localization:
         image_score, presence = (
             None if values is None else values[index].item() for values in (self.scores, self.presence)
         )
-        return Object(self.prompts[index], index, prompt, score, image_score, presence, tuple(box), **fields)
+        return Object(
+            self.prompts[index], index, prompt, score, image_score, presence, (box[0], box[1], box[2], box[3]), **fields
+        )
 
     def _regions(
         self,

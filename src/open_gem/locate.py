@@ -10,7 +10,7 @@ Calling the localizer does all three. Labelling, evaluation and serving call the
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from PIL import Image
@@ -50,16 +50,6 @@ class Prepared:
     def shape(self) -> Hashable:
         """Images with equal ones can be encoded together; None for one that fills batches by itself."""
         return None if self.pixels is None else tuple(self.pixels.shape)
-
-
-class AnyEncoded(Protocol):
-    """What `encode` gives: an `Encoded`, `EncodedWindows`, or what stands for them where a model needs the prompts."""
-
-    @property
-    def size(self) -> Size: ...
-    @property
-    def nbytes(self) -> int: ...
-    def to(self, device: torch.device | str) -> Any: ...
 
 
 class AnyLocalizer(ABC):
@@ -151,8 +141,8 @@ class AnyLocalizer(ABC):
         """
         several = methods is not None and not isinstance(methods, str | Method)
         chosen = self.methods(methods)
-        listed = images if isinstance(images, list | tuple) else [images]
-        prepared = prepare_all(listed, self._prepared) if listed is images else [self._prepared(images)]
+        is_list = isinstance(images, list | tuple)
+        prepared = prepare_all(images, self._prepared) if is_list else [self._prepared(images)]
         results: dict[int, Any] = {}
         for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
             encoded = self._encode([prepared[index] for index in group], chosen, trace)
@@ -160,7 +150,7 @@ class AnyLocalizer(ABC):
         ordered = [results[index] for index in range(len(prepared))]
         if not several:
             ordered = [next(iter(encoded.values())) for encoded in ordered]
-        return ordered if listed is images else ordered[0]
+        return ordered if is_list else ordered[0]
 
     def _prepared(self, image: ImageLike | Prepared) -> Prepared:
         return image if isinstance(image, Prepared) else self.prepare(image)

@@ -20,7 +20,7 @@ from open_gem.evaluation.metrics import Records, Row
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset, EvalTask, analyse, tasks_of
 from open_gem.localizer import Localizer
-from open_gem.locate import AnyEncoded, AnyLocalizer, Prepared, by_shape
+from open_gem.locate import AnyLocalizer, Prepared, by_shape
 from open_gem.method.run import Encoded
 from open_gem.method.table import Method
 
@@ -126,7 +126,7 @@ def _rows(
     dataset: Dataset,
     protocol: EvalProtocol,
     asked: _Asked,
-    encoded: Mapping[str, AnyEncoded],
+    encoded: Mapping[str, Any],
     analysed: Collection[str],
 ) -> Rows:
     """What is counted of one image's answers to all that is asked of it, by method."""

@@ -123,7 +123,7 @@ def build_tower(name: str) -> ModuleTower:
     """
     name = as_folder(name)
     if name == EMBEDDED or (name.startswith("local-dir:") and not is_transformers(name)):
-        return load(name, device="cpu").tower
+        return load(name, device="cpu").vision
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tower = library_of(name).build_tower(name)

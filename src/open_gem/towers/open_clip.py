@@ -290,7 +290,7 @@ def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor])
 
     Raises WeightsError where they are for another number of patches that is no square grid.
     """
-    tower, positions = backbone.tower, backbone.tower.trained_positions
+    tower, positions = backbone.vision, backbone.vision.trained_positions
     name = next((name for name, weight in backbone.model.named_parameters() if weight is positions), None)
     theirs = None if name is None else weights.get(name)
     if theirs is None or theirs.ndim != positions.ndim or theirs.shape[-2] == positions.shape[-2]:
