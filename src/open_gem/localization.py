@@ -180,7 +180,10 @@ class Localization:
         return objects
 
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
-        return [value] * len(self.prompts) if isinstance(value, int | float) else value
+        values = [value] * len(self.prompts) if isinstance(value, int | float) else value
+        if len(values) != len(self.prompts):
+            raise InputError(f"{len(values)} values for {len(self.prompts)} labels, expected one for all, or as many")
+        return values
 
     def _predicted(self, index: int, boxes: Boxes) -> Iterator[Object]:
         for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
