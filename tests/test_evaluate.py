@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_gem.evaluation.report import Line, collect, render, summary
 from PIL import Image
 
 from open_gem import METHODS, Localization, Localizer, Views

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
@@ -180,7 +181,7 @@ class Localization:
         return objects
 
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
-        values = [value] * len(self.prompts) if isinstance(value, int | float) else value
+        values = [value] * len(self.prompts) if isinstance(value, Real) else value
         if len(values) != len(self.prompts):
             raise InputError(f"{len(values)} values for {len(self.prompts)} labels, expected one for all, or as many")
         return values
