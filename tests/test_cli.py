@@ -712,7 +712,9 @@ def test_a_model_of_few_blocks(shallow: str, place: Path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in sorted(typer.main.get_command(cli.app).commands))], ids=" ".join  # pyright: ignore[reportAttributeAccessIssue]
+    "command",
+    [[], *([name] for name in sorted(typer.main.get_command(cli.app).commands))],
+    ids=" ".join,  # pyright: ignore[reportAttributeAccessIssue]
 )
 def test_help_has_a_short_name_everywhere(command: list[str]):
     short, long = call(*command, "-h"), call(*command, "--help")
