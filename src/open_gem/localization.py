@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from numbers import Real
 from typing import Any, overload
 
 import numpy as np
@@ -181,10 +180,11 @@ class Localization:
         return objects
 
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
-        values = [value] * len(self.prompts) if isinstance(value, Real) else value
-        if len(values) != len(self.prompts):
-            raise InputError(f"{len(values)} values for {len(self.prompts)} labels, expected one for all, or as many")
-        return values
+        if not isinstance(value, Sequence):
+            return [float(value)] * len(self.prompts)
+        if len(value) != len(self.prompts):
+            raise InputError(f"{len(value)} values for {len(self.prompts)} labels, expected one for all, or as many")
+        return value
 
     def _predicted(self, index: int, boxes: Boxes) -> Iterator[Object]:
         for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):

@@ -161,7 +161,7 @@ class SoftmaxArgmax(NamedTuple):
 
 
 def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
-    """Logits, one map a phrase and at least one, against each other: one pass that keeps three maps, at least float32."""
+    """Logits, one map a phrase, at least one, against each other: one pass that keeps three maps, float32 at least."""
     maps = map(at_least_float32, logits)
     best = next(maps)
     winner, sum_exp = torch.zeros_like(best, dtype=torch.int64), torch.ones_like(best)
