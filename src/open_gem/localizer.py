@@ -222,7 +222,8 @@ def resolve(backbone: Backbone, method: str | Method) -> Method:
         name = check_name(method).removeprefix(PROXYCLIP)
         return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
     known = find_method(method).fitted(backbone.vision.layers)
-    return replace(known, attention=known.attention.rescaled(backbone.recommended.temperature_scale))
+    attention = known.attention.rescaled(backbone.recommended.temperature_scale)
+    return known if attention is known.attention else replace(known, attention=attention)
 
 
 @lru_cache(maxsize=1)

@@ -195,7 +195,9 @@ class Tempered(Attention):
         return inverse / self.temperature_scale
 
     def rescaled(self: "T", factor: float) -> "T":
-        return replace(self, temperature_scale=self.temperature_scale * factor) if self.is_adaptive else self
+        if not self.is_adaptive or factor == 1:
+            return self
+        return replace(self, temperature_scale=self.temperature_scale * factor)
 
 
 T = TypeVar("T", bound=Tempered)
@@ -383,7 +385,8 @@ class Method:
 
     def fitted(self, layers: int) -> "Method":
         """The same settings, no deeper than a tower of `layers` blocks allows: for a depth that nobody asked for."""
-        return replace(self, depth=min(self.depth, self.deepest(layers)))
+        deepest = self.deepest(layers)
+        return self if self.depth <= deepest else replace(self, depth=deepest)
 
     def describe(self) -> dict[str, Any]:
         """The settings as values that JSON can hold."""
