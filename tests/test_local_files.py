@@ -151,7 +151,7 @@ def test_weights_of_another_image_size_keep_their_own_positions(format, tmp_path
         shutil.copy(file, tmp_path / "32")
         loaded = towers.load(small, device="cpu")
     expected = towers.load(large, device="cpu")
-    assert loaded.tower.trained == loaded.preprocess.image_size == (64, 64)
+    assert loaded.vision.trained == loaded.preprocess.image_size == (64, 64)
     for size in ((64, 64), (32, 48)):
         pixels = torch.rand(1, 3, *size)
         ours, theirs = (run(one, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"] for one in (loaded, expected))

@@ -14,7 +14,6 @@ import hub_checkpoints as hub
 import numpy as np
 import pytest
 import torch
-from open_gem.views import Views
 from PIL import Image
 from serving import Server
 from torch import Tensor, nn
@@ -26,8 +25,9 @@ from open_gem.data import Sample, Segmentation
 from open_gem.data.scenes import scene
 from open_gem.errors import InputError, NotFiniteError, OpenGemError, WeightsError
 from open_gem.evaluation.metrics.contrast import object_contrast, to_grid
-from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.run import gather, measure
+from open_gem.images.views import Views
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, run
 from open_gem.label.ontology import Ontology
@@ -36,6 +36,7 @@ from open_gem.label.sources import open_source
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
 from open_gem.method.clustering import spherical_kmeans
+from open_gem.method.run import run as run_methods
 from open_gem.method.table import METHODS
 from open_gem.refine.pamr import Pamr
 from open_gem.serve.settings import Settings
@@ -108,7 +109,7 @@ def image() -> Image.Image:
 def fresh(backbone: towers.Backbone) -> towers.Backbone:
     """The same, which has seen no grid yet."""
     other = copy.copy(backbone)
-    other.tower = copy.copy(backbone.tower)
+    other.vision = copy.copy(backbone.vision)
     return other
 
 
@@ -316,7 +317,7 @@ def test_pixels_that_are_no_numbers_are_the_callers_fault(tiny_localizer):
     pixels = torch.zeros(1, 3, 64, 64)
     pixels[0, 0, 0, 0] = torch.nan
     with pytest.raises(InputError, match="pixels are infinite or not a number"):
-        tiny_localizer.encode(pixels)
+        run_methods(tiny_localizer.backbone.vision, pixels, {"gem": METHODS["gem"]})
 
 
 def test_no_embedding_that_is_no_number_is_kept(tiny_localizer, image):
@@ -334,13 +335,13 @@ def test_no_embedding_that_is_no_number_is_kept(tiny_localizer, image):
 
 def blinded(backbone: towers.Backbone) -> towers.Backbone:
     """The same, which gives no numbers for images whose first pixel is white, as a type may that is too narrow."""
-    other, embed = copy.copy(backbone), backbone.embed
+    other, embed = fresh(backbone), backbone.vision.embed
 
     def embed_some(pixels: Tensor) -> tuple[Tensor, Grid]:
         tokens, grid = embed(pixels)
         return tokens.masked_fill((pixels[:, :, 0, 0] >= 1).all(dim=1)[:, None, None], torch.nan), grid
 
-    vars(other)["embed"] = embed_some
+    vars(other.vision)["embed"] = embed_some
     return other
 
 
@@ -374,7 +375,7 @@ def test_an_evaluation_counts_a_failure(tiny_localizer, images):
     localizer = Localizer(blinded(tiny_localizer.backbone))
     samples = [Sample(path.stem, path, np.zeros((64, 64), np.uint8)) for path in sorted(images.iterdir())]
     data = Segmentation("ours", "val", ("cat", "dog"), None, {"usual": Vocabulary.of(["cat", "dog"])}, samples)
-    measured = list(measure(localizer, {"gem": "gem"}, data, range(8), Protocol(size="short:64"), batch=4))
+    measured = list(measure(localizer, {"gem": "gem"}, data, range(8), EvalProtocol(size="short:64"), batch=4))
     assert sorted(one.id for one in measured if one.error) == ["2", "5"]
     assert all("infinite or not a number" in one.error for one in measured if one.error)
     assert set(gather(measured)["gem"]["pixels"].rows) == set("013467")
@@ -446,7 +447,7 @@ def test_a_copy_has_weights_of_its_own_and_one_made_by_copy_does_not(tiny_locali
     with torch.no_grad():
         deep.backbone.model.visual.proj.mul_(-1)
     assert not torch.equal(deep(image, "a").similarity, before)
-    assert deep.backbone.tower.module is deep.backbone.model.visual
+    assert deep.backbone.vision.module is deep.backbone.model.visual
     assert torch.equal(tiny_localizer(image, "a").similarity, before)
     assert flat.backbone is tiny_localizer.backbone
 
