@@ -130,7 +130,7 @@ def check_same(ours: dict[str, Localization], theirs: dict[str, Localization]) -
 
 def numbers_of(found: Localization) -> list[Tensor]:
     assert found.scores is not None and found.presence is not None
-    boxes = [part for per in ("component", "prompt") for some in found.boxes(per=per) for part in some]
+    boxes = [part for kind in ("component", "label") for some in found.boxes(instances=kind) for part in some]
     maps = [found.heatmaps(scale).stack() for scale in ("minmax", "cosine", "probability")]
     return [found.similarity, found.scores, found.presence, *boxes, *maps, found.points(), found.segment(0.4)]
 
