@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from open_gem import readout, towers
-from open_gem.errors import InputError, MethodError
+from open_gem.errors import InputError, MethodError, NotFiniteError
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
@@ -146,7 +146,10 @@ class Localizer(AnyLocalizer):
     ) -> Iterator[dict[str, Encoded]]:
         """What each window gives, by the methods' labels; neighbours of one size share a pass."""
         for batch in stacked(windows, BATCH):
-            by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
+            try:
+                by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{self.name}: {error}") from error
             for index in range(len(batch)):
                 yield {label: encoded.image(index) for label, encoded in by_label.items()}
 
