@@ -185,7 +185,7 @@ def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
         expected = found[phrase, method]
         assert score == f"{expected['score']:.3f}" and point == ", ".join(map(str, expected["point"]))
         assert box == ", ".join(map(str, expected["boxes"][0]["xyxy"]))
-        best = names["found"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
+        best = names["results"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
         assert best == expected["boxes"][0]["xyxy"]
     assert names["masks"].stack().shape == (3, 336, 448)
 

@@ -5,6 +5,7 @@ import io
 import threading
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -16,10 +17,13 @@ from serving import Server, encoded, png, wait_until
 
 import open_gem
 from open_gem.data.scenes import HELD_OUT, scene
-from open_gem.errors import InputError
+from open_gem.images.views import Views
 from open_gem.method.table import METHODS
+from open_gem.readout import Boxes
 from open_gem.serve.app import create_app
 from open_gem.serve.settings import Settings
+from open_gem.trained.base import Grounding, Trained
+from open_gem.trained.localizer import TrainedLocalizer
 
 PROMPTS = ["a cat", "a dog", "tree"]
 
@@ -41,7 +45,8 @@ def client(server) -> httpx.Client:
 
 def test_an_upload_tells_size_grid_and_methods(server, client):
     info = server.upload(png(60, 90))
-    assert (info["height"], info["width"], info["grid"], info["model"]) == (60, 90, [8, 12], server.service.name)
+    assert (info["height"], info["width"], info["grid"]) == (60, 90, [8, 12])
+    assert info["model"] == server.service.localizer.name
     assert set(info["methods"]) == set(METHODS)
     assert client.get(f"/v1/images/{info['id']}").json() == info
     assert server.upload(png(60, 90))["id"] == info["id"] != server.upload(png(60, 90, seed=1))["id"]
@@ -81,7 +86,7 @@ def test_a_dropped_image_is_not_there(server, client):
 def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, method, threshold):
     data = png(60, 90)
     id = server.upload(data)["id"]
-    expected = tiny_localizer.compare(data, PROMPTS, [method])[method]
+    expected = tiny_localizer.locate(tiny_localizer.encode(data, method), PROMPTS)
     asked = {"prompts": PROMPTS, "method": method, "threshold": threshold, "mask": "rle", "similarity": True}
     answer = client.post(f"/v1/images/{id}/ground", json=asked).json()
     png_answer = client.post(f"/v1/images/{id}/ground", json={**asked, "mask": "png"}).json()
@@ -115,15 +120,15 @@ def test_what_is_not_asked_for_is_null(server, client):
 def test_a_method_is_read_once_and_kept(server, client):
     id = server.upload(png(seed=3))["id"]
     asked = {"prompts": ["a cat"], "method": "sclip"}
-    looks = server.metric('open_gem_batch_inputs_count{work="look"}')
+    looks = server.metric('open_gem_batch_inputs_count{work="encode"}')
     first = client.post(f"/v1/images/{id}/ground", json=asked).json()
     assert client.post(f"/v1/images/{id}/ground", json=asked).json() == first
-    assert server.metric('open_gem_batch_inputs_count{work="look"}') == looks + 1
+    assert server.metric('open_gem_batch_inputs_count{work="encode"}') == looks + 1
 
 
 def test_the_first_client_finds_the_model_warm(tiny_localizer):
     server = Server(tiny_localizer, Settings())
-    passes = [server.metric(f'open_gem_batch_inputs_count{{work="{work}"}}') for work in ("look", "ask")]
+    passes = [server.metric(f'open_gem_batch_inputs_count{{work="{work}"}}') for work in ("encode", "locate")]
     server.stop()
     assert passes == [1, 1]
 
@@ -220,7 +225,7 @@ def test_a_picture_of_one_request_is_not_kept(server, client, tiny_localizer):
     data, kept = png(seed=9), len(server.service.cache)
     form = {"candidate_labels": PROMPTS, "threshold": "0", "task": "image-segmentation", "method": "sclip"}
     answer = client.post("/v1/ground", files={"file": data}, data=form).json()
-    found = tiny_localizer.compare(data, PROMPTS, ["sclip"])["sclip"]  # a method that is read when it is asked for
+    found = tiny_localizer.locate(tiny_localizer.encode(data, "sclip"), PROMPTS)
     for one in answer:
         with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
             assert (np.asarray(mask) == found.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
@@ -235,11 +240,11 @@ def test_a_batch_outlives_its_bad_picture(client):
     alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for data in (png(), png(seed=1))]
     assert [results[0]["found"], results[2]["found"]] == alone
     assert list(results[1]) == ["error"] and "not a picture" in results[1]["error"]
-    assert results[3]["error"].startswith("a picture of format PPM, expected JPEG")
+    assert results[3]["error"].startswith("an image of format PPM, expected JPEG")
 
 
 def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
-    lines = [f'open_gem_batch_inputs_{what}{{work="look"}}' for what in ("count", "sum")]
+    lines = [f'open_gem_batch_inputs_{what}{{work="encode"}}' for what in ("count", "sum")]
     files = [("files", png(seed=seed)) for seed in range(20, 24)]
     before = list(map(server.metric, lines))
     with ThreadPoolExecutor(1) as threads, server.busy():
@@ -298,13 +303,13 @@ def test_samples_are_held_out_scenes(client):
 
 def test_health_and_metrics(server, client):
     assert client.get("/health").json() == {
-        "status": "UP", "model_class": server.service.name, "version": open_gem.__version__,
+        "status": "UP", "model_class": server.service.localizer.name, "version": open_gem.__version__,
     }  # fmt: skip
     line = 'open_gem_requests_total{route="/v1/images/{id}",status="404"}'
     before = server.metric(line)
     client.get("/v1/images/none")
     assert server.metric(line) == before + 1
-    assert server.metric("open_gem_requests_in_house") == 0
+    assert server.metric("open_gem_pending_requests") == 0
     line = 'open_gem_cache_lookups_total{found="false"}'
     before = server.metric(line)
     client.get("/v1/images/none")
@@ -326,8 +331,79 @@ def test_every_answer_tells_browsers_to_be_strict(client):
         assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_localizers_that_need_the_picture_are_refused(tiny_localizer):
-    from dataclasses import replace
+# Every kind of localizer ---------------------------------------------------------------------------------------------
 
-    with pytest.raises(InputError, match="without views and refinement"):
-        create_app(replace(tiny_localizer, refinement=open_gem.Pamr()))
+LOCALIZERS = {
+    "windows, features merged": {"views": Views(window=32)},
+    "windows, maps merged": {"views": Views(window=32, merge="logits")},
+    "scales, mirrored": {"views": Views(scales=(1.0, 1.5), flip=True)},
+    "a refinement": {"refinement": open_gem.Pamr(iterations=2, dilations=(1,))},
+}
+
+
+@pytest.mark.parametrize("name", LOCALIZERS)
+def test_a_server_answers_what_its_localizer_says_whatever_its_views_and_refinement(tiny_localizer, name):
+    localizer = replace(tiny_localizer, **LOCALIZERS[name])
+    data, expected = png(60, 90), localizer(png(60, 90), PROMPTS)
+    server = Server(localizer, Settings(methods=("gem",)))
+    try:
+        info = server.upload(data)
+        held = server.service.cache.nbytes
+        body = {"prompts": PROMPTS, "mask": "rle", "similarity": True}
+        answer = server.client.post(f"/v1/images/{info['id']}/ground", json=body).json()
+        later = server.client.post(f"/v1/images/{info['id']}/ground", json={**body, "method": "clip"})
+        form = {"candidate_labels": PROMPTS, "threshold": "0"}
+        detections = server.client.post("/v1/ground", files={"file": data}, data=form).json()
+    finally:
+        server.stop()
+    assert answer["grid"] == info["grid"] == list(expected.maps.shape[-2:])
+    for index, result in enumerate(answer["results"]):
+        assert result["box"] == expected.boxes()[index].xyxy[0].tolist()
+        assert result["point"] == expected.points()[index].tolist()
+        assert (coco.decode(result["mask"]).astype(bool) == expected.masks()[index].numpy()).all()
+        values = np.frombuffer(b64decode(result["similarity"]), "<f2").reshape(answer["grid"])
+        assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
+    assert later.status_code == 200  # encoded from what is kept of the image
+    assert {one["label"] for one in detections} == set(PROMPTS)
+    assert held > 60 * 90 * 3  # the image itself is kept, and counted
+
+
+class Blobs(Trained):
+    """A model that was trained to localize, so to speak: every prompt is in the upper left, in one box."""
+
+    def _ground(self, pixels, size, text):
+        similarity = torch.zeros(len(text), 4, 4)
+        similarity[:, 0, 0] = 0.8
+        box = Boxes(torch.tensor([[0, 0, 10, 8]]), torch.tensor([0.8]))
+        return Grounding(similarity, torch.full((len(text),), 0.8), (box,) * len(text))
+
+    def _pixels(self, picture, **settings):
+        return torch.zeros(3, 8, 8)
+
+    def encode_text(self, prompts):
+        return torch.zeros(len(prompts), 2)
+
+    def truncated(self, prompt):
+        return ""
+
+    device, size_rule, _texts = torch.device("cpu"), "square:8", None
+
+
+def test_a_model_that_was_trained_to_localize_is_served_too():
+    server = Server(TrainedLocalizer(Blobs("blobs", torch.nn.Linear(2, 2), None, None)), Settings())
+    try:
+        [model] = server.client.get("/v1/models").json()["models"]
+        info = server.upload(png(60, 90))
+        path = f"/v1/images/{info['id']}/ground"
+        answer = server.client.post(path, json={"prompts": PROMPTS, "mask": "rle", "similarity": True}).json()
+        form = {"candidate_labels": PROMPTS}
+        detections = server.client.post("/v1/ground", files={"file": png(60, 90)}, data=form).json()
+        unknown = server.client.post(path, json={"prompts": PROMPTS, "method": "gem"})
+    finally:
+        server.stop()
+    assert (model["default"], model["patch"], info["grid"]) == ("as trained", None, None)
+    assert answer["grid"] == [4, 4] and answer["method"] == "as trained"
+    assert {(*result["box"], *result["point"]) for result in answer["results"]} == {(0, 0, 10, 8, 4, 3)}
+    box = {"xmin": 0, "ymin": 0, "xmax": 10, "ymax": 8}
+    assert detections == [{"label": label, "score": 0.8, "presence": 0.8, "box": box} for label in PROMPTS]
+    assert unknown.status_code == 422

@@ -13,7 +13,7 @@ from serving import Server, png
 
 from open_gem.errors import InputError
 from open_gem.serve.errors import RequestError
-from open_gem.serve.label_studio import Control, Source, controls_of, picture_of
+from open_gem.serve.label_studio import Control, Source, controls_of, image_of
 from open_gem.serve.settings import Settings
 
 CONFIG = """<View>
@@ -189,7 +189,7 @@ def test_pictures_have_a_limit_and_the_studio_may_be_away(studio):
     with pytest.raises(RequestError, match="401"):
         Source(studio, "wrong").fetch("/data/upload/a.png", 100)
     with pytest.raises(RequestError, match="no --label-studio-url"):
-        picture_of("/data/upload/a.png", None, 100)
+        image_of("/data/upload/a.png", None, 100)
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://a/?x=1", ""])
