@@ -182,7 +182,7 @@ def document(seen: Seen, memory: dict[str, float], seconds: float, metrics: str,
         "unanswered": seen.unanswered,
         "kills": seen.kills,
         "memory": memory,
-        "in_house": _value(metrics, "open_gem_requests_in_house"),
+        "pending": _value(metrics, "open_gem_pending_requests"),
         "processor_seconds": _value(metrics, "process_cpu_seconds_total"),  # of the last process, its start included
         "exit_code": code,
     }

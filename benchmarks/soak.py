@@ -48,6 +48,16 @@ class Seen:
 # Hostile images -------------------------------------------------------------------------------------------------------
 
 
+def resized(images: list[bytes], count: int = 40) -> list[bytes]:
+    """Images of 200 to 3000 pixels a side."""
+    made = []
+    for _ in range(count):
+        with Image.open(io.BytesIO(random.choice(images))) as image:
+            size = random.randint(200, 3000), random.randint(200, 3000)
+            made.append(encoded(image.resize(size), "JPEG"))
+    return made
+
+
 def strip(height: int, width: int) -> bytes:
     return encoded(Image.new("RGB", (width, height)), "PNG")
 
@@ -94,6 +104,14 @@ def bombs() -> dict[str, dict[str, object]]:
     return made
 
 
+class Bodies:
+    """Everything that is posted, made beforehand: what makes it takes the processors that are measured."""
+
+    def __init__(self) -> None:
+        self.healthy = pictures()
+        self.bombs, self.sizes = bombs(), resized(self.healthy)
+
+
 # Clients --------------------------------------------------------------------------------------------------------------
 
 
@@ -122,21 +140,17 @@ async def healthy(client: httpx.AsyncClient, seen: Seen, when: str, data: list[b
         await asyncio.sleep(PAUSE)
 
 
-async def hostile(client: httpx.AsyncClient, seen: Seen, end: float) -> None:
-    made = bombs()
+async def hostile(client: httpx.AsyncClient, seen: Seen, requests: dict[str, dict[str, object]], end: float) -> None:
     while time.perf_counter() < end:
-        for kind, request in made.items():
+        for kind, request in requests.items():
             if time.perf_counter() < end:
                 await ask(client, seen, kind, **request)
 
 
-async def many_sizes(client: httpx.AsyncClient, seen: Seen, data: list[bytes], end: float) -> None:
+async def many_sizes(client: httpx.AsyncClient, seen: Seen, sized: list[bytes], end: float) -> None:
     while time.perf_counter() < end:
-        with Image.open(io.BytesIO(random.choice(data))) as image:
-            sized = image.resize((random.randint(200, 3000), random.randint(200, 3000)))
-        body = await asyncio.to_thread(encoded, sized, "JPEG")
-        form = {"candidate_labels": random.sample(CONCEPTS, 3)}
-        await ask(client, seen, "image of 200 to 3000 pixels", url="/v1/ground", files={"file": body}, data=form)
+        files, form = {"file": random.choice(sized)}, {"candidate_labels": random.sample(CONCEPTS, 3)}
+        await ask(client, seen, "image of 200 to 3000 pixels", url="/v1/ground", files=files, data=form)
         await asyncio.sleep(PAUSE)
 
 
@@ -152,30 +166,31 @@ async def slow_body(client: httpx.AsyncClient, seen: Seen, end: float) -> None:
         await ask(client, seen, "slow body", url="/v1/images", content=drops(), headers=headers)
 
 
-async def phase(client: httpx.AsyncClient, seen: Seen, options: argparse.Namespace, when: str, seconds: float) -> None:
-    end, data = time.perf_counter() + seconds, pictures()
-    tasks = [healthy(client, seen, when, data, end) for _ in range(options.clients)]
+async def phase(client: httpx.AsyncClient, seen: Seen, bodies: Bodies, clients: int, when: str, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    tasks = [healthy(client, seen, when, bodies.healthy, end) for _ in range(clients)]
     if when != "alone":
-        tasks += [hostile(client, seen, end), many_sizes(client, seen, data, end)]
+        tasks += [hostile(client, seen, bodies.bombs, end), many_sizes(client, seen, bodies.sizes, end)]
         tasks += [slow_body(client, seen, end) for _ in range(SLOW_BODIES)]
     await asyncio.gather(*tasks)
 
 
 async def soak(options: argparse.Namespace) -> dict[str, object]:
-    seen, server = Seen(), Server("--model", options.model)
+    seen, bodies = Seen(), Bodies()
+    server = Server("--model", options.model)
     alone = min(60.0, options.seconds / 4)
     beside = (options.seconds - alone) / 2
     try:
         async with httpx.AsyncClient(base_url=server.address, timeout=90) as client:
             await server.ready(client)
             seen.memory["started"] = await server.memory(client)
-            await phase(client, seen, options, "alone", alone)
+            await phase(client, seen, bodies, options.clients, "alone", alone)
             seen.memory["after healthy requests"] = await server.memory(client)
-            await phase(client, seen, options, "beside", beside)
+            await phase(client, seen, bodies, options.clients, "beside", beside)
             seen.memory["beside bombs"] = await server.memory(client)
             await asyncio.to_thread(server.kill)
             await server.ready(client)
-            await phase(client, seen, options, "beside", beside)
+            await phase(client, seen, bodies, options.clients, "beside", beside)
             seen.memory["beside bombs, after a kill"] = await server.memory(client)
             await asyncio.sleep(6)  # in which what is free is given back
             seen.memory["at rest"] = await server.memory(client)

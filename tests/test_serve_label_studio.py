@@ -171,7 +171,7 @@ def test_nothing_else_is_fetched(server, studio, address):
     LabelStudio.asked.clear()
     given = [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
     for one in predict(server, *given):
-        assert one["result"] == [] and one["score"] == 0 and "picture" in one["error"]
+        assert one["result"] == [] and one["score"] == 0 and "image" in one["error"]
     assert LabelStudio.asked == []
 
 
@@ -250,8 +250,8 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><View>&b
 CONFIGS = {  # configuration -> what is said of it
     "": " cannot be read",
     "<View>": " cannot be read",
-    "<View/>": " has no labels over a picture",
-    "<View><Label value='a'/></View>": " has no labels over a picture",
+    "<View/>": " has no labels over an image",
+    "<View><Label value='a'/></View>": " has no labels over an image",
     LAUGHS: " is no labelling configuration",
     f"<View>{' ' * 100_000}</View>": ": String should have at most 100000 characters",
 }
