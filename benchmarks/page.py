@@ -26,7 +26,7 @@ from open_gem.data.scenes import CONCEPTS, scene
 
 SERVE = "from open_gem.cli import main; main()"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-TIME = "(text) => performance.getEntriesByName('phrase to picture').filter((one) => one.detail === text)[0]?.duration"
+TIME = "(text) => performance.getEntriesByName('phrase to image').filter((one) => one.detail === text)[0]?.duration"
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_a_document_is_not_asked_of_a_server_that_has_no_picture_yet(visit, pict
     page.look_at(picture)
     page.page.click("#json")
     page.page.wait_for_selector("#trouble:not([hidden])")
-    assert page.text("#trouble p") == "The server does not have the picture yet."
+    assert page.text("#trouble p") == "The server does not have the image yet."
 
 
 def test_what_is_no_picture_is_refused_in_words(visit, picture, tmp_path):
@@ -117,7 +117,7 @@ def test_what_is_no_picture_is_refused_in_words(visit, picture, tmp_path):
     text.write_text("not a picture")
     page.look_at(text)
     page.page.wait_for_selector("#trouble:not([hidden])")
-    assert page.text("#trouble p") == "notes.png is not a picture that this browser can show."
+    assert page.text("#trouble p") == "notes.png is not an image that this browser can show."
     assert not page.page.is_visible("#retry")
     page.page.click("#dismiss")
     page.look_at(picture, "snail")

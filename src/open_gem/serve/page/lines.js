@@ -17,7 +17,7 @@ function settingsOf({ name, size, dtype, template }) {
   return Object.fromEntries(Object.entries(settings).filter(([, value]) => value));
 }
 
-/** A shell's lines: where the picture is a sample, the first gets it.
+/** A shell's lines: where the image is a sample, the first gets it.
  *
  *  view: {file, origin, token, model, phrases, methods, threshold}; `origin` is where a sample comes from, else null, and
  *  `model` as GET /v1/models has it.
@@ -54,4 +54,4 @@ export function pythonLines({ file, model, phrases, methods, threshold }) {
 }
 
 /** A name without what no file should be called. */
-export const fileName = (name) => name.replace(/[\\/\p{Cc}]/gu, "_").replace(/^\.+/, "") || "picture";
+export const fileName = (name) => name.replace(/[\\/\p{Cc}]/gu, "_").replace(/^\.+/, "") || "image";
