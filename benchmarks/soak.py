@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 from PIL import Image
-from serving import Server, pictures
+from serving import Server, images
 
 from open_gem.data.scenes import CONCEPTS
 
@@ -48,14 +48,14 @@ class Seen:
 # Hostile images -------------------------------------------------------------------------------------------------------
 
 
-def resized(images: list[bytes], count: int = 40) -> list[bytes]:
+def resized(scenes: list[bytes], count: int = 40) -> list[bytes]:
     """Images of 200 to 3000 pixels a side."""
-    made = []
+    bodies = []
     for _ in range(count):
-        with Image.open(io.BytesIO(random.choice(images))) as image:
+        with Image.open(io.BytesIO(random.choice(scenes))) as image:
             size = random.randint(200, 3000), random.randint(200, 3000)
-            made.append(encoded(image.resize(size), "JPEG"))
-    return made
+            bodies.append(encoded(image.resize(size), "JPEG"))
+    return bodies
 
 
 def strip(height: int, width: int) -> bytes:
@@ -87,7 +87,7 @@ def huge_tile(side: int = 40_000) -> bytes:
 
 def bombs() -> dict[str, dict[str, object]]:
     """What is posted, by kind: a path and the arguments of a request."""
-    images = {
+    hostile = {
         "JPEG of 20,000 scans": many_scans(),
         "PNG of 800x16": strip(16, 800),
         "PNG of 4000x20": strip(20, 4000),
@@ -95,20 +95,20 @@ def bombs() -> dict[str, dict[str, object]]:
         "TIFF with a tile of 40,000x40,000": huge_tile(),
     }
     labels = {"candidate_labels": CONCEPTS[:3]}
-    made: dict[str, dict[str, object]] = {
-        name: {"url": "/v1/ground", "files": {"file": data}, "data": labels} for name, data in images.items()
+    requests: dict[str, dict[str, object]] = {
+        name: {"url": "/v1/ground", "files": {"file": data}, "data": labels} for name, data in hostile.items()
     }
     headers = {"Content-Type": "application/json"}
     for name, size in (("JSON of 30 MB", 30_000_000), ("JSON of 8 MB, empty lists", 8_000_000)):
-        made[name] = {"url": "/setup", "content": b'{"a": [' + b"[]," * (size // 3) + b"[]]}", "headers": headers}
-    return made
+        requests[name] = {"url": "/setup", "content": b'{"a": [' + b"[]," * (size // 3) + b"[]]}", "headers": headers}
+    return requests
 
 
 class Bodies:
-    """Everything that is posted, made beforehand: what makes it takes the processors that are measured."""
+    """Bodies of requests, made before the measurement: making them uses the processors that are measured."""
 
     def __init__(self) -> None:
-        self.healthy = pictures()
+        self.healthy = images()
         self.bombs, self.sizes = bombs(), resized(self.healthy)
 
 
@@ -192,7 +192,7 @@ async def soak(options: argparse.Namespace) -> dict[str, object]:
             await server.ready(client)
             await phase(client, seen, bodies, options.clients, "beside", beside)
             seen.memory["beside bombs, after a kill"] = await server.memory(client)
-            await asyncio.sleep(6)  # in which what is free is given back
+            await asyncio.sleep(6)  # in which the server returns free memory
             seen.memory["at rest"] = await server.memory(client)
         code = server.stop()
     finally:
@@ -212,15 +212,15 @@ async def soak(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def show(made: dict) -> None:
+def show(report: dict) -> None:
     print("| request | answers by status | slowest |\n|---|---|---|")
-    for kind, row in made["answers"].items():
+    for kind, row in report["answers"].items():
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
         print(f"| {kind} | {statuses} | {row['slowest']:.2f} s |")
-    p95 = made["p95"]
-    print(f"healthy p95: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {made['ratio']:.2f} times")
-    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in made["memory"].items()))
-    print(f"exit code {made['exit_code']}")
+    p95 = report["p95"]
+    print(f"healthy p95: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {report['ratio']:.2f} times")
+    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in report["memory"].items()))
+    print(f"exit code {report['exit_code']}")
 
 
 def main() -> None:
@@ -230,8 +230,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    made = asyncio.run(soak(options))
-    print(json.dumps(made)) if options.json else show(made)
+    report = asyncio.run(soak(options))
+    print(json.dumps(report)) if options.json else show(report)
 
 
 if __name__ == "__main__":

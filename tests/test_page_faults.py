@@ -204,6 +204,7 @@ def test_everything_can_be_done_by_keyboard(visit, picture):
     assert re.match(r"x \d+, y \d+ · rabbit -?0\.\d+ \(heat", read) and read == page.text(".readout")
     keyboard.press("Escape")
     assert page.text(".readout").startswith("Point at")
+    page.forgive("422")  # the first letters may be no word that the model knows
 
 
 TOLD = "(text) => document.querySelector('#live').textContent.startsWith(text)"
@@ -252,6 +253,7 @@ def test_a_small_screen_and_phrases_of_all_kinds(visit, picture):
     assert page.texts(".chip .text")[:2] == hostile[:2]
     tops = [page.page.locator(part).bounding_box()["y"] for part in ("#phrases", "#stage", "#layers", "#results")]
     assert tops == sorted(tops)
+    page.forgive("422")  # the model knows no word of these phrases
 
 
 def test_the_page_is_small_and_needs_nothing_from_elsewhere():
