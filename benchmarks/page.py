@@ -26,7 +26,7 @@ from open_gem.data.scenes import CONCEPTS, scene
 
 SERVE = "from open_gem.cli import main; main()"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-TIME = "(text) => performance.getEntriesByName('phrase to picture').filter((one) => one.detail === text)[0]?.duration"
+TIME = "(text) => performance.getEntriesByName('phrase to image').filter((one) => one.detail === text)[0]?.duration"
 
 
 @contextmanager
@@ -79,18 +79,18 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="pixels of the scene's sides")
     parser.add_argument("--pause", type=float, default=80, help="milliseconds between letters")
     parser.add_argument("--port", type=int, default=8765)
-    given = parser.parse_args()
-    with server(given.port) as address, browsing() as browser:
+    options = parser.parse_args()
+    with server(options.port) as address, browsing() as browser:
         for number, compare in enumerate((False, True)):
             page = browser.new_page()
             page.goto(address)
-            looked_at(page, given.side, compare)
-            phrases = [f"{('a small', 'a big')[number]} {concept}" for concept in CONCEPTS[: given.phrases]]
-            times = [typed(page, phrase, given.pause) for phrase in phrases]
+            looked_at(page, options.side, compare)
+            phrases = [f"{('a small', 'a big')[number]} {concept}" for concept in CONCEPTS[: options.phrases]]
+            times = [typed(page, phrase, options.pause) for phrase in phrases]
             median, p95 = np.percentile(times, [50, 95])
             what = "two methods" if compare else "one method"
             print(
-                f"{what}: {len(times)} phrases on a scene of {given.side} × {given.side}: median {median:.0f} ms, "
+                f"{what}: {len(times)} phrases on a scene of {options.side} × {options.side}: median {median:.0f} ms, "
                 f"p95 {p95:.0f} ms, most {max(times):.0f} ms",
                 flush=True,
             )

@@ -8,7 +8,7 @@ from typing import Any
 from page import browsing, server
 from PIL import Image
 
-COLORS = 256  # of a picture: scenes are noisy, and files in a repository small
+COLORS = 256  # of an image: scenes are noisy, and files in a repository should be small
 
 
 def save(page: Any, path: Path, **options: Any) -> None:

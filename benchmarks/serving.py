@@ -25,7 +25,7 @@ from PIL import Image
 from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.files import to_json
 
-PICTURES, ASKS = 50, 6
+IMAGES, ASKS = 50, 6
 COMMAND = [sys.executable, "-c", "from open_gem.cli import main; main()", "serve"]
 ROUTES = {"upload": "POST /v1/images", "ask": "POST /v1/images/{id}/ground", "ground": "POST /v1/ground"}
 
@@ -85,13 +85,14 @@ class Server:
         )
 
 
-def pictures() -> list[bytes]:
-    made = []
-    for seed in range(PICTURES):
+def images() -> list[bytes]:
+    """Scenes of 640x480 pixels as JPEG."""
+    encoded = []
+    for seed in range(IMAGES):
         file = io.BytesIO()
         Image.fromarray(scene(seed, (480, 640)).image).save(file, format="JPEG", quality=90)
-        made.append(file.getvalue())
-    return made
+        encoded.append(file.getvalue())
+    return encoded
 
 
 async def ask(client: httpx.AsyncClient, seen: Seen, what: str, path: str, **body: object) -> httpx.Response | None:
@@ -112,8 +113,8 @@ async def ask(client: httpx.AsyncClient, seen: Seen, what: str, path: str, **bod
 
 async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes]) -> None:
     while time.perf_counter() < seen.end:
-        picture = random.choice(data)
-        answer = await ask(client, seen, "upload", "/v1/images", files={"file": picture})
+        image = random.choice(data)
+        answer = await ask(client, seen, "upload", "/v1/images", files={"file": image})
         if answer is None or not answer.is_success:
             continue
         path = f"/v1/images/{answer.json()['id']}/ground"
@@ -124,7 +125,7 @@ async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes]) -
             if answer is None or answer.status_code == 404 or time.perf_counter() > seen.end:
                 break
         labels = {"candidate_labels": random.sample(CONCEPTS, 3)}
-        await ask(client, seen, "ground", "/v1/ground", files={"file": picture}, data=labels)
+        await ask(client, seen, "ground", "/v1/ground", files={"file": image}, data=labels)
 
 
 async def killer(server: Server, client: httpx.AsyncClient, seen: Seen, every: float) -> None:
@@ -138,7 +139,7 @@ async def killer(server: Server, client: httpx.AsyncClient, seen: Seen, every: f
 
 
 async def load(options: argparse.Namespace) -> dict[str, object]:
-    data, seen = pictures(), Seen()
+    data, seen = images(), Seen()
     server = Server("--model", options.model, "--cache-mb", str(options.cache_mb), *options.serve)
     limits = httpx.Limits(max_connections=options.clients + 4)
     try:
@@ -167,22 +168,22 @@ async def load(options: argparse.Namespace) -> dict[str, object]:
 
 
 def document(seen: Seen, memory: dict[str, float], seconds: float, metrics: str, code: int) -> dict[str, object]:
-    times = {what: np.array(found) for what, found in seen.seconds.items()}
+    times = {what: np.array(seconds_each) for what, seconds_each in seen.seconds.items()}
     return {
         "seconds": seconds,
         "routes": {
             what: {
                 "statuses": dict(sorted(seen.statuses[what].items())),
-                "per_second": len(found) / seconds,
-                "p50": float(np.quantile(found, 0.5)),
-                "p95": float(np.quantile(found, 0.95)),
+                "per_second": len(seconds_each) / seconds,
+                "p50": float(np.quantile(seconds_each, 0.5)),
+                "p95": float(np.quantile(seconds_each, 0.95)),
             }
-            for what, found in times.items()
+            for what, seconds_each in times.items()
         },
         "unanswered": seen.unanswered,
         "kills": seen.kills,
         "memory": memory,
-        "in_house": _value(metrics, "open_gem_requests_in_house"),
+        "pending": _value(metrics, "open_gem_pending_requests"),
         "processor_seconds": _value(metrics, "process_cpu_seconds_total"),  # of the last process, its start included
         "exit_code": code,
     }
@@ -192,14 +193,16 @@ def _value(metrics: str, name: str) -> float:
     return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(name + " "))
 
 
-def show(made: dict) -> None:
+def show(report: dict) -> None:
     print("| route | answers by status | a second | p50 | p95 |\n|---|---|---|---|---|")
-    for what, row in made["routes"].items():
+    for what, row in report["routes"].items():
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
         print(f"| `{ROUTES[what]}` | {statuses} | {row['per_second']:.1f} | {row['p50']:.2f} s | {row['p95']:.2f} s |")
-    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in made["memory"].items()))
-    print(f"processor time {made['processor_seconds']:.0f} s in {made['seconds']:.0f} s")
-    print(f"kills: {made['kills']}; requests without an answer: {made['unanswered']}; exit code {made['exit_code']}")
+    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in report["memory"].items()))
+    print(f"processor time {report['processor_seconds']:.0f} s in {report['seconds']:.0f} s")
+    print(
+        f"kills: {report['kills']}; requests without an answer: {report['unanswered']}; exit code {report['exit_code']}"
+    )
 
 
 def main() -> None:
@@ -212,8 +215,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("serve", nargs="*", help="more options of open-gem serve")
     options = parser.parse_args()
-    made = asyncio.run(load(options))
-    print(to_json(made)) if options.json else show(made)
+    report = asyncio.run(load(options))
+    print(to_json(report)) if options.json else show(report)
 
 
 if __name__ == "__main__":

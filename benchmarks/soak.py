@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 from PIL import Image
-from serving import Server, pictures
+from serving import Server, images
 
 from open_gem.data.scenes import CONCEPTS
 
@@ -46,6 +46,16 @@ class Seen:
 
 
 # Hostile images -------------------------------------------------------------------------------------------------------
+
+
+def resized(scenes: list[bytes], count: int = 40) -> list[bytes]:
+    """Images of 200 to 3000 pixels a side."""
+    bodies = []
+    for _ in range(count):
+        with Image.open(io.BytesIO(random.choice(scenes))) as image:
+            size = random.randint(200, 3000), random.randint(200, 3000)
+            bodies.append(encoded(image.resize(size), "JPEG"))
+    return bodies
 
 
 def strip(height: int, width: int) -> bytes:
@@ -77,7 +87,7 @@ def huge_tile(side: int = 40_000) -> bytes:
 
 def bombs() -> dict[str, dict[str, object]]:
     """What is posted, by kind: a path and the arguments of a request."""
-    images = {
+    hostile = {
         "JPEG of 20,000 scans": many_scans(),
         "PNG of 800x16": strip(16, 800),
         "PNG of 4000x20": strip(20, 4000),
@@ -85,13 +95,21 @@ def bombs() -> dict[str, dict[str, object]]:
         "TIFF with a tile of 40,000x40,000": huge_tile(),
     }
     labels = {"candidate_labels": CONCEPTS[:3]}
-    made: dict[str, dict[str, object]] = {
-        name: {"url": "/v1/ground", "files": {"file": data}, "data": labels} for name, data in images.items()
+    requests: dict[str, dict[str, object]] = {
+        name: {"url": "/v1/ground", "files": {"file": data}, "data": labels} for name, data in hostile.items()
     }
     headers = {"Content-Type": "application/json"}
     for name, size in (("JSON of 30 MB", 30_000_000), ("JSON of 8 MB, empty lists", 8_000_000)):
-        made[name] = {"url": "/setup", "content": b'{"a": [' + b"[]," * (size // 3) + b"[]]}", "headers": headers}
-    return made
+        requests[name] = {"url": "/setup", "content": b'{"a": [' + b"[]," * (size // 3) + b"[]]}", "headers": headers}
+    return requests
+
+
+class Bodies:
+    """Bodies of requests, made before the measurement: making them uses the processors that are measured."""
+
+    def __init__(self) -> None:
+        self.healthy = images()
+        self.bombs, self.sizes = bombs(), resized(self.healthy)
 
 
 # Clients --------------------------------------------------------------------------------------------------------------
@@ -122,21 +140,17 @@ async def healthy(client: httpx.AsyncClient, seen: Seen, when: str, data: list[b
         await asyncio.sleep(PAUSE)
 
 
-async def hostile(client: httpx.AsyncClient, seen: Seen, end: float) -> None:
-    made = bombs()
+async def hostile(client: httpx.AsyncClient, seen: Seen, requests: dict[str, dict[str, object]], end: float) -> None:
     while time.perf_counter() < end:
-        for kind, request in made.items():
+        for kind, request in requests.items():
             if time.perf_counter() < end:
                 await ask(client, seen, kind, **request)
 
 
-async def many_sizes(client: httpx.AsyncClient, seen: Seen, data: list[bytes], end: float) -> None:
+async def many_sizes(client: httpx.AsyncClient, seen: Seen, sized: list[bytes], end: float) -> None:
     while time.perf_counter() < end:
-        with Image.open(io.BytesIO(random.choice(data))) as image:
-            sized = image.resize((random.randint(200, 3000), random.randint(200, 3000)))
-        body = await asyncio.to_thread(encoded, sized, "JPEG")
-        form = {"candidate_labels": random.sample(CONCEPTS, 3)}
-        await ask(client, seen, "image of 200 to 3000 pixels", url="/v1/ground", files={"file": body}, data=form)
+        files, form = {"file": random.choice(sized)}, {"candidate_labels": random.sample(CONCEPTS, 3)}
+        await ask(client, seen, "image of 200 to 3000 pixels", url="/v1/ground", files=files, data=form)
         await asyncio.sleep(PAUSE)
 
 
@@ -152,32 +166,33 @@ async def slow_body(client: httpx.AsyncClient, seen: Seen, end: float) -> None:
         await ask(client, seen, "slow body", url="/v1/images", content=drops(), headers=headers)
 
 
-async def phase(client: httpx.AsyncClient, seen: Seen, options: argparse.Namespace, when: str, seconds: float) -> None:
-    end, data = time.perf_counter() + seconds, pictures()
-    tasks = [healthy(client, seen, when, data, end) for _ in range(options.clients)]
+async def phase(client: httpx.AsyncClient, seen: Seen, bodies: Bodies, clients: int, when: str, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    tasks = [healthy(client, seen, when, bodies.healthy, end) for _ in range(clients)]
     if when != "alone":
-        tasks += [hostile(client, seen, end), many_sizes(client, seen, data, end)]
+        tasks += [hostile(client, seen, bodies.bombs, end), many_sizes(client, seen, bodies.sizes, end)]
         tasks += [slow_body(client, seen, end) for _ in range(SLOW_BODIES)]
     await asyncio.gather(*tasks)
 
 
 async def soak(options: argparse.Namespace) -> dict[str, object]:
-    seen, server = Seen(), Server("--model", options.model)
+    seen, bodies = Seen(), Bodies()
+    server = Server("--model", options.model)
     alone = min(60.0, options.seconds / 4)
     beside = (options.seconds - alone) / 2
     try:
         async with httpx.AsyncClient(base_url=server.address, timeout=90) as client:
             await server.ready(client)
             seen.memory["started"] = await server.memory(client)
-            await phase(client, seen, options, "alone", alone)
+            await phase(client, seen, bodies, options.clients, "alone", alone)
             seen.memory["after healthy requests"] = await server.memory(client)
-            await phase(client, seen, options, "beside", beside)
+            await phase(client, seen, bodies, options.clients, "beside", beside)
             seen.memory["beside bombs"] = await server.memory(client)
             await asyncio.to_thread(server.kill)
             await server.ready(client)
-            await phase(client, seen, options, "beside", beside)
+            await phase(client, seen, bodies, options.clients, "beside", beside)
             seen.memory["beside bombs, after a kill"] = await server.memory(client)
-            await asyncio.sleep(6)  # in which what is free is given back
+            await asyncio.sleep(6)  # in which the server returns free memory
             seen.memory["at rest"] = await server.memory(client)
         code = server.stop()
     finally:
@@ -197,15 +212,15 @@ async def soak(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def show(made: dict) -> None:
+def show(report: dict) -> None:
     print("| request | answers by status | slowest |\n|---|---|---|")
-    for kind, row in made["answers"].items():
+    for kind, row in report["answers"].items():
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
         print(f"| {kind} | {statuses} | {row['slowest']:.2f} s |")
-    p95 = made["p95"]
-    print(f"healthy p95: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {made['ratio']:.2f} times")
-    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in made["memory"].items()))
-    print(f"exit code {made['exit_code']}")
+    p95 = report["p95"]
+    print(f"healthy p95: alone {p95['alone']:.3f} s, beside {p95['beside']:.3f} s: {report['ratio']:.2f} times")
+    print("resident memory in MiB:", ", ".join(f"{when} {value:.0f}" for when, value in report["memory"].items()))
+    print(f"exit code {report['exit_code']}")
 
 
 def main() -> None:
@@ -215,8 +230,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    made = asyncio.run(soak(options))
-    print(json.dumps(made)) if options.json else show(made)
+    report = asyncio.run(soak(options))
+    print(json.dumps(report)) if options.json else show(report)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame
 
 
 class Visit:
-    """An opened page. `complaints` are what the browser found wrong, and requests that went elsewhere."""
+    """An opened page. `complaints` are errors of the browser, and requests that went elsewhere."""
 
     def __init__(self, context: Any, address: str):
         self.page, self.address = context.new_page(), address
@@ -122,14 +122,14 @@ class Visit:
         """What a panel has painted by the next frame: `(y, x, 3)` int."""
         self.page.evaluate(FRAME)
         data = self.page.evaluate("(panel) => document.querySelectorAll('canvas')[panel].toDataURL()", panel)
-        picture = Image.open(io.BytesIO(b64decode(data.partition(",")[2]))).convert("RGB")
-        return np.asarray(picture).astype(int)
+        image = Image.open(io.BytesIO(b64decode(data.partition(",")[2]))).convert("RGB")
+        return np.asarray(image).astype(int)
 
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
 
     def rows(self) -> list[list[str]]:
-        """The cells of the table of what was found, once it is filled."""
+        """The cells of the table of results, once it is filled."""
         self.page.evaluate(FRAME)
         self.page.wait_for_selector("#results[aria-busy=false]")
         return [row.split("\t") for row in self.texts("#results tbody tr")]

@@ -1,4 +1,4 @@
-"""A server of our own to ask: uvicorn in a thread on a free port, and what stands in the model's way."""
+"""A server of our own to ask: uvicorn in a thread on a free port, and ways to keep its model busy."""
 
 import io
 import socket
@@ -13,17 +13,17 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-import open_gem
+from open_gem.locate import AnyLocalizer
 from open_gem.serve.app import create_app
 from open_gem.serve.service import Service
 from open_gem.serve.settings import Settings
-from open_gem.serve.worker import Kind
+from open_gem.serve.worker import JobKind
 
 
 class Server:
     """A running server: its address, its service, a client."""
 
-    def __init__(self, localizer: open_gem.Localizer, settings: Settings):
+    def __init__(self, localizer: AnyLocalizer, settings: Settings):
         self.app = create_app(localizer, settings)
         self.service: Service = self.app.state.service
         self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=5))
@@ -56,12 +56,12 @@ class Server:
         """The model at work on something that takes as long as this block."""
         release, begun = threading.Event(), threading.Event()
 
-        def wait(given: Any) -> list[None]:
+        def wait(inputs: Any) -> list[None]:
             begun.set()
             release.wait(20)
             return [None]
 
-        self.service.worker.submit(Kind("busy", wait, lambda given: None, lambda given: 1, 1), None)
+        self.service.worker.submit(JobKind("busy", wait, lambda input: None, lambda input: 1, 1), None)
         assert begun.wait(10)
         try:
             yield
@@ -78,12 +78,12 @@ class Server:
 def wait_until(reached: Any, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.005)
 
 
 def png(height: int = 60, width: int = 90, seed: int = 0, **save: Any) -> bytes:
-    """A picture of noise."""
+    """An image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return encoded(Image.fromarray(pixels), "PNG", **save)
 

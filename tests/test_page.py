@@ -42,6 +42,7 @@ def test_the_right_object_is_lit_as_a_phrase_is_typed(visit, picture, drawn):
         assert "ms from the last letter" in page.text("#status")
         x, y = map(int, page.rows()[-1][4].split(", "))
         assert drawn.masks[drawn.names.index(phrase), y, x]
+    page.forgive("422")  # the first letters may be no word that the model knows
 
 
 def test_heat_is_painted_as_viz_paints_it(visit, picture, drawn, embedded):
@@ -185,7 +186,7 @@ def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
         expected = found[phrase, method]
         assert score == f"{expected['score']:.3f}" and point == ", ".join(map(str, expected["point"]))
         assert box == ", ".join(map(str, expected["boxes"][0]["xyxy"]))
-        best = names["found"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
+        best = names["results"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
         assert best == expected["boxes"][0]["xyxy"]
     assert names["masks"].stack().shape == (3, 336, 448)
 

@@ -108,7 +108,7 @@ def test_a_document_is_not_asked_of_a_server_that_has_no_picture_yet(visit, pict
     page.look_at(picture)
     page.page.click("#json")
     page.page.wait_for_selector("#trouble:not([hidden])")
-    assert page.text("#trouble p") == "The server does not have the picture yet."
+    assert page.text("#trouble p") == "The server does not have the image yet."
 
 
 def test_what_is_no_picture_is_refused_in_words(visit, picture, tmp_path):
@@ -117,7 +117,7 @@ def test_what_is_no_picture_is_refused_in_words(visit, picture, tmp_path):
     text.write_text("not a picture")
     page.look_at(text)
     page.page.wait_for_selector("#trouble:not([hidden])")
-    assert page.text("#trouble p") == "notes.png is not a picture that this browser can show."
+    assert page.text("#trouble p") == "notes.png is not an image that this browser can show."
     assert not page.page.is_visible("#retry")
     page.page.click("#dismiss")
     page.look_at(picture, "snail")
@@ -204,6 +204,7 @@ def test_everything_can_be_done_by_keyboard(visit, picture):
     assert re.match(r"x \d+, y \d+ · rabbit -?0\.\d+ \(heat", read) and read == page.text(".readout")
     keyboard.press("Escape")
     assert page.text(".readout").startswith("Point at")
+    page.forgive("422")  # the first letters may be no word that the model knows
 
 
 TOLD = "(text) => document.querySelector('#live').textContent.startsWith(text)"
@@ -252,6 +253,7 @@ def test_a_small_screen_and_phrases_of_all_kinds(visit, picture):
     assert page.texts(".chip .text")[:2] == hostile[:2]
     tops = [page.page.locator(part).bounding_box()["y"] for part in ("#phrases", "#stage", "#layers", "#results")]
     assert tops == sorted(tops)
+    page.forgive("422")  # the model knows no word of these phrases
 
 
 def test_the_page_is_small_and_needs_nothing_from_elsewhere():

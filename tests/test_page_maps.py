@@ -155,13 +155,15 @@ def test_lines_say_any_phrase(modules):
     assert shlex.split(shell) == [
         *("open-gem", "ground", "./-my cats.jpg"),
         *(word for phrase in NASTY for word in ("-p", " @file" if phrase == "@file" else phrase)),
-        *("--model", "ViT-B-16", "--pretrained", "openai", "--size", "short:448", "--dtype", "bfloat16"),
+        *("--model", "ViT-B-16", "--pretrained", "openai", "--image-size", "short:448", "--dtype", "bfloat16"),
         *("--template", "a {}", "--method", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
     ]
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)}
-    given = {name: [ast.literal_eval(one) for one in call.args] for name, call in calls.items() if "." in name}
+    literal = ("open_gem.load", "localizer.encode", "result.masks", "result.boxes")
+    given = {name: [ast.literal_eval(argument) for argument in calls[name].args] for name in literal}
     assert given["open_gem.load"] == ["ViT-B-16", "openai"]
-    assert given["localizer.compare"] == ["-my cats.jpg", NASTY, ["clip", "gem"]]
+    assert given["localizer.encode"] == ["-my cats.jpg", ["clip", "gem"]]
+    assert ast.literal_eval(calls["localizer.locate"].args[1]) == NASTY
     assert given["result.masks"] == given["result.boxes"] == [0.3]
     settings = {one.arg: ast.literal_eval(one.value) for one in calls["open_gem.load"].keywords}
     assert settings == {"size": "short:448", "dtype": "bfloat16", "template": "a {}"}

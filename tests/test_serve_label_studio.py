@@ -1,4 +1,4 @@
-"""The routes of `open-gem serve` that Label Studio asks, and the pictures they may fetch."""
+"""The routes of `open-gem serve` that Label Studio asks, and the images they may fetch."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from serving import Server, png
 
 from open_gem.errors import InputError
 from open_gem.serve.errors import RequestError
-from open_gem.serve.label_studio import Control, Source, controls_of, picture_of
+from open_gem.serve.label_studio import Control, Source, controls_of, image_of
 from open_gem.serve.settings import Settings
 
 CONFIG = """<View>
@@ -27,7 +27,7 @@ CONFIG = """<View>
 
 
 class LabelStudio(BaseHTTPRequestHandler):
-    """Serves a picture to whoever has the token; keeps what was asked of it."""
+    """Serves an image to whoever has the token; records the requests."""
 
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
 
@@ -38,8 +38,8 @@ class LabelStudio(BaseHTTPRequestHandler):
         self.answer(status, png(64, 64))
 
     def do_POST(self) -> None:
-        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        LabelStudio.asked.append((self.path, given["refresh"]))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        LabelStudio.asked.append((self.path, body["refresh"]))
         self.answer(200, json.dumps({"access": "short"}).encode())
 
     def answer(self, status: int, body: bytes) -> None:
@@ -83,8 +83,8 @@ def predict(server: Server, *pictures: object, config: str = CONFIG) -> list[dic
 def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
     data = png(64, 128)
     [prediction] = predict(server, "data:image/png;base64," + b64encode(data).decode())
-    found = tiny_localizer(data, {"Cat": ("cat", "kitten"), "Dog": "Dog"})
-    presence = dict(zip(found.prompts, found.presence.tolist(), strict=True))
+    expected = tiny_localizer(data, {"Cat": ("cat", "kitten"), "Dog": "Dog"})
+    presence = dict(zip(expected.prompts, expected.presence.tolist(), strict=True))
 
     frames = [one for one in prediction["result"] if one["from_name"] == "frames"]
     shapes = [one for one in prediction["result"] if one["from_name"] == "shapes"]
@@ -93,7 +93,7 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
     assert {tuple(one["value"]["polygonlabels"]) for one in shapes} == {("Dog",)}
     assert prediction["score"] == pytest.approx(max(presence.values()), abs=1e-5)
     assert len(server.service.cache) == 0
-    boxes, scores = {tuple(box) for box in found.boxes()[0].xyxy.tolist()}, defaultdict(set)
+    boxes, scores = {tuple(box) for box in expected.boxes()[0].xyxy.tolist()}, defaultdict(set)
     for one in prediction["result"]:
         kind = one["type"]
         assert (one["to_name"], one["original_width"], one["original_height"]) == ("photo", 128, 64)
@@ -107,13 +107,13 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
     assert len(scores["Cat"]) == len(boxes) > 1  # objects of one label can be ranked
 
 
-def test_labels_that_are_improbable_have_no_regions(server):
+def test_improbable_labels_have_no_regions(server):
     picture = "data:image/png;base64," + b64encode(png(64, 64)).decode()
     [one] = predict(server, picture, config=CONFIG.replace('threshold="0"', 'threshold="1"'))
     assert (one["result"], one["score"]) == ([], 0)
 
 
-def test_pictures_of_the_configured_label_studio(server, studio):
+def test_images_of_the_configured_label_studio_are_fetched(server, studio):
     LabelStudio.asked.clear()
     results = predict(server, "/data/upload/1/a.png", f"{studio}/data/local-files/?d=a.png")
     assert all(one["result"] for one in results)
@@ -150,8 +150,8 @@ SENT = {  # a task's address -> what is asked for, below the address of Label St
 def test_addresses_of_label_studio_below_a_path_and_with_odd_letters(studio, below, address):
     LabelStudio.asked.clear()
     path = below.rstrip("/")
-    for given in (address, f"{path}{address}", f"{studio}{path}{address}", f"{studio.upper()}{path}{address}"):
-        assert Source(f"{studio}{below}", "legacy").fetch(given, 10**6) == png(64, 64)
+    for spelling in (address, f"{path}{address}", f"{studio}{path}{address}", f"{studio.upper()}{path}{address}"):
+        assert Source(f"{studio}{below}", "legacy").fetch(spelling, 10**6) == png(64, 64)
     assert LabelStudio.asked == [(path + SENT[address], "Token legacy")] * 4
 
 
@@ -169,18 +169,20 @@ def test_addresses_beside_the_path_of_label_studio_are_not_fetched(studio):
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_nothing_else_is_fetched(server, studio, address):
     LabelStudio.asked.clear()
-    given = [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
-    for one in predict(server, *given):
-        assert one["result"] == [] and one["score"] == 0 and "picture" in one["error"]
+    addresses = (
+        [address, f"{studio}{address}"] if isinstance(address, str) and address.startswith("/api") else [address]
+    )
+    for one in predict(server, *addresses):
+        assert one["result"] == [] and one["score"] == 0 and "image" in one["error"]
     assert LabelStudio.asked == []
 
 
-def test_an_answer_that_leads_elsewhere_is_not_followed(server):
+def test_redirects_are_not_followed(server):
     [one] = predict(server, "/data/upload/away.png")
     assert one["result"] == [] and "302" in one["error"]
 
 
-def test_pictures_have_a_limit_and_the_studio_may_be_away(studio):
+def test_images_have_a_limit_and_the_studio_may_be_down(studio):
     with pytest.raises(RequestError, match="more than 100 bytes"):
         Source(studio, "legacy").fetch("/data/upload/a.png", 100)
     assert Source(studio, "legacy").fetch("/data/upload/a.png", len(png(64, 64))) == png(64, 64)
@@ -189,20 +191,20 @@ def test_pictures_have_a_limit_and_the_studio_may_be_away(studio):
     with pytest.raises(RequestError, match="401"):
         Source(studio, "wrong").fetch("/data/upload/a.png", 100)
     with pytest.raises(RequestError, match="no --label-studio-url"):
-        picture_of("/data/upload/a.png", None, 100)
+        image_of("/data/upload/a.png", None, 100)
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://a/?x=1", ""])
-def test_a_url_of_label_studio_that_is_none(url):
+def test_a_malformed_url_of_label_studio_is_refused(url):
     with pytest.raises(InputError, match="url"):
         Source(url, "token")
 
 
 def test_setup_and_health(server):
-    given = {"project": "1.1", "schema": CONFIG, "hostname": "http://x", "access_token": "t"}
-    assert server.client.post("/setup", json=given).json()["model_version"].startswith("open_gem")
+    body = {"project": "1.1", "schema": CONFIG, "hostname": "http://x", "access_token": "t"}
+    assert server.client.post("/setup", json=body).json()["model_version"].startswith("open_gem")
     [version] = server.client.get("/versions").json()["versions"]
-    assert version == server.client.post("/setup", json=given).json()["model_version"]
+    assert version == server.client.post("/setup", json=body).json()["model_version"]
     assert server.client.get("/health").json()["status"] == "UP"
 
 
@@ -214,14 +216,14 @@ def test_controls_of_a_configuration():
 
 
 @pytest.mark.parametrize(
-    ("told", "presence"), [("0.8", 0.8), ("1", 1.0), ("2", None), ("-1", None), ("nan", None), ("much", None)]
+    ("threshold", "presence"), [("0.8", 0.8), ("1", 1.0), ("2", None), ("-1", None), ("nan", None), ("much", None)]
 )
-def test_how_probable_a_label_has_to_be(told, presence):
-    rectangles, _ = controls_of(CONFIG.replace('threshold="0"', f'threshold="{told}"'))
+def test_the_least_presence_of_a_control(threshold, presence):
+    rectangles, _ = controls_of(CONFIG.replace('threshold="0"', f'threshold="{threshold}"'))
     assert rectangles.presence == presence
 
 
-def test_where_nothing_is_said_labels_are_there_from_one_half_on(server, tiny_localizer):
+def test_labels_have_regions_from_a_presence_of_one_half_by_default(server, tiny_localizer):
     data, names = png(64, 64), [f"thing {number}" for number in range(12)]
     labels = "".join(f'<Label value="{name}"/>' for name in names)
     frames = f'<RectangleLabels name="r" toName="i">{labels}</RectangleLabels>'
@@ -232,14 +234,14 @@ def test_where_nothing_is_said_labels_are_there_from_one_half_on(server, tiny_lo
     assert 0 < len(there) < 12
 
 
-def test_of_several_pictures_the_first_has_regions():
+def test_regions_are_over_the_first_of_several_images():
     picture = '<Image name="other" value="$other"/>'
     other = picture + '<RectangleLabels name="more" toName="other"><Label value="Pig"/></RectangleLabels>'
     assert [one.name for one in controls_of(CONFIG.replace("</View>", other + "</View>"))] == ["frames", "shapes"]
 
 
 @pytest.mark.skipif(find_spec("label_studio_sdk") is not None, reason="label-studio-sdk is installed")
-def test_what_brushes_need_is_said():
+def test_brushes_without_their_package_say_what_to_install():
     with pytest.raises(RequestError, match="pip install label-studio-sdk"):
         controls_of(CONFIG.replace("PolygonLabels", "BrushLabels"))
 
@@ -250,14 +252,14 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><View>&b
 CONFIGS = {  # configuration -> what is said of it
     "": " cannot be read",
     "<View>": " cannot be read",
-    "<View/>": " has no labels over a picture",
-    "<View><Label value='a'/></View>": " has no labels over a picture",
+    "<View/>": " has no labels over an image",
+    "<View><Label value='a'/></View>": " has no labels over an image",
     LAUGHS: " is no labelling configuration",
     f"<View>{' ' * 100_000}</View>": ": String should have at most 100000 characters",
 }
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
-def test_configurations_that_are_none(server, config):
+def test_malformed_configurations_are_refused(server, config):
     answer = server.client.post("/predict", json={"tasks": [], "label_config": config})
     assert answer.status_code == 422 and f"label_config{CONFIGS[config]}" in answer.json()["error"]

@@ -18,7 +18,7 @@ HAS_SERVE = importlib.util.find_spec("grpc") is not None
 
 
 @pytest.mark.skipif(HAS_SERVE, reason="Ray Serve is installed")
-def test_what_to_install_is_said():
+def test_the_error_without_ray_serve_says_what_to_install():
     with pytest.raises(InputError, match="ray-serve"):
         deployment()
 

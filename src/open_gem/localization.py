@@ -173,9 +173,9 @@ class Localization:
             if self.presence is not None and self.presence[index].item() < least:
                 continue
             if self.detections is not None:
-                objects += self._predicted(index, _above(self.detections[index], at, scale, instances))
+                objects += self._predicted(index, _above(self.detections[index], at, scale, instances), scale)
                 continue
-            own = list(self._regions(index, at, scale, min_area, find, masks, label_map))
+            own = self._regions(index, at, scale, min_area, find, masks, label_map)
             objects += sorted(own, key=lambda region: -region.score)
         return objects
 
@@ -186,9 +186,10 @@ class Localization:
             raise InputError(f"{len(value)} values for {len(self.prompts)} labels, expected one for all, or as many")
         return value
 
-    def _predicted(self, index: int, boxes: Boxes) -> Iterator[Object]:
+    def _predicted(self, index: int, boxes: Boxes, scale: str) -> Iterator[Object]:
         for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
-            yield self._object(index, self.prompts[index], score, box)
+            share = score / boxes.scores[0].item() if scale == "minmax" else None
+            yield self._object(index, self.prompts[index], score, box, peak=share)
 
     def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **fields: Any) -> Object:
         image_score, presence = (
@@ -207,16 +208,18 @@ class Localization:
         find: "Callable[[Tensor], readout.Components]",
         masks: bool,
         label_map: "LabelMap | None",
-    ) -> Iterator[Object]:
+    ) -> list[Object]:
         """The objects of one label, by the connected components of its mask. Its maps are gone afterwards."""
         cosine = self._cosine(index)
-        mask = self._mask(index, cosine, threshold, scale).cpu()
+        stretch = readout.min_max_of(cosine) if scale == "minmax" else None
+        mask = self._mask(cosine, threshold, stretch, scale).cpu()
         if not mask.any():
-            return
+            return []
         values = at_least_float32(cosine).cpu().numpy()
         top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most of an image is nothing
         labels, spans = find(mask[top, left])
         least = min_area * mask.numel()
+        objects = []
         for number, inner in enumerate(spans, start=1):
             region = labels[inner] == number
             if np.count_nonzero(region) < least:
@@ -229,22 +232,29 @@ class Localization:
             point = (columns.start + x, rows.start + y)
             if label_map is not None:
                 label_map.add(index, (rows, columns), region, values)
-            yield self._object(
-                index,
-                self._best_phrase(index, point),
-                float(values[point[1], point[0]]),
-                (columns.start, rows.start, columns.stop, rows.stop),
-                point=point,
-                rle=run_lengths(region, (rows, columns), self.size) if masks else None,
+            objects.append(
+                self._object(
+                    index,
+                    self._best_phrase(index, point),
+                    float(values[point[1], point[0]]),
+                    (columns.start, rows.start, columns.stop, rows.stop),
+                    point=point,
+                    rle=run_lengths(region, (rows, columns), self.size) if masks else None,
+                )
             )
+        if stretch is None:
+            return objects
+        peaks = stretch(
+            torch.tensor([one.score for one in objects], dtype=torch.float32, device=cosine.device)
+        ).tolist()
+        return [replace(one, peak=peak) for one, peak in zip(objects, peaks, strict=True)]
 
-    def _mask(self, index: int, cosine: Tensor, threshold: float, scale: str) -> Tensor:
+    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor] | None, scale: str) -> Tensor:
         if scale == "probability":
             return self._probability(cosine) > threshold
-        stretch = readout.min_max_of(cosine) if scale == "minmax" else (lambda part: part)
         mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
         for band in readout.bands(*mask.shape):
-            torch.gt(stretch(cosine[band]), threshold, out=mask[band])
+            torch.gt(cosine[band] if stretch is None else stretch(cosine[band]), threshold, out=mask[band])
         return mask
 
     def _best_phrase(self, index: int, point: tuple[int, int]) -> str:

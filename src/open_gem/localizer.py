@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,13 @@ from open_gem.refine import Refinement
 from open_gem.tensors import similarity
 from open_gem.text import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
 from open_gem.towers import Backbone
+from open_gem.types import Size
 from open_gem.windows import EncodedWindows, merge_features
 
 if TYPE_CHECKING:
     from open_gem.towers.dino import Expert
 
-T = TypeVar("T")
+SQUARE = 448  # pixels: smallest side of the square image that stands for any in `patches`
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,18 @@ class Localizer(AnyLocalizer):
     @property
     def layers(self) -> int:
         return self.backbone.vision.layers
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return self.backbone.vision.patch
+
+    def patches(self, size: Size | None = None) -> int:
+        if size is None:
+            side = max(SQUARE, *self.backbone.preprocess.image_size)
+            size = Size(side, side)
+        rows, columns = self.patch
+        windows = (window for canvas in plan(self.views, self.size_rule, size, self.patch) for window in canvas.windows)
+        return sum((window.height // rows) * (window.width // columns) for window in windows)
 
     def configured(self, **settings: Any) -> "Localizer":
         return replace(self, **settings)

@@ -51,6 +51,12 @@ class Prepared:
         """Images with equal ones can be encoded together; None for one that fills batches by itself."""
         return None if self.pixels is None else tuple(self.pixels.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels and of the image."""
+        image = 0 if self.image is None else 3 * self.image.height * self.image.width
+        return image + (0 if self.pixels is None else self.pixels.nbytes)
+
 
 class AnyLocalizer(ABC):
     """Prompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
@@ -71,6 +77,18 @@ class AnyLocalizer(ABC):
     @abstractmethod
     def layers(self) -> int:
         """Number of blocks that methods can read; 0 for a model that was trained to localize."""
+
+    @property
+    @abstractmethod
+    def patch(self) -> tuple[int, int] | None:
+        """Height and width of a patch in pixels; None for a model that was trained to localize."""
+
+    @abstractmethod
+    def patches(self, size: Size | None = None) -> int:
+        """Number of patches that the model sees of an image of `size`, in all views; this is what encoding costs.
+
+        None stands for a square image, such as the model was trained on. Raises ImageError as `prepare`.
+        """
 
     @abstractmethod
     def configured(self, **settings: Any) -> "AnyLocalizer":

@@ -23,6 +23,8 @@ class Object:
     box          left, top, right, bottom in pixels, right and bottom exclusive
     point        its most confident pixel (x, y), or None
     rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}, or None: a box alone
+    peak         `score` after min-max scaling, in [0, 1]: the share of the label's best; None if the threshold was of
+                 another scale
     """
 
     label: str
@@ -34,6 +36,7 @@ class Object:
     box: tuple[int, int, int, int]
     point: tuple[int, int] | None = None
     rle: dict[str, Any] | None = None
+    peak: float | None = None
 
     @cached_property
     def mask(self) -> "np.ndarray | None":

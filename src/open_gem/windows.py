@@ -43,6 +43,11 @@ class EncodedWindows:
         return self.canvases[0].size
 
     @property
+    def grid(self) -> Grid:
+        """Rows and columns of its maps, which are pixels."""
+        return Grid(*self.size)
+
+    @property
     def pooled(self) -> Float[Tensor, "1 e"] | None:
         """One image-level embedding `(1, e)`, see `merge_pooled`."""
         return merge_pooled(self.windows)
@@ -63,6 +68,10 @@ class EncodedWindows:
     def to(self, device: torch.device | str) -> "EncodedWindows":
         """The same on another device."""
         return replace(self, windows=[[part.to(device) for part in parts] for parts in self.windows])
+
+    def clone(self) -> "EncodedWindows":
+        """A copy that shares no memory."""
+        return replace(self, windows=[[part.clone() for part in parts] for parts in self.windows])
 
 
 def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encoded]]) -> Encoded:

@@ -1,18 +1,17 @@
-"""Localizations as JSON: the values of each phrase, masks as run lengths or pictures, similarities as base64."""
+"""Localizations as JSON: the values of each prompt, masks as run lengths or PNG, similarities as base64."""
 
 import io
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from open_gem import readout
 from open_gem.localization import Localization
+from open_gem.objects import Object
 from open_gem.rle import run_lengths
 from open_gem.serve.schemas import Result
 from open_gem.text import Vocabulary
@@ -34,7 +33,7 @@ def as_png(mask: Tensor) -> str:
     return b64encode(file.getvalue()).decode("ascii")
 
 
-MASKS: dict[str, Callable[[Tensor], Any]] = {"rle": as_rle, "png": as_png, "none": lambda mask: None}
+MASKS: dict[str, Callable[[Tensor], Any]] = {"rle": as_rle, "png": as_png}
 
 
 def as_float16(similarity: Tensor) -> str:
@@ -42,18 +41,20 @@ def as_float16(similarity: Tensor) -> str:
     return b64encode(similarity.float().numpy().astype("<f2").tobytes()).decode("ascii")
 
 
-def by_prompt(found: Localization) -> Iterator[Localization]:
-    """One localization per prompt: maps at pixel size of many prompts take long, and are made one prompt at a time."""
-    vocabulary = Vocabulary.of(found.prompts) if found.vocabulary is None else found.vocabulary
-    for index, label in enumerate(found.prompts):
-        phrases = [at for at, group in enumerate(vocabulary.groups) if group == index]
+def by_prompt(located: Localization) -> Iterator[Localization]:
+    """One localization per prompt: maps of the image's size take long, and are made one prompt at a time."""
+    vocabulary = Vocabulary.of(located.prompts) if located.vocabulary is None else located.vocabulary
+    end = 0
+    for index, (label, phrases) in enumerate(zip(located.prompts, vocabulary.synonyms, strict=True)):
+        start, end = end, end + len(phrases)
         yield replace(
-            found,
+            located,
             prompts=(label,),
-            maps=found.similarity[phrases],
-            scores=None if found.scores is None else found.scores[[index]],
-            presence=None if found.presence is None else found.presence[[index]],
-            vocabulary=Vocabulary((label,), (vocabulary.synonyms[index],)),
+            maps=located.maps[start:end],
+            scores=None if located.scores is None else located.scores[[index]],
+            detections=None if located.detections is None else (located.detections[index],),
+            presence=None if located.presence is None else located.presence[[index]],
+            vocabulary=Vocabulary((label,), (phrases,)),
         )
 
 
@@ -61,45 +62,43 @@ def result(label: Localization, *, threshold: float | None, mask: str, similarit
     """The values of one prompt.
 
     threshold   of the min-max map, in [0, 1]; None: 0.5
-    mask        a name of `MASKS`
+    mask        a name of `MASKS`, or "none"
     similarity  with the cosines on the patch grid
     place       with box and point
     """
     limit = THRESHOLD if threshold is None else threshold
-    grid = as_float16(label.similarity[0]) if similarity else None
-    whole = {"prompt": label.prompts[0], "score": value(label.scores), "presence": value(label.presence)}
-    return Result(**whole, **_placed(label, limit, mask, place), similarity=grid)
+    box, point = _place(label, limit) if place else (None, None)
+    return Result(
+        prompt=label.prompts[0],
+        score=value(label.scores),
+        presence=value(label.presence),
+        box=box,
+        point=point,
+        mask=MASKS[mask](label.masks(limit)[0]) if mask in MASKS else None,
+        similarity=as_float16(label.similarity[0]) if similarity else None,
+    )
 
 
-def _placed(found: Localization, limit: float, mask: str, place: bool) -> dict[str, Any]:
-    """Box, point and mask: what `Localization.boxes`, `points` and `masks` give, from one map at pixel size."""
-    if not place and mask == "none":
-        return {"box": None, "point": None, "mask": None}
-    cosine = found.heatmaps("cosine")[0]
-    inside = readout.min_max(cosine) > limit
-    boxes = readout.component_boxes(inside, cosine).xyxy.tolist() if place else []
-    return {
-        "box": boxes[0] if boxes else None,
-        "point": list(readout.peak(cosine)) if place else None,
-        "mask": MASKS[mask](inside),
-    }
+def _place(label: Localization, threshold: float) -> tuple[list[int] | None, list[int]]:
+    """The box of the best object, and the most confident pixel."""
+    best = next(iter(label.objects(threshold, min_area=0, masks=False)), None)
+    point = label.points()[0].tolist() if best is None or best.point is None else list(best.point)
+    return None if best is None else list(best.box), point
 
 
-def object_scores(label: Localization, cosines: Sequence[float]) -> list[float]:
-    """A confidence for each object of one label, by which objects can be ranked, from the highest cosine inside it.
+def objects(label: Localization, *, threshold: float = THRESHOLD, presence: float) -> list[Object]:
+    """The objects of one label, whose scores rank objects of all labels.
 
-    The label's presence times the highest value of the min-max map inside the object, in [0, 1]: the best object has
-    the presence, others less. For models without presence, the cosine as it is.
+    A score is the label's presence times the highest value of the min-max map inside the object, in [0, 1]: the best
+    object has the presence, others less. For models without presence, it is the highest cosine.
     """
-    presence = value(label.presence)
-    if presence is None:
-        return [round(cosine, 6) for cosine in cosines]
-    stretch = readout.min_max_of(label.heatmaps("cosine")[0].float())
+    share = value(label.presence)
     return [
-        round(presence * peak, 6) for peak in stretch(torch.tensor(cosines, dtype=torch.float32, device="cpu")).tolist()
+        replace(one, score=round(one.score if share is None or one.peak is None else share * one.peak, 6))
+        for one in label.objects(threshold, presence=presence)
     ]
 
 
 def value(values: Tensor | None) -> float | None:
-    """The one value `(1,)` there is."""
+    """The number in a tensor `(1,)`."""
     return None if values is None else round(values.item(), 6)

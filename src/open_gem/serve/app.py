@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 import open_gem
-from open_gem.localizer import Localizer
+from open_gem.locate import AnyLocalizer
 from open_gem.serve import routes_about, routes_ground, routes_images, routes_label_studio
 from open_gem.serve.errors import add_handlers
 from open_gem.serve.guard import Guard
@@ -16,17 +16,14 @@ from open_gem.serve.metrics import Metrics
 from open_gem.serve.service import Service
 from open_gem.serve.settings import Settings
 
-ABOUT = """Where phrases are in a picture, by a pretrained vision-language model without training.
+ABOUT = """Where phrases are in an image, by a pretrained vision-language model without training.
 
 Rows come before columns; boxes are left, top, right, bottom in pixels, right and bottom exclusive; points are x, y.
 Every error is `{"error": "one line"}`."""
 
 
-def create_app(localizer: Localizer, settings: Settings | None = None) -> FastAPI:
-    """An ASGI application that serves the localizer; the threads it has end with its lifespan.
-
-    Raises InputError for a localizer whose views or refinement need the picture itself.
-    """
+def create_app(localizer: AnyLocalizer, settings: Settings | None = None) -> FastAPI:
+    """An ASGI application that serves the localizer; its threads end with its lifespan."""
     settings = Settings() if settings is None else settings
     metrics = Metrics()
     service = Service(localizer, settings, metrics)

@@ -3,63 +3,66 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
-
-from open_gem.method.run import Encoded
+from open_gem.locate import Prepared
 from open_gem.serve.errors import RequestError
 from open_gem.types import Grid, Size
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """One image: `size` upright, `pixels` `(3, y, x)` as the model wants them, and its `features` by method, a batch
-    of one each. On the CPU."""
+class CachedImage:
+    """An uploaded image: `prepared`, and `encoded` by method, on the CPU."""
 
     id: str
-    size: Size
-    grid: Grid
-    pixels: Tensor
-    features: Mapping[str, Encoded]
+    prepared: Prepared
+    encoded: Mapping[str, Any]
+
+    @property
+    def size(self) -> Size:
+        """The image's own, upright."""
+        return self.prepared.size
+
+    @property
+    def grid(self) -> Grid | None:
+        """Rows and columns of its maps; None if they depend on the prompts."""
+        return next(iter(self.encoded.values())).grid
 
     @property
     def nbytes(self) -> int:
-        tensors = [self.pixels, *(one.tokens for one in self.features.values())]
-        return sum(tensor.nbytes for tensor in tensors)
+        return self.prepared.nbytes + sum(encoded.nbytes for encoded in self.encoded.values())
 
-    def with_features(self, more: Mapping[str, Encoded]) -> "Seen":
-        return replace(self, features={**self.features, **more})
+    def with_encoded(self, more: Mapping[str, Any]) -> "CachedImage":
+        return replace(self, encoded={**self.encoded, **more})
 
 
 class Cache:
-    """The images of at most `capacity` bytes; the longest unused goes first. For one thread, the event loop's."""
+    """Images of at most `capacity` bytes; the least recently used goes first. For one thread, the event loop's."""
 
     def __init__(self, capacity: int):
         self.capacity, self.nbytes = capacity, 0
-        self._kept: OrderedDict[str, Seen] = OrderedDict()
+        self._images: OrderedDict[str, CachedImage] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._images)
 
-    def get(self, id: str) -> Seen | None:
-        if id in self._kept:
-            self._kept.move_to_end(id)
-        return self._kept.get(id)
+    def get(self, id: str) -> CachedImage | None:
+        if id in self._images:
+            self._images.move_to_end(id)
+        return self._images.get(id)
 
-    def put(self, seen: Seen) -> None:
-        """Keep it, in place of what has its id. Raises RequestError for one that is larger than all there is room."""
-        if seen.nbytes > self.capacity:
-            raise RequestError(
-                413, f"the image takes {seen.nbytes} bytes, more than the {self.capacity} there is room for"
-            )
-        self.drop(seen.id)
-        self._kept[seen.id] = seen
-        self.nbytes += seen.nbytes
+    def put(self, image: CachedImage) -> None:
+        """Keep it, in place of what has its id. Raises RequestError for one that is larger than the capacity."""
+        if image.nbytes > self.capacity:
+            raise RequestError(413, f"the image takes {image.nbytes} bytes, the cache holds {self.capacity}")
+        self.drop(image.id)
+        self._images[image.id] = image
+        self.nbytes += image.nbytes
         while self.nbytes > self.capacity:
-            self.drop(next(iter(self._kept)))
+            self.drop(next(iter(self._images)))
 
     def drop(self, id: str) -> bool:
-        """Forget it; whether it was there."""
-        seen = self._kept.pop(id, None)
-        self.nbytes -= 0 if seen is None else seen.nbytes
-        return seen is not None
+        """Forget it. Returns True if it was there."""
+        image = self._images.pop(id, None)
+        self.nbytes -= 0 if image is None else image.nbytes
+        return image is not None

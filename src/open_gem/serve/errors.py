@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: one line, and the status that says whose fault it is."""
+"""Errors as answers: one line, and the status that says whose fault it is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ STATUSES = {
     400: "The request makes no sense.",
     401: "The token is missing or wrong.",
     403: "Sent by a page of another site to a server without a token.",
-    404: "There is no such thing, or no longer: upload the image again.",
-    408: "The request took too long to arrive.",
+    404: "It does not exist, or no longer: upload the image again.",
+    408: "The request did not arrive in time.",
     413: "Something is larger than the limits.",
-    415: "Not a kind of content, or picture, that is taken.",
-    422: "Something asked for does not exist or cannot be.",
+    415: "A kind of content, or of image, that is not accepted.",
+    422: "Something in the request does not exist, or makes no sense.",
     429: "Too many requests at once: try again after Retry-After.",
     500: "The model, or the server itself, has failed.",
     503: "The answer took too long, or the server is stopping.",
@@ -59,15 +59,15 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        return error_response(422, told(error.errors()))
+        return error_response(422, describe(error.errors()))
 
 
-def told(problems: Sequence[Any]) -> str:
-    """What pydantic found wrong, the first few."""
-    return "; ".join(map(_one, problems[:3]))
+def describe(problems: Sequence[Any]) -> str:
+    """The first few validation errors of pydantic as one line."""
+    return "; ".join(map(_describe, problems[:3]))
 
 
-def _one(problem: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part != "body")
     if not place:
         return "the body is no JSON object, expected one, sent as Content-Type: application/json"
@@ -75,7 +75,7 @@ def _one(problem: Mapping[str, Any]) -> str:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: what besides its answer a route may say."""
+    """For the OpenAPI document: the errors that a route may answer."""
     return {
         status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, 403, 500, *statuses})
     }

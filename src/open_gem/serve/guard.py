@@ -21,7 +21,7 @@ from open_gem.serve.settings import Settings, seconds_to_wait
 
 LOG = logging.getLogger(__name__)
 OPEN = ("/", "/health")  # asked without a token, as is the rest of the page, which asks for it
-DRAIN_SECONDS = 2  # that are given to who still sends what is refused
+DRAIN_SECONDS = 2  # to read the rest of a body that is refused
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 
 SECURITY = {
@@ -51,7 +51,7 @@ class Guard:
             request.leave()
 
     def changed(self) -> None:
-        self.metrics.house(self.requests, self.bodies)
+        self.metrics.pending(self.requests, self.bodies)
 
 
 class _Request:
@@ -63,9 +63,11 @@ class _Request:
         self.headers = Headers(scope=scope)
         self.start = time.perf_counter()
         self.counted, self.bytes = False, 0
-        self.most = guard.settings.max_body if _is_form(self.headers) else guard.settings.max_json  # bytes of the body
-        self.arrived = asyncio.Event()  # its whole body, or what stands in its way
-        self.trouble: RequestError | None = None
+        self.max_bytes = (
+            guard.settings.max_body if _is_form(self.headers) else guard.settings.max_json
+        )  # bytes of the body
+        self.arrived = asyncio.Event()  # set once its body is here, or has been refused
+        self.refusal: RequestError | None = None
         self.gone = False  # the client
         self.status: int | None = None
         if scope["method"] not in BODIES:
@@ -84,7 +86,7 @@ class _Request:
             await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
 
     def leave(self) -> None:
-        """Make room for others; once."""
+        """Release its share of the capacity; once."""
         self.guard.requests -= self.counted
         self.guard.bodies -= self.bytes
         self.counted, self.bytes = False, 0
@@ -108,11 +110,11 @@ class _Request:
                 f"the request comes from {page}, a page of another site, expected this server's own page or a program: "
                 "only a server with --token answers other sites",
             )
-        if self._declared() > self.most:
+        if self._declared() > self.max_bytes:
             raise self._too_large()
         if self.scope["method"] in BODIES:
             if self.guard.requests >= self.settings.max_queue:
-                raise _too_many(f"{self.guard.requests} requests are in the house, which is all there is room for")
+                raise _too_many(f"the server is at capacity: {self.guard.requests} requests are pending")
             self.guard.requests += 1
             self.counted = True
             self.guard.changed()
@@ -124,8 +126,8 @@ class _Request:
         return int(length[:18])  # more is too large as well
 
     def _too_large(self) -> RequestError:
-        form = "" if _is_form(self.headers) else "; pictures may have more as files of a multipart/form-data body"
-        return RequestError(413, f"the request has more than {self.most} bytes, the most that is taken{form}")
+        form = "" if _is_form(self.headers) else "; images may have more as files of a multipart/form-data body"
+        return RequestError(413, f"the request has more than {self.max_bytes} bytes, the limit{form}")
 
     # The application, watched ---------------------------------------------------------------------------------------
 
@@ -152,8 +154,8 @@ class _Request:
             raise RequestError(
                 408, f"the request did not arrive within {self.settings.body_seconds:g} seconds"
             ) from None
-        if self.trouble is not None:
-            raise self.trouble
+        if self.refusal is not None:
+            raise self.refusal
         try:
             async with asyncio.timeout(self.settings.seconds):
                 while not self.gone:
@@ -167,10 +169,10 @@ class _Request:
         if not self.arrived.is_set():
             message = await self._receive()
             self.gone = message["type"] == "http.disconnect"
-            self.trouble = self._count(len(message.get("body", b"")))
-            if self.gone or self.trouble is not None or not message.get("more_body", False):
+            self.refusal = self._count(len(message.get("body", b"")))
+            if self.gone or self.refusal is not None or not message.get("more_body", False):
                 self.arrived.set()
-            if not self.gone and self.trouble is None:
+            if not self.gone and self.refusal is None:
                 return message
         return await asyncio.get_running_loop().create_future()  # until it is cancelled
 
@@ -178,10 +180,10 @@ class _Request:
         self.bytes += more
         self.guard.bodies += more
         self.guard.changed()
-        if self.bytes > self.most:
+        if self.bytes > self.max_bytes:
             return self._too_large()
         if self.guard.bodies > self.settings.max_bodies:
-            return _too_many("the requests in the house have more bytes than there is room for")
+            return _too_many("the server is at capacity: the bodies of pending requests are too many bytes")
         return None
 
     async def send(self, message: Message) -> None:
@@ -212,7 +214,7 @@ class _Request:
                         return
 
     def _route(self) -> str:
-        """The pattern of the path, not the path, of which there is no end."""
+        """The pattern of the path: paths themselves are without number."""
         return getattr(self.scope.get("route"), "path", "other")
 
 
@@ -225,8 +227,8 @@ def _too_many(reason: str) -> RequestError:
     return RequestError(429, reason, {"Retry-After": "1"})
 
 
-def _is_known_host(given: str, hosts: tuple[str, ...] | None) -> bool:
-    name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
+def _is_known_host(header: str, hosts: tuple[str, ...] | None) -> bool:
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     return hosts is None or name.strip("[]").lower() in hosts
 
 
@@ -235,7 +237,7 @@ def _is_form(headers: Headers) -> bool:
 
 
 def _foreign_page(headers: Headers, path: str) -> str | None:
-    """The page of another site that has made a browser send this request; None for our own page and for programs.
+    """The page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
     `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome. A
@@ -250,9 +252,9 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
     return "a browser" if site == "cross-site" and not follows_link else None
 
 
-def _is_allowed(given: str, token: str) -> bool:
-    """Bearer, or Basic with the token as its password: Label Studio has no other."""
-    kind, _, value = given.partition(" ")
+def _is_allowed(header: str, token: str) -> bool:
+    """Bearer, or Basic with the token as its password, which is what Label Studio sends."""
+    kind, _, value = header.partition(" ")
     readers: dict[str, Any] = {"bearer": str.strip, "basic": _password}
     read = readers.get(kind.lower())
     return read is not None and hmac.compare_digest(read(value).encode("utf-8", "replace"), token.encode())

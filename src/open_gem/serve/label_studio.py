@@ -1,4 +1,4 @@
-"""Label Studio's side of things: its labelling configuration, and the pictures of its tasks."""
+"""Label Studio's side of things: its labelling configuration, and the images of its tasks."""
 
 import json
 import re
@@ -18,16 +18,16 @@ from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
 
 KINDS = {tag: kind for kind, tag in TAGS.items()}
-SECONDS = 20  # that Label Studio has to send a picture
+SECONDS = 20  # timeout of a request to Label Studio
 
 
 class Control(NamedTuple):
-    """A tag of labels over a picture.
+    """A tag of labels over an image.
 
     kind      a key of `export.label_studio.TAGS`
     name      what regions come from
-    to        the name of the picture's tag
-    key       of a task's data that has the picture
+    to        the name of the image's tag
+    key       of a task's data that has the image
     labels    each with the phrases that mean it
     presence  labels less probable in the image than this have no regions; None: the server's own limit
     """
@@ -41,32 +41,32 @@ class Control(NamedTuple):
 
 
 def controls_of(config: str) -> list[Control]:
-    """The controls that regions can be made for, in the order of the configuration: of several pictures, those over
-    the first that has one. Raises RequestError where it cannot be read, or there are none."""
+    """The controls that regions can be made for, in the order of the configuration; if it has several images, those of
+    the first that has any. Raises RequestError if it cannot be read, or has none."""
     if re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
         raise RequestError(422, "label_config is no labelling configuration")
     try:
         root = ElementTree.fromstring(config)
     except ElementTree.ParseError as error:
         raise RequestError(422, f"label_config cannot be read: {error}") from error
-    pictures = {tag.get("name"): tag.get("value", "").lstrip("$") for tag in root.iter("Image")}
-    found = [control for tag in root.iter() if (control := _control(tag, pictures)) and control.labels]
-    if not found:
+    images = {tag.get("name"): tag.get("value", "").lstrip("$") for tag in root.iter("Image")}
+    controls = [control for tag in root.iter() if (control := _control(tag, images)) and control.labels]
+    if not controls:
         tags = ", ".join(KINDS)
-        raise RequestError(422, f"label_config has no labels over a picture, expected one of {tags} and an Image")
-    found = [control for control in found if control.to == found[0].to]
-    if any(control.kind == "brush" for control in found) and find_spec("label_studio_sdk") is None:
+        raise RequestError(422, f"label_config has no labels over an image, expected one of {tags} and an Image")
+    controls = [control for control in controls if control.to == controls[0].to]
+    if any(control.kind == "brush" for control in controls) and find_spec("label_studio_sdk") is None:
         raise RequestError(422, "BrushLabels need label-studio-sdk beside the server: pip install label-studio-sdk")
-    return found
+    return controls
 
 
-def _control(tag: ElementTree.Element, pictures: Mapping[str | None, str]) -> Control | None:
+def _control(tag: ElementTree.Element, images: Mapping[str | None, str]) -> Control | None:
     to, kind = tag.get("toName"), KINDS.get(tag.tag)
-    if kind is None or to is None or to not in pictures:
+    if kind is None or to is None or to not in images:
         return None
     labels = dict(map(_label, tag.iter("Label")))
     presence = _number(tag.get("model_score_threshold"))
-    return Control(kind, tag.get("name", ""), to, pictures[to], labels, presence)
+    return Control(kind, tag.get("name", ""), to, images[to], labels, presence)
 
 
 def _label(tag: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
@@ -84,12 +84,12 @@ def _number(text: str | None) -> float | None:
     return number if number is not None and 0 <= number <= 1 else None
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Source:
-    """The Label Studio whose pictures may be fetched, and nothing else in the world.
+    """The Label Studio whose images may be fetched; nothing else ever is.
 
     url    such as "http://localhost:8080"
     token  of a user: a legacy token, or a personal access token
@@ -105,10 +105,10 @@ class Source:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InputError(f"Label Studio's url is {self.url!r}, expected for example http://localhost:8080")
 
-    def fetch(self, address: str, most: int) -> bytes:
-        """A picture of a task: below `/data/` of this Label Studio, `most` bytes of it at most. Raises RequestError."""
+    def fetch(self, address: str, max_bytes: int) -> bytes:
+        """The image of a task: below `/data/` of this Label Studio, at most `max_bytes`. Raises RequestError."""
         path = self._path(address)
-        return self._get(path, {"Authorization": self._authorization()}, most)
+        return self._get(path, {"Authorization": self._authorization()}, max_bytes)
 
     def _path(self, address: str) -> str:
         """The address below this server's own. Raises RequestError for any other."""
@@ -124,7 +124,7 @@ class Source:
         is_ours = host.lower() in ("", f"{base.scheme}://{base.netloc}".lower()) and plain.startswith("/data/")
         climbs = ".." in plain.split("/") or "\\" in plain
         if not is_ours or climbs or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", path):
-            raise RequestError(422, "the picture is neither a data: URI nor a file that Label Studio itself serves")
+            raise RequestError(422, "the image is neither a data: URI nor a file that Label Studio itself serves")
         return quoted(path).replace("#", "%23")
 
     def _authorization(self) -> str:
@@ -137,17 +137,17 @@ class Source:
         except (ValueError, KeyError, TypeError):
             raise RequestError(503, "Label Studio does not take the token") from None
 
-    def _get(self, path: str, headers: dict[str, str], most: int, body: bytes | None = None) -> bytes:
+    def _get(self, path: str, headers: dict[str, str], max_bytes: int, body: bytes | None = None) -> bytes:
         request = Request(self.url.rstrip("/") + path, body, headers)
         try:
             with _OPENER.open(request, timeout=SECONDS) as answer:
-                content = answer.read(most + 1)
+                content = answer.read(max_bytes + 1)
         except HTTPError as error:
-            raise RequestError(422, f"Label Studio answers {error.code} when asked for the picture") from None
+            raise RequestError(422, f"Label Studio answers {error.code} when asked for the image") from None
         except (URLError, OSError, ValueError) as error:
             raise RequestError(503, f"Label Studio cannot be reached: {type(error).__name__}") from None
-        if len(content) > most:
-            raise RequestError(413, f"the picture has more than {most} bytes")
+        if len(content) > max_bytes:
+            raise RequestError(413, f"the image has more than {max_bytes} bytes")
         return content
 
 
@@ -161,21 +161,23 @@ class _NoRedirects(HTTPRedirectHandler):
 _OPENER = build_opener(_NoRedirects)
 
 
-def picture_of(address: Any, source: Source | None, most: int) -> bytes:
-    """The picture of a task: a data: URI, or a file of the configured Label Studio. Raises RequestError for anything
-    else: a server fetches nothing else from anywhere."""
+def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
+    """The image of a task: a data: URI, or a file of the configured Label Studio; nothing else is ever fetched.
+
+    Raises RequestError.
+    """
     if not isinstance(address, str):
-        raise RequestError(422, "the task has no picture under the name that the configuration says")
+        raise RequestError(422, "the task has no image under the name in the configuration")
     if address[: len(DATA_URI)].lower() == DATA_URI:
         return from_base64(address)
     if source is None:
-        raise RequestError(422, "the picture is no data: URI, and no --label-studio-url was given to fetch it from")
-    return source.fetch(address, most)
+        raise RequestError(422, "the image is no data: URI, and there is no --label-studio-url to fetch it from")
+    return source.fetch(address, max_bytes)
 
 
 # Regions --------------------------------------------------------------------------------------------------------------
 
 
 def phrases_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
-    """Each label once, as the first control that has it says."""
+    """Each label once, with the phrases of the first control that has it."""
     return {label: phrases for control in reversed(controls) for label, phrases in control.labels.items()}

@@ -24,24 +24,24 @@ class Metrics:
             "open_gem_request_seconds", "From a request's first byte to its answer.", ("route",),
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
-        self._house = Gauge("open_gem_requests_in_house", "Requests waiting or worked on.", registry=self.registry)
+        self._pending = Gauge("open_gem_pending_requests", "Requests waiting or worked on.", registry=self.registry)
         self._bodies = Gauge("open_gem_body_bytes", "Bytes of their bodies.", registry=self.registry)
         self._batches = Histogram(
-            "open_gem_batch_inputs", "Inputs of a batch: images to look at, requests asked.", ("work",),
+            "open_gem_batch_inputs", "Inputs of a batch: images to encode, requests to locate.", ("work",),
             buckets=INPUTS, registry=self.registry,
         )  # fmt: skip
         self._images = Gauge("open_gem_cache_images", "Images in the cache.", registry=self.registry)
         self._bytes = Gauge("open_gem_cache_bytes", "Bytes of the cache.", registry=self.registry)
         self._lookups = Counter(
-            "open_gem_cache_lookups", "Images asked of the cache.", ("found",), registry=self.registry
+            "open_gem_cache_lookups", "Images looked up in the cache.", ("found",), registry=self.registry
         )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def house(self, requests: int, body_bytes: int) -> None:
-        self._house.set(requests)
+    def pending(self, requests: int, body_bytes: int) -> None:
+        self._pending.set(requests)
         self._bodies.set(body_bytes)
 
     def saw_batch(self, work: str, inputs: int) -> None:
@@ -51,8 +51,8 @@ class Metrics:
         self._images.set(len(cache))
         self._bytes.set(cache.nbytes)
 
-    def looked_up(self, *, found: bool) -> None:
-        self._lookups.labels(str(found).lower()).inc()
+    def looked_up(self, *, hit: bool) -> None:
+        self._lookups.labels(str(hit).lower()).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

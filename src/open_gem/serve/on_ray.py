@@ -3,7 +3,7 @@
     serve run deployment:app        # deployment.py: app = open_gem.serve.on_ray.deployment(replicas=4)
 
 An uploaded image is known to the replica that took it. Requests with the same `serve_multiplexed_model_id` header, any
-word of the client's own, go to one replica as long as it lives; a client that is told 404 uploads again.
+word of the client's own, go to one replica as long as it lives; a client that gets 404 uploads again.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def deployment(
 
     model, pretrained, load_settings  as of `open_gem.load`; each replica loads the model
     replicas                          processes with a model each
-    gpus                              graphics cards of a replica, or a share of one
+    gpus                              GPUs of a replica, or a share of a GPU
 
     Raises InputError without Ray Serve.
     """
@@ -44,15 +44,15 @@ def deployment(
     def build() -> ASGIApp:
         return _Sticky(create_app(load(model, pretrained, **load_settings), limits))
 
-    made = serve.deployment(
+    replicated = serve.deployment(
         serve.ingress(build)(),
         name="open_gem",
         num_replicas=replicas,
-        max_ongoing_requests=2 * limits.max_queue,  # what is over the queue is told 429 by the application itself
+        max_ongoing_requests=2 * limits.max_queue,  # the application itself answers 429 beyond its queue
         graceful_shutdown_timeout_s=limits.stop_seconds,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
     )
-    return made.bind()
+    return replicated.bind()
 
 
 class _Sticky:

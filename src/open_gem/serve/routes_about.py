@@ -26,15 +26,15 @@ def routes(service: Service) -> APIRouter:
     async def models() -> Models:
         """The model, its methods, and the limits of requests."""
         localizer = service.localizer
-        template = localizer.text.template
+        settings = localizer.describe()
         return Models(
             models=[
                 ModelInfo(
-                    name=service.name,
-                    size=localizer.size_rule,
-                    patch=list(localizer.backbone.vision.patch),
-                    dtype=str(localizer.backbone.dtype).removeprefix("torch."),
-                    template=template if isinstance(template, str) else list(template),
+                    name=localizer.name,
+                    size=settings["size_rule"],
+                    patch=None if localizer.patch is None else list(localizer.patch),
+                    dtype=settings["dtype"],
+                    template=settings["template"],
                     default=service.default,
                     methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
@@ -44,13 +44,13 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/samples", tags=["about"], responses=documented())
     async def list_samples() -> Samples:
-        """Built-in pictures and what is in them."""
+        """Built-in images and what is in them."""
         listed = [(name, await service.in_thread(samples.phrases, name)) for name in samples.SAMPLES]
         return Samples(samples=[Sample(name=name, phrases=phrases) for name, phrases in listed])
 
     @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG | documented(404, 422))
     async def sample(name: str) -> Response:
-        """One of them."""
+        """A built-in image."""
         if name not in samples.SAMPLES:
             raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
@@ -58,10 +58,10 @@ def routes(service: Service) -> APIRouter:
     @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
     @router.get("/health", tags=["about"], responses=documented(503))
     async def health() -> Health:
-        """Whether it lives; also what Label Studio asks."""
+        """Whether the server works; Label Studio asks this too."""
         if not service.worker.is_alive:
             raise RequestError(503, "the model's thread has ended: start the server again")
-        return Health(status="UP", model_class=service.name, version=open_gem.__version__)
+        return Health(status="UP", model_class=service.localizer.name, version=open_gem.__version__)
 
     @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT | documented())
     async def metrics() -> Response:
@@ -72,7 +72,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def add_page(app: FastAPI) -> None:
-    """The page, where the package has one, at `/`, and its parts below `/static`."""
+    """The page at `/`, and its parts below `/static`, if the package has it."""
     if not (PAGE / "index.html").exists():
         return
     app.mount("/static", StaticFiles(directory=PAGE), name="static")

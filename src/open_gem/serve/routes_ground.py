@@ -1,16 +1,16 @@
-"""Picture and labels in one request, in the shapes of Hugging Face's inference API."""
+"""Image and labels in one request, in the shapes of Hugging Face's inference API."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from open_gem.errors import OpenGemError
-from open_gem.export.localized import image_of
 from open_gem.localization import Localization
-from open_gem.serve.answers import as_png, object_scores, value
+from open_gem.serve.answers import as_png, objects, value
 from open_gem.serve.errors import RequestError, documented
-from open_gem.serve.schemas import Batch, Corners, Detection, Inference, OneOf, Parameters, Segment
+from open_gem.serve.schemas import Batch, BatchItem, Corners, Detection, Inference, Parameters, Segment
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import (
     JsonRoute,
@@ -23,7 +23,7 @@ from open_gem.serve.uploads import (
     labels_of,
 )
 
-PICTURE = {"type": "string", "format": "binary"}
+IMAGE = {"type": "string", "format": "binary"}
 FIELDS = {
     "candidate_labels": {
         "type": "array",
@@ -48,34 +48,34 @@ def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/ground", tags=["ground"], route_class=JsonRoute)
-    one = {"multipart/form-data": _form("file", PICTURE), "application/json": {"schema": INFERENCE}}
-    several = {"multipart/form-data": _form("files", {"type": "array", "items": PICTURE})}
+    single = {"multipart/form-data": _form("file", IMAGE), "application/json": {"schema": INFERENCE}}
+    batch = {"multipart/form-data": _form("files", {"type": "array", "items": IMAGE})}
 
-    @router.post("", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": one}})
+    @router.post("", responses=BODY, openapi_extra={"requestBody": {"required": True, "content": single}})
     async def ground(request: Request) -> list[Detection] | list[Segment]:
-        """Where the labels are: a box an object, or a mask a label, best score first."""
+        """Where the labels are: a box per object, or a mask per label, best score first."""
         if content_type(request) == "application/json":
-            asked = checked(Inference, await request.json())
-            data = await service.in_thread(from_base64, asked.inputs)
-            return await _grounded(service, data, asked.parameters)
+            inference = checked(Inference, await request.json())
+            data = await service.in_thread(from_base64, inference.inputs)
+            return await _ground(service, data, inference.parameters)
         async with form_of(request, files=1) as form:
             [data] = await files_of(form, "file")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
-        return await _grounded(service, data, parameters)
+        return await _ground(service, data, parameters)
 
     @router.post(
         "/batch",
         response_model_exclude_none=True,
         responses=BODY,
-        openapi_extra={"requestBody": {"required": True, "content": several}},
+        openapi_extra={"requestBody": {"required": True, "content": batch}},
     )
     async def ground_batch(request: Request) -> Batch:
-        """The same for several pictures. One that cannot be read has its reason, and the others are there."""
+        """As `/v1/ground`, for several images. One that cannot be read has an error; the others have results."""
         async with form_of(request, files=service.settings.max_files) as form:
-            pictures = await files_of(form, "files")
+            images = await files_of(form, "files")
             parameters = _parameters(fields_of(form, ("candidate_labels",)))
         service.check(parameters.candidate_labels, service.named(parameters.method))
-        return Batch(results=await service.side_by_side(lambda data: _one_of(service, data, parameters), pictures))
+        return Batch(results=await service.side_by_side(lambda data: _batch_item(service, data, parameters), images))
 
     return router
 
@@ -86,37 +86,34 @@ def _parameters(fields: dict[str, Any]) -> Parameters:
     return checked(Parameters, fields)
 
 
-async def _one_of(service: Service, data: bytes, parameters: Parameters) -> OneOf:
+async def _batch_item(service: Service, data: bytes, parameters: Parameters) -> BatchItem:
     try:
-        return OneOf(found=await _grounded(service, data, parameters))
+        return BatchItem(found=await _ground(service, data, parameters))
     except (OpenGemError, RequestError) as error:
-        return OneOf(error=str(error))
+        return BatchItem(error=str(error))
 
 
-async def _grounded(service: Service, data: bytes, parameters: Parameters) -> list[Detection] | list[Segment]:
+async def _ground(service: Service, data: bytes, parameters: Parameters) -> list[Detection] | list[Segment]:
     method = service.named(parameters.method)
     service.check(parameters.candidate_labels, method)
-    seen = await service.see(data, keep=False)
-    found = await service.ask(seen, parameters.candidate_labels, method)
-    by_label = await service.each_prompt(TASKS[parameters.task], found, parameters=parameters)
-    return sorted((one for made in by_label for one in made), key=lambda one: -one.score)
+    image = await service.encode(data, keep=False)
+    located = await service.locate(image, parameters.candidate_labels, method)
+    by_label = await service.each_prompt(TASKS[parameters.task], located, parameters=parameters)
+    return sorted(chain.from_iterable(by_label), key=lambda answer: -answer.score)
 
 
 def detections(label: Localization, parameters: Parameters) -> list[Detection]:
-    """A box around each connected part of a label's mask, if its score is high enough."""
-    image = image_of(label, threshold=parameters.mask_threshold, presence=parameters.threshold)
-    if not image.objects:
-        return []
-    scores = object_scores(label, [one.score for one in image.objects])
+    """A box around each object of a label whose score reaches the threshold."""
+    presence = value(label.presence)
     return [
         Detection(
-            label=one.name,
-            score=score,
-            presence=value(label.presence),
-            box=Corners(**dict(zip(CORNERS, one.xyxy, strict=True))),
+            label=one.label,
+            score=one.score,
+            presence=presence,
+            box=Corners(**dict(zip(CORNERS, one.box, strict=True))),
         )
-        for one, score in zip(image.objects, scores, strict=True)
-        if label.presence is None or score >= parameters.threshold
+        for one in objects(label, threshold=parameters.mask_threshold, presence=parameters.threshold)
+        if presence is None or one.score >= parameters.threshold
     ]
 
 
@@ -128,9 +125,9 @@ def segments(label: Localization, parameters: Parameters) -> list[Segment]:
     presence = value(label.presence)
     if presence is not None and presence < parameters.threshold:
         return []
-    score = next((one for one in (presence, value(label.scores)) if one is not None), 0.0)
+    score = value(label.scores) if presence is None else presence
     mask = as_png(label.masks(parameters.mask_threshold)[0])
-    return [Segment(label=label.prompts[0], score=score, presence=presence, mask=mask)]
+    return [Segment(label=label.prompts[0], score=score or 0.0, presence=presence, mask=mask)]
 
 
 TASKS: dict[str, Callable[..., list[Any]]] = {"object-detection": detections, "image-segmentation": segments}

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from open_gem.serve import answers
-from open_gem.serve.cache import Seen
+from open_gem.serve.cache import CachedImage
 from open_gem.serve.errors import RequestError, documented
 from open_gem.serve.schemas import Ask, Grounded, ImageInfo
 from open_gem.serve.service import Service
@@ -20,7 +20,7 @@ FILE = {
             "schema": {
                 "type": "object",
                 "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "The picture."}},
+                "properties": {"file": {"type": "string", "format": "binary", "description": "The image."}},
             }
         }
     },
@@ -33,14 +33,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("", status_code=201, responses=BODY, openapi_extra={"requestBody": FILE})
     async def upload(request: Request) -> ImageInfo:
-        """Encode a picture; its features are kept as long as there is room."""
+        """Encode an image. It stays in the cache until others need its place."""
         async with form_of(request, files=1) as form:
             [data] = await files_of(form, "file")
-        return _info(service, await service.see(data, keep=True))
+        return _info(service, await service.encode(data, keep=True))
 
     @router.get("/{id}", responses=documented(404, 422))
     async def look_up(id: Id) -> ImageInfo:
-        """Whether it is still there, and what was said of it."""
+        """Whether it is in the cache; answers as the upload did."""
         return _info(service, _find(service, id))
 
     @router.delete("/{id}", status_code=204, responses=documented(404, 422))
@@ -52,34 +52,40 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/{id}/ground", responses=documented(400, 404, 408, 413, 415, 422, 429, 503))
     async def ground(id: Id, ask: Ask) -> Grounded:
-        """Where each phrase is: 404 where the image is no longer there; upload it again then."""
-        seen, method = _find(service, id), service.named(ask.method)
-        found = await service.ask(seen, ask.prompts, method)
+        """Where each phrase is. 404: the image is no longer in the cache, upload it again."""
+        image, method = _find(service, id), service.named(ask.method)
+        located = await service.locate(image, ask.prompts, method)
         results = await service.each_prompt(
-            answers.result, found, places=ask.place or ask.mask != "none",
+            answers.result, located, places=ask.place or ask.mask != "none",
             threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
         )  # fmt: skip
         about = {
             "id": id,
-            "height": seen.size.height,
-            "width": seen.size.width,
-            "grid": list(found.similarity.shape[-2:]),
+            "height": image.size.height,
+            "width": image.size.width,
+            "grid": list(located.maps.shape[-2:]),
         }
-        return Grounded(**about, method=method, model=service.name, results=results)
+        return Grounded(**about, method=method, model=service.localizer.name, results=results)
 
     return router
 
 
-def _find(service: Service, id: str) -> Seen:
-    if (seen := service.find(id)) is None:
+def _find(service: Service, id: str) -> CachedImage:
+    if (image := service.find(id)) is None:
         raise _unknown(id)
-    return seen
+    return image
 
 
 def _unknown(id: str) -> RequestError:
     return RequestError(404, f"no image {id!r} here, or no longer: upload it again")
 
 
-def _info(service: Service, seen: Seen) -> ImageInfo:
-    size = {"height": seen.size.height, "width": seen.size.width}
-    return ImageInfo(id=seen.id, **size, grid=list(seen.grid), model=service.name, methods=list(service.methods))
+def _info(service: Service, image: CachedImage) -> ImageInfo:
+    return ImageInfo(
+        id=image.id,
+        height=image.size.height,
+        width=image.size.width,
+        grid=None if image.grid is None else list(image.grid),
+        model=service.localizer.name,
+        methods=list(service.methods),
+    )

@@ -1,4 +1,4 @@
-"""Built-in pictures to try: scenes that the embedded model has never learnt from."""
+"""Built-in images to try: scenes that the embedded model was not trained on."""
 
 import io
 from functools import lru_cache
@@ -13,17 +13,17 @@ SAMPLES = {"sample-1": 0, "sample-2": 1, "sample-3": 2, "sample-4": 3, "sample-5
 
 
 def phrases(name: str) -> list[str]:
-    """What is in it."""
-    return _made(name)[0]
+    """The names of what is in it."""
+    return _sample(name)[0]
 
 
 def png(name: str) -> bytes:
-    return _made(name)[1]
+    return _sample(name)[1]
 
 
 @lru_cache(maxsize=len(SAMPLES))
-def _made(name: str) -> tuple[list[str], bytes]:
-    made = scene(HELD_OUT + SAMPLES[name], SIZE)
+def _sample(name: str) -> tuple[list[str], bytes]:
+    drawn = scene(HELD_OUT + SAMPLES[name], SIZE)
     file = io.BytesIO()
-    Image.fromarray(made.image).save(file, format="PNG")
-    return list(made.names), file.getvalue()
+    Image.fromarray(drawn.image).save(file, format="PNG")
+    return list(drawn.names), file.getvalue()

@@ -17,7 +17,7 @@ MOST_LISTED = 1000  # items of any list in a request, however high the limits of
 LONGEST = 100_000  # characters of a labelling configuration
 
 
-class Given(BaseModel):
+class Strict(BaseModel):
     """A request's body: a misspelt name is an error, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
@@ -28,15 +28,15 @@ class Problem(BaseModel):
 
 
 class ImageInfo(BaseModel):
-    id: str = Field(description="To be asked with. The same bytes have the same id until the server starts again.")
-    height: int = Field(description="Pixels of the picture, upright as its EXIF orientation says.")
+    id: str = Field(description="For later requests. The same bytes have the same id until the server restarts.")
+    height: int = Field(description="Pixels of the image, upright as its EXIF orientation says.")
     width: int
-    grid: Two = Field(description="Rows and columns of patches.")
+    grid: Two | None = Field(description="Rows and columns of patches; null if the prompts decide.")
     model: str
-    methods: list[str] = Field(description="That can be asked.")
+    methods: list[str] = Field(description="Names for `method`.")
 
 
-class Ask(Given):
+class Ask(Strict):
     prompts: list[str] = Field(
         description="Phrases.", min_length=1, max_length=MOST_LISTED, examples=[["a cat", "remote control"]]
     )
@@ -46,7 +46,7 @@ class Ask(Given):
     )
     mask: Literal["rle", "png", "none"] = "none"
     similarity: StrictBool = Field(False, description="With the cosine of every patch.")
-    place: StrictBool = Field(True, description="With box and point, which cost time by the picture's pixels.")
+    place: StrictBool = Field(True, description="With box and point, which take time by the image's pixels.")
 
 
 class Rle(BaseModel):
@@ -78,8 +78,8 @@ class Grounded(BaseModel):
     results: list[Result]
 
 
-class Parameters(Given):
-    """What `/v1/ground` may be told, with Hugging Face's names."""
+class Parameters(Strict):
+    """Parameters of `/v1/ground`, with Hugging Face's names."""
 
     candidate_labels: list[str] = Field(min_length=1, max_length=MOST_LISTED, examples=[["red square", "cat"]])
     task: Literal["object-detection", "image-segmentation"] = "object-detection"
@@ -90,14 +90,12 @@ class Parameters(Given):
     method: str | None = Field(None, description=METHOD)
 
 
-class Inference(Given):
+class Inference(Strict):
     """Hugging Face's inference API."""
 
-    inputs: str = Field(
-        description="Base64 of a picture, or a data: URI. An address is not fetched.", examples=[SQUARE]
-    )
+    inputs: str = Field(description="Base64 of an image, or a data: URI. An address is not fetched.", examples=[SQUARE])
     parameters: Parameters
-    options: dict[str, Any] | None = Field(None, description="Of Hugging Face's clients; has no effect.")
+    options: dict[str, Any] | None = Field(None, description="Sent by Hugging Face's clients; has no effect.")
 
 
 class Corners(BaseModel):
@@ -121,18 +119,18 @@ class Segment(BaseModel):
     label: str
     score: float = Field(description="The label's presence; of models without presence, its cosine with the image.")
     presence: float | None = Field(description=PRESENCE)
-    mask: str = Field(description="Base64 of a PNG of the picture's size, 255 inside and 0 outside.")
+    mask: str = Field(description="Base64 of a PNG of the image's size, 255 inside and 0 outside.")
 
 
-class OneOf(BaseModel):
-    """Of a batch, what was found in one picture, or why it could not be read."""
+class BatchItem(BaseModel):
+    """The answer for one image of a batch, or why it could not be read."""
 
     found: list[Detection] | list[Segment] | None = None
     error: str | None = None
 
 
 class Batch(BaseModel):
-    results: list[OneOf] = Field(description="One a picture, in order.")
+    results: list[BatchItem] = Field(description="One per image, in order.")
 
 
 class MethodInfo(BaseModel):
@@ -142,11 +140,11 @@ class MethodInfo(BaseModel):
 
 class ModelInfo(BaseModel):
     name: str
-    size: str = Field(description="How pictures are resized for it.")
-    patch: Two = Field(description="Height and width of a patch in pixels.")
+    size: str = Field(description="How images are resized for it.")
+    patch: Two | None = Field(description="Height and width of a patch in pixels; null if trained to localize.")
     dtype: str
     template: str | list[str] = Field(description="What a phrase is put into.")
-    default: str = Field(description="The method that is asked where none is named.")
+    default: str = Field(description="The method that null stands for.")
     methods: list[MethodInfo]
     limits: dict[str, Any]
 
@@ -171,14 +169,14 @@ class Health(BaseModel):
 
 
 class Task(BaseModel):
-    """A task of Label Studio: whatever else it has is not looked at."""
+    """A task of Label Studio; its other fields are ignored."""
 
-    data: dict[str, Any] = Field(description="The picture is under the name that the configuration says.")
+    data: dict[str, Any] = Field(description="The image is under the name in the configuration.")
     id: Any = None
 
 
 class Tasks(BaseModel):
-    """What Label Studio sends to be predicted."""
+    """A request of Label Studio for predictions."""
 
     tasks: list[Task] = Field(max_length=MOST_LISTED)
     label_config: str = Field(description="The project's labelling configuration.", max_length=LONGEST)

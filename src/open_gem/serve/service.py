@@ -1,7 +1,7 @@
-"""From the bytes of an upload to a localization: decoding in a few threads, the model in one, features kept between.
+"""From the bytes of an upload to a localization: decoding in a few threads, the model in one, its results kept.
 
-The limits in `Settings` bound what a request takes of any of these, and long work is done in pieces (a pass of the
-model, the maps of a prompt), between which other requests have their turn.
+The limits in `Settings` bound what a request takes of any of these. Long work is done in pieces (a pass of the model,
+the maps of a prompt), and other requests have their turn in between.
 """
 
 import asyncio
@@ -11,96 +11,85 @@ import warnings
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from open_gem.errors import InputError, NotFiniteError
+from open_gem.errors import NotFiniteError
 from open_gem.images.decoder import Decoder
-from open_gem.images.pixels import size_of, target_size
+from open_gem.images.read import Header
 from open_gem.localization import Localization
-from open_gem.localizer import Localizer
-from open_gem.method.run import Encoded
+from open_gem.locate import AnyLocalizer, Prepared
 from open_gem.method.table import METHODS
 from open_gem.serve.answers import by_prompt
-from open_gem.serve.cache import Cache, Seen
+from open_gem.serve.cache import Cache, CachedImage
 from open_gem.serve.errors import RequestError
 from open_gem.serve.metrics import Metrics
 from open_gem.serve.schemas import SQUARE
 from open_gem.serve.settings import Settings
 from open_gem.serve.uploads import parse_json
-from open_gem.serve.worker import Kind, Worker
+from open_gem.serve.worker import JobKind, Worker
 from open_gem.text import Vocabulary
-from open_gem.types import Grid, Size
+from open_gem.types import Size
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PHRASES = 32  # that count as much as one image in a batch
 LARGE = 4_000_000  # pixels: images of more are decoded, and their maps made, one at a time
-STRIP = 6  # times as many patches as a square picture has are taken where `max_patches` is not set
-SIDE = 448  # pixels: the side of that picture, of which the size rule "native" makes its patches
+STRIP = 6  # times as many patches as a square image has are allowed by default
 
 
-class Look(NamedTuple):
-    """An image to be read by some methods."""
+class EncodeJob(NamedTuple):
+    """An image to be encoded by some methods, and the number of its patches."""
 
-    pixels: Tensor
+    prepared: Prepared
     methods: tuple[str, ...]
+    patches: int
+
+    @property
+    def key(self) -> Any:
+        """Jobs with equal ones share a pass; an image that fills batches by itself has a key of its own."""
+        return self.prepared.shape or object(), self.methods
 
 
-class Question(NamedTuple):
-    """Phrases asked of an image that was read."""
+class LocateJob(NamedTuple):
+    """Phrases to be located in an encoded image."""
 
-    features: Encoded
+    encoded: Any
     vocabulary: Vocabulary
-    size: Size
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """An uploaded picture: its size upright, and the pixels the model shall see."""
-
-    size: Size
-    pixels: Tensor
 
 
 class Service:
-    """What routes ask. One event loop owns it; `close` ends its threads.
+    """What routes ask for. One event loop owns it; `close` ends its threads."""
 
-    Raises InputError for a localizer whose views or refinement need the picture itself, of which a server keeps only
-    what the model sees.
-    """
-
-    def __init__(self, localizer: Localizer, settings: Settings, metrics: Metrics):
-        if not localizer.views.is_plain or localizer.refinement is not None:
-            raise InputError("a server keeps features, not pictures: expected a localizer without views and refinement")
+    def __init__(self, localizer: AnyLocalizer, settings: Settings, metrics: Metrics):
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.name, self.methods = localizer.backbone.name, {name: row.about for name, row in METHODS.items()}
-        self.default = "gem"
+        self.methods = {name: METHODS[name].about if name in METHODS else name for name in localizer.methods(METHODS)}
+        self.default = next(iter(self.methods))
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
-        self._threads = ThreadPoolExecutor(settings.threads, "open_gem pictures")
+        self._threads = ThreadPoolExecutor(settings.threads, "open_gem images")
         self._decoders = ThreadPoolExecutor(settings.threads, "open_gem decoders")  # each waits for a process
         self._large = ThreadPoolExecutor(1, "open_gem large images")  # one at a time, so that small ones go past them
         self._decoder = Decoder(settings.threads + 1)
         self._parser = ThreadPoolExecutor(1, "open_gem JSON")
-        side = max(SIDE, *localizer.backbone.preprocess.image_size)
-        square = self._grid(target_size(localizer.size_rule, Size(side, side), localizer.backbone.patch)).patches
+        square = localizer.patches()
         self.max_patches = settings.max_patches or STRIP * square
         self._key = secrets.token_bytes(32)
-        self._look = Kind(
-            "look",
-            self._look_at,
-            lambda look: (look.pixels.shape, look.methods),
-            lambda look: max(self._grid(look.pixels.shape[1:]).patches, 2 * square),
+        self._encode = JobKind(
+            "encode",
+            self._encode_all,
+            lambda job: job.key,
+            lambda job: max(job.patches, 2 * square),
             settings.max_batch * 2 * square,
         )
-        self._ask = Kind("ask", self._answer, _nothing, _phrases, settings.max_batch * PHRASES)
+        self._locate = JobKind(
+            "locate",
+            self._locate_all,
+            lambda job: None,
+            lambda job: len(job.vocabulary.phrases),
+            settings.max_batch * PHRASES,
+        )
 
     def close(self) -> None:
         """End the threads, or leave behind those that have not ended after `stop_seconds`."""
@@ -110,28 +99,27 @@ class Service:
         self.worker.stop(self.settings.stop_seconds)
 
     async def warm_up(self) -> None:
-        """The first pass of a model is slow, and so is the start of a decoder: let no client wait for them."""
+        """The first pass of a model is slow, and so is the start of a decoder: no client should wait for them."""
         loop, square = asyncio.get_running_loop(), b64decode(SQUARE)
         starts = (loop.run_in_executor(self._decoders, self._read, square) for _ in range(self.settings.threads))
-        await asyncio.gather(*starts)
-        sides = (side * 4 for side in self.localizer.backbone.vision.patch)
-        blank = torch.zeros(3, *sides, dtype=torch.float32, device="cpu")
-        first = self._first_methods()
-        phrase = next(iter(self.localizer.backbone.concepts), "a photo")
+        image, *_ = await asyncio.gather(*starts)
+        side = max(image.height, *(self.localizer.patch or (1, 1)))
+        prepared = await self.in_thread(self.localizer.prepare, image.resize((side, side)))
+        methods = self._first_methods()
+        phrase = next(iter(self.localizer.text.encoder.concepts), "a photo")
         try:
-            features = await self.worker.do(self._look, Look(blank, first))
-            question = Question(features[first[0]], Vocabulary.of(phrase), Size(*blank.shape[1:]))
-            await self.worker.do(self._ask, question)
-        except NotFiniteError as error:  # clients are told the same
+            encoded = await self.worker.do(self._encode, EncodeJob(prepared, methods, 1))
+            await self.worker.do(self._locate, LocateJob(encoded[methods[0]], Vocabulary.of(phrase)))
+        except NotFiniteError as error:  # clients get the same error
             warnings.warn(str(error), stacklevel=1)
 
-    async def in_thread(self, work: Callable[..., Made], *given: object) -> Made:
+    async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run what takes a processor's time, where it holds up neither the event loop nor the model."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def fetch(self, work: Callable[..., Made], *given: object) -> Made:
+    async def fetch(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run what waits for another machine, where it holds up no thread that others need."""
-        return await asyncio.to_thread(work, *given)
+        return await asyncio.to_thread(work, *arguments)
 
     async def parse(self, body: bytes) -> Any:
         """The JSON document of a body, in a thread that has nothing else to do. Raises RequestError."""
@@ -139,79 +127,87 @@ class Service:
             self._parser, parse_json, body, self.settings.max_values
         )
 
-    async def side_by_side(self, work: Callable[[Given], Awaitable[Made]], given: Iterable[Given]) -> list[Made]:
-        """What comes of each, in order. As many are worked on at once as can share a pass of the model."""
-        room = asyncio.Semaphore(self.settings.max_batch)
+    async def side_by_side(self, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item]) -> list[Result]:
+        """The result of each item, in order. As many are worked on at once as can share a pass of the model."""
+        slots = asyncio.Semaphore(self.settings.max_batch)
 
-        async def one(item: Given) -> Made:
-            async with room:
+        async def work_on(item: Item) -> Result:
+            async with slots:
                 return await work(item)
 
         async with asyncio.TaskGroup() as tasks:
-            started = [tasks.create_task(one(item)) for item in given]
+            started = [tasks.create_task(work_on(item)) for item in items]
         return [task.result() for task in started]
 
     async def each_prompt(
-        self, work: Callable[..., Made], found: Localization, *, places: bool = True, **options: Any
-    ) -> list[Made]:
-        """`work(label, **options)` for each prompt, in a thread: others come between two prompts, and nothing more is
-        begun once nobody waits for it. Raises RequestError for too many maps at the picture's size; `places`: whether
-        work makes them."""
-        pixels, most = found.size.height * found.size.width, self.settings.max_map_pixels
-        if places and pixels * len(found.prompts) > most:
+        self, work: Callable[..., Result], located: Localization, *, places: bool = True, **options: Any
+    ) -> list[Result]:
+        """`work(label, **options)` for each prompt, in a thread. Others come between two prompts, and nothing more is
+        begun once nobody waits for it.
+
+        places: whether `work` makes maps of the image's size. Raises RequestError for too many of them.
+        """
+        size, most = located.size, self.settings.max_map_pixels
+        pixels = size.height * size.width
+        if places and pixels * len(located.prompts) > most:
             raise RequestError(
                 413,
-                f"{len(found.prompts)} prompts on a picture of {found.size.height}x{found.size.width} pixels make maps "
-                f"of {pixels * len(found.prompts)} pixels, expected {most} at most: ask {most // pixels} at a time",
+                f"{len(located.prompts)} prompts on an image of {size.height}x{size.width} pixels make maps of "
+                f"{pixels * len(located.prompts)} pixels, expected {most} at most: ask {most // pixels} at a time",
             )
-        pool, loop = self._large if places and is_large(found.size) else self._threads, asyncio.get_running_loop()
-        return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(found)]
+        pool, loop = self._large if places and is_large(size) else self._threads, asyncio.get_running_loop()
+        return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(located)]
 
-    async def see(self, data: bytes, *, keep: bool) -> Seen:
-        """The image of an upload, read by the settings' methods; from the cache where the same bytes are there. `keep`
-        it there. Raises RequestError and ImageError for what is no picture that is taken."""
+    async def encode(self, data: bytes, *, keep: bool) -> CachedImage:
+        """The image of an upload, encoded by the settings' methods; from the cache if the same bytes are there.
+
+        keep: put it there. Raises RequestError and ImageError if it is no image that is accepted.
+        """
         id = await self.in_thread(self._id_of, data)
         if (known := self.find(id)) is not None:
             return known
         loop = asyncio.get_running_loop()
-        size = await loop.run_in_executor(self._decoders, self._check_header, data)
-        decoded = await loop.run_in_executor(self._large if is_large(size) else self._decoders, self._decode, data)
-        features = await self.worker.do(self._look, Look(decoded.pixels, self._first_methods()))
-        grid = next(iter(features.values())).grid
-        seen = Seen(id, decoded.size, grid, decoded.pixels, features)
+        header = await loop.run_in_executor(self._decoders, self._check_header, data)
+        pool = self._large if is_large(header.size) else self._decoders
+        prepared = await loop.run_in_executor(pool, self._prepare, data)
+        job = EncodeJob(prepared, self._first_methods(), self.localizer.patches(prepared.size))
+        image = CachedImage(id, prepared, await self.worker.do(self._encode, job))
         if keep:
-            self._keep(seen)
-        return seen
+            self._keep(image)
+        return image
 
-    def find(self, id: str) -> Seen | None:
+    def find(self, id: str) -> CachedImage | None:
         """The image in the cache."""
-        seen = self.cache.get(id)
-        self.metrics.looked_up(found=seen is not None)
-        return seen
+        image = self.cache.get(id)
+        self.metrics.looked_up(hit=image is not None)
+        return image
 
     def drop(self, id: str) -> bool:
         dropped = self.cache.drop(id)
         self.metrics.holds(self.cache)
         return dropped
 
-    async def ask(self, seen: Seen, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str) -> Localization:
-        """What a method makes of phrases. Raises RequestError and PromptError for phrases beyond the limits, or a
-        method that is not served."""
+    async def locate(
+        self, image: CachedImage, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str
+    ) -> Localization:
+        """Where a method sees the prompts, on the CPU. Raises RequestError and PromptError for phrases beyond the
+        limits, or a method that is not served."""
         vocabulary = self.check(prompts, method)
-        if method not in seen.features:
-            seen = seen.with_features(await self.worker.do(self._look, Look(seen.pixels, (method,))))
-            if (kept := self.cache.get(seen.id)) is not None:
-                self._keep(kept.with_features(seen.features))
-        return await self.worker.do(self._ask, Question(seen.features[method], vocabulary, seen.size))
+        if method not in image.encoded:
+            job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.size))
+            image = image.with_encoded(await self.worker.do(self._encode, job))
+            if (kept := self.cache.get(image.id)) is not None:
+                self._keep(kept.with_encoded(image.encoded))
+        return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary))
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
     def named(self, method: str | None) -> str:
-        """The method that is meant: the default where none is named."""
+        """The name of a method; the default for None."""
         return self.default if method is None else method
 
     def check(self, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str) -> Vocabulary:
-        """The phrases, as labels. Raises as `ask`, before anything is computed."""
+        """The phrases, as labels. Raises as `locate`, before anything is computed."""
         if method not in self.methods:
             raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
@@ -220,39 +216,37 @@ class Service:
         longest = max(map(len, vocabulary.phrases))
         if longest > limits.max_prompt:
             raise RequestError(422, f"a phrase has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(vocabulary.phrases)  # here, for later it would befall all that are asked with it
+        self.localizer.text.check(vocabulary.phrases)  # later it would fail all requests of its batch
         return vocabulary
 
-    # Pictures ---------------------------------------------------------------------------------------------------------
+    # Images -----------------------------------------------------------------------------------------------------------
 
     def _id_of(self, data: bytes) -> str:
         """The same for the same bytes, and not to be guessed from outside."""
         return hashlib.blake2b(data, digest_size=16, key=self._key).hexdigest()
 
-    def _check_header(self, data: bytes) -> Size:
-        """The image's size as stored. Raises RequestError and ImageError for one that is not to be decoded."""
+    def _check_header(self, data: bytes) -> Header:
+        """The image's header. Raises RequestError and ImageError for one that is not to be decoded."""
         header = self._decoder.read_header(data, seconds=self.settings.decode_seconds)
         if header.format not in self.settings.formats:
-            raise RequestError(415, f"a picture of format {header.format}, expected {', '.join(self.settings.formats)}")
-        if header.size.height * header.size.width > self.settings.max_pixels:
-            given, limit = "x".join(map(str, header.size)), self.settings.max_pixels
-            raise RequestError(413, f"the picture is {given} pixels, expected {limit} pixels at most")
-        rule, patch = self.localizer.size_rule, self.localizer.backbone.patch
-        target_size(rule, header.size, patch, max_patches=self.max_patches)
-        return header.size
+            raise RequestError(415, f"an image of format {header.format}, expected {', '.join(self.settings.formats)}")
+        size, limit = f"{header.size.height}x{header.size.width}", self.settings.max_pixels
+        if header.size.height * header.size.width > limit:
+            raise RequestError(413, f"the image is {size} pixels, expected {limit} pixels at most")
+        if (patches := self.localizer.patches(header.size)) > self.max_patches:
+            raise RequestError(
+                422, f"the image of {size} pixels needs {patches} patches, the limit is {self.max_patches}: crop it"
+            )
+        return header
 
-    def _decode(self, data: bytes) -> Decoded:
-        picture = self._read(data)
-        return Decoded(size_of(picture), self.localizer.pixels(picture))
+    def _prepare(self, data: bytes) -> Prepared:
+        return self.localizer.prepare(self._read(data))
 
-    def _read(self, data: bytes) -> Image.Image:
+    def _read(self, data: bytes) -> Any:
         return self._decoder.read(data, seconds=self.settings.decode_seconds, max_pixels=self.settings.max_pixels)
 
-    def _grid(self, size: Sequence[int]) -> Grid:
-        return Grid(*(pixels // side for pixels, side in zip(size, self.localizer.backbone.patch, strict=True)))
-
-    def _keep(self, seen: Seen) -> None:
-        self.cache.put(seen)
+    def _keep(self, image: CachedImage) -> None:
+        self.cache.put(image)
         self.metrics.holds(self.cache)
 
     def _first_methods(self) -> tuple[str, ...]:
@@ -260,51 +254,18 @@ class Service:
 
     # The model, in its own thread -------------------------------------------------------------------------------------
 
-    def _look_at(self, looks: Sequence[Look]) -> list[dict[str, Encoded]]:
-        found = self.localizer.read(torch.stack([look.pixels for look in looks]), looks[0].methods)
-        return [{name: _alone(features, index) for name, features in found.items()} for index in range(len(looks))]
+    def _encode_all(self, jobs: Sequence[EncodeJob]) -> list[dict[str, Any]]:
+        """Each image by each method: on the CPU, and not views that keep their whole batch alive."""
+        batch = self.localizer.encode([job.prepared for job in jobs], jobs[0].methods)
+        return [{name: encoded.to("cpu").clone() for name, encoded in image.items()} for image in batch]
 
-    def _answer(self, questions: Sequence[Question]) -> list[Localization]:
+    def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         localizer = self.localizer
-        localizer.text(tuple(dict.fromkeys(_all_phrases(questions))))  # all new ones in one pass
-        return [
-            _on_cpu(localizer.locate(_on(features, localizer.backbone.device), vocabulary, [size])[0])
-            for features, vocabulary, size in questions
-        ]
+        phrases = (phrase for job in jobs for phrase in job.vocabulary.phrases)
+        localizer.text(tuple(dict.fromkeys(phrases)))  # all new ones in one pass
+        return [localizer.locate(encoded.to(localizer.device), prompts).to("cpu") for encoded, prompts in jobs]
 
 
 def is_large(size: Size) -> bool:
     """Whether work at the image's own size takes so long that others should not wait behind it."""
     return size.height * size.width > LARGE
-
-
-def _all_phrases(questions: Iterable[Question]) -> Iterable[str]:
-    for question in questions:
-        yield from question.vocabulary.phrases
-
-
-def _nothing(question: Question) -> None:
-    return None
-
-
-def _phrases(question: Question) -> int:
-    return len(question.vocabulary.phrases)
-
-
-def _alone(features: Encoded, index: int) -> Encoded:
-    """Those of one image, on the CPU, and not a view that keeps its whole batch alive."""
-    one = features.image(index)
-    pooled = None if one.pooled is None else one.pooled.cpu().clone()
-    return replace(one, tokens=one.tokens.cpu().clone(), pooled=pooled)
-
-
-def _on(features: Encoded, device: torch.device) -> Encoded:
-    pooled = None if features.pooled is None else features.pooled.to(device)
-    return replace(features, tokens=features.tokens.to(device), pooled=pooled)
-
-
-def _on_cpu(result: Localization) -> Localization:
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.float().cpu()
-
-    return replace(result, maps=result.maps.to("cpu"), scores=moved(result.scores), presence=moved(result.presence))

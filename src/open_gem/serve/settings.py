@@ -1,4 +1,4 @@
-"""What a server may be asked for, and how much of it: one value, made once, handed to everything that counts."""
+"""Limits of a server: one value, made once, that everything reads."""
 
 import math
 from dataclasses import dataclass, fields
@@ -15,34 +15,34 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of a server. What is over one of them is refused with a line that names it.
+    """Limits of a server. A request beyond one of them gets an error that names it.
 
     token          what clients have to send as `Authorization: Bearer`; None: nothing
     hosts          names that a request's Host header may have; None: any. On a loopback address these are its own
                    names, so that no page on the web reaches the server through a name of its own (DNS rebinding)
-    cache_bytes    of the features and pixels of uploaded images; the longest unused go first
-    max_queue      requests in the house, waiting or worked on; more are told 429
+    cache_bytes    of uploaded images as the model sees them; the least recently used go first
+    max_queue      pending requests, waiting or worked on; further ones get HTTP 429
     max_batch      images, or 32 times as many phrases, that the model sees at a time
-    max_body       bytes of a form, which can hold picture files
-    max_json       bytes of any other request: JSON, with pictures in base64 of up to three quarters of this
+    max_body       bytes of a form, which can hold image files
+    max_json       bytes of any other request: JSON, with images in base64 of up to three quarters of this
     max_values     values in a JSON document, judged by its punctuation before it is parsed
-    max_bodies     bytes of all requests in the house
-    max_pixels     of an uploaded picture, judged by its header
-    max_patches    patches that the model may see of a picture, judged by its header; attention costs their square.
-                   None: six times those of a square picture, so that a strip may be six times as long as high
-    max_map_pixels pixels of a picture times prompts whose places (boxes, points, masks) are asked for at once
+    max_bodies     bytes of all pending requests
+    max_pixels     of an uploaded image, by its header
+    max_patches    patches that the model may see of an image, by its header; attention costs their square.
+                   None: six times those of a square image, so that a strip may be six times as long as high
+    max_map_pixels pixels of an image times prompts whose places (boxes, points, masks) are asked for at once
     max_prompts    phrases of a request
     max_prompt     characters of a phrase
-    max_files      pictures of a batch
+    max_files      images of a batch
     body_seconds   in which a request has to have arrived
     seconds        in which it has to be answered, from when it has arrived
-    decode_seconds in which a picture has to be decoded
+    decode_seconds in which an image has to be decoded
     stop_seconds   that pending requests have when the server is stopped; then `open-gem serve` ends its process
-    threads        that decode pictures and make masks
-    methods       that an uploaded image is read by at once; others when first asked for. "clip" is the host's own
+    threads        that decode images and make masks
+    methods        that encode an uploaded image at once; others when first asked for. "clip" is the host's own
                    forward pass and costs nothing beside another
-    label_studio   whose pictures may be fetched to predict its tasks; None: only data: URIs
-    formats        of pictures, as PIL calls them
+    label_studio   whose images may be fetched to predict its tasks; None: only data: URIs
+    formats        of images, as PIL calls them
 
     Raises InputError for a limit that is none, MethodError for an unknown method.
     """
@@ -72,20 +72,20 @@ class Settings:
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            counts = one.type is int or (one.name == "max_patches" and value is not None)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            counts = field.type is int or (field.name == "max_patches" and value is not None)
             if counts and not is_count(value):
-                raise InputError(f"{one.name} is {value!r}, expected a whole number of 1 or more")
-            if one.type is float and not is_positive(value):
-                raise InputError(f"{one.name} is {value!r}, expected a number above 0")
+                raise InputError(f"{field.name} is {value!r}, expected a whole number of 1 or more")
+            if field.type is float and not is_positive(value):
+                raise InputError(f"{field.name} is {value!r}, expected a number above 0")
         for name in self.methods:
             find_method(name)
         if self.token is not None and not _is_token(self.token):
             raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
 
     def limits(self) -> dict[str, Any]:
-        """Those that a client can run into."""
+        """Those that a client can exceed."""
         names = ("max_body", "max_json", "max_pixels", "max_map_pixels", "max_prompts", "max_prompt", "max_files")
         return {name: getattr(self, name) for name in (*names, "seconds")} | {"formats": list(self.formats)}
 
@@ -95,7 +95,7 @@ def _is_token(text: str) -> bool:
 
 
 def hosts_of(host: str) -> tuple[str, ...] | None:
-    """The names under which a server bound to `host` is asked for: those of this machine, or any."""
+    """The names that a server at `host` answers to: those of this machine on a loopback address, else any."""
     return LOOPBACK if host in LOOPBACK else None
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from open_gem.serve.errors import RequestError, told
+from open_gem.serve.errors import RequestError, describe
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -26,14 +26,14 @@ def content_type(request: Request) -> str:
 
 @asynccontextmanager
 async def form_of(request: Request, files: int) -> AsyncIterator[FormData]:
-    """The form that was sent, with so many files at most. Raises RequestError for what is none."""
+    """The request's form, with so many files at most. Raises RequestError for a body that is no such form."""
     if content_type(request) != "multipart/form-data":
         raise RequestError(415, "expected a body of multipart/form-data")
     try:
         form = await request.form(max_files=files, max_fields=FIELDS)
     except HTTPException as error:
         raise RequestError(400, f"cannot read the form: {error.detail}") from error
-    except Exception as error:  # of text in a character set that cannot be, for one
+    except Exception as error:  # such as text in an unknown character set
         raise RequestError(400, f"cannot read the form: {type(error).__name__}") from error
     try:
         yield form
@@ -42,26 +42,26 @@ async def form_of(request: Request, files: int) -> AsyncIterator[FormData]:
 
 
 async def files_of(form: FormData, name: str) -> list[bytes]:
-    """The content of each file of that name. Raises RequestError where there is none."""
-    found = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
-    if not found:
+    """The content of each file of that name. Raises RequestError if there is none."""
+    files = [file for file in form.getlist(name) if isinstance(file, UploadFile)]
+    if not files:
         raise RequestError(422, f"the form has no file {name!r}")
-    return [await one.read() for one in found]
+    return [await file.read() for file in files]
 
 
 def fields_of(form: FormData, lists: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a form that are no files; of `lists` all that have the name."""
+    """The fields of a form that are no files; those named in `lists` with all their values."""
     texts = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     fields: dict[str, Any] = dict(texts)
-    return fields | {name: found for name in lists if (found := [value for key, value in texts if key == name])}
+    return fields | {name: [value for key, value in texts if key == name] for name in lists if name in fields}
 
 
 def checked(form: type[Form], values: Mapping[str, Any]) -> Form:
-    """Raises RequestError for values that are none of the form's."""
+    """The values as a `form`. Raises RequestError for values that do not fit it."""
     try:
         return form.model_validate(values)
     except ValidationError as error:
-        raise RequestError(422, told(error.errors(include_url=False))) from error
+        raise RequestError(422, describe(error.errors(include_url=False))) from error
 
 
 def parse_json(body: bytes, most: int) -> Any:
@@ -101,27 +101,27 @@ class _JsonRequest(Request):
             raise HTTPException(error.status, error.reason) from error
 
 
-def labels_of(given: list[str]) -> list[str]:
-    """Labels as forms have them: a field each, or one with a JSON list, or with commas."""
-    if len(given) != 1:
-        return given
-    text = given[0].strip()
+def labels_of(fields: list[str]) -> list[str]:
+    """Labels as forms have them: a field each, or one field with a JSON list or commas."""
+    if len(fields) != 1:
+        return fields
+    text = fields[0].strip()
     if text.startswith("["):
         try:
             listed = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RequestError(422, f"candidate_labels are no JSON list: {error}") from error
-        if not all(isinstance(one, str) for one in listed):
-            raise RequestError(422, "candidate_labels have something else than text")
+        if not all(isinstance(label, str) for label in listed):
+            raise RequestError(422, "candidate_labels hold something else than text")
         return listed
     return [label.strip() for label in text.split(",")]
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of a picture in base64, or of a data: URI. Raises RequestError, above all for an address: it is never
-    fetched."""
+    """The bytes of an image in base64, or of a data: URI. Raises RequestError for anything else, such as an address,
+    which is never fetched."""
     encoded = text.partition(",")[2] if text[: len(DATA_URI)].lower() == DATA_URI else text
     try:
         return b64decode("".join(encoded.split()), validate=True)
     except ValueError:
-        raise RequestError(422, "inputs are no base64 of a picture; an address is not fetched") from None
+        raise RequestError(422, "inputs are no image in base64; an address is not fetched") from None

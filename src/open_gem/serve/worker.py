@@ -8,43 +8,44 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Generic, TypeVar
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class Kind(Generic[Given, Made]):
+class JobKind(Generic[Input, Result]):
     """Something the model does with several inputs at once.
 
-    work   inputs of one key → what comes of each, in order
-    key    of an input: those with equal ones may be worked on together
-    cost   of an input, and `most` that a batch may cost; one input alone may always
+    work      inputs of one key → their results, in order
+    key       of an input: those with equal ones may be worked on together
+    cost      of an input
+    max_cost  of a batch; one input alone may cost more
     """
 
     name: str
-    work: Callable[[Sequence[Given]], Sequence[Made]]
-    key: Callable[[Given], Any]
-    cost: Callable[[Given], int]
-    most: int
+    work: Callable[[Sequence[Input]], Sequence[Result]]
+    key: Callable[[Input], Any]
+    cost: Callable[[Input], int]
+    max_cost: int
 
 
 @dataclass(eq=False)
 class _Job:
-    kind: Kind
-    given: Any
+    kind: JobKind
+    input: Any
     future: Future = field(default_factory=Future)
 
     @property
     def key(self) -> Any:
-        return self.kind.name, self.kind.key(self.given)
+        return self.kind.name, self.kind.key(self.input)
 
 
 class Worker:
     """Takes jobs in order; behind the oldest, all waiting ones that may share its batch. Nothing waits for a batch to
     fill: while one is worked on the next comes together by itself.
 
-    `watch(name, inputs)` is called before each batch. A job whose asker has gone is left out. Where a batch fails, its
-    inputs are tried one by one, so that what is wrong with one is no other's trouble.
+    `watch(name, inputs)` is called before each batch. A job whose asker has gone is left out. If a batch fails, its
+    inputs are tried separately, so that what is wrong with one is no other's trouble.
     """
 
     def __init__(self, watch: Callable[[str, int], None] = lambda name, inputs: None):
@@ -56,13 +57,13 @@ class Worker:
         self._thread = Thread(target=self._run, name="open_gem model", daemon=True)
         self._thread.start()
 
-    async def do(self, kind: Kind[Given, Made], given: Given) -> Made:
-        """What comes of one input. Cancelling this takes the job out of the queue; raises what the work raises."""
-        return await asyncio.wrap_future(self.submit(kind, given))
+    async def do(self, kind: JobKind[Input, Result], input: Input) -> Result:
+        """The result of one input. Cancelling this takes the job out of the queue; raises what the work raises."""
+        return await asyncio.wrap_future(self.submit(kind, input))
 
-    def submit(self, kind: Kind[Given, Made], given: Given) -> "Future[Made]":
-        """The same for askers without an event loop."""
-        job = _Job(kind, given)
+    def submit(self, kind: JobKind[Input, Result], input: Input) -> "Future[Result]":
+        """As `do`, for askers without an event loop."""
+        job = _Job(kind, input)
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the worker has been stopped")
@@ -106,8 +107,8 @@ class Worker:
         left: deque[_Job] = deque()
         cost = 0
         for job in self._waiting:
-            more = job.kind.cost(job.given)
-            fits = not batch or (job.key == batch[0].key and cost + more <= job.kind.most)
+            more = job.kind.cost(job.input)
+            fits = not batch or (job.key == batch[0].key and cost + more <= job.kind.max_cost)
             if not fits:
                 left.append(job)
             elif job.future.set_running_or_notify_cancel():  # False: whoever asked has gone
@@ -118,7 +119,7 @@ class Worker:
 
     def _work(self, batch: list[_Job]) -> None:
         try:
-            made = batch[0].kind.work([job.given for job in batch])
+            results = batch[0].kind.work([job.input for job in batch])
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
@@ -126,5 +127,5 @@ class Worker:
                 for job in batch:
                     self._work([job])
             return
-        for job, one in zip(batch, made, strict=True):
-            job.future.set_result(one)
+        for job, result in zip(batch, results, strict=True):
+            job.future.set_result(result)

@@ -108,6 +108,10 @@ class Trained(ABC):
         """
         return self._pixels(picture)
 
+    def patches(self, size: Size) -> int:
+        """What encoding a picture of `size` costs: patches, or 1 where all sizes cost the same. Raises ImageError."""
+        return 1
+
     @torch.no_grad()
     @cpu_by_default()
     def ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:

@@ -37,9 +37,16 @@ class GroupViT(Trained):
     def _texts(self) -> Any:
         return self.model
 
-    def prepare(self, picture: Image.Image) -> Tensor:
+    def _target(self, size: Size) -> Size:
         patch = self.model.config.vision_config.patch_size
-        height, width = target_size(self.size_rule, size_of(picture), (patch, patch))
+        return target_size(self.size_rule, size, (patch, patch))
+
+    def patches(self, size: Size) -> int:
+        height, width = self._target(size)
+        return height * width // self.model.config.vision_config.patch_size**2
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        height, width = self._target(size_of(picture))
         return self._pixels(picture, size={"height": height, "width": width}, do_resize=True, do_center_crop=False)
 
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:

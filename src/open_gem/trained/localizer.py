@@ -17,6 +17,8 @@ from open_gem.trained import registry as trained
 from open_gem.trained.base import Trained
 from open_gem.types import Size
 
+SQUARE = 448  # pixels: side of the square image that stands for any in `patches`
+
 TRAINED = "as trained"
 """What stands for a method if a model was trained to localize."""
 
@@ -27,6 +29,11 @@ class Unlocated:
 
     pixels: Tensor
     size: Size
+
+    @property
+    def grid(self) -> None:
+        """There is none before the prompts are known."""
+        return None
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +78,13 @@ class TrainedLocalizer(AnyLocalizer):
     @property
     def layers(self) -> int:
         return 0
+
+    @property
+    def patch(self) -> None:
+        return None
+
+    def patches(self, size: Size | None = None) -> int:
+        return self.model.patches(Size(SQUARE, SQUARE) if size is None else size)
 
     def configured(self, **settings: Any) -> "TrainedLocalizer":
         return self

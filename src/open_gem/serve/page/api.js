@@ -94,7 +94,7 @@ export class Loop {
     if (!this.running) this.timer = setTimeout(() => this.run(), this.debounce);
   }
 
-  /** Drop what is in flight: its picture is gone. */
+  /** Drop what is in flight: its image is gone. */
   abort() {
     this.controller?.abort();
   }

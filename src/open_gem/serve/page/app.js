@@ -5,7 +5,7 @@ import { boxInImage, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
 import { fileName, pythonLines, shellLines } from "./lines.js";
 import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
-import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newPicture, removePhrase, setModel, state, tidy } from "./state.js";
+import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newImage, removePhrase, setModel, state, tidy } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
 
 const SETTLED = 100, PAUSE = 500; // milliseconds without a change: until the table is filled, until words are spoken
@@ -41,7 +41,7 @@ function nextRequest() {
 }
 
 async function upload(picture, signal) {
-  say("Sending the picture …");
+  say("Sending the image …");
   try {
     const { id, height, width } = await client.upload(picture.blob, picture.name, signal);
     const { image } = picture.view;
@@ -128,7 +128,7 @@ function show() {
   showTable(shown, main.every(({ answer }) => answer));
 }
 
-/** What one method shows of the picture. While a phrase is awaited, the one before stays. */
+/** What one method shows of the image. While a phrase is awaited, the one before stays. */
 function panelOf(method, view) {
   const { painted } = state.picture;
   const others = phrasesOf(method);
@@ -148,7 +148,7 @@ function panelOf(method, view) {
   };
 }
 
-/** The phrases that a method has answered, with point and best box in pixels of the picture. */
+/** The phrases that a method has answered, with point and best box in pixels of the image. */
 function foundBy(method, phrases) {
   const { view } = state.picture, threshold = number("threshold");
   return phrases.filter(({ answer }) => answer).map((phrase) => {
@@ -159,7 +159,7 @@ function foundBy(method, phrases) {
 
 let filling = 0;
 
-/** Fill the table once nothing has changed for a moment: it needs the maps of all phrases, the picture that of one. */
+/** Fill the table once nothing has changed for a moment: it needs the maps of all phrases, the image that of one. */
 function showTable(shown, complete) {
   clearTimeout(filling);
   $("results").ariaBusy = "true";
@@ -186,8 +186,8 @@ function painted() {
   state.typed = null;
   const channel = new MessageChannel();
   channel.port1.onmessage = () => {
-    const { duration } = performance.measure("phrase to picture", { start, end: performance.now(), detail: text });
-    say(`${Math.round(duration)} ms from the last letter to the picture`);
+    const { duration } = performance.measure("phrase to image", { start, end: performance.now(), detail: text });
+    say(`${Math.round(duration)} ms from the last letter to the image`);
   };
   channel.port2.postMessage(null);
 }
@@ -221,31 +221,31 @@ function calm() {
   $("trouble").hidden = true;
 }
 
-// Pictures -------------------------------------------------------------------------------------------------------------
+// Images ---------------------------------------------------------------------------------------------------------------
 
-let latest = null; // the picture that was asked for last: one that is decoded later must not take its place
+let latest = null; // the image that was asked for last: one that is decoded later must not take its place
 
-/** Look at a picture: `name` as its file is called, `origin` where a sample can be had, else null. */
+/** Look at an image: `name` as its file is called, `origin` where a sample can be had, else null. */
 async function look(blob, name, origin = null) {
   let bitmap;
   latest = blob;
   try {
     bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
   } catch {
-    return complain(`${name} is not a picture that this browser can show.`);
+    return complain(`${name} is not an image that this browser can show.`);
   }
   if (latest !== blob) return bitmap.close();
   calm();
   loop.abort();
   state.picture?.bitmap.close();
-  state.picture = newPicture({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
+  state.picture = newImage({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
   stage.move(null);
   return refresh();
 }
 
 function lookAtFiles(files) {
   const [file] = files;
-  return file ? look(file, file.name || "picture.png") : complain("That is no picture file. Save the picture first, then drop or pick the file.");
+  return file ? look(file, file.name || "image.png") : complain("That is no image file. Save the image first, then drop or pick the file.");
 }
 
 async function offerSamples() {
@@ -313,14 +313,14 @@ const orComplain = (work) => async () => {
   }
 };
 
-/** Whether something else than text is dragged: a file, or a picture of another page, which comes as a link. */
-const isPicture = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
+/** Whether something else than text is dragged: a file, or an image of another page, which comes as a link. */
+const isImage = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
 
-/** The server's document; where it no longer has the picture, it gets it again before the next try. */
+/** The server's document; where it no longer has the image, it gets it again before the next try. */
 async function takeJson() {
   const { picture } = state;
   try {
-    if (!picture.id) throw new Error("The server does not have the picture yet.");
+    if (!picture.id) throw new Error("The server does not have the image yet.");
     await saveJson(client, picture, texts(), new Set(shownMethods()), number("threshold"));
   } catch (error) {
     if (error.status === 404) picture.id = null;
@@ -336,9 +336,9 @@ function listen() {
   for (const control of all("input[type=checkbox], input[type=range]")) control.addEventListener("input", refresh);
   $("file").addEventListener("change", ({ target }) => (lookAtFiles(target.files), (target.value = "")));
   document.addEventListener("paste", (event) => event.clipboardData.files.length && (event.preventDefault(), lookAtFiles(event.clipboardData.files)));
-  document.addEventListener("dragover", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = false)));
+  document.addEventListener("dragover", (event) => isImage(event) && (event.preventDefault(), ($("dropping").hidden = false)));
   document.addEventListener("dragleave", (event) => event.relatedTarget || ($("dropping").hidden = true));
-  document.addEventListener("drop", (event) => isPicture(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
+  document.addEventListener("drop", (event) => isImage(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
   $("token").addEventListener("cancel", (event) => event.preventDefault());
   $("dismiss").addEventListener("click", calm);
   $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownMethods().map((method) => panelOf(method, view)), settings())));

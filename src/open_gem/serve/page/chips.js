@@ -1,4 +1,4 @@
-// Phrases as chips with colours, and the table of what was found.
+// Phrases as chips with colours, and the table of results.
 
 export const COLORS = [[255, 45, 150], [0, 190, 120], [255, 170, 0], [60, 170, 255], [175, 110, 255], [255, 95, 40], [165, 200, 30], [0, 195, 200]];
 
@@ -94,7 +94,7 @@ function cellOf(text) {
   return cell;
 }
 
-/** A sentence on what was found, for those who hear the page. */
+/** A sentence on a result, for screen readers. */
 export function sentence({ text, absent, answer, point }) {
   if (answer.error) return `${text}: ${answer.error}`;
   const where = `; likest at ${point.join(", ")}`;

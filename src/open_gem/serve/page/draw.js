@@ -1,12 +1,12 @@
-// A picture with heat, masks, boxes and points on a canvas, as open_gem.viz draws them. Colours are [red, green, blue].
+// An image with heat, masks, boxes and points on a canvas, as open_gem.images.draw draws them. Colours are [red, green, blue].
 import { boxesOf, maskOf, peakOf, stretch, upsample } from "./maps.js";
 import { TURBO } from "./turbo.js";
 
-const READABLE = 320; // pixels of the shorter side up to which a small picture is enlarged, by a whole factor
+const READABLE = 320; // pixels of the shorter side up to which a small image is enlarged, by a whole factor
 const LIVE = 700_000; // pixels that are painted again at every letter and every move of a slider
-const SAVED = 16_000_000; // pixels of a picture that is saved
+const SAVED = 16_000_000; // pixels of an image that is saved
 const COOL = 1 / 7; // opacity of heat where it is 0, as a share of that where it is 1
-const BOXES = 3; // drawn of a phrase: more hide the picture
+const BOXES = 3; // drawn of a phrase: more hide the image
 const DARK = [0, 0, 0];
 
 /** What is drawn on for a bitmap of an image: its size in pixels, and the pixels. A whole multiple of the image, or itself,
@@ -16,7 +16,7 @@ export function viewOf(bitmap, image, live = true) {
   const canvas = new OffscreenCanvas(size.width, size.height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
-  context.fillStyle = "#fff"; // what lies behind a transparent picture
+  context.fillStyle = "#fff"; // what lies behind a transparent image
   context.fillRect(0, 0, size.width, size.height);
   context.drawImage(bitmap, 0, 0, size.width, size.height);
   return { ...size, image, pixels: context.getImageData(0, 0, size.width, size.height).data, maps: new Map() };
@@ -106,7 +106,7 @@ function paintHeat(pixels, { map, absent }, opacity) {
 /** A line just inside the mask with a dark one inside that, and a tint of the rest. */
 function paintMask({ data, width, height }, mask, color, tint, line) {
   const pad = 2 * line, stride = width + 2 * pad;
-  const padded = new Uint8Array(stride * (height + 2 * pad)).fill(1); // a mask goes on where the picture ends
+  const padded = new Uint8Array(stride * (height + 2 * pad)).fill(1); // a mask goes on where the image ends
   for (let y = 0; y < height; y++) padded.set(mask.subarray(y * width, (y + 1) * width), (y + pad) * stride + pad);
   const within = (at, by) => padded[at - by] & padded[at + by] & padded[at - by * stride] & padded[at + by * stride];
   for (let y = 0, pixel = 0; y < height; y++) {
@@ -146,7 +146,7 @@ function drawPoint(context, [x, y], color, dot, line) {
   }
 }
 
-/** Several painted pictures side by side, each with a line of words below: a PNG. */
+/** Several painted images side by side, each with a line of words below: a PNG. */
 export async function toPng(canvases, captions) {
   const [{ width, height }] = canvases;
   const text = Math.max(13, Math.round(Math.min(width, height) / 26)), gap = canvases.length > 1 ? Math.ceil(text / 2) : 0;

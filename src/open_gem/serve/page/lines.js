@@ -5,18 +5,19 @@ export const quote = (word) => (/^[\w%+=:,./-]+$/.test(word) ? word : `'${word.r
 
 const literal = JSON.stringify; // a string of JSON is one of Python too
 const list = (texts) => `[${texts.map((text) => literal(text)).join(", ")}]`;
-const usual = { threshold: 0.5, dtype: "float32", template: "a photo of a {}." }; // what the library does unless told
+const usual = { threshold: 0.5, dtype: "float32", template: "a photo of a {}." }; // the defaults of the library
+const options = { size: "image-size" }; // of the command line, where they are not called as the arguments of `load`
 
-/** What `open_gem.load` and the command line have to be told to have the server's model, by the names of its arguments. */
+/** The arguments of `open_gem.load` that give the server's model, by name. */
 function settingsOf({ name, size, dtype, template }) {
   const [, base, pretrained] = /^(.*?)(?:, (.*))?$/s.exec(name); // a name of open_clip goes with a tag or a file
-  const given = { model: base === "embedded" ? null : base, pretrained, size };
-  if (dtype && dtype !== usual.dtype) given.dtype = dtype;
-  if (template && template !== usual.template) given.template = template;
-  return Object.fromEntries(Object.entries(given).filter(([, value]) => value));
+  const settings = { model: base === "embedded" ? null : base, pretrained, size };
+  if (dtype && dtype !== usual.dtype) settings.dtype = dtype;
+  if (template && template !== usual.template) settings.template = template;
+  return Object.fromEntries(Object.entries(settings).filter(([, value]) => value));
 }
 
-/** A shell's lines: where the picture is a sample, the first gets it.
+/** A shell's lines: where the image is a sample, the first gets it.
  *
  *  view: {file, origin, token, model, phrases, methods, threshold}; `origin` is where a sample comes from, else null, and
  *  `model` as GET /v1/models has it.
@@ -26,7 +27,7 @@ export function shellLines({ file, origin, token, model, phrases, methods, thres
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
   for (const phrase of phrases) words.push("-p", phrase.startsWith("@") ? ` ${phrase}` : phrase); // "@…" would be a file
-  for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${name}`, String(value));
+  for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${options[name] ?? name}`, String(value));
   words.push("--method", methods.join(","));
   if (threshold !== usual.threshold) words.push("--threshold", String(threshold));
   words.push("--save", "overlay,mask,json");
@@ -36,15 +37,16 @@ export function shellLines({ file, origin, token, model, phrases, methods, thres
 /** Python's lines. `view` as for the shell. */
 export function pythonLines({ file, model, phrases, methods, threshold }) {
   const { model: name, pretrained, ...settings } = settingsOf(model);
-  const told = [name, pretrained].filter(Boolean).map((one) => literal(one));
-  for (const [setting, value] of Object.entries(settings)) told.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
+  const words = [name, pretrained].filter(Boolean).map((word) => literal(word));
+  for (const [setting, value] of Object.entries(settings)) words.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
   const limit = threshold === usual.threshold ? "" : threshold;
   return [
     "import open_gem",
     "",
-    `localizer = open_gem.load(${told.join(", ")})`,
-    `found = localizer.compare(${literal(file)}, ${list(phrases)}, ${list(methods)})`,
-    "for method, result in found.items():",
+    `localizer = open_gem.load(${words.join(", ")})`,
+    `encoded = localizer.encode(${literal(file)}, ${list(methods)})`,
+    `results = {method: localizer.locate(image, ${list(phrases)}) for method, image in encoded.items()}`,
+    "for method, result in results.items():",
     "    print(method, result.presence, result.scores)",
     `    heatmaps, masks = result.heatmaps(), result.masks(${limit})`,
     `    points, boxes = result.points(), result.boxes(${limit})`,
@@ -52,4 +54,4 @@ export function pythonLines({ file, model, phrases, methods, threshold }) {
 }
 
 /** A name without what no file should be called. */
-export const fileName = (name) => name.replace(/[\\/\p{Cc}]/gu, "_").replace(/^\.+/, "") || "picture";
+export const fileName = (name) => name.replace(/[\\/\p{Cc}]/gu, "_").replace(/^\.+/, "") || "image";

@@ -120,7 +120,7 @@ export function peakOf(map) {
   return [at % map.width, Math.floor(at / map.width)];
 }
 
-/** The grid's value at a place of the picture, [x, y] as shares of its width and height. */
+/** The grid's value at a place of the image, [x, y] as shares of its width and height. */
 export function valueAt(grid, [x, y]) {
   const [row, col] = [[y, grid.rows], [x, grid.cols]].map(([share, cells]) => {
     const at = Math.min(Math.max(share * cells - 0.5, 0), cells - 1), low = Math.floor(at);

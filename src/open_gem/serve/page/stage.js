@@ -1,4 +1,4 @@
-// The panels: one picture a method, and the probe that reads values off all of them at the same place.
+// The panels: one image per method, and the probe that reads values off all of them at the same place.
 import { mapOf, paint } from "./draw.js";
 import { stretch, valueAt } from "./maps.js";
 
@@ -17,9 +17,9 @@ export class Stage {
     this.panels = [];
   }
 
-  /** Show a picture's view, one panel for each of `shown`:
+  /** Show an image's view, one panel for each of `shown`:
    *  [{method, chosen, others, refused, heat, marks}], `chosen` the phrase that is looked at with its answer, or null, and
-   *  `refused` why the server does not take the picture, or null. */
+   *  `refused` why the server does not take the image, or null. */
   update(view, shown, settings) {
     this.shown = shown;
     this.view = view;
@@ -52,7 +52,7 @@ export class Stage {
     panel.querySelector(".canvas").style.setProperty("--ratio", this.view.width / this.view.height);
     const caption = refused ?? captionOf(chosen);
     panel.querySelector(".caption").textContent = caption;
-    canvas.setAttribute("aria-label", `${method}. ${caption} Arrow keys read values off the picture.`);
+    canvas.setAttribute("aria-label", `${method}. ${caption} Arrow keys read values off the image.`);
     canvas.dataset.shows = chosen?.answer ? chosen.text : "";
   }
 
@@ -86,7 +86,7 @@ export class Stage {
     this.panels.forEach((panel, index) => {
       const cross = panel.querySelector(".probe");
       cross.hidden = !this.probe;
-      panel.querySelector(".readout").textContent = this.probe ? this.reading(this.shown[index]) : "Point at the picture to read values.";
+      panel.querySelector(".readout").textContent = this.probe ? this.reading(this.shown[index]) : "Point at the image to read values.";
       if (!this.probe) return;
       cross.style.setProperty("--x", this.probe[0]);
       cross.style.setProperty("--y", this.probe[1]);

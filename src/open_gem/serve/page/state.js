@@ -1,13 +1,13 @@
-// What is looked at and asked for: the picture, the phrases, the methods, and the answers so far.
+// What is looked at and asked for: the image, the phrases, the methods, and the answers so far.
 import { COLORS } from "./chips.js";
 
 export const AT_ONCE = 16; // phrases asked for in one request
-const KEPT = 2000; // answers kept of a picture
+const KEPT = 2000; // answers kept of an image
 const METHODS = ["clip", "gem"]; // compared by default: the paper in one glance; the last is the one shown alone
 
 export const state = {
   model: null, // of GET /v1/models
-  picture: null, // {blob, name, origin, bitmap, view, id, answers, painted}: see `newPicture`
+  picture: null, // {blob, name, origin, bitmap, view, id, answers, painted}: see `newImage`
   phrases: [], // {text, color, sample}: those that are kept, and whether they came with a sample
   draft: "", // what is being typed
   chosen: null, // the kept phrase that is looked at
@@ -21,9 +21,9 @@ export const looked = () => state.draft || state.chosen;
 const key = (method, text) => `${method}\n${text}`;
 const freeColor = () => COLORS.find((color) => !state.phrases.some((phrase) => phrase.color === color)) ?? COLORS[state.phrases.length % COLORS.length];
 
-/** A picture that is not sent yet. `id` is the server's name for it, `refused` why the server does not
+/** An image that is not sent yet. `id` is the server's name for it, `refused` why the server does not
  *  take it, `painted` what each method showed last. */
-export const newPicture = (given) => ({ ...given, id: null, refused: null, lost: 0, answers: new Map(), painted: new Map() });
+export const newImage = (given) => ({ ...given, id: null, refused: null, lost: 0, answers: new Map(), painted: new Map() });
 
 export function setModel(model) {
   const names = model.methods.map(({ name }) => name);

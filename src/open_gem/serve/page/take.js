@@ -3,7 +3,7 @@ import { brief } from "./chips.js";
 import { paint, toPng, viewOf } from "./draw.js";
 import { AT_ONCE } from "./state.js";
 
-/** What is seen, as large as the picture is. `panels(view)` gives what each method shows on a view. */
+/** What is seen, as large as the image is. `panels(view)` gives what each method shows on a view. */
 export async function savePng({ bitmap, view: { image }, name }, panels, settings) {
   const view = viewOf(bitmap, image, false);
   const shown = panels(view);
