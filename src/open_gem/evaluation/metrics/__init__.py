@@ -1,15 +1,15 @@
 """Scores as counts that add: the counts of two parts of a data set add up to exactly those of the whole.
 
 counts        what adds: `Mean`, a mean with an exact sum, and `Records`, small counts image by image
-scores        what is made of summed counts: mIoU, accuracies, ratios
+scores        functions of summed counts: mIoU, accuracies, ratios
 segmentation  label maps: `Confusion`, boundary IoU
 points        labelled points (OpenImages V7)
-objects       one phrase, one object: pointing game, IoU of masks and of boxes
+objects       one object for each prompt: pointing game, IoU of masks and of boxes
 contrast      the paper's analysis of patch features (section 5)
-intervals     how sure a score is: over data sets of other images
+intervals     bootstrap intervals over images
 
-Of every score there is one value, by whatever shards and in whatever order it was counted: integers add exactly, means
-keep their sums as fractions, and `Records` are sorted by image before anything is made of them.
+A score does not depend on shards or on the order of counting: integers add exactly, means keep their sums as fractions,
+and `Records` are sorted by image before they are used.
 """
 
 from open_gem.evaluation.metrics.contrast import Sides, object_contrast, patch_similarity, text_contrast, to_grid
