@@ -88,7 +88,7 @@ def evaluate(
     localizer = load_any(model, pretrained, device, dtype)
     chosen = {}
     if isinstance(localizer, Localizer):
-        settings = {name: localizer.settings(name) for name in names}
+        settings = {name: localizer.resolve(name) for name in names}
         chosen = {
             name: tuned(name, setting, temperature_scale=temperature_scale) if setting.is_adaptive else setting
             for name, setting in settings.items()
@@ -97,7 +97,7 @@ def evaluate(
         raise InputError(f"{model} was trained to localize: it has no --method, --size or --temperature-scale")
     store = runs.Store.at(out, runs.settings_of(localizer, chosen, data, asked))
     with going_on(), progress_bar(len(ids), quiet) as advance:
-        runs.run(store, localizer, chosen, data, asked, ids=ids, progress=advance, batch=batch, workers=workers)
+        runs.run(store, localizer, chosen, data, asked, ids=ids, progress=advance, batch_size=batch, workers=workers)
     lines, failed = summary(store, ids), store.read().failed
     for image in ids:
         if image in failed:
@@ -106,7 +106,7 @@ def evaluate(
         for line in lines:
             print_json(line.document())
     elif lines:
-        images = f"{lines[0].images} of {lines[0].of} images" + (f", {lines[0].failed} failed" if failed else "")
+        images = f"{lines[0].images} of {lines[0].total} images" + (f", {lines[0].failed} failed" if failed else "")
         table = new_table("method", *lines[0].scores, title=f"{data.name} {data.split}, {images}")
         for line in lines:
             table.add_row(line.method, *(f"{found.value:.3f}" for found in line.scores.values()))

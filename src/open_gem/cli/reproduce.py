@@ -24,12 +24,11 @@ from open_gem.errors import InputError, ModelError, OpenGemError
 
 if TYPE_CHECKING:
     from open_gem.evaluation.tasks import Dataset
-    from open_gem.localizer import Localizer
+    from open_gem.locate import AnyLocalizer
     from open_gem.paper import Job, Outcome
-    from open_gem.trained.localizer import TrainedLocalizer
 
 PROBE = 4  # images that a plan is timed on
-Load = Callable[[str | None], "Localizer | TrainedLocalizer"]
+Load = Callable[[str | None], "AnyLocalizer"]
 
 
 @app.command()
@@ -83,13 +82,13 @@ def reproduce(
     if pretrained is not None and model is None:
         raise InputError("--pretrained given without --model")
     check_writable(out)
-    loop = {"batch": batch, "workers": workers}
+    loop = {"batch_size": batch, "workers": workers}
     console = new_console()
 
     def data(of: str | None) -> "Dataset":
         return open_dataset(dataset, data_root, of)
 
-    def load(label: str | None) -> "Localizer | TrainedLocalizer":
+    def load(label: str | None) -> "AnyLocalizer":
         return _load(label, model or "embedded", pretrained, device, dtype)
 
     shown = data(split)  # whatever is wrong with it is said before a model is loaded
@@ -128,16 +127,13 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _load(
-    label: str | None, model: str, pretrained: str | None, device: str, dtype: str
-) -> "Localizer | TrainedLocalizer":
-    """A model of the paper by its label, or without one the model that was asked for, which has to have methods."""
-    from open_gem.localizer import Localizer
+def _load(label: str | None, model: str, pretrained: str | None, device: str, dtype: str) -> "AnyLocalizer":
+    """A model of the paper by its label; without a label, the user's own, which must have methods."""
     from open_gem.paper import load_of
 
     name, tag, may_be_trained = (model, pretrained, False) if label is None else load_of(label)
     localizer = load_any(name, tag, device, dtype)
-    if not (may_be_trained or isinstance(localizer, Localizer)):
+    if not (may_be_trained or localizer.layers):
         raise InputError(f"{name} was trained to localize and has no methods: measure it with open-gem evaluate")
     return localizer
 
@@ -145,7 +141,6 @@ def _load(
 def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int | None, loop: dict[str, int]) -> str:
     """A line on what a job would do, and how long."""
     from open_gem.evaluation.run import measure
-    from open_gem.localizer import Localizer
     from open_gem.paper import union
 
     count = min(limit or len(data), len(data))
@@ -153,9 +148,8 @@ def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int 
         localizer = load(job.model)
     except ModelError as error:
         return f"{', '.join(job.experiments)}: cannot be run with {job.model}: {error}"
-    trained = not isinstance(localizer, Localizer)
-    methods = {} if trained else union(job.experiments, localizer.backbone.vision.layers)
-    name = job.model or (localizer.model.name if trained else localizer.backbone.name)
+    methods = union(job.experiments, localizer.layers) if localizer.layers else {}
+    name = job.model or localizer.name
     few, start = range(min(PROBE, count)), perf_counter()
     for _ in measure(localizer, methods, data, few, protocol, analysed=tuple(methods), **loop):
         pass
@@ -167,12 +161,10 @@ def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int 
 
 def _measured(job: "Job", data: "Dataset", load: Load, place: Path, **settings: Any) -> "tuple[Outcome, int]":
     """What a job gives, and how many blocks its model has."""
-    from open_gem.localizer import Localizer
     from open_gem.paper import reproduce as measure_all
 
     localizer = load(job.model)
-    found = measure_all(job.experiments, localizer, data, place, label=job.model, **settings)
-    return found, localizer.backbone.vision.layers if isinstance(localizer, Localizer) else 0
+    return measure_all(job.experiments, localizer, data, place, label=job.model, **settings), localizer.layers
 
 
 def _drawn(
@@ -181,18 +173,18 @@ def _drawn(
     """Each picture that can be drawn; what keeps one from it goes to `faults`."""
     from open_gem.paper import PICTURES
 
-    made: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     try:
-        localizer: Any = load(label)
+        localizer = load(label)
     except ModelError as error:
         faults.append(f"{', '.join(names)}: {error}")
-        return made
+        return drawn
     for name in names:
         try:
-            made[name] = PICTURES[name][1](localizer, data, protocol)
+            drawn[name] = PICTURES[name][1](localizer, data, protocol)
         except OpenGemError as error:
             faults.append(f"{name}: {error}")
-    return made
+    return drawn
 
 
 def _write(
@@ -209,7 +201,7 @@ def _write(
     from open_gem.files import write_file
     from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
 
-    parts = [f"# The paper's experiments, protocol {protocol}\n", "".join(map(_told, outcomes))]
+    parts = [f"# The paper's experiments, protocol {protocol}\n", "".join(map(_summary, outcomes))]
     if faults:
         parts.append("What failed:\n\n" + "".join(f"* {fault}\n" for fault in faults))
     for name in wanted:
@@ -224,7 +216,7 @@ def _write(
     write_file(out / "report.md", "\n".join(parts).encode())
 
 
-def _told(outcome: "Outcome") -> str:
+def _summary(outcome: "Outcome") -> str:
     missing = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
-    images = f"{outcome.counted} of {outcome.of} images{missing}"
+    images = f"{outcome.counted} of {outcome.total} images{missing}"
     return f"* {outcome.label} on {outcome.dataset} ({outcome.split}): {images}\n"

@@ -1,19 +1,19 @@
 """Scores as counts that add: the counts of two parts of a data set add up to exactly those of the whole.
 
 counts        what adds: `Mean`, a mean with an exact sum, and `Records`, small counts image by image
-scores        what is made of summed counts: mIoU, accuracies, ratios
+scores        functions of summed counts: mIoU, accuracies, ratios
 segmentation  label maps: `Confusion`, boundary IoU
 points        labelled points (OpenImages V7)
-objects       one phrase, one object: pointing game, IoU of masks and of boxes
+objects       one object for each prompt: pointing game, IoU of masks and of boxes
 contrast      the paper's analysis of patch features (section 5)
-intervals     how sure a score is: over data sets of other images
+intervals     bootstrap intervals over images
 
-Of every score there is one value, by whatever shards and in whatever order it was counted: integers add exactly, means
-keep their sums as fractions, and `Records` are sorted by image before anything is made of them.
+A score does not depend on shards or on the order of counting: integers add exactly, means keep their sums as fractions,
+and `Records` are sorted by image before they are used.
 """
 
 from open_gem.evaluation.metrics.contrast import Sides, object_contrast, patch_similarity, text_contrast, to_grid
-from open_gem.evaluation.metrics.counts import Mean, Records, Row
+from open_gem.evaluation.metrics.counts import ImageCounts, Mean, Records
 from open_gem.evaluation.metrics.intervals import Interval, bootstrap, bootstrap_difference, interval, resample
 from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap, pointing_game
 from open_gem.evaluation.metrics.points import image_means, pair_means, point_counts
@@ -32,10 +32,10 @@ from open_gem.evaluation.metrics.segmentation import Confusion, boundary, confus
 
 __all__ = [
     "Confusion",
+    "ImageCounts",
     "Interval",
     "Mean",
     "Records",
-    "Row",
     "Score",
     "Sides",
     "bootstrap",

@@ -1,4 +1,4 @@
-"""What adds: means with exact sums, and small counts image by image."""
+"""Counts that add: means with exact sums, and small counts for each image."""
 
 import math
 from collections import defaultdict
@@ -13,8 +13,8 @@ import numpy as np
 from open_gem.errors import InputError
 from open_gem.evaluation.metrics.scores import Score
 
-Row = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
-"""What one image adds: class (a number, or a name) → its counts, only the classes that have any. Means, which have no
+ImageCounts = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
+"""What one image adds: class (a number, or a name) → its counts, for classes that have any. Means, which have no
 classes, are class 0 with (sum, count)."""
 
 
@@ -67,17 +67,17 @@ class Mean:
 
 @dataclass(frozen=True)
 class Records:
-    """Small counts image by image, over any part of a data set: what scores and their intervals are made of.
+    """Small counts for each image, over any part of a data set: scores and their intervals are computed from them.
 
-    rows  image → what it adds. An image with an empty row was seen and had nothing to count: it is drawn like any other
-          when images are resampled.
+    rows  image → what it adds. An image with an empty row was measured and had nothing to count: it is drawn like any
+          other when images are resampled.
 
     All rows have the same number of counts a class: (hits, false, missed) of regions, (hits, false, missed, rejected)
     of points, (sum, count) of means. Raises InputError where they have not, where counts are not finite numbers of
     Python, or where some classes are numbers and others names.
     """
 
-    rows: Mapping[str, Row] = field(default_factory=dict)
+    rows: Mapping[str, ImageCounts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = {type(label) for row in self.rows.values() for label in row}
@@ -97,7 +97,7 @@ class Records:
     @classmethod
     def merge(cls, parts: Iterable["Records"]) -> "Records":
         """All parts as one; raises InputError where two of them have the same image, which would count twice."""
-        rows: dict[str, Row] = {}
+        rows: dict[str, ImageCounts] = {}
         for part in parts:
             if twice := rows.keys() & part.rows.keys():
                 raise InputError(f"{len(twice)} images are in two parts, {min(twice)!r} for one, expected each once")
@@ -120,11 +120,11 @@ class Records:
 
         Sums of floats are rounded once, from the exact sum: the same in any order.
         """
-        found = defaultdict(list)
+        by_class = defaultdict(list)
         for row in self.rows.values():
             for label, counts in row.items():
-                found[label].append(counts)
-        total = [[_exact_sum(column) for column in zip(*found[label], strict=True)] for label in self.classes]
+                by_class[label].append(counts)
+        total = [[_exact_sum(column) for column in zip(*by_class[label], strict=True)] for label in self.classes]
         return np.array(total) if total else np.zeros((0, 0), dtype=np.int64)
 
     def value(self, score: Score) -> float:

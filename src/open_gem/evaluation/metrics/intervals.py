@@ -1,4 +1,4 @@
-"""How sure a score is: its interval over data sets of other images, drawn from those at hand with replacement."""
+"""Bootstrap intervals of scores: images are drawn with replacement."""
 
 import math
 from collections.abc import Iterator
@@ -23,33 +23,33 @@ class Interval(NamedTuple):
 
 
 def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of a score over images (Efron, 1979): where data sets of as many images lie `level` of the time.
+    """The interval that contains the score of data sets of as many images with probability `level` (Efron, 1979).
 
-    `score` is a function of summed counts, one of `scores`. Images are the units: all that one adds is drawn together.
-    The percentiles of the draws are moved so that their median is the score itself: a draw lacks some classes that are
-    in few images, and what is given to them there counts as an error, so that draws of mIoU lie lower than what they
-    are drawn from. The same records give the same interval, in whatever order they were merged.
+    `score` is a function of summed counts, one of `scores`. The units of resampling are images. The percentiles are
+    shifted so that the median of the draws is the score: a draw lacks some of the rare classes, and pixels given to a
+    missing class count as errors, so that draws of mIoU are biased downwards. The result does not depend on the order
+    in which records were merged.
 
-    Raises InputError where there are no counts, or for impossible settings.
+    Raises InputError if there are no counts, or for impossible settings.
     """
     return _about(records.value(score), resample(records, score, samples, seed), level)
 
 
 def bootstrap_difference(
-    one: Records, other: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95
+    records: Records, other: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of a score of `one` less that of `other`, two methods on the same images; the rest as of `bootstrap`.
+    """Interval of a score of `records` minus that of `other`, two methods on the same images; see `bootstrap`.
 
-    Paired: both are drawn alike, so that what varies from image to image for both does not count. It is much narrower
+    Both are drawn alike (paired), so that variation between images that affects both cancels out. It is much narrower
     than the intervals of the two alone suggest.
 
-    Raises InputError where their images are not the same.
+    Raises InputError if their images are not the same.
     """
-    if one.images != other.images:
-        alone = len(set(one.images) ^ set(other.images))
+    if records.images != other.images:
+        alone = len(set(records.images) ^ set(other.images))
         raise InputError(f"counts of other images given ({alone} are in one of the two), expected the same")
-    values = resample(one, score, samples, seed) - resample(other, score, samples, seed)
-    return _about(one.value(score) - other.value(score), values, level)
+    values = resample(records, score, samples, seed) - resample(other, score, samples, seed)
+    return _about(records.value(score) - other.value(score), values, level)
 
 
 def _about(score: float, draws: np.ndarray, level: float) -> Interval:

@@ -1,4 +1,4 @@
-"""One phrase, one object: does what was found agree with what is there?"""
+"""One object for each prompt: do the predicted points, masks and boxes agree with the true ones?"""
 
 from collections.abc import Sequence
 
@@ -34,9 +34,9 @@ def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
 
 
 def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> Mean:
-    """IoU of the best box of each phrase with the true one.
+    """IoU of the best box of each prompt with the true one.
 
-    predicted  of each phrase its boxes `(m, 4)` `xyxy`, the first the best (as `Boxes.xyxy`); none where m = 0: IoU 0
+    predicted  for each prompt its boxes `(m, 4)` `xyxy`, the best first (as `Boxes.xyxy`); IoU is 0 if m = 0
     true       `(p, 4)` `xyxy`, right and bottom exclusive
 
     Two boxes without area agree fully. Raises InputError where there are not as many of both.
@@ -45,7 +45,7 @@ def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> Mean:
         raise InputError(f"boxes of {len(predicted)} phrases and {len(true)} true ones given, expected as many")
     nothing = [0.0, 0.0, 0.0, 0.0]
     best = [boxes[0].tolist() if len(boxes) else nothing for boxes in predicted]
-    return Mean.of([_box_iou(found, wanted) for found, wanted in zip(best, true.tolist(), strict=True)])
+    return Mean.of([_box_iou(*pair) for pair in zip(best, true.tolist(), strict=True)])
 
 
 def _check_bool(*masks: Tensor) -> None:
@@ -55,10 +55,10 @@ def _check_bool(*masks: Tensor) -> None:
             raise InputError(f"masks of type {kind} given, expected bool: compare them with a threshold first")
 
 
-def _box_iou(one: list[float], other: list[float]) -> float:
-    shared = [*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:])]
+def _box_iou(box: list[float], other: list[float]) -> float:
+    shared = [*map(max, box[:2], other[:2]), *map(min, box[2:], other[2:])]
     intersection = _area(shared)
-    union = _area(one) + _area(other) - intersection
+    union = _area(box) + _area(other) - intersection
     return intersection / union if union else 1.0
 
 

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from open_gem.errors import InputError
-from open_gem.evaluation.metrics.counts import Records, Row
+from open_gem.evaluation.metrics.counts import ImageCounts, Records
 
 
 def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, int, int, int]:
     """(hits, false, missed, rejected) of the points of one pair.
 
-    mask      `(y, x)` bool, of any size: it covers the picture
+    mask      `(y, x)` bool, of any size: it covers the image
     points    `(q, 2)` `xy` in [0, 1], as the annotations have them; 1 is in the last pixel
     positive  `(q,)` bool
 
-    Raises InputError where points are outside the picture, numbers differ, or no point is positive: such a class is not
+    Raises InputError where points are outside the image, numbers differ, or no point is positive: such a class is not
     asked for.
     """
     if points.shape != (len(positive), 2):
@@ -41,7 +41,7 @@ def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, i
     sides = torch.tensor([width, height], dtype=torch.float64, device="cpu")
     x, y = torch.minimum((points.cpu().double() * sides).long(), sides.long() - 1).unbind(-1)
     inside, positive = mask.cpu()[y, x].bool(), positive.cpu().bool()
-    hits, false, missed = (int(some.sum()) for some in (inside & positive, inside & ~positive, ~inside & positive))
+    hits, false, missed = (int(group.sum()) for group in (inside & positive, inside & ~positive, ~inside & positive))
     return hits, false, missed, len(positive) - hits - false - missed
 
 
@@ -55,7 +55,7 @@ def image_means(records: Records) -> Records:
     return Records({image: _mean(row, each_pair=False) for image, row in records.rows.items()})
 
 
-def _mean(row: Row, *, each_pair: bool) -> dict[int, tuple[float, ...]]:
+def _mean(row: ImageCounts, *, each_pair: bool) -> dict[int, tuple[float, ...]]:
     ious = [hits / (hits + false + missed) for hits, false, missed, *_ in row.values() if hits + false + missed]
     total = math.fsum(ious)
     return {0: (total, len(ious)) if each_pair else (total / len(ious), 1)} if ious else {}
