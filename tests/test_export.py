@@ -121,7 +121,7 @@ def memory() -> int:
 def test_objects_are_chosen(labelled):
     def kept(**options):
         found = Labelled.open(labelled, **options)
-        return [(one.name, one.label, round(one.score, 2)) for row in found for one in row.objects]
+        return [(one.label, one.index, round(one.score, 2)) for row in found for one in row.objects]
 
     assert len(kept()) == 7
     assert kept(labels=["dog"]) == [("dog", 0, 0.28), ("dog", 0, 0.2), ("dog", 0, 0.33)]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from open_gem.data.scenes import scene
 from open_gem.errors import InputError
-from open_gem.label.done import Ids, Tally, writing
+from open_gem.label.done import HashedIdSet, Tally, writing
 from open_gem.label.parts import Manifest, Parts
 from open_gem.label.reading import within
 from open_gem.label.sources import Source, open_source
@@ -123,7 +123,18 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     """By the command itself: what is done is written, how to go on is said, and the exit code tells the signal."""
     runs = job(120)
     command = [sys.executable, "-c", "from open_gem.cli import main; main()", "label", str(runs.source), "-p", "cat"]
-    command += ["--out", str(runs.out), "--model", tiny, "--device", "cpu", "--presence", "0", "--part", "1000"]
+    command += [
+        "--out",
+        str(runs.out),
+        "--model",
+        tiny,
+        "--device",
+        "cpu",
+        "--presence",
+        "0",
+        "--images-per-part",
+        "1000",
+    ]
     slow = [sys.executable, "-c", SLOW, *command[3:]]
     child = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
@@ -204,7 +215,7 @@ def test_watching_ends_by_a_signal_that_wakes_nobody(unheard, tmp_path):
     source = open_source(str(images(tmp_path / "photos", 1)))
     parts = Parts.claim(tmp_path / "out", Manifest({}, ()))
 
-    def once(images: Source, done: Ids) -> Tally:
+    def once(images: Source, done: HashedIdSet) -> Tally:
         unheard(stop.set)
         return Tally()
 
@@ -235,15 +246,15 @@ main()
 SLOW = f"""{HEARS}
 import sys, time
 from open_gem.label.labeling import Labeling
-find, told = Labeling.find, []
+locate, said = Labeling.locate, []
 def slowly(self, group):
-    found = find(self, group)
-    if not told:
+    located = locate(self, group)
+    if not said:
         print("first image", file=sys.stderr, flush=True)
-        told.append(True)
+        said.append(True)
     time.sleep(0.3)
-    return found
-Labeling.find = slowly
+    return located
+Labeling.locate = slowly
 from open_gem.cli import main
 main()
 """

@@ -13,7 +13,7 @@ from PIL import Image
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.files import temporary_beside
 from open_gem.images.pixels import read_image
-from open_gem.label.done import TODO, Ids, Shard, writing
+from open_gem.label.done import TODO, HashedIdSet, Shard, writing
 from open_gem.label.paths import PassedOver, expand
 from open_gem.label.reading import absolute, local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
@@ -302,7 +302,7 @@ def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
 
 def test_ids_are_a_set(monkeypatch):
     monkeypatch.setattr("open_gem.label.done.key", lambda id: int(id) << 46)  # four with the same start
-    ids = Ids(str(number) for number in range(1000))
+    ids = HashedIdSet(str(number) for number in range(1000))
     assert len(ids) == 1000
     assert all(str(number) in ids for number in range(1000))
     assert not any(str(number) in ids for number in range(1000, 9000))

@@ -11,7 +11,7 @@ from itertools import islice
 from threading import Event
 from typing import Any, NoReturn
 
-from open_gem.label.done import WHOLE, Ids, Shard, Tally
+from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
 from open_gem.label.parts import encode
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(
-    labeling: Labeling, source: Source, done: Ids, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
+    labeling: Labeling, source: Source, done: HashedIdSet, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
 ) -> Estimate:
     """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
-from open_gem.label.parts import Parts, Row
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.paths import PassedOver
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
@@ -48,7 +48,7 @@ def key(id: str) -> int:
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
-class Ids:
+class HashedIdSet:
     """A set of ids that keeps eight bytes of each, in small arrays by their first two."""
 
     def __init__(self, ids: Iterable[str] = ()):
@@ -86,14 +86,14 @@ class Ids:
             self._count -= 1
 
 
-def done_in(parts: Parts, errors: bool = True) -> Ids:
+def done_in(parts: Parts, errors: bool = True) -> HashedIdSet:
     """The ids in all parts, or without those of images that could not be labelled: reads no more than it has to.
 
     Raises OutputError for a part that cannot be read.
     """
     if errors:
-        return Ids(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
-    return Ids(row["id"] for row in parts.rows("id", "status") if row["status"] != "error")
+        return HashedIdSet(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
+    return HashedIdSet(row["id"] for row in parts.rows("id", "status") if row["status"] != "error")
 
 
 @dataclass
@@ -106,11 +106,11 @@ class Tally:
     labeled: int = 0
     failed: int = 0
     seconds: float = 0.0
-    seen: Ids = field(default_factory=Ids, repr=False)
+    seen: HashedIdSet = field(default_factory=HashedIdSet, repr=False)
     left: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
     is_whole: bool = False  # the listing came to its end
 
-    def count(self, row: Row) -> None:
+    def count(self, row: LabelRow) -> None:
         """One row more."""
         self.labeled += row["status"] == "ok"
         self.failed += row["status"] != "ok"

@@ -24,7 +24,7 @@ from open_gem.files import digest, to_json, write_file
 if TYPE_CHECKING:
     import pyarrow
 
-Row = dict[str, Any]  # an image, with the fields of `schema`
+LabelRow = dict[str, Any]  # an image, with the fields of `schema`
 Place = tuple[Path, int]  # a part, and the number of a row in it
 
 MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
@@ -86,7 +86,7 @@ def schema() -> "pyarrow.Schema":
     )
 
 
-def row_of(id: str, source: str, **fields: Any) -> Row:
+def row_of(id: str, source: str, **fields: Any) -> LabelRow:
     """A row with the fields given, and nothing found in all others."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
 
@@ -183,7 +183,7 @@ class Parts:
         """The parts that are there now: reading them again does not see those that labelling adds meanwhile."""
         return replace(self, listed=tuple(self.paths()))
 
-    def write(self, name: str, rows: Sequence[Row]) -> Path:
+    def write(self, name: str, rows: Sequence[LabelRow]) -> Path:
         """One part more, or the same one again: name is unique to its images. Raises OutputError."""
         _write(self.path(name), rows)
         return self.path(name)
@@ -192,11 +192,11 @@ class Parts:
         """Where the part of this name is or would be."""
         return self.folder / f"part-{name}.parquet"
 
-    def rows_of(self, name: str, *names: str) -> list[Row]:
+    def rows_of(self, name: str, *names: str) -> list[LabelRow]:
         """The rows of one part, or some of their fields. Errors as `columns`."""
         return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
 
-    def forget_errors(self, which: Callable[[Row], bool] = lambda row: True) -> list[str]:
+    def forget_errors(self, which: Callable[[LabelRow], bool] = lambda row: True) -> list[str]:
         """Take the rows of images that could not be labelled out of all parts, so that they are tried again; their ids.
 
         which  is asked with id, source and status of each such row, and tells whether it goes
@@ -211,7 +211,7 @@ class Parts:
                 forgotten += gone
         return forgotten
 
-    def errors_of(self, path: Path) -> Iterator[Row]:
+    def errors_of(self, path: Path) -> Iterator[LabelRow]:
         """Id, source and status of the images of a part that could not be labelled."""
         for batch in _batches(path, ["id", "source", "status"]):
             yield from (row for row in batch.to_pylist() if row["status"] == "error")
@@ -224,13 +224,13 @@ class Parts:
         for path in self.paths():
             yield from _batches(path, list(names) or None)
 
-    def placed(self, *names: str) -> Iterator[tuple[Place, Row]]:
+    def placed(self, *names: str) -> Iterator[tuple[Place, LabelRow]]:
         """The same with the place of each, by which `at` finds it."""
         for path in self.paths():
             rows = (row for batch in _batches(path, list(names) or None) for row in batch.to_pylist())
             yield from (((path, number), row) for number, row in enumerate(rows))
 
-    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, Row]]:
+    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, LabelRow]]:
         """The rows in some places, or some of their fields, in the order of parts. Errors as `columns`."""
         wanted: dict[Path, set[int]] = {}
         for path, number in places:
@@ -243,13 +243,13 @@ class Parts:
                 yield from (((path, number), row) for number, row in zip(here, rows, strict=True))
                 start += len(batch)
 
-    def rows(self, *names: str) -> Iterator[Row]:
+    def rows(self, *names: str) -> Iterator[LabelRow]:
         """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
         for batch in self.columns(*names):
             yield from batch.to_pylist()
 
 
-def encode(rows: Sequence[Row]) -> bytes:
+def encode(rows: Sequence[LabelRow]) -> bytes:
     """A part."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -259,7 +259,7 @@ def encode(rows: Sequence[Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def _write(path: Path, rows: Sequence[LabelRow]) -> None:
     write_file(path, encode(rows), durable=True)
 
 

@@ -9,7 +9,7 @@ from glob import has_magic
 from importlib.util import find_spec
 from pathlib import Path
 
-from open_gem.label.reading import SECONDS, Item, is_url, one_line, within
+from open_gem.label.reading import READ_TIMEOUT, Item, is_url, one_line, within
 from open_gem.label.remote import folder
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
@@ -161,7 +161,7 @@ def walk_remote(
             yield Item(printable(inside), place + name)
 
 
-def matches(given: str, left: PassedOver | None = None, seconds: float = SECONDS) -> Iterator[Item]:
+def matches(given: str, left: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
     """The files that a path, URL or pattern means; `left` as of `walk`, `seconds` as of `walk_remote`."""
     root = root_of(given)
     for one in expand(given) if is_pattern(given) else [given]:

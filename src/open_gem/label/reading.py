@@ -27,7 +27,7 @@ from open_gem.label.remote import fetch, fetch_part, open_remote
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-SECONDS = 60.0  # for one remote read, unless asked otherwise
+READ_TIMEOUT = 60.0  # for one remote read, unless asked otherwise
 LOOK = 1.0  # between looks for signals: one that comes just before a wait, or to another thread, wakes nobody
 ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
 
@@ -49,7 +49,7 @@ class Item(NamedTuple):
     error: str | None = None
 
 
-def read(item: Item, seconds: float = SECONDS) -> bytes | Path:
+def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
     """What `read_image` takes: the bytes of the file, or the path of a local one.
 
     Raises ImageError in one line, also where something remote takes longer than `seconds`.
@@ -239,7 +239,7 @@ def _absolute(place: str) -> str:
     return place if is_url(place) or not place else str(Path(place).absolute())
 
 
-def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
+def open_file(given: str, seconds: float = READ_TIMEOUT) -> BinaryIO:
     """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
     if not is_url(given):
         return _regular(given).open("rb")
@@ -275,7 +275,7 @@ class _Patient(io.RawIOBase):
         super().close()
 
 
-def parquet_file(given: str, seconds: float = SECONDS) -> "ParquetFile":
+def parquet_file(given: str, seconds: float = READ_TIMEOUT) -> "ParquetFile":
     from pyarrow import parquet
 
     # A buffer, or the whole of a column's chunk would be read at once.

@@ -16,7 +16,7 @@ from open_gem.errors import ImageError
 from open_gem.images.draw import overlay
 from open_gem.images.pixels import read_image
 from open_gem.label.done import key
-from open_gem.label.parts import Parts, Place, Row
+from open_gem.label.parts import LabelRow, Parts, Place
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
 from open_gem.rle import mask_of
@@ -71,7 +71,7 @@ class Sheet:
         self.unsure = {label: Lowest(count // 2) for label in labels}
         self.empty = Lowest(count)
 
-    def add(self, place: Place, row: Row) -> None:
+    def add(self, place: Place, row: LabelRow) -> None:
         """A row's id, status, and labels and presence of its objects."""
         if row["status"] != "ok":
             return
@@ -95,18 +95,18 @@ class Sheet:
         head = f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n"
         return (head + "\n".join(sections) + "\n").encode()
 
-    def _samples(self, label: str, rows: Mapping[Place, Row]) -> Iterator[list[Sample]]:
+    def _samples(self, label: str, rows: Mapping[Place, LabelRow]) -> Iterator[list[Sample]]:
         for lowest in (self.chance[label], self.unsure[label]):
             yield [_sample(rows[place], label) for place in lowest.entries]
 
 
-def _by_now(row: Row, root: str | None) -> Row:
+def _by_now(row: LabelRow, root: str | None) -> LabelRow:
     """The row with its picture in the folder where all are by now, if it is there: they may have been moved."""
     moved = Path(root or "", row["id"])
     return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
 
 
-def _sample(row: Row, label: str | None = None) -> Sample:
+def _sample(row: LabelRow, label: str | None = None) -> Sample:
     return Sample(row["id"], row["source"], [one for one in row["objects"] if one["label"] == label])
 
 

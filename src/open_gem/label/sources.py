@@ -34,7 +34,7 @@ from open_gem.label.paths import (
     walk_remote,
 )
 from open_gem.label.reading import (
-    SECONDS,
+    READ_TIMEOUT,
     Item,
     check_protocol,
     is_url,
@@ -113,12 +113,12 @@ RANKS = {IMAGES: 0, BYTES: 0, ADDRESSES: 1}
 class Columns:
     """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual.
 
-    seconds  that one read of a remote list, tar or table may take
+    read_timeout  seconds for one read of a remote list, tar or table
     """
 
     image: str | None = None
     id: str | None = None
-    seconds: float = SECONDS
+    read_timeout: float = READ_TIMEOUT
 
     def choose(self, given: str, kinds: Mapping[str, str]) -> Choice:
         """The columns to read of a table, whose `kinds` say of each column what it has: a key of `RANKS`, or the type
@@ -193,14 +193,14 @@ def _folder(given: str, columns: Columns) -> Source:
 
     def listing(left: PassedOver) -> Iterator[Item]:
         if is_url(given):
-            return walk_remote(f"{root}/", columns.seconds, left=left)
+            return walk_remote(f"{root}/", columns.read_timeout, left=left)
         return walk(given, left=left)
 
     return Source("folder", root, listing)
 
 
 def _pattern(given: str, columns: Columns) -> Source:
-    return Source("pattern", root_of(given), partial(matches, given, seconds=columns.seconds))
+    return Source("pattern", root_of(given), partial(matches, given, seconds=columns.read_timeout))
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ _Rows = Callable[[], Iterator[_Entry]]
 
 
 def _list(given: str, rows: _Rows, note: str | None = None) -> Source:
-    """Ids and paths that something lists; relative ones are relative to it."""
+    """HashedIdSet and paths that something lists; relative ones are relative to it."""
     folder = root_of(given)
     first = next((entry.path for entry in rows() if entry.path), "")
     is_relative = not (is_url(first) or local_path(first).startswith("/"))
@@ -257,7 +257,7 @@ def _text(given: str, columns: Columns) -> Source:
 
 
 def _lines(given: str, columns: Columns) -> Iterator[_Entry]:
-    with _text_of(given, columns.seconds) as text:
+    with _text_of(given, columns.read_timeout) as text:
         for number, line in enumerate(text, start=1):
             if path := line.strip():
                 yield _Entry(f"line {number}", path, path)
@@ -287,10 +287,10 @@ def _text_of(given: str, seconds: float) -> Iterator[Iterator[str]]:
 
 
 def _csv(given: str, columns: Columns) -> Source:
-    with _text_of(given, columns.seconds) as text:
+    with _text_of(given, columns.read_timeout) as text:
         names = _table(given, text).fieldnames or []
     choice = columns.choose(given, dict.fromkeys(names, ADDRESSES))
-    return _list(given, partial(_csv_rows, given, columns.seconds, choice), choice.note)
+    return _list(given, partial(_csv_rows, given, columns.read_timeout, choice), choice.note)
 
 
 def _table(given: str, text: Iterator[str]) -> "csv.DictReader[str]":
@@ -319,7 +319,7 @@ _Inside = Callable[[str, str, PassedOver], Iterator[Item]]
 
 
 def _tars(given: str, columns: Columns) -> Source:
-    return _containers("tar", given, partial(_tar, seconds=columns.seconds), columns.seconds)
+    return _containers("tar", given, partial(_tar, seconds=columns.read_timeout), columns.read_timeout)
 
 
 def _containers(kind: str, given: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
@@ -407,12 +407,12 @@ def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
 
 def _parquet(given: str, columns: Columns) -> Source:
     """A list of paths where the column has text, images where it has bytes."""
-    first, fields = _schema(given, columns.seconds)
+    first, fields = _schema(given, columns.read_timeout)
     choice = columns.choose(first, {field.name: _kind(field.type) for field in fields})
     if _kind(fields.field(choice.image).type) == ADDRESSES:
-        return _list(given, partial(_parquet_paths, given, columns.seconds, choice), choice.note)
+        return _list(given, partial(_parquet_paths, given, columns.read_timeout, choice), choice.note)
     rows = partial(_parquet_rows, columns=columns, choice=choice)
-    return _containers("parquet", given, rows, columns.seconds, choice.note)
+    return _containers("parquet", given, rows, columns.read_timeout, choice.note)
 
 
 def _kind(kind: Any) -> str:
@@ -470,7 +470,7 @@ def _id(value: Any) -> str | None:
 
 
 def _parquet_rows(path: str, name: str, left: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
-    file = parquet_file(path, columns.seconds)
+    file = parquet_file(path, columns.read_timeout)
     if choice.id is None:
         ids: Iterable[str | None] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
     else:
