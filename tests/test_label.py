@@ -321,10 +321,10 @@ def test_a_run_goes_on_where_it_was(photos, labeling, tmp_path):
 
 def test_rows_do_not_depend_on_batches_or_threads(photos, labeling):
     def rows(batch_size: int, workers: int) -> list[LabelRow]:
-        found = sorted(
+        rows = sorted(
             label(labeling, items_of(photos), batch_size=batch_size, workers=workers), key=lambda row: row["id"]
         )
-        for row in found:
+        for row in rows:
             row["seconds"] = 0.0
             for one in row["objects"]:
                 for name in ("score", "image_score", "presence"):

@@ -234,8 +234,8 @@ walk = sources.walk
 def hangs():
     print("hangs", file=sys.stderr, flush=True)
     threading.Event().wait()
-def walk_and_hang(*given, **settings):
-    yield from walk(*given, **settings)
+def walk_and_hang(*arguments, **settings):
+    yield from walk(*arguments, **settings)
     within(10_000, hangs)
 sources.walk = walk_and_hang
 from open_gem.cli import main

@@ -22,9 +22,9 @@ from open_gem.label.sources import Source
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: how many images, and by a few of them, `sampled`, how long and how large it would be.
+    """What a run would do: how many images, and, extrapolated from `sampled` images, how long and how large.
 
-    seconds  for all that are left; None where there are none
+    seconds  for all images that are left; None if there are none
     size     bytes of their rows
     """
 
@@ -66,16 +66,16 @@ class Stop:
 
 @contextmanager
 def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP ask a run to end in order while this lasts; a second one raises KeyboardInterrupt.
+    """Ctrl-C, SIGTERM and SIGHUP shut a run down cleanly while this lasts; a second one raises KeyboardInterrupt.
 
-    What the process was told to ignore (nohup) stays ignored.
+    Signals that the process ignores (nohup) stay ignored.
     """
     stop, before = Stop(), {}
 
     def ask(number: int, frame: Any) -> None:
         if stop.event.is_set():
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for asked, handler in before.items():
+                signal.signal(asked, handler)
             raise KeyboardInterrupt
         stop.signal = number
         stop.event.set()
@@ -102,9 +102,9 @@ def _be_quiet() -> None:
 
 
 def leave(number: int) -> NoReturn:
-    """End the process as a signal does that came twice: at once, whatever threads of other libraries still wait for.
+    """End the process at once, as after a second signal, whatever threads of other libraries still wait for.
 
-    To be called when all is written that shall be: nothing else of the process is tidied up.
+    Call it when everything is written: nothing else of the process is cleaned up.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -49,7 +49,7 @@ def key(id: str) -> int:
 
 
 class HashedIdSet:
-    """A set of ids that keeps eight bytes of each, in small arrays by their first two."""
+    """A set of ids that keeps an eight-byte hash of each, in small arrays by the first two bytes."""
 
     def __init__(self, ids: Iterable[str] = ()):
         self._by_start: list[array[int] | None] = [None] * 65_536
@@ -65,7 +65,7 @@ class HashedIdSet:
         return self._count
 
     def add(self, id: str) -> bool:
-        """Put an id in; whether it is new."""
+        """Add `id`; return True if it was not present."""
         number = key(id)
         alike = self._by_start[number >> 48]
         if alike is None:
@@ -78,7 +78,7 @@ class HashedIdSet:
         return True
 
     def discard(self, id: str) -> None:
-        """Take an id out, where it is in."""
+        """Remove an id, if it is present."""
         number = key(id)
         alike = self._by_start[number >> 48]
         if alike is not None and number in alike:
@@ -87,7 +87,7 @@ class HashedIdSet:
 
 
 def done_in(parts: Parts, errors: bool = True) -> HashedIdSet:
-    """The ids in all parts, or without those of images that could not be labelled: reads no more than it has to.
+    """The ids in all parts, or only those of images that could be labelled: reads no other columns.
 
     Raises OutputError for a part that cannot be read.
     """
@@ -122,10 +122,10 @@ class Tally:
 
 @contextmanager
 def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
-    """Nobody else writes this shard of the folder, nor shards of another division, while this lasts.
+    """Locks the folder: nobody else writes this shard, nor shards of another division.
 
-    The system frees the lock of a process that dies, however it does. Raises InputError where somebody is writing,
-    OutputError where the folder cannot be written to.
+    The system frees the lock of a process that dies, however it does. Raises InputError if somebody is writing,
+    OutputError if the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -158,7 +158,7 @@ def _note(folder: Path, shard: str) -> Path:
 
 
 def _others(folder: Path, shard: Shard) -> list[str]:
-    """Shards of other divisions that were written here some time: with a writer at work, some images would be two's."""
+    """Shards of other divisions that were once written here: if one is at work, images would be labelled twice."""
     shards = [path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")]
     return [other for other in shards if not other.endswith(f"-of-{shard.of}")]
 
@@ -171,7 +171,7 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Take away what killed writers left half-written, and what they meant to do; not what other shards write."""
+    """Remove what killed writers left half-written, and their task lists; not what other shards write."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
     remove_leftovers(folder)

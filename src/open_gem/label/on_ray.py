@@ -89,13 +89,13 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = local.stamp()  # also in the names of files, so that no later run has the same
-    parts = ({"part": f"{start}-ray-{number:06d}", "items": some} for number, some in enumerate(_chunks(items, rows)))
+    parts = ({"part": f"{start}-ray-{number:06d}", "items": chunk} for number, chunk in enumerate(_chunks(items, rows)))
     files = []
-    for number, some in enumerate(_chunks(parts, FILE_PARTS)):
-        for part in some:
+    for number, chunk in enumerate(_chunks(parts, FILE_PARTS)):
+        for part in chunk:
             part["items"] = [_cell(item) for item in part["items"]]
         path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: whoever reads all of the folder shall not read it
-        parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
+        parquet.write_table(pa.Table.from_pylist(chunk, schema=_schema()), path)
         files.append(str(path))
     return files
 
@@ -215,8 +215,8 @@ class Node(NamedTuple):
 
 
 def _count(nodes: Sequence[Node], wanted: int | None) -> int:
-    """How many actors there are: as many as `wanted`, but no more than graphics cards, where there are some; else one a
-    card, or one a processor but one."""
+    """How many actors there are: `wanted`, at most one per graphics card if there are any; by default one per card, or
+    one per processor with one processor left free."""
     gpus = sum(node.GPU for node in nodes)
     if gpus:
         return min(wanted or gpus, gpus)

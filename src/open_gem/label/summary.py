@@ -1,4 +1,4 @@
-"""What was found, in numbers: read from the parts, whichever runs made them."""
+"""Counts of all rows in the parts, whichever runs wrote them."""
 
 import json
 import re
@@ -17,7 +17,7 @@ PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of 
 
 @dataclass
 class LabelCounts:
-    """How often a label was found: in how many images, and how many objects; and their mean score, a raw cosine."""
+    """Images with a label, objects of it, and their mean score, a raw cosine."""
 
     images: int = 0
     objects: int = 0
@@ -56,17 +56,17 @@ class Summary:
         if row["pages"]:
             self.left.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
-        for label in {one["label"] for one in row["objects"]}:
+        for label in {stored["label"] for stored in row["objects"]}:
             self.labels[label].images += 1
-        for one in row["objects"]:
-            self.labels[one["label"]].objects += 1
-            self.labels[one["label"]].total += one["score"]
+        for stored in row["objects"]:
+            self.labels[stored["label"]].objects += 1
+            self.labels[stored["label"]].total += stored["score"]
 
     def document(self) -> dict[str, Any]:
         """Values that JSON can hold."""
         labels = {
-            name: {"images": one.images, "objects": one.objects, "score": one.score}
-            for name, one in self.labels.items()
+            name: {"images": counts.images, "objects": counts.objects, "score": counts.score}
+            for name, counts in self.labels.items()
         }
         return {
             "images": self.images,

@@ -1,4 +1,4 @@
-"""Sources that grow: runs again and again, of what is new and no longer being written.
+"""Sources that grow: labels new files again and again, once they are no longer being written.
 
 A file is taken when its size and time of change were the same one look before, and the last change is some seconds ago;
 at the first look the seconds alone count, for what was there before is mostly whole. An image that had an error is
@@ -80,7 +80,7 @@ class SettledFiles:
             path, takes = None, True
             for item in source.items(left):
                 if item.id not in done and (file := local_file(item.container or item.source)) is not None:
-                    if file != path:  # of a tar, all pictures alike
+                    if file != path:  # of a tar, all images alike
                         path, takes = file, self._takes(file, before)
                     if not takes:
                         continue
