@@ -266,6 +266,22 @@ def test_windows_and_refinement(photos, tiny_localizer, labeling):
         replace(labeling, localizer=merged, outputs=("heatmaps",))
 
 
+@pytest.mark.parametrize("name", ["clipseg", "owlv2"])
+def test_models_trained_to_localize_label_too(name, photos, tmp_path):
+    pytest.importorskip("transformers")
+    from test_trained import make
+
+    localizer, item = make(name, tmp_path).ours, items_of(photos)[1]
+    labeling = Labeling(localizer, Ontology.of(["cat", "dog"], threshold=0.3, **ANY), outputs=OUTPUTS)
+    labeling.manifest(open_source(str(photos)))
+    expected = localizer(item.source, ["cat", "dog"]).objects(0.3)
+    assert expected
+    stored = row_of(labeling, item)["objects"]
+    assert [(one["label"], one["xyxy"], one["rle"]) for one in stored] == [
+        (one.label, list(one.box), one.rle) for one in expected
+    ]
+
+
 def test_scenes_are_found():
     """The embedded model, by its own judgement of what is there."""
     localizer = open_gem.load(device="cpu")
@@ -616,14 +632,15 @@ def test_profiles_of_a_png_do_not_hold_a_thread(labeling, tmp_path):
     assert "was not decoded within 0.5 seconds" in row["error"]
 
 
-def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
+def test_images_are_the_same_wherever_they_are_decoded(tmp_path, monkeypatch):
     """Small ones here, others in processes of their own."""
+    monkeypatch.setattr("open_gem.label.decoding.PLAIN_PIXELS", 100 * 100)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     many_scans = io.BytesIO()
     noise.save(many_scans, "JPEG", progressive=True)
     scan = many_scans.getvalue()[many_scans.getvalue().rindex(b"\xff\xda") : -2]
     files = {"scans.jpg": many_scans.getvalue()[:-2] + scan * 20 + b"\xff\xd9", "empty.png": b"", "text.png": b"hello"}
-    for name, side in (("a.png", 1), ("a.jpg", 1), ("a.gif", 1), ("a.webp", 1), ("large.png", 60)):
+    for name, side in (("a.png", 1), ("a.jpg", 1), ("a.gif", 1), ("a.webp", 1), ("large.png", 4)):
         noise.resize((60 * side, 40 * side)).save(tmp_path / name)
         files[name] = (tmp_path / name).read_bytes()
     for name, content in files.items():
@@ -632,9 +649,9 @@ def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
             assert _decoded(decode, source, 60.0) == _decoded(read_image, source), name
 
 
-def _decoded(read: Callable[..., Image.Image], *given: Any) -> str | tuple[tuple[int, int], bytes]:
+def _decoded(read: Callable[..., Image.Image], *arguments: Any) -> str | tuple[tuple[int, int], bytes]:
     try:
-        image = read(*given)
+        image = read(*arguments)
     except ImageError as error:
         return str(error)
     return image.size, image.tobytes()
@@ -715,7 +732,7 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
 
 
 def test_a_last_part_that_cannot_be_written_is_told(photos, labeling, tmp_path, monkeypatch):
-    def full(*given: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OutputError("no room")
 
     source = open_source(str(photos))

@@ -144,8 +144,8 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     child.send_signal(number)
     output, errors = child.communicate(timeout=120)
     assert child.returncode == 128 + number, errors
-    assert errors.splitlines()[0] == f"{name}: writing what is done; once more ends it at once"
-    assert "the same command goes on with the rest" in errors
+    assert errors.splitlines()[0] == f"{name}: writing finished rows; a second signal ends it at once"
+    assert "rerun the same command to resume" in errors
     assert "images labelled" in output
     assert 0 < len(runs.written) < 120
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -162,14 +162,14 @@ def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
     assert child.stderr is not None
     late = Timer(120, child.kill)
     late.start()
-    for number, line in ((signal.SIGINT, "hangs"), (signal.SIGTERM, "SIGINT: writing what is done")):
+    for number, line in ((signal.SIGINT, "hangs"), (signal.SIGTERM, "SIGINT: writing finished rows")):
         while not (said := child.stderr.readline()).startswith(line):
             assert said, "it ended"
         child.send_signal(number)
     _, errors = child.communicate()
     late.cancel()
     assert child.returncode == 128 + signal.SIGINT, errors
-    assert errors == "ended at once: the same command goes on with the rest\n"
+    assert errors == "ended at once: rerun the same command to resume\n"
     assert 0 < len(runs.written) < 60
 
 

@@ -80,7 +80,7 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
         stop.signal = number
         stop.event.set()
         try:
-            say(f"{signal.Signals(number).name}: writing what is done; once more ends it at once")
+            say(f"{signal.Signals(number).name}: writing finished rows; a second signal ends it at once")
         except OSError:  # the terminal is gone, and nobody there to tell the rest either
             _be_quiet()
 
