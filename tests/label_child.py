@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+from torch import set_num_threads  # not torch: cloudpickle would take `.classes` in `make` for torch.classes
 
 from open_gem.label import control, local
 from open_gem.label.done import writing
@@ -36,7 +36,7 @@ class Logged(Labeling):
 
 
 def make(model: str, log: str) -> Labeling:
-    torch.set_num_threads(1)
+    set_num_threads(1)
     plain = Recipe(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu").make()
     logged = Logged(plain.localizer, plain.classes, plain.outputs)
     object.__setattr__(logged, "log", log)
