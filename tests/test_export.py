@@ -70,6 +70,7 @@ def test_what_is_there_stays(labelled, name):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_kept_of_an_image(tmp_path, name):
     small = thing("cat", 0.3, filled((slice(5, 8), slice(5, 8))))

@@ -106,6 +106,7 @@ def kills(
     return {"kills": times, "images": count, "seen twice": again, "most a kill": max(lost)}
 
 
+@pytest.mark.slow
 def test_killed_at_random_points(job):
     cost = kills(job(100), 100, 3)
     assert cost["most a kill"] <= PART + UNDER_WAY
@@ -118,6 +119,7 @@ def test_killed_twenty_times(job):
     assert cost["most a kill"] <= PART + UNDER_WAY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])
 def test_signals_end_a_run_in_order(number, name, job, tiny):
     """By the command itself: what is done is written, how to go on is said, and the exit code tells the signal."""
@@ -153,6 +155,7 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     runs.check(120)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
     """While it lists what a server that never answers has; what was labelled until then is written."""
     runs = job(60)
@@ -260,6 +263,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job, tiny):
     """The system allows this process files of 4 KB: a part is larger."""
     runs = job(60)
@@ -306,6 +310,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_writer_refuses(job):
     runs = job(100)
     child = runs.start(PAUSE="0.2")
@@ -321,6 +326,7 @@ def test_a_second_writer_refuses(job):
 # Ray ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_either_engine_goes_on_with_what_the_other_began(job):
     runs = job(120)
     kill(runs, "local", 0.2, PAUSE="0.05")
