@@ -14,7 +14,7 @@ from open_gem.serve.cvat import create
 PICTURE = scene(seed=1, size=192)
 
 
-def test_settings_that_make_no_sense_are_told():
+def test_settings_that_make_no_sense_are_reported():
     for settings, expected in [
         ({}, "expected prompts"),
         ({"prompts": "cat", "classes": "a.yaml"}, "and not both"),

@@ -731,7 +731,7 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
         assert [row["id"] for row in parts.rows("id")] == [row["id"] for row in rows]
 
 
-def test_a_last_part_that_cannot_be_written_is_told(photos, labeling, tmp_path, monkeypatch):
+def test_a_last_part_that_cannot_be_written_is_reported(photos, labeling, tmp_path, monkeypatch):
     def full(*arguments: Any) -> None:
         raise OutputError("no room")
 
@@ -782,7 +782,7 @@ def test_a_recipe_makes_what_it_says(tiny):
 @pytest.mark.parametrize(
     "mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"heatmap_scale": "log"}]
 )
-def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
+def test_mistakes_in_a_recipe_are_reported_before_a_model_is_loaded(mistake):
     with pytest.raises(InputError):
         Recipe(Ontology.of(["cat"]), **mistake)
 

@@ -151,7 +151,7 @@ def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypat
     assert path.stat().st_mtime_ns == written
 
 
-def test_an_actor_that_is_told_to_stop_begins_nothing(source, parts, labeler):
+def test_an_actor_that_is_asked_to_stop_begins_nothing(source, parts, labeler):
     (parts.folder / on_ray.STOP).touch()
     assert _Actor(labeler, 1)(asked("1", list(source.items()))) == {
         "ids": [[]],
@@ -180,7 +180,7 @@ def test_an_actor_with_other_settings_is_refused(parts, labeler, labeling):
 # Around them ----------------------------------------------------------------------------------------------------------
 
 
-def test_actors_are_told_to_stop_by_a_file(tmp_path):
+def test_actors_are_asked_to_stop_by_a_file(tmp_path):
     file, stop = tmp_path / "stop", Event()
     file.touch()
     with _telling(stop, file):

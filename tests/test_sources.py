@@ -112,7 +112,7 @@ def test_every_kind_is_tested():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", MAKERS)
-def test_every_kind_gives_the_same_pictures(kind, folder):
+def test_every_kind_gives_the_same_images(kind, folder):
     given, ids = MAKERS[kind](folder)
     items = {item.id: item for item in open_source(given).items()}
     assert sorted(items) == sorted(ids)
@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_an_image_error(folder):
         ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
     ],
 )
-def test_what_is_no_source_is_told(given, message, tmp_path):
+def test_what_is_no_source_is_reported(given, message, tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -291,7 +291,7 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
         (Columns("path", "picture"), "no column 'picture' in"),
     ],
 )
-def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
+def test_a_column_that_is_not_there_is_reported(columns, message, tmp_path):
     (tmp_path / "list.csv").write_text("path,key\na.jpg,1\n")
     with pytest.raises(InputError, match=message):
         open_source(str(tmp_path / "list.csv"), columns)
@@ -341,7 +341,7 @@ def test_what_a_killed_writer_left_half_written_goes(tmp_path):
         assert not list(tmp_path.glob(".*.tmp")) and not (tmp_path / TODO).exists()
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path):
+def test_a_folder_that_cannot_be_is_reported(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(OutputError, match=r"cannot write to '.*labels': Not a directory"),
@@ -372,7 +372,7 @@ def test_other_columns_are_another_job(tmp_path):
     assert len({open_source(str(tmp_path / "list.csv"), one).columns for one in asked}) == 3
 
 
-def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
+def test_an_image_in_a_tar_is_read_by_its_address_alone(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"picture")
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         tar.add(tmp_path / "a.jpg", "a.jpg")
@@ -531,7 +531,7 @@ def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
     assert [item.id for item in open_source(f"{tmp_path}/br[1].tar").items()] == ["br[1].tar/br[1].tar.png"]
 
 
-def test_a_source_without_images_is_told(tmp_path):
+def test_a_source_without_images_is_reported(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     for given in (tmp_path, f"{tmp_path}/*.jpg", f"{tmp_path}/no/*.jpg", f"{tmp_path}/*.tar", tmp_path / "empty.txt"):
         with pytest.raises(InputError, match=r"no image in .*, expected at least one"):
