@@ -776,7 +776,7 @@ def test_a_recipe_makes_what_it_says(tiny):
     made = Recipe(classes, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
     assert {name: getattr(made.localizer, name) for name in settings} == settings
     assert {name: getattr(made, name) for name in others} == others
-    assert made.classes is classes and made.localizer.backbone.dtype == torch.bfloat16
+    assert made.classes is classes and made.localizer.describe()["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
