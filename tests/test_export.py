@@ -38,10 +38,10 @@ from open_gem.label.parts import Manifest, Parts
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_format_takes_every_row(labelled, name):
-    told, seen = [], []
-    folder = exported(labelled, name, skip=lambda *what: told.append(what), progress=seen.append)
+    reported, seen = [], []
+    folder = exported(labelled, name, skip=lambda *what: reported.append(what), progress=seen.append)
     assert sum(seen) == len(IMAGES)
-    assert [image_id for image_id, _ in told] == ([one["id"] for one in GOOD] if name == "geojson" else [])
+    assert [image_id for image_id, _ in reported] == ([one["id"] for one in GOOD] if name == "geojson" else [])
     assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing temporary is left
     assert any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert not [path for path in folder.rglob("*") if "broken" in path.name]
@@ -70,6 +70,7 @@ def test_what_is_there_stays(labelled, name):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_kept_of_an_image(tmp_path, name):
     small = thing("cat", 0.3, filled((slice(5, 8), slice(5, 8))))
@@ -121,7 +122,7 @@ def memory() -> int:
 def test_objects_are_chosen(labelled):
     def kept(**options):
         found = Labelled.open(labelled, **options)
-        return [(one.name, one.label, round(one.score, 2)) for row in found for one in row.objects]
+        return [(one.label, one.index, round(one.score, 2)) for row in found for one in row.objects]
 
     assert len(kept()) == 7
     assert kept(labels=["dog"]) == [("dog", 0, 0.28), ("dog", 0, 0.2), ("dog", 0, 0.33)]
@@ -153,12 +154,12 @@ def test_names_stay_inside_the_folder():
 
 
 @needs_supervision
-def test_images_that_would_share_a_file_are_told(tmp_path):
+def test_images_that_would_share_a_file_are_reported(tmp_path):
     rows = [image("a.jpg", thing("cat", 0.3, SOLID)), image("a.png", thing("dog", 0.3, SOLID))]
-    told = []
-    folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: told.append(what))
+    reported = []
+    folder = exported(write_parts(tmp_path / "labels", rows), "yolo", skip=lambda *what: reported.append(what))
     taken = "belongs to another image: keep this image out of the exported set, where readers would give it the other's"
-    assert told == [("a.png", f"its file labels/a.txt {taken} labels")]
+    assert reported == [("a.png", f"its file labels/a.txt {taken} labels")]
     assert (folder / "labels/a.txt").read_text().startswith("0 ")
 
 
@@ -166,16 +167,16 @@ def test_ids_that_lose_letters_keep_files_of_their_own(tmp_path):
     ids = ["a?b.jpg", "a_b.jpg", "a:b.jpg", "http://h/c.jpg", "https://h/c.jpg", "d.jpg", "/d.jpg", "../d.jpg"]
     ids += ["x" * 300 + f"{number}.jpg" for number in range(2)]
     rows = [image(id, thing("cat", 0.3, SOLID)) for id in ids]
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", rows)
-    maps = exported(labelled, "semantic", skip=lambda *what: told.append(what)) / "maps"
+    maps = exported(labelled, "semantic", skip=lambda *what: reported.append(what)) / "maps"
     names = [path.relative_to(maps).as_posix() for path in maps.rglob("*.png")]
-    assert told == []
+    assert reported == []
     assert len(names) == len(ids)
     assert {"a_b.png", "h/c.png", "d.png"} < set(names)
     files = [path.relative_to(maps) for path in maps.rglob("*.png")]
-    voc = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
-    assert told == []
+    voc = exported(labelled, "voc", skip=lambda *what: reported.append(what)) / "VOCdevkit/VOC2012"
+    assert reported == []
     assert sorted(
         path.relative_to(voc / "SegmentationObject") for path in (voc / "SegmentationObject").rglob("*.png")
     ) == sorted(files)
@@ -183,16 +184,16 @@ def test_ids_that_lose_letters_keep_files_of_their_own(tmp_path):
     assert sorted(listed) == sorted(path.with_suffix("").as_posix() for path in files)
 
 
-def test_an_image_whose_name_cannot_be_a_file_is_told(tmp_path):
+def test_an_image_whose_name_cannot_be_a_file_is_reported(tmp_path):
     rows = [image("a.jpg"), image("a.png/b.jpg"), image("/".join(["long" * 40] * 30) + ".jpg"), image("c.jpg")]
-    told = []
-    folder = exported(write_parts(tmp_path / "labels", rows), "semantic", skip=lambda *what: told.append(what[0]))
-    assert told == [rows[1]["id"], rows[2]["id"]]
+    reported = []
+    folder = exported(write_parts(tmp_path / "labels", rows), "semantic", skip=lambda *what: reported.append(what[0]))
+    assert reported == [rows[1]["id"], rows[2]["id"]]
     assert sorted(path.name for path in (folder / "maps").rglob("*.png")) == ["a.png", "c.png"]
 
 
 @pytest.mark.parametrize("name", ["coco", "semantic"])
-def test_a_full_disk_is_told_and_leaves_nothing(labelled, name, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(labelled, name, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -203,7 +204,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(labelled, name, monkeypatch):
     assert list((labelled.parent / "out").iterdir()) == []
 
 
-def test_mistakes_are_told(labelled, tmp_path):
+def test_mistakes_are_reported(labelled, tmp_path):
     with pytest.raises(InputError, match=r"unknown format 'coc' \(did you mean coco\?\)"):
         export(labelled, ["coc"], tmp_path / "out")
     with pytest.raises(InputError, match=r"unknown label 'cut' \(did you mean cat\?\)"):
@@ -256,7 +257,7 @@ def test_labels_with_commas_can_be_chosen(tmp_path):
     assert wrong.err == "error: unknown label 'park'; known: cat, car, 'car, parked', 6\" pipe, 'a,b'\n"
 
 
-def test_of_many_labels_the_first_are_told():
+def test_of_many_labels_the_first_are_reported():
     assert listed(["a", "b, c"], most=2) == "a, 'b, c'"
     assert listed([f"{number}" for number in range(30)], most=3) == "0, 1, 2 … (30 in all)"
 

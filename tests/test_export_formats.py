@@ -164,9 +164,9 @@ def test_all_formats_with_files_of_images_have_a_reader():
 @pytest.mark.parametrize("name", [available(name) for name in READERS])
 def test_ids_may_have_the_folders_of_a_format_in_their_path(tmp_path, name):
     rows = [image(id, thing("cat", 0.3, mask)) for id, mask in zip(IN_FOLDERS, SPOTS, strict=True)]
-    told: list[str] = []
-    folder = exported(write_parts(tmp_path / "labels", rows), name, skip=lambda id, reason: told.append(id))
-    assert told == []
+    reported: list[str] = []
+    folder = exported(write_parts(tmp_path / "labels", rows), name, skip=lambda id, reason: reported.append(id))
+    assert reported == []
     found = READERS[name](folder)
     assert found.keys() == set(IN_FOLDERS)
     for id, mask in zip(IN_FOLDERS, SPOTS, strict=True):
@@ -174,23 +174,23 @@ def test_ids_may_have_the_folders_of_a_format_in_their_path(tmp_path, name):
 
 
 @needs_supervision
-def test_pictures_for_which_readers_look_at_the_same_labels_are_told(tmp_path):
+def test_images_for_which_readers_look_at_the_same_labels_are_reported(tmp_path):
     ids = ["images/labels/a.jpg", "labels/images/a.jpg"]
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", [image(id) for id in ids])
-    exported(labelled, "yolo", skip=lambda *what: told.append(what))
+    exported(labelled, "yolo", skip=lambda *what: reported.append(what))
     reason = "its file images/labels/labels/a.txt " + TWIN
-    assert told == [(ids[1], reason)]
+    assert reported == [(ids[1], reason)]
 
 
 def test_an_image_is_there_with_all_its_files_or_with_none(tmp_path):
     """`a.png/b.jpg` cannot be beside a map called a.png, though its annotation could."""
     rows = [image(id, thing("cat", 0.3, SOLID)) for id in ("a.jpg", "a.png/b.jpg", "http://h/c.jpg", "https://h/c.jpg")]
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", rows)
-    folder = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
+    folder = exported(labelled, "voc", skip=lambda *what: reported.append(what)) / "VOCdevkit/VOC2012"
     refused = "its file VOCdevkit/VOC2012/SegmentationClass/a.png/b.png cannot be written: File exists"
-    assert told == [("a.png/b.jpg", refused)]
+    assert reported == [("a.png/b.jpg", refused)]
     listed = (folder / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()
     assert len(listed) == 3
     for kind in ("Annotations", "SegmentationClass", "SegmentationObject"):
@@ -354,16 +354,16 @@ NAMES = {  # id -> what VOC and LabelMe say of where the picture is
 }
 
 
-def test_voc_tells_the_true_names_of_pictures(tmp_path):
+def test_voc_tells_the_true_names_of_images(tmp_path):
     labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
     folder = exported(labelled, "voc") / "VOCdevkit/VOC2012/Annotations"
     found = [ElementTree.parse(path).getroot() for path in folder.rglob("*.xml")]
-    told = {(one.findtext("folder"), one.findtext("filename")) for one in found}
-    assert told == {(place, name) for place, name, _ in NAMES.values()}
+    reported = {(one.findtext("folder"), one.findtext("filename")) for one in found}
+    assert reported == {(place, name) for place, name, _ in NAMES.values()}
 
 
 @needs_supervision
-def test_labelme_tells_the_true_paths_of_pictures(tmp_path):
+def test_labelme_tells_the_true_paths_of_images(tmp_path):
     labelled = write_parts(tmp_path / "labels", [image(id) for id in NAMES])
     folder = exported(labelled, "labelme")
     found = {path: json.loads(path.read_text("utf-8"))["imagePath"] for path in folder.rglob("*.json")}
@@ -378,7 +378,7 @@ def voc_objects(folder: Path, name: str) -> list[dict[str, Any]]:
     return [{part.tag: part.text for part in one.iter()} for one in root.iter("object")]
 
 
-def test_voc_annotations_of_a_picture(labelled):
+def test_voc_annotations_of_an_image(labelled):
     folder = exported(labelled, "voc")
     root = ElementTree.parse(folder / "VOCdevkit/VOC2012/Annotations/plain.xml").getroot()
     size = {name: root.findtext(f"size/{name}") for name in ("width", "height", "depth")}
@@ -419,9 +419,9 @@ def test_every_object_has_its_own_class_in_voc(tmp_path, stored, options):
     folder = exported(write_parts(tmp_path / "labels", [row]), "voc", **options)
     classes, objects = maps_of(folder, "a")
     names = ["background", *options.get("labels", LABELS)]
-    told = [one["name"] for one in voc_objects(folder, "a")]
-    assert sorted({*np.unique(objects)} - {0}) == list(range(1, len(told) + 1))
-    for number, name in enumerate(told, start=1):
+    reported = [one["name"] for one in voc_objects(folder, "a")]
+    assert sorted({*np.unique(objects)} - {0}) == list(range(1, len(reported) + 1))
+    for number, name in enumerate(reported, start=1):
         assert {names[value] for value in np.unique(classes[objects == number])} == {name}
     assert np.array_equal(classes > 0, objects > 0)
     if stored is not None and options == {}:
@@ -508,10 +508,10 @@ def test_voc_has_254_objects_in_a_map_and_tells_of_more(tmp_path):
         thing("cat", 0.9 - index / 1000, filled((slice(y, y + 1), slice(x, x + 1))))
         for index, (y, x) in enumerate(spots)
     ]
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", [image("many.jpg", *things), image("few.jpg", *things[:254])])
-    folder = exported(labelled, "voc", note=lambda *what: told.append(what))
-    assert told == [("many.jpg", "has 300 objects, of which SegmentationObject holds the 254 best")]
+    folder = exported(labelled, "voc", note=lambda *what: reported.append(what))
+    assert reported == [("many.jpg", "has 300 objects, of which SegmentationObject holds the 254 best")]
     assert len(voc_objects(folder, "many")) == 300
     for name, count in (("many", 300), ("few", 254)):
         ids = np.asarray(Image.open(folder / f"VOCdevkit/VOC2012/SegmentationObject/{name}.png"))
@@ -641,8 +641,8 @@ def test_label_studio_has_labels_with_odd_letters_as_its_configuration_says(tmp_
     folder = exported(tmp_path / "labels", "label-studio")
     known = [one.get("value") for one in ElementTree.parse(folder / "config.xml").iter("Label")]
     [task] = json.loads((folder / "tasks.json").read_text("utf-8"))
-    told = [one["value"]["rectanglelabels"][0] for one in task["predictions"][0]["result"]]
-    assert told == known[: len(ODD_LABELS)] == [label.replace("\a", "�") for label in ODD_LABELS]
+    reported = [one["value"]["rectanglelabels"][0] for one in task["predictions"][0]["result"]]
+    assert reported == known[: len(ODD_LABELS)] == [label.replace("\a", "�") for label in ODD_LABELS]
 
 
 def drawn_from_percent(points: list[list[float]]) -> np.ndarray:
@@ -698,7 +698,7 @@ def test_supervision_detections(labelled):
 def test_supervision_detections_of_a_localization(tiny_localizer):
     picture = scene(seed=0, size=64)
     result = tiny_localizer(picture.image, ["cat", "dog"])
-    found: Any = to_supervision(result, threshold=0.6, least_area=0.0)
+    found: Any = to_supervision(result, threshold=0.6, min_area=0.0)
     boxes = result.boxes(0.6)
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
@@ -713,19 +713,19 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
 
 def test_objects_of_a_localization(tiny_localizer):
     result = tiny_localizer(scene(seed=0, size=64).image[:48], ["cat", "dog"])
-    every = image_of(result, threshold=0.6, least_area=0.0).objects
+    every = image_of(result, threshold=0.6, min_area=0.0).objects
     cosine = result.heatmaps("cosine")
     for one in every:
         x, y = one.point or (-1, -1)
-        assert one.score == pytest.approx(cosine[one.label][y, x].item(), abs=1e-6)
-        mask = one.mask()
-        assert mask is not None and mask[y, x] and box_of(mask) == list(one.xyxy)
+        assert one.score == pytest.approx(cosine[one.index][y, x].item(), abs=1e-6)
+        mask = one.mask
+        assert mask is not None and mask[y, x] and box_of(mask) == list(one.box)
     areas = sorted(one.area for one in every)
     middle = areas[len(areas) // 2]
-    kept = image_of(result, threshold=0.6, least_area=middle / (48 * 64)).objects
+    kept = image_of(result, threshold=0.6, min_area=middle / (48 * 64)).objects
     assert sorted(one.area for one in kept) == [area for area in areas if area >= middle]
     likely = replace(result, presence=torch.tensor([0.25, 0.5]))
-    assert {one.label for one in image_of(likely, presence=0.5).objects} == {1}
+    assert {one.index for one in image_of(likely, presence=0.5).objects} == {1}
 
 
 # Georeferenced tiles --------------------------------------------------------------------------------------------------
@@ -769,8 +769,10 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     rows = [image(id, *[thing("cat", 0.3, mask) for mask in some]) for id, some in masks.items()]
     rows[0]["objects"].append(thing("dog", 0.1, None, [3, 4, 33, 24]))
     rows += [image(id, thing("cat", 0.3, SOLID)) for id in ("nowhere.tif", "unplaced.tif", "other.tif", "missing.tif")]
-    told: list[tuple[str, str]] = []
-    folder = exported(write_parts(tmp_path / "labels", rows), name, images=tiles, skip=lambda *what: told.append(what))
+    reported: list[tuple[str, str]] = []
+    folder = exported(
+        write_parts(tmp_path / "labels", rows), name, images=tiles, skip=lambda *what: reported.append(what)
+    )
     features = json.loads((folder / "objects.geojson").read_text("utf-8"))["features"]
     expected = [*masks["north.tif"], filled((slice(4, 24), slice(3, 33))), *masks["turned.tif"]]
     assert len(features) == len(expected)
@@ -784,10 +786,10 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
     assert (longitude, latitude) == pytest.approx(
         (9.0, 48.75), abs=0.01
     )  # the middle of UTM zone 32, and 5,400 km north
-    assert [id for id, _ in told] == ["nowhere.tif", "unplaced.tif", "other.tif", "missing.tif"]
-    assert "not georeferenced" in told[0][1] and "not georeferenced" in told[1][1]
-    assert told[2][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
-    assert "cannot open its tile" in told[3][1]
+    assert [id for id, _ in reported] == ["nowhere.tif", "unplaced.tif", "other.tif", "missing.tif"]
+    assert "not georeferenced" in reported[0][1] and "not georeferenced" in reported[1][1]
+    assert reported[2][1] == "its tile is 40x7 pixels now (height x width), 40x60 were labelled"
+    assert "cannot open its tile" in reported[3][1]
     box = features[3]["properties"]
     assert box == {
         "label": "dog",
@@ -812,7 +814,7 @@ TURNED = {  # EXIF orientation -> the picture upright, of its pixels as stored
 
 @pytest.mark.parametrize("name", [available("geojson")])
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-def test_geojson_of_a_turned_picture_lies_where_its_pixels_do(tiles, tmp_path, name):
+def test_geojson_of_a_turned_image_lies_where_its_pixels_do(tiles, tmp_path, name):
     import rasterio
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
     from rasterio.features import rasterize

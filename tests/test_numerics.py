@@ -361,12 +361,12 @@ def test_a_row_has_the_error_and_the_others_are_labelled(tiny_localizer, images,
     labeling = Labeling(Localizer(blinded(tiny_localizer.backbone)), Ontology.of(["cat"], presence=0.0))
     source = open_source(str(images))
     parts = Parts.claim(tmp_path / "labels", labeling.manifest(source))
-    tally = run(parts, labeling, source, batch=4)
+    tally = run(parts, labeling, source, batch_size=4)
     rows = {row["id"]: row for row in parts.rows()}
     assert sorted(name for name, row in rows.items() if row["status"] == "error") == ["2.png", "5.png"]
     assert "features that are infinite or not a number" in rows["2.png"]["error"] and rows["2.png"]["objects"] == []
     assert len(rows) == 8 and tally.failed == 2
-    good = {row["id"]: row for row in label(Labeling(tiny_localizer, labeling.ontology), source.items(), batch=4)}
+    good = {row["id"]: row for row in label(Labeling(tiny_localizer, labeling.classes), source.items(), batch_size=4)}
     for name in rows.keys() - {"2.png", "5.png"}:
         assert [one["xyxy"] for one in rows[name]["objects"]] == [one["xyxy"] for one in good[name]["objects"]]
 

@@ -112,16 +112,16 @@ def test_other_settings_are_refused_with_what_differs(parts):
     assert Parts.claim(parts.folder, MANIFEST).manifest == MANIFEST
 
 
-def test_what_differs_alike_is_told_once(tmp_path):
+def test_what_differs_alike_is_reported_once(tmp_path):
     def manifest(presence: float) -> Manifest:
         labels = {label: {"presence": presence} for label in ("cat", "dog", "cow")}
-        return Manifest({"ontology": labels, "size": presence}, ("cat", "dog", "cow"))
+        return Manifest({"classes": labels, "size": presence}, ("cat", "dog", "cow"))
 
     Parts.claim(tmp_path, manifest(0.5))
     with pytest.raises(InputError) as caught:
         Parts.claim(tmp_path, manifest(0.6))
-    told = "ontology.cat.presence was 0.5, is 0.6 (and 2 more such); size was 0.5, is 0.6"
-    assert str(caught.value).endswith(told)
+    expected = "classes.cat.presence was 0.5, is 0.6 (and 2 more such); size was 0.5, is 0.6"
+    assert str(caught.value).endswith(expected)
 
 
 def test_images_may_be_moved_but_those_of_another_folder_are_others(tmp_path):

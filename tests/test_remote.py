@@ -79,7 +79,7 @@ def ids(source: Source) -> list[str]:
     return [item.id for item in source.items()]
 
 
-def test_a_picture_is_one_request_for_its_own_bytes(store):
+def test_an_image_is_one_request_for_its_own_bytes(store):
     store.objects = {"b/s.tar": tar(x=b"one", y=b"second"), "b/z.png": b"third"}
     items = [*open_source("store://b/s.tar").items(), *open_source("store://b/").items()]
     store.asked.clear()
@@ -88,7 +88,7 @@ def test_a_picture_is_one_request_for_its_own_bytes(store):
     assert parts == [("b/s.tar", 3), ("b/s.tar", 6), ("b/z.png", 2**30 + 1)]
 
 
-def test_an_object_without_bytes_is_told_and_one_that_is_not_there(store):
+def test_an_object_without_bytes_is_reported_and_one_that_is_not_there(store):
     store.objects = {"b/empty.png": b""}
     with pytest.raises(ImageError, match="is empty"):
         read_image(read(Item("x", "store://b/empty.png")))
@@ -140,7 +140,7 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(given, reason, stor
 
     hanging.register()
     with pytest.raises(InputError, match=reason):
-        open_source(given, Columns(seconds=0.2)).check_not_empty()
+        open_source(given, Columns(read_timeout=0.2)).check_not_empty()
 
 
 def test_what_is_new_in_a_remote_folder_is_seen_at_the_next_look():
@@ -159,7 +159,7 @@ def test_the_reason_behind_a_file_that_is_said_not_to_be_there():
     assert one_line(error) == "403, Forbidden"
 
 
-def test_a_picture_without_bytes_in_a_tar_is_not_asked_for(store):
+def test_an_image_without_bytes_in_a_tar_is_not_asked_for(store):
     store.objects = {"b/s.tar": tar(empty=b"", full=b"full")}
     items = list(open_source("store://b/s.tar").items())
     store.asked.clear()
@@ -167,7 +167,7 @@ def test_a_picture_without_bytes_in_a_tar_is_not_asked_for(store):
     assert len(store.asked) == 1
 
 
-def test_a_store_that_gives_everything_for_a_part_is_told(store, monkeypatch):
+def test_a_store_that_gives_everything_for_a_part_is_reported(store, monkeypatch):
     async def everything(self, path: str, **options: Any) -> bytes:
         return self.objects[path]
 
@@ -178,7 +178,7 @@ def test_a_store_that_gives_everything_for_a_part_is_told(store, monkeypatch):
         read(item)
 
 
-def test_a_local_table_of_pictures_that_hang_elsewhere_is_not_waited_for(store, tmp_path):
+def test_a_local_table_of_images_that_hang_elsewhere_is_not_waited_for(store, tmp_path):
     parquet.write_table(pa.table({"image": [{"bytes": None, "path": "store://b/hang.png"}]}), tmp_path / "t.parquet")
     (item,) = open_source(str(tmp_path / "t.parquet")).items()
     with pytest.raises(ImageError, match=r"was not read within 0\.2 seconds"):
@@ -196,9 +196,9 @@ def test_listing_that_hangs_gives_its_connection_back(store, monkeypatch):
 
     monkeypatch.setattr(Store, "_ls", hanging)
     store.objects = {"hang/a.png": b"x", "good/a.png": b"x"}
-    assert [item.error for item in open_source("store://hang/", Columns(seconds=0.1)).items()] != [None]
+    assert [item.error for item in open_source("store://hang/", Columns(read_timeout=0.1)).items()] != [None]
     sleep(1.2)  # a second more than who waits
-    assert ids(open_source("store://good/", Columns(seconds=1))) == ["a.png"]
+    assert ids(open_source("store://good/", Columns(read_timeout=1))) == ["a.png"]
 
 
 def test_patterns_in_other_files_are_refused():
@@ -271,7 +271,7 @@ def web():
         server.shutdown()
 
 
-def test_a_picture_of_the_web_is_one_request(web):
+def test_an_image_of_the_web_is_one_request(web):
     Web.files = {"a.png": b"picture", "s.tar": tar(x=b"one", y=b"second")}
     assert read(Item("x", f"{web}/whole/a.png")) == b"picture"
     assert read(Item("x", f"{web}/moved/a.png")) == b"picture"
@@ -283,7 +283,7 @@ def test_a_picture_of_the_web_is_one_request(web):
     assert Web.encodings[-2:] == ["identity"] * 2, "a part of what is packed is of no use"
 
 
-def test_parts_that_are_not_what_was_asked_for_are_told(web):
+def test_parts_that_are_not_what_was_asked_for_are_reported(web):
     Web.files = {"s.tar": tar(x=b"one")}
     (item,) = open_source(f"{web}/ranges/s.tar").items()
     for how, reason in (("short", "1 bytes came, expected 3"), ("shifted", "as a whole only")):
@@ -291,7 +291,7 @@ def test_parts_that_are_not_what_was_asked_for_are_told(web):
             read(item._replace(container=f"{web}/{how}/s.tar"))
 
 
-def test_what_the_web_refuses_is_told(web):
+def test_what_the_web_refuses_is_reported(web):
     Web.files = {"s.tar": tar(x=b"one")}
     for status, reason in ((404, "404 Not Found"), (403, "403 Forbidden"), (500, "500 Internal Server Error")):
         with pytest.raises(ImageError, match=f"^the server says {reason}$"):

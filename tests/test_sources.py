@@ -13,7 +13,7 @@ from PIL import Image
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.files import temporary_beside
 from open_gem.images.pixels import read_image
-from open_gem.label.done import TODO, Ids, Shard, writing
+from open_gem.label.done import TODO, HashedIdSet, Shard, writing
 from open_gem.label.paths import PassedOver, expand
 from open_gem.label.reading import absolute, local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
@@ -112,7 +112,7 @@ def test_every_kind_is_tested():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", MAKERS)
-def test_every_kind_gives_the_same_pictures(kind, folder):
+def test_every_kind_gives_the_same_images(kind, folder):
     given, ids = MAKERS[kind](folder)
     items = {item.id: item for item in open_source(given).items()}
     assert sorted(items) == sorted(ids)
@@ -166,7 +166,7 @@ def test_a_remote_file_that_is_too_large_is_not_read_whole(monkeypatch):
     monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 5)
     assert read(item) == b"12345"
     monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 4)
-    with pytest.raises(ImageError, match="has more than 4 bytes, expected a picture"):
+    with pytest.raises(ImageError, match="has more than 4 bytes, expected an image"):
         read(item)
 
 
@@ -190,7 +190,7 @@ def test_a_data_set_alone_with_ids_and_paths(folder):
     first, second, third = open_source(given).items()
     assert [item.id for item in (first, second, third)] == ["0", "1", "2"]
     assert read_image(read(first)).tobytes() == read_image(read(second)).tobytes()
-    with pytest.raises(ImageError, match="the row has no picture"):
+    with pytest.raises(ImageError, match="the row has no image"):
         read(third)
     named = [(item.id, item.error) for item in open_source(given, Columns(id="n")).items()]
     assert named == [("7", None), ("8", None), ("2", "2 has no id")]
@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_an_image_error(folder):
         ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
     ],
 )
-def test_what_is_no_source_is_told(given, message, tmp_path):
+def test_what_is_no_source_is_reported(given, message, tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -291,7 +291,7 @@ def test_what_is_no_source_is_told(given, message, tmp_path):
         (Columns("path", "picture"), "no column 'picture' in"),
     ],
 )
-def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
+def test_a_column_that_is_not_there_is_reported(columns, message, tmp_path):
     (tmp_path / "list.csv").write_text("path,key\na.jpg,1\n")
     with pytest.raises(InputError, match=message):
         open_source(str(tmp_path / "list.csv"), columns)
@@ -302,7 +302,7 @@ def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
 
 def test_ids_are_a_set(monkeypatch):
     monkeypatch.setattr("open_gem.label.done.key", lambda id: int(id) << 46)  # four with the same start
-    ids = Ids(str(number) for number in range(1000))
+    ids = HashedIdSet(str(number) for number in range(1000))
     assert len(ids) == 1000
     assert all(str(number) in ids for number in range(1000))
     assert not any(str(number) in ids for number in range(1000, 9000))
@@ -341,7 +341,7 @@ def test_what_a_killed_writer_left_half_written_goes(tmp_path):
         assert not list(tmp_path.glob(".*.tmp")) and not (tmp_path / TODO).exists()
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path):
+def test_a_folder_that_cannot_be_is_reported(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(OutputError, match=r"cannot write to '.*labels': Not a directory"),
@@ -372,7 +372,7 @@ def test_other_columns_are_another_job(tmp_path):
     assert len({open_source(str(tmp_path / "list.csv"), one).columns for one in asked}) == 3
 
 
-def test_a_picture_in_a_tar_is_read_by_its_address_alone(tmp_path):
+def test_an_image_in_a_tar_is_read_by_its_address_alone(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"picture")
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         tar.add(tmp_path / "a.jpg", "a.jpg")
@@ -531,7 +531,7 @@ def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
     assert [item.id for item in open_source(f"{tmp_path}/br[1].tar").items()] == ["br[1].tar/br[1].tar.png"]
 
 
-def test_a_source_without_images_is_told(tmp_path):
+def test_a_source_without_images_is_reported(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     for given in (tmp_path, f"{tmp_path}/*.jpg", f"{tmp_path}/no/*.jpg", f"{tmp_path}/*.tar", tmp_path / "empty.txt"):
         with pytest.raises(InputError, match=r"no image in .*, expected at least one"):
@@ -628,7 +628,7 @@ def test_text_is_text_however_it_is_stored(kind, tmp_path):
     paths = pa.array(["a.jpg", "b.jpg", "a.jpg"]).cast(kinds.get(kind, pa.large_string()))
     source = open_source(parquet_of(tmp_path / "rows.parquet", path=paths, key=paths))
     assert [item.id for item in source.items()] == ["a.jpg", "b.jpg", "a.jpg"]
-    named = open_source(source.given, Columns("path", "key"))
+    named = open_source(source.address, Columns("path", "key"))
     assert [item.id for item in named.items()] == ["a.jpg", "b.jpg", "a.jpg"]
 
 
