@@ -30,11 +30,10 @@ def main() -> None:
     sys.setprofile(watch)
     localizer(image, prompts)
     sys.setprofile(None)
-    functions, files = len(calls), len({file for file, _ in calls})
-    settings = sum(
-        count for (_, name), count in calls.items() if name.endswith(("Method.__post_init__", "Pathway.__post_init__"))
-    )
-    print(f"{functions} functions in {files} files, {sum(calls.values())} calls, {settings} constructions of a method")
+    named = {key for key in calls if not key[1].endswith(">")}  # without comprehensions and lambdas
+    methods = sum(count for (_, name), count in calls.items() if name == "Method.__post_init__")
+    print(f"{len(calls)} functions, {len(named)} of them with a name, in {len({file for file, _ in calls})} files")
+    print(f"{sum(calls.values())} calls, {methods} constructions of a method")
     for (file, name), count in calls.most_common(8):
         print(f"{count:6} {Path(file).relative_to(PACKAGE)}: {name}")
 

@@ -77,7 +77,7 @@ class Visit:
         self.page.goto(address)
 
     def _note_message(self, message: Any) -> None:
-        if message.type == "error":
+        if message.type == "error" and "status of 422" not in message.text:  # a phrase that is half typed is refused
             self.complaints.append(message.text)
 
     def _note_request(self, request: Any) -> None:

@@ -712,9 +712,10 @@ def test_a_model_of_few_blocks(shallow: str, place: Path):
     refused(ground(shallow, "cat.png", "-p", "x", "--depth", 6), "depth 6", "3 blocks", "expected depth 3 at most")
 
 
-@pytest.mark.parametrize(
-    "command", [[], *([name] for name in sorted(typer.main.get_command(cli.app).commands))], ids=" ".join
-)
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
 def test_help_has_a_short_name_everywhere(command: list[str]):
     short, long = call(*command, "-h"), call(*command, "--help")
     assert (short.exit_code, short.stdout) == (0, long.stdout)

@@ -117,7 +117,7 @@ def test_one_clients_unknown_word_is_that_clients_error(localizer):
 
 def test_the_paper_s_own_temperature_is_what_this_model_uses(localizer):
     """As its card says: no multiplier is recommended, and the size is one that the model was not trained at."""
-    assert localizer.settings("gem") == METHODS["gem"]
+    assert localizer.resolve("gem") == METHODS["gem"]
     assert localizer.size_rule == "short:160"
 
 
@@ -127,7 +127,7 @@ def test_open_clip_loads_the_checkpoint_by_itself(localizer):
 
     import open_clip
 
-    folder = f"local-dir:{files('open_gem.towers.loading') / EMBEDDED}"
+    folder = f"local-dir:{files('open_gem.towers') / EMBEDDED}"
     model: Any
     model, preprocess = open_clip.create_model_from_pretrained(folder)  # pyright: ignore[reportGeneralTypeIssues]
     tokens = open_clip.get_tokenizer(folder)(["a photo of a cat."])

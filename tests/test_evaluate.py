@@ -12,21 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_gem.evaluation.report import Line, collect, render, summary
 from PIL import Image
 
 from open_gem import METHODS, Localization, Localizer, Views
 from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluation.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
-from open_gem.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
-from open_gem.evaluation.run import TRAINED, evaluate, gather, measure
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, find_protocol
+from open_gem.evaluation.run import evaluate, gather, measure
 from open_gem.evaluation.store import Store, run, settings_of, shard
-from open_gem.evaluation.tasks import Estimate, differences, questions, scores
+from open_gem.evaluation.tasks import Estimate, differences, scores, tasks_of
 from open_gem.files import digest
 from open_gem.images.pixels import size_of
 from open_gem.paper import numbers as paper
+from open_gem.paper.report import Line, collect, render, summary
 from open_gem.text import Vocabulary
+from open_gem.trained.localizer import TRAINED
 from open_gem.types import Size
 
 TWO = {name: METHODS[name] for name in ("clip", "maskclip")}
@@ -51,7 +52,7 @@ def drawn(index: int) -> SceneSample:
 
 
 def counted(sample, among_all: Localization, named: Localization) -> dict[str, float]:
-    of_pixels, of_objects = questions(scenes(), sample, Size(*sample.image.shape[:2]), PAPER)
+    of_pixels, of_objects = tasks_of(scenes(), sample, Size(*sample.image.shape[:2]), PAPER)
     assert of_pixels.vocabulary.labels == CONCEPTS
     assert of_objects.vocabulary.labels == sample.scene.names
     rows = of_pixels.count(among_all) | of_objects.count(named)
@@ -101,7 +102,7 @@ def pictures(folder: Path, background: int | None, count: int = 5) -> Segmentati
 
 @pytest.mark.parametrize("background", [None, 0])
 @pytest.mark.parametrize(
-    "protocol", [Protocol(size="short:32"), Protocol(size="short:32", names="sclip", logit_scale=9.0)]
+    "protocol", [EvalProtocol(size="short:32"), EvalProtocol(size="short:32", names="sclip", logit_scale=9.0)]
 )
 def test_pixels_are_counted_as_a_loop_does(background, protocol, tiny_localizer, tmp_path):
     data = pictures(tmp_path, background)
@@ -138,7 +139,7 @@ def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localize
     data = Points(
         "points", "val", names, ("a",), (tmp_path / "a.png",), np.array([0, 5]), xy, label.astype(np.int32), yes, (), {}
     )
-    protocol = Protocol(size="short:32", threshold=threshold)
+    protocol = EvalProtocol(size="short:32", threshold=threshold)
     counts = evaluate(tiny_localizer, {"gem": "gem"}, data, protocol, analysed=["gem"])["gem"]
     found = replace(tiny_localizer, size="short:32")(tmp_path / "a.png", ["thing 3", "thing 7"])
     masks = found.masks(threshold)
@@ -155,7 +156,7 @@ def test_points_are_those_of_the_classes_that_are_there(threshold, tiny_localize
 
 def test_names_that_a_data_set_does_not_have_are_its_usual_ones():
     sample = drawn(4)
-    [asked, _] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, names="sclip"))
+    [asked, _] = tasks_of(scenes(), sample, size_of(sample.picture()), replace(PAPER, names="sclip"))
     assert asked.vocabulary.labels == CONCEPTS
 
 
@@ -165,7 +166,7 @@ def test_the_analysis_asks_by_the_names_of_the_protocol(tiny_localizer, tmp_path
     names = {**picture.vocabularies, "wild": Vocabulary.of(["lion", "wolf", "hawk"])}
     data = replace(picture, vocabularies=names, samples=[Sample("0", tmp_path / "0.png", truth)])
     usual, wild = (
-        evaluate(tiny_localizer, {"gem": "gem"}, data, Protocol(names=names), analysed=["gem"])["gem"]
+        evaluate(tiny_localizer, {"gem": "gem"}, data, EvalProtocol(names=names), analysed=["gem"])["gem"]
         for names in (None, "wild")
     )
     assert {what.partition("@")[0] for what in usual if usual[what].rows != wild[what].rows} >= {"text_contrast"}
@@ -182,9 +183,9 @@ def test_scores_of_pixels_are_told_apart():
 def test_objects_are_cut_out_at_the_threshold_of_the_protocol(tiny_localizer):
     """One box a phrase, whatever its mask falls into."""
     sample = drawn(4)
-    [_, asked] = questions(scenes(), sample, size_of(sample.picture()), replace(PAPER, threshold=0.7))
+    [_, asked] = tasks_of(scenes(), sample, size_of(sample.picture()), replace(PAPER, threshold=0.7))
     found = tiny_localizer(sample.picture(), sample.scene.names)
-    boxes = [box.xyxy for box in found.boxes(0.7, per="prompt")]
+    boxes = [box.xyxy for box in found.boxes(0.7, instances="label")]
     rows = asked.count(found)
     assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes)).row
     assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks)).row
@@ -200,18 +201,16 @@ def test_differences_are_of_what_both_have():
 
 def test_views_and_refinement_are_part_of_a_protocol(tiny_localizer, tmp_path):
     data = pictures(tmp_path, None, 2)
-    plain = evaluate(tiny_localizer, TWO, data, Protocol(size="short:32"))
-    slid = evaluate(tiny_localizer, TWO, data, Protocol(size="short:64", views=Views(window=32, merge="logits")))
+    plain = evaluate(tiny_localizer, TWO, data, EvalProtocol(size="short:32"))
+    slid = evaluate(tiny_localizer, TWO, data, EvalProtocol(size="short:64", views=Views(window=32, merge="logits")))
     assert plain["clip"]["pixels"].rows != slid["clip"]["pixels"].rows
 
 
 def test_one_pass_of_the_model_serves_all_methods(tiny_localizer, tmp_path, monkeypatch):
-    passes = []
-    embed = type(tiny_localizer.backbone).embed
-    monkeypatch.setattr(
-        type(tiny_localizer.backbone), "embed", lambda self, pixels: passes.append(len(pixels)) or embed(self, pixels)
-    )
-    evaluate(tiny_localizer, METHODS, pictures(tmp_path, None), Protocol(size="short:32"), batch=2)
+    passes, vision = [], tiny_localizer.backbone.vision
+    embed = vision.embed
+    monkeypatch.setattr(vision, "embed", lambda pixels: passes.append(len(pixels)) or embed(pixels))
+    evaluate(tiny_localizer, METHODS, pictures(tmp_path, None), EvalProtocol(size="short:32"), batch=2)
     assert sorted(passes) == [1, 2, 2]  # three pictures of one shape, two of the other
 
 
@@ -221,7 +220,7 @@ def test_one_pass_of_the_model_serves_all_methods(tiny_localizer, tmp_path, monk
 def test_a_broken_picture_is_told_and_the_others_are_counted(tiny_localizer, tmp_path):
     data = pictures(tmp_path, None)
     (tmp_path / "2.png").write_bytes(b"no picture")
-    measured = list(measure(tiny_localizer, TWO, data, range(5), Protocol(size="short:32")))
+    measured = list(measure(tiny_localizer, TWO, data, range(5), EvalProtocol(size="short:32")))
     assert [one.id for one in measured if one.error] == ["2"]
     assert sorted(one.id for one in measured) == ["0", "1", "2", "3", "4"]
     assert set(gather(measured)["clip"]["pixels"].rows) == {"0", "1", "3", "4"}
@@ -232,7 +231,7 @@ def test_a_broken_picture_is_told_and_the_others_are_counted(tiny_localizer, tmp
 def test_labels_of_another_size_are_told_and_the_others_are_counted(tiny_localizer, tmp_path):
     data = pictures(tmp_path, None)
     data.samples[3] = replace(data.samples[3], truth=np.zeros((56, 40), np.uint8))  # pyright: ignore[reportIndexIssue]
-    measured = {one.id: one for one in measure(tiny_localizer, TWO, data, range(5), Protocol(size="short:32"))}
+    measured = {one.id: one for one in measure(tiny_localizer, TWO, data, range(5), EvalProtocol(size="short:32"))}
     assert measured["3"].error == "labels of '3' are 56×40 (height × width), expected its picture's 40×56"
     assert sum(one.error is None for one in measured.values()) == 4
 
@@ -242,7 +241,7 @@ def test_a_picture_without_a_class_that_is_there_is_seen(tiny_localizer, tmp_pat
     files, ends = (tmp_path / "a.png",) * 2, np.array([0, 1, 2])
     xy, label, yes = np.full((2, 2), 0.5), np.array([0, 1], dtype=np.int32), np.array([False, True])
     data = Points("points", "val", ("cat", "dog"), ("a", "b"), files, ends, xy, label, yes, (), {})
-    counts = evaluate(tiny_localizer, TWO, data, Protocol(size="short:32"))["clip"]
+    counts = evaluate(tiny_localizer, TWO, data, EvalProtocol(size="short:32"))["clip"]
     assert counts["points"].rows["a"] == {}
     assert list(counts["points"].rows["b"]) == [1]
 
@@ -443,15 +442,16 @@ def test_shards_do_not_depend_on_which_pictures_a_machine_has():
 KILLED = """
 import sys
 from pathlib import Path
-from open_gem import METHODS, load, runs
-from open_gem.datasets import scenes
-from open_gem.protocols import PROTOCOLS
+from open_gem import METHODS, load
+from open_gem.data import scenes
+from open_gem.evaluation import store as stores
+from open_gem.evaluation.protocol import PROTOCOLS
 
-runs.PART = 3
+stores.PART = 3
 localizer, data, protocol = load(sys.argv[1], device="cpu"), scenes(range(40), 64), PROTOCOLS["paper"]
 chosen = {name: METHODS[name] for name in ("clip", "maskclip")}
-store = runs.Store.at(Path(sys.argv[2]), runs.settings_of(localizer, chosen, data, protocol))
-runs.run(store, localizer, chosen, data, protocol, batch=2, progress=lambda n: print(n, flush=True))
+store = stores.Store.at(Path(sys.argv[2]), stores.settings_of(localizer, chosen, data, protocol))
+stores.run(store, localizer, chosen, data, protocol, batch=2, progress=lambda n: print(n, flush=True))
 """
 
 

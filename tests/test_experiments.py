@@ -14,7 +14,7 @@ from open_gem import METHODS, cli, towers
 from open_gem.data import Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, WeightsError
 from open_gem.evaluation.metrics import object_contrast, patch_similarity, text_contrast, to_grid
-from open_gem.evaluation.protocol import PROTOCOLS, Protocol
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import Estimate, scores
 from open_gem.paper import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
@@ -90,10 +90,8 @@ def test_jobs_are_a_pass_for_each_model_and_split():
 def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path, monkeypatch):
     data, protocol = scenes(range(3), 64), PROTOCOLS["paper"]
     passes = []
-    embed = type(tiny_localizer.backbone).embed
-    monkeypatch.setattr(
-        type(tiny_localizer.backbone), "embed", lambda self, pixels: passes.append(1) or embed(self, pixels)
-    )
+    embed = tiny_localizer.backbone.vision.embed
+    monkeypatch.setattr(tiny_localizer.backbone.vision, "embed", lambda pixels: passes.append(1) or embed(pixels))
     found = reproduce(["table1", "table3"], tiny_localizer, data, tmp_path, protocol=protocol).rows
     assert len(passes) == 1
     assert list(found["table3"]) == list(EXPERIMENTS["table3"].rows(6))
@@ -122,13 +120,12 @@ def test_pictures_that_cannot_be_read_are_told(tiny_localizer, tmp_path, monkeyp
 def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
     """Of the objects' own masks against all that is not in them: in the joint space, and after each block."""
     data, methods = scenes(range(2), 64), {"gem": GEM, "clip": METHODS["clip"]}
-    counts = evaluate(tiny_localizer, methods, data, Protocol(), analysed=["gem"])
+    counts = evaluate(tiny_localizer, methods, data, EvalProtocol(), analysed=["gem"])
     assert not any("contrast" in what or "similarity" in what for what in counts["clip"])
     found = scores(counts["gem"])
     for sample in data:
         assert isinstance(sample, SceneSample)
-        pixels = tiny_localizer.pixels(sample.picture())[None]
-        features = tiny_localizer.read(pixels, methods, trace=["gem"])["gem"]
+        features = tiny_localizer.encode(sample.picture(), methods, trace=["gem"])["gem"]
         visible = [sample.labels() == data.classes.index(name) for name in sample.scene.names]
         pairs = [(name, mask) for name, mask in zip(sample.scene.names, visible, strict=True) if mask.any()]
         sides = to_grid(torch.stack([torch.from_numpy(mask) for _, mask in pairs]), features.grid)
@@ -159,8 +156,8 @@ def test_void_is_outside_of_nothing_where_it_is_told_from_background(background,
     sample = Sample("a", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), labels)
     names = Vocabulary.of(["cat"] if background == 0 else ["dog", "cat"])
     data = Segmentation("two", "val", classes, background, {"own": names}, [sample])
-    counts = evaluate(tiny_localizer, {"gem": GEM}, data, Protocol(), analysed=["gem"])["gem"]
-    features = tiny_localizer.encode(tiny_localizer.pixels(sample.picture())[None])
+    counts = evaluate(tiny_localizer, {"gem": GEM}, data, EvalProtocol(), analysed=["gem"])["gem"]
+    features = tiny_localizer.encode(sample.picture())
     masks = torch.from_numpy(np.stack([labels == one for one in ((1,) if background == 0 else (0, 1))]))
     void = torch.from_numpy(labels == 255)
     kept, dropped = to_grid(masks, features.grid), to_grid(masks, features.grid, void)
@@ -173,7 +170,7 @@ def test_void_is_outside_of_nothing_where_it_is_told_from_background(background,
 def test_a_picture_without_any_class_has_no_contrast(tiny_localizer):
     sample = Sample("a", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8))
     data = Segmentation("two", "val", ("dog", "cat"), None, {"own": Vocabulary.of(["dog", "cat"])}, [sample])
-    counts = evaluate(tiny_localizer, {"gem": GEM}, data, Protocol(), analysed=["gem"])["gem"]
+    counts = evaluate(tiny_localizer, {"gem": GEM}, data, EvalProtocol(), analysed=["gem"])["gem"]
     assert {what.partition("@")[0] for what in counts} == {"pixels", "boundaries", "patch_similarity"}
 
 
@@ -320,7 +317,7 @@ def test_the_papers_models_are_measured_and_those_that_cannot_be_had_are_named(t
             return real(tiny, **where)
         raise WeightsError(f"cannot load {name}: no network")
 
-    monkeypatch.setattr("open_gem.towers.loading.load", load)
+    monkeypatch.setattr("open_gem.towers.load", load)
     monkeypatch.setattr("open_gem.trained.registry.is_trained", lambda name: False)
     out = tmp_path / "out"
     arguments = [

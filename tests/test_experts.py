@@ -25,7 +25,7 @@ from open_gem.errors import InputError, MethodError, UnknownModelError, Unsuppor
 from open_gem.method import attention
 from open_gem.method.attention import Heads, external, resize_values
 from open_gem.method.run import run
-from open_gem.method.table import Method, Site
+from open_gem.method.table import BlockContext
 from open_gem.towers import dino as experts
 from open_gem.towers.check import randomize
 from open_gem.towers.dino import Expert, External, adapt_expert, load_expert, proxyclip
@@ -558,23 +558,23 @@ def test_statistics_are_three_numbers(mean, std, models):
         adapt_expert(models["vit"], mean, std)
 
 
-# As a mix -------------------------------------------------------------------------------------------------------------
+# As an attention ------------------------------------------------------------------------------------------------------
 
 HOST_MEAN, HOST_STD = (0.3, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
-def site(pixels: Tensor, grid: Grid, prefix: int) -> Site:
-    return Site(normed=torch.zeros(0), pixels=pixels, grid=grid, prefix=prefix, layers=1, lent={})
+def in_a_block(pixels: Tensor, grid: Grid, prefix: int) -> BlockContext:
+    return BlockContext(normed=torch.zeros(0), pixels=pixels, grid=grid, prefix=prefix, layers=1, borrowed={})
 
 
-def test_the_mix_is_the_hosts_values_by_the_experts_affinity(folders):
+def test_the_hosts_values_are_mixed_by_the_experts_affinity(folders):
     """A host with patches of 8 and two tokens before them, an expert with patches of 7: grids that do not divide."""
     expert = loaded(folders["dinov2_with_registers"])
     pixels, grid = picture(Size(24, 40)), Grid(3, 5)
     q, k, v = (random(2, 4, 2 + grid.patches, 6, seed=seed) for seed in (1, 2, 3))
-    mix = External(expert, HOST_MEAN, HOST_STD, gamma=5.0, beta=0.9)
-    mixed = mix(Method(), Heads(q, k, v), site(normalised(pixels, HOST_MEAN, HOST_STD), grid, 2))
-    assert mix.layout(Size(24, 40)) == (Grid(3, 6), 0)
+    attention = External(expert, HOST_MEAN, HOST_STD, gamma=5.0, beta=0.9)
+    mixed = attention(Heads(q, k, v), in_a_block(normalised(pixels, HOST_MEAN, HOST_STD), grid, 2))
+    assert attention.layout(Size(24, 40)) == (Grid(3, 6), 0)
     tokens = expert.tokens(pixels, Grid(3, 6))
     values = torch.zeros(2, 4, 18, 6, dtype=torch.float64)
     for b, h, c in np.ndindex(2, 4, 6):
@@ -587,8 +587,8 @@ def test_pixels_that_rounding_puts_outside_are_put_back(folders):
     """Black and white come back from the host's statistics as a little less than 0 and more than 1."""
     pixels = (picture(Size(16, 16)) > 0.5).float()
     heads = Heads(*(random(2, 2, 4, 3, dtype=torch.float32),) * 3)
-    mix = External(loaded(folders["vit"]), HOST_MEAN, HOST_STD)
-    mixed = mix(Method(), heads, site(normalised(pixels, HOST_MEAN, HOST_STD) * 1.001, Grid(2, 2), 0))
+    attention = External(loaded(folders["vit"]), HOST_MEAN, HOST_STD)
+    mixed = attention(heads, in_a_block(normalised(pixels, HOST_MEAN, HOST_STD) * 1.001, Grid(2, 2), 0))
     assert mixed.shape == (2, 2, 4, 3) and mixed.isfinite().all()
 
 
@@ -596,21 +596,19 @@ def test_settings_share_one_pass_of_the_expert(folders):
     expert = loaded(folders["vit"])
     calls, forward = [], expert.forward
     expert.forward = lambda model, pixels: calls.append(1) or forward(model, pixels)
-    here = site(normalised(picture(Size(16, 16)), HOST_MEAN, HOST_STD), Grid(2, 2), 1)
+    here = in_a_block(normalised(picture(Size(16, 16)), HOST_MEAN, HOST_STD), Grid(2, 2), 1)
     heads = Heads(*(random(2, 2, 5, 3, dtype=torch.float32),) * 3)
-    soft, sharp = (
-        External(expert, HOST_MEAN, HOST_STD, beta=0.0, gamma=gamma)(Method(), heads, here) for gamma in (0.1, 9.0)
-    )
+    soft, sharp = (External(expert, HOST_MEAN, HOST_STD, beta=0.0, gamma=gamma)(heads, here) for gamma in (0.1, 9.0))
     assert len(calls) == 1 and not torch.allclose(soft, sharp)
 
 
-def test_equal_mixes_are_equal(folders):
+def test_equal_attentions_are_equal(folders):
     one, other = loaded(folders["vit"]), loaded(folders["vit"])
     backbone: Any = SimpleNamespace(preprocess=SimpleNamespace(mean=HOST_MEAN, std=HOST_STD))
-    assert proxyclip(one, backbone).mix == External(one, HOST_MEAN, HOST_STD, 3.0, 1.2)
+    assert proxyclip(one, backbone).attention == External(one, HOST_MEAN, HOST_STD, 3.0, 1.2)
     assert hash(proxyclip(one, backbone)) == hash(proxyclip(one, backbone))
     assert proxyclip(one, backbone) != proxyclip(other, backbone) != proxyclip(other, backbone, beta=1)
-    assert len(repr(proxyclip(one, backbone).mix)) < 300
+    assert len(repr(proxyclip(one, backbone).attention)) < 300
 
 
 @pytest.mark.parametrize(
@@ -629,12 +627,12 @@ def test_impossible_settings(settings, message, models):
 
 
 @torch.no_grad()
-def test_proxyclip_of_a_whole_host(tiny, folders):
+def test_proxyclip_of_a_whole_tower(tiny, folders):
     """The last block's output projection and the head, over the mixed values, and nothing else."""
-    host, expert = towers.load(tiny, device="cpu"), loaded(folders["dinov2"])
-    method = proxyclip(expert, host)
-    pixels = normalised(picture(Size(32, 48)), host.preprocess.mean, host.preprocess.std)
-    assert method.ignored and not method.is_adaptive
+    backbone, expert = towers.load(tiny, device="cpu"), loaded(folders["dinov2"])
+    method, host = proxyclip(expert, backbone), backbone.vision
+    pixels = normalised(picture(Size(32, 48)), backbone.preprocess.mean, backbone.preprocess.std)
+    assert not method.attention.is_adaptive
     found = run(host, pixels, {"proxyclip": method})["proxyclip"]
     assert (found.grid, found.prefix) == (Grid(5, 7), 0)
 
@@ -643,7 +641,7 @@ def test_proxyclip_of_a_whole_host(tiny, folders):
     for block in before:
         x = block.forward(x)
     heads = last.qkv(last.norm(x))
-    expected = host.project(last.out(method.mixer(method, heads, site(pixels, grid, host.prefix))))
+    expected = host.project(last.out(method.attention(heads, in_a_block(pixels, grid, host.prefix))))
     torch.testing.assert_close(found.patches, expected, rtol=0, atol=1e-5)
     assert expected.shape[1] == 35
 

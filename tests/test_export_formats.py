@@ -49,6 +49,7 @@ from open_gem.export.detections import to_supervision
 from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
 from open_gem.export.localized import image_of
+from open_gem.export.output import TWIN
 from open_gem.export.polygons import polygons
 from open_gem.images.pixels import read_image
 from open_gem.label.parts import Manifest, Parts
@@ -178,7 +179,7 @@ def test_pictures_for_which_readers_look_at_the_same_labels_are_told(tmp_path):
     told: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", [image(id) for id in ids])
     exported(labelled, "yolo", skip=lambda *what: told.append(what))
-    reason = "its file images/labels/labels/a.txt cannot be: another image has it, or it is too long"
+    reason = "its file images/labels/labels/a.txt " + TWIN
     assert told == [(ids[1], reason)]
 
 
@@ -188,9 +189,7 @@ def test_an_image_is_there_with_all_its_files_or_with_none(tmp_path):
     told: list[tuple[str, str]] = []
     labelled = write_parts(tmp_path / "labels", rows)
     folder = exported(labelled, "voc", skip=lambda *what: told.append(what)) / "VOCdevkit/VOC2012"
-    refused = (
-        "its file VOCdevkit/VOC2012/SegmentationClass/a.png/b.png cannot be: another image has it, or it is too long"
-    )
+    refused = "its file VOCdevkit/VOC2012/SegmentationClass/a.png/b.png cannot be written: File exists"
     assert told == [("a.png/b.jpg", refused)]
     listed = (folder / "ImageSets/Main/trainval.txt").read_text("utf-8").splitlines()
     assert len(listed) == 3

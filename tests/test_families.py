@@ -43,23 +43,23 @@ def test_examples_are_names_and_tags_that_can_be_read(row):
 
 
 @pytest.fixture(scope="module")
-def all_towers() -> dict[str, torch.nn.Module]:
+def vision_towers() -> dict[str, torch.nn.Module]:
     """The vision tower of every architecture of open_clip, without memory for its weights."""
-    towers = {}
+    made = {}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in open_clip.list_models():
             config = open_clip.get_model_config(name)
             assert config is not None
             build = open_clip.model._build_vision_tower
-            towers[name] = build(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)).eval()
-    return towers
+            made[name] = build(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)).eval()
+    return made
 
 
-def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_the_reason(towers):
-    assert len(towers) > 100
+def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_the_reason(vision_towers):
+    assert len(vision_towers) > 100
     refused = []
-    for name, visual in towers.items():
+    for name, visual in vision_towers.items():
         family, reason = find_family("open_clip", name), library.unsupported_reason(name)
         assert (family is None) == (reason is not None), name
         if family is None:
@@ -72,7 +72,7 @@ def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_t
             tower = find_tower("open_clip", getattr(visual, "trunk", visual))
             assert tower is not None and family.tower.endswith(f":{tower.__name__}"), name
             library.read_tower(visual, name)
-    assert len(refused) < len(towers) / 4
+    assert len(refused) < len(vision_towers) / 4
 
 
 def test_the_catalogue_is_every_name_once():
@@ -82,6 +82,13 @@ def test_the_catalogue_is_every_name_once():
     assert {(row.name, row.tag) for row in rows} >= {tuple(pair) for pair in open_clip.list_pretrained()}
     for row in rows:
         assert (row.family is None) == (row.unsupported_reason is not None), row
+
+
+def test_the_model_in_the_package_and_folders_are_checked_with_their_own_weights(tiny):
+    for name in ("embedded", tiny):
+        ours, loaded = towers.build_tower(name), towers.load(name, device="cpu").vision
+        assert type(ours) is type(loaded)
+        assert torch.equal(ours.patch_weight, loaded.patch_weight)
 
 
 def tiny_native(kind: str) -> ModuleTower:

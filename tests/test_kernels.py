@@ -215,7 +215,7 @@ def test_torch_can_reason_about_it_without_running_it():
 STARVED = """
 import resource, torch
 from pathlib import Path
-from open_gem.kernels import attention
+from open_gem.method.kernels import attention
 
 heads = torch.randn(3, 1, 1, 400_000, 16).unbind()
 attention.query_key(*(p[:, :, :50] for p in heads))
@@ -383,13 +383,12 @@ def test_a_lesser_processor_gives_the_same(flag, rebuilt, monkeypatch):
 PEAK = """
 import sys, open_clip, torch
 from pathlib import Path
-from open_gem.backbones.open_clip import read_tower
-from open_gem.methods import METHODS
-from open_gem.method import run
+from open_gem import METHODS, run
+from open_gem.towers.open_clip import read_tower
 
 config = open_clip.CLIPVisionCfg(image_size=224, layers=2, width=384, head_width=64, patch_size=16)
 tower = read_tower(open_clip.model._build_vision_tower(24, config).eval(), "test")
-method = {"gem": METHODS["gem"].__class__(depth=2)}
+method = {"gem": METHODS["gem"].replace(depth=2)}
 for side in map(int, sys.argv[1:]):
     run(tower, torch.zeros(1, 3, side, side), method)
     print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

@@ -51,7 +51,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "mine")
     loads_the_weights(f"local-dir:{tmp_path / 'mine'}")
     loads_the_weights(str(tmp_path / "mine"))
-    assert towers.load(tmp_path / "mine", device="cpu").patch == (8, 8)
+    assert towers.load(tmp_path / "mine", device="cpu").vision.patch == (8, 8)
     monkeypatch.chdir(tmp_path)
     loads_the_weights("mine")
 

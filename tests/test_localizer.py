@@ -670,7 +670,7 @@ def test_the_watch_would_see_maps_that_are_kept(many):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pixels_of_another_type_are_no_concern_of_the_caller(dtype, tokenizer):
     localizer = open_gem.adapt(tiny_clip().to(dtype), tokenizer, size="short:32")
-    assert localizer.prepare(PICTURES[0]).pixels.dtype == torch.float32
+    assert batch_of(localizer, PICTURES[0]).dtype == torch.float32
     found = localizer(PICTURES[0], "cat")
     assert found.similarity.dtype == torch.promote_types(dtype, torch.float32)
     assert found.heatmaps()[0].isfinite().all()
@@ -722,6 +722,6 @@ def test_only_what_is_needed_later_is_kept_of_an_image(localizer):
 
 @pytest.mark.parametrize("settings", [{"method": "gam"}, {"size": "huge"}, {"template": "no place"}])
 def test_settings_are_checked_before_anything_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(open_gem.towers.loading, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(open_gem.towers, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InputError):
         open_gem.load("ViT-B-16", "openai", **settings)

@@ -237,7 +237,7 @@ def test_every_ensemble_is_tested():
 def test_only_who_uses_an_ensemble_waits_for_open_clip():
     code = """if True:
         import sys
-        from open_gem.prompts import TextCache, check_template, find_templates
+        from open_gem.text import TextCache, check_template, find_templates
         check_template("imagenet-80"), find_templates(("a {}.", "the {}.")), TextCache(None)
         assert "open_clip" not in sys.modules
     """

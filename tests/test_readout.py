@@ -211,7 +211,7 @@ def test_whole_box_holds_every_pixel_of_the_mask(seed):
 
 def segment(grid_logits: Tensor, size: Size, background: float | None) -> Tensor:
     """One label a phrase, from logits on the patch grid."""
-    found = readout.contest(upsample(logit, size) for logit in grid_logits)
+    found = readout.softmax_argmax(upsample(logit, size) for logit in grid_logits)
     return readout.segment(found, range(len(grid_logits)), background)
 
 
@@ -285,15 +285,15 @@ def test_phrases_of_one_label_share_it_and_those_of_the_background_have_none(bac
     )
     best, label = by_label.max(dim=0)
     expected = label - 1 if background is None else (label - 1).masked_fill(best < background, -1)
-    found = readout.contest(upsample(logit, size) for logit in logits)
+    found = readout.softmax_argmax(upsample(logit, size) for logit in logits)
     assert torch.equal(readout.segment(found, groups, background), expected)
     assert expected.unique().tolist() == [-1, 0, 1, 2]
 
 
 def test_the_mass_is_the_softmaxs_denominator():
     logits = random(9, 5, 6, scale=40)
-    found = readout.contest(logits)
-    close(found.log_mass, logits.logsumexp(dim=0), 1e-4)
+    found = readout.softmax_argmax(logits)
+    close(found.log_sum_exp, logits.logsumexp(dim=0), 1e-4)
     assert torch.equal(found.best, logits.amax(0))
     assert torch.equal(found.winner, logits.argmax(0))
 
@@ -304,17 +304,17 @@ def test_the_mass_is_the_softmaxs_denominator():
 def test_a_contest_on_the_grid_is_that_of_upsampled_maps(prompts, size, cells, monkeypatch):
     monkeypatch.setattr(readout, "CELLS", cells)
     logits = random(prompts, 4, 6, seed=3, scale=20)
-    ours, theirs = readout.grid_contest(logits, size), readout.contest(upsample(logit, size) for logit in logits)
+    ours, theirs = readout.grid_softmax_argmax(logits, size), readout.softmax_argmax(upsample(logit, size) for logit in logits)
     close(ours.best, theirs.best, 3e-5)  # of values up to 60
-    close(ours.log_mass, theirs.log_mass, 3e-5)
+    close(ours.log_sum_exp, theirs.log_sum_exp, 3e-5)
     assert torch.equal(ours.winner, theirs.winner)
 
 
 def test_a_contest_on_the_grid_keeps_the_first_of_equals_and_what_is_not_a_number():
     logits = random(1, 3, 3).expand(5, 3, 3).clone()
-    assert readout.grid_contest(logits, Size(7, 8)).winner.unique().tolist() == [0]
+    assert readout.grid_softmax_argmax(logits, Size(7, 8)).winner.unique().tolist() == [0]
     logits[3, 0, 0] = torch.nan
-    assert readout.grid_contest(logits, Size(7, 8)).best.isnan().any()
+    assert readout.grid_softmax_argmax(logits, Size(7, 8)).best.isnan().any()
 
 
 # Redundancy -----------------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def test_every_refinement_describes_itself_for_json(name: str) -> None:
 
 
 def test_an_unknown_refinement_lists_the_known() -> None:
-    with pytest.raises(InputError, match="unknown refinement 'parm', did you mean 'pamr'.*known: .*pamr"):
+    with pytest.raises(InputError, match=r"unknown refinement 'parm' \(did you mean pamr\?\); known: .*pamr"):
         find_refinement("parm")
 
 

@@ -32,10 +32,11 @@ from open_gem.errors import (
     UnsupportedModelError,
     WeightsError,
 )
+from open_gem.towers.families import LOCALIZING, check_not_trained
 from open_gem.trained import clipseg, owl
 from open_gem.trained import registry as trained
 from open_gem.trained.owl import paint
-from open_gem.trained.registry import TRAINED, adapt_trained, check_not_trained
+from open_gem.trained.registry import TRAINED, adapt_trained
 from open_gem.types import Grid, Size
 
 SIZES = {"wide": (60, 97), "tall": (83, 41), "square": (64, 64), "large": (250, 333)}
@@ -418,7 +419,7 @@ def predicted() -> Localization:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "scale", "per", "counts"),
+    ("threshold", "scale", "instances", "counts"),
     [
         (0.5, "minmax", "component", [2, 1, 0]),
         (0.3, "minmax", "component", [3, 1, 0]),
@@ -426,13 +427,13 @@ def predicted() -> Localization:
         (0.2, "cosine", "component", [3, 0, 0]),
         (0.4, "cosine", "component", [2, 0, 0]),
         (0.0, "cosine", "component", [3, 1, 0]),
-        (0.0, "cosine", "prompt", [1, 1, 0]),
-        (0.9, "cosine", "prompt", [0, 0, 0]),
+        (0.0, "cosine", "label", [1, 1, 0]),
+        (0.9, "cosine", "label", [0, 0, 0]),
     ],
 )
-def test_predicted_boxes_above_a_threshold(threshold, scale, per, counts):
+def test_predicted_boxes_above_a_threshold(threshold, scale, instances, counts):
     found = predicted()
-    boxes = found.boxes(threshold, scale, per=per)
+    boxes = found.boxes(threshold, scale, instances=instances)
     assert [len(some.scores) for some in boxes] == counts
     for some, all_of_them in zip(boxes, found.detections or (), strict=True):
         assert torch.equal(some.xyxy, all_of_them.xyxy[: len(some.xyxy)])
@@ -440,8 +441,8 @@ def test_predicted_boxes_above_a_threshold(threshold, scale, per, counts):
 
 
 def test_predicted_boxes_are_asked_for_like_others():
-    with pytest.raises(InputError, match="per is 'pixel'"):
-        predicted().boxes(per="pixel")
+    with pytest.raises(InputError, match="instances is 'pixel'"):
+        predicted().boxes(instances="pixel")
     with pytest.raises(InputError, match="scale is 'raw'"):
         predicted().boxes(scale="raw")
 
@@ -647,7 +648,26 @@ def test_models_in_training_mode_are_refused(kind):
         adapt_trained(copy.deepcopy(kind.model).train(), kind.processor)
 
 
+def test_prepare_encode_and_locate_are_the_call(kind):
+    """As of a `Localizer`, so that labelling, evaluation and serving need not know which it is."""
+    localizer, image = kind.ours, PICTURES[0]
+    prepared = localizer.prepare(image)
+    assert prepared.size == SIZES["wide"]
+    called = localizer(image, PROMPTS)
+    [listed] = localizer.encode([prepared])
+    [(label, labelled)] = localizer.encode(image, {"gem": "gem"}).items()
+    assert label == "as trained"  # there is one way only
+    for encoded in (localizer.encode(image), localizer.encode(prepared), listed, labelled, listed.to("cpu")):
+        ours = localizer.locate(encoded, PROMPTS)
+        assert (ours.prompts, ours.size) == (called.prompts, called.size)
+        torch.testing.assert_close(ours.similarity, called.similarity)
+        torch.testing.assert_close(ours.scores, called.scores)
+    assert localizer.configured(method="clip", size="short:32") is localizer
+    assert localizer.layers == 0
+
+
 def test_backbones_are_told_apart():
+    assert set(LOCALIZING) == set(TRAINED)
     check_not_trained("openai/clip-vit-base-patch16", "clip")
     with pytest.raises(UnsupportedModelError, match=r"use open_gem\.load_trained\('nvidia/groupvit-gcc-yfcc'\)"):
         check_not_trained("nvidia/groupvit-gcc-yfcc", "groupvit")

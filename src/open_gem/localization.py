@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -97,17 +98,17 @@ class Localization:
     """
 
     prompts: tuple[str, ...]
-    maps: Tensor | Mosaic
+    maps: Float[Tensor, "q r k"] | Mosaic
     size: Size
-    scores: Tensor | None = None
+    scores: Float[Tensor, " p"] | None = None
     logit_scale: float | None = 100.0
     detections: tuple[Boxes, ...] | None = None
-    presence: Tensor | None = None
+    presence: Float[Tensor, " p"] | None = None
     vocabulary: Vocabulary | None = None
     refined: Callable[[Tensor], Tensor] | None = None
 
     @property
-    def similarity(self) -> Tensor:
+    def similarity(self) -> Float[Tensor, "q r k"]:
         """`maps` as one tensor: `(q, r, k)`, or `(q, y, x)` of a `Mosaic`, made on demand and large."""
         return self.maps if isinstance(self.maps, Tensor) else self.maps.stack()
 
@@ -138,7 +139,7 @@ class Localization:
         make = self._find_instances(instances)[1]
         stretch = self._find_scale(scale)
         if self.detections is not None:
-            return [_above(some, threshold, scale, instances) for some in self.detections]
+            return [_above(boxes, threshold, scale, instances) for boxes in self.detections]
         cosines = map(self._cosine, range(len(self.prompts)))
         return [make(stretch(cosine) > threshold, cosine) for cosine in cosines]
 
@@ -175,11 +176,15 @@ class Localization:
                 objects += self._predicted(index, _above(self.detections[index], at, scale, instances))
                 continue
             own = list(self._regions(index, at, scale, min_area, find, masks, label_map))
-            objects += sorted(own, key=lambda one: -one.score)
+            objects += sorted(own, key=lambda region: -region.score)
         return objects
 
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
-        return [value] * len(self.prompts) if isinstance(value, int | float) else value
+        if not isinstance(value, Sequence):
+            return [float(value)] * len(self.prompts)
+        if len(value) != len(self.prompts):
+            raise InputError(f"{len(value)} values for {len(self.prompts)} labels, expected one for all, or as many")
+        return value
 
     def _predicted(self, index: int, boxes: Boxes) -> Iterator[Object]:
         for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
@@ -249,7 +254,7 @@ class Localization:
             return phrases[0]
         maps = [self.maps[phrase] for phrase in self._phrases[index]]
         (x, y), (rows, cols) = point, maps[0].shape
-        at = [some[y * rows // self.size.height, x * cols // self.size.width].item() for some in maps]
+        at = [values[y * rows // self.size.height, x * cols // self.size.width].item() for values in maps]
         return phrases[int(np.argmax(at))]
 
     def _find_instances(self, instances: str) -> tuple[Any, Any]:
@@ -262,12 +267,12 @@ class Localization:
         }
         return ways[instances]
 
-    def points(self) -> Tensor:
+    def points(self) -> Int[Tensor, "p 2"]:
         """The pixel where each prompt's map is highest, or the middle of its best box where the model itself predicts
         boxes (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
         return torch.tensor([self._point(index) for index in range(len(self.prompts))], dtype=torch.int64, device="cpu")
 
-    def segment(self, background: float | None = None) -> Tensor:
+    def segment(self, background: float | None = None) -> Int[Tensor, "y x"]:
         """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
 
         A pixel is background where a background phrase of the vocabulary is best, or where the best softmax probability
@@ -279,9 +284,9 @@ class Localization:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
         groups = [self._groups[index] for index in self._order]
         if self.logit_scale is not None:
-            return readout.segment(self._contest, groups, background)
-        labels = readout.segment(self._contest, groups, None)
-        return labels if background is None else labels.masked_fill_(self._contest.best < background, -1)
+            return readout.segment(self._softmax, groups, background)
+        labels = readout.segment(self._softmax, groups, None)
+        return labels if background is None else labels.masked_fill_(self._softmax.best < background, -1)
 
     def to(self, device: torch.device | str) -> "Localization":
         """The same on another device; scores in float32 at least."""
@@ -292,11 +297,11 @@ class Localization:
         return replace(self, maps=self.maps.to(device), scores=moved(self.scores), presence=moved(self.presence))
 
     @cached_property
-    def _contest(self) -> readout.Contest:
+    def _softmax(self) -> readout.SoftmaxArgmax:
         scale = 1.0 if self.logit_scale is None else self.logit_scale
         if self.refined is None and isinstance(self.maps, Tensor):
-            return readout.grid_contest(scale * self.maps[self._order], self.size)
-        return readout.contest(scale * self._phrase(index) for index in self._order)
+            return readout.grid_softmax_argmax(scale * self.maps[self._order], self.size)
+        return readout.softmax_argmax(scale * self._phrase(index) for index in self._order)
 
     @property
     def _order(self) -> list[int]:
@@ -337,7 +342,7 @@ class Localization:
     def _probability(self, cosine: Tensor) -> Tensor:
         if self.logit_scale is None:
             return cosine
-        return (self.logit_scale * cosine - self._contest.log_mass).exp()
+        return (self.logit_scale * cosine - self._softmax.log_sum_exp).exp()
 
 
 class LabelMap:
@@ -360,8 +365,8 @@ class LabelMap:
         return file.getvalue()
 
 
-def _above(found: Boxes, threshold: float, scale: str, instances: str) -> Boxes:
+def _above(boxes: Boxes, threshold: float, scale: str, instances: str) -> Boxes:
     """Predicted boxes whose score is above the threshold: all, or the best one."""
-    best = found.scores[:1] if scale == "minmax" else 1
-    kept = torch.nonzero(found.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
-    return Boxes(found.xyxy[kept], found.scores[kept])
+    best = boxes.scores[:1] if scale == "minmax" else 1
+    kept = torch.nonzero(boxes.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
+    return Boxes(boxes.xyxy[kept], boxes.scores[kept])

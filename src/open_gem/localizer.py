@@ -1,9 +1,8 @@
 """Encode an image once, ask as often as you like: the localizer without training."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from open_gem import readout, towers
 from open_gem.errors import InputError, MethodError
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
-from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan
+from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
 from open_gem.locate import BATCH, AnyLocalizer, Methods, Prepared
 from open_gem.method.run import Encoded, check_depth, run
@@ -129,39 +128,38 @@ class Localizer(AnyLocalizer):
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str]
     ) -> list[dict[str, Encoded | EncodedWindows]]:
-        canvases = group[0].canvases
-        by_canvas: list[list[dict[str, Encoded]]] = []  # of every window of every image, in order
-        for canvas in canvases:
-            windows = (crop for one in group for crop in crops(self._pixels(one, canvas), canvas))
-            by_canvas.append([])
-            while chunk := list(islice(windows, BATCH)):
-                batch = run(self.backbone.vision, torch.stack(chunk), methods, pooled=True, trace=trace)
-                by_canvas[-1] += [
-                    {label: encoded.image(index) for label, encoded in batch.items()} for index in range(len(chunk))
-                ]
-        results = []
-        for index, one in enumerate(group):
-            own = [
-                some[index * len(canvas.windows) :][: len(canvas.windows)]
-                for canvas, some in zip(canvases, by_canvas, strict=True)
-            ]
-            results.append(
-                {
-                    label: self._merged(one, [[window[label] for window in some] for some in own], method)
-                    for label, method in methods.items()
-                }
-            )
-        return results
+        crop_by_crop = (
+            crop
+            for prepared in group
+            for canvas in prepared.canvases
+            for crop in crops(self._pixels(prepared, canvas), canvas)
+        )
+        windows = self._run(crop_by_crop, methods, trace)
+        encoded = []
+        for prepared in group:
+            own = [[next(windows) for _ in canvas.windows] for canvas in prepared.canvases]
+            encoded.append({label: self._merged(prepared, own, label, method) for label, method in methods.items()})
+        return encoded
+
+    def _run(
+        self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str]
+    ) -> Iterator[dict[str, Encoded]]:
+        """What each window gives, by the methods' labels; neighbours of one size share a pass."""
+        for batch in stacked(windows, BATCH):
+            by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
+            for index in range(len(batch)):
+                yield {label: encoded.image(index) for label, encoded in by_label.items()}
 
     def _merged(
-        self, prepared: Prepared, windows: Sequence[Sequence[Encoded]], method: Method
+        self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Encoded]]], label: str, method: Method
     ) -> Encoded | EncodedWindows:
-        """One image from its windows, canvas by canvas, with the method's steps applied."""
+        """One image by one method, from its windows, canvas by canvas, with the method's steps applied."""
         source = prepared.image if self.refinement is not None else None
+        own = [[by_label[label] for by_label in row] for row in windows]
         if prepared.pixels is None and self.views.merge == "logits":
-            stepped = [[window.stepped(method.steps) for window in some] for some in windows]
-            return EncodedWindows(prepared.canvases, stepped, prepared.size, source)
-        whole = windows[0][0] if prepared.pixels is not None else merge_features(prepared.canvases, windows)
+            own = [[window.stepped(method.steps) for window in row] for row in own]
+            return EncodedWindows(prepared.canvases, own, prepared.size, source)
+        whole = own[0][0] if prepared.pixels is not None else merge_features(prepared.canvases, own)
         return replace(whole.stepped(method.steps), original=prepared.size, source=source)
 
     def _pixels(self, prepared: Prepared, canvas: Canvas) -> Tensor:
@@ -224,7 +222,8 @@ def resolve(backbone: Backbone, method: str | Method) -> Method:
         name = check_name(method).removeprefix(PROXYCLIP)
         return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
     known = find_method(method).fitted(backbone.vision.layers)
-    return replace(known, attention=known.attention.rescaled(backbone.recommended.temperature_scale))
+    attention = known.attention.rescaled(backbone.recommended.temperature_scale)
+    return known if attention is known.attention else replace(known, attention=attention)
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -18,7 +19,7 @@ from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
 CELLS = 1 << 18
-"""Numbers that `grid_contest` works on at a time: 1 MiB in float32, which stays in a core's cache."""
+"""Numbers that `grid_softmax_argmax` works on at a time: 1 MiB in float32, which stays in a core's cache."""
 
 
 BAND = 1 << 20
@@ -26,14 +27,14 @@ BAND = 1 << 20
 
 
 class Boxes(NamedTuple):
-    """Boxes of one prompt, best first: `xyxy` `(m, 4)` int pixels, right/bottom exclusive; `scores` `(m,)` the highest
-    cosine inside each."""
+    """Boxes of one prompt, best first: left, top, right, bottom in pixels, right and bottom exclusive; `scores` are the
+    highest cosine inside each."""
 
-    xyxy: Tensor
-    scores: Tensor
+    xyxy: Int[Tensor, "m 4"]
+    scores: Float[Tensor, " m"]
 
 
-def upsample(grid_map: Tensor, size: Size) -> Tensor:
+def upsample(grid_map: Float[Tensor, "*p r k"], size: Size) -> Float[Tensor, "*p y x"]:
     """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`.
 
     In float32 at least: half precision would make steps of what should be slopes.
@@ -44,12 +45,12 @@ def upsample(grid_map: Tensor, size: Size) -> Tensor:
     )
 
 
-def min_max(heatmap: Tensor) -> Tensor:
+def min_max(heatmap: Float[Tensor, "y x"]) -> Float[Tensor, "y x"]:
     """Stretch one map `(y, x)` to [0, 1]; a constant map, where nothing stands out, becomes 0."""
     return min_max_of(heatmap)(heatmap)
 
 
-def min_max_of(heatmap: Tensor) -> Callable[[Tensor], Tensor]:
+def min_max_of(heatmap: Float[Tensor, "y x"]) -> Callable[[Tensor], Tensor]:
     """What `min_max` does to a map, for any part of it."""
     low, high = heatmap.aminmax()
     # Interpolation weights add up to 1 only nearly, so a constant patch map comes here with noise in its last digits.
@@ -59,13 +60,13 @@ def min_max_of(heatmap: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda part: (part - low) / (high - low)  # NaN stays NaN
 
 
-def peak(heatmap: Tensor) -> tuple[int, int]:
+def peak(heatmap: Float[Tensor, "y x"]) -> tuple[int, int]:
     """Where a map `(y, x)` is highest, as `(x, y)` in pixels; the first in reading order among equals."""
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[-1])
     return x, y
 
 
-def peak_inside(values: np.ndarray, region: np.ndarray) -> tuple[int, int]:
+def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"]) -> tuple[int, int]:
     """Where the values `(y, x)` are highest in a region, which is not empty: `(y, x)`, the first of equal ones."""
     best = None
     for band in bands(*region.shape):
@@ -77,9 +78,9 @@ def peak_inside(values: np.ndarray, region: np.ndarray) -> tuple[int, int]:
     return best
 
 
-def extent(some: Tensor) -> slice:
-    """From the first to the last true one of `some` `(n,)`, of which one is true at least."""
-    at = torch.nonzero(some)[:, 0]
+def extent(flags: Bool[Tensor, " n"]) -> slice:
+    """From the first true flag to the last, of which there is one at least."""
+    at = torch.nonzero(flags)[:, 0]
     return slice(int(at[0]), int(at[-1]) + 1)
 
 
@@ -97,29 +98,29 @@ class Components(NamedTuple):
     spans: list[tuple[slice, slice]]
 
 
-def components(mask: Tensor) -> Components:
+def components(mask: Bool[Tensor, "y x"]) -> Components:
     """The components of `mask` `(y, x)`, in reading order of their first pixels."""
     labels = np.empty(tuple(mask.shape), dtype=np.int32)
     ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)), output=labels)
     return Components(labels, ndimage.find_objects(labels))
 
 
-def whole(mask: Tensor) -> Components:
+def whole(mask: Bool[Tensor, "y x"]) -> Components:
     """All of `mask` `(y, x)` as one component, whether connected or not; none where it is empty."""
     labels = mask.cpu().numpy().astype(np.int32)
     return Components(labels, ndimage.find_objects(labels))
 
 
-def component_boxes(mask: Tensor, heatmap: Tensor) -> Boxes:
+def component_boxes(mask: Bool[Tensor, "y x"], heatmap: Float[Tensor, "y x"]) -> Boxes:
     """A box around each 8-connected component of `mask` `(y, x)`, scored by the highest value of `heatmap` in it."""
-    labels, found = components(mask)
+    labels, spans = components(mask)
     values = heatmap.float().cpu().numpy()
-    boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]
-    scores = [values[span][labels[span] == number].max() for number, span in enumerate(found, start=1)]
+    boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in spans]
+    scores = [values[span][labels[span] == number].max() for number, span in enumerate(spans, start=1)]
     return _sorted(_boxes(boxes, scores))
 
 
-def whole_box(mask: Tensor, heatmap: Tensor) -> Boxes:
+def whole_box(mask: Bool[Tensor, "y x"], heatmap: Float[Tensor, "y x"]) -> Boxes:
     """One box around all of `mask` `(y, x)`, scored likewise; none where the mask is empty."""
     ys, xs = torch.nonzero(mask, as_tuple=True)
     if not len(ys):
@@ -133,9 +134,11 @@ def _boxes(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float]) 
     return Boxes(xyxy, torch.from_numpy(np.array(scores, dtype=np.float32)))
 
 
-def merge_boxes(some: Sequence[Boxes]) -> Boxes:
+def merge_boxes(by_prompt: Sequence[Boxes]) -> Boxes:
     """Boxes of several phrases that mean the same, best first."""
-    return _sorted(Boxes(torch.cat([boxes.xyxy for boxes in some]), torch.cat([boxes.scores for boxes in some])))
+    return _sorted(
+        Boxes(torch.cat([boxes.xyxy for boxes in by_prompt]), torch.cat([boxes.scores for boxes in by_prompt]))
+    )
 
 
 def _sorted(boxes: Boxes) -> Boxes:
@@ -143,37 +146,35 @@ def _sorted(boxes: Boxes) -> Boxes:
     return Boxes(boxes.xyxy[order], boxes.scores[order])
 
 
-class Contest(NamedTuple):
-    """Which of several phrases is best at each pixel: the highest logit `best`, the `winner` that has it, and `mass`,
-    Σ exp(logit − best) over all; each `(y, x)`."""
+class SoftmaxArgmax(NamedTuple):
+    """Several phrases against each other at each pixel: the highest logit `best`, the `winner` that has it, and
+    `sum_exp`, Σ exp(logit − best) over all."""
 
-    best: Tensor
-    winner: Tensor
-    mass: Tensor
+    best: Float[Tensor, "y x"]
+    winner: Int[Tensor, "y x"]
+    sum_exp: Float[Tensor, "y x"]
 
     @property
-    def log_mass(self) -> Tensor:
-        """log Σ exp(logit), `(y, x)`: what a logit has to be compared with to give its softmax."""
-        return self.best + self.mass.log()
+    def log_sum_exp(self) -> Float[Tensor, "y x"]:
+        """log Σ exp(logit): what a logit has to be compared with to give its softmax."""
+        return self.best + self.sum_exp.log()
 
 
-def contest(logits: Iterable[Tensor]) -> Contest:
-    """Logits, one map `(y, x)` a phrase, against each other: one pass that keeps three maps, at least float32."""
-    found = None
-    for index, given in enumerate(logits):
-        logit = at_least_float32(given)
-        if found is None:
-            found = Contest(logit, torch.zeros_like(logit, dtype=torch.int64), torch.ones_like(logit))
-            continue
-        higher = torch.maximum(found.best, logit)
-        mass = found.mass * (found.best - higher).exp() + (logit - higher).exp()
-        found = Contest(higher, found.winner.masked_fill_(logit > found.best, index), mass)
-    assert found is not None, "somebody has asked for at least one phrase"
-    return found
+def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
+    """Logits, one map a phrase, at least one, against each other: one pass that keeps three maps, float32 at least."""
+    maps = map(at_least_float32, logits)
+    best = next(maps)
+    winner, sum_exp = torch.zeros_like(best, dtype=torch.int64), torch.ones_like(best)
+    for index, logit in enumerate(maps, start=1):
+        higher = torch.maximum(best, logit)
+        sum_exp = sum_exp * (best - higher).exp() + (logit - higher).exp()
+        winner.masked_fill_(logit > best, index)
+        best = higher
+    return SoftmaxArgmax(best, winner, sum_exp)
 
 
-def grid_contest(logits: Tensor, size: Size) -> Contest:
-    """The same for logits on the patch grid, `(p, r, k)`, upsampled to `size` as `upsample` does.
+def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxArgmax:
+    """`softmax_argmax` of logits on the patch grid, upsampled to `size` as `upsample` does.
 
     Band by band of pixels between two rows of the grid, all phrases side by side in memory: several times faster than
     map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of phrases.
@@ -182,7 +183,9 @@ def grid_contest(logits: Tensor, size: Size) -> Contest:
     (low_rows, high_rows, down), (low, high, along) = (
         _taps(cells, pixels, corners) for cells, pixels in zip(corners.shape[:2], size, strict=True)
     )
-    found = Contest(*(corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64, corners.dtype)))
+    result = SoftmaxArgmax(
+        *(corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64, corners.dtype))
+    )
     step = max(1, CELLS // (size.width * len(logits)))
     for start, end in _runs(low_rows.tolist()):
         above, below = (
@@ -192,9 +195,9 @@ def grid_contest(logits: Tensor, size: Size) -> Contest:
         for first in range(start, end, step):
             band = slice(first, min(first + step, end))
             here = torch.lerp(above, below, down[band, None, None])
-            best, _ = torch.max(here, dim=-1, out=(found.best[band], found.winner[band]))
-            torch.sum(here.sub_(best[..., None]).exp_(), dim=-1, out=found.mass[band])
-    return found
+            best, _ = torch.max(here, dim=-1, out=(result.best[band], result.winner[band]))
+            torch.sum(here.sub_(best[..., None]).exp_(), dim=-1, out=result.sum_exp[band])
+    return result
 
 
 def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,18 +217,18 @@ def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, (start := start + len(list(run)))
 
 
-def segment(found: Contest, groups: Sequence[int], background: float | None) -> Tensor:
+def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None) -> Int[Tensor, "y x"]:
     """The label of the best phrase of each pixel: `(y, x)` int64, −1 for background.
 
     `groups` has the label of each phrase, −1 for those of the background. A pixel whose best softmax probability is
     below `background` is background too (PascalVOC protocol of the paper): over all phrases, of which the best alone
     counts for its label, as the evaluators of the field have it.
     """
-    label = torch.tensor(groups, dtype=torch.int64, device=found.winner.device)[found.winner]
-    return label if background is None else label.masked_fill_(1 / found.mass < background, -1)
+    label = torch.tensor(groups, dtype=torch.int64, device=best.winner.device)[best.winner]
+    return label if background is None else label.masked_fill_(1 / best.sum_exp < background, -1)
 
 
-def remove_redundancy(maps: Tensor, scores: Tensor) -> Tensor:
+def remove_redundancy(maps: Float[Tensor, "*w p r k"], scores: Float[Tensor, " p"]) -> Float[Tensor, "*w p r k"]:
     """What CLIP Surgery leaves of cosines when what all phrases share is taken away ("feature surgery").
 
     maps    `(..., p, r, k)` cosines F_i · T_c of patches with p phrases

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
@@ -42,7 +43,7 @@ class EncodedWindows:
         return self.canvases[0].size
 
     @property
-    def pooled(self) -> Tensor | None:
+    def pooled(self) -> Float[Tensor, "1 e"] | None:
         """One image-level embedding `(1, e)`, see `merge_pooled`."""
         return merge_pooled(self.windows)
 
@@ -51,7 +52,7 @@ class EncodedWindows:
         """Bytes of its tensors."""
         return sum(part.nbytes for parts in self.windows for part in parts)
 
-    def similarity(self, text: Tensor) -> list[Tensor]:
+    def similarity(self, text: Float[Tensor, "p e"]) -> list[Float[Tensor, "w p r k"]]:
         """Cosines `(w, p, r, k)` of each canvas's windows with `text` `(p, e)`."""
         return [torch.cat([part.similarity(text)[0] for part in parts]) for parts in self.windows]
 
@@ -123,7 +124,7 @@ def _join_patches(canvas: Canvas, parts: Sequence[Tensor], grid: Grid) -> Tensor
     return _average(cells, places, Size(*in_cells(canvas.size)))
 
 
-def merge_pooled(encoded: Sequence[Sequence[Encoded]]) -> Tensor | None:
+def merge_pooled(encoded: Sequence[Sequence[Encoded]]) -> Float[Tensor, "1 e"] | None:
     """The mean `(1, e)` of all views' image-level embeddings, each of unit norm first; that of a single view as it is;
     None where a view has none."""
     pooled = [part.pooled for parts in encoded for part in parts]
@@ -148,11 +149,11 @@ class Mosaic(Sequence[Tensor]):
     `stack()` where there is room. Raises InputError where maps and windows are not equally many.
     """
 
-    def __init__(self, canvases: Sequence[Canvas], maps: Sequence[Tensor]):
+    def __init__(self, canvases: Sequence[Canvas], maps: Sequence[Float[Tensor, "w p r k"]]):
         self.canvases, self.maps = tuple(canvases), tuple(maps)
-        windows, given = [len(canvas.windows) for canvas in self.canvases], [len(some) for some in self.maps]
-        if windows != given or not windows:
-            raise InputError(f"maps are of {given} windows, expected those of the canvases: {windows}")
+        windows, counts = [len(canvas.windows) for canvas in self.canvases], [len(maps) for maps in self.maps]
+        if windows != counts or not windows:
+            raise InputError(f"maps are of {counts} windows, expected those of the canvases: {windows}")
 
     def __len__(self) -> int:
         return self.maps[0].shape[1]
@@ -192,7 +193,7 @@ class Mosaic(Sequence[Tensor]):
         """The same on another device."""
         return Mosaic(self.canvases, [maps.to(device) for maps in self.maps])
 
-    def stack(self) -> Tensor:
+    def stack(self) -> Float[Tensor, "p y x"]:
         """All maps at once, `(p, y, x)`."""
         return torch.stack(list(self))
 
@@ -201,7 +202,9 @@ def _join_maps(canvas: Canvas, maps: Tensor) -> Tensor:
     """Maps `(w, r, k)` of the windows, upsampled, on the canvas `(y, x)`, averaged where they overlap."""
     window = Size(canvas.windows[0].height, canvas.windows[0].width)
     return _average(
-        (readout.upsample(one, window) for one in maps), [(w.top, w.left) for w in canvas.windows], canvas.size
+        (readout.upsample(window_map, window) for window_map in maps),
+        [(w.top, w.left) for w in canvas.windows],
+        canvas.size,
     )
 
 

@@ -111,7 +111,7 @@ class Output:
             if not refused:
                 return [self.folder / file for file in some]
             reasons += refused
-        self.skip(image_id, reasons[-1])
+        self.skip(image_id, reasons[0])
         return None
 
     def _why_not(self, path: Path) -> str | None:

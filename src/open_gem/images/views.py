@@ -7,9 +7,11 @@ How the results of the windows are merged: `windows`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
+import torch
 from torch import Tensor
 
 from open_gem.checks import is_count, is_positive
@@ -165,3 +167,10 @@ def crops(pixels: Tensor, canvas: Canvas) -> Iterator[Tensor]:
     seen = pixels.flip(-1) if canvas.mirrored else pixels
     for window in canvas.windows:
         yield seen[:, window.top : window.top + window.height, window.left : window.left + window.width]
+
+
+def stacked(windows: Iterable[Tensor], limit: int) -> Iterator[Tensor]:
+    """Windows `(3, wy, wx)` as batches `(≤ limit, 3, wy, wx)`: neighbours of one size together, in order."""
+    for _, same in groupby(windows, key=lambda window: window.shape):
+        while batch := list(islice(same, limit)):
+            yield torch.stack(batch)

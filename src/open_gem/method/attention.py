@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
@@ -23,33 +24,33 @@ ROWS = 1024
 
 
 class Heads(NamedTuple):
-    """Query, key and value of one block, each `(b, h, n, c)`."""
+    """Query, key and value of one block."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    q: Float[Tensor, "b h n c"]
+    k: Float[Tensor, "b h n c"]
+    v: Float[Tensor, "b h n c"]
 
 
-def query_key(heads: Heads) -> Tensor:
+def query_key(heads: Heads) -> Float[Tensor, "b h n c"]:
     """The attention the model was trained with: softmax(q kᵀ / √c) v."""
     attend = native.query_key if native.fits(heads.q.shape[-1] ** -0.5, *heads) else scaled_dot_product_attention
     return attend(*heads)
 
 
-def identity(heads: Heads) -> Tensor:
+def identity(heads: Heads) -> Float[Tensor, "b h n c"]:
     """Every token attends to itself alone (MaskCLIP): the values as they are."""
     return heads.v
 
 
 def self_self(
-    projections: Sequence[Tensor],
-    values: Tensor,
-    inverse_temperature: Tensor | float,
+    projections: Sequence[Float[Tensor, "b h n c"]],
+    values: Float[Tensor, "b h n c"],
+    inverse_temperature: Float[Tensor, "#b 1 1 1"] | float,
     *,
     normalize: bool,
     iterations: int,
     bias: Tensor | None = None,
-) -> Tensor:
+) -> Float[Tensor, "b h n c"]:
     """Self-self attention (paper eqs. 2–6): the mean over `projections` p of softmax(p pᵀ / τ + bias) values.
 
     projections          of q, k and v, those that take part
@@ -76,7 +77,7 @@ def self_self(
     return sum(mixed[1:], mixed[0]) / len(mixed)
 
 
-def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
+def adaptive_inverse_temperature(normed: Float[Tensor, "b n d"], head_width: int) -> Float[Tensor, "b 1 1 1"]:
     """1/τ of section 4.1, one value an image, shape `(b, 1, 1, 1)`.
 
     τ = N √c / Σᵢ‖xᵢ‖ with x = `normed` `(b, n, d)`, the block's input after its first norm, over all N tokens, [CLS]
@@ -86,7 +87,7 @@ def adaptive_inverse_temperature(normed: Tensor, head_width: int) -> Tensor:
     return (mean_norm * head_width**-0.5).to(normed.dtype)[:, None, None, None]
 
 
-def gaussian(grid: Grid, prefix: int, std: float) -> Tensor:
+def gaussian(grid: Grid, prefix: int, std: float) -> Float[Tensor, "n n"]:
     """NACLIP's bias ω for patches on `grid` after `prefix` other tokens: `(n, n)`, float32.
 
     exp(−(Δrow² + Δcol²) / 2 std²) between two patches, `std` in patches; 0 where a prefix token is involved.
@@ -100,7 +101,9 @@ def gaussian(grid: Grid, prefix: int, std: float) -> Tensor:
 
 
 @without_autocast()
-def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float = 1.2) -> Tensor:
+def external(
+    expert: Float[Tensor, "b m e"], values: Float[Tensor, "b h m c"], *, gamma: float = 3.0, beta: float = 1.2
+) -> Float[Tensor, "b h m c"]:
     """Attention that another model's tokens decide (ProxyCLIP): softmax(γ (S − β mean S)), pairs below 0 left out.
 
     expert  `(b, m, e)`: its patch tokens F, of any norm. S = F̂F̂ᵀ are their cosines; mean S is over all pairs of one
@@ -125,7 +128,7 @@ def external(expert: Tensor, values: Tensor, *, gamma: float = 3.0, beta: float 
     return torch.cat(mixed, dim=1).unflatten(-1, (values.shape[1], -1)).transpose(1, 2).to(values.dtype)
 
 
-def resize_values(values: Tensor, grid: Grid, to: Grid) -> Tensor:
+def resize_values(values: Float[Tensor, "b h n c"], grid: Grid, to: Grid) -> Float[Tensor, "b h m c"]:
     """Values `(b, h, r·k, c)` of patches on `grid`, brought to another grid over the same picture.
 
     Bilinear, corners not aligned, without antialias, as ProxyCLIP has it; in float32 at least. As they are where the
@@ -138,6 +141,6 @@ def resize_values(values: Tensor, grid: Grid, to: Grid) -> Tensor:
     return resized.flatten(2).unflatten(1, (values.shape[1], -1)).transpose(2, 3).to(values.dtype)
 
 
-def to_unit(p: Tensor) -> Tensor:
+def to_unit(p: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h n c"]:
     """Unit norm per head; the norm in float32, since in float16 the guard against zero vectors is zero itself."""
     return unit(at_least_float32(p), dim=-1).to(p.dtype)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -47,14 +48,14 @@ class Encoded:
     source    the image itself, if a refinement needs it
     """
 
-    tokens: Tensor
+    tokens: Float[Tensor, "b n e"]
     grid: Grid
     size: Size
     prefix: int = 1
-    pooled: Tensor | None = None
+    pooled: Float[Tensor, "b e"] | None = None
     original: Size | None = None
-    trace: Mapping[int, Tensor] = field(default_factory=dict)
-    taps: Mapping[int, Tensor] = field(default_factory=dict)
+    trace: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
+    taps: Mapping[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
     source: Image.Image | None = None
 
     def image(self, index: int) -> "Encoded":
@@ -62,7 +63,7 @@ class Encoded:
         return self._each(lambda tensor: tensor[index : index + 1])
 
     @property
-    def patches(self) -> Tensor:
+    def patches(self) -> Float[Tensor, "b m e"]:
         """Patch features `(b, r·k, e)`, row by row, not normalised."""
         return self.tokens[:, self.prefix :]
 
@@ -71,11 +72,11 @@ class Encoded:
         """Bytes of its tensors."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
-    def similarity(self, text: Tensor) -> list[Tensor]:
+    def similarity(self, text: Float[Tensor, "p e"]) -> list[Float[Tensor, "b p r k"]]:
         """Cosines of each patch with `text` `(p, e)`: one tensor `(b, p, r, k)`, float32 at least."""
         return [similarity(self.patches, text).unflatten(-1, tuple(self.grid))]
 
-    def maps(self, cosines: Sequence[Tensor]) -> Tensor:
+    def maps(self, cosines: Sequence[Float[Tensor, "1 p r k"]]) -> Float[Tensor, "p r k"]:
         """What `similarity` gave, as maps `(p, r, k)` of the one image."""
         return cosines[0][0]
 
@@ -132,7 +133,7 @@ def check_depth(method: Method, layers: int, label: str = "the method") -> None:
 @cpu_by_default()
 def run(
     tower: VisionTower,
-    pixels: Tensor,
+    pixels: Float[Tensor, "b 3 y x"],
     methods: Mapping[str, Method],
     *,
     pooled: bool = False,
@@ -196,7 +197,7 @@ def run(
         own_taps = {index: taps[index] for step in method.steps for index in step.taps(tower.layers)}
         encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
     pooled_too = [] if embedding is None else [embedding]
-    _check_finite(tower, pixels, [*(one.tokens for one in encoded.values()), *pooled_too])
+    _check_finite(tower, pixels, [*(features.tokens for features in encoded.values()), *pooled_too])
     return encoded
 
 

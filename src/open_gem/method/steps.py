@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -32,8 +33,8 @@ class StepContext:
     """
 
     grid: Grid
-    taps: Mapping[int, Tensor] = field(default_factory=dict)
-    expert: tuple[Tensor, Grid] | None = None
+    taps: Mapping[int, Float[Tensor, "n d"]] = field(default_factory=dict)
+    expert: tuple[Float[Tensor, "m f"], Grid] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Step(ABC):
     """Patch features of one image `(r·k, e)` → features of the same shape."""
 
     @abstractmethod
-    def __call__(self, features: Tensor, context: StepContext) -> Tensor:
+    def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
         """The features after this step, `(r·k, e)`."""
 
     def taps(self, layers: int) -> range:
@@ -66,7 +67,7 @@ class Scga(Step):
         if not is_positive(self.scale):
             raise MethodError(f"scale is {self.scale!r}, expected a number above 0")
 
-    def __call__(self, features: Tensor, context: StepContext) -> Tensor:
+    def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
         return scga(features, self.scale)
 
 
@@ -81,7 +82,7 @@ def find_step(name: str) -> Step:
     return STEPS[name]()
 
 
-def scga(features: Tensor, scale: float = 10.0) -> Tensor:
+def scga(features: Float[Tensor, "n e"], scale: float = 10.0) -> Float[Tensor, "n e"]:
     """F ← softmax(scale · (S − mean S), pairs below the mean left out) F, with S the cosines of F `(n, e)`.
 
     RADSeg's step on a stitched feature map. Memory grows with n, not n²: strips of at most `STRIP` affinities. The

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from open_gem.checks import did_you_mean, is_count, is_positive
@@ -30,7 +31,7 @@ A = TypeVar("A", bound="Attention")
 
 
 def _names(value: Any) -> set[str]:
-    return {one.name for one in fields(value)}
+    return {setting.name for setting in fields(value)}
 
 
 def _check(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
@@ -76,8 +77,8 @@ class BlockContext:
     borrowed  q, k and v of the earlier blocks that some method borrows from: see `Attention.borrows`
     """
 
-    normed: Tensor
-    pixels: Tensor
+    normed: Float[Tensor, "b n d"]
+    pixels: Float[Tensor, "b 3 y x"]
     grid: Grid
     prefix: int
     layers: int
@@ -111,7 +112,7 @@ class Attention(ABC):
     """
 
     @abstractmethod
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         """The mixed values `(b, h, n, c)`."""
 
     def borrows(self, layers: int) -> range:
@@ -138,7 +139,7 @@ class Attention(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The variant's name and its settings, as values that JSON can hold."""
-        settings = {one.name: getattr(self, one.name) for one in fields(self)}
+        settings = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return {"attention": type(self).__name__} | {name: _json_value(value) for name, value in settings.items()}
 
 
@@ -148,7 +149,7 @@ class Plain(Attention):
 
     function: Callable[[Heads], Tensor]
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         return self.function(heads)
 
     def describe(self) -> dict[str, Any]:
@@ -194,7 +195,9 @@ class Tempered(Attention):
         return inverse / self.temperature_scale
 
     def rescaled(self: "T", factor: float) -> "T":
-        return replace(self, temperature_scale=self.temperature_scale * factor) if self.is_adaptive else self
+        if not self.is_adaptive or factor == 1:
+            return self
+        return replace(self, temperature_scale=self.temperature_scale * factor)
 
 
 T = TypeVar("T", bound=Tempered)
@@ -226,7 +229,7 @@ class SelfSelf(Tempered):
     def order(self) -> int:
         return len(self.projections)
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         mean = context.cached(_keys(self)[0], lambda: self._mean(heads, context))
         return mean * len(self.projections) if self.combine == "sum" else mean
 
@@ -279,7 +282,7 @@ class KMeans(Tempered):
         _check(self, "seed", lambda number: is_count(number, 0), "a whole number, 0 or more")
         _check(self, "max_iter", lambda number: is_count(number, 1), "a whole number, 1 or more")
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         clusters = min(self.clusters, heads.v.shape[-2])
         labels = spherical_kmeans(heads.v, clusters, seed=self.seed, iterations=self.max_iter).labels
         centroids = means(heads.v, labels, clusters)
@@ -311,8 +314,8 @@ class CrossBlock(SelfSelf):
     def borrows(self, layers: int) -> range:
         return range(round(layers * 5 / 12), max(1, round(layers * 9 / 12)))
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
-        own = SelfSelf(**{one.name: getattr(self, one.name) for one in fields(SelfSelf)})(heads, context)
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        own = SelfSelf(**{setting.name: getattr(self, setting.name) for setting in fields(SelfSelf)})(heads, context)
         middle = (context.borrowed[index] for index in self.borrows(context.layers))
         trained = [attention.query_key(block._replace(v=heads.v)) for block in middle]
         borrowed = sum(trained[1:], trained[0]) / len(trained)
@@ -382,7 +385,8 @@ class Method:
 
     def fitted(self, layers: int) -> "Method":
         """The same settings, no deeper than a tower of `layers` blocks allows: for a depth that nobody asked for."""
-        return replace(self, depth=min(self.depth, self.deepest(layers)))
+        deepest = self.deepest(layers)
+        return self if self.depth <= deepest else replace(self, depth=deepest)
 
     def describe(self) -> dict[str, Any]:
         """The settings as values that JSON can hold."""

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from open_gem.method.attention import Heads
@@ -41,7 +42,7 @@ class VisionTower(ABC):
     layers: int
 
     @abstractmethod
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
 
         Pixels come from any device and in any float type. Raises InputError where they do not fit.
@@ -52,7 +53,7 @@ class VisionTower(ABC):
         """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
 
     @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
+    def project(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
 
         What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
@@ -60,5 +61,5 @@ class VisionTower(ABC):
         """
 
     @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
+    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""

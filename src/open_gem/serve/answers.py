@@ -95,7 +95,9 @@ def object_scores(label: Localization, cosines: Sequence[float]) -> list[float]:
     if presence is None:
         return [round(cosine, 6) for cosine in cosines]
     stretch = readout.min_max_of(label.heatmaps("cosine")[0].float())
-    return [round(presence * peak, 6) for peak in stretch(torch.tensor(cosines, dtype=torch.float32)).tolist()]
+    return [
+        round(presence * peak, 6) for peak in stretch(torch.tensor(cosines, dtype=torch.float32, device="cpu")).tolist()
+    ]
 
 
 def value(values: Tensor | None) -> float | None:
