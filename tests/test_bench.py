@@ -163,7 +163,7 @@ def test_an_interpreter_without_the_published_code_is_one_line(interpreter, word
 
 def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
     monkeypatch.setattr("open_gem.bench.memory.measure_memory", lambda case, setting: Memory(10, setting.side))
-    options = ("--model", tiny, "--side", "32,64", "--batch", 2, "--cases", "gem,texts", "--repeats", 1)
+    options = ("--model", tiny, "--side", "32,64", "--batch-size", 2, "--cases", "gem,texts", "--repeats", 1)
     result = call(*options, "--memory")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -188,7 +188,7 @@ def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
         (("--cases", "jem"), "unknown case 'jem'"),
         (("--side", "33"), "33"),
         (("--against", "no-such-python"), "could not be run"),
-        (("--batch", "0"), "--batch is '0', expected whole numbers from 1"),
+        (("--batch-size", "0"), "--batch-size is '0', expected whole numbers from 1"),
     ],
 )
 def test_wrong_options_are_one_line(options, words, tiny):

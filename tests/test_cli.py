@@ -382,7 +382,7 @@ def test_weights_that_do_not_load_are_one_line(place: Path, monkeypatch: pytest.
 
 
 def test_unexpected_errors_are_not_hidden(tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(save.LocatedImage, "rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(save.ImageResult, "rows", lambda *_: 1 / 0)
     assert isinstance(ground(tiny, "cat.png", "-p", "x").exception, ZeroDivisionError)
 
 

@@ -26,7 +26,7 @@ def demo(
     """Make a scene of known objects, locate them and one that is absent, and draw the result. Needs no network."""
     from PIL import Image
 
-    from open_gem.cli.save import LocatedImage, draw_overlay, save_picture, slugs, write_json
+    from open_gem.cli.save import ImageResult, draw_overlay, save_picture, slugs, write_json
     from open_gem.data.scenes import CONCEPTS, scene
     from open_gem.files import check_writable, write_file
     from open_gem.images.draw import contact_sheet
@@ -36,7 +36,7 @@ def demo(
     known = scene(seed, size=512)
     absent = next(name for name in CONCEPTS if name not in known.names)
     image, prompts = Image.fromarray(known.image), [*known.names, absent]
-    located = LocatedImage(str(out / "scene.png"), image, localizer(image, prompts))
+    located = ImageResult(str(out / "scene.png"), image, localizer(image, prompts))
     overlays = [draw_overlay(located, index) for index in range(len(prompts))]
 
     save_picture(out / "scene.png", image)

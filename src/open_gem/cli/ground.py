@@ -26,7 +26,7 @@ from open_gem.cli.options import (
 from open_gem.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from open_gem.cli.save import LocatedImage, PromptRow
+    from open_gem.cli.save import ImageResult, PromptRow
     from open_gem.locate import AnyLocalizer
     from open_gem.method.table import Method
     from open_gem.text import Vocabulary
@@ -217,9 +217,9 @@ def settings_of(localizer: "AnyLocalizer", methods: "Mapping[str, Method]") -> d
 
 def locate(
     localizer: "AnyLocalizer", path: str, vocabulary: "Vocabulary", methods: "Mapping[str, Method]", files: FileOptions
-) -> "dict[str, LocatedImage]":
+) -> "dict[str, ImageResult]":
     """What each method locates in an image, all from one pass of the model. Raises ImageError."""
-    from open_gem.cli.save import LocatedImage
+    from open_gem.cli.save import ImageResult
     from open_gem.images.pixels import read_image
 
     image = read_image(path)
@@ -232,7 +232,7 @@ def locate(
             raise
         raise ImageError(f"{path!r} does not fit into memory; try --image-size long:N or --window") from error
     return {
-        name: LocatedImage(
+        name: ImageResult(
             path, image, result, files.threshold, files.background, scale, name if len(results) > 1 else ""
         )
         for name, result in results.items()
@@ -248,7 +248,7 @@ def report_failure(path: str, error: ImageError, as_json: bool) -> None:
 
 
 def write(
-    located: "Mapping[str, LocatedImage]",
+    located: "Mapping[str, ImageResult]",
     stem: str,
     kinds: Sequence[str],
     few: int,

@@ -67,7 +67,7 @@ class PromptRow:
 
 
 @dataclass(frozen=True, eq=False)
-class LocatedImage:
+class ImageResult:
     """An image with its localization, and how they become files.
 
     scale   of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
@@ -158,7 +158,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
     write_file(path, partial(picture.save, format="PNG"))
 
 
-def draw_overlay(located: LocatedImage, index: int) -> Image.Image:
+def draw_overlay(located: ImageResult, index: int) -> Image.Image:
     """One prompt's heatmap, boxes and point on the image."""
     return overlay(
         located.image,
@@ -170,31 +170,31 @@ def draw_overlay(located: LocatedImage, index: int) -> Image.Image:
     )
 
 
-def side_by_side(by_method: Sequence[LocatedImage], few: int) -> Image.Image:
+def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
     """Overlays of the `few` best prompts, one a row, by several methods, one a column."""
     overlays = [draw_overlay(located, index) for index in by_method[0].best(few) for located in by_method]
     return contact_sheet(overlays, columns=len(by_method))
 
 
-def _heatmap(located: LocatedImage, index: int) -> Image.Image:
+def _heatmap(located: ImageResult, index: int) -> Image.Image:
     """16 bits: 0 to 65535 for the lowest to the highest value, probabilities of 0 to 1, or cosines of -1 to 1."""
     heatmap = located.result.heatmaps(located.scale)[index].cpu().numpy()
     shares = (heatmap + 1) / 2 if located.scale == "cosine" else heatmap
     return Image.fromarray((shares.clip(0, 1) * 65535).round().astype("uint16"))
 
 
-def _mask(located: LocatedImage, index: int) -> Image.Image:
+def _mask(located: ImageResult, index: int) -> Image.Image:
     return Image.fromarray(
         located.result.masks(located.threshold, located.scale)[index].cpu().numpy().astype("uint8") * 255
     )
 
 
-def _write_segmentation(located: LocatedImage, settings: dict[str, Any], file: BinaryIO) -> None:
+def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
     labels = located.result.segment(located.background)
     segmentation(located.image, labels, located.result.prompts).save(file, format="PNG")
 
 
-def _write_npz(located: LocatedImage, settings: dict[str, Any], file: BinaryIO) -> None:
+def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
     similarity = located.result.similarity.float().cpu().numpy()
     vocabulary = located.result.vocabulary
     np.savez(
@@ -208,7 +208,7 @@ def _write_npz(located: LocatedImage, settings: dict[str, Any], file: BinaryIO) 
     )
 
 
-def _write_document(located: LocatedImage, settings: dict[str, Any], file: BinaryIO) -> None:
+def _write_document(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
     write_json(located.document(settings), file)
 
 
@@ -217,12 +217,12 @@ def write_json(document: dict[str, Any], file: BinaryIO) -> None:
 
 
 # What can be saved: one drawing a prompt, or one file an image.
-PICTURES: dict[str, Callable[[LocatedImage, int], Image.Image]] = {
+PICTURES: dict[str, Callable[[ImageResult, int], Image.Image]] = {
     "overlay": draw_overlay,
     "heatmap": _heatmap,
     "mask": _mask,
 }
-DOCUMENTS: dict[str, tuple[str, Callable[[LocatedImage, dict[str, Any], BinaryIO], None]]] = {
+DOCUMENTS: dict[str, tuple[str, Callable[[ImageResult, dict[str, Any], BinaryIO], None]]] = {
     "segmentation": ("segmentation.png", _write_segmentation),
     "npz": ("npz", _write_npz),
     "json": ("json", _write_document),  # last: once it exists, so do the others
