@@ -63,6 +63,7 @@ def evaluate(
     from open_gem.evaluation.protocol import find_protocol
     from open_gem.files import check_writable
     from open_gem.images.pixels import check_size_rule
+    from open_gem.localizer import Localizer
     from open_gem.method.table import METHODS
     from open_gem.paper.report import summary
 
@@ -81,7 +82,7 @@ def evaluate(
     options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
     model.check_untrained(option for option, value in options.items() if value is not None)
     localizer = model.load_any()
-    methods = {} if model.is_trained() else chosen_methods(localizer, names, temperature_scale)
+    methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}
     store = runs.Store.at(out, runs.settings_of(localizer, methods, images, protocol))
     with resumable(), progress_bar(len(ids), quiet) as advance:
         runs.run(store, localizer, methods, images, protocol, ids=ids, progress=advance, **data.loop)
