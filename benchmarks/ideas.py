@@ -1,4 +1,4 @@
-"""Ways to make GEM faster on a CPU that were tried, whether they worked or not, each beside what it would replace.
+"""Ways to make GEM faster on a CPU that were tried, whether they worked or not, beside what each would replace.
 
     python benchmarks/ideas.py [attention|linear|whole] [turns]
 
@@ -77,15 +77,15 @@ def rows_sharing_values(q: Tensor, k: Tensor, v: Tensor, rows: int = 197, group:
     """In torch: some rows of the affinities of all projections at a time, one product with the values."""
     values, out = v.flatten(0, 1), torch.empty(IMAGES * HEADS, TOKENS, WIDTH)
     refined = [normalize(step(normalize(p, dim=-1), normalize(p, dim=-1)), dim=-1).flatten(0, 1) for p in (q, k, v)]
-    for one in range(0, len(values), group):
-        some = slice(one, one + group)
+    for first in range(0, len(values), group):
+        heads = slice(first, first + group)
         for start in range(0, TOKENS, rows):
-            here = slice(start, start + rows)
+            tokens = slice(start, start + rows)
             affinity: Any = 0
             for p in refined:
-                e = (p[some, here] @ p[some].mT - 1).div_(TAU).exp_()
+                e = (p[heads, tokens] @ p[heads].mT - 1).div_(TAU).exp_()
                 affinity = affinity + e.div_(e.sum(dim=-1, keepdim=True))
-            torch.bmm(affinity, values[some], out=out[some, here])
+            torch.bmm(affinity, values[heads], out=out[heads, tokens])
     return (out / 3).unflatten(0, (IMAGES, HEADS))
 
 
@@ -126,7 +126,7 @@ def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attentions() -> Cases:
-    given = heads()
+    qkv = heads()
     compiled = torch.compile(explicit)
     ways: dict[str, Callable[..., Tensor]] = {
         "attention calls, one a projection": separate,
@@ -139,10 +139,10 @@ def attentions() -> Cases:
         "explicit matrices, torch.compile": compiled,
         "our kernel": lambda q, k, v: attention.self_self((q, k, v), v, 1 / TAU, 1),
     }
-    expected = separate(*given)
+    expected = separate(*qkv)
     for name, way in ways.items():
-        print(f"{name}: differs by {(way(*given) - expected).abs().max():.0e}")
-    return {name: lambda way=way: way(*given) for name, way in ways.items()}
+        print(f"{name}: differs by {(way(*qkv) - expected).abs().max():.0e}")
+    return {name: lambda way=way: way(*qkv) for name, way in ways.items()}
 
 
 def linears() -> Cases:
@@ -183,8 +183,8 @@ def wholes() -> Cases:
     half.module.bfloat16()
     expected = run(tower, pixels, gem)["gem"].patches
 
-    def away(found: Tensor) -> str:
-        return f"1 - cosine {1 - functional.cosine_similarity(found.float(), expected, dim=-1).mean():.0e}"
+    def away(patches: Tensor) -> str:
+        return f"1 - cosine {1 - functional.cosine_similarity(patches.float(), expected, dim=-1).mean():.0e}"
 
     print("bfloat16:", away(run(half, pixels.bfloat16(), gem)["gem"].patches))
 
@@ -203,7 +203,7 @@ def wholes() -> Cases:
         "plain forward by open_clip": lambda: tower.library_forward(pixels),
         "GEM": lambda: run(tower, pixels, gem),
         "GEM, kernels off": off(lambda: run(tower, pixels, gem)),
-        "GEM, a picture at a time": lambda: [run(tower, one, gem) for one in pixels.split(1)],
+        "GEM, an image at a time": lambda: [run(tower, image, gem) for image in pixels.split(1)],
         "GEM, bfloat16": lambda: run(half, pixels.bfloat16(), gem),
     }
 

@@ -131,14 +131,14 @@ def add_data_set(copy: Copy) -> str:
 
 from dataclasses import replace
 
-from open_gem.data._scenes import SCENES
+from open_gem.data.scene_source import SCENES
 
 MINE = replace(SCENES, name="mine")
 ''',
     )
     copy.insert(
         "data/__init__.py",
-        "from open_gem.data._scenes import SCENES, SceneSample, scenes\n",
+        "from open_gem.data.scene_source import SCENES, SceneSample, scenes\n",
         "from open_gem.data.mine import MINE\n",
     )
     copy.insert("data/__init__.py", "(*MAP_SOURCES, OPEN_IMAGES, SCENES", ", MINE")

@@ -38,7 +38,7 @@ def test_gem_finds_the_objects(outcomes):
     assert outcomes["gem"]["mask_iou"] >= 0.35
 
 
-def test_gem_beats_clips_own_patches_by_a_wide_margin(outcomes):
+def test_gem_is_far_better_than_clips_own_patches(outcomes):
     """The paper's point: the same weights, read another way."""
     gem, clip = outcomes["gem"], outcomes["clip"]
     assert gem["pointing_game"] > clip["pointing_game"] + 0.6
@@ -46,7 +46,7 @@ def test_gem_beats_clips_own_patches_by_a_wide_margin(outcomes):
     assert gem["mean_iou"] > clip["mean_iou"] + 0.3
 
 
-def test_phrases_that_are_there_score_higher_at_image_level(localizer):
+def test_present_concepts_score_higher_at_image_level(localizer):
     right = wrong = 0
     for seed in HELD_OUT:
         picture = scene(seed, 256)
@@ -71,7 +71,7 @@ def test_one_scene_end_to_end(localizer):
         assert bottom > top
 
 
-def test_all_concepts_are_known_and_nothing_else_is_refused(localizer):
+def test_all_concepts_are_accepted(localizer):
     assert localizer.backbone.concepts == CONCEPTS
     localizer.text.check([*CONCEPTS, *(f"A red {name.upper()}" for name in CONCEPTS), "boat", ""])
 
@@ -94,13 +94,13 @@ def test_a_prompt_without_a_known_word_is_refused_with_the_nearest_concepts(prom
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_templates_and_backgrounds_of_known_words_go_on_working(localizer):
+def test_templates_and_backgrounds_of_known_words_are_accepted(localizer):
     vocabulary = Vocabulary.of({"cat": ["cat", "a big cat"]}).with_background(["tree", "an old house"])
     for template in ("{}", "imagenet-80"):
         assert replace(localizer, template=template)(scene(0, 64).image, vocabulary).presence is not None
 
 
-def test_one_clients_unknown_word_is_that_clients_error(localizer):
+def test_an_unknown_word_over_http_is_a_client_error(localizer):
     pytest.importorskip("fastapi")
     from serving import Server, png
 
@@ -115,13 +115,13 @@ def test_one_clients_unknown_word_is_that_clients_error(localizer):
         server.stop()
 
 
-def test_the_paper_s_own_temperature_is_what_this_model_uses(localizer):
+def test_the_model_uses_the_papers_temperature(localizer):
     """As its card says: no multiplier is recommended, and the size is one that the model was not trained at."""
     assert localizer.resolve("gem") == METHODS["gem"]
     assert localizer.size_rule == "short:160"
 
 
-def test_open_clip_loads_the_checkpoint_by_itself(localizer):
+def test_open_clip_alone_loads_the_checkpoint(localizer):
     """The folder is an ordinary open_clip checkpoint, tokenizer included, and needs no network."""
     from importlib.resources import files
 

@@ -28,7 +28,7 @@ GEM = METHODS["gem"]
 
 @pytest.mark.parametrize("layers", [6, 12, 24])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_rows_fit_the_model_and_curves_are_made_of_them(name, layers):
+def test_rows_fit_the_model_and_curves_use_only_existing_rows(name, layers):
     experiment = EXPERIMENTS[name]
     rows = experiment.rows(layers)
     assert len(rows) > 1
@@ -41,7 +41,7 @@ def test_rows_fit_the_model_and_curves_are_made_of_them(name, layers):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_papers_values_are_of_rows_and_models_that_are_measured(name):
+def test_the_papers_values_belong_to_existing_rows_and_models(name):
     experiment = EXPERIMENTS[name]
     assert TABLES[name].keys() <= set(experiment.models)
     for model, rows in TABLES[name].items():
@@ -65,7 +65,7 @@ def test_table_5_is_depth_with_and_without_mlps():
     assert TABLES["table5"]["CLIP ViT-B/32"]["1 block, MLP"]["voc2012"] == 4.3
 
 
-def test_rows_that_experiments_share_are_read_once():
+def test_rows_that_experiments_share_are_computed_once():
     names = list(EXPERIMENTS)
     together = union(names, 12)
     assert len(set(together.values())) == len(together)
@@ -75,7 +75,7 @@ def test_rows_that_experiments_share_are_read_once():
     assert union(names[::-1], 12) == together and list(union(names[::-1], 12)) == list(together)
 
 
-def test_jobs_are_a_pass_for_each_model_and_split():
+def test_there_is_one_job_for_each_model_and_split():
     every = list(EXPERIMENTS)
     assert jobs(every, True, ("held-out",), None) == [(None, None, tuple(every))]
     on_voc = {job[:2]: job.experiments for job in jobs(every, False, ("val", "train"), None)}
@@ -87,7 +87,7 @@ def test_jobs_are_a_pass_for_each_model_and_split():
     assert {job.split for job in jobs(every, False, ("val", "train"), "val")} == {"val"}
 
 
-def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path, monkeypatch):
+def test_one_pass_gives_the_same_as_each_row_by_itself(tiny_localizer, tmp_path, monkeypatch):
     data, protocol = scenes(range(3), 64), PROTOCOLS["paper"]
     passes = []
     embed = tiny_localizer.backbone.vision.embed
@@ -101,23 +101,23 @@ def test_reproduce_is_each_row_by_itself_from_one_pass(tiny_localizer, tmp_path,
     assert len(passes) == 2  # the line above; the counts are kept
 
 
-def test_pictures_that_cannot_be_read_are_told(tiny_localizer, tmp_path, monkeypatch):
+def test_unreadable_images_are_reported(tiny_localizer, tmp_path, monkeypatch):
     def broken(sample: Any) -> Any:
         raise ImageError(f"cannot read {sample.id}")
 
-    data, picture = scenes(range(3), 64), Sample.picture
-    monkeypatch.setattr(Sample, "picture", lambda self: broken(self) if self.id == "scene-1" else picture(self))
+    data, read = scenes(range(3), 64), Sample.read_image
+    monkeypatch.setattr(Sample, "read_image", lambda self: broken(self) if self.id == "scene-1" else read(self))
     found = reproduce(["table3"], tiny_localizer, data, tmp_path)
-    assert (found.counted, found.asked, found.of) == (2, 3, 3)
+    assert (found.counted, found.requested, found.total) == (2, 3, 3)
     assert found.failed == {"scene-1": "cannot read scene-1"}
     assert not found.complete
     assert found.rows["table3"]["GEM"]["pointing_game"].value >= 0
-    monkeypatch.setattr(Sample, "picture", broken)
+    monkeypatch.setattr(Sample, "read_image", broken)
     with pytest.raises(InputError, match="none of 3 images of scenes could be read: cannot read scene"):
         reproduce(["table3"], tiny_localizer, data, tmp_path / "other")
 
 
-def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
+def test_the_analysis_equals_the_metrics(tiny_localizer):
     """Of the objects' own masks against all that is not in them: in the joint space, and after each block."""
     data, methods = scenes(range(2), 64), {"gem": GEM, "clip": METHODS["clip"]}
     counts = evaluate(tiny_localizer, methods, data, EvalProtocol(), analysed=["gem"])
@@ -125,7 +125,7 @@ def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
     found = scores(counts["gem"])
     for sample in data:
         assert isinstance(sample, SceneSample)
-        features = tiny_localizer.encode(sample.picture(), methods, trace=["gem"])["gem"]
+        features = tiny_localizer.encode(sample.read_image(), methods, trace=["gem"])["gem"]
         visible = [sample.labels() == data.classes.index(name) for name in sample.scene.names]
         pairs = [(name, mask) for name, mask in zip(sample.scene.names, visible, strict=True) if mask.any()]
         sides = to_grid(torch.stack([torch.from_numpy(mask) for _, mask in pairs]), features.grid)
@@ -149,7 +149,7 @@ def test_the_analysis_is_that_of_the_metrics(tiny_localizer):
 
 
 @pytest.mark.parametrize("background", [None, 0])
-def test_void_is_outside_of_nothing_where_it_is_told_from_background(background, tiny_localizer):
+def test_void_is_not_outside_of_masks_if_the_data_set_has_a_background(background, tiny_localizer):
     labels = np.full((64, 64), 255, dtype=np.uint8)
     labels[:32, :32], labels[32:] = 1, 0
     classes = ("background", "cat") if background == 0 else ("dog", "cat")
@@ -157,7 +157,7 @@ def test_void_is_outside_of_nothing_where_it_is_told_from_background(background,
     names = Vocabulary.of(["cat"] if background == 0 else ["dog", "cat"])
     data = Segmentation("two", "val", classes, background, {"own": names}, [sample])
     counts = evaluate(tiny_localizer, {"gem": GEM}, data, EvalProtocol(), analysed=["gem"])["gem"]
-    features = tiny_localizer.encode(sample.picture())
+    features = tiny_localizer.encode(sample.read_image())
     masks = torch.from_numpy(np.stack([labels == one for one in ((1,) if background == 0 else (0, 1))]))
     void = torch.from_numpy(labels == 255)
     kept, dropped = to_grid(masks, features.grid), to_grid(masks, features.grid, void)
@@ -167,7 +167,7 @@ def test_void_is_outside_of_nothing_where_it_is_told_from_background(background,
     assert not torch.equal(dropped.outside, kept.outside)
 
 
-def test_a_picture_without_any_class_has_no_contrast(tiny_localizer):
+def test_an_image_without_classes_has_no_contrast(tiny_localizer):
     sample = Sample("a", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8))
     data = Segmentation("two", "val", ("dog", "cat"), None, {"own": Vocabulary.of(["dog", "cat"])}, [sample])
     counts = evaluate(tiny_localizer, {"gem": GEM}, data, EvalProtocol(), analysed=["gem"])["gem"]
@@ -192,7 +192,7 @@ def test_a_table_has_intervals_and_the_papers_values():
     assert "paper" not in markdown("table3", [outcome._replace(dataset="scenes")])
 
 
-def test_models_stand_below_each_other():
+def test_models_are_listed_below_each_other():
     gem = {"GEM": {"mean_iou": ESTIMATE}}
     trained = OUTCOME._replace(
         model="nvidia/groupvit-gcc-yfcc", label="GroupViT", rows={"table3": {"as trained": {"mean_iou": ESTIMATE}}}
@@ -202,7 +202,7 @@ def test_models_stand_below_each_other():
     assert "| GroupViT · as trained | 46.1 [45.0, 47.0] | 42.8 (+3.3) |" in text
 
 
-def test_seeds_are_a_mean_and_a_deviation():
+def test_seeds_are_merged_into_mean_and_deviation():
     rows = {f"k-means, 3, seed {seed}": {"mean_iou": Estimate(0.4 + seed / 100, 0, 1)} for seed in range(3)}
     text = markdown("table2", [OUTCOME._replace(rows={"table2": {"GEM": {"mean_iou": ESTIMATE}, **rows}})])
     assert "| k-means, 3 (3 seeds) | 41.0 ± 1.0 |" in text
@@ -214,7 +214,7 @@ def test_a_table_without_scores_says_so():
     assert "openimages has no scores of the kind that this needs: patch_similarity" in text
 
 
-def test_figures_are_drawn_and_tables_are_not():
+def test_figures_have_plots_and_tables_do_not():
     estimate = {"mean_iou": Estimate(0.4, 0.3, 0.5)}
     one = OUTCOME._replace(rows={"figure5": dict.fromkeys(EXPERIMENTS["figure5"].rows(12), estimate)})
     two = one._replace(label="another")
@@ -237,7 +237,7 @@ def test_no_curve_is_an_error():
         plot({})
 
 
-def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
+def test_reproduce_writes_a_report_and_resumes(tiny: str, tmp_path: Path):
     def call(*arguments: object):
         return CliRunner().invoke(cli.app, ["reproduce", *map(str, arguments), "--model", tiny, "--out", str(tmp_path)])
 
@@ -260,6 +260,7 @@ def test_reproduce_makes_a_report_and_goes_on(tiny: str, tmp_path: Path):
     assert "did you mean table3" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_figures_without_numbers_are_drawn(tiny: str, tmp_path: Path):
     arguments = ["reproduce", "figure2", "figure8", "figure9", "--model", tiny, "--out", str(tmp_path), "-q"]
     result = CliRunner().invoke(cli.app, arguments)
@@ -272,7 +273,7 @@ def test_figures_without_numbers_are_drawn(tiny: str, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_failures_are_the_phrases_that_fit_worst(tiny_localizer, monkeypatch):
+def test_failures_are_the_classes_that_fit_worst(tiny_localizer, monkeypatch):
     drawn: list[str] = []
 
     def keep(picture: Image.Image, heatmap: Any, caption: str) -> Image.Image:
@@ -286,7 +287,7 @@ def test_failures_are_the_phrases_that_fit_worst(tiny_localizer, monkeypatch):
     fits = []
     for sample in data:
         assert isinstance(sample, SceneSample)
-        found = tiny_localizer(sample.picture(), sample.scene.names)
+        found = tiny_localizer(sample.read_image(), sample.scene.names)
         for name, mask in zip(found.prompts, found.masks(), strict=True):
             truth = torch.from_numpy(sample.labels() == data.classes.index(name))
             fits.append(((mask & truth).sum() / (mask | truth).sum()).item())
@@ -307,7 +308,7 @@ def a_voc(root: Path, count: int) -> None:
         (home / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{one}\n" for one in ids))
 
 
-def test_the_papers_models_are_measured_and_those_that_cannot_be_had_are_named(tiny, tmp_path, monkeypatch):
+def test_the_papers_models_are_measured_and_unavailable_ones_are_named(tiny, tmp_path, monkeypatch):
     """Real data, no --model: every model of the paper, on the split the paper has for it."""
     a_voc(tmp_path, 2)
     real = towers.load
@@ -343,7 +344,7 @@ def test_the_papers_models_are_measured_and_those_that_cannot_be_had_are_named(t
     assert "table4: cannot be run with CLIP ViT-L/14" in " ".join(planned.stdout.split())
 
 
-def test_a_figure_that_data_cannot_answer_is_named(tiny, tmp_path, monkeypatch):
+def test_a_figure_that_the_data_does_not_support_is_named(tiny, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     values = np.full((1, 2), 0.5), np.array([0], dtype=np.int32), np.array([True])
     data = Points("openimages", "val", ("cat",), ("a",), (tmp_path / "a.png",), np.array([0, 1]), *values, (), {})

@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 from open_gem import cli
 from open_gem.cli import save
 from open_gem.errors import InputError
-from open_gem.method.clustering import components, random_vectors, self_self_clustering, spherical_kmeans
+from open_gem.method.kmeans import spherical_kmeans
 from open_gem.paper import figures
+from open_gem.paper.clustering import components, random_vectors, self_self_clustering
 from open_gem.paper.figures import clustering_figure
 
 
@@ -77,7 +78,7 @@ def test_self_self_panels_show_the_attention_matrix_in_blocks(iterations: int, t
     assert abs(cells(matrix, 12) - expected_cells(attention[order][:, order])).max() <= 2
 
 
-def test_points_that_went_to_one_place_have_one_color():
+def test_points_with_the_same_destination_have_the_same_color():
     points = random_vectors(20, 16)
     picture = clustering_figure(points, (0, 3, 60), (0.2, 1.0), (2,))
     assert len(dot_colors(panel(picture, 0, 0)[0])) == 20
@@ -95,7 +96,7 @@ def test_places_and_colors_are_the_same_in_all_panels():
     assert dot_colors(panel(picture, 0, 0)[0]) == dot_colors(panel(picture, 2, 0)[0])
 
 
-def test_principal_components_are_scikit_learns():
+def test_principal_components_equal_scikit_learns():
     points = random_vectors(20, 16)
     basis = figures._principal(points)
     theirs = PCA(3).fit(points.numpy())
@@ -109,7 +110,7 @@ def test_principal_components_are_scikit_learns():
 
 
 @pytest.mark.parametrize("grid", [((1,), (0.1,), (2,)), ((1, 2, 3, 4), (0.2,), (3, 2)), ((2,), (0.1, 0.2, 1), (4,))])
-def test_any_grid(grid):
+def test_a_grid_of_any_shape_is_drawn(grid):
     iterations, temperatures, clusters = grid
     picture = clustering_figure(random_vectors(6, 4), *grid)
     assert picture.mode == "RGB"
@@ -128,16 +129,16 @@ def test_any_grid(grid):
     [torch.ones(1, 1), torch.ones(5, 3), torch.zeros(4, 3), random_vectors(6, 1), random_vectors(4, 2).bfloat16()],
     ids=["one", "alike", "zeros", "width 1", "half"],
 )
-def test_points_with_little_to_see(points: Tensor):
+def test_degenerate_points_are_drawn(points: Tensor):
     assert clustering_figure(points, (0, 2), (0.1,), (1,)).size[1] > 0
 
 
-def test_many_points():
+def test_many_points_are_drawn():
     picture = clustering_figure(random_vectors(300, 8), (1,), (0.1,), (4,))
     assert len(dot_colors(panel(picture, 1, 0)[0])) >= 4
 
 
-def test_the_same_twice():
+def test_drawing_is_deterministic():
     points, grid = random_vectors(8), ((1,), (0.3,), (3,))
     state = torch.get_rng_state()
     assert clustering_figure(points, *grid, seed=1) == clustering_figure(points, *grid, seed=1)
@@ -158,7 +159,7 @@ def test_the_same_twice():
         ({"points": torch.full((6, 2), torch.nan)}, "not a number"),
     ],
 )
-def test_impossible_figures(arguments, words):
+def test_impossible_figures_are_refused(arguments, words):
     with pytest.raises(InputError, match=words):
         clustering_figure(**{"points": random_vectors(6, 4), "clusters": (2,), **arguments})
 
@@ -218,7 +219,7 @@ def test_clusters_draws_the_figure_and_counts(place: Path):
         (["--out", "file.txt/clusters.png"], "cannot write to 'file.txt'"),
     ],
 )
-def test_clusters_refuses(arguments: list[str], words: str, place: Path):
+def test_clusters_refuses_impossible_options(arguments: list[str], words: str, place: Path):
     (place / "folder.png").mkdir()
     (place / "file.txt").touch()
     result = call(*SMALL, *arguments)
@@ -229,7 +230,7 @@ def test_clusters_refuses(arguments: list[str], words: str, place: Path):
     assert {path.name for path in place.iterdir()} == {"folder.png", "file.txt"}
 
 
-def test_nothing_is_half_written(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_partial_file_is_left(place: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(self: Image.Image, file, format: str) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device")
@@ -245,7 +246,8 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def test_clusters_by_default_without_network_or_pyplot(place: Path):
+@pytest.mark.slow
+def test_clusters_runs_without_network_or_pyplot(place: Path):
     code = (
         "import socket; socket.socket.connect = None\n"
         "try: cli.main()\n"

@@ -20,7 +20,7 @@ from open_gem import METHODS, Method, run, towers
 from open_gem.errors import InputError, MethodError
 from open_gem.method import attention, kernels
 from open_gem.method.attention import Heads, query_key
-from open_gem.method.clustering import spherical_kmeans
+from open_gem.method.kmeans import spherical_kmeans
 from open_gem.method.table import (
     IDENTITY,
     QUERY_KEY,

@@ -132,7 +132,7 @@ def test_box_overlap_against_pixels_and_torchvision(random):
     assert box_overlap([box[None] for box in found], true).value == pytest.approx(paired.mean().item())
 
 
-def test_no_box_is_like_no_true_box_only():
+def test_a_missing_box_agrees_only_with_a_missing_true_box():
     none = torch.zeros(0, 4)
     assert box_overlap([none, none], torch.tensor([[1, 2, 3, 4], [0, 0, 0, 0]])) == Mean(1, 2)
     with pytest.raises(InputError, match="as many"):
@@ -208,7 +208,7 @@ def test_totals_against_a_loop():
     assert means.value(ratio) == means.total[0, 0] / means.total[0, 1]
 
 
-def test_records_of_nothing_and_of_nonsense():
+def test_empty_and_malformed_records():
     assert math.isnan(Records().value(mean_iou))
     assert math.isnan(Records({"seen": {}}).value(mean_iou))
     assert Records().total.shape == (0, 0)
@@ -322,7 +322,7 @@ def test_nothing_counted_has_no_score():
     assert only_false.mean_accuracy == 0
 
 
-def test_labels_that_make_no_sense():
+def test_impossible_labels_are_refused():
     zeros = torch.zeros(2, 2, dtype=torch.int64)
     with pytest.raises(InputError, match="predicted labels from 0 to 7 given, expected -1 to 4"):
         confusion(torch.tensor([[0, 7], [0, 0]]), zeros, CLASSES)
@@ -340,7 +340,7 @@ def test_labels_that_make_no_sense():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.uint32])
-def test_labels_of_all_types_of_whole_numbers_count_alike(dtype, random):
+def test_all_integer_types_of_labels_count_alike(dtype, random):
     predicted, true = label_maps(random, nobody=0)
     small = confusion(predicted.to(dtype), true.to(dtype), CLASSES)
     assert torch.equal(small.counts, confusion(predicted, true, CLASSES).counts)
@@ -348,7 +348,7 @@ def test_labels_of_all_types_of_whole_numbers_count_alike(dtype, random):
 
 
 @pytest.mark.parametrize("count", [confusion, boundary])
-def test_labels_that_are_no_whole_numbers_are_refused(count):
+def test_labels_that_are_not_integers_are_refused(count):
     """0.9 is not class 0."""
     zeros = torch.zeros(2, 2, dtype=torch.int64)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -412,7 +412,7 @@ def test_boundary_iou_is_over_the_data_set(random):
     assert records.value(mean_iou) == pytest.approx(sum(ious) / len(ious))
 
 
-def test_a_right_prediction_is_right_whatever_it_says_in_the_void(random):
+def test_predictions_in_ignored_pixels_do_not_matter(random):
     true = blobs(random, 40, 40)
     true[10:13] = IGNORE
     for in_the_void in (-1, 0, 3):
@@ -429,7 +429,7 @@ def test_a_shift_costs_more_at_the_boundary():
     assert at_boundary < 0.6 < 0.9 < over_area
 
 
-def test_boundary_wants_one_image():
+def test_boundary_takes_one_image():
     with pytest.raises(InputError, match="one image"):
         boundary(torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(2, 3, 3, dtype=torch.uint8), 2)
 
@@ -452,7 +452,7 @@ def test_point_counts_against_a_loop(random):
         assert point_counts(mask, points, positive) == expected
 
 
-def test_points_that_make_no_sense():
+def test_impossible_points_are_refused():
     mask, yes = torch.ones(4, 4, dtype=torch.bool), torch.tensor([True])
     with pytest.raises(InputError, match="no positive point"):
         point_counts(mask, torch.zeros(1, 2), ~yes)
@@ -519,7 +519,7 @@ def test_points_add_exactly():
     assert pair_means(one) == pair_means(other)
 
 
-def test_scores_want_their_counts():
+def test_scores_of_the_wrong_counts_are_refused():
     with pytest.raises(InputError, match="expected 4: hits, false, missed, rejected"):
         point_accuracy(np.ones((2, 3)))
     with pytest.raises(InputError, match="expected 3"):
@@ -628,7 +628,7 @@ def test_text_contrast_against_a_loop(random):
     assert signs == {True, False}
 
 
-def test_contrasts_at_their_ends():
+def test_extreme_contrasts():
     patches = torch.tensor([[2.0, 0], [3, 0], [0, 1], [0, 5], [-1, 0], [0, -1]])
     everyone = torch.arange(6)
 
@@ -657,7 +657,7 @@ def test_masks_too_small_for_a_contrast_do_not_count(random):
     assert object_contrast(patches, Sides(inside[:0], inside[:0])).shape == (0,)
 
 
-def test_patches_and_masks_that_do_not_fit(random):
+def test_patches_and_masks_of_different_sizes_are_refused(random):
     patches, sides = features(random), random_sides(random, n=13)
     with pytest.raises(InputError, match=r"patches \(14, 3\)"):
         object_contrast(patches, sides)
@@ -717,7 +717,7 @@ def test_resampling_against_a_loop(monkeypatch, records, score, slow, cells):
     assert low < records.value(score) < high
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_contain_the_truth_as_often_as_their_level():
     """Images that hit or miss: 95 % intervals of 80 images, over 200 data sets, and 68 % ones."""
     random = np.random.default_rng(0)
     held = defaultdict(int)
@@ -745,7 +745,7 @@ def few_of_many_classes(random: np.random.Generator, images: int = 600, classes:
     return Records(rows)
 
 
-def test_intervals_of_mean_iou_hold_what_such_data_sets_have():
+def test_intervals_of_mean_iou_contain_the_score_of_similar_data_sets():
     """The percentiles of the draws alone hold it four times in twenty, and their own score once."""
     random = np.random.default_rng(0)
     drawn = [few_of_many_classes(random) for _ in range(20)]
@@ -755,7 +755,7 @@ def test_intervals_of_mean_iou_hold_what_such_data_sets_have():
     assert sum(low <= np.mean(values) <= high for low, high in found) >= 17
 
 
-def test_differences_of_paired_draws_are_surer():
+def test_paired_differences_have_narrower_intervals():
     order = Random(0)
     easy = {f"{i:03d}": order.random() for i in range(100)}
     one = Records({image: {0: (value, 1)} for image, value in easy.items()})
@@ -791,7 +791,7 @@ def test_an_interval_of_one_image_or_of_samples_without_counts():
     assert np.isnan(interval(np.full(3, np.nan))).all()
 
 
-def test_intervals_that_cannot_be():
+def test_impossible_intervals_are_refused():
     with pytest.raises(InputError, match="1 images without counts"):
         bootstrap(Records({"a": {}}), mean_iou)
     with pytest.raises(InputError, match="0 samples"):

@@ -35,7 +35,7 @@ from open_gem.label.parts import Parts
 from open_gem.label.sources import open_source
 from open_gem.localization import Localization
 from open_gem.localizer import Localizer
-from open_gem.method.clustering import spherical_kmeans
+from open_gem.method.kmeans import spherical_kmeans
 from open_gem.method.table import METHODS
 from open_gem.refine.pamr import Pamr
 from open_gem.serve.settings import Settings

@@ -58,7 +58,7 @@ def test_boxes_are_tight(scenes: list[Scene]) -> None:
                 assert edge.any()
 
 
-def test_masks_show_where_the_picture_has_objects(scenes: list[Scene]) -> None:
+def test_masks_cover_the_objects_of_the_image(scenes: list[Scene]) -> None:
     """Objects stand out: their colours are not those of the background next to them."""
     contrasts = []
     for drawn in scenes:

@@ -733,7 +733,7 @@ def test_it_is_measured_as_methods_are(kind, place):
     assert (line["method"], line["images"]) == ("as trained", 2)
     data, hits, objects = scenes(range(2)), 0, 0
     for sample in data:
-        found = kind.ours(sample.picture(), sample.scene.names)  # pyright: ignore[reportAttributeAccessIssue]
+        found = kind.ours(sample.read_image(), sample.scene.names)  # pyright: ignore[reportAttributeAccessIssue]
         for (x, y), mask in zip(found.points().tolist(), sample.scene.masks, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
             hits, objects = hits + int(mask[y, x]), objects + 1
     assert line["scores"]["pointing_game"]["value"] == pytest.approx(hits / objects)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 112  # pixels a side of one atlas cell
 COLUMNS = 16
 STRIKE = 109  # the only size at which the font has bitmaps (136 x 128 pixels)
-OUTPUT = Path(__file__).resolve().parents[1] / "src" / "open_gem" / "datasets"
+OUTPUT = Path(__file__).resolve().parents[1] / "src" / "open_gem" / "data"
 
 # concept -> its glyphs.  Names are everyday English nouns; no two concepts share a shape.
 GLYPHS: dict[str, str] = {

@@ -2,28 +2,27 @@
 
     python training/calibrate.py src/open_gem/towers/embedded
 
-On scenes of the validation range, never the held-out ones. So that the size favours no one, it is the one with the best
-pointing game of the baselines (CLIP, MaskCLIP and CLIP Surgery, averaged), GEM not asked. The multiplier is the one
-nearest to 1, the paper's, for which GEM's pointing game at that size is within one standard error of the best. Writes
-the pair into the "open_gem" section of open_clip_config.json, and all that was measured into calibration.json beside
-it.
+It uses scenes of the validation range, never the held-out ones. The size is the one with the best pointing game of the
+baselines (CLIP, MaskCLIP and CLIP Surgery, averaged), so that it does not favour GEM. The multiplier is the one nearest
+to 1, the paper's, for which GEM's pointing game at that size is within one standard error of the best. Writes the pair
+into the "open_gem" section of open_clip_config.json, and all measurements into calibration.json beside it.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import open_gem
 from open_gem import METHODS, Localizer
 from open_gem.data import scenes
 from open_gem.data.scenes import VALIDATION
-from open_gem.evaluation.protocol import Protocol
+from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import scores
 from open_gem.files import to_json
+from open_gem.method.table import Method
 
 SCALES = (2.0, 1.0, 0.5, 0.25, 0.125)
 SIZES = ("short:128", "short:160", "short:192")
@@ -32,14 +31,14 @@ BASELINES = ("clip", "maskclip", "clip_surgery")
 
 def measure(localizer: Localizer, size: str, images: int) -> Iterator[dict]:
     """Scores at this size: one row a temperature scale of GEM, and one for each of `BASELINES`."""
-    methods = {scale: replace(METHODS["gem"], temperature_scale=scale) for scale in SCALES}
-    labelled = {f"gem {scale:g}": method for scale, method in methods.items()} | {name: name for name in BASELINES}
-    protocol = Protocol(size=size)
-    outcomes = evaluate(localizer, labelled, scenes(range(VALIDATION, VALIDATION + images)), protocol)
+    gem: dict[str, str | Method] = {f"gem {s:g}": METHODS["gem"].replace(temperature_scale=s) for s in SCALES}
+    methods = gem | {name: name for name in BASELINES}
+    protocol = EvalProtocol(size=size)
+    outcomes = evaluate(localizer, methods, scenes(range(VALIDATION, VALIDATION + images)), protocol)
     for label, counts in outcomes.items():
         name, _, scale = label.partition(" ")
-        found = {score: round(estimate.value, 4) for score, estimate in scores(counts).items()}
-        yield {"size": size, "method": name, "temperature_scale": float(scale) if scale else None, **found}
+        measured = {score: round(estimate.value, 4) for score, estimate in scores(counts).items()}
+        yield {"size": size, "method": name, "temperature_scale": float(scale) if scale else None, **measured}
 
 
 def main() -> None:
@@ -73,14 +72,14 @@ def choose(rows: list[dict], images: int) -> dict:
 
 
 def write(config: Path, best: dict) -> None:
-    """Put the recommendation into the checkpoint's configuration, which is replaced as a whole or not at all."""
+    """Write the recommendation into the checkpoint's configuration, atomically."""
     content = json.loads(config.read_text("utf-8"))
     content["open_gem"] = {key: best[key] for key in ("size", "temperature_scale")}
     replace_text(config, to_json(content, indent=2) + "\n")
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
-    """Keep what was measured beside the checkpoint, one row a line."""
+    """Write all measurements beside the checkpoint, one row a line."""
     replace_text(file, "[\n" + ",\n".join(to_json(row) for row in rows) + "\n]\n")
 
 

@@ -1,4 +1,4 @@
-"""Captions of scenes as tokens of CLIP: what the picture shows in words, never where."""
+"""Captions of scenes as tokens of CLIP: what the image shows in words, never where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of rendered training scenes on disk: pictures and which concepts they show, nothing about where."""
+"""A pool of rendered training scenes on disk: images and which concepts they show, nothing about where."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python training/train.py --work /somewhere/large --minutes 85
 
-The loss sees a picture's class token and sentences about what the picture shows; no mask, box or point.  `--work` takes
-the rendered pool, the log (JSON lines), the checkpoint (`--resume` goes on from it) and a loadable snapshot; the
+The loss sees an image's class token and sentences about what the image shows; no mask, box or point.  `--work` takes
+the rendered pool, the log (JSON lines), the checkpoint (`--resume` continues from it) and a loadable snapshot; the
 finished model goes to `--output`.  Both are loaded with `open_clip.create_model_from_pretrained("local-dir:...")`.
 """
 
@@ -52,12 +52,12 @@ PROMPT = "a photo of a {}."
 
 WORKERS = 2  # threads, each with a part of the batch
 WARM_UP = 0.01  # share of the run
-WHOLE_PICTURES = 0.85  # progress from which all patches are kept, as they are in use
+WHOLE_IMAGES = 0.85  # progress from which all patches are kept, as they are in use
 KEPT_PATCHES = PATCHES // 2  # until then
 MAX_SHIFT = 8  # pixels
 EMA_DECAY = 0.998
 
-OUTPUT = Path(__file__).resolve().parents[1] / "src" / "open_gem" / "backbones" / "embedded"
+OUTPUT = Path(__file__).resolve().parents[1] / "src" / "open_gem" / "towers" / "embedded"
 
 
 class Batch(NamedTuple):
@@ -66,16 +66,16 @@ class Batch(NamedTuple):
     patches: Tensor  # (b, n, 3*PATCH*PATCH) float, normalized
     positions: Tensor  # (b, n) places of the patches in the grid
     prompts: Tensor  # (concepts, tokens)
-    shown: Tensor  # (b, concepts) bool: which concepts each picture shows
+    shown: Tensor  # (b, concepts) bool: which concepts each image shows
     captions: Tensor  # (b, tokens)
-    fitting: Tensor  # (b, b) bool: which pictures (rows) each caption (columns) is true of
+    fitting: Tensor  # (b, b) bool: which images (rows) each caption (columns) is true of
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
 def draw_batch(random: np.random.Generator, pool: Pool, size: int, kept: int) -> Batch:
-    """A random batch of `size` pictures of the pool, each augmented and cut down to `kept` random patches."""
+    """A random batch of `size` images of the pool, each augmented and cut down to `kept` random patches."""
     chosen = np.sort(random.integers(len(pool.images), size=size))
     images = np.stack([_moved(random, pool.images[index]) for index in chosen])
     patches = _patches(torch.from_numpy(images))
@@ -86,7 +86,7 @@ def draw_batch(random: np.random.Generator, pool: Pool, size: int, kept: int) ->
     mentioned = np.zeros_like(shown)
     for row, (_, concepts) in zip(mentioned, described, strict=True):
         row[concepts] = True
-    missing = (~shown).astype(np.float32) @ mentioned.T.astype(np.float32)  # mentioned concepts a picture lacks
+    missing = (~shown).astype(np.float32) @ mentioned.T.astype(np.float32)  # mentioned concepts an image lacks
     return Batch(
         patches=_normalized(random, patches),
         positions=positions,
@@ -105,13 +105,13 @@ def _moved(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _patches(images: Tensor) -> Tensor:
-    """Pictures (b, 3, SIDE, SIDE) as rows of patches (b, PATCHES, 3*PATCH*PATCH), in the layout of a convolution."""
+    """Images (b, 3, SIDE, SIDE) as rows of patches (b, PATCHES, 3*PATCH*PATCH), in the layout of a convolution."""
     grid = images.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # (b, 3, rows, PATCH, columns, PATCH)
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _normalized(random: np.random.Generator, patches: Tensor) -> Tensor:
-    """uint8 patches as CLIP normalizes them, each picture under a slightly different light."""
+    """uint8 patches as CLIP normalizes them, each image under a slightly different light."""
     count = len(patches)
     mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
     gain = torch.from_numpy(random.uniform(0.85, 1.15, size=(count, 3)).astype(np.float32))
@@ -124,7 +124,7 @@ def _normalized(random: np.random.Generator, patches: Tensor) -> Tensor:
 
 
 def objective(model: Clip, batch: Batch) -> Tensor:
-    """Contrast of pictures with the prompts of all concepts, and of pictures with the batch's captions."""
+    """Contrast of images with the prompts of all concepts, and of images with the batch's captions."""
     # The cache of cast weights is shared by all threads, and so are the graphs through it: off.
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
         images = embed_patches(model, batch.patches, batch.positions)
@@ -189,10 +189,10 @@ def export(model: nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def accuracy(model: Clip, scenes: Pool) -> dict[str, float]:
-    """How well the model names what pictures show, with open_clip's own forward pass.
+    """How well the model names what images show, with open_clip's own forward pass.
 
-    top1: share of pictures whose best concept is in the picture.
-    recall: of the n concepts in a picture, the share that is among its n best, averaged over pictures.
+    top1: share of images whose best concept is in the image.
+    recall: share of the n concepts of an image that are among its n best, averaged over images.
     """
     model.eval()
     mean, std = (torch.tensor(value)[:, None, None] for value in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
@@ -238,7 +238,7 @@ class Trainer:
         """Take one step; returns its loss."""
         started = time.monotonic()
         self._set_rates()
-        kept = KEPT_PATCHES if self.progress < WHOLE_PICTURES else PATCHES
+        kept = KEPT_PATCHES if self.progress < WHOLE_IMAGES else PATCHES
         shards = self.workers.map(lambda random: self._shard(random, pool, kept), self.randoms)
         losses, gradients = zip(*shards, strict=True)
         for parameter, parts in zip(self.model.parameters(), zip(*gradients, strict=True), strict=True):
@@ -319,7 +319,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=100_000, help="size of the pool")
     parser.add_argument("--every", type=float, default=4, help="minutes between validations, checkpoints, snapshots")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What can be measured: a table of names, and functions from a subject to the work of one turn."""
+"""The cases that can be measured: a table of names and functions from a subject to the work of one turn."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from open_gem.bench.subject import PICTURE, Subject
+from open_gem.bench.subject import IMAGE_SIZE, Subject
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.method.run import run
@@ -22,8 +22,13 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Case:
-    """`about` for people; `make` what one turn does; `counts` whether its FLOPs can be told; `yardstick`: not one of
-    what was asked for, but what to see the others beside."""
+    """A case.
+
+    about      a description for people
+    make       subject → the work of one turn
+    counts     whether its FLOPs can be counted
+    yardstick  always measured, to compare the other cases with
+    """
 
     about: str
     make: Callable[[Subject], Work]
@@ -31,8 +36,8 @@ class Case:
     yardstick: bool = False
 
 
-def read(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
-    """Some methods from one pass."""
+def methods_pass(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
+    """Methods, read from one pass."""
 
     def make(subject: Subject) -> Work:
         methods = {name: METHODS[name].fitted(subject.tower.layers) for name in names}
@@ -46,7 +51,7 @@ def _plain(subject: Subject) -> Work:
 
 
 def _matrix_product(subject: Subject) -> Work:
-    """Of the shape that most of the work has: all tokens by the first layer of an MLP."""
+    """All tokens by the first layer of an MLP: the shape of most of the work."""
     tokens, _ = subject.tower.embed(subject.pixels)
     rows, width = tokens.flatten(0, -2), tokens.shape[-1]
     weights = torch.randn(width, 4 * width, dtype=rows.dtype, device=rows.device)
@@ -54,31 +59,26 @@ def _matrix_product(subject: Subject) -> Work:
 
 
 def _texts(subject: Subject, warm: bool) -> Work:
-    cache, phrases = TextCache(subject.localizer.backbone), subject.phrases
+    cache, prompts = TextCache(subject.localizer.backbone), subject.prompts
     if warm:
-        cache(phrases)
-        return lambda: cache(phrases)
-    return lambda: TextCache(subject.localizer.backbone)(phrases)
+        cache(prompts)
+        return lambda: cache(prompts)
+    return lambda: TextCache(subject.localizer.backbone)(prompts)
 
 
 def _masks(subject: Subject) -> Work:
-    """Pictures of 480 × 640 to a mask of that size for each phrase, texts known."""
-
-    def work() -> None:
-        for found in subject.localizer(subject.photographs, subject.phrases):
-            found.masks().stack()
-
-    return work
+    """From images of 480 × 640 to a mask of that size for each prompt; texts are cached."""
+    return lambda: [result.masks().stack() for result in subject.localizer(subject.photographs, subject.prompts)]
 
 
 def _label_map(subject: Subject) -> Work:
     """From similarities on the grid of patches to a label for each of 480 × 640 pixels."""
-    found = subject.localizer(subject.photographs, subject.phrases)
-    return lambda: [replace(one).segment() for one in found]  # anew: a localization keeps what it has found out
+    results = subject.localizer(subject.photographs, subject.prompts)
+    return lambda: [replace(result).segment() for result in results]  # a copy, since a localization caches
 
 
 def _trained(name: str) -> Callable[[Subject], Work]:
-    """A model that was trained to localize, as transformers runs it, each picture with all phrases."""
+    """A model that was trained to localize, as transformers runs it, each image with all prompts."""
 
     def make(subject: Subject) -> Work:
         from open_gem.trained.registry import forward_pass
@@ -93,12 +93,12 @@ def _trained(name: str) -> Callable[[Subject], Work]:
 CASES: Mapping[str, Case] = {
     CEILING: Case("one product of matrices, as large as the model's largest", _matrix_product, True, yardstick=True),
     PLAIN: Case("the library's own forward pass, to the pooled embedding", _plain, True, yardstick=True),
-    **{name: Case(method.about, read(name), True) for name, method in METHODS.items()},
-    TOGETHER: Case("all methods from one pass", read(*METHODS), True),
-    "texts": Case("the phrases encoded, none of them known", partial(_texts, warm=False)),
-    "texts-cached": Case("the same when all are known", partial(_texts, warm=True)),
-    "masks": Case("pictures to a mask for each phrase, texts known", _masks),
-    "label-map": Case(f"similarities to labels of {PICTURE.height} × {PICTURE.width} pixels", _label_map),
+    **{name: Case(method.about, methods_pass(name), True) for name, method in METHODS.items()},
+    TOGETHER: Case("all methods from one pass", methods_pass(*METHODS), True),
+    "texts": Case("the prompts encoded, nothing cached", partial(_texts, warm=False)),
+    "texts-cached": Case("the prompts encoded, all cached", partial(_texts, warm=True)),
+    "masks": Case("images to a mask for each prompt, texts cached", _masks),
+    "label-map": Case(f"similarities to labels of {IMAGE_SIZE.height} × {IMAGE_SIZE.width} pixels", _label_map),
     "clipseg": Case("CLIPSeg at 352 px, its default configuration", _trained("clipseg")),
     "groupvit": Case("GroupViT at 224 px, likewise", _trained("groupvit")),
     "owlv2": Case("OWLv2 at 768 px, likewise (base, patches of 32)", _trained("owlv2")),
@@ -111,10 +111,10 @@ GROUPS = {
 
 
 def find_cases(names: Iterable[str]) -> dict[str, Case]:
-    """Cases by names, and names of groups, after the two that are always there. Raises InputError for others."""
-    asked = [name for given in names for name in GROUPS.get(given, (given,))]
-    for name in asked:
+    """Cases by their names and names of groups, after the two yardsticks. Raises InputError for unknown names."""
+    chosen = [name for group in names for name in GROUPS.get(group, (group,))]
+    for name in chosen:
         if name not in CASES:
             known = (*GROUPS, *CASES)
             raise InputError(f"unknown case {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    return {name: CASES[name] for name in dict.fromkeys((CEILING, PLAIN, *asked))}
+    return {name: CASES[name] for name in dict.fromkeys((CEILING, PLAIN, *chosen))}

@@ -1,4 +1,4 @@
-"""Turns, operations and ratios."""
+"""Times, operations and ratios."""
 
 import platform
 from collections.abc import Callable, Mapping
@@ -10,29 +10,29 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from open_gem.bench.cases import CEILING, PLAIN, Case, read
+from open_gem.bench.cases import CEILING, PLAIN, Case, methods_pass
 from open_gem.bench.subject import Setting, Subject
 from open_gem.method.kernels import are_on
 from open_gem.method.kernels.attention import load, processor
 
 LARGE = 1e9
-"""Operations from which on a product of matrices shows what the machine can do."""
+"""Operations above which a matrix product shows what the machine can do."""
 
 Turn = Callable[[], float]
-"""Does the work once and tells how many seconds that took."""
+"""Does the work once and returns its seconds."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one case costs.
 
-    seconds       of each turn, for the whole batch
-    time_ratio    the median of them, over that of the plain forward pass
-    flops         multiplications and additions of matrix products, for the whole batch; None where they are not told
-    flops_ratio   the same over that of the plain forward pass
-    ceiling       share of the rate, in FLOPs a second, of one large product of matrices; None for small models
-    rest, peak    MiB of memory of a process that does nothing else: with the model loaded, and at most; None where they
-                  were not asked for
+    seconds      of each turn, for the whole batch
+    time_ratio   their median over that of the plain forward pass
+    flops        multiplications and additions of matrix products, for the whole batch; None if they are not counted
+    flops_ratio  the same over that of the plain forward pass
+    ceiling      the rate, in FLOPs a second, as a share of that of one large matrix product; None for small models
+    rest         MiB of memory of a process that does nothing else, with the model loaded; None if not measured
+    peak         the most MiB of that process; None if not measured
     """
 
     case: str
@@ -46,14 +46,14 @@ class Cost:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Operations in matrix products and convolutions, attention included; other work does not count."""
+    """Operations in matrix products and convolutions, including attention; no other work."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not all counted
         work()
     return counter.get_total_flops()
 
 
 def turn_of(work: Callable[[], object]) -> Turn:
-    """Its seconds, when the device has done it too."""
+    """The work as a turn, which waits for the device to finish."""
 
     def turn() -> float:
         start = perf_counter()
@@ -66,28 +66,28 @@ def turn_of(work: Callable[[], object]) -> Turn:
 
 
 def interleave(turns: Mapping[str, Turn], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of each repeat of each case, the cases taking turns, after one turn that does not count."""
+    """Seconds of each repeat of each case; the cases take turns, after a warm-up turn that is dropped."""
     rounds = [{name: turn() for name, turn in turns.items()} for _ in range(repeats + 1)]
-    return {name: tuple(one[name] for one in rounds[1:]) for name in turns}
+    return {name: tuple(seconds[name] for seconds in rounds[1:]) for name in turns}
 
 
 @torch.no_grad()
 def measure(
     setting: Setting, cases: Mapping[str, Case], repeats: int = 5, others: Mapping[str, Turn] | None = None
 ) -> list[Cost]:
-    """The cost of each case, and of `others` that are measured elsewhere but take their turns here.
+    """The cost of each case, and of `others`: turns that are made elsewhere.
 
-    Operations are counted on one picture; those of the plain forward pass through this package's loop, for some of the
-    library's kernels are not counted. Raises what making a case raises.
+    Operations are counted on one image; those of the plain forward pass in this package's loop, since some of the
+    library's kernels cannot be counted. Raises what making a case raises.
     """
     subject = Subject(setting)
     turns = {name: turn_of(case.make(subject)) for name, case in cases.items()} | dict(others or {})
     seconds = interleave(turns, repeats)
-    one = Subject(replace(setting, batch=1))
-    work = {name: case.make(one) for name, case in cases.items() if case.counts}
-    if PLAIN in work:
-        work[PLAIN] = read("clip", pooled=True)(one)
-    flops = {name: count_flops(do) * setting.batch for name, do in work.items()}
+    single = Subject(replace(setting, batch=1))
+    works = {name: case.make(single) for name, case in cases.items() if case.counts}
+    if PLAIN in works:
+        works[PLAIN] = methods_pass("clip", pooled=True)(single)
+    flops = {name: count_flops(work) * setting.batch for name, work in works.items()}
     rate = max(flops[CEILING] / min(seconds[CEILING]), 1.0)
     return [_cost(name, times, flops, seconds, rate) for name, times in seconds.items()]
 
@@ -103,7 +103,7 @@ def _cost(
 
 
 def machine() -> str:
-    """This machine and what runs on it, in words."""
+    """The machine and the versions of its software, for people."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     library = load().reason if are_on() else "off"
     return (

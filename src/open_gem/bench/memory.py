@@ -12,18 +12,18 @@ from open_gem.bench.subject import Setting, Subject
 from open_gem.errors import InputError
 from open_gem.files import to_json
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Memory(NamedTuple):
-    """MiB: with the model loaded, and at most."""
+    """MiB with the model loaded, and at the peak."""
 
     rest: float
     peak: float
 
 
 def resident() -> Memory:
-    """What this process holds now, and at most. Raises InputError where the system does not say."""
+    """The memory of this process now, and its peak. Raises InputError on systems without /proc."""
     if not STATUS.is_file():
         raise InputError("memory is measured on Linux only")
     lines = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
@@ -31,12 +31,12 @@ def resident() -> Memory:
 
 
 def measure_memory(case: str, setting: Setting) -> Memory:
-    """Of `case`, in a fresh process. Raises InputError where that ends badly."""
+    """The memory of `case` in a new process. Raises InputError if that fails."""
     return run_alone([sys.executable, "-m", "open_gem.bench.memory", case, to_json(asdict(setting))])
 
 
 def run_alone(command: Sequence[str]) -> Memory:
-    """What a process that prints its `Memory` as JSON says. Raises InputError where that ends badly."""
+    """The `Memory` that a command prints as JSON. Raises InputError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
@@ -53,9 +53,9 @@ def main() -> None:
     with torch.no_grad():
         subject = Subject(setting)
         work = CASES[case].make(subject)
-        _ = subject.tower if CASES[case].counts else subject.localizer if case in GROUPS["answers"] else None  # at rest
+        _ = subject.tower if CASES[case].counts else subject.localizer if case in GROUPS["answers"] else None  # loaded
         rest = resident().rest
-        FORGET.write_text("5")  # the peak so far, of importing and building
+        RESET_PEAK.write_text("5")  # importing and building do not count
         work()
     print(to_json([rest, resident().peak]))
 

@@ -1,10 +1,10 @@
-"""The published GEM (`gem_torch`), run by another interpreter: it wants an old open_clip, in an environment of its own.
+"""The published GEM (`gem_torch`), run by another interpreter: it needs an old open_clip in its own environment.
 
     python -m venv published && published/bin/pip install gem_torch==1.0.1 open_clip_torch==2.23.0
     open-gem bench --against published/bin/python
 
-This file is run by that interpreter as it is, so it imports nothing of this package at its top; here it is imported for
-`Published`, which talks to it.
+That interpreter runs this file as a script, so it imports nothing of this package at its top. This package imports it
+for `Published`, which communicates with the script.
 """
 
 import json
@@ -22,45 +22,45 @@ NAME = "gem_torch, published"
 
 @contextmanager
 def published(interpreter: str, model: str, side: int, batch: int, threads: int) -> Iterator["Published"]:
-    """The published code at work in `interpreter`, until this ends. Raises InputError where it cannot be run there."""
+    """The published code in a process of `interpreter`, while this lasts. Raises InputError if it cannot be run."""
     command = [interpreter, __file__, *map(str, (model, side, batch, threads))]
     from open_gem.errors import InputError
 
-    with TemporaryFile("w+") as said:
+    with TemporaryFile("w+") as stderr:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
         except OSError as error:
             raise InputError(f"{interpreter!r} could not be run: {error.strerror}") from error
         try:
-            yield Published(process, interpreter, said)
+            yield Published(process, interpreter, stderr)
         finally:
             process.kill()
             process.communicate()
 
 
 class Published:
-    """One turn a call, in seconds, of what `gem_torch` makes of a batch of random pictures: both of its streams."""
+    """Each call is one turn of `gem_torch` on a batch of random images, both of its streams; returns its seconds."""
 
-    def __init__(self, process: subprocess.Popen[str], interpreter: str, said: IO[str]):
-        self.process, self.interpreter, self.said = process, interpreter, said
-        self.rest, self.peak = self._ask("")[0], 0.0
+    def __init__(self, process: subprocess.Popen[str], interpreter: str, stderr: IO[str]):
+        self.process, self.interpreter, self.stderr = process, interpreter, stderr
+        self.rest, self.peak = self._request("")[0], 0.0
 
     def __call__(self) -> float:
-        seconds, self.peak = self._ask("go\n")
+        seconds, self.peak = self._request("go\n")
         return seconds
 
-    def _ask(self, word: str) -> "list[float]":
+    def _request(self, line: str) -> "list[float]":
         from open_gem.errors import InputError
 
         try:
             assert self.process.stdin is not None and self.process.stdout is not None
-            self.process.stdin.write(word)
+            self.process.stdin.write(line)
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
             self.process.communicate()
-            self.said.seek(0)
-            lines = self.said.read().strip().splitlines() or ["nothing"]
+            self.stderr.seek(0)
+            lines = self.stderr.read().strip().splitlines() or ["nothing"]
             code = self.process.returncode
             end = f"it was killed by signal {-code}" if code < 0 else f"it said: {lines[-1]}"
             raise InputError(f"gem_torch did not run with {self.interpreter!r}: {end}") from error
@@ -80,7 +80,7 @@ def serve(model: str, side: int, batch: int, threads: int) -> None:
     visual = gem.create_gem_model(model_name=model, pretrained=None, device="cpu").eval().model.visual
     pixels = torch.randn(batch, 3, side, side, dtype=torch.float32, device="cpu")
     print(json.dumps([memory("VmRSS")]), flush=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # importing and building do not count
     with torch.no_grad():
         for _ in sys.stdin:
             start = perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured: a model of random weights, and what it is given."""
+"""What is measured: a model with random weights, and its inputs."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +14,19 @@ from open_gem.towers.check import pictures
 from open_gem.towers.loading import ModuleTower, find_device, find_dtype
 from open_gem.types import Size
 
-PICTURE = Size(480, 640)
+IMAGE_SIZE = Size(480, 640)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model's name, sides of its pictures in pixels, pictures at a time, phrases, device, type, threads (0: as many
-    as torch takes)."""
+    """What to measure.
+
+    model    an architecture of `open-gem models`
+    side     of the square that the model sees, in pixels
+    batch    images at a time
+    prompts  number of prompts
+    threads  of the CPU; 0 for torch's default
+    """
 
     model: str = "ViT-B-16"
     side: int = 448
@@ -33,7 +39,7 @@ class Setting:
 
 @dataclass(eq=False)
 class Subject:
-    """A setting come to life; what a case does not need is not made."""
+    """The model and inputs of a setting, each made on first use."""
 
     setting: Setting
     size: Size = field(init=False)
@@ -45,31 +51,32 @@ class Subject:
 
     @cached_property
     def localizer(self) -> Localizer:
-        """The whole model. Raises InputError where its texts cannot be had without a network."""
+        """The whole model. Raises InputError if its tokenizer cannot be loaded without a network."""
         backbone = towers.build(self.setting.model)
         backbone.model.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
         return Localizer(backbone, size=f"square:{self.setting.side}")
 
     @cached_property
     def tower(self) -> ModuleTower:
-        """Its vision half, of any architecture that is read."""
+        """The vision tower alone, of any supported architecture."""
         tower = towers.build_tower(self.setting.model)
         tower.module.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
         return tower
 
     @cached_property
     def pixels(self) -> Tensor:
-        """Pictures as the model wants them, `(b, 3, side, side)`."""
+        """Images as the model expects them, `(b, 3, side, side)`."""
         return pictures(self.size, self.setting.batch).to(self.tower.patch_weight.device, self.tower.patch_weight.dtype)
 
     @cached_property
     def photographs(self) -> list[Image.Image]:
-        """Smooth pictures of 480 × 640 pixels, as people have them."""
+        """Smooth images of 480 × 640 pixels, like photographs."""
         random = np.random.default_rng(0)
         small = random.integers(0, 256, (self.setting.batch, 12, 16, 3), dtype=np.uint8)
-        return [Image.fromarray(one).resize((PICTURE.width, PICTURE.height), Image.Resampling.BICUBIC) for one in small]
+        size = IMAGE_SIZE.width, IMAGE_SIZE.height
+        return [Image.fromarray(values).resize(size, Image.Resampling.BICUBIC) for values in small]
 
     @cached_property
-    def phrases(self) -> list[str]:
-        """Different words."""
+    def prompts(self) -> list[str]:
+        """Different prompts."""
         return [f"thing number {index}" for index in range(self.setting.prompts)]

@@ -26,7 +26,7 @@ def clusters(
     """Draw how self-self attention makes clusters of random vectors, beside k-means (Figs. 2, 7). Needs no network."""
     from open_gem.cli.save import save_picture
     from open_gem.files import check_writable
-    from open_gem.method.clustering import components, random_vectors, self_self_clustering
+    from open_gem.paper.clustering import components, random_vectors, self_self_clustering
     from open_gem.paper.figures import clustering_figure
 
     if out.suffix.lower() != ".png":

@@ -122,7 +122,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def print_scores(lines: list[Any], data: str, failed: int, out: Path) -> None:
     """Print a row of scores for each method."""
-    images = f"{lines[0].images} of {lines[0].of} images" + (f", {failed} failed" if failed else "")
+    images = f"{lines[0].images} of {lines[0].total} images" + (f", {failed} failed" if failed else "")
     table = new_table("method", *lines[0].scores, title=f"{data}, {images}")
     for line in lines:
         table.add_row(line.method, *(f"{estimate.value:.3f}" for estimate in line.scores.values()))

@@ -360,4 +360,4 @@ class DataOptions:
     @property
     def loop(self) -> dict[str, int]:
         """Settings of `evaluation.run.measure`."""
-        return {"batch": self.batch_size, "workers": self.workers}
+        return {"batch_size": self.batch_size, "workers": self.workers}

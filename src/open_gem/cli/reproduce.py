@@ -249,5 +249,5 @@ class Reproduction:
 
 def _summary_line(outcome: "Outcome") -> str:
     failures = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
-    images = f"{outcome.counted} of {outcome.of} images{failures}"
+    images = f"{outcome.counted} of {outcome.total} images{failures}"
     return f"* {outcome.label} on {outcome.dataset} ({outcome.split}): {images}\n"

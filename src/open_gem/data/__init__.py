@@ -1,20 +1,20 @@
-"""Pictures with known answers: readers of the usual data sets, and synthetic scenes that need no download.
+"""Images with annotations: readers of the usual data sets, and synthetic scenes that need no download.
 
     >>> data = open_dataset("voc2012", "VOCdevkit", "val")
-    >>> for sample in data: sample.picture(), sample.labels()
+    >>> for sample in data: sample.read_image(), sample.labels()
 
-`DATASETS` says what there is; `find_dataset("voc2012").tree` what files are expected.
+`DATASETS` lists the data sets; `find_dataset("voc2012").tree` describes the expected files.
 """
 
 from os import PathLike
 from pathlib import Path
 
 from open_gem.checks import did_you_mean
-from open_gem.data._base import IGNORE, LabelFile, Points, PointSample, Sample, Segmentation, Source, Survey
-from open_gem.data._context import ContextImage, read_context
-from open_gem.data._maps import MAP_SOURCES, MapSource
-from open_gem.data._openimages import OPEN_IMAGES
-from open_gem.data._scenes import SCENES, SceneSample, scenes
+from open_gem.data.base import IGNORE, LabelFile, Points, PointSample, Sample, Segmentation, Source, Survey
+from open_gem.data.context import ContextImage, read_context
+from open_gem.data.maps import MAP_SOURCES, MapSource
+from open_gem.data.openimages import OPEN_IMAGES
+from open_gem.data.scene_source import SCENES, SceneSample, scenes
 from open_gem.data.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import DatasetError
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 DATASETS: dict[str, Source] = {source.name: source for source in (*MAP_SOURCES, OPEN_IMAGES, SCENES)}
-"""Every data set that can be read, by name."""
+"""All data sets that can be read, by name."""
 
 ALIASES = {
     "voc21": "voc2012",
@@ -51,22 +51,21 @@ ALIASES = {
     "ade": "ade20k",
     "openimages-v7": "openimages",
 }
-"""Other names that people use -> those of `DATASETS`."""
+"""Other common names → those of `DATASETS`."""
 
 
 def find_dataset(name: str) -> Source:
-    """A row of `DATASETS`, by its name or one of `ALIASES`; case and _ for - do not matter. Raises DatasetError."""
+    """A row of `DATASETS`, by its name or an alias; ignores case, and treats _ as -. Raises DatasetError."""
     plain = name.strip().lower().replace("_", "-")
-    if (found := DATASETS.get(ALIASES.get(plain, plain))) is not None:
-        return found
+    if (source := DATASETS.get(ALIASES.get(plain, plain))) is not None:
+        return source
     hint = did_you_mean(plain, [*DATASETS, *ALIASES])
     raise DatasetError(f"unknown data set {name!r}, expected one of {', '.join(DATASETS)}{hint}")
 
 
 def open_dataset(name: str, root: str | PathLike[str] | None = None, split: str | None = None) -> Segmentation | Points:
-    """The data set `name` below the folder `root` (scenes need none), None: its usual split.
+    """The data set `name` below the folder `root` (scenes need none); `split` None: its default split.
 
-    Raises DatasetError for an unknown name or split, and, with what was looked for and where, for files that are
-    missing.
+    Raises DatasetError for an unknown name or split, and for missing files: it says which and where.
     """
     return find_dataset(name).open(None if root is None else Path(root), split)

@@ -1,16 +1,16 @@
 """Synthetic scenes: nameable objects on varied backgrounds, with exact masks and boxes.
 
-    >>> picture = scene(7, size=128)
-    >>> picture.image.shape, picture.names, picture.masks.shape, picture.boxes.shape
+    >>> drawn = scene(7, size=128)
+    >>> drawn.image.shape, drawn.names, drawn.masks.shape, drawn.boxes.shape
 
-A scene is a pure function of its seed and size.  The layout is decided in fractions of the picture, so one seed shows
-the same scene at every size of one aspect ratio.  Seeds are split once and for all; never mix the ranges:
+A scene is a pure function of its seed and size. The layout is decided in fractions of the image, so one seed shows the
+same scene at every size of one aspect ratio. Each use of scenes has seeds of its own:
 
-    HELD_OUT ...    what localization is measured on
-    VALIDATION ...  watched while the embedded model trains, and what its recommendations are chosen on
-    TRAINING ...    what it learns from
+    HELD_OUT ...    localization is evaluated on these
+    VALIDATION ...  watched while the embedded model trains; its recommended settings are chosen on these
+    TRAINING ...    the embedded model learns from these
 
-The objects are glyphs of Noto Color Emoji (see NOTICE.txt), kept as an atlas of square sprites beside this module.
+The objects are glyphs of Noto Color Emoji (see NOTICE.txt), stored as an atlas of square sprites beside this module.
 """
 
 import json
@@ -32,21 +32,21 @@ __all__ = ["CONCEPTS", "HELD_OUT", "MAX_OBJECTS", "MIN_VISIBLE", "TRAINING", "VA
 HELD_OUT, VALIDATION, TRAINING = 0, 500_000, 1_000_000  # first seed of each range
 MAX_OBJECTS = 4
 MIN_VISIBLE = 0.4  # least share of an object, cut by the frame or covered by others, that still counts as shown
-MIN_SIDE = 32  # pixels; smaller pictures cannot show four objects
+MIN_SIDE = 32  # pixels; smaller images cannot show four objects
 
-_SMALLEST = 0.30  # least side of an object, as a share of the picture's shorter side
+_SMALLEST = 0.30  # least side of an object, as a share of the image's shorter side
 _LARGEST = (0.65, 0.60, 0.52, 0.46)  # greatest side by number of objects: fewer may be larger
 _TILT = 30.0  # greatest rotation either way, degrees
 _OUTSIDE = 0.12  # greatest share of an object's side beyond the frame
 _TRIES = 12  # placements tried before an object is left out
 _PLAN_SIDE = 48  # pixels of the shorter side of the canvas on which a layout is decided
 
-Floats = NDArray[np.floating]  # float32 wherever the size of a picture enters
+Floats = NDArray[np.floating]  # float32 for whatever has the size of an image
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and what is in it; objects come back to front, one for each concept shown."""
+    """An image and its objects, back to front, one for each concept shown."""
 
     image: np.ndarray  # (height, width, 3) uint8, RGB
     names: tuple[str, ...]  # 1 to MAX_OBJECTS different members of CONCEPTS
@@ -55,7 +55,7 @@ class Scene:
 
 
 class _Placement(NamedTuple):
-    """Where and how one sprite is drawn; lengths in shares of the picture."""
+    """Where and how one sprite is drawn; lengths in shares of the image."""
 
     sprite: int
     center: tuple[float, float]  # (y, x), shares of height and width
@@ -90,7 +90,7 @@ def scene(seed: int, size: int | tuple[int, int] = 128) -> Scene:
 
 
 def _checked(seed: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of `size`; raises InputError where seed or size make no scene."""
+    """Height and width of `size`. Raises InputError for an impossible seed or size."""
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}")
     height, width = (size, size) if isinstance(size, int) else size
@@ -105,7 +105,7 @@ def _checked(seed: int, size: int | tuple[int, int]) -> tuple[int, int]:
 def _plan(random: np.random.Generator, aspect: float) -> list[_Placement]:
     """Placements, back to front, such that each object keeps MIN_VISIBLE of its area; `aspect` is height / width.
 
-    Decided on a small canvas of its own, so that the outcome does not depend on the size of the picture.
+    Decided on a small canvas of its own, so that the outcome does not depend on the size of the image.
     """
     height, width = (round(_PLAN_SIDE * max(1.0, ratio)) for ratio in (aspect, 1 / aspect))
     count = int(random.integers(1, MAX_OBJECTS + 1))
@@ -170,7 +170,7 @@ def _cells_of(concept: str) -> tuple[int, ...]:
 
 
 def _stamp(sprite: Image.Image, placement: _Placement, shorter: int) -> Image.Image:
-    """The sprite mirrored, scaled and turned, for a picture whose shorter side has `shorter` pixels."""
+    """The sprite mirrored, scaled and turned, for an image whose shorter side has `shorter` pixels."""
     side = max(1, round(placement.side * shorter))
     if placement.mirrored:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -225,7 +225,7 @@ def _lit(random: np.random.Generator, canvas: Floats) -> np.ndarray:
 
 
 def _background(random: np.random.Generator, height: int, width: int) -> Floats:
-    """A picture without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, with clouds and grain."""
+    """An image without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, with clouds and grain."""
     pattern = _PATTERNS[int(random.integers(len(_PATTERNS)))]
     y, x = np.meshgrid(*(_coordinates(length, min(height, width)) for length in (height, width)), indexing="ij")
     first, second = (random.uniform(0, 1, size=3).astype(np.float32) for _ in range(2))
@@ -256,7 +256,7 @@ def _turned(random: np.random.Generator, y: Floats, x: Floats) -> tuple[Floats, 
 
 
 def _wave(random: np.random.Generator, along: Floats) -> Floats:
-    """Bands across `along`, 0..1, 2 to 9 to the picture's shorter side, with soft edges."""
+    """Bands across `along`, 0..1, 2 to 9 to the image's shorter side, with soft edges."""
     frequency, phase = random.uniform(2, 9), random.uniform(0, 1)
     return np.clip(0.5 + 1.5 * np.sin(2 * math.pi * (along * np.float32(frequency) + np.float32(phase))), 0, 1)
 

@@ -1,4 +1,4 @@
-"""Protocols: everything, besides the model and the method, that decides a number. Written down, hashed, printed."""
+"""Protocols: everything besides the model and the method that decides a score."""
 
 import json
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from open_gem.text import TEMPLATE, Template
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How a data set is asked, and how answers become numbers.
+    """How a data set is evaluated.
 
-    size        size rule; None: what the checkpoint recommends, "short:448" where it says nothing
+    size        size rule; None: what the checkpoint recommends, else "short:448"
     template    what class names are put into
-    names       whose class names; None: the first of the data set
-    views       how pictures are looked at
-    background  of data sets that have a background class: a pixel is background where the best softmax probability is
-                below this, by data set ("" for all others)
+    names       which variant of the class names; None: the first that the data set has
+    views       the views of each image
+    background  for data sets with a background class: a pixel is background if its best softmax probability is below
+                this, by data set ("" for all others)
     logit_scale what cosines are multiplied by before that softmax; None: what the model was trained with
-    threshold   of min-max maps, where each phrase has a mask of its own (points, objects)
+    threshold   of min-max maps, for tasks in which each class has a mask of its own (points, objects)
     refinement  of maps
     remove_redundancy
                 see `Localizer`
@@ -47,8 +47,7 @@ class EvalProtocol:
         return self.background.get(dataset, self.background[""])
 
     def settle(self, localizer: AnyLocalizer) -> AnyLocalizer:
-        """The localizer that answers by this protocol, on the same model; one that was trained keeps its own size and
-        template."""
+        """The same model with the settings of this protocol; a model that was trained to localize keeps its own."""
         return localizer.configured(
             size=self.size,
             template=self.template,
@@ -64,17 +63,17 @@ class EvalProtocol:
         return replace(result, logit_scale=self.logit_scale)
 
     def describe(self) -> dict[str, Any]:
-        """All of it as values that JSON can hold."""
+        """The protocol as values that JSON can hold."""
         return json.loads(to_json(asdict(self)))
 
 
 PROTOCOLS: Mapping[str, EvalProtocol] = {
     # The paper's text: shorter side 448, one template, softmax of 100 × cosine below 0.8 is background.
     "paper": EvalProtocol(),
-    # The published code and its README: pictures squashed to 448 × 448, 0.85.
+    # The published code and its README: images squashed to 448 × 448, 0.85.
     "official": EvalProtocol(size="square:448", background={"": 0.85}),
-    # The evaluators of the field, with ClearCLIP's settings, by which GEM was measured as well: slide inference, 80
-    # templates, logits × 50, a threshold a data set.
+    # The evaluators of the field, with ClearCLIP's settings, under which GEM was measured too: slide inference, 80
+    # templates, logits × 50, a threshold for each data set.
     "field": EvalProtocol(
         size="short:448",
         template="imagenet-80",
@@ -87,7 +86,7 @@ PROTOCOLS: Mapping[str, EvalProtocol] = {
 
 
 def name_of(protocol: EvalProtocol) -> str:
-    """The name under which it is in `PROTOCOLS`, or "own"."""
+    """The protocol's name in `PROTOCOLS`, or "own"."""
     return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
 
 

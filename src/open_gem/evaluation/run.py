@@ -1,22 +1,21 @@
-"""Measure methods on a data set: one loop, one pass of the model an image for all of them, counts that add.
+"""Evaluate methods on a data set: each image passes through the model once for all methods, and counts add up.
 
     counts = evaluate(localizer, {"gem": "gem", "clip": "clip"}, open_dataset("voc2012", root))
     scores(counts["gem"])["mean_iou"]          # an Estimate: value, low, high
 
-`tasks` says what is counted; `runs` keeps counts on disk, so that a run can be interrupted anywhere, shared between
-machines, and gone on with.
+`tasks` says what is counted; `store` keeps counts on disk, so that a run can be interrupted, resumed and shared between
+machines.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from open_gem.data import PointSample, Sample
 from open_gem.errors import DatasetError, ImageError, InputError, NotFiniteError
-from open_gem.evaluation.metrics import Records, Row
+from open_gem.evaluation.metrics import ImageCounts, Records
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset, EvalTask, analyse, tasks_of
 from open_gem.localizer import Localizer
@@ -25,29 +24,76 @@ from open_gem.method.run import Encoded
 from open_gem.method.table import Method
 
 Counts = dict[str, Records]  # of one method, by what is counted
-Rows = dict[str, dict[str, Row]]  # of one picture, by method and by what is counted
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What one image gave: of each method the rows by what is counted; or why it could not be read or answered."""
+    """What one image adds.
+
+    rows   by method and by what is counted
+    error  why the image could not be read or localized; then there are no rows
+    """
 
     id: str
-    rows: Rows
+    rows: dict[str, dict[str, ImageCounts]]
     error: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """A sample, ready for the model, and what is asked of it."""
+class _PreparedSample:
+    """A sample, ready for the model, and its tasks."""
 
     sample: Sample | PointSample
     prepared: Prepared
     tasks: list[EvalTask]
 
-    def rows(self) -> dict[str, Row]:
-        """What it counts before any answer: an image with points but no class that is there was seen all the same."""
-        return {"points": {}} if isinstance(self.sample, PointSample) else {}
+
+@dataclass(frozen=True, eq=False)
+class _Evaluator:
+    """The settings of one `measure`."""
+
+    localizer: AnyLocalizer
+    methods: Mapping[str, str | Method]
+    dataset: Dataset
+    protocol: EvalProtocol
+    analysed: Collection[str]
+
+    def prepare(self, index: int) -> _PreparedSample | ImageScores:
+        """One sample; or its error if it cannot be read."""
+        sample = self.dataset[index]
+        try:
+            prepared = self.localizer.prepare(sample.read_image())
+            return _PreparedSample(sample, prepared, tasks_of(self.dataset, sample, prepared.size, self.protocol))
+        except (ImageError, DatasetError) as error:
+            return ImageScores(sample.id, {}, str(error))
+
+    def score(self, group: Sequence[_PreparedSample]) -> Iterator[ImageScores]:
+        """A group of samples of one shape; if the model's output for one is not finite, that one has the error."""
+        try:
+            encoded = self.localizer.encode([item.prepared for item in group], self.methods, trace=self.analysed)
+            scores = [
+                ImageScores(item.sample.id, {name: self._rows(item, name, by_method[name]) for name in by_method})
+                for item, by_method in zip(group, encoded, strict=True)
+            ]
+        except NotFiniteError as error:
+            if len(group) == 1:
+                yield ImageScores(group[0].sample.id, {}, str(error))
+                return
+            for item in group:
+                yield from self.score([item])
+            return
+        yield from scores
+
+    def _rows(self, item: _PreparedSample, method: str, encoded: Any) -> dict[str, ImageCounts]:
+        """What one method's results for one image add to each count."""
+        # An image with points but without any class that is present counts as seen.
+        rows: dict[str, ImageCounts] = {"points": {}} if isinstance(item.sample, PointSample) else {}
+        for task in item.tasks:
+            rows |= task.count(self.protocol.rescaled(self.localizer.locate(encoded, task.vocabulary)))
+        if method in self.analysed and isinstance(self.localizer, Localizer) and isinstance(encoded, Encoded):
+            project = self.localizer.backbone.vision.project
+            rows |= analyse(self.dataset, item.sample, self.protocol, encoded, self.localizer.text, project)
+        return rows
 
 
 def measure(
@@ -58,97 +104,39 @@ def measure(
     protocol: EvalProtocol,
     *,
     analysed: Collection[str] = (),
-    batch: int = 8,
+    batch_size: int = 8,
     workers: int = 2,
 ) -> Iterator[ImageScores]:
-    """Every image of `indices` once, in batches of one shape; one that cannot be read, or whose truth cannot be, or for
-    which the model gives no numbers, gives its error.
+    """Evaluate each image of `indices` once, in batches of one shape.
 
-    Decoding runs ahead in `workers` threads. `analysed`: methods of which the paper's analysis is wanted too, see
-    `tasks.analyse`. A model that was trained to localize has no methods: its counts go under `TRAINED`.
+    An image whose file or truth cannot be read, or for which the model's output is not finite, gives its error.
+
+    analysed  methods for which the paper's analysis is wanted too, see `tasks.analyse`
+    workers   threads that decode images ahead of the model
+
+    A model that was trained to localize has no methods: its counts go under `TRAINED`.
     """
-    localizer = protocol.settle(localizer)
-    chunks = [indices[start : start + 4 * batch] for start in range(0, len(indices), 4 * batch)]
+    evaluator = _Evaluator(protocol.settle(localizer), methods, dataset, protocol, analysed)
+    chunks = [indices[start : start + 4 * batch_size] for start in range(0, len(indices), 4 * batch_size)]
     with ThreadPoolExecutor(workers) as pool:
-        prepare = partial(_prepare, localizer, dataset, protocol)
-        ahead = [pool.submit(prepare, index) for chunk in chunks[:1] for index in chunk]
+        ahead = [pool.submit(evaluator.prepare, index) for chunk in chunks[:1] for index in chunk]
         for number in range(len(chunks)):
-            ready = [future.result() for future in ahead]
-            ahead = [pool.submit(prepare, index) for chunk in chunks[number + 1 : number + 2] for index in chunk]
-            yield from (one for one in ready if isinstance(one, ImageScores))
-            asked = [one for one in ready if isinstance(one, _Asked)]
-            score = partial(_score, localizer, methods, dataset, protocol, analysed)
-            for group in by_shape(asked, lambda one: one.prepared.shape, batch):
-                yield from _scored(score, group)
-
-
-def _scored(score: Callable[[Sequence[_Asked]], list[ImageScores]], group: Sequence[_Asked]) -> Iterator[ImageScores]:
-    """What a group gave; if the model gives no numbers for one of its images, the error of that one."""
-    try:
-        scores = score(group)
-    except NotFiniteError as error:
-        if len(group) == 1:
-            yield ImageScores(group[0].sample.id, {}, str(error))
-            return
-        for one in group:
-            yield from _scored(score, [one])
-        return
-    yield from scores
-
-
-def _score(
-    localizer: AnyLocalizer,
-    methods: Mapping[str, str | Method],
-    dataset: Dataset,
-    protocol: EvalProtocol,
-    analysed: Collection[str],
-    group: Sequence[_Asked],
-) -> list[ImageScores]:
-    """What a group of images of one shape gives."""
-    encoded = localizer.encode([one.prepared for one in group], methods, trace=analysed)
-    return [
-        ImageScores(one.sample.id, _rows(localizer, dataset, protocol, one, by_method, analysed))
-        for one, by_method in zip(group, encoded, strict=True)
-    ]
-
-
-def _prepare(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol, index: int) -> _Asked | ImageScores:
-    sample = dataset[index]
-    try:
-        prepared = localizer.prepare(sample.picture())
-        return _Asked(sample, prepared, tasks_of(dataset, sample, prepared.size, protocol))
-    except (ImageError, DatasetError) as error:
-        return ImageScores(sample.id, {}, str(error))
-
-
-def _rows(
-    localizer: AnyLocalizer,
-    dataset: Dataset,
-    protocol: EvalProtocol,
-    asked: _Asked,
-    encoded: Mapping[str, Any],
-    analysed: Collection[str],
-) -> Rows:
-    """What is counted of one image's answers to all that is asked of it, by method."""
-    rows: Rows = {}
-    for name, one in encoded.items():
-        rows[name] = asked.rows()
-        for task in asked.tasks:
-            rows[name] |= task.count(protocol.rescaled(localizer.locate(one, task.vocabulary)))
-        if name in analysed and isinstance(localizer, Localizer) and isinstance(one, Encoded):
-            project = localizer.backbone.vision.project
-            rows[name] |= analyse(dataset, asked.sample, protocol, one, localizer.text, project)
-    return rows
+            items = [future.result() for future in ahead]
+            ahead = [pool.submit(evaluator.prepare, index) for chunk in chunks[number + 1 :][:1] for index in chunk]
+            yield from (item for item in items if isinstance(item, ImageScores))
+            samples = [item for item in items if isinstance(item, _PreparedSample)]
+            for group in by_shape(samples, lambda item: item.prepared.shape, batch_size):
+                yield from evaluator.score(group)
 
 
 def gather(measured: Iterable[ImageScores]) -> dict[str, Counts]:
-    """The counts of each method over the pictures that could be read."""
-    rows: dict[str, dict[str, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
-    for one in measured:
-        for name, counted in one.rows.items():
+    """The counts of each method over the images without an error."""
+    rows: dict[str, dict[str, dict[str, ImageCounts]]] = defaultdict(lambda: defaultdict(dict))
+    for image in measured:
+        for method, counted in image.rows.items():
             for what, row in counted.items():
-                rows[name][what][one.id] = row
-    return {name: {what: Records(some) for what, some in counted.items()} for name, counted in rows.items()}
+                rows[method][what][image.id] = row
+    return {method: {what: Records(by_image) for what, by_image in counted.items()} for method, counted in rows.items()}
 
 
 def evaluate(
@@ -162,17 +150,17 @@ def evaluate(
 ) -> dict[str, Counts]:
     """The counts of each method over a whole data set, in memory; `settings` as of `measure`.
 
-    `progress` hears how many images are done. Raises ImageError for the first picture that cannot be read or
-    answered, and InputError for a data set without any.
+    `progress` is called with the number of images that were just finished. Raises ImageError for the first image that
+    cannot be read or localized, and InputError for a data set without images.
     """
     if not len(dataset):
         raise InputError(f"{dataset.name} has no images, expected at least one")
 
     def watched() -> Iterator[ImageScores]:
-        for one in measure(localizer, methods, dataset, range(len(dataset)), protocol, **settings):
-            if one.error is not None:
-                raise ImageError(one.error)
+        for image in measure(localizer, methods, dataset, range(len(dataset)), protocol, **settings):
+            if image.error is not None:
+                raise ImageError(image.error)
             progress(1)
-            yield one
+            yield image
 
     return gather(watched())

@@ -1,4 +1,4 @@
-"""Runs on disk: counts of what was measured so far, so that a run can be interrupted, shared and gone on with."""
+"""Runs on disk: the counts so far, so that a run can be interrupted, resumed and shared between machines."""
 
 import json
 from collections import defaultdict
@@ -20,45 +20,46 @@ from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
 from open_gem.trained.localizer import TRAINED
 
-NEEDED = ("open_gem", "dataset", "split", "model", "size_rule", "protocol", "methods")
-"""Settings that a run has at least."""
+REQUIRED = ("open_gem", "dataset", "split", "model", "size_rule", "protocol", "methods")
+"""Settings that every run has."""
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class RunResults:
     """What all parts of a run hold together.
 
-    rows    of each method, by what is counted and by image; an image that was measured twice counts once
+    rows    by method, by what is counted and by image; an image that was measured twice counts once
     done    images that were measured
-    failed  images that could not be read, and why; not those that somebody could read after all
-    of      how many images the data set had when last measured
+    failed  images that could not be read, and why; an image that another process could read is not among them
+    total   number of images that the data set had when it was last measured
     """
 
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
     done: frozenset[str]
     failed: Mapping[str, str]
-    of: int
+    total: int
 
     def counts(self, ids: Collection[str] | None = None) -> dict[str, Counts]:
         """The counts of each method over these images, or over all that were measured."""
         wanted = self.done if ids is None else set(ids)
         return {
-            name: {
+            method: {
                 what: Records.from_json({image: row for image, row in stored.items() if image in wanted})
                 for what, stored in counted.items()
             }
-            for name, counted in self.rows.items()
+            for method, counted in self.rows.items()
         }
 
 
 @dataclass(frozen=True)
 class Store:
-    """The counts of one run in a folder: `run.json`, its settings, and parts that are written whole or not at all.
+    """The counts of one run in a folder: its settings (`run.json`), and parts, each written atomically.
 
-    Any number of processes and machines may add parts of their own images; together they are one run, to the bit.
+    Any number of processes and machines may add parts with their own images; together they give the same numbers as one
+    process, to the bit.
 
     folder    of this run alone: see `at`
-    settings  all that decides its numbers, as values that JSON can hold
+    settings  everything that decides its numbers, as values that JSON can hold
     """
 
     folder: Path
@@ -66,8 +67,8 @@ class Store:
 
     @classmethod
     def at(cls, place: Path, settings: Mapping[str, Any]) -> "Store":
-        """The store of a run below `place`, made where there is none: its name has the data set and a hash of the
-        settings, so that runs of other settings never meet."""
+        """The store of a run below `place`, created if it does not exist. Its name has the data set and a hash of the
+        settings, so that runs with different settings are stored separately."""
         store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
         try:
             cls.open(store.folder)
@@ -77,57 +78,57 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """The store that is there. Raises InputError where there is none."""
+        """The store in `folder`. Raises InputError if there is none."""
         try:
             settings = json.loads((folder / "run.json").read_text("utf-8"))
-            lacking = [name for name in NEEDED if name not in settings]
+            missing = [name for name in REQUIRED if name not in settings]
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"no run in {str(folder)!r}: {error}") from error
-        if lacking:
-            raise InputError(f"no run in {str(folder)!r}: its run.json has no {', '.join(lacking)}")
+        if missing:
+            raise InputError(f"no run in {str(folder)!r}: its run.json has no {', '.join(missing)}")
         return cls(folder, settings)
 
-    def add(self, measured: Sequence[ImageScores], of: int) -> None:
-        """One part more, of a data set `of` so many images. Raises OutputError."""
+    def add(self, measured: Sequence[ImageScores], total: int) -> None:
+        """Write one more part, from a data set of `total` images. Raises OutputError."""
         counts = {
-            name: {what: records.to_json() for what, records in counted.items()}
-            for name, counted in gather(measured).items()
+            method: {what: records.to_json() for what, records in counted.items()}
+            for method, counted in gather(measured).items()
         }
-        failed = {one.id: one.error for one in measured if one.error is not None}
-        ids = [one.id for one in measured if one.error is None]
-        part = {"of": of, "ids": ids, "failed": failed, "counts": counts}
+        failed = {image.id: image.error for image in measured if image.error is not None}
+        ids = [image.id for image in measured if image.error is None]
+        part = {"of": total, "ids": ids, "failed": failed, "counts": counts}
         write_file(self.folder / f"part-{uuid4().hex}.json", to_json(part).encode())
 
-    def read(self) -> Kept:
-        """What all parts hold. Raises OutputError, naming it, for one that makes no sense."""
+    def read(self) -> RunResults:
+        """What all parts hold. Raises OutputError that names the part that cannot be read."""
         rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
         done: set[str] = set()
         failed: dict[str, str] = {}
-        of = 0
+        total = 0
         for path in sorted(self.folder.glob("part-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
             try:
                 part = json.loads(path.read_text("utf-8"))
                 done |= set(part["ids"])
                 failed |= part["failed"]
-                of = int(part["of"])
-                for name, counted in part["counts"].items():
+                total = int(part["of"])
+                for method, counted in part["counts"].items():
                     for what, stored in counted.items():
                         if what.partition("@")[0] not in SCORES:
                             raise ValueError(f"it counts {what!r}, which this version does not know")
                         Records.from_json(stored)
                         for image, row in stored.items():
-                            rows[name][what].setdefault(image, row)
+                            rows[method][what].setdefault(image, row)
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
                 raise OutputError(
                     f"cannot read {str(path)!r}: {reason}; remove it to measure its images again"
                 ) from error
-        order = [name for name in self.settings["methods"] if name in rows]
-        left = {image: error for image, error in failed.items() if image not in done}
-        return Kept({name: rows[name] for name in order}, frozenset(done), left, of)
+        ordered = {method: rows[method] for method in self.settings["methods"] if method in rows}
+        still_failed = {image: error for image, error in failed.items() if image not in done}
+        return RunResults(ordered, frozenset(done), still_failed, total)
 
 
-PART = 64  # images of a part: what an interruption costs at most
+PART = 64  # images of a part: the most that an interruption can lose
 
 
 def run(
@@ -141,29 +142,29 @@ def run(
     progress: Callable[[int], None] = lambda images: None,
     **settings: Any,
 ) -> None:
-    """Measure what of `ids` (by default, all images) the store does not have yet; `settings` as of `measure`.
+    """Measure those of `ids` (by default all images) that the store does not have yet; `settings` as of `measure`.
 
-    Images that could not be read are tried again. Whatever ends this early, what was measured until then is written.
+    Images that could not be read are tried again. Results so far are written even if this ends early.
     """
-    place = {image: index for index, image in enumerate(dataset.ids)}
-    wanted, done = place.keys() if ids is None else ids, store.read().done
-    left = [place[image] for image in wanted if image not in done]
-    progress(len(wanted) - len(left))
-    waiting: list[ImageScores] = []
+    index_of = {image: index for index, image in enumerate(dataset.ids)}
+    wanted, done = index_of.keys() if ids is None else ids, store.read().done
+    remaining = [index_of[image] for image in wanted if image not in done]
+    progress(len(wanted) - len(remaining))
+    unwritten: list[ImageScores] = []
     try:
-        for one in measure(localizer, methods, dataset, left, protocol, **settings):
-            waiting.append(one)
+        for image in measure(localizer, methods, dataset, remaining, protocol, **settings):
+            unwritten.append(image)
             progress(1)
-            if len(waiting) == PART:
-                part, waiting = waiting, []
-                store.add(part, len(place))
+            if len(unwritten) == PART:
+                part, unwritten = unwritten, []
+                store.add(part, len(index_of))
     finally:
-        if waiting:
-            store.add(waiting, len(place))
+        if unwritten:
+            store.add(unwritten, len(index_of))
 
 
 def shard(ids: Sequence[str], index: int, count: int) -> list[str]:
-    """The images of one of `count` shards, by their names alone: the same on a machine that lacks some of them."""
+    """The images of one of `count` shards, decided by their ids alone: the same on a machine that lacks some images."""
     return [image for image in ids if crc32(image.encode()) % count == index]
 
 
@@ -174,10 +175,9 @@ def settings_of(
     protocol: EvalProtocol,
     analysed: Collection[str] = (),
 ) -> dict[str, Any]:
-    """All that decides the numbers of a run, as values that JSON can hold."""
-    answering = protocol.settle(localizer)
-    described = {name: value for name, value in answering.describe().items() if name != "method"}
-    told = {name: method.describe() for name, method in methods.items()}
+    """Everything that decides the numbers of a run, as values that JSON can hold."""
+    described = protocol.settle(localizer).describe()
+    described.pop("method", None)
     return json.loads(
         to_json(
             {
@@ -187,7 +187,7 @@ def settings_of(
                 **described,
                 "weights": localizer.fingerprint(),
                 "protocol": {"name": name_of(protocol), **protocol.describe()},
-                "methods": told or {TRAINED: {}},
+                "methods": {name: method.describe() for name, method in methods.items()} or {TRAINED: {}},
                 "analysed": sorted(analysed),
             }
         )

@@ -1,6 +1,6 @@
-"""What is asked of a picture of a data set, how answers are counted, and the scores that are made of counts.
+"""Tasks: what is located in each image of a data set, how that is counted, and the scores made of the counts.
 
-What is counted depends on what a data set knows: the class of each pixel, labelled points, or (scenes) whole objects.
+What is counted depends on what a data set has: the class of each pixel, labelled points, or (scenes) whole objects.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 from open_gem.data import IGNORE, Points, PointSample, Sample, SceneSample, Segmentation
 from open_gem.errors import DatasetError
 from open_gem.evaluation.metrics import (
+    ImageCounts,
     Mean,
     Records,
-    Row,
     Score,
     bootstrap,
     bootstrap_difference,
@@ -53,28 +53,28 @@ Dataset = Segmentation | Points
 
 @dataclass(frozen=True, eq=False)
 class EvalTask:
-    """What is asked of one picture, and how the answer is counted: by each name of `SCORES` a row of `Records`."""
+    """What is located in one image, and how the result is counted: a row of `Records` for some names of `SCORES`."""
 
     vocabulary: Vocabulary
-    count: Callable[[Localization], dict[str, Row]]
+    count: Callable[[Localization], dict[str, ImageCounts]]
 
 
 def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protocol: EvalProtocol) -> list[EvalTask]:
-    """What is asked of a sample whose picture has this `size`: nothing, where no class has a point that says yes.
+    """The tasks of a sample whose image has this `size`; none if no class has a positive point.
 
-    Raises DatasetError where its labels cannot be read or are of another size.
+    Raises DatasetError if its labels cannot be read or have another size than the image.
     """
     if isinstance(sample, PointSample):
-        return [_ask_points(sample, protocol)] if sample.positive else []
+        return [_points_task(sample, protocol)] if sample.positive else []
     assert isinstance(dataset, Segmentation)
-    of_pixels = _ask_pixels(dataset, sample, size, protocol)
-    return [of_pixels, *_ask_objects(sample, protocol)] if isinstance(sample, SceneSample) else [of_pixels]
+    pixels = _pixels_task(dataset, sample, size, protocol)
+    return [pixels, _objects_task(sample, protocol)] if isinstance(sample, SceneSample) else [pixels]
 
 
-def _best_is_there(found: Localization, sample: SceneSample) -> Row:
-    """Whether the likeliest of all concepts, by the image as a whole, is in the scene."""
-    assert found.scores is not None
-    best = found.prompts[int(found.scores.argmax())]
+def _is_best_present(result: Localization, sample: SceneSample) -> ImageCounts:
+    """Whether the concept with the highest image-level score is in the scene."""
+    assert result.scores is not None
+    best = result.prompts[int(result.scores.argmax())]
     return Mean.of([int(best in sample.scene.names)]).row
 
 
@@ -82,34 +82,34 @@ def _names(dataset: Segmentation, protocol: EvalProtocol) -> str | None:
     return protocol.names if protocol.names in dataset.vocabularies else None
 
 
-def _ask_pixels(dataset: Segmentation, sample: Sample, size: Size, protocol: EvalProtocol) -> EvalTask:
-    """Every pixel to one class. The background class takes what no label is probable enough for."""
+def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: EvalProtocol) -> EvalTask:
+    """One class for each pixel; the background class if no label is probable enough."""
     threshold = None if dataset.background is None else protocol.background_of(dataset.name)
-    nobody = -1 if dataset.background is None else dataset.background
-    all_classes = [*dataset.foreground, nobody]  # −1, no label, takes the last
+    no_label = -1 if dataset.background is None else dataset.background
+    all_classes = [*dataset.foreground, no_label]  # −1, no label, takes the last
     class_of = torch.tensor(all_classes, dtype=torch.int64, device="cpu")
     true, classes = torch.from_numpy(sample.labels()), len(dataset.classes)
     if tuple(true.shape) != size:
-        given, expected = ("×".join(map(str, sides)) for sides in (true.shape, size))
-        raise DatasetError(f"labels of {sample.id!r} are {given} (height × width), expected its picture's {expected}")
+        actual, expected = ("×".join(map(str, sides)) for sides in (true.shape, size))
+        raise DatasetError(f"labels of {sample.id!r} are {actual} (height × width), expected its image's {expected}")
 
-    def count(found: Localization) -> dict[str, Row]:
-        predicted = class_of[found.segment(threshold).cpu()]
-        rows: dict[str, Row] = {
+    def count(result: Localization) -> dict[str, ImageCounts]:
+        predicted = class_of[result.segment(threshold).cpu()]
+        rows: dict[str, ImageCounts] = {
             "pixels": confusion(predicted, true, classes).row,
             "boundaries": boundary(predicted, true, classes),
         }
-        return rows | {"top1": _best_is_there(found, sample)} if isinstance(sample, SceneSample) else rows
+        return rows | {"top1": _is_best_present(result, sample)} if isinstance(sample, SceneSample) else rows
 
     return EvalTask(dataset.vocabulary(_names(dataset, protocol)), count)
 
 
-def _ask_points(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
-    """Each class that is there by itself: its min-max map above a threshold, at the points people have labelled."""
+def _points_task(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
+    """Each present class by itself: its min-max map above a threshold, at the points that people have labelled."""
     xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
 
-    def count(found: Localization) -> dict[str, Row]:
-        masks = found.masks(protocol.threshold)
+    def count(result: Localization) -> dict[str, ImageCounts]:
+        masks = result.masks(protocol.threshold)
         return {
             "points": {
                 sample.classes[label]: point_counts(masks[index].cpu(), xy[of == label], yes[of == label])
@@ -120,19 +120,19 @@ def _ask_points(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
     return EvalTask(Vocabulary.of([sample.names[label] for label in sample.positive]), count)
 
 
-def _ask_objects(sample: SceneSample, protocol: EvalProtocol) -> list[EvalTask]:
-    """The objects of a scene by name: where each is; and of all concepts, whether the likeliest is there."""
+def _objects_task(sample: SceneSample, protocol: EvalProtocol) -> EvalTask:
+    """Where each object of a scene is, by its name."""
     masks, boxes = (torch.from_numpy(values) for values in (sample.scene.masks, sample.scene.boxes))
 
-    def count(found: Localization) -> dict[str, Row]:
-        best = [one.xyxy for one in found.boxes(protocol.threshold, instances="label")]
+    def count(result: Localization) -> dict[str, ImageCounts]:
+        best = [predicted.xyxy for predicted in result.boxes(protocol.threshold, instances="label")]
         return {
-            "pointing": pointing_game(found.points(), masks).row,
-            "masks": mask_overlap(found.masks(protocol.threshold).stack().cpu(), masks).row,
+            "pointing": pointing_game(result.points(), masks).row,
+            "masks": mask_overlap(result.masks(protocol.threshold).stack().cpu(), masks).row,
             "boxes": box_overlap(best, boxes).row,
         }
 
-    return [EvalTask(Vocabulary.of(sample.scene.names), count)]
+    return EvalTask(Vocabulary.of(sample.scene.names), count)
 
 
 # Analysis -------------------------------------------------------------------------------------------------------------
@@ -143,40 +143,40 @@ def analyse(
     dataset: Dataset,
     sample: Sample | PointSample,
     protocol: EvalProtocol,
-    features: Encoded,
-    encode: Callable[[list[str]], Tensor],
+    encoded: Encoded,
+    encode_text: Callable[[list[str]], Tensor],
     project: Callable[[Tensor], Tensor],
-) -> dict[str, Row]:
-    """The paper's analysis of one image's patches (section 5): in the joint space, and "@7" after each block traced.
+) -> dict[str, ImageCounts]:
+    """The paper's analysis of one image's patches (section 5): in the joint space, and after each traced block ("@7").
 
-    features  of this image alone; `trace` is read where there is one
-    encode    labels → their embeddings `(p, e)`
-    project   tokens of a block → the joint space, where texts are; the other two take them as they are
+    encoded      of this image alone; its `trace` is analysed too
+    encode_text  labels → their embeddings `(p, e)`
+    project      tokens of a block → the joint space, where texts are; only the text contrast needs it
 
-    Masks are those of the classes that are there. All other patches are outside of them, the background included (eqs.
-    7 to 9 have k ∉ M); only the void between classes is nowhere, where a data set tells it from its background.
+    Masks are those of the present classes. All other patches are outside of them, including the background (eqs. 7 to 9
+    have k ∉ M); only void pixels are neither inside nor outside, if the data set distinguishes them from background.
     """
     if not (isinstance(dataset, Segmentation) and isinstance(sample, Sample)):
         return {}
     label_of = dict(zip(dataset.foreground, dataset.vocabulary(_names(dataset, protocol)).labels, strict=True))
     labels = torch.from_numpy(sample.labels())
-    present = [int(one) for one in labels.unique() if int(one) in label_of]
-    masks = torch.stack([labels == one for one in present]) if present else None
+    present = [index for index in labels.unique().tolist() if index in label_of]
+    masks = torch.stack([labels == index for index in present]) if present else None
     void = None if dataset.background is None else labels == IGNORE
-    text = encode([label_of[one] for one in present]).cpu() if present else None
+    text = encode_text([label_of[index] for index in present]).cpu() if present else None
 
-    def measured(patches: Tensor, joint: Tensor, grid: Grid, name: str) -> Iterator[tuple[str, Row]]:
+    def measures(patches: Tensor, joint: Tensor, grid: Grid, name: str) -> Iterator[tuple[str, ImageCounts]]:
         yield f"patch_similarity{name}", Mean.of([patch_similarity(patches).item()]).row
         if masks is not None and text is not None:
             sides = to_grid(masks, grid, void)
             yield f"object_contrast{name}", Mean.of(object_contrast(patches, sides).tolist()).row
             yield f"text_contrast{name}", Mean.of(text_contrast(joint, text, sides).tolist()).row
 
-    patches = features.patches[0].cpu()
-    rows = dict(measured(patches, patches, features.grid, ""))
-    for block, tokens in features.trace.items():
-        inside = tokens[0, features.prefix :].cpu()
-        rows |= measured(inside, project(tokens)[0, features.prefix :].cpu(), features.grid, f"@{block}")
+    patches = encoded.patches[0].cpu()
+    rows = dict(measures(patches, patches, encoded.grid, ""))
+    for block, tokens in encoded.trace.items():
+        patches, joint = (values[0, encoded.prefix :].cpu() for values in (tokens, project(tokens)))
+        rows |= measures(patches, joint, encoded.grid, f"@{block}")
     return rows
 
 
@@ -212,12 +212,12 @@ SCORES: Mapping[str, Mapping[str, _Scored]] = {
     "object_contrast": {"object_contrast": (_as_counted, ratio)},
     "text_contrast": {"text_contrast": (_as_counted, ratio)},
 }
-"""What is counted -> the scores made of it: what is done to the records first, and the score of their sum."""
+"""What is counted → the scores made of it: a function of the records, then the score of their sum."""
 
 
 class Estimate(NamedTuple):
-    """A score over all images, in [0, 1] (of the analysis, in [-1, 1]), or the difference of two, and its 95 % interval
-    over such images."""
+    """A score over all images, in [0, 1] (in [-1, 1] for the analysis), or the difference of two scores, with its 95 %
+    bootstrap interval over images."""
 
     value: float
     low: float
@@ -225,33 +225,33 @@ class Estimate(NamedTuple):
 
 
 def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
-    """Every score of one method, with intervals by bootstrap over images; NaN where nothing was counted. Those of one
-    block end in its number: "patch_similarity@7"."""
+    """Every score of one method, with bootstrap intervals over images; NaN if nothing was counted. Names of scores of a
+    single block end in its number: "patch_similarity@7"."""
     return {name: _estimate(score, records) for name, score, records in _scored(counts)}
 
 
 def differences(counts: Mapping[str, Records], other: Mapping[str, Records]) -> dict[str, Estimate]:
-    """Every score of one method less that of another on the same images, with the paired interval of the difference;
-    NaN where nothing was counted for one of them.
+    """Every score of one method minus that of another on the same images, with the paired interval of the difference;
+    NaN if nothing was counted for one of them.
 
-    Raises InputError where the images are not the same.
+    Raises InputError if the images are not the same.
     """
     others = {name: records for name, _, records in _scored(other)}
-    return {name: _estimate(score, one, others[name]) for name, score, one in _scored(counts) if name in others}
+    return {name: _estimate(score, records, others[name]) for name, score, records in _scored(counts) if name in others}
 
 
 def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Score, Records]]:
-    """Every score by its name, with what it is made of."""
+    """Every score by its name, with the records that it is made of."""
     for counted, records in counts.items():
         kind, at, block = counted.partition("@")
         for name, (prepare, score) in SCORES[kind].items():
             yield name + at + block, score, prepare(records)
 
 
-def _estimate(score: Score, one: Records, other: Records | None = None) -> Estimate:
+def _estimate(score: Score, records: Records, other: Records | None = None) -> Estimate:
     """A score, or its difference to that of `other`."""
-    if not one.classes or (other is not None and not other.classes):
+    if not records.classes or (other is not None and not other.classes):
         return Estimate(math.nan, math.nan, math.nan)
     if other is None:
-        return Estimate(one.value(score), *bootstrap(one, score))
-    return Estimate(one.value(score) - other.value(score), *bootstrap_difference(one, other, score))
+        return Estimate(records.value(score), *bootstrap(records, score))
+    return Estimate(records.value(score) - other.value(score), *bootstrap_difference(records, other, score))

@@ -21,7 +21,7 @@ from open_gem.errors import MethodError
 from open_gem.files import to_json
 from open_gem.method import attention
 from open_gem.method.attention import Heads, to_unit
-from open_gem.method.clustering import means, spherical_kmeans
+from open_gem.method.kmeans import means, spherical_kmeans
 from open_gem.method.steps import Step
 from open_gem.types import Grid, Size
 

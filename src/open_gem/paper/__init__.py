@@ -1,9 +1,12 @@
 """The paper's tables and figures: `open-gem reproduce`.
 
-rows       every experiment as a value: the methods and models it needs, the curves it draws
-measuring  all rows of all experiments that share a model and a split, from one pass over the data
-pictures   the figures without numbers
-rendering  tables and curves, beside the paper's values
+rows        every experiment as a value: its methods, models and curves
+measuring   all rows of all experiments that share a model and a split, from one pass over the data
+pictures    the figures without numbers
+clustering  self-self attention as clustering (section 4.2), drawn by `figures`
+numbers     the paper's values
+rendering   tables and curves, beside the paper's values
+report      all stored runs as one table
 """
 
 from open_gem.paper.measuring import Job, Outcome, Scores, jobs, load_of, reproduce, union

@@ -1,4 +1,4 @@
-"""Figures of the paper, drawn again: pure functions, PIL out. matplotlib wakes in them, without its global state."""
+"""The paper's figures as pure functions that return PIL images. matplotlib is imported on use, without global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from open_gem.errors import InputError
-from open_gem.method.clustering import block_order, components, self_self_clustering, spherical_kmeans
+from open_gem.method.kmeans import spherical_kmeans
+from open_gem.paper.clustering import block_order, components, self_self_clustering
 
 MOST_PANELS, MOST_POINTS = 16, 1000  # along a side of the figure; in each panel
 PANEL, MARGIN, HEADER, DPI = (3.3, 1.95), 0.75, 1.15, 120  # inches (width, height), inches, inches, pixels an inch
@@ -18,8 +19,8 @@ INK, FAINT, EDGE = "#222222", "#8a8a8a", "#d5d5d5"
 
 
 class _Panel(NamedTuple):
-    """One clustering: what it is called, `(n, c)` where each point went, `(n, n)` who attends to whom, labels `(n,)`,
-    and an order `(n,)` of the points."""
+    """One clustering: its name, where each point went `(n, c)`, the attention matrix `(n, n)`, labels `(n,)`, and an
+    order of the points `(n,)`."""
 
     name: str
     moved: Tensor
@@ -49,15 +50,15 @@ def clustering_figure(
 ) -> Image.Image:
     """Self-self attention beside k-means on points `(n, c)` (paper Fig. 7; a part of it is Fig. 2).
 
-    A row for each number of iterations K and a column for each temperature τ; in the last row k-means, from `seed`, for
-    each number of clusters. A panel shows the points p^0 on their first two principal components, each in the colour of
-    where it went: p^K, or the direction of its cluster, on the first three as red, green and blue. All panels share
-    both maps. Beside it is the n×n attention matrix, for k-means 1 / size within a cluster, its rows ordered into
-    blocks and its colours, in proportion to square roots, from 0 to its highest value. Clusters of self-self attention
-    are counted as `components` finds them.
+    There is a row for each number of iterations K and a column for each temperature τ; the last row is k-means, from
+    `seed`, for each number of clusters. A panel shows the points p^0 on their first two principal components. The
+    colour of a point is where it went, p^K or the direction of its cluster: the first three principal components as
+    red, green and blue. All panels share both maps. Beside it is the n×n attention matrix (for k-means 1 / size within
+    a cluster), its rows ordered into blocks, its colours proportional to square roots. Clusters of self-self attention
+    are those of `components`.
 
     Raises InputError for a side of the grid that is empty or above 16, more than 1000 points, and settings that
-    `self_self_clustering` and `spherical_kmeans` refuse.
+    `self_self_clustering` or `spherical_kmeans` refuses.
     """
     sides = {"iterations": iterations, "temperatures": temperatures, "clusters": clusters}
     for name, side in sides.items():
@@ -79,7 +80,7 @@ def clustering_figure(
 def plot(
     series: Mapping[str, Sequence[tuple[float, tuple[float, float, float]]]], title: str = "", axis: str = ""
 ) -> Image.Image:
-    """Curves with bands: each a list of (x, (value, low, high)). Steps of x that span tenfold are shown as logarithms.
+    """Curves with bands: each a list of (x, (value, low, high)). The x axis is logarithmic if it spans a factor of 10.
 
     Raises InputError for no curve.
     """
@@ -92,8 +93,8 @@ def plot(
     figure = Figure(figsize=(6, 4), dpi=DPI, facecolor="white", layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     for name, points in series.items():
-        x, found = [x for x, _ in points], [estimate for _, estimate in points]
-        value, low, high = (np.array(column) for column in zip(*found, strict=True))
+        x = [x for x, _ in points]
+        value, low, high = (np.array(column) for column in zip(*(estimate for _, estimate in points), strict=True))
         [line] = axes.plot(x, value, marker="o", markersize=4, label=name)
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     if min(xs) > 0 and max(xs) >= 10 * min(xs):
@@ -124,19 +125,19 @@ def _kmeans_panel(start: Tensor, clusters: int, seed: int) -> _Panel:
 
 
 def _principal(points: Tensor) -> _Basis:
-    """Three principal components; those that the points do not have are 0. Signs are such that the largest entry of
-    each is positive: a decomposition leaves them open."""
+    """Three principal components; missing ones are 0. The largest entry of each is positive, since a decomposition does
+    not determine signs."""
     center = points.mean(dim=0)
     axes = torch.zeros(points.shape[1], 3, dtype=points.dtype, device=points.device)
-    found = torch.linalg.svd(points - center, full_matrices=False).Vh[:3].T
-    largest = found.gather(0, found.abs().argmax(dim=0, keepdim=True))
-    axes[:, : found.shape[1]] = found * torch.ones_like(largest).masked_fill_(largest < 0, -1)
+    principal = torch.linalg.svd(points - center, full_matrices=False).Vh[:3].T
+    largest = principal.gather(0, principal.abs().argmax(dim=0, keepdim=True))
+    axes[:, : principal.shape[1]] = principal * torch.ones_like(largest).masked_fill_(largest < 0, -1)
     reach = ((points - center) @ axes).abs().amax(dim=0)
     return _Basis(center, axes, torch.where(reach > 1e-9, reach, 1.0))
 
 
 def _colors(places: np.ndarray) -> np.ndarray:
-    """Places `(n, 3)` from −1 to 1 as colours `(n, 3)`, neither too dark nor too light to tell from ground and ink."""
+    """Places `(n, 3)` from −1 to 1 as colours `(n, 3)` that differ from the background and from ink."""
     return 0.48 + 0.4 * np.clip(places, -1, 1)
 
 
@@ -154,8 +155,8 @@ def _draw(rows: list[list[_Panel]], titles: list[tuple[str, str]], start: Tensor
     basis = _principal(start)
     places = basis(start)[:, :2]
 
-    def box(left: float, top: float, wide: float, high: float) -> Any:  # inches from the top left corner
-        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+    def box(left: float, top: float, side: float = 1.4) -> Any:  # inches from the top left corner
+        return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
 
     for index, (panels, (title, subtitle)) in enumerate(zip(rows, titles, strict=True)):
         top = HEADER + index * PANEL[1]
@@ -167,8 +168,8 @@ def _draw(rows: list[list[_Panel]], titles: list[tuple[str, str]], start: Tensor
             count = int(panel.labels.max()) + 1
             name = f"{panel.name}:  {count} cluster{'s' if count > 1 else ''}"
             figure.text((left + 1.475) / width, 1 - (top + 0.12) / height, name, ha="center", va="center", color=INK)
-            _scatter(box(left, top + 0.25, 1.4, 1.4), places, _colors(basis(panel.moved)))
-            _matrix(box(left + 1.55, top + 0.25, 1.4, 1.4), panel)
+            _scatter(box(left, top + 0.25), places, _colors(basis(panel.moved)))
+            _matrix(box(left + 1.55, top + 0.25), panel)
     figure.text(0.25 / width, 1 - 0.3 / height, "Self-self attention is clustering", size=15, va="center", color=INK)
     what = f"{len(start)} vectors of width {start.shape[1]}"
     about = f"{what}, coloured by where they go;\nbeside them, who attends to whom"

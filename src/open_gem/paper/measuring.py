@@ -13,14 +13,15 @@ from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
 from open_gem.paper.numbers import GROUPVIT, MODELS
 from open_gem.paper.rows import EXPERIMENTS
-from open_gem.trained.localizer import TRAINED
 
-Scores = Mapping[str, Mapping[str, Estimate]]  # of each row of an experiment, each score
+Scores = Mapping[str, Mapping[str, Estimate]]  # by row of an experiment, then by score
 
 
 class Job(NamedTuple):
-    """One pass over one split with one model, for all experiments that want it: `model` of `paper.MODELS`, or None for
-    the one that was asked for."""
+    """One pass over one split with one model, for all experiments that need it.
+
+    model  a key of `paper.MODELS`, or None for the user's own
+    """
 
     model: str | None
     split: str | None
@@ -28,26 +29,31 @@ class Job(NamedTuple):
 
 
 def jobs(names: Sequence[str], own: bool, splits: Sequence[str], split: str | None) -> list[Job]:
-    """What has to be run for these experiments: on one's `own` model only, or on all that the paper has in them.
+    """What has to be run for these experiments.
 
-    `splits` are those that the data set has, `split` the one asked for; else each experiment's own, where it is there.
+    own     on the user's own model only, else on all models that the paper has in them
+    splits  those of the data set
+    split   the one to use; None: each experiment's own, if the data set has it
     """
-    wanted: dict[tuple[str | None, str | None], list[str]] = {}
+    needed: dict[tuple[str | None, str | None], list[str]] = {}
     for name in names:
         experiment = EXPERIMENTS[name]
         chosen = split or (experiment.split if experiment.split in splits else None)
         for model in (None,) if own else experiment.models:
-            wanted.setdefault((model, chosen), []).append(name)
-    return [Job(*key, tuple(some)) for key, some in wanted.items()]
+            needed.setdefault((model, chosen), []).append(name)
+    return [Job(*key, tuple(experiments)) for key, experiments in needed.items()]
 
 
 class Outcome(NamedTuple):
-    """What one job gave.
+    """The results of one job.
 
-    model     as runs call it; `label` for people
-    counted   how many images count, and how many of them were asked for; `of` all that the split has
-    failed    images that could not be read, and why
-    rows      of each experiment, the scores of each row
+    model      as runs call it
+    label      the model's name for people
+    counted    number of images that count
+    requested  number of images that were to be measured
+    total      number of images of the split
+    failed     images that could not be read, and why
+    rows       by experiment: the scores of each row
     """
 
     model: str
@@ -56,19 +62,19 @@ class Outcome(NamedTuple):
     split: str
     protocol: str
     counted: int
-    asked: int
-    of: int
+    requested: int
+    total: int
     failed: Mapping[str, str]
     rows: Mapping[str, Scores]
 
     @property
     def complete(self) -> bool:
-        """Whether every image of the split counts: only then the paper's values are of the same thing."""
-        return self.counted == self.of
+        """Whether every image of the split counts: only then are the paper's values comparable."""
+        return self.counted == self.total
 
 
 def union(names: Sequence[str], layers: int) -> dict[str, Method]:
-    """Every method that these experiments need of a model, once, by a hash of its settings: in any order the same."""
+    """Every method that these experiments need, once, by a hash of its settings, sorted by it."""
     needed = {method for name in names for method in EXPERIMENTS[name].rows(layers).values()}
     return dict(sorted((digest(method.describe()), method) for method in needed))
 
@@ -77,7 +83,7 @@ def reproduce(
     names: Sequence[str],
     localizer: AnyLocalizer,
     dataset: Dataset,
-    place: Path,
+    folder: Path,
     *,
     protocol: EvalProtocol = PROTOCOLS["paper"],
     label: str | None = None,
@@ -87,40 +93,40 @@ def reproduce(
 ) -> Outcome:
     """The scores of every row of each experiment on one model and data set, from one pass over the data.
 
-    A model that was trained to localize has one row in each, `TRAINED`. Counts are kept below `place`, as `runs.run`
-    does; `settings` as of `evaluate.measure`. Raises InputError where no image could be read.
+    A model that was trained to localize has one row in each, `TRAINED`. Counts are stored below `folder`; `settings` as
+    of `evaluation.run.measure`. Raises InputError if no image could be read.
     """
     layers = localizer.layers
     methods = union(names, layers) if layers else {}
-    analysed = () if not layers else tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers))
+    analysed = tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers)) if layers else ()
     ids = dataset.ids[:limit]
-    store = Store.at(place, settings_of(localizer, methods, dataset, protocol, analysed))
+    store = Store.at(folder, settings_of(localizer, methods, dataset, protocol, analysed))
     run(store, localizer, methods, dataset, protocol, ids=ids, progress=progress, analysed=analysed, **settings)
-    kept = store.read()
-    failed = {image: error for image, error in kept.failed.items() if image in set(ids)}
-    if not kept.done.intersection(ids):
+    results = store.read()
+    failed = {image: error for image, error in results.failed.items() if image in set(ids)}
+    if not results.done.intersection(ids):
         raise InputError(f"none of {len(ids)} images of {dataset.name} could be read: {next(iter(failed.values()))}")
-    found = {name: scores(counts) for name, counts in kept.counts(ids).items()}
+    by_method = {method: scores(counts) for method, counts in results.counts(ids).items()}
     return Outcome(
         localizer.name,
         label or localizer.name,
         dataset.name,
         dataset.split,
         name_of(protocol),
-        len(kept.done.intersection(ids)),
+        len(results.done.intersection(ids)),
         len(ids),
         len(dataset),
         failed,
         {
-            name: {TRAINED: found[TRAINED]}
-            if not layers
-            else {row: found[digest(method.describe())] for row, method in EXPERIMENTS[name].rows(layers).items()}
+            name: {row: by_method[digest(method.describe())] for row, method in EXPERIMENTS[name].rows(layers).items()}
+            if layers
+            else by_method
             for name in names
         },
     )
 
 
 def load_of(label: str) -> tuple[str, str | None, bool]:
-    """Name and tag of a model of the paper, and whether it was trained to localize."""
+    """Name and tag of one of the paper's models, and whether it was trained to localize."""
     model = MODELS[label]
     return model.name, model.pretrained, label == GROUPVIT

@@ -1,7 +1,7 @@
-"""The paper's own numbers (Grounding Everything, arXiv 2312.00878), and of which models, data and rows they are.
+"""The paper's own numbers (Grounding Everything, arXiv 2312.00878), by model, row and data set.
 
-All values are in per cent, mIoU with PascalVOC and Pascal Context, IoU over points with OpenImages V7. Rows are called
-as in `experiments`, methods as in `METHODS`.
+All values are in per cent: mIoU on PascalVOC and Pascal Context, IoU over points on OpenImages V7. Rows are named as in
+`paper.rows`, methods as in `METHODS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class PaperModel(NamedTuple):
-    """A model that the paper measures: what to load, and the names under which runs know the same weights."""
+    """A model that the paper evaluates: what to load, and other names of the same weights in runs."""
 
     name: str
     pretrained: str | None = None
@@ -17,7 +17,7 @@ class PaperModel(NamedTuple):
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Every name under which runs know it."""
+        """Every name of it in runs."""
         own = self.name if self.pretrained is None else f"{self.name}, {self.pretrained}"
         return own, *self.also
 
@@ -38,15 +38,15 @@ MODELS: Mapping[str, PaperModel] = {
     "BLIP ViT-L/16": PaperModel("Salesforce/blip-itm-large-coco"),  # the paper has it under ViT-L/14
     GROUPVIT: PaperModel("nvidia/groupvit-gcc-yfcc"),
 }
-"""By what they are called here; those of Table 4, and GroupViT, which the authors measured as well (Table 3)."""
+"""By name: those of Table 4, and GroupViT, which the authors measured too (Table 3)."""
 
 TABLE_4 = tuple(label for label in MODELS if label != GROUPVIT)
 
 DATASETS: Mapping[str, str] = {"voc2012": "mean_iou", "context59": "mean_iou", "openimages": "class_pooled"}
-"""Those of the paper, all by their split "val", and the score that its values are of."""
+"""The paper's data sets, all on their split "val" → the score that its values are."""
 
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Of each model, each row and each data set, per cent."""
+"""By model, row and data set, in per cent."""
 
 
 def _by_data(*values: float | None) -> dict[str, float]:
@@ -58,7 +58,7 @@ _DEPTHS = [f"{depth} block{'s' if depth > 1 else ''}" for depth in range(1, 12)]
 
 
 def _table_1(raw: Sequence[tuple[float, float]], normed: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
-    """K = 0 is what the numbers of this table agree with."""
+    """K = 0 agrees with the numbers of this table."""
     without = {f"{name}, raw": _by_data(*row) for name, row in zip(_PROJECTIONS, raw, strict=True)}
     return without | {f"{name}, norm, K = 0": _by_data(*row) for name, row in zip(_PROJECTIONS, normed, strict=True)}
 
@@ -125,17 +125,17 @@ QUOTED: Mapping[str, Mapping[str, float]] = {
     "PACL": _by_data(72.3, 50.1),
     "MaskCLIP (Dong et al.)": _by_data(None, 17.2),
 }
-"""Rows of Table 3 that the paper quotes from others; † on a part of the classes, unseen in training."""
+"""Rows of Table 3 that the paper quotes from others; †: evaluated on classes unseen in training only."""
 
 
 def label_of(model: str) -> str | None:
-    """What the paper's model that runs call `model` is called in `MODELS`; None for any other."""
+    """The key in `MODELS` of the model that runs call `model`; None if the paper does not have it."""
     return next((label for label, row in MODELS.items() if model in row.known), None)
 
 
 def value(table: str, model: str, row: str, dataset: str, split: str, protocol: str) -> float | None:
-    """The paper's value in per cent, where it has one of this: on the split "val", by a protocol that is the paper's or
-    its code's. `model` as runs call it."""
+    """The paper's value in per cent, or None: it has values on the split "val", by its own protocol or its code's.
+    `model` as runs call it."""
     if split != "val" or protocol not in ("paper", "official"):
         return None
     rows = TABLES.get(table, {}).get(label_of(model) or "", {})

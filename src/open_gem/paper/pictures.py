@@ -14,127 +14,132 @@ from open_gem.evaluation.metrics import point_counts
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset
 from open_gem.images.draw import contact_sheet, overlay
-from open_gem.localizer import Localizer
-from open_gem.method.clustering import random_vectors
+from open_gem.localization import Localization
+from open_gem.locate import AnyLocalizer
+from open_gem.paper.clustering import random_vectors
 from open_gem.paper.figures import clustering_figure
 
 METHODS = ("clip", "maskclip", "clip_surgery", "gem")
-PHRASES = 2  # of a picture
-SEARCHED, FAILURES = 64, 6  # pictures in which failures are looked for, and how many are shown
+CLASSES = 2  # shown of each image
+SEARCHED, FAILURES = 64, 6  # images in which failures are searched for, and number of failures shown
 
 
-class Shown(NamedTuple):
-    """A picture, and its phrases with what tells how well a mask `(y, x)` of each fits, in [0, 1]."""
+class NamedImage(NamedTuple):
+    """An image and the names of its classes, each with a function that says how well a mask `(y, x)` fits: 0 to 1."""
 
-    picture: Image.Image
-    phrases: Mapping[str, Callable[[Tensor], float]]
+    image: Image.Image
+    fits: Mapping[str, Callable[[Tensor], float]]
 
 
-def shown(dataset: Dataset, indices: Sequence[int]) -> Iterator[Shown]:
-    """The pictures of these indices that can be read and have something in them that has a name."""
+def named_images(dataset: Dataset, indices: Sequence[int]) -> Iterator[NamedImage]:
+    """Those images that can be read and show at least one named class."""
     for index in indices:
         sample = dataset[index]
         try:
-            one = Shown(sample.picture(), _phrases(dataset, sample))
-        except (ImageError, DatasetError):  # measuring tells of them
+            named = NamedImage(sample.read_image(), _fits(dataset, sample))
+        except (ImageError, DatasetError):  # reported by the evaluation
             continue
-        if one.phrases:
-            yield one
+        if named.fits:
+            yield named
 
 
-def _phrases(dataset: Dataset, sample: Sample | PointSample) -> dict[str, Callable[[Tensor], float]]:
-    """What is there by its name, the largest first where sizes are known."""
+def _fits(dataset: Dataset, sample: Sample | PointSample) -> dict[str, Callable[[Tensor], float]]:
+    """The present classes by name; the largest first if sizes are known."""
     if isinstance(sample, PointSample):
         xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
         return {
-            sample.names[one]: lambda mask, one=one: _iou(*point_counts(mask, xy[of == one], yes[of == one])[:3])
-            for one in sample.positive
+            sample.names[index]: lambda mask, index=index: _iou(
+                *point_counts(mask, xy[of == index], yes[of == index])[:3]
+            )
+            for index in sample.positive
         }
     assert isinstance(dataset, Segmentation)
     label_of = dict(zip(dataset.foreground, dataset.vocabulary().labels, strict=True))
     labels = torch.from_numpy(sample.labels())
     present, counts = np.unique(labels.numpy(), return_counts=True)
-    largest = [int(present[one]) for one in np.argsort(-counts, kind="stable")]
+    largest = present[np.argsort(-counts, kind="stable")].tolist()
 
-    def fit(mask: Tensor, label: int) -> float:
+    def fit(mask: Tensor, index: int) -> float:
         counted = mask & (labels != IGNORE) if dataset.background is not None else mask
-        hits = int((counted & (labels == label)).sum())
-        return _iou(hits, int(counted.sum()) - hits, int((labels == label).sum()) - hits)
+        hits = int((counted & (labels == index)).sum())
+        return _iou(hits, int(counted.sum()) - hits, int((labels == index).sum()) - hits)
 
-    return {label_of[one]: lambda mask, one=one: fit(mask, one) for one in largest if one in label_of}
+    return {label_of[index]: lambda mask, index=index: fit(mask, index) for index in largest if index in label_of}
 
 
 def _iou(hits: float, false: float, missed: float) -> float:
     return hits / max(hits + false + missed, 1)
 
 
-def _settled(localizer: Localizer, protocol: EvalProtocol) -> Localizer:
-    answering = protocol.settle(localizer)
-    assert isinstance(answering, Localizer)
-    return answering
+def _locate(
+    localizer: AnyLocalizer, image: Image.Image, labels: Sequence[str], methods: Sequence[str] = METHODS
+) -> dict[str, Localization]:
+    encoded = localizer.encode(image, methods)
+    return {method: localizer.locate(encoded[method], labels) for method in methods}
 
 
 def qualitative(
-    localizer: Localizer, dataset: Dataset, protocol: EvalProtocol, *, first: int = 0, count: int = 4
+    localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol, *, first: int = 0, count: int = 4
 ) -> Image.Image:
-    """Pictures of a data set and what is in them, by four methods side by side, a row a phrase."""
-    answering, drawn = _settled(localizer, protocol), []
-    for one in shown(dataset, range(len(dataset))[first : first + count]):
-        phrases = list(one.phrases)[:PHRASES]
-        found = answering.compare(one.picture, phrases, METHODS)
-        for phrase in phrases:
-            drawn += [
-                overlay(one.picture, result.heatmaps()[phrase], caption=f"{name} · {phrase}")
-                for name, result in found.items()
+    """The classes of some images, by four methods side by side, a row for each class."""
+    localizer, panels = protocol.settle(localizer), []
+    for named in named_images(dataset, range(len(dataset))[first : first + count]):
+        labels = list(named.fits)[:CLASSES]
+        results = _locate(localizer, named.image, labels)
+        for label in labels:
+            panels += [
+                overlay(named.image, result.heatmaps()[label], caption=f"{method} · {label}")
+                for method, result in results.items()
             ]
-    return _sheet(drawn, dataset)
+    return _sheet(panels, dataset)
 
 
-def failures(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """Where GEM fails: of the first pictures, the phrases whose masks fit worst, worst first, by four methods.
+def failures(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
+    """Where GEM fails: the classes whose masks fit worst in the first images, worst first, by four methods.
 
-    The paper shows two pictures that it does not name; these are found by measuring.
+    The paper shows two images that it does not name; these are found by measuring.
     """
-    answering = _settled(localizer, protocol)
-    found: list[tuple[float, int, str]] = []
-    some = list(shown(dataset, range(min(SEARCHED, len(dataset)))))
-    for index, one in enumerate(some):
-        masks = answering.compare(one.picture, list(one.phrases), ["gem"])["gem"].masks(protocol.threshold)
-        found += [(fits(masks[phrase].cpu()), index, phrase) for phrase, fits in one.phrases.items()]
-    drawn = []
-    for fit, index, phrase in sorted(found)[:FAILURES]:
-        for name, result in answering.compare(some[index].picture, [phrase], METHODS).items():
-            caption = f"{name} · {phrase}" + (f" · IoU {fit:.2f}" if name == "gem" else "")
-            drawn.append(overlay(some[index].picture, result.heatmaps()[phrase], caption=caption))
-    return _sheet(drawn, dataset)
+    localizer = protocol.settle(localizer)
+    worst: list[tuple[float, int, str]] = []
+    searched = list(named_images(dataset, range(min(SEARCHED, len(dataset)))))
+    for index, named in enumerate(searched):
+        masks = _locate(localizer, named.image, list(named.fits), ["gem"])["gem"].masks(protocol.threshold)
+        worst += [(fit(masks[label].cpu()), index, label) for label, fit in named.fits.items()]
+    panels = []
+    for iou, index, label in sorted(worst)[:FAILURES]:
+        image = searched[index].image
+        for method, result in _locate(localizer, image, [label]).items():
+            caption = f"{method} · {label}" + (f" · IoU {iou:.2f}" if method == "gem" else "")
+            panels.append(overlay(image, result.heatmaps()[label], caption=caption))
+    return _sheet(panels, dataset)
 
 
-def _sheet(drawn: Sequence[Image.Image], dataset: Dataset) -> Image.Image:
-    if not drawn:
-        raise InputError(f"no picture of {dataset.name} that can be read has anything with a name in it")
-    return contact_sheet(drawn, columns=len(METHODS))
+def _sheet(panels: Sequence[Image.Image], dataset: Dataset) -> Image.Image:
+    if not panels:
+        raise InputError(f"no image of {dataset.name} can be read and shows a named class")
+    return contact_sheet(panels, columns=len(METHODS))
 
 
-def clustering(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
+def clustering(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """Section 4.2 on random vectors, all panels: needs neither model nor data."""
     return clustering_figure(random_vectors())
 
 
-def clustering_in_short(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
+def clustering_in_short(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """One temperature of the same."""
     return clustering_figure(random_vectors(), temperatures=(0.2,), clusters=(7,))
 
 
-def more_pictures(localizer: Localizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """The pictures after those of `qualitative`."""
+def more_images(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
+    """The images after those of `qualitative`."""
     return qualitative(localizer, dataset, protocol, first=4, count=8)
 
 
-PICTURES: Mapping[str, tuple[str, Callable[[Localizer, Dataset, EvalProtocol], Image.Image]]] = {
+PICTURES: Mapping[str, tuple[str, Callable[[AnyLocalizer, Dataset, EvalProtocol], Image.Image]]] = {
     "figure2": ("self-self attention is clustering", clustering_in_short),
-    "figure4": ("four methods on the first pictures of the data set", qualitative),
+    "figure4": ("four methods on the first images of the data set", qualitative),
     "figure7": ("self-self attention beside k-means, over iterations and temperatures", clustering),
-    "figure8": ("where GEM fails: the phrases whose masks fit worst", failures),
-    "figure9": ("four methods on more pictures", more_pictures),
+    "figure8": ("where GEM fails: the prompts whose masks fit worst", failures),
+    "figure9": ("four methods on more images", more_images),
 }
 """Figures without numbers."""

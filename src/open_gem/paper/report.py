@@ -1,4 +1,4 @@
-"""Runs as tables: what was measured, beside what the paper printed."""
+"""All stored runs as one table, beside the paper's values."""
 
 import csv
 import html
@@ -19,7 +19,7 @@ from open_gem.files import digest, to_json
 from open_gem.method.table import METHODS
 from open_gem.paper import numbers as paper
 
-# The rows of Table 3 by the methods that they are.
+# Methods → rows of Table 3.
 TABLE_3 = {
     "clip": "CLIP",
     "maskclip": "MaskCLIP",
@@ -31,15 +31,22 @@ TABLE_3 = {
 
 @dataclass(frozen=True)
 class Line:
-    """One method of one run: `images` that count, `failed` that could not be read, `of` all in the split; `size` the
-    size rule, `run` the folder's name, `tuned` whether the method's settings are other than usual; every score as an
-    `Estimate`, or its difference to that of the method `against` on the same images."""
+    """One method of one run.
+
+    images   number of images that count
+    failed   number of images that could not be read
+    total    number of images of the split
+    size     size rule
+    run      name of the run's folder
+    tuned    whether the method's settings are not the usual ones
+    scores   every score, or its difference to that of the method `against` on the same images
+    """
 
     dataset: str
     split: str
     images: int
     failed: int
-    of: int
+    total: int
     model: str
     protocol: str
     size: str
@@ -50,43 +57,50 @@ class Line:
     against: str | None = None
 
     def paper(self, score: str) -> float | None:
-        """What the paper's Table 3 has for this, as a share; None where it has nothing of the same model, data, split,
-        settings and protocol, where images are missing, and for differences."""
-        if self.against is not None or self.tuned or self.images < self.of or paper.DATASETS.get(self.dataset) != score:
+        """The value of the paper's Table 3 in [0, 1]; None if it has none for the same model, data, split, settings and
+        protocol, if images are missing, and for differences."""
+        if (
+            self.against is not None
+            or self.tuned
+            or self.images < self.total
+            or paper.DATASETS.get(self.dataset) != score
+        ):
             return None
         row = TABLE_3.get(self.method, "")
-        known = paper.value("table3", self.model, row, self.dataset, self.split, self.protocol)
-        return None if known is None else known / 100
+        published = paper.value("table3", self.model, row, self.dataset, self.split, self.protocol)
+        return None if published is None else published / 100
 
     def document(self) -> dict[str, Any]:
-        """All of it as values that JSON can hold; a score without a value is null."""
+        """The line as values that JSON can hold; a score without a value is null."""
         numbers = {
-            name: {part: None if math.isnan(number) else number for part, number in found._asdict().items()}
-            for name, found in self.scores.items()
+            name: {part: None if math.isnan(number) else number for part, number in estimate._asdict().items()}
+            for name, estimate in self.scores.items()
         }
-        told = {name: value for name, value in asdict(self).items() if name != "against" or value is not None}
-        return told | {"scores": numbers}
+        fields = {name: value for name, value in asdict(self).items() if name != "against" or value is not None}
+        return fields | {"scores": numbers}
 
 
 def summary(store: Store, ids: Collection[str] | None = None, against: str | None = None) -> list[Line]:
-    """A line for each method of a run, over these images or over all that were measured so far; or for each other than
-    `against`, with the differences to it: none, where the run does not have it."""
-    settings, kept = store.settings, store.read()
+    """A line for each method of a run, over these images or over all that were measured so far.
+
+    With `against`, a line for each other method, with the differences to that one; none if the run does not have it.
+    """
+    settings, results = store.settings, store.read()
     names = _names(settings["methods"])
-    done = kept.done if ids is None else kept.done.intersection(ids)
-    failed = kept.failed if ids is None else kept.failed.keys() & set(ids)
-    counts, other = {names[name]: counted for name, counted in kept.counts(ids).items()}, None
+    done = results.done if ids is None else results.done.intersection(ids)
+    failed = results.failed if ids is None else results.failed.keys() & set(ids)
+    counts, other = {names[method]: counted for method, counted in results.counts(ids).items()}, None
     if against is not None and (other := counts.pop(against, None)) is None:
         return []
     usual = _usual()
-    tuned = {names[name]: told != usual.get(name, told) for name, told in settings["methods"].items()}
+    tuned = {names[name]: method != usual.get(name, method) for name, method in settings["methods"].items()}
     return [
         Line(
             settings["dataset"],
             settings["split"],
             len(done),
             len(failed),
-            kept.of,
+            results.total,
             settings["model"],
             settings["protocol"]["name"],
             settings["size_rule"],
@@ -105,40 +119,40 @@ def _marked(method: str, tuned: bool) -> str:
 
 
 def _names(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What to call the methods of a run: as it does, but for those whose name is the hash of their settings, as
-    `reproduce` has them: "gem, iterations 0"."""
-    return {name: _nearest(told) if name == digest(told) else name for name, told in methods.items()}
+    """Names for people of the methods of a run. Runs of `reproduce` name methods by the hash of their settings: these
+    get a description, such as "gem, iterations 0"."""
+    return {name: _description(method) if name == digest(method) else name for name, method in methods.items()}
 
 
-def _nearest(told: Mapping[str, Any]) -> str:
-    """The known method that has most of these settings, and those that it has not."""
-    changed = {name: [one for one in told if told[one] != usual.get(one)] for name, usual in _usual().items()}
+def _description(method: Mapping[str, Any]) -> str:
+    """The known method with the fewest different settings, and these settings."""
+    changed = {name: [key for key in method if method[key] != usual.get(key)] for name, usual in _usual().items()}
     name = min(changed, key=lambda name: len(changed[name]))
-    return ", ".join([name, *(f"{one} {told[one]}" for one in changed[name])])
+    return ", ".join([name, *(f"{key} {method[key]}" for key in changed[name])])
 
 
 @cache
 def _usual() -> Mapping[str, Mapping[str, Any]]:
-    """The settings of all known methods, as they come back from JSON."""
+    """The settings of all known methods, as read from JSON."""
     return {name: json.loads(to_json(method.describe())) for name, method in METHODS.items()}
 
 
-def collect(place: Path, against: str | None = None) -> list[Line]:
-    """The lines of all runs in or below a folder that have counts; or their differences to the method `against`, where
-    a run has it and others. Raises InputError where there are none."""
-    stores = [Store.open(path.parent) for path in sorted(place.rglob("run.json"))]
+def collect(folder: Path, against: str | None = None) -> list[Line]:
+    """The lines of all runs in or below a folder; with `against`, the differences to that method in each run that has
+    it. Raises InputError if there are none."""
+    stores = [Store.open(path.parent) for path in sorted(folder.rglob("run.json"))]
     lines = [line for store in stores for line in summary(store, against=against)]
-    known = {name for store in stores for name in _names(store.settings["methods"]).values()}
-    if stores and against is not None and against not in known:
+    names = {name for store in stores for name in _names(store.settings["methods"]).values()}
+    if stores and against is not None and against not in names:
         raise InputError(
-            f"no run has method {against!r}{did_you_mean(against, known)}, expected one of {listed(sorted(known))}"
+            f"no run has method {against!r}{did_you_mean(against, names)}, expected one of {listed(sorted(names))}"
         )
     if stores and not lines and against is not None:
-        raise InputError(f"no run below {str(place)!r} has counts of {against!r} and of another method")
+        raise InputError(f"no run below {str(folder)!r} has counts of {against!r} and of another method")
     if not lines:
         what = f"{len(stores)} runs without any counts" if stores else "no runs"
         raise InputError(
-            f"{what} in {str(place)!r}, expected folders with a run.json and parts, as open-gem evaluate makes them"
+            f"{what} in {str(folder)!r}, expected folders with a run.json and parts, as open-gem evaluate makes them"
         )
     return lines
 
@@ -146,36 +160,37 @@ def collect(place: Path, against: str | None = None) -> list[Line]:
 Table = tuple[list[str], list[list[str]]]
 
 
-def _told(line: Line) -> list[str]:
-    """What a line is of: the cells before its scores."""
-    images = f"{line.images} of {line.of}" + (f", {line.failed} failed" if line.failed else "")
+def _subject(line: Line) -> list[str]:
+    """The cells before the scores of a line."""
+    images = f"{line.images} of {line.total}" + (f", {line.failed} failed" if line.failed else "")
     method = _marked(line.method, line.tuned)
     return [line.dataset, line.split, images, line.model, line.protocol, line.size, line.run, method]
 
 
-TOLD = ["data set", "split", "images", "model", "protocol", "size", "run", "method"]
+SUBJECT = ["data set", "split", "images", "model", "protocol", "size", "run", "method"]
 
 
 def table(lines: Sequence[Line]) -> Table:
-    """Head and rows of one table: per cent, with the 95 % interval, and the paper's value with the difference. Scores
-    of single blocks are left to the figures."""
+    """Head and rows of a table for people: per cent, the 95 % interval, and the paper's value with the difference.
+    Scores of single blocks are not shown."""
     names = _score_names(lines)
     rows = []
     for line in lines:
-        *run, method = _told(line)
-        subject = method if line.against is None else f"{method} − {line.against}"
-        rows.append([*run, subject, *(_cell(line, name) if name in line.scores else "" for name in names)])
-    return [*TOLD, *names], rows
+        *run, method = _subject(line)
+        compared = method if line.against is None else f"{method} − {line.against}"
+        rows.append([*run, compared, *(_cell(line, name) if name in line.scores else "" for name in names)])
+    return [*SUBJECT, *names], rows
 
 
 def numbers(lines: Sequence[Line]) -> Table:
-    """The same for programs: a column a number, shares in full; what differences are against has a column too."""
+    """Head and rows of a table for programs: one column for each number, in [0, 1] and in full precision."""
     names = _score_names(lines)
     head = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
     rows = [
-        [*_told(line), line.against or "", *(cell for name in names for cell in _numbers(line, name))] for line in lines
+        [*_subject(line), line.against or "", *(cell for name in names for cell in _numbers(line, name))]
+        for line in lines
     ]
-    return [*TOLD, "against", *head], rows
+    return [*SUBJECT, "against", *head], rows
 
 
 def _score_names(lines: Sequence[Line]) -> list[str]:
@@ -188,16 +203,16 @@ def _cell(line: Line, name: str) -> str:
         return "nothing counted"
     sign = "" if line.against is None else "+"
     text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
-    known = line.paper(name)
-    return text if known is None else f"{text}; paper {100 * known:.1f} ({value - 100 * known:+.1f})"
+    published = line.paper(name)
+    return text if published is None else f"{text}; paper {100 * published:.1f} ({value - 100 * published:+.1f})"
 
 
 def _numbers(line: Line, name: str) -> list[str]:
     if name not in line.scores:
         return [""] * 4
-    known = line.paper(name)
-    found = [*line.scores[name], math.nan if known is None else known]
-    return ["" if math.isnan(number) else repr(number) for number in found]
+    published = line.paper(name)
+    values = [*line.scores[name], math.nan if published is None else published]
+    return ["" if math.isnan(number) else repr(number) for number in values]
 
 
 def _markdown(lines: Sequence[Line]) -> str:

@@ -1,4 +1,4 @@
-"""The paper's tables and figures with numbers: which models and methods each needs, and which curves it draws."""
+"""The paper's tables and figures with numbers: their models, methods and curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,24 @@ Rows = Mapping[str, Method]
 
 
 class Point(NamedTuple):
-    """A point of a curve: x, and the row whose score is y; of one `block` of it where there is one."""
+    """A point of a curve: x, and the row whose score is y; of a single `block` if it is not None."""
 
     x: float
     row: str
     block: int | None = None
 
     def score(self, name: str) -> str:
-        """What that score is called among all of the row's."""
+        """The name of that score in the row."""
         return name if self.block is None else f"{name}@{self.block}"
 
 
 class Plot(NamedTuple):
-    """A picture for each score: `axis`, what x is; `curves`, number of blocks of the model → each curve's points;
-    `name`, a part of the file's name."""
+    """A plot for each score.
+
+    axis    the label of the x axis
+    curves  number of blocks of the model → points of each curve
+    name    a part of the file's name
+    """
 
     axis: str
     curves: Callable[[int], Mapping[str, Sequence[Point]]]
@@ -38,13 +42,13 @@ class Experiment:
     """One table or figure.
 
     about     what the paper shows with it
-    rows      number of blocks of the model → the methods it needs, by what they are called in it
-    models    those of `paper.MODELS` that the paper has in it
-    shown     the scores that are shown of each row, where a data set has them
+    rows      number of blocks of the model → the methods it needs, by row
+    models    keys of `numbers.MODELS` that the paper has in it
+    shown     the scores to show, if a data set has them
     plots     of a figure
-    split     of data sets that have it, where the paper did not take "val"
-    analysis  whether the paper's analysis of patch features is needed
-    seeds     whether rows that differ in what follows ", seed " are one row, a mean and its deviation
+    split     that the paper used, if the data set has it
+    analysis  whether it needs the paper's analysis of patch features
+    seeds     whether rows that differ only in their seed are merged into mean and standard deviation
     """
 
     about: str

@@ -13,7 +13,7 @@ keep their sums as fractions, and `Records` are sorted by image before anything 
 """
 
 from open_gem.evaluation.metrics.contrast import Sides, object_contrast, patch_similarity, text_contrast, to_grid
-from open_gem.evaluation.metrics.counts import Mean, Records, Row
+from open_gem.evaluation.metrics.counts import ImageCounts, Mean, Records
 from open_gem.evaluation.metrics.intervals import Interval, bootstrap, bootstrap_difference, interval, resample
 from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap, pointing_game
 from open_gem.evaluation.metrics.points import image_means, pair_means, point_counts
@@ -32,10 +32,10 @@ from open_gem.evaluation.metrics.segmentation import Confusion, boundary, confus
 
 __all__ = [
     "Confusion",
+    "ImageCounts",
     "Interval",
     "Mean",
     "Records",
-    "Row",
     "Score",
     "Sides",
     "bootstrap",

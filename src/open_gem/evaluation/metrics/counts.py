@@ -13,7 +13,7 @@ import numpy as np
 from open_gem.errors import InputError
 from open_gem.evaluation.metrics.scores import Score
 
-Row = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
+ImageCounts = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
 """What one image adds: class (a number, or a name) → its counts, only the classes that have any. Means, which have no
 classes, are class 0 with (sum, count)."""
 
@@ -77,7 +77,7 @@ class Records:
     Python, or where some classes are numbers and others names.
     """
 
-    rows: Mapping[str, Row] = field(default_factory=dict)
+    rows: Mapping[str, ImageCounts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = {type(label) for row in self.rows.values() for label in row}
@@ -97,7 +97,7 @@ class Records:
     @classmethod
     def merge(cls, parts: Iterable["Records"]) -> "Records":
         """All parts as one; raises InputError where two of them have the same image, which would count twice."""
-        rows: dict[str, Row] = {}
+        rows: dict[str, ImageCounts] = {}
         for part in parts:
             if twice := rows.keys() & part.rows.keys():
                 raise InputError(f"{len(twice)} images are in two parts, {min(twice)!r} for one, expected each once")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from open_gem.errors import InputError
-from open_gem.evaluation.metrics.counts import Records, Row
+from open_gem.evaluation.metrics.counts import ImageCounts, Records
 
 
 def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, int, int, int]:
@@ -55,7 +55,7 @@ def image_means(records: Records) -> Records:
     return Records({image: _mean(row, each_pair=False) for image, row in records.rows.items()})
 
 
-def _mean(row: Row, *, each_pair: bool) -> dict[int, tuple[float, ...]]:
+def _mean(row: ImageCounts, *, each_pair: bool) -> dict[int, tuple[float, ...]]:
     ious = [hits / (hits + false + missed) for hits, false, missed, *_ in row.values() if hits + false + missed]
     total = math.fsum(ious)
     return {0: (total, len(ious)) if each_pair else (total / len(ious), 1)} if ious else {}

@@ -1,8 +1,8 @@
-"""OpenImages V7's point labels: CSV files as published, and pictures `{ImageID}.jpg` in a folder of any depth.
+"""OpenImages V7's point labels: CSV files as published, and images `{ImageID}.jpg` in folders of any depth.
 
 The points' columns are ImageId, X, Y, Label, EstimatedYesNo, Source, YesVotes, NoVotes, UnsureVotes, TextLabel; X and Y
-are shares of width and height. A point's class is its Label, called as in the class descriptions (LabelName,
-DisplayName, with or without that header), else its TextLabel. Points that people were unsure of do not count.
+are shares of width and height. A point's class is its Label, named as in the class descriptions (LabelName,
+DisplayName, with or without that header), else its TextLabel. Points that people were unsure of are dropped.
 """
 
 import csv
@@ -19,30 +19,30 @@ from typing import Any
 
 import numpy as np
 
-from open_gem.data._base import Points, Source, Survey, some
+from open_gem.data.base import Points, Source, Survey, first_few
 from open_gem.errors import DatasetError
 
 COLUMNS = ("ImageId", "X", "Y", "Label", "EstimatedYesNo", "TextLabel")  # those that are read
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
-CHUNK = 65_536  # rows that are Python objects at any one time
+CHUNK = 65_536  # rows that are held as Python objects at a time
 _ANSWERS = {"yes": True, "no": False, "unsure": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointSource(Source):
-    """Point labels; `own`: what pictures' folders of a split may be called."""
+    """Point labels; `own`: split → names that its image folder may have."""
 
     own: Mapping[str, tuple[str, ...]]
 
     def open(self, root: str | Path | None = None, split: str | None = None) -> Points:
-        """See `Source.open`; warns where pictures are missing, whose points are left out."""
+        """See `Source.open`; warns if images are missing, whose points are dropped."""
         data = self._read(self.folder(root), self.split_of(split))
         if not data.ids:
-            raise self.error(f"none of {len(data.missing)} pictures is there, e.g. {some(data.missing)}")
+            raise self.error(f"none of {len(data.missing)} images exists, e.g. {first_few(data.missing)}")
         if data.missing:
             warnings.warn(
-                f"{self.name}: {len(data.missing)} of {len(data.missing) + len(data)} pictures are missing and left "
-                f"out: {some(data.missing)}",
+                f"{self.name}: {len(data.missing)} of {len(data.missing) + len(data)} images are missing, their points "
+                f"are dropped: {first_few(data.missing)}",
                 stacklevel=2,
             )
         return data
@@ -51,42 +51,42 @@ class PointSource(Source):
         """See `Source.check`."""
         folder, split = self.folder(root), self.split_of(split)
         data = self._read(folder, split)
-        notes = [f"{len(data.label)} points of {len(data.names)} classes in the pictures that are there"]
-        notes += [f"{count} points left out: {why}" for why, count in data.dropped.items()]
-        missing = tuple(f"{one}.jpg" for one in data.missing)
+        notes = [f"{len(data.label)} points of {len(data.names)} classes in the images that exist"]
+        notes += [f"{count} points dropped: {why}" for why, count in data.dropped.items()]
+        missing = tuple(f"{id}.jpg" for id in data.missing)
         return Survey(folder, len(data) + len(missing), self.splits[split], missing, tuple(notes))
 
     def _read(self, root: Path, split: str) -> Points:
         points = self._file(root, f"oidv7-{split}-annotations-point-labels.csv")
         names = read_descriptions(self._file(root, DESCRIPTIONS))
-        folders = [root / place for own in self.own[split] for place in (own, f"images/{own}")]
-        pictures = next((one for one in (*folders, root / "images", root) if one.is_dir()), root)
-        return read_points(points, names, find_pictures(pictures), self.name, split)
+        folders = [root / path for own in self.own[split] for path in (own, f"images/{own}")]
+        images = next((folder for folder in (*folders, root / "images", root) if folder.is_dir()), root)
+        return read_points(points, names, find_images(images), self.name, split)
 
     def _file(self, root: Path, name: str) -> Path:
         folders = ("", "annotations", "labels", "metadata", "csv")
-        found = next((path for folder in folders if (path := root / folder / name).is_file()), None)
-        if found is None:
+        file = next((path for folder in folders if (path := root / folder / name).is_file()), None)
+        if file is None:
             raise self.error(f"no {name!r} in {str(root)!r} or its {', '.join(folders[1:])}")
-        return found
+        return file
 
 
 OPEN_IMAGES = PointSource(
     name="openimages",
-    about="OpenImages V7, points that people answered yes or no for",
+    about="OpenImages V7, points at which people said whether a class is present",
     page="https://storage.googleapis.com/openimages/web/download_v7.html",
     tree=f"""\
 openimages/
     oidv7-val-annotations-point-labels.csv          (or in annotations/, labels/, metadata/, csv/)
     {DESCRIPTIONS}
     validation/0001eeaf4aed83f9.jpg                 (or images/validation/, images/, or any folders below those)""",
-    splits={"val": 36702, "test": None, "train": None},  # as the paper says; the split has 41,620 pictures in all
+    splits={"val": 36702, "test": None, "train": None},  # as the paper says; the split has 41,620 images in all
     own={"val": ("validation", "val"), "test": ("test",), "train": ("train",)},
 )
 
 
-def find_pictures(folder: Path) -> dict[str, Path]:
-    """All .jpg below `folder`: name without ending -> path."""
+def find_images(folder: Path) -> dict[str, Path]:
+    """All .jpg files below `folder`: name without ending → path."""
     return {
         name[:-4]: Path(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
@@ -96,9 +96,9 @@ def find_pictures(folder: Path) -> dict[str, Path]:
 
 
 def read_descriptions(path: Path) -> dict[str, str]:
-    """Class descriptions: LabelName -> DisplayName. A first row that is no name ("/m/…") is a header.
+    """Class descriptions: LabelName → DisplayName. A first row that does not start with "/" is a header.
 
-    Raises DatasetError, with the line, for a row without two columns or a name.
+    Raises DatasetError that names the line for a row without two columns or a name.
     """
     names: dict[str, str] = {}
     with _reading(path) as file:
@@ -118,7 +118,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
 
 @dataclass
 class _Columns:
-    """What has been read, one entry a point."""
+    """What was read so far, a chunk of points an entry."""
 
     image: list[np.ndarray] = field(default_factory=list)
     label: list[np.ndarray] = field(default_factory=list)
@@ -126,28 +126,28 @@ class _Columns:
     yes: list[np.ndarray] = field(default_factory=list)
 
 
-def read_points(path: Path, names: Mapping[str, str], pictures: Mapping[str, Path], name: str, split: str) -> Points:
+def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path], name: str, split: str) -> Points:
     """The points of a CSV file as published, `names` of classes as in their descriptions.
 
-    Rows are read a chunk at a time and kept as arrays; those of pictures that are missing are not kept. Pictures come
-    in the order in which the file first names them, points in the file's order.
+    Rows are read a chunk at a time and kept as arrays; points of missing images are dropped. Images come in the order
+    in which the file first names them, points in the file's order.
 
-    Raises DatasetError, with the line, for rows that are not as published.
+    Raises DatasetError that names the line for rows that are not as published.
     """
-    images: dict[str, int] = {}  # of pictures that are there
+    images: dict[str, int] = {}  # those that exist
     missing: dict[str, None] = {}
-    classes: dict[str, int] = {}  # label -> class
-    called: list[str] = []
+    classes: dict[str, int] = {}  # label → class
+    class_names: list[str] = []
     dropped: Counter[str] = Counter()
     kept = _Columns()
     with _reading(path) as file:
         reader = csv.reader(file)
-        header = [one.strip().lower() for one in next(reader, [])]
-        if absent := [one for one in COLUMNS if one.lower() not in header]:
+        header = [column.strip().lower() for column in next(reader, [])]
+        if absent := [column for column in COLUMNS if column.lower() not in header]:
             raise DatasetError(
                 f"{str(path)!r} has no column {absent[0]} in its first line, expected {','.join(COLUMNS)}"
             )
-        pick = itemgetter(*(header.index(one.lower()) for one in COLUMNS))
+        pick = itemgetter(*(header.index(column.lower()) for column in COLUMNS))
 
         def broken(row: list[str], expected: str) -> DatasetError:
             return DatasetError(f"line {reader.line_num} of {str(path)!r} is {row!r}, expected {expected}")
@@ -159,31 +159,31 @@ def read_points(path: Path, names: Mapping[str, str], pictures: Mapping[str, Pat
                 try:
                     image, x, y, label, answer, text = pick(row)
                     yes = _ANSWERS[answer.lower()]
-                    place = float(x), float(y)
+                    point = float(x), float(y)
                 except IndexError as error:
                     raise broken(row, f"{len(header)} columns") from error
                 except KeyError as error:
                     raise broken(row, "EstimatedYesNo to be yes, no or unsure") from error
                 except ValueError as error:
                     raise broken(row, "X and Y to be numbers") from error
-                if not (0 <= place[0] <= 1 and 0 <= place[1] <= 1):
+                if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1):
                     raise broken(row, "X and Y in 0 to 1")
                 if yes is None:
                     dropped["people were unsure"] += 1
                     continue
-                known = names.get(label)
-                if known is None and not (known := text.strip()):
+                class_name = names.get(label)
+                if class_name is None and not (class_name := text.strip()):
                     dropped["their class has no name"] += 1
                     continue
-                if image not in pictures:
+                if image not in files:
                     missing[image] = None
-                    dropped["their picture is missing"] += 1
+                    dropped["their image is missing"] += 1
                     continue
-                key = label if label in names else f" {known}"  # a free text is a class of its own
+                key = label if label in names else f" {class_name}"  # a free text is a class of its own
                 if key not in classes:
-                    classes[key] = len(called)
-                    called.append(known)
-                yield images.setdefault(image, len(images)), classes[key], *place, yes
+                    classes[key] = len(class_names)
+                    class_names.append(class_name)
+                yield images.setdefault(image, len(images)), classes[key], *point, yes
 
         rows = parsed()
         while chunk := list(islice(rows, CHUNK)):
@@ -199,9 +199,9 @@ def read_points(path: Path, names: Mapping[str, str], pictures: Mapping[str, Pat
     return Points(
         name=name,
         split=split,
-        names=tuple(called),
+        names=tuple(class_names),
         ids=tuple(images),
-        images=tuple(pictures[one] for one in images),
+        images=tuple(files[image] for image in images),
         starts=np.searchsorted(image[order], np.arange(len(images) + 1)),
         xy=_joined(kept.xy, np.zeros((0, 2)))[order],
         label=_joined(kept.label, np.zeros(0, np.int32))[order],
@@ -212,7 +212,7 @@ def read_points(path: Path, names: Mapping[str, str], pictures: Mapping[str, Pat
 
 
 def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """The parts behind each other; they are gone then, so that not all columns are there twice at once."""
+    """The parts concatenated; they are cleared, so that not all columns are in memory twice at once."""
     whole = np.concatenate([empty, *parts])
     parts.clear()
     return whole

@@ -1,11 +1,11 @@
-"""`scenes` as a data set of label maps, drawn when a sample is asked for."""
+"""`scenes` as a data set of label maps, drawn on access."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from open_gem.data._base import IGNORE, Drawn, Sample, Segmentation, Source, Survey
+from open_gem.data.base import IGNORE, LazySamples, Sample, Segmentation, Source, Survey
 from open_gem.data.scenes import CONCEPTS, HELD_OUT, VALIDATION, Scene, scene
 
 SCENE_SIZE = 256  # pixels a side
@@ -15,12 +15,12 @@ _COUNT = 500
 
 @dataclass(frozen=True, eq=False)
 class SceneSample(Sample):
-    """A sample that also has its objects' names, masks and boxes: `scene`."""
+    """A sample with its `scene`: the names, masks and boxes of its objects."""
 
     scene: Scene
 
 
-class _Scenes(Drawn):
+class _Scenes(LazySamples):
     def __init__(self, seeds: range, size: int):
         self.seeds, self.size = seeds, size
         self.ids = tuple(f"scene-{seed}" for seed in seeds)
@@ -37,8 +37,8 @@ class _Scenes(Drawn):
 
 
 def scenes(seeds: range = range(HELD_OUT, HELD_OUT + _COUNT), size: int = SCENE_SIZE, split: str = "") -> Segmentation:
-    """The scenes of `seeds`, squares of `size` pixels: classes are `CONCEPTS`, background is IGNORE. Samples are
-    `SceneSample`s."""
+    """The scenes of `seeds` at `size` × `size` pixels, as `SceneSample`s: classes are `CONCEPTS`, background is
+    IGNORE."""
     from open_gem.text import Vocabulary
 
     split = split or f"{seeds.start}-{seeds.stop}"
@@ -47,10 +47,10 @@ def scenes(seeds: range = range(HELD_OUT, HELD_OUT + _COUNT), size: int = SCENE_
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource(Source):
-    """Made on the spot, so that no folder is needed."""
+    """Scenes drawn on access; no folder is needed."""
 
     def open(self, root: str | Path | None = None, split: str | None = None) -> Segmentation:
-        """See `Source.open`; `root` does not matter."""
+        """See `Source.open`; `root` is ignored."""
         split = self.split_of(split)
         return scenes(range(_FIRST[split], _FIRST[split] + _COUNT), split=split)
 
@@ -61,7 +61,7 @@ class SceneSource(Source):
 
 SCENES = SceneSource(
     name="scenes",
-    about="synthetic scenes with exact masks, made on the spot",
+    about="synthetic scenes with exact masks, drawn on access",
     page="no download",
     tree="nothing: scenes are drawn by seed",
     splits=dict.fromkeys(_FIRST, _COUNT),

@@ -1,11 +1,11 @@
-"""What every data set is to those who measure: samples that are read when they are asked for.
+"""The interface of every data set: samples that are read on access.
 
     data = open_dataset("voc2012", "VOCdevkit")          # a Segmentation
     sample = data[0]
-    sample.picture()                                     # RGB, as the file stores it
+    sample.read_image()                                  # RGB, as the file stores it
     sample.labels()                                      # (y, x) uint8: 0 .. len(data.classes) - 1, IGNORE elsewhere
 
-Readers translate the ids of files ("reduce zero label", train ids) so that nobody else sees them.
+Readers translate the ids of files ("reduce zero label", train ids), so that only they know them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,29 +30,29 @@ IGNORE = 255  # a pixel that does not count
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A picture of class ids, 8 bits in one channel (grey, or a palette's indices), and what each id means.
+    """An image of class ids, 8 bits in one channel (grey, or a palette's indices), and what each id means.
 
     A palette may hold the colours of ids in another order, as after a program that quantises colours: see `_ids_of`.
 
-    ids  id in the file -> class, or IGNORE; 255 is IGNORE where it is not among them. All other ids are errors.
+    ids  id in the file → class, or IGNORE; 255 is IGNORE unless it is among them. All other ids are errors.
     """
 
     path: Path
     ids: Mapping[int, int]
 
     def read(self) -> NDArray[np.uint8]:
-        """`(y, x)`, classes and IGNORE. Raises DatasetError, naming the file, for what is no such picture and for ids
-        that nothing is known of."""
+        """`(y, x)`, classes and IGNORE. Raises DatasetError that names the file if it cannot be read or has unknown
+        ids."""
         raw = self._raw()
         meanings = {255: IGNORE, **self.ids}
         present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
-        unknown = [int(one) for one in present if int(one) not in meanings]
+        unknown = [id for id in present.tolist() if id not in meanings]
         if unknown:
             few = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             raise DatasetError(f"{str(self.path)!r} holds the ids {few}, expected only {_ranges(meanings)}")
         table = np.full(256, IGNORE, dtype=np.uint8)
-        for given, meaning in meanings.items():
-            table[given] = meaning
+        for id, meaning in meanings.items():
+            table[id] = meaning
         return table[raw]
 
     def _raw(self) -> NDArray[np.uint8]:
@@ -66,7 +66,7 @@ class LabelFile:
             raise DatasetError(f"cannot read labels from {str(self.path)!r}: {reason}") from error
         if raw is None:
             raise DatasetError(
-                f"{str(self.path)!r} is a picture of mode {mode}, expected class ids in 8 bits: grey (L) or palette (P)"
+                f"{str(self.path)!r} is an image of mode {mode}, expected class ids in 8 bits: grey (L) or palette (P)"
             )
         return raw if colours is None else self._ids_of(raw, colours)
 
@@ -74,28 +74,26 @@ class LabelFile:
         """The ids of a palette's indices.
 
         They are the indices themselves, unless the palette has VOC's colours in another order, as after a program that
-        quantises colours: then each index is the id of its colour.
-
-        Raises:
-            DatasetError: where VOC's colours are out of place and others among them, or where all colours are grey and
-                an id each, so that either may be meant.
+        quantises colours: then each index is the id of its colour. Raises DatasetError if the palette mixes VOC's
+        colours in another order with other colours, or if all its colours are greys that are ids themselves: either
+        reading is possible then.
         """
         used = np.unique(raw)
         used = used[used < len(colours)].tolist()
         shown = [tuple(colours[index].tolist()) for index in used]
         ids = {255, *self.ids}
-        by_colour = [next((one for one in ids if VOC_COLOURS[one] == colour), None) for colour in shown]
+        by_colour = [next((id for id in ids if VOC_COLOURS[id] == colour), None) for colour in shown]
         greys = [colour[0] for colour in shown if len(set(colour)) == 1 and colour[0] in ids]
         if used in (by_colour, greys) or len(np.unique(colours, axis=0)) == 1:
             return raw
-        either = len(set(greys)) == len(used)
-        if None not in by_colour and len(set(by_colour)) == len(used) and not either:
+        ambiguous = len(set(greys)) == len(used)
+        if None not in by_colour and len(set(by_colour)) == len(used) and not ambiguous:
             table = np.zeros(256, dtype=np.uint8)
             table[used] = np.array(by_colour, dtype=np.uint8)
             return table[raw]
-        seen = zip(used, by_colour, shown, strict=True)
-        misplaced = any(one not in (None, index) and len(set(colour)) > 1 for index, one, colour in seen)
-        if either or misplaced:
+        entries = zip(used, by_colour, shown, strict=True)
+        misplaced = any(id not in (None, index) and len(set(colour)) > 1 for index, id, colour in entries)
+        if ambiguous or misplaced:
             few = ", ".join(f"{index} is {colour}" for index, colour in zip(used[:5], shown[:5], strict=True))
             raise DatasetError(
                 f"{str(self.path)!r} has a palette in another order than its ids, whose colours do not say which id is "
@@ -107,8 +105,8 @@ class LabelFile:
 def _voc_colours() -> list[tuple[int, int, int]]:
     """The palette of PascalVOC's label maps: three bits of an id at a time make the next lower bit of each channel."""
 
-    def channel(index: int, of: int) -> int:
-        return sum((index >> 3 * place + of & 1) << 7 - place for place in range(3))
+    def channel(index: int, number: int) -> int:
+        return sum((index >> 3 * place + number & 1) << 7 - place for place in range(3))
 
     return [(channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(256)]
 
@@ -117,28 +115,28 @@ VOC_COLOURS = _voc_colours()
 
 
 def _ranges(ids: Mapping[int, int]) -> str:
-    """Whole numbers in short: 0–20, 255."""
+    """Whole numbers as ranges: 0–20, 255."""
     runs: list[list[int]] = []
-    for one in sorted(ids):
-        if runs and one == runs[-1][1] + 1:
-            runs[-1][1] = one
+    for id in sorted(ids):
+        if runs and id == runs[-1][1] + 1:
+            runs[-1][1] = id
         else:
-            runs.append([one, one])
+            runs.append([id, id])
     return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in runs)
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture of a data set as RGB, the pixels as stored: annotations refer to those, so an EXIF orientation is not
-    applied, unlike in `imaging.read_image`. Raises ImageError, naming the file, where it cannot be read."""
+def read_stored_image(path: Path) -> Image.Image:
+    """An image of a data set as RGB, the pixels as stored: annotations refer to those, so the EXIF orientation is not
+    applied, unlike in `images.read_image`. Raises ImageError that names a file that cannot be read."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
+        with Image.open(path) as file:
+            image = file.convert("RGB")
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ImageError(f"cannot read {str(path)!r}: {reason}") from error
-    picture.info.clear()  # above all the orientation, which whoever reads on would apply
-    picture.getexif().clear()
-    return picture
+    image.info.clear()  # the orientation above all, which later readers would apply
+    image.getexif().clear()
+    return image
 
 
 # Segmentation ---------------------------------------------------------------------------------------------------------
@@ -146,39 +144,39 @@ def read_picture(path: Path) -> Image.Image:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and the class of each of its pixels; files are read when asked for.
+    """An image and the class of each of its pixels; files are read on access.
 
-    id      the picture's name in the data set
+    id      the image's name in the data set
     image   its file, or the pixels `(y, x, 3)` uint8, RGB
-    truth   where its labels are, or they themselves
+    truth   the file of its labels, or the labels themselves
     """
 
     id: str
     image: Path | np.ndarray
     truth: LabelFile | NDArray[np.uint8]
 
-    def picture(self) -> Image.Image:
-        """RGB, as stored (see `read_picture`). Raises ImageError."""
-        return read_picture(self.image) if isinstance(self.image, Path) else Image.fromarray(self.image)
+    def read_image(self) -> Image.Image:
+        """RGB, as stored (see `read_stored_image`). Raises ImageError."""
+        return read_stored_image(self.image) if isinstance(self.image, Path) else Image.fromarray(self.image)
 
     def labels(self) -> NDArray[np.uint8]:
-        """`(y, x)`: the class of each pixel, IGNORE where it does not count. Raises DatasetError."""
+        """`(y, x)`: the class of each pixel, IGNORE for pixels that do not count. Raises DatasetError."""
         return self.truth.read() if isinstance(self.truth, LabelFile) else self.truth
 
 
-class Drawn(Sequence[Sample]):
-    """Samples that are made when they are asked for; their `ids` are known before."""
+class LazySamples(Sequence[Sample]):
+    """Samples that are made on access; their `ids` are known before."""
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation(Sequence[Sample]):
-    """Pictures whose every pixel has one of `classes`, or none that counts.
+    """Images whose every pixel has one of `classes`, or is ignored.
 
     classes       the names of the labels 0, 1, …, as the data set has them
-    background    the class that stands for everything else, None where there is none
-    vocabularies  variants of the names, by who used them, the one to use first; labels are the `foreground` in order
+    background    the class that stands for everything else, or None
+    vocabularies  variants of the names by who used them, the default first; labels are the `foreground` in order
     """
 
     name: str
@@ -190,16 +188,18 @@ class Segmentation(Sequence[Sample]):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of all pictures, in order."""
-        return self.samples.ids if isinstance(self.samples, Drawn) else tuple(sample.id for sample in self.samples)
+        """The ids of all images, in order."""
+        return (
+            self.samples.ids if isinstance(self.samples, LazySamples) else tuple(sample.id for sample in self.samples)
+        )
 
     @property
     def foreground(self) -> tuple[int, ...]:
-        """The class of each label of a vocabulary: all but the background."""
+        """The class of each label of a vocabulary: all except the background."""
         return tuple(index for index in range(len(self.classes)) if index != self.background)
 
     def vocabulary(self, variant: str | None = None) -> "Vocabulary":
-        """The names of a variant; None: the first. Raises DatasetError for one that is not there."""
+        """The names of a variant; None: the first. Raises DatasetError for an unknown one."""
         chosen = next(iter(self.vocabularies)) if variant is None else variant
         if chosen not in self.vocabularies:
             known = ", ".join(self.vocabularies)
@@ -218,15 +218,15 @@ class Segmentation(Sequence[Sample]):
 
 @dataclass(frozen=True, eq=False)
 class PointSample:
-    """A picture, and points at which people said whether something is there.
+    """An image, and points at which people said whether a class is present.
 
-    id       the picture's name in the data set
+    id       the image's name in the data set
     image    its file
-    classes  which classes of the data set there are points of, ascending
+    classes  the classes of the data set that have points here, ascending
     names    their names
     xy       `(n, 2)` float64, x and y in [0, 1]: shares of width and height, from the left and the top
-    of       `(n,)` which of `classes` each point is about
-    yes      `(n,)` bool, whether it is there
+    of       `(n,)` the index into `classes` of each point
+    yes      `(n,)` bool, whether the class is present at the point
     """
 
     id: str
@@ -239,25 +239,25 @@ class PointSample:
 
     @property
     def positive(self) -> tuple[int, ...]:
-        """Indices into `names` of those with at least one point that says yes."""
+        """Indices into `names` of the classes with at least one positive point."""
         return tuple(np.unique(self.of[self.yes]).tolist())
 
-    def picture(self) -> Image.Image:
-        """RGB, as stored (see `read_picture`). Raises ImageError."""
-        return read_picture(self.image)
+    def read_image(self) -> Image.Image:
+        """RGB, as stored (see `read_stored_image`). Raises ImageError."""
+        return read_stored_image(self.image)
 
 
 @dataclass(frozen=True, eq=False)
 class Points(Sequence[PointSample]):
-    """Pictures with points; what is read of them is kept in arrays, 21 bytes a point.
+    """Images with points, stored in arrays: 21 bytes a point.
 
-    names     of the classes that there are points of; two classes may have the same
-    ids       of the pictures that have points and a file
+    names     of the classes that have points; two classes may have the same name
+    ids       of the images that have points and a file
     images    their files
-    starts    `(len + 1,)` where the points of each picture start in `xy`, `label` and `yes`
+    starts    `(len + 1,)` where the points of each image start in `xy`, `label` and `yes`
     label     `(points,)` the class of each point
-    missing   ids of pictures that have points but no file: those points are left out
-    dropped   why points were left out -> how many
+    missing   ids of images that have points but no file; their points are dropped
+    dropped   why points were dropped → how many
     """
 
     name: str
@@ -279,7 +279,7 @@ class Points(Sequence[PointSample]):
         index = range(len(self))[index]
         part = slice(self.starts[index], self.starts[index + 1])
         classes, of = np.unique(self.label[part], return_inverse=True)
-        names = tuple(self.names[one] for one in classes)
+        names = tuple(self.names[index] for index in classes)
         return PointSample(
             self.ids[index], self.images[index], tuple(classes.tolist()), names, self.xy[part], of, self.yes[part]
         )
@@ -288,19 +288,19 @@ class Points(Sequence[PointSample]):
         return (self[index] for index in range(len(self)))
 
 
-# What there is --------------------------------------------------------------------------------------------------------
+# Sources --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is there of one split.
+    """The files of one split that exist.
 
     home      the folder that holds it
-    images    pictures that are listed
-    expected  how many the data set's authors published; None where that is unknown
-    missing   files that should be there and are not
-    notes     what else was seen, a line each
-    broken    what is wrong with files that were read, a line each
+    images    number of listed images
+    expected  number of images that the data set's authors published; None if unknown
+    missing   missing files
+    notes     other remarks, one line each
+    broken    errors of files that were read, one line each
     """
 
     home: Path
@@ -315,12 +315,12 @@ class Survey:
 class Source:
     """A data set that can be read: a row of `DATASETS`.
 
-    name    what it is asked for as
+    name    in `DATASETS`
     about   one line
-    page    where it is to be had
-    tree    the files as they are expected, for people
-    splits  its parts -> how many pictures were published, None where that is unknown; the first is the usual one
-    names   whose class names there are, the usual first; none for points
+    page    where to download it
+    tree    the expected files, for people
+    splits  its splits → number of images that were published, None if unknown; the first is the default
+    names   variants of its class names, the default first; none for points
     """
 
     name: str
@@ -331,29 +331,29 @@ class Source:
     names: tuple[str, ...] = ()
 
     def open(self, root: str | Path | None = None, split: str | None = None) -> Segmentation | Points:
-        """The data set below the folder `root`; `split` as in `splits`, None: the first. Raises DatasetError, with what
-        was looked for and where, unless all of it is there."""
+        """The data set below the folder `root`; `split` as in `splits`, None: the first. Raises DatasetError that says
+        which files are missing, and where they were expected."""
         raise NotImplementedError
 
     def check(self, root: str | Path | None = None, split: str | None = None) -> Survey:
-        """What is there of it. Raises DatasetError where not even folders and lists are."""
+        """Which of its files exist. Raises DatasetError if folders or lists are missing."""
         raise NotImplementedError
 
     def error(self, text: str) -> DatasetError:
-        """`text`, and where to read on."""
+        """An error with `text` and where to read on."""
         return DatasetError(
             f"{self.name}: {text} (the expected files: open-gem data show {self.name}; download: {self.page})"
         )
 
     def split_of(self, split: str | None) -> str:
-        """The split itself, the first for None. Raises DatasetError for one that there is not."""
+        """The split itself, the first for None. Raises DatasetError for an unknown one."""
         chosen = next(iter(self.splits)) if split is None else split
         if chosen not in self.splits:
             raise DatasetError(f"{self.name} has no split {split!r}, expected one of {', '.join(self.splits)}")
         return chosen
 
     def folder(self, root: str | Path | None) -> Path:
-        """The folder `root`. Raises DatasetError where there is none."""
+        """The folder `root`. Raises DatasetError if it does not exist."""
         if root is None:
             raise self.error("no folder was given, expected the one that holds its files")
         if not (folder := Path(root)).is_dir():
@@ -362,6 +362,6 @@ class Source:
         return folder
 
 
-def some(names: Sequence[str], few: int = 3) -> str:
-    """The first few, and that there are more."""
-    return ", ".join(map(repr, names[:few])) + (", …" if len(names) > few else "")
+def first_few(names: Sequence[str], count: int = 3) -> str:
+    """The first names, then "…" if there are more."""
+    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

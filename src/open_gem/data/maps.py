@@ -1,4 +1,4 @@
-"""Data sets of label maps: a folder of pictures, a folder of maps, and perhaps a list. One reader, a row each."""
+"""Data sets of label maps: a folder of images, a folder of maps, and perhaps a list. One reader, a row each."""
 
 import os
 import re
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from open_gem.data._base import IGNORE, LabelFile, Sample, Segmentation, Source, Survey, some
-from open_gem.data._names import NAMES, read_names
+from open_gem.data.base import IGNORE, LabelFile, Sample, Segmentation, Source, Survey, first_few
+from open_gem.data.names import NAMES, read_names
 from open_gem.errors import DatasetError, ImageError
 
-READ_BY_CHECK = 16  # label maps that `check` reads through
+READ_BY_CHECK = 16  # label maps that `check` reads
 
 
 class Maps(NamedTuple):
-    """One way in which label maps are stored: `folder`, where {split} stands for the split's own name, the end of their
+    """One way in which label maps are stored: their folder, with {split} for the split's own name, the end of their
     names, and what their ids mean (see `LabelFile`)."""
 
     folder: str
@@ -24,12 +24,12 @@ class Maps(NamedTuple):
     ids: Mapping[int, int]
 
 
-class _Place(NamedTuple):
-    """Where one split was found."""
+class _Paths(NamedTuple):
+    """Where the files of one split are."""
 
     home: Path
     images: Path
-    maps: tuple[Maps, ...]  # those whose folder is there
+    maps: tuple[Maps, ...]  # those whose folder exists
     listed: Path | None
 
 
@@ -39,12 +39,12 @@ class MapSource(Source):
 
     family      row of `NAMES`
     background  whether class 0 stands for everything else
-    homes       where below the root its files may start, "" for the root itself
-    images      where pictures may be, {split} stands for the split's own name
+    homes       folders below the root that may hold its files, "" for the root itself
+    images      folders that may hold the images, with {split} for the split's own name
     suffix      the end of their names
     maps        how label maps may be stored, the best first
-    listed      the file of ids, one a line; "": every picture there is
-    own         names of splits, where the files have others
+    listed      the file of ids, one a line; "" for all images of the folder
+    own         split → its name in paths
     """
 
     family: str
@@ -57,11 +57,11 @@ class MapSource(Source):
     own: Mapping[str, str]
 
     def open(self, root: str | Path | None = None, split: str | None = None) -> Segmentation:
-        """See `Source.open`; also raises DatasetError where pictures or label maps are missing."""
+        """See `Source.open`."""
         split = self.split_of(split)
-        place, samples, missing = self._survey(root, split)
+        paths, samples, missing = self._survey(root, split)
         if missing:
-            raise self.error(f"{len(missing)} files are missing in {str(place.home)!r}: {some(missing)}")
+            raise self.error(f"{len(missing)} files are missing in {str(paths.home)!r}: {first_few(missing)}")
         names = {variant: read_names(self.family, variant, self.background) for variant in NAMES[self.family]}
         official = names["official"].labels
         return Segmentation(
@@ -74,90 +74,90 @@ class MapSource(Source):
         )
 
     def check(self, root: str | Path | None = None, split: str | None = None) -> Survey:
-        """See `Source.check`; the first few label maps are read and compared to their pictures' sizes."""
+        """See `Source.check`; the first few label maps are read and compared to their images' sizes."""
         split = self.split_of(split)
-        place, samples, missing = self._survey(root, split)
+        paths, samples, missing = self._survey(root, split)
         absent = set(missing)
-        whole = [one for one in samples if not absent & {_below(place.home, path) for path in _files(one)}]
-        broken = [fault for sample in whole[:READ_BY_CHECK] if (fault := _fault(sample)) is not None]
-        notes = (f"the first {len(whole[:READ_BY_CHECK])} pictures and label maps were read",)
-        return Survey(place.home, len(samples), self.splits[split], missing, notes, tuple(broken))
+        complete = [item for item in samples if not absent & {_below(paths.home, path) for path in _files(item)}]
+        broken = [error for sample in complete[:READ_BY_CHECK] if (error := _error_of(sample)) is not None]
+        notes = (f"the first {len(complete[:READ_BY_CHECK])} images and label maps were read",)
+        return Survey(paths.home, len(samples), self.splits[split], missing, notes, tuple(broken))
 
     def home(self, root: str | Path | None) -> Path:
-        """Where its files start, at or below `root`: the folder that holds the pictures. Raises DatasetError."""
+        """The folder, at or below `root`, that holds its image folders. Raises DatasetError."""
         folder = self.folder(root)
-        needed = list(dict.fromkeys(one.format(split=own) for one in self.images for own in self.own.values()))
+        images = list(dict.fromkeys(path.format(split=own) for path in self.images for own in self.own.values()))
         homes = [folder / home for home in self.homes if home or self._may_be_home(folder)]
-        found = next((home for home in homes if _first(home, needed)), None)
-        if found is None:
+        existing = next((home for home in homes if _first(home, images)), None)
+        if existing is None:
             where = " or ".join(repr(str(home)) for home in homes)
-            raise self.error(f"no {' or '.join(map(repr, needed))} in {where}")
-        return found
+            raise self.error(f"no {' or '.join(map(repr, images))} in {where}")
+        return existing
 
-    def _survey(self, root: str | Path | None, split: str) -> tuple[_Place, tuple[Sample, ...], tuple[str, ...]]:
-        """The place, all samples, and the files that are missing."""
-        place = self._locate(self.folder(root), self.own[split])
-        pictures = _names_below(place.images, self.suffix)
-        ids = sorted(pictures) if place.listed is None else read_list(place.listed)
+    def _survey(self, root: str | Path | None, split: str) -> tuple[_Paths, tuple[Sample, ...], tuple[str, ...]]:
+        """Where the split is, all its samples, and the missing files."""
+        paths = self._find(self.folder(root), self.own[split])
+        images = _names_below(paths.images, self.suffix)
+        ids = sorted(images) if paths.listed is None else read_list(paths.listed)
         if not ids:
-            where = place.images if place.listed is None else place.listed
-            raise self.error(f"no {'*' + self.suffix if place.listed is None else 'line'} in {str(where)!r}")
-        folder, maps = self._stored(place, self.own[split], ids)
+            where = paths.images if paths.listed is None else paths.listed
+            raise self.error(f"no {'*' + self.suffix if paths.listed is None else 'line'} in {str(where)!r}")
+        folder, maps = self._stored(paths, self.own[split], ids)
         samples = tuple(
-            Sample(one, place.images / f"{one}{self.suffix}", LabelFile(folder / f"{one}{maps.suffix}", maps.ids))
-            for one in ids
+            Sample(id, paths.images / f"{id}{self.suffix}", LabelFile(folder / f"{id}{maps.suffix}", maps.ids))
+            for id in ids
         )
         labelled = _names_below(folder, maps.suffix)
         missing = [
-            _below(place.home, path)
+            _below(paths.home, path)
             for sample in samples
-            for path, there in zip(_files(sample), (pictures, labelled), strict=True)
-            if sample.id not in there
+            for path, existing in zip(_files(sample), (images, labelled), strict=True)
+            if sample.id not in existing
         ]
-        return place, samples, tuple(missing)
+        return paths, samples, tuple(missing)
 
-    def _stored(self, place: _Place, own: str, ids: Iterable[str]) -> tuple[Path, Maps]:
-        """The folder and the row of `maps` of which most label maps are there."""
+    def _stored(self, paths: _Paths, own: str, ids: Iterable[str]) -> tuple[Path, Maps]:
+        """The folder and the row of `maps` with the most label maps."""
 
         def present(maps: Maps) -> int:
-            return len(_names_below(place.home / maps.folder.format(split=own), maps.suffix).intersection(ids))
+            return len(_names_below(paths.home / maps.folder.format(split=own), maps.suffix).intersection(ids))
 
-        best = max(place.maps, key=present)  # the first of equals
-        return place.home / best.folder.format(split=own), best
+        best = max(paths.maps, key=present)  # the first of equals
+        return paths.home / best.folder.format(split=own), best
 
-    def _locate(self, root: Path, own: str) -> _Place:
+    def _find(self, root: Path, own: str) -> _Paths:
         homes = [root / home for home in self.homes if home or self._may_be_home(root)]
         needed = {
-            "pictures": [folder.format(split=own) for folder in self.images],
+            "images": [folder.format(split=own) for folder in self.images],
             "label maps": [maps.folder.format(split=own) for maps in self.maps],
             **({"list": [self.listed.format(split=own)]} if self.listed else {}),
         }
-        absent = [[what for what in needed if not _first(home, needed[what])] for home in homes]
-        home, lacking = min(zip(homes, absent, strict=True), key=lambda pair: len(pair[1]))
-        if lacking:
-            looked = dict.fromkeys(needed[lacking[0]])
-            where = [str(home)] if len(lacking) < len(needed) else list(map(str, homes))  # if some is there, it is here
-            raise self.error(f"no {' or '.join(map(repr, looked))} in {' or '.join(map(repr, where))}")
-        there = tuple(maps for maps in self.maps if (home / maps.folder.format(split=own)).exists())
-        images = _first(home, needed["pictures"])
+        absent = [[kind for kind in needed if not _first(home, needed[kind])] for home in homes]
+        home, missing = min(zip(homes, absent, strict=True), key=lambda pair: len(pair[1]))
+        if missing:
+            expected = dict.fromkeys(needed[missing[0]])
+            where = [str(home)] if len(missing) < len(needed) else list(map(str, homes))  # a part of it may be in one
+            raise self.error(f"no {' or '.join(map(repr, expected))} in {' or '.join(map(repr, where))}")
+        existing = tuple(maps for maps in self.maps if (home / maps.folder.format(split=own)).exists())
+        images = _first(home, needed["images"])
         assert images is not None
-        return _Place(home, images, there, _first(home, needed["list"]) if self.listed else None)
+        return _Paths(home, images, existing, _first(home, needed["list"]) if self.listed else None)
 
     def _may_be_home(self, root: Path) -> bool:
-        """Not where the folder's name says that it is another year's."""
+        """False if the folder's name says that it is of another year."""
         year = re.fullmatch(r"VOC\d{4}", root.resolve().name)
         return year is None or any(home.endswith(year[0]) for home in self.homes)
 
 
-def _fault(sample: Sample) -> str | None:
-    """What is wrong with a picture or its label map; None where nothing is."""
+def _error_of(sample: Sample) -> str | None:
+    """What is wrong with an image or its label map; None if nothing is."""
     try:
-        (height, width), picture = sample.labels().shape, sample.picture()
+        (height, width), image = sample.labels().shape, sample.read_image()
     except (DatasetError, ImageError) as error:
         return str(error)
-    if picture.size == (width, height):
+    if image.size == (width, height):
         return None
-    return f"{sample.id}: labels are {height}x{width}, the picture {picture.height}x{picture.width}"
+    return f"{sample.id}: labels are {height}x{width}, the image {image.height}x{image.width}"
 
 
 def _first(home: Path, names: Iterable[str]) -> Path | None:
@@ -177,15 +177,17 @@ def _names_below(folder: Path, suffix: str) -> set[str]:
     """The files below `folder` that end in `suffix`, without it: "a" of a.png, "aachen/b" of aachen/b.png."""
     return {
         (Path(parent).relative_to(folder) / name).as_posix().removesuffix(suffix)
-        for parent, _, names in os.walk(folder, followlinks=True)  # links, for a home is often made of them
+        for parent, _, names in os.walk(folder, followlinks=True)  # data sets often consist of links
         for name in names
         if name.endswith(suffix) and not name.startswith(".")
     }
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """The ids of a list, one a line; blank lines, CRLF and space around ids do not count. Raises DatasetError, with the
-    line, for more than one word and for an id that is there twice."""
+    """The ids of a list, one a line; ignores blank lines, CRLF and space around ids.
+
+    Raises DatasetError for a line with more than one word, and for an id that is listed twice.
+    """
     try:
         lines = [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -195,9 +197,9 @@ def read_list(path: Path) -> tuple[str, ...]:
         if len(line.split()) > 1:
             raise DatasetError(f"line {number} of {str(path)!r} is {line!r}, expected one id a line")
     ids = [line for line in lines if line]
-    twice = [one for one, times in Counter(ids).items() if times > 1]
+    twice = [id for id, times in Counter(ids).items() if times > 1]
     if twice:
-        raise DatasetError(f"{str(path)!r} lists {some(twice)} more than once, expected each id once")
+        raise DatasetError(f"{str(path)!r} lists {first_few(twice)} more than once, expected each id once")
     return tuple(ids)
 
 
@@ -207,17 +209,17 @@ _SPLITS = {"val": "val", "train": "train", "trainval": "trainval"}
 
 
 def _same(count: int) -> dict[int, int]:
-    return {one: one for one in range(count)}
+    return {id: id for id in range(count)}
 
 
 def _less_one(count: int) -> dict[int, int]:
-    """Class k is k + 1 in the file, whose 0 does not count: "reduce zero label"."""
-    return {0: IGNORE, **{one + 1: one for one in range(count)}}
+    """Class k is k + 1 in the file, whose 0 is ignored: "reduce zero label"."""
+    return {0: IGNORE, **{index + 1: index for index in range(count)}}
 
 
 def _classes(ids: Sequence[int]) -> dict[int, int]:
     """These ids are classes 0, 1, …"""
-    return {one: index for index, one in enumerate(ids)}
+    return {id: index for index, id in enumerate(ids)}
 
 
 def _voc(year: int, counts: Mapping[str, int | None], archive: str, background: bool) -> MapSource:
@@ -270,18 +272,18 @@ VOCdevkit/VOC2010/                       (or the folder above, or VOC2010 itself
     )
 
 
-# Ids of the 182 things and stuffs of COCO-Stuff, less one as its maps have them; those that no map uses are left out.
+# Ids of the 182 things and stuffs of COCO-Stuff, minus one as in its maps, without those that no map uses.
 _UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-_COCO_IDS = [one for one in range(182) if one not in _UNUSED]
+_COCO_IDS = [id for id in range(182) if id not in _UNUSED]
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of 34
 
 _FOLDERS = ("annotations/{split}", "stuffthingmaps/{split}")
 
 
 def _objects(ids: Sequence[int]) -> dict[int, int]:
-    """The first 80 of `ids` are classes 1 to 80, and all others background: pixels without a label too, as in
+    """The first 80 of `ids` are classes 1 to 80; all others are background, and so are pixels without a label, as in
     GroupViT's conversion."""
-    return {255: 0, **{one: index + 1 if index < 80 else 0 for index, one in enumerate(ids)}}
+    return {255: 0, **{id: index + 1 if index < 80 else 0 for index, id in enumerate(ids)}}
 
 
 def _coco(name: str, about: str, suffix: str, background: bool, maps: tuple[Maps, ...]) -> MapSource:

@@ -1,9 +1,9 @@
-"""Class names of the data sets, as their authors and others wrote them: files of `classes/`, one class a line.
+"""Class names of the data sets by who used them: files of `classes/`, one class a line.
 
-official  as the data set has them (mmsegmentation's spelling)
-groupvit  of GroupViT's evaluation, which the published GEM uses
-maskclip  of MaskCLIP's
-sclip     of SCLIP's: synonyms after commas, and words for the background in the first line where there is one
+official  the data set's own, in mmsegmentation's spelling
+groupvit  GroupViT's evaluation, which the published GEM uses
+maskclip  MaskCLIP's
+sclip     SCLIP's: synonyms after commas, and words for the background, if there is one, in the first line
 """
 
 from importlib import resources
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from open_gem.text import Vocabulary  # imports torch, which listing data sets can do without
 
-NAMES: dict[str, tuple[str, ...]] = {  # the usual first
+NAMES: dict[str, tuple[str, ...]] = {  # the default first
     "voc": ("groupvit", "maskclip", "sclip", "official"),
     "context": ("groupvit", "maskclip", "sclip", "official"),
     "coco_object": ("official", "sclip"),
@@ -21,11 +21,11 @@ NAMES: dict[str, tuple[str, ...]] = {  # the usual first
     "ade20k": ("official", "sclip"),
     "cityscapes": ("official", "sclip"),
 }
-WITH_BACKGROUND = {("voc", "sclip"), ("context", "sclip"), ("coco_object", "sclip")}  # files whose first line it is
+WITH_BACKGROUND = {("voc", "sclip"), ("context", "sclip"), ("coco_object", "sclip")}  # in the first line
 
 
 def read_names(family: str, variant: str, background: bool) -> "Vocabulary":
-    """Names of a row of `NAMES`, with words for the background only where that is asked for."""
+    """Names of a row of `NAMES`, with words for the background only if `background`."""
     from open_gem.text import Vocabulary  # imports torch, which listing data sets can do without
 
     with resources.as_file(resources.files("open_gem.data") / "classes" / f"{family}.{variant}.txt") as path:

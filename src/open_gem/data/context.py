@@ -2,11 +2,12 @@
 
 The document lists `images` (image_id, file_name, height, width, phase) and `annos_segmentation` (image_id, category_id,
 segmentation); a segmentation is COCO's run-length encoding, {"size": [height, width], "counts": text}. An image's map
-is painted in the order of the document, later over earlier, what nothing covers being 0, as `Detail.getMask` does; of
-the ids of the 459 classes the 59 and background are kept, as mmsegmentation's conversion does.
+is painted in the order of the document, later segments over earlier ones and 0 elsewhere, as `Detail.getMask` does. Of
+the 459 classes, 59 and the background are kept, as in mmsegmentation's conversion.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from open_gem.data._base import some
+from open_gem.data.base import first_few
 from open_gem.errors import DatasetError
+from open_gem.rle import mask_of, run_lengths
+from open_gem.types import Size
 
 # fmt: off
 KEPT = (  # the id among the 459 of each label, 0 for background
@@ -26,8 +29,8 @@ KEPT = (  # the id among the 459 of each label, 0 for background
     415, 416, 420, 424, 427, 440, 445, 454, 458,
 )
 # fmt: on
-_LABEL = {one: label for label, one in enumerate(KEPT)}
-_READ = {  # the rest, most of the file, is dropped while it is parsed: parts, boundaries, joints
+_LABEL = {id: label for label, id in enumerate(KEPT)}
+_READ = {  # everything else, most of the file, is dropped while it is parsed: parts, boundaries, joints
     *("images", "annos_segmentation", "image_id", "file_name", "height", "width", "phase"),
     *("category_id", "segmentation", "size", "counts"),
 }
@@ -35,8 +38,8 @@ _READ = {  # the rest, most of the file, is dropped while it is parsed: parts, b
 
 @dataclass(frozen=True, eq=False)
 class ContextImage:
-    """One image's annotations: `id` as lists have it, `phase` train or val, and (category, run-length encoding) of each
-    segment in the order in which they are painted."""
+    """One image's annotations: its `id` in lists, its `phase` ("train" or "val"), and each segment as (category,
+    run-length encoding), in the order in which they are painted."""
 
     id: str
     phase: str
@@ -45,7 +48,7 @@ class ContextImage:
     segments: tuple[tuple[int, Mapping[str, Any]], ...]
 
     def labels(self) -> NDArray[np.uint8]:
-        """`(y, x)`: 0 background, 1 to 59. Raises DatasetError, naming the image, for what cannot be painted."""
+        """`(y, x)`: 0 background, 1 to 59. Raises DatasetError that names the image if a segment is malformed."""
         painted = np.zeros((self.height, self.width), dtype=np.int32)
         for category, encoded in self.segments:
             try:
@@ -63,13 +66,13 @@ class ContextImage:
 
 
 def read_context(path: Path) -> tuple[ContextImage, ...]:
-    """The images of `trainval_merged.json`, in its order. Raises DatasetError, naming the file, for another document.
+    """The images of `trainval_merged.json`, in its order. Raises DatasetError that names any other file.
 
-    All of the file is in memory while it is read.
+    The whole file is in memory while it is read.
     """
 
-    def kept(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key in _READ}
+    def kept(members: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in members.items() if key in _READ}
 
     try:
         with path.open(encoding="utf-8") as file:
@@ -80,58 +83,54 @@ def read_context(path: Path) -> tuple[ContextImage, ...]:
     if not isinstance(document, dict) or not {"images", "annos_segmentation"} <= document.keys():
         raise DatasetError(f"{str(path)!r} has no images and annos_segmentation, expected trainval_merged.json")
     try:
-        segments: dict[int, list[tuple[int, Mapping[str, Any]]]] = {one["image_id"]: [] for one in document["images"]}
-        for one in document["annos_segmentation"]:
-            segments[one["image_id"]].append((int(one["category_id"]), one["segmentation"]))
+        segments: dict[int, list[tuple[int, Mapping[str, Any]]]] = {
+            image["image_id"]: [] for image in document["images"]
+        }
+        for segment in document["annos_segmentation"]:
+            segments[segment["image_id"]].append((int(segment["category_id"]), segment["segmentation"]))
         images = tuple(
             ContextImage(
-                Path(one["file_name"]).stem,
-                one["phase"],
-                int(one["height"]),
-                int(one["width"]),
-                tuple(segments[one["image_id"]]),
+                Path(image["file_name"]).stem,
+                image["phase"],
+                int(image["height"]),
+                int(image["width"]),
+                tuple(segments[image["image_id"]]),
             )
-            for one in document["images"]
+            for image in document["images"]
         )
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"{str(path)!r} is not as trainval_merged.json should be: {what}") from error
-    twice = [one for one, times in Counter(image.id for image in images).items() if times > 1]
+    twice = [id for id, times in Counter(image.id for image in images).items() if times > 1]
     if twice:
-        raise DatasetError(f"{str(path)!r} holds {some(twice)} more than once, expected each image once")
+        raise DatasetError(f"{str(path)!r} holds {first_few(twice)} more than once, expected each image once")
     return images
 
 
+_TEXT = re.compile("(?:[P-o]{0,6}[0-O])+")  # numbers of at most 7 letters, 5 bits each; the last letter is below "P"
+
+
 def decode_runs(encoded: Any) -> NDArray[np.bool_]:
-    """COCO's run-length encoding -> mask `(y, x)`. Runs of 0 and 1 alternate down the columns, 0 first; `counts` are
-    their lengths, or text of them: 5 bits a letter from "0" on, lowest first, where the sixth bit says that more
-    follow, and from the fourth number on the difference to the last but one. Raises DatasetError for anything else.
+    """A mask `(y, x)` from COCO's run-length encoding: compressed text, or a list of lengths.
+
+    Raises DatasetError for anything else, also for runs that do not cover the mask, which pycocotools does not notice.
     """
     if not isinstance(encoded, Mapping) or not {"size", "counts"} <= encoded.keys():
         raise DatasetError("a segment is no run-length encoding, expected its size and counts")
     counts = encoded["counts"]
     try:
         height, width = map(int, encoded["size"])
-        lengths = _numbers(counts) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
+        if not isinstance(counts, str):
+            flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+            covers = len(flat) == height * width
+            mask = flat.reshape(width, height).T if covers else flat
+        elif _TEXT.fullmatch(counts):
+            mask = mask_of({"size": [height, width], "counts": counts})
+            covers = run_lengths(mask, (slice(0, height), slice(0, width)), Size(height, width))["counts"] == counts
+        else:
+            raise ValueError(f"{counts[:20]!r} is no text of counts")
     except (TypeError, ValueError) as error:
         raise DatasetError(f"a segment's run-length encoding is broken: {error}") from error
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-        raise DatasetError(f"a segment's runs cover {lengths.sum()} pixels, expected {height}x{width}")
-    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
-
-
-def _numbers(text: str) -> NDArray[np.int64]:
-    codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("0")
-    if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError(f"{text[:20]!r} is no text of counts")
-    ends = np.flatnonzero(codes & 32 == 0)  # the last letter of each number
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 11:
-        raise ValueError("a count is too long")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts + 1))
-    numbers = np.add.reduceat((codes & 31) << shifts, starts)
-    negative = codes[ends] & 16 != 0  # the sign goes on to the left of the last letter
-    numbers -= np.where(negative, 1 << (shifts[ends] + 5), 0)
-    for first in (1, 2):
-        numbers[first::2] = np.cumsum(numbers[first::2])
-    return numbers
+    if not covers:
+        raise DatasetError(f"a segment's runs do not cover {height}x{width} pixels")
+    return mask
