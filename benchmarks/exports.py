@@ -25,14 +25,14 @@ def objects(seed: int) -> list[dict]:
     """Three smooth blobs, such as a heatmap above a threshold has."""
     random = np.random.default_rng(seed)
     heat = ndimage.gaussian_filter(random.normal(size=SIZE), 25)
-    found, count = cast(tuple[np.ndarray, int], ndimage.label(heat > np.quantile(heat, 0.85)))
-    sizes = ndimage.sum_labels(found > 0, found, range(1, count + 1))
+    components, count = cast(tuple[np.ndarray, int], ndimage.label(heat > np.quantile(heat, 0.85)))
+    sizes = ndimage.sum_labels(components > 0, components, range(1, count + 1))
     largest = [int(index) + 1 for index in np.argsort(-sizes)[:3]]
-    return [thing(found == number, f"label {index}") for index, number in enumerate(largest)]
+    return [thing(components == number, f"label {index}") for index, number in enumerate(largest)]
 
 
 def thing(mask: np.ndarray, label: str) -> dict:
-    from open_gem.label.labeling import run_lengths  # brings torch, which exporting does without
+    from open_gem.rle import run_lengths
 
     [(rows, columns)] = ndimage.find_objects(mask.astype(np.int32))
     box = [columns.start, rows.start, columns.stop, rows.stop]
@@ -46,8 +46,8 @@ def write_parts(folder: Path, images: int) -> None:
     kinds = [objects(seed) for seed in range(KINDS)]
     size = {"status": "ok", "height": SIZE.height, "width": SIZE.width, "seconds": 0.1}
     for start in range(0, images, PART):
-        some = range(start, min(start + PART, images))
-        parts.write(f"{start:08d}", [row_of(f"{n:08d}.jpg", "", **size, objects=kinds[n % KINDS]) for n in some])
+        numbers = range(start, min(start + PART, images))
+        parts.write(f"{start:08d}", [row_of(f"{n:08d}.jpg", "", **size, objects=kinds[n % KINDS]) for n in numbers])
 
 
 def measure(labels: str, name: str, out: str) -> None:
@@ -64,10 +64,12 @@ def measure(labels: str, name: str, out: str) -> None:
     print(f"| {name} | {seen} | {seen / seconds:.0f} | {peak:.0f} |", flush=True)
 
 
-def main(*given: str) -> None:
-    counts = [int(word) for word in given if word.isdigit()]
-    able = [name for name, one in FORMATS.items() if one.missing() is None and name != "geojson"]  # that has no tiles
-    names = [word for word in given if not word.isdigit()] or able
+def main(*arguments: str) -> None:
+    counts = [int(word) for word in arguments if word.isdigit()]
+    able = [
+        name for name, known in FORMATS.items() if known.missing() is None and name != "geojson"
+    ]  # that has no tiles
+    names = [word for word in arguments if not word.isdigit()] or able
     print("| format | images | images/s | peak MiB |\n|---|---|---|---|", flush=True)
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:

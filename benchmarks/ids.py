@@ -1,9 +1,9 @@
-"""What ten million ids that are done take: `python benchmarks/ids.py`."""
+"""Time and memory of a set of ten million ids: `python benchmarks/ids.py`."""
 
 import time
 from pathlib import Path
 
-from open_gem.label.done import Ids
+from open_gem.label.done import HashedIdSet
 
 COUNT = 10_000_000
 
@@ -16,5 +16,5 @@ def resident() -> float:
 
 if __name__ == "__main__":
     before, start = resident(), time.perf_counter()
-    ids = Ids(f"folder/{number}/image-{number}.jpg" for number in range(COUNT))
+    ids = HashedIdSet(f"folder/{number}/image-{number}.jpg" for number in range(COUNT))
     print(f"{len(ids)} ids: {time.perf_counter() - start:.0f} s, {resident() - before:.0f} MB")

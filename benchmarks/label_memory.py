@@ -1,4 +1,4 @@
-"""What labelling takes of memory where files are large: `python benchmarks/label_memory.py`, see docs/labelling.md.
+"""Peak memory of labelling large files: `python benchmarks/label_memory.py`, see docs/labelling.md.
 
 Makes the files, labels each by `open-gem label` in a process of its own, and prints the most that process had.
 """
@@ -34,11 +34,11 @@ def peak(source: Path, out: Path, *arguments: str) -> int:
     return int(done.stdout.splitlines()[-1]) // 1024
 
 
-def pictures(folder: Path, count: int, side: int) -> Path:
+def images(folder: Path, count: int, side: int) -> Path:
     folder.mkdir()
-    picture = Image.fromarray(scene(3, 300).image).resize((side, side))
+    image = Image.fromarray(scene(3, 300).image).resize((side, side))
     for number in range(count):
-        picture.save(folder / f"{number}.jpg", quality=90)
+        image.save(folder / f"{number}.jpg", quality=90)
     return folder
 
 
@@ -61,17 +61,17 @@ def main() -> None:
         two, twenty = place / "two.json", place / "twenty.json"
         for path, count in ((two, 2), (twenty, 20)):
             path.write_text(json.dumps({"labels": CONCEPTS[:count], "presence": 0.0}))
-        small = pictures(place / "small", 1, 300)
-        one = pictures(place / "one", 1, 9000)
-        for told, source, given in (
+        small = images(place / "small", 1, 300)
+        large = images(place / "one", 1, 9000)
+        for title, source, arguments in (
             ("300 x 300, twenty labels", small, ["-c", str(twenty)]),
-            ("9000 x 9000, two labels", one, ["-c", str(two)]),
-            ("9000 x 9000, twenty labels", one, ["-c", str(twenty)]),
+            ("9000 x 9000, two labels", large, ["-c", str(two)]),
+            ("9000 x 9000, twenty labels", large, ["-c", str(twenty)]),
             ("Parquet, 300 images in its dictionary", table(place / "a.parquet", 300, 830, True), ["-p", "cat"]),
             ("Parquet, 3900 images, no dictionary", table(place / "b.parquet", 3900, 230, False), ["-p", "cat"]),
         ):
-            out = place / f"out-{len(told)}-{source.name}"
-            print(f"{told:40} {peak(source, out, *given):6} MB", flush=True)
+            out = place / f"out-{len(title)}-{source.name}"
+            print(f"{title:40} {peak(source, out, *arguments):6} MB", flush=True)
 
 
 if __name__ == "__main__":

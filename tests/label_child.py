@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+from torch import set_num_threads  # not torch: cloudpickle would take `.classes` in `make` for torch.classes
 
 from open_gem.label import control, local
 from open_gem.label.done import writing
-from open_gem.label.labeling import Found, Labeling, Ready
+from open_gem.label.labeling import Labeling, LocatedImage, PreparedImage
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Parts
 from open_gem.label.recipe import Recipe
@@ -27,35 +27,37 @@ PAUSE = float(os.environ.get("PAUSE", "0"))  # seconds a batch, for tests that n
 class Logged(Labeling):
     log = ""
 
-    def find(self, group: Sequence[Ready]) -> list[Found]:
+    def locate(self, group: Sequence[PreparedImage]) -> list[LocatedImage]:
         time.sleep(PAUSE)
-        found = super().find(group)
+        located = super().locate(group)
         with Path(self.log).open("a") as file:
             file.write("".join(f"{os.getpid()} {one.item.id}\n" for one in group))
-        return found
+        return located
 
 
 def make(model: str, log: str) -> Labeling:
-    torch.set_num_threads(1)
-    made = Recipe(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu").make()
-    logged = Logged(made.localizer, made.ontology, made.outputs)
+    set_num_threads(1)
+    plain = Recipe(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu").make()
+    logged = Logged(plain.localizer, plain.classes, plain.outputs)
     object.__setattr__(logged, "log", log)
     return logged
 
 
-def main(given: str, out: str, model: str, log: str, engine: str = "local") -> None:
-    source = open_source(given, Columns(id="id" if given.endswith(".csv") else None))
+def main(images: str, out: str, model: str, log: str, engine: str = "local") -> None:
+    source = open_source(images, Columns(id="id" if images.endswith(".csv") else None))
     labeling, folder = make(model, log), Path(out)
     with control.stopping(print) as stop, writing(folder):
         parts = Parts.claim(folder, labeling.manifest(source))
         if engine == "local":
-            tally = local.run(parts, labeling, source, rows=PART, workers=2, stop=stop.event)
+            tally = local.run(parts, labeling, source, images_per_part=PART, workers=2, stop=stop.event)
         else:
             from open_gem.label import on_ray
 
             workers = int(os.environ.get("ACTORS", "1"))
             made = partial(make, model, log)
-            tally = on_ray.run(parts, labeling, source, make=made, rows=PART, workers=workers, stop=stop.event)
+            tally = on_ray.run(
+                parts, labeling, source, make=made, images_per_part=PART, workers=workers, stop=stop.event
+            )
     print(f"done {tally.labeled} {tally.failed} {tally.there}")
 
 

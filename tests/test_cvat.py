@@ -17,7 +17,7 @@ PICTURE = scene(seed=1, size=192)
 def test_settings_that_make_no_sense_are_told():
     for settings, expected in [
         ({}, "expected prompts"),
-        ({"prompts": "cat", "ontology": "a.yaml"}, "and not both"),
+        ({"prompts": "cat", "classes": "a.yaml"}, "and not both"),
         ({"prompts": "cat", "shape": "cuboid"}, "shape is 'cuboid', expected one of mask, rectangle"),
         ({"prompts": "cat", "presence": 2.0}, "presence of label 'cat' is 2.0"),
     ]:
@@ -25,12 +25,12 @@ def test_settings_that_make_no_sense_are_told():
             create(**settings)
 
 
-def test_an_ontologys_thresholds_count_unless_others_are_given(tmp_path):
+def test_a_class_files_thresholds_count_unless_others_are_given(tmp_path):
     path = tmp_path / "classes.yaml"
     path.write_text("labels: {cat: {presence: 0.95}, dog: }\npresence: 0.8\nthreshold: 0.4")
-    wanted = create(ontology=str(path)).labeling.ontology
+    wanted = create(classes=str(path)).labeling.classes
     assert (wanted.presence, wanted.threshold) == ((0.95, 0.8), (0.4, 0.4))
-    wanted = create(ontology=str(path), presence=0.5, threshold=0.6).labeling.ontology
+    wanted = create(classes=str(path), presence=0.5, threshold=0.6).labeling.classes
     assert (wanted.presence, wanted.threshold) == ((0.95, 0.5), (0.6, 0.6))
 
 

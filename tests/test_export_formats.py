@@ -698,7 +698,7 @@ def test_supervision_detections(labelled):
 def test_supervision_detections_of_a_localization(tiny_localizer):
     picture = scene(seed=0, size=64)
     result = tiny_localizer(picture.image, ["cat", "dog"])
-    found: Any = to_supervision(result, threshold=0.6, least_area=0.0)
+    found: Any = to_supervision(result, threshold=0.6, min_area=0.0)
     boxes = result.boxes(0.6)
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
@@ -713,19 +713,19 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
 
 def test_objects_of_a_localization(tiny_localizer):
     result = tiny_localizer(scene(seed=0, size=64).image[:48], ["cat", "dog"])
-    every = image_of(result, threshold=0.6, least_area=0.0).objects
+    every = image_of(result, threshold=0.6, min_area=0.0).objects
     cosine = result.heatmaps("cosine")
     for one in every:
         x, y = one.point or (-1, -1)
-        assert one.score == pytest.approx(cosine[one.label][y, x].item(), abs=1e-6)
-        mask = one.mask()
-        assert mask is not None and mask[y, x] and box_of(mask) == list(one.xyxy)
+        assert one.score == pytest.approx(cosine[one.index][y, x].item(), abs=1e-6)
+        mask = one.mask
+        assert mask is not None and mask[y, x] and box_of(mask) == list(one.box)
     areas = sorted(one.area for one in every)
     middle = areas[len(areas) // 2]
-    kept = image_of(result, threshold=0.6, least_area=middle / (48 * 64)).objects
+    kept = image_of(result, threshold=0.6, min_area=middle / (48 * 64)).objects
     assert sorted(one.area for one in kept) == [area for area in areas if area >= middle]
     likely = replace(result, presence=torch.tensor([0.25, 0.5]))
-    assert {one.label for one in image_of(likely, presence=0.5).objects} == {1}
+    assert {one.index for one in image_of(likely, presence=0.5).objects} == {1}
 
 
 # Georeferenced tiles --------------------------------------------------------------------------------------------------

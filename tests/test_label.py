@@ -28,15 +28,15 @@ from open_gem.images.read import read_image
 from open_gem.label import local
 from open_gem.label.decoding import decode
 from open_gem.label.done import Shard, done_in, writing
-from open_gem.label.labeling import OUTPUTS, PER, Labeling, Ready, Room, failed
+from open_gem.label.labeling import OUTPUTS, Labeling, PixelBudget
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
-from open_gem.label.parts import Parts, Row
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.label.summary import summarize
+from open_gem.localization import INSTANCES
 from open_gem.refine.pamr import Pamr
-from open_gem.types import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")  # decode
 
@@ -69,7 +69,7 @@ def items_of(folder: Path) -> list[Item]:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def row_of(labeling: Labeling, item: Item) -> Row:
+def row_of(labeling: Labeling, item: Item) -> LabelRow:
     [row] = label(labeling, [item])
     assert row["status"] == "ok", row["error"]
     return row
@@ -82,7 +82,7 @@ def decoded(one: dict) -> np.ndarray:
 def test_objects_are_those_of_the_localization(photos, tiny_localizer, labeling):
     """Boxes, scores and masks against `Localization`, which has them by code of its own."""
     for item in items_of(photos)[:6]:
-        row = row_of(replace(labeling, least_area=0.0), item)
+        row = row_of(replace(labeling, min_area=0.0), item)
         result = tiny_localizer(item.source, ["cat", "dog"])
         assert (row["height"], row["width"]) == result.size
         for index, (name, boxes) in enumerate(zip(result.prompts, result.boxes(), strict=True)):
@@ -100,8 +100,8 @@ def test_objects_are_those_of_the_localization(photos, tiny_localizer, labeling)
 
 def test_one_object_a_label(photos, labeling):
     for item in items_of(photos)[:6]:
-        parts = row_of(replace(labeling, least_area=0.0), item)["objects"]
-        wholes = row_of(replace(labeling, per="label"), item)["objects"]
+        parts = row_of(replace(labeling, min_area=0.0), item)["objects"]
+        wholes = row_of(replace(labeling, instances="label"), item)["objects"]
         assert [one["label"] for one in wholes] == ["cat", "dog"]
         for whole in wholes:
             some = [one for one in parts if one["label"] == whole["label"]]
@@ -117,33 +117,33 @@ def test_presence_comes_before_place(photos, tiny_localizer, labeling):
     cat, dog = presence.tolist()
     for label_, own, expected in (("cat", cat, {"cat"}), ("dog", dog, {"dog"})):
         thresholds = {"cat": {"presence": 1.0}, "dog": {"presence": 1.0}} | {label_: {"presence": own - 1e-4}}
-        found = row_of(replace(labeling, ontology=Ontology.of(thresholds)), item)["objects"]
+        found = row_of(replace(labeling, classes=Ontology.of(thresholds)), item)["objects"]
         assert {one["label"] for one in found} == expected
-    assert row_of(replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=1.0)), item)["objects"] == []
+    assert row_of(replace(labeling, classes=Ontology.of(["cat", "dog"], presence=1.0)), item)["objects"] == []
 
 
 def test_thresholds_are_of_each_label(photos, labeling):
     item = items_of(photos)[0]
-    ontology = Ontology.of({"cat": {"threshold": 0.9}, "dog": {"threshold": 0.2}}, **ANY)
-    labeling = replace(labeling, per="label")
-    before, after = row_of(labeling, item), row_of(replace(labeling, ontology=ontology), item)
+    classes = Ontology.of({"cat": {"threshold": 0.9}, "dog": {"threshold": 0.2}}, **ANY)
+    labeling = replace(labeling, instances="label")
+    before, after = row_of(labeling, item), row_of(replace(labeling, classes=classes), item)
     areas = [[decoded(one).sum() for one in row["objects"]] for row in (before, after)]
     assert areas[1][0] < areas[0][0] and areas[1][1] > areas[0][1]
 
 
 def test_specks_are_left_out(photos, labeling):
     item = items_of(photos)[0]
-    every = row_of(replace(labeling, least_area=0.0), item)["objects"]
+    every = row_of(replace(labeling, min_area=0.0), item)["objects"]
     areas = [decoded(one).mean() for one in every]
     least = sorted(areas)[len(areas) // 2]
-    kept = row_of(replace(labeling, least_area=least), item)["objects"]
+    kept = row_of(replace(labeling, min_area=least), item)["objects"]
     assert kept == [one for one, area in zip(every, areas, strict=True) if area >= least]
     assert 0 < len(kept) < len(every)
 
 
 def test_the_phrase_is_the_best_one_where_the_object_is(photos, tiny_localizer):
-    ontology = Ontology.of({"cat": ["cat", "kitten", "tiger"], "dog": ["dog"]}, **ANY)
-    labeling = Labeling(tiny_localizer, ontology)
+    classes = Ontology.of({"cat": ["cat", "kitten", "tiger"], "dog": ["dog"]}, **ANY)
+    labeling = Labeling(tiny_localizer, classes)
     seen = Counter()
     for item in items_of(photos)[:9]:
         result = tiny_localizer(item.source, ["cat", "kitten", "tiger"])
@@ -161,8 +161,8 @@ def test_the_phrase_is_the_best_one_where_the_object_is(photos, tiny_localizer):
 def test_scales_are_those_of_heatmaps(scale, photos, tiny_localizer, labeling):
     item = items_of(photos)[1]
     threshold = {"minmax": 0.7, "cosine": 0.1, "probability": 0.5}[scale]
-    ontology = Ontology.of(["cat", "dog"], threshold=threshold, **ANY)
-    row = row_of(replace(labeling, scale=scale, ontology=ontology, least_area=0.0), item)
+    classes = Ontology.of(["cat", "dog"], threshold=threshold, **ANY)
+    row = row_of(replace(labeling, heatmap_scale=scale, classes=classes, min_area=0.0), item)
     expected = tiny_localizer(item.source, ["cat", "dog"]).masks(threshold, scale)
     for index, name in enumerate(("cat", "dog")):
         masks = [decoded(one) for one in row["objects"] if one["label"] == name]
@@ -170,11 +170,13 @@ def test_scales_are_those_of_heatmaps(scale, photos, tiny_localizer, labeling):
         assert np.array_equal(union, expected[index].numpy())
 
 
-@pytest.mark.parametrize("per", PER)
-def test_a_map_that_is_nowhere_above_its_threshold_has_no_object(per, photos, labeling):
+@pytest.mark.parametrize("instances", INSTANCES)
+def test_a_map_that_is_nowhere_above_its_threshold_has_no_object(instances, photos, labeling):
     """And is no reason to lose those of other labels."""
-    ontology = Ontology.of({"cat": {"threshold": 1.0}, "dog": {"threshold": 0.0}}, **ANY)
-    row = row_of(replace(labeling, scale="probability", ontology=ontology, per=per), items_of(photos)[0])
+    classes = Ontology.of({"cat": {"threshold": 1.0}, "dog": {"threshold": 0.0}}, **ANY)
+    row = row_of(
+        replace(labeling, heatmap_scale="probability", classes=classes, instances=instances), items_of(photos)[0]
+    )
     assert {one["label"] for one in row["objects"]} == {"dog"}
 
 
@@ -183,19 +185,19 @@ def test_large_maps_are_worked_on_in_bands(band, photos, labeling, monkeypatch):
     """Of a row at least, and none other than at once."""
     items = items_of(photos)[:3]
     objects = [row_of(labeling, item)["objects"] for item in items]
-    monkeypatch.setattr("open_gem.label.labeling.BAND", band)
+    monkeypatch.setattr("open_gem.readout.BAND", band)
     assert [row_of(labeling, item)["objects"] for item in items] == objects
 
 
-def test_large_pictures_wait_for_room():
-    room, done = Room(10), []
+def test_large_images_wait_for_the_pixel_budget():
+    budget, done = PixelBudget(10), []
 
     def work(pixels: int) -> None:
-        with room.taken(pixels):
+        with budget.taken(pixels):
             done.append(pixels)
 
     threads = [Thread(target=work, args=(pixels,), daemon=True) for pixels in (4, 5, 1000)]
-    with room.taken(6):
+    with budget.taken(6):
         for thread in threads:
             thread.start()
         threads[0].join(10)
@@ -203,7 +205,7 @@ def test_large_pictures_wait_for_room():
         assert done == [4]
     for thread in threads:
         thread.join(10)
-    assert sorted(done) == [4, 5, 1000], "what is larger than all room goes alone"
+    assert sorted(done) == [4, 5, 1000], "an image larger than the budget goes alone"
 
 
 def test_seconds_are_those_that_an_image_took(photos, labeling):
@@ -227,7 +229,7 @@ def test_outputs_are_there_when_asked_for(photos, labeling):
 def test_label_maps_have_the_best_object_of_each_pixel(count, photos, tiny_localizer):
     names = [f"thing {number}" for number in range(count)]
     thresholds = {name: {"presence": 0.0 if number >= count - 2 else 1.0} for number, name in enumerate(names)}
-    labeling = Labeling(tiny_localizer, Ontology.of(thresholds), outputs=("masks", "labelmap"), least_area=0.0)
+    labeling = Labeling(tiny_localizer, Ontology.of(thresholds), outputs=("masks", "labelmap"), min_area=0.0)
     item = items_of(photos)[0]
     row = row_of(labeling, item)
     labelmap = np.asarray(Image.open(io.BytesIO(row["labelmap"])))
@@ -240,10 +242,10 @@ def test_label_maps_have_the_best_object_of_each_pixel(count, photos, tiny_local
 
 
 def test_similarity_is_the_best_phrase_on_the_grid(photos, tiny_localizer):
-    ontology = Ontology.of({"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "background": ["sky"]})
-    row = row_of(Labeling(tiny_localizer, ontology, outputs=("heatmaps",)), items_of(photos)[1])
-    told = row["similarity"]
-    values = np.frombuffer(told["values"], dtype=np.float16).reshape(len(told["labels"]), *told["grid"])
+    classes = Ontology.of({"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "background": ["sky"]})
+    row = row_of(Labeling(tiny_localizer, classes, outputs=("heatmaps",)), items_of(photos)[1])
+    stored = row["similarity"]
+    values = np.frombuffer(stored["values"], dtype=np.float16).reshape(len(stored["labels"]), *stored["grid"])
     similarity = tiny_localizer(items_of(photos)[1].source, ["cat", "kitten", "dog"]).similarity
     expected = torch.stack([similarity[:2].amax(dim=0), similarity[2]])
     assert values.shape == (2, 8, 12)
@@ -255,7 +257,7 @@ def test_windows_and_refinement(photos, tiny_localizer, labeling):
     refined = replace(tiny_localizer, refinement=open_gem.Pamr(), views=views)
     for localizer in (replace(tiny_localizer, views=views), refined, replace(refined, views=Views())):
         item = items_of(photos)[2]
-        row = row_of(replace(labeling, localizer=localizer, per="label"), item)
+        row = row_of(replace(labeling, localizer=localizer, instances="label"), item)
         expected = localizer(item.source, ["cat", "dog"]).masks().stack().numpy()
         assert np.array_equal([decoded(one) for one in row["objects"]], expected)
     merged = replace(tiny_localizer, views=replace(views, merge="logits"))
@@ -264,17 +266,33 @@ def test_windows_and_refinement(photos, tiny_localizer, labeling):
         replace(labeling, localizer=merged, outputs=("heatmaps",))
 
 
+@pytest.mark.parametrize("name", ["clipseg", "owlv2"])
+def test_models_trained_to_localize_label_too(name, photos, tmp_path):
+    pytest.importorskip("transformers")
+    from test_trained import make
+
+    localizer, item = make(name, tmp_path).ours, items_of(photos)[1]
+    labeling = Labeling(localizer, Ontology.of(["cat", "dog"], threshold=0.3, **ANY), outputs=OUTPUTS)
+    labeling.manifest(open_source(str(photos)))
+    expected = localizer(item.source, ["cat", "dog"]).objects(0.3)
+    assert expected
+    stored = row_of(labeling, item)["objects"]
+    assert [(one["label"], one["xyxy"], one["rle"]) for one in stored] == [
+        (one.label, list(one.box), one.rle) for one in expected
+    ]
+
+
 def test_scenes_are_found():
     """The embedded model, by its own judgement of what is there."""
     localizer = open_gem.load(device="cpu")
-    labeling = Labeling(localizer, Ontology.of(CONCEPTS), per="label", outputs=("masks",))
+    labeling = Labeling(localizer, Ontology.of(CONCEPTS), instances="label", outputs=("masks",))
     right = wrong = missed = 0
     overlaps = []
     for seed in range(12):
         picture = scene(seed, 256)
         ready = labeling.prepare(_item_of(picture.image))
         assert not isinstance(ready, dict)
-        objects = {one["label"]: decoded(one) for one in labeling.row(labeling.find([ready])[0])["objects"]}
+        objects = {one["label"]: decoded(one) for one in labeling.row(labeling.locate([ready])[0])["objects"]}
         right += len(objects.keys() & set(picture.names))
         wrong += len(objects.keys() - set(picture.names))
         missed += len(set(picture.names) - objects.keys())
@@ -306,10 +324,10 @@ def test_a_run_goes_on_where_it_was(photos, labeling, tmp_path):
             stop.set()
 
     parts = claim(tmp_path, labeling, source)
-    first = run(parts, labeling, source, stop=stop, batch=2, progress=after_ten, rows=4)
+    first = run(parts, labeling, source, stop=stop, batch_size=2, progress=after_ten, images_per_part=4)
     assert 10 <= first.labeled < 30
     assert len(done_in(parts)) == first.labeled
-    second = run(parts, labeling, source, rows=7)
+    second = run(parts, labeling, source, images_per_part=7)
     assert (second.listed, second.there, second.labeled) == (40, first.labeled, 40 - first.labeled)
     third = run(parts, labeling, source)
     assert (third.there, third.labeled) == (40, 0)
@@ -318,18 +336,20 @@ def test_a_run_goes_on_where_it_was(photos, labeling, tmp_path):
 
 
 def test_rows_do_not_depend_on_batches_or_threads(photos, labeling):
-    def rows(batch: int, workers: int) -> list[Row]:
-        found = sorted(label(labeling, items_of(photos), batch=batch, workers=workers), key=lambda row: row["id"])
-        for row in found:
+    def rows(batch_size: int, workers: int) -> list[LabelRow]:
+        rows = sorted(
+            label(labeling, items_of(photos), batch_size=batch_size, workers=workers), key=lambda row: row["id"]
+        )
+        for row in rows:
             row["seconds"] = 0.0
             for one in row["objects"]:
                 for name in ("score", "image_score", "presence"):
                     one[name] = round(one[name], 4)
-        return found
+        return rows
 
-    one = rows(batch=1, workers=1)
+    one = rows(batch_size=1, workers=1)
     assert len(one) == 40
-    many = rows(batch=16, workers=4)
+    many = rows(batch_size=16, workers=4)
     assert [row["id"] for row in many] == [row["id"] for row in one]
     same = sum(a["objects"] == b["objects"] for a, b in zip(one, many, strict=True))
     assert same >= 38  # in batches the last digits differ, and once in a while a pixel at the threshold
@@ -342,14 +362,14 @@ def test_no_thread_is_left(photos, labeling):
 
 
 def test_batches_are_full_but_for_the_last_of_each_shape(photos, labeling, monkeypatch):
-    find, sizes = Labeling.find, []
+    locate, sizes = Labeling.locate, []
 
     def counted(self: Labeling, group):
         sizes.append(len(group))
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", counted)
-    list(label(labeling, items_of(photos), batch=4))
+    monkeypatch.setattr(Labeling, "locate", counted)
+    list(label(labeling, items_of(photos), batch_size=4))
     assert sorted(sizes) == [1, 1, 2, *[4] * 9]
 
 
@@ -363,7 +383,7 @@ def test_images_of_many_shapes_do_not_pile_up(labeling, tmp_path):
             taken.append(item)
             yield item
 
-    rows = label(labeling, items(), batch=2, workers=1)
+    rows = label(labeling, items(), batch_size=2, workers=1)
     next(rows)
     assert len(taken) <= 20
     assert len(list(rows)) == 39
@@ -398,7 +418,7 @@ def test_every_bad_image_is_a_row_with_the_reason_and_no_neighbour_is_lost(photo
     )
     source = open_source(str(listing))
     parts = claim(tmp_path / "out", labeling, source)
-    tally = run(parts, labeling, source, batch=4)
+    tally = run(parts, labeling, source, batch_size=4)
     rows = {row["id"]: row for row in parts.rows()}
     reasons = {
         "empty": "is empty",
@@ -443,16 +463,16 @@ def _bomb() -> bytes:
 )
 def test_where_memory_ends_batches_are_halved(error, photos, labeling, monkeypatch):
     tried = []
-    find = Labeling.find
+    locate = Labeling.locate
 
     def small(self: Labeling, group):
         tried.append(len(group))
         if len(group) > 2:
             raise error
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", small)
-    rows = list(label(labeling, items_of(photos), batch=8))
+    monkeypatch.setattr(Labeling, "locate", small)
+    rows = list(label(labeling, items_of(photos), batch_size=8))
     assert len({row["id"] for row in rows}) == len(rows) == 40
     assert all(row["status"] == "ok" for row in rows)
     assert tried[0] == 8 and max(tried[-5:]) <= 2, "and stay small"
@@ -468,17 +488,17 @@ def two_threads():
 
 @pytest.mark.usefixtures("two_threads")
 def test_the_model_sees_two_batches_at_a_time_each_with_half_of_the_threads(photos, labeling, monkeypatch):
-    alone, find = list(label(labeling, items_of(photos), batch=4)), Labeling.find
+    alone, locate = list(label(labeling, items_of(photos), batch_size=4)), Labeling.locate
     both, threads = Barrier(2, timeout=30), []
 
     def together(self: Labeling, group):
         threads.append(torch.get_num_threads())
         if len(threads) <= 2:
             both.wait()  # breaks where the second does not come before the first is done
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", together)
-    rows = list(label(labeling, items_of(photos), batch=4))
+    monkeypatch.setattr(Labeling, "locate", together)
+    rows = list(label(labeling, items_of(photos), batch_size=4))
     assert set(threads) == {1} and torch.get_num_threads() == 2
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 2
@@ -487,7 +507,7 @@ def test_the_model_sees_two_batches_at_a_time_each_with_half_of_the_threads(phot
 
 @pytest.mark.usefixtures("two_threads")
 def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(photos, labeling, monkeypatch):
-    find, both, lock, at_once, tried = Labeling.find, Barrier(2, timeout=30), Lock(), [], []
+    locate, both, lock, at_once, tried = Labeling.locate, Barrier(2, timeout=30), Lock(), [], []
 
     def crowded(self: Labeling, group):
         with lock:
@@ -499,13 +519,13 @@ def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(phot
         try:
             if number == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return find(self, group)
+            return locate(self, group)
         finally:
             with lock:
                 at_once.remove(group)
 
-    monkeypatch.setattr(Labeling, "find", crowded)
-    rows = list(label(labeling, items_of(photos), batch=4))
+    monkeypatch.setattr(Labeling, "locate", crowded)
+    rows = list(label(labeling, items_of(photos), batch_size=4))
     assert {row["status"] for row in rows} == {"ok"} and len(rows) == 40
     assert tried[:3] == [(1, 4), (2, 4), (1, 4)] and {count for count, _ in tried[2:]} == {1}
     assert sum(size for _, size in tried) == 44, "the one that failed was tried whole again"
@@ -513,17 +533,17 @@ def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(phot
 
 @pytest.mark.usefixtures("two_threads")
 def test_where_memory_ends_for_two_batches_at_once_neither_is_halved(photos, labeling, monkeypatch):
-    find, both, tried = Labeling.find, Barrier(2, timeout=30), []
+    locate, both, tried = Labeling.locate, Barrier(2, timeout=30), []
 
     def crowded(self: Labeling, group):
         tried.append(len(group))
         if len(tried) <= 2:
             both.wait()
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", crowded)
-    assert len(list(label(labeling, items_of(photos), batch=4))) == 40
+    monkeypatch.setattr(Labeling, "locate", crowded)
+    assert len(list(label(labeling, items_of(photos), batch_size=4))) == 40
     assert tried[:4] == [4] * 4 and sum(tried) == 48
 
 
@@ -535,37 +555,38 @@ def test_other_devices_see_one_batch_at_a_time(photos, labeling, monkeypatch):
         seen.append(threading.current_thread())
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Labeling, "find", refuse)
-    monkeypatch.setattr(type(labeling.localizer.backbone), "device", property(lambda backbone: torch.device("cuda")))
+    monkeypatch.setattr(Labeling, "locate", refuse)
+    monkeypatch.setattr(Localizer, "device", property(lambda localizer: torch.device("cuda")))
     rows = list(label(labeling, items_of(photos)[:1]))
     assert [row["status"] for row in rows] == ["error"]
     assert seen == [threading.main_thread()]
 
 
-def test_rows_of_errors_go_with_the_next_batch_and_keep_no_place(photos):
-    error = failed(Item("x", "x"), ValueError("x"), 0.0)
-    pixels = torch.zeros(3, 8, 8)
-    ready = [Ready(item, Size(8, 8), 0.0, pixels, None) for item in items_of(photos)[:4]]
-    given = [error, ready[0], error, ready[1], ready[2], error, ready[3]]
-    assert list(local._by_shape(given, local._Limit(2, 2), Event())) == [
-        [error, error, *ready[:2]],
-        [error, *ready[2:]],
-        [],
-    ]
-    many = list(local._by_shape([error] * 9, local._Limit(2, 2), Event()))
-    assert many == [[error] * 8, [error]], "those that wait for no batch are bounded"
+def test_an_image_that_cannot_be_read_takes_no_place_in_a_batch(few, labeling, monkeypatch):
+    good = items_of(few)
+    broken = [Item(f"none{number}", "none.png") for number in range(3)]
+    locate, sizes = Labeling.locate, []
+
+    def counted(self: Labeling, group):
+        sizes.append(len(group))
+        return locate(self, group)
+
+    monkeypatch.setattr(Labeling, "locate", counted)
+    rows = list(label(labeling, [broken[0], good[0], *broken[1:], good[1]], batch_size=2))
+    assert sizes == [2]
+    assert sorted(row["status"] for row in rows) == ["error"] * 3 + ["ok"] * 2
 
 
 def test_an_image_that_does_not_fit_alone_is_a_row(photos, labeling, monkeypatch):
-    find = Labeling.find
+    locate = Labeling.locate
 
     def picky(self: Labeling, group):
         if any(one.item.id == "07.png" for one in group):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", picky)
-    rows = {row["id"]: row for row in label(labeling, items_of(photos), batch=4)}
+    monkeypatch.setattr(Labeling, "locate", picky)
+    rows = {row["id"]: row for row in label(labeling, items_of(photos), batch_size=4)}
     assert len(rows) == 40
     assert [row["error"] for row in rows.values() if row["status"] == "error"] == ["does not fit into memory"]
 
@@ -592,7 +613,7 @@ def test_an_image_that_takes_long_to_decode_is_an_error_and_its_neighbours_are_t
             tar.add(few / name, name)
     items = [*items_of(few), *open_source(str(tmp_path / "s.tar")).items()]
     start = time.monotonic()
-    rows = {row["id"]: row["error"] for row in label(replace(labeling, seconds=0.5), items)}
+    rows = {row["id"]: row["error"] for row in label(replace(labeling, read_timeout=0.5), items)}
     assert time.monotonic() - start < 30
     assert rows.pop("slow.ppm") == f"'{few}/slow.ppm' was not decoded within 0.5 seconds"
     assert rows.pop("s.tar/slow.ppm") == "image bytes was not decoded within 0.5 seconds"
@@ -607,18 +628,19 @@ def test_profiles_of_a_png_do_not_hold_a_thread(labeling, tmp_path):
     start = content.index(b"iCCP") - 4
     profile = content[start : content.index(b"IDAT") - 4]
     (tmp_path / "a.png").write_bytes(content[:start] + profile * 3000 + content[start:])
-    [row] = label(replace(labeling, seconds=0.5), open_source(str(tmp_path)).items())
+    [row] = label(replace(labeling, read_timeout=0.5), open_source(str(tmp_path)).items())
     assert "was not decoded within 0.5 seconds" in row["error"]
 
 
-def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
+def test_images_are_the_same_wherever_they_are_decoded(tmp_path, monkeypatch):
     """Small ones here, others in processes of their own."""
+    monkeypatch.setattr("open_gem.label.decoding.PLAIN_PIXELS", 100 * 100)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     many_scans = io.BytesIO()
     noise.save(many_scans, "JPEG", progressive=True)
     scan = many_scans.getvalue()[many_scans.getvalue().rindex(b"\xff\xda") : -2]
     files = {"scans.jpg": many_scans.getvalue()[:-2] + scan * 20 + b"\xff\xd9", "empty.png": b"", "text.png": b"hello"}
-    for name, side in (("a.png", 1), ("a.jpg", 1), ("a.gif", 1), ("a.webp", 1), ("large.png", 60)):
+    for name, side in (("a.png", 1), ("a.jpg", 1), ("a.gif", 1), ("a.webp", 1), ("large.png", 4)):
         noise.resize((60 * side, 40 * side)).save(tmp_path / name)
         files[name] = (tmp_path / name).read_bytes()
     for name, content in files.items():
@@ -627,9 +649,9 @@ def test_images_are_the_same_wherever_they_are_decoded(tmp_path):
             assert _decoded(decode, source, 60.0) == _decoded(read_image, source), name
 
 
-def _decoded(read: Callable[..., Image.Image], *given: Any) -> str | tuple[tuple[int, int], bytes]:
+def _decoded(read: Callable[..., Image.Image], *arguments: Any) -> str | tuple[tuple[int, int], bytes]:
     try:
-        image = read(*given)
+        image = read(*arguments)
     except ImageError as error:
         return str(error)
     return image.size, image.tobytes()
@@ -665,38 +687,38 @@ def test_what_one_image_does_to_a_library_is_its_own(photos, labeling, monkeypat
         raise ValueError("odd\nmask")
 
     rows = list(label(labeling, items_of(photos)[:3]))
-    monkeypatch.setattr("open_gem.label.labeling.run_lengths", odd)
+    monkeypatch.setattr("open_gem.localization.run_lengths", odd)
     broken = list(label(labeling, items_of(photos)[:3]))
     assert [row["error"] for row in broken] == ["ValueError: odd mask"] * 3
     assert [row["id"] for row in broken] == [row["id"] for row in rows]
 
 
 def test_other_errors_of_a_model_are_not_hidden_and_what_was_done_is_written(photos, labeling, tmp_path, monkeypatch):
-    find, calls = Labeling.find, []
+    locate, calls = Labeling.locate, []
 
     def breaks(self: Labeling, group):
         calls.append(group)
         if len(calls) == 4:
             raise RuntimeError("a bug")
-        return find(self, group)
+        return locate(self, group)
 
-    monkeypatch.setattr(Labeling, "find", breaks)
+    monkeypatch.setattr(Labeling, "locate", breaks)
     source = open_source(str(photos))
     parts = claim(tmp_path, labeling, source)
     with pytest.raises(RuntimeError, match="a bug"):
-        run(parts, labeling, source, batch=2)
+        run(parts, labeling, source, batch_size=2)
     done = len(done_in(parts))
     assert 0 < done <= 6
-    assert run(parts, labeling, source, batch=2).labeled == 40 - done
+    assert run(parts, labeling, source, batch_size=2).labeled == 40 - done
 
 
 def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
     rows = list(label(labeling, items_of(photos)))
     large = max(map(local.size_of, rows))
     cases: list[tuple[dict[str, Any], Any]] = [
-        ({"rows": 7}, [6]),
-        ({"size": 10 * large}, range(3, 40)),
-        ({"seconds": 0}, [40]),
+        ({"images_per_part": 7}, [6]),
+        ({"max_bytes": 10 * large}, range(3, 40)),
+        ({"max_seconds": 0}, [40]),
         ({}, [1]),
     ]
     for limits, expected in cases:
@@ -710,7 +732,7 @@ def test_parts_are_written_when_full_large_or_late(labeling, photos, tmp_path):
 
 
 def test_a_last_part_that_cannot_be_written_is_told(photos, labeling, tmp_path, monkeypatch):
-    def full(*given: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OutputError("no room")
 
     source = open_source(str(photos))
@@ -725,15 +747,15 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
     fingerprint = labeling.manifest(source).fingerprint
     assert labeling.manifest(source).fingerprint == fingerprint
     changed = [
-        replace(labeling, ontology=Ontology.of(["cat", "cow"], **ANY)),
-        replace(labeling, ontology=Ontology.of(["cat", "dog"], presence=0.1)),
-        replace(labeling, ontology=Ontology.of(["cat", "dog"], threshold=0.1, **ANY)),
+        replace(labeling, classes=Ontology.of(["cat", "cow"], **ANY)),
+        replace(labeling, classes=Ontology.of(["cat", "dog"], presence=0.1)),
+        replace(labeling, classes=Ontology.of(["cat", "dog"], threshold=0.1, **ANY)),
         replace(labeling, localizer=replace(tiny_localizer, method="clip")),
         replace(labeling, localizer=replace(tiny_localizer, size="short:48")),
         replace(labeling, outputs=OUTPUTS),
-        replace(labeling, scale="cosine"),
-        replace(labeling, per="label"),
-        replace(labeling, least_area=0.1),
+        replace(labeling, heatmap_scale="cosine"),
+        replace(labeling, instances="label"),
+        replace(labeling, min_area=0.1),
     ]
     others = {one.manifest(source).fingerprint for one in changed}
     others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
@@ -745,19 +767,21 @@ def test_a_recipe_makes_what_it_says(tiny):
     settings |= {"refinement": Pamr(iterations=2)}
     others: dict[str, Any] = {
         "outputs": ("masks",),
-        "scale": "cosine",
-        "per": "label",
-        "least_area": 0.25,
-        "seconds": 7.0,
+        "heatmap_scale": "cosine",
+        "instances": "label",
+        "min_area": 0.25,
+        "read_timeout": 7.0,
     }
-    ontology = Ontology.of(["cat"])
-    made = Recipe(ontology, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
+    classes = Ontology.of(["cat"])
+    made = Recipe(classes, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
     assert {name: getattr(made.localizer, name) for name in settings} == settings
     assert {name: getattr(made, name) for name in others} == others
-    assert made.ontology is ontology and made.localizer.backbone.dtype == torch.bfloat16
+    assert made.classes is classes and made.localizer.backbone.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"scale": "log"}])
+@pytest.mark.parametrize(
+    "mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"heatmap_scale": "log"}]
+)
 def test_mistakes_in_a_recipe_are_told_before_a_model_is_loaded(mistake):
     with pytest.raises(InputError):
         Recipe(Ontology.of(["cat"]), **mistake)
@@ -785,7 +809,7 @@ def listing(photos, tmp_path, monkeypatch) -> Path:
 
 def test_a_read_that_hangs_is_an_error_and_the_others_go_before_it(listing, labeling):
     items = open_source(str(listing)).items()
-    rows = list(label(replace(labeling, seconds=2.0), items, batch=2, workers=2))
+    rows = list(label(replace(labeling, read_timeout=2.0), items, batch_size=2, workers=2))
     assert [row["id"] for row in rows if row["status"] == "error"] == ["hanging://a.png"]
     late = next(row for row in rows if row["status"] == "error")
     assert late["error"] == "was not read within 2 seconds"
@@ -794,12 +818,12 @@ def test_a_read_that_hangs_is_an_error_and_the_others_go_before_it(listing, labe
 
 def test_a_run_that_is_stopped_does_not_wait_for_reads_that_hang(listing, labeling):
     stop, rows = Event(), []
-    for row in label(replace(labeling, seconds=10_000.0), open_source(str(listing)).items(), workers=2, stop=stop):
+    for row in label(replace(labeling, read_timeout=10_000.0), open_source(str(listing)).items(), workers=2, stop=stop):
         rows.append(row)
         stop.set()
     assert 0 < len(rows) <= 41 and all(row["status"] == "ok" for row in rows)
 
 
 def test_a_remote_tar_that_hangs_is_an_item(listing):
-    [item] = open_source("hanging://shard.tar", Columns(seconds=0.1)).items()
+    [item] = open_source("hanging://shard.tar", Columns(read_timeout=0.1)).items()
     assert item.error is not None and "was not read within 0.1 seconds" in item.error

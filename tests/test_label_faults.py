@@ -17,7 +17,7 @@ from PIL import Image
 
 from open_gem.data.scenes import scene
 from open_gem.errors import InputError
-from open_gem.label.done import Ids, Tally, writing
+from open_gem.label.done import HashedIdSet, Tally, writing
 from open_gem.label.parts import Manifest, Parts
 from open_gem.label.reading import within
 from open_gem.label.sources import Source, open_source
@@ -106,6 +106,7 @@ def kills(
     return {"kills": times, "images": count, "seen twice": again, "most a kill": max(lost)}
 
 
+@pytest.mark.slow
 def test_killed_at_random_points(job):
     cost = kills(job(100), 100, 3)
     assert cost["most a kill"] <= PART + UNDER_WAY
@@ -118,12 +119,24 @@ def test_killed_twenty_times(job):
     assert cost["most a kill"] <= PART + UNDER_WAY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])
 def test_signals_end_a_run_in_order(number, name, job, tiny):
     """By the command itself: what is done is written, how to go on is said, and the exit code tells the signal."""
     runs = job(120)
     command = [sys.executable, "-c", "from open_gem.cli import main; main()", "label", str(runs.source), "-p", "cat"]
-    command += ["--out", str(runs.out), "--model", tiny, "--device", "cpu", "--presence", "0", "--part", "1000"]
+    command += [
+        "--out",
+        str(runs.out),
+        "--model",
+        tiny,
+        "--device",
+        "cpu",
+        "--presence",
+        "0",
+        "--images-per-part",
+        "1000",
+    ]
     slow = [sys.executable, "-c", SLOW, *command[3:]]
     child = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
@@ -133,8 +146,8 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     child.send_signal(number)
     output, errors = child.communicate(timeout=120)
     assert child.returncode == 128 + number, errors
-    assert errors.splitlines()[0] == f"{name}: writing what is done; once more ends it at once"
-    assert "the same command goes on with the rest" in errors
+    assert errors.splitlines()[0] == f"{name}: writing finished rows; a second signal ends it at once"
+    assert "rerun the same command to resume" in errors
     assert "images labelled" in output
     assert 0 < len(runs.written) < 120
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -142,6 +155,7 @@ def test_signals_end_a_run_in_order(number, name, job, tiny):
     runs.check(120)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
     """While it lists what a server that never answers has; what was labelled until then is written."""
     runs = job(60)
@@ -151,14 +165,14 @@ def test_a_second_signal_ends_a_run_that_hangs(job, tiny):
     assert child.stderr is not None
     late = Timer(120, child.kill)
     late.start()
-    for number, line in ((signal.SIGINT, "hangs"), (signal.SIGTERM, "SIGINT: writing what is done")):
+    for number, line in ((signal.SIGINT, "hangs"), (signal.SIGTERM, "SIGINT: writing finished rows")):
         while not (said := child.stderr.readline()).startswith(line):
             assert said, "it ended"
         child.send_signal(number)
     _, errors = child.communicate()
     late.cancel()
     assert child.returncode == 128 + signal.SIGINT, errors
-    assert errors == "ended at once: the same command goes on with the rest\n"
+    assert errors == "ended at once: rerun the same command to resume\n"
     assert 0 < len(runs.written) < 60
 
 
@@ -204,7 +218,7 @@ def test_watching_ends_by_a_signal_that_wakes_nobody(unheard, tmp_path):
     source = open_source(str(images(tmp_path / "photos", 1)))
     parts = Parts.claim(tmp_path / "out", Manifest({}, ()))
 
-    def once(images: Source, done: Ids) -> Tally:
+    def once(images: Source, done: HashedIdSet) -> Tally:
         unheard(stop.set)
         return Tally()
 
@@ -223,8 +237,8 @@ walk = sources.walk
 def hangs():
     print("hangs", file=sys.stderr, flush=True)
     threading.Event().wait()
-def walk_and_hang(*given, **settings):
-    yield from walk(*given, **settings)
+def walk_and_hang(*arguments, **settings):
+    yield from walk(*arguments, **settings)
     within(10_000, hangs)
 sources.walk = walk_and_hang
 from open_gem.cli import main
@@ -235,20 +249,21 @@ main()
 SLOW = f"""{HEARS}
 import sys, time
 from open_gem.label.labeling import Labeling
-find, told = Labeling.find, []
+locate, said = Labeling.locate, []
 def slowly(self, group):
-    found = find(self, group)
-    if not told:
+    located = locate(self, group)
+    if not said:
         print("first image", file=sys.stderr, flush=True)
-        told.append(True)
+        said.append(True)
     time.sleep(0.3)
-    return found
-Labeling.find = slowly
+    return located
+Labeling.locate = slowly
 from open_gem.cli import main
 main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job, tiny):
     """The system allows this process files of 4 KB: a part is larger."""
     runs = job(60)
@@ -295,6 +310,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_writer_refuses(job):
     runs = job(100)
     child = runs.start(PAUSE="0.2")
@@ -310,6 +326,7 @@ def test_a_second_writer_refuses(job):
 # Ray ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_either_engine_goes_on_with_what_the_other_began(job):
     runs = job(120)
     kill(runs, "local", 0.2, PAUSE="0.05")

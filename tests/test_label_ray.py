@@ -20,7 +20,7 @@ from open_gem import Localizer
 from open_gem.data.scenes import scene
 from open_gem.errors import InputError, OutputError
 from open_gem.label import local, on_ray
-from open_gem.label.done import Ids, Shard
+from open_gem.label.done import HashedIdSet, Shard
 from open_gem.label.labeling import Labeling
 from open_gem.label.on_ray import Labeler, Node, _Actor, _cell, _count, _item, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
@@ -89,8 +89,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, without_ray):
-    done, heard = Ids(["0.png"]), []
-    tally = on_ray.run(parts, labeling, source, make=lambda: labeling, rows=2, done=done, progress=heard.append)
+    done, heard = HashedIdSet(["0.png"]), []
+    tally = on_ray.run(
+        parts, labeling, source, make=lambda: labeling, images_per_part=2, done=done, progress=heard.append
+    )
     assert (tally.listed, tally.there, tally.labeled, tally.failed) == (5, 1, 3, 1)
     assert heard == [2, 2] and len(parts.paths()) == 2
     assert len(done) == 5
@@ -136,8 +138,8 @@ def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypat
     items = sorted(source.items())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    actor, groups, find = _Actor(replace(labeler, batch=2), 1), [], Labeling.find
-    monkeypatch.setattr(Labeling, "find", lambda self, group: groups.append(len(group)) or find(self, group))
+    actor, groups, locate = _Actor(replace(labeler, batch_size=2), 1), [], Labeling.locate
+    monkeypatch.setattr(Labeling, "locate", lambda self, group: groups.append(len(group)) or locate(self, group))
     first = actor(asked("1", items))
     assert groups == [2, 2]
     assert sorted(first["ids"][0]) == [f"{seed}.png" for seed in range(5)]
@@ -172,7 +174,7 @@ def test_an_actor_with_other_settings_is_refused(parts, labeler, labeling):
     chosen = replace(parts.manifest, settings={**parts.manifest.settings, "columns": "ids 'n'"})
     _Actor(replace(labeler, manifest=chosen), 1)
     with pytest.raises(InputError, match="an actor has other settings or weights than the run"):
-        _Actor(replace(labeler, make=lambda: replace(labeling, per="label")), 1)
+        _Actor(replace(labeler, make=lambda: replace(labeling, instances="label")), 1)
 
 
 # Around them ----------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(given, reason, stor
 
     hanging.register()
     with pytest.raises(InputError, match=reason):
-        open_source(given, Columns(seconds=0.2)).check_not_empty()
+        open_source(given, Columns(read_timeout=0.2)).check_not_empty()
 
 
 def test_what_is_new_in_a_remote_folder_is_seen_at_the_next_look():
@@ -196,9 +196,9 @@ def test_listing_that_hangs_gives_its_connection_back(store, monkeypatch):
 
     monkeypatch.setattr(Store, "_ls", hanging)
     store.objects = {"hang/a.png": b"x", "good/a.png": b"x"}
-    assert [item.error for item in open_source("store://hang/", Columns(seconds=0.1)).items()] != [None]
+    assert [item.error for item in open_source("store://hang/", Columns(read_timeout=0.1)).items()] != [None]
     sleep(1.2)  # a second more than who waits
-    assert ids(open_source("store://good/", Columns(seconds=1))) == ["a.png"]
+    assert ids(open_source("store://good/", Columns(read_timeout=1))) == ["a.png"]
 
 
 def test_patterns_in_other_files_are_refused():

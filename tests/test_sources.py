@@ -13,7 +13,7 @@ from PIL import Image
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.files import temporary_beside
 from open_gem.images.pixels import read_image
-from open_gem.label.done import TODO, Ids, Shard, writing
+from open_gem.label.done import TODO, HashedIdSet, Shard, writing
 from open_gem.label.paths import PassedOver, expand
 from open_gem.label.reading import absolute, local_file, read
 from open_gem.label.sources import KINDS, Columns, Item, open_source
@@ -166,7 +166,7 @@ def test_a_remote_file_that_is_too_large_is_not_read_whole(monkeypatch):
     monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 5)
     assert read(item) == b"12345"
     monkeypatch.setattr("open_gem.label.remote.MAX_BYTES", 4)
-    with pytest.raises(ImageError, match="has more than 4 bytes, expected a picture"):
+    with pytest.raises(ImageError, match="has more than 4 bytes, expected an image"):
         read(item)
 
 
@@ -190,7 +190,7 @@ def test_a_data_set_alone_with_ids_and_paths(folder):
     first, second, third = open_source(given).items()
     assert [item.id for item in (first, second, third)] == ["0", "1", "2"]
     assert read_image(read(first)).tobytes() == read_image(read(second)).tobytes()
-    with pytest.raises(ImageError, match="the row has no picture"):
+    with pytest.raises(ImageError, match="the row has no image"):
         read(third)
     named = [(item.id, item.error) for item in open_source(given, Columns(id="n")).items()]
     assert named == [("7", None), ("8", None), ("2", "2 has no id")]
@@ -302,7 +302,7 @@ def test_a_column_that_is_not_there_is_told(columns, message, tmp_path):
 
 def test_ids_are_a_set(monkeypatch):
     monkeypatch.setattr("open_gem.label.done.key", lambda id: int(id) << 46)  # four with the same start
-    ids = Ids(str(number) for number in range(1000))
+    ids = HashedIdSet(str(number) for number in range(1000))
     assert len(ids) == 1000
     assert all(str(number) in ids for number in range(1000))
     assert not any(str(number) in ids for number in range(1000, 9000))
@@ -628,7 +628,7 @@ def test_text_is_text_however_it_is_stored(kind, tmp_path):
     paths = pa.array(["a.jpg", "b.jpg", "a.jpg"]).cast(kinds.get(kind, pa.large_string()))
     source = open_source(parquet_of(tmp_path / "rows.parquet", path=paths, key=paths))
     assert [item.id for item in source.items()] == ["a.jpg", "b.jpg", "a.jpg"]
-    named = open_source(source.given, Columns("path", "key"))
+    named = open_source(source.address, Columns("path", "key"))
     assert [item.id for item in named.items()] == ["a.jpg", "b.jpg", "a.jpg"]
 
 

@@ -14,7 +14,7 @@ from open_gem.errors import InputError, MethodError
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
-from open_gem.locate import BATCH, AnyLocalizer, Methods, Prepared
+from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
 from open_gem.refine import Refinement
@@ -86,6 +86,10 @@ class Localizer(AnyLocalizer):
     def layers(self) -> int:
         return self.backbone.vision.layers
 
+    @property
+    def merges_maps(self) -> bool:
+        return not self.views.sees_whole and self.views.merge == "logits"
+
     def configured(self, **settings: Any) -> "Localizer":
         return replace(self, **settings)
 
@@ -126,7 +130,7 @@ class Localizer(AnyLocalizer):
         return Prepared(size, canvases, pixels, picture if keep else None)
 
     def _encode(
-        self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str]
+        self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Encoded | EncodedWindows]]:
         crop_by_crop = (
             crop
@@ -134,7 +138,7 @@ class Localizer(AnyLocalizer):
             for canvas in prepared.canvases
             for crop in crops(self._pixels(prepared, canvas), canvas)
         )
-        windows = self._run(crop_by_crop, methods, trace)
+        windows = self._run(crop_by_crop, methods, trace, batch_size)
         encoded = []
         for prepared in group:
             own = [[next(windows) for _ in canvas.windows] for canvas in prepared.canvases]
@@ -142,10 +146,10 @@ class Localizer(AnyLocalizer):
         return encoded
 
     def _run(
-        self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str]
+        self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
     ) -> Iterator[dict[str, Encoded]]:
         """What each window gives, by the methods' labels; neighbours of one size share a pass."""
-        for batch in stacked(windows, BATCH):
+        for batch in stacked(windows, batch_size):
             by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
             for index in range(len(batch)):
                 yield {label: encoded.image(index) for label, encoded in by_label.items()}
@@ -156,7 +160,7 @@ class Localizer(AnyLocalizer):
         """One image by one method, from its windows, canvas by canvas, with the method's steps applied."""
         source = prepared.image if self.refinement is not None else None
         own = [[by_label[label] for by_label in row] for row in windows]
-        if prepared.pixels is None and self.views.merge == "logits":
+        if self.merges_maps:
             own = [[window.stepped(method.steps) for window in row] for row in own]
             return EncodedWindows(prepared.canvases, own, prepared.size, source)
         whole = own[0][0] if prepared.pixels is not None else merge_features(prepared.canvases, own)

@@ -72,6 +72,11 @@ class AnyLocalizer(ABC):
     def layers(self) -> int:
         """Number of blocks that methods can read; 0 for a model that was trained to localize."""
 
+    @property
+    def merges_maps(self) -> bool:
+        """True if similarity maps are merged at pixel size: there is no patch grid then."""
+        return False
+
     @abstractmethod
     def configured(self, **settings: Any) -> "AnyLocalizer":
         """The same model with other settings of a `Localizer`; a model that was trained to localize keeps its own."""
@@ -101,7 +106,7 @@ class AnyLocalizer(ABC):
 
     @abstractmethod
     def _encode(
-        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str]
+        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Any]]:
         """Images of one shape, by every method."""
 
@@ -129,13 +134,21 @@ class AnyLocalizer(ABC):
             results |= {index: self.locate(one, vocabularies[index]) for index, one in zip(group, encoded, strict=True)}
         return [results[index] for index in range(len(images))]
 
-    def encode(self, images: Any, methods: Methods | None = None, *, trace: Collection[str] = ()) -> Any:
+    def encode(
+        self,
+        images: Any,
+        methods: Methods | None = None,
+        *,
+        trace: Collection[str] = (),
+        batch_size: int = BATCH,
+    ) -> Any:
         """What methods make of images, before any prompt: to keep, and to ask again with `locate`.
 
-        images   an image, or what `prepare` made of it; or a list of them, then a list comes back, in order
-        methods  None for the localizer's own, one name or `Method`: an `Encoded` an image. Several names, or a mapping
-                 of labels to names and settings: a dict of them, read from one pass of the model
-        trace    labels of methods whose stream after each block is wanted too, see `run`
+        images      an image, or what `prepare` made of it; or a list of them, then a list comes back, in order
+        methods     None for the localizer's own, one name or `Method`: an `Encoded` an image. Several names, or a
+                    mapping of labels to names and settings: a dict of them, read from one pass of the model
+        trace       labels of methods whose stream after each block is wanted too, see `run`
+        batch_size  images or windows in a pass
 
         Raises ImageError and MethodError.
         """
@@ -144,8 +157,8 @@ class AnyLocalizer(ABC):
         is_list = isinstance(images, list | tuple)
         prepared = prepare_all(images, self._prepared) if is_list else [self._prepared(images)]
         results: dict[int, Any] = {}
-        for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
-            encoded = self._encode([prepared[index] for index in group], chosen, trace)
+        for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, batch_size):
+            encoded = self._encode([prepared[index] for index in group], chosen, trace, batch_size)
             results |= dict(zip(group, encoded, strict=True))
         ordered = [results[index] for index in range(len(prepared))]
         if not several:

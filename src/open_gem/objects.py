@@ -1,7 +1,6 @@
 """One thing that was located in an image: what rows of labelling, exports and answers of a server are made of."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from open_gem.rle import mask_of
@@ -35,9 +34,9 @@ class Object:
     point: tuple[int, int] | None = None
     rle: dict[str, Any] | None = None
 
-    @cached_property
+    @property
     def mask(self) -> "np.ndarray | None":
-        """bool `(y, x)` of the whole image; None if there is a box alone."""
+        """bool `(y, x)` of the whole image, decoded each time; None if there is a box alone."""
         return None if self.rle is None else mask_of(self.rle)
 
     @property

@@ -44,7 +44,7 @@ class Format:
     """One format.
 
     about  what it is, for a list
-    write  fills a new folder with what was found
+    write  fills a new folder
     extra  of open_gem that it needs, "" for none
     needs  the module that this extra is for
     """
@@ -55,7 +55,7 @@ class Format:
     needs: str = ""
 
     def missing(self) -> str | None:
-        """What to say where the package is not installed; None where it is, or none is needed."""
+        """What to install; None if nothing is missing."""
         if not self.needs or find_spec(self.needs) is not None:
             return None
         return f'{self.needs} is not installed: pip install "open_gem[{self.extra}]"'
@@ -109,35 +109,35 @@ def export(
     labels        those to export; by default all
     min_score     leave out objects whose cosine is below this
     min_presence  leave out objects whose label is less probable in the image than this
-    images        where the pictures are now, by their ids; by default where they were read from
-    skip          told the id of each image that a format cannot hold, and why
-    note          told the id of each image of which a format holds not all, and what
-    progress      told how many images went by
+    images        folder where the images are now, by their ids; by default where they were read from
+    skip          called with the id of each image that a format cannot hold, and the reason
+    note          called with the id of each image that a format holds only in part, and what is missing
+    progress      called with the number of images that went by
 
     Raises:
-        InputError: for an unknown format or label, a package that is missing, a folder without parts, or one that is
-            there already.
-        OutputError: where a part cannot be read or the disk cannot be written; then that format leaves nothing.
+        InputError: for an unknown format or label, a missing package, a folder without parts, or one that exists
+            already.
+        OutputError: if a part cannot be read or the disk cannot be written; that format then leaves nothing.
     """
     find_formats(formats)
     least = {"min_score": min_score, "min_presence": min_presence}
-    found = Labelled.open(folder, labels, **least, images=images, progress=progress)
-    write_formats(found, formats, out, skip, note)
+    labelled = Labelled.open(folder, labels, **least, images=images, progress=progress)
+    write_formats(labelled, formats, out, skip, note)
 
 
 def write_formats(
-    found: Labelled,
+    labelled: Labelled,
     formats: Sequence[str],
     out: str | PathLike[str],
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
     note: Callable[[str, str], None] = lambda image_id, what: None,
 ) -> None:
-    """The same of what was opened before: all formats have the same images, whatever labelling adds meanwhile."""
+    """As `export`, from parts opened before: all formats get the same images, whatever labelling adds meanwhile."""
     chosen, place = find_formats(formats), Path(out)
     for name in chosen:
         if (place / name).exists():
             raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")
     check_writable(place)
-    for name, one in chosen.items():
+    for name, chosen_format in chosen.items():
         with whole_folder(place / name) as new:
-            one.write(found, Output(new, skip, note))
+            chosen_format.write(labelled, Output(new, skip, note))

@@ -1,4 +1,4 @@
-"""supervision's Detections: what was found in one image, for its annotators, trackers and metrics."""
+"""The objects of an image as supervision's `Detections`, for its annotators, trackers and metrics."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from open_gem.localization import Localization
 
 
-def to_supervision(found: "LabelledImage | Localization", **settings: Any) -> "Detections":
-    """The objects of an image that was labelled, or of what a localizer gave, by `settings` as of `localized.image_of`.
+def to_supervision(image: "LabelledImage | Localization", **settings: Any) -> "Detections":
+    """The objects of a labelled image, or of a `Localization` by `settings` as of its `objects`.
 
     `xyxy`, `mask`, `confidence` (the raw cosine), `class_id` (the label's position), and by object in `data`
-    `class_name`, `prompt`, `presence` (NaN for none). Where some objects have masks, those of boxes alone are empty.
+    `class_name`, `prompt`, `presence` (NaN for none). If only some objects have masks, the others' are empty.
 
-    Raises InputError where supervision is not installed.
+    Raises InputError if supervision is not installed.
     """
-    if not isinstance(found, LabelledImage):
+    if not isinstance(image, LabelledImage):
         from open_gem.export.localized import image_of
 
-        found = image_of(found, **settings)
-    some, masks = found.objects, [one.mask() for one in found.objects]
-    empty = np.zeros(found.size, bool)
+        image = image_of(image, **settings)
+    objects, masks = image.objects, [obj.mask for obj in image.objects]
+    empty = np.zeros(image.size, bool)
     return supervision().Detections(
-        xyxy=np.array([one.xyxy for one in some], np.float32).reshape(-1, 4),
+        xyxy=np.array([obj.box for obj in objects], np.float32).reshape(-1, 4),
         mask=None if all(mask is None for mask in masks) else np.stack([empty if m is None else m for m in masks]),
-        confidence=np.array([one.score for one in some], np.float32),
-        class_id=np.array([one.label for one in some], int),
+        confidence=np.array([obj.score for obj in objects], np.float32),
+        class_id=np.array([obj.index for obj in objects], int),
         data={
-            "class_name": np.array([one.name for one in some], str),
-            "prompt": np.array([one.prompt for one in some], str),
-            "presence": np.array([one.presence for one in some], np.float32),  # None becomes NaN
+            "class_name": np.array([obj.label for obj in objects], str),
+            "prompt": np.array([obj.prompt for obj in objects], str),
+            "presence": np.array([obj.presence for obj in objects], np.float32),  # None becomes NaN
         },
     )

@@ -17,35 +17,35 @@ from open_gem.files import to_json
 from open_gem.types import Size
 
 
-def write_fiftyone(found: Labelled, output: Output) -> None:
-    """`samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; pictures stay where they
+def write_fiftyone(labelled: Labelled, output: Output) -> None:
+    """`samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; images stay where they
     are. `sample_of` says what there is of each, but for heatmaps: those are `to_fiftyone`'s."""
-    info = {"description": "labelled by open_gem", "default_classes": found.labels}
+    info = {"description": "labelled by open_gem", "default_classes": labelled.labels}
     (output.folder / "metadata.json").write_text(to_json({"media_type": "image", "info": info}), "utf-8")
     with json_arrays(output.folder / "samples.json", info, "samples") as (samples,):
-        for image in found:
+        for image in labelled:
             samples.add(sample_of(image))
 
 
-def to_fiftyone(found: Labelled, name: str | None = None, heatmaps: bool = False) -> Any:
+def to_fiftyone(labelled: Labelled, name: str | None = None, heatmaps: bool = False) -> Any:
     """A `fiftyone.Dataset` called `name`, filled a few images at a time: `sample_of` says what of each.
 
     heatmaps  also cosines on the patch grid, where labelling has written similarities
 
-    Raises InputError where FiftyOne is not installed.
+    Raises InputError if FiftyOne is not installed.
     """
     fo = _fiftyone()
     dataset = fo.Dataset(name)
-    dataset.default_classes = list(found.labels)
-    dataset.add_samples(samples(found, heatmaps), num_samples=found.count()["ok"])
+    dataset.default_classes = list(labelled.labels)
+    dataset.add_samples(samples(labelled, heatmaps), num_samples=labelled.count()["ok"])
     return dataset
 
 
-def samples(found: Labelled, heatmaps: bool = False) -> Iterator[Any]:
+def samples(labelled: Labelled, heatmaps: bool = False) -> Iterator[Any]:
     """A `fiftyone.Sample` an image."""
     fo = _fiftyone()
-    for image in found.each("similarity") if heatmaps else found:
-        yield fo.Sample.from_dict(sample_of(image, found.labels if heatmaps else ()))
+    for image in labelled.each("similarity") if heatmaps else labelled:
+        yield fo.Sample.from_dict(sample_of(image, labelled.labels if heatmaps else ()))
 
 
 def sample_of(image: LabelledImage, heatmaps: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def sample_of(image: LabelledImage, heatmaps: tuple[str, ...] = ()) -> dict[str,
         "tags": [],
         "_media_type": "image",
         "open_gem_id": image.id,
-        "objects": _label("Detections", detections=[_detection(one, image.size) for one in image.objects]),
-        "points": _label("Keypoints", keypoints=[_keypoint(one, image.size) for one in image.objects if one.point]),
+        "objects": _label("Detections", detections=[_detection(obj, image.size) for obj in image.objects]),
+        "points": _label("Keypoints", keypoints=[_keypoint(obj, image.size) for obj in image.objects if obj.point]),
         **(_heatmaps(image, heatmaps) if heatmaps else {}),
     }
 
@@ -74,27 +74,27 @@ def _label(kind: str, **fields: Any) -> dict[str, Any]:
     return {"_cls": kind, **fields}
 
 
-def _detection(one: Object, size: Size) -> dict[str, Any]:
-    left, top, right, bottom = one.xyxy
+def _detection(obj: Object, size: Size) -> dict[str, Any]:
+    left, top, right, bottom = obj.box
     height, width = size
-    mask = one.mask()
+    mask = obj.mask
     return _label(
         "Detection",
         tags=[],
-        label=one.name,
+        label=obj.label,
         bounding_box=[left / width, top / height, (right - left) / width, (bottom - top) / height],
         mask=None if mask is None else _packed(mask[top:bottom, left:right]),
-        confidence=one.score,
-        prompt=one.prompt,
-        presence=one.presence,
+        confidence=obj.score,
+        prompt=obj.prompt,
+        presence=obj.presence,
     )
 
 
-def _keypoint(one: Object, size: Size) -> dict[str, Any]:
-    assert one.point is not None
-    x, y = one.point
+def _keypoint(obj: Object, size: Size) -> dict[str, Any]:
+    assert obj.point is not None
+    x, y = obj.point
     middle = [(x + 0.5) / size.width, (y + 0.5) / size.height]  # of the pixel
-    return _label("Keypoint", tags=[], label=one.name, points=[middle], confidence=[one.score])
+    return _label("Keypoint", tags=[], label=obj.label, points=[middle], confidence=[obj.score])
 
 
 def _heatmaps(image: LabelledImage, labels: tuple[str, ...]) -> dict[str, Any]:

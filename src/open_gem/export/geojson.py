@@ -1,4 +1,4 @@
-"""GeoJSON: outlines in longitude and latitude of what was found in georeferenced tiles. Owns rasterio."""
+"""GeoJSON: outlines of the objects in georeferenced tiles, in longitude and latitude. Owns rasterio."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,20 +14,21 @@ from open_gem.label.reading import open_file
 from open_gem.types import Size
 
 
-def write_geojson(found: Labelled, output: Output) -> None:
+def write_geojson(labelled: Labelled, output: Output) -> None:
     """`objects.geojson`: a feature an object, WGS 84, along the edges of its pixels, holes included.
 
     A feature is a Polygon, of several parts a MultiPolygon; an object without a mask is its box. The tiles are opened
-    for where they lie, and turned as EXIF says; an image that is none, or has another size now, is left out and told.
+    for their transforms, and turned as EXIF says; an image that is no tile, or has another size now, is left out and
+    reported.
     """
     with json_arrays(output.folder / "objects.geojson", {"type": "FeatureCollection"}, "features") as (features,):
-        for image in found:
+        for image in labelled:
             tile = _tile(image)
             if isinstance(tile, str):
                 output.skip(image.id, tile)
                 continue
-            for one in image.objects:
-                features.add(_feature(one, image, tile))
+            for obj in image.objects:
+                features.add(_feature(obj, image, tile))
 
 
 @dataclass(frozen=True)
@@ -91,33 +92,33 @@ def _orientation(source: str) -> int:
         with warnings.catch_warnings(), open_file(source) as file:
             warnings.simplefilter("ignore")
             return Image.open(file).getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a tile that PIL cannot read, in place of the picture that it could
+    except Exception:  # a tile that PIL cannot read, in place of the image that it could
         return 1
 
 
-def _feature(one: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
+def _feature(obj: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
     from rasterio.warp import transform_geom
 
     properties = {
-        "label": one.name,
-        "prompt": one.prompt,
-        "score": one.score,
-        "presence": one.presence,
+        "label": obj.label,
+        "prompt": obj.prompt,
+        "score": obj.score,
+        "presence": obj.presence,
         "image": image.id,
     }
     geometry = transform_geom(
-        tile.crs, "EPSG:4326", _outline(one, image.size, tile), precision=9
+        tile.crs, "EPSG:4326", _outline(obj, image.size, tile), precision=9
     )  # a tenth of a millimetre
     return {"type": "Feature", "properties": properties, "geometry": geometry}
 
 
-def _outline(one: Object, size: Size, tile: Tile) -> Mapping[str, Any]:
+def _outline(obj: Object, size: Size, tile: Tile) -> Mapping[str, Any]:
     """In the coordinates of the tile."""
     from rasterio.features import shapes
 
-    mask = one.mask()
+    mask = obj.mask
     if mask is None:
-        left, top, right, bottom = one.xyxy
+        left, top, right, bottom = obj.box
         mask = np.zeros(size, bool)
         mask[top:bottom, left:right] = True
     # Connected by edges: rings of parts that meet at a corner would touch themselves otherwise.

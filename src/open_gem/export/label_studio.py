@@ -21,30 +21,30 @@ Regions = Callable[
 ]  # the controls of an object and their values
 
 
-def write_polygons(found: Labelled, output: Output) -> None:
+def write_polygons(labelled: Labelled, output: Output) -> None:
     """`tasks.json`, to import, and `config.xml`, to paste into the project's settings.
 
-    An object is a polygon a connected part; without a mask, or too thin for a polygon, it is a box. Pictures with an
-    address keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
+    One polygon per connected component of an object; a box if it has no mask or is too thin for a polygon. Images with
+    a URL keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above the one that was labelled, and that is a local storage of the project.
     """
-    _write(found, output, polygon_regions, ("box", "polygon"))
+    _write(labelled, output, polygon_regions, ("box", "polygon"))
 
 
-def write_brush(found: Labelled, output: Output) -> None:
-    """The same with masks to the pixel, as Label Studio's own run-length encoding; without a mask it is a box."""
-    _write(found, output, brush_regions, ("box", "brush"))
+def write_brush(labelled: Labelled, output: Output) -> None:
+    """As `write_polygons`, with exact masks in Label Studio's own run-length encoding; a box if there is no mask."""
+    _write(labelled, output, brush_regions, ("box", "brush"))
 
 
-def _write(found: Labelled, output: Output, regions: Regions, controls: tuple[str, ...]) -> None:
-    (output.folder / "config.xml").write_bytes(_config(found.labels, controls))
-    version = f"open_gem {found.parts.manifest.fingerprint}"
+def _write(labelled: Labelled, output: Output, regions: Regions, controls: tuple[str, ...]) -> None:
+    (output.folder / "config.xml").write_bytes(_config(labelled.labels, controls))
+    version = f"open_gem {labelled.parts.manifest.fingerprint}"
     with json_array(output.folder / "tasks.json") as tasks:
-        for image in found:
+        for image in labelled:
             result = [
-                region(f"{number}.{part}", one, image, control, value)
-                for number, one in enumerate(image.objects, start=1)
-                for part, (control, value) in enumerate(regions(one, image), start=1)
+                region(f"{number}.{part}", obj, image, control, value)
+                for number, obj in enumerate(image.objects, start=1)
+                for part, (control, value) in enumerate(regions(obj, image), start=1)
             ]
             prediction = {"model_version": version, "score": _score(image), "result": result}
             tasks.add({"data": {"image": _address(image), "id": image.id}, "predictions": [prediction]})
@@ -68,8 +68,8 @@ def _score(image: LabelledImage) -> float:
 
 
 def _address(image: LabelledImage) -> str:
-    """Where Label Studio finds the picture. It serves no file right in its document root, only of folders in that: so
-    the root is above the folder of the ids, or, where ids are not paths in one, it is /."""
+    """Where Label Studio finds the image. It serves no file right in its document root, only of folders in that: so
+    the root is above the folder of the ids, or / if ids are not paths in one folder."""
     if re.match(r"https?://", image.source, re.IGNORECASE):
         return quoted(image.source)
     if re.match(r"\w+://", image.source):  # of a store, which Label Studio asks by the names themselves
@@ -95,7 +95,7 @@ def host_of(address: str) -> str:
 
 def region(
     id: str,
-    one: Object,
+    obj: Object,
     image: LabelledImage,
     control: str,
     value: dict[str, Any],
@@ -113,36 +113,36 @@ def region(
         "original_width": image.size.width,
         "original_height": image.size.height,
         "image_rotation": 0,
-        "score": one.score,
-        "value": {**value, kind: [xml_text(one.name)]},  # as the configuration has it
-        "meta": {"text": [one.prompt]},
+        "score": obj.score,
+        "value": {**value, kind: [xml_text(obj.label)]},  # as the configuration has it
+        "meta": {"text": [obj.prompt]},
     }
 
 
-def polygon_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A polygon a connected part of the mask; where there is none, a box."""
-    mask = one.mask()
+def polygon_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One polygon per connected component of the mask; a box if there is no mask."""
+    mask = obj.mask
     parts = [] if mask is None else polygons(mask)
     for corners in parts:
         yield "polygon", {"points": _percent(corners, image).tolist(), "closed": True}
     if not parts:
-        yield box_region(one, image)
+        yield box_region(obj, image)
 
 
-def brush_regions(one: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mask to the pixel; where there is none, a box."""
+def brush_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The exact mask; a box if there is none."""
     from label_studio_sdk.converter.brush import mask2rle  # pyright: ignore[reportMissingImports]
 
-    mask = one.mask()
+    mask = obj.mask
     if mask is None:
-        yield box_region(one, image)
+        yield box_region(obj, image)
     else:
         yield "brush", {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255)}
 
 
-def box_region(one: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
+def box_region(obj: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
     """Its box."""
-    left, top, right, bottom = _percent(np.reshape(one.xyxy, (2, 2)), image).ravel().tolist()
+    left, top, right, bottom = _percent(np.reshape(obj.box, (2, 2)), image).ravel().tolist()
     return "box", {"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}
 
 

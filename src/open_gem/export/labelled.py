@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco
 
 from open_gem.checks import did_you_mean, listed
 from open_gem.errors import InputError
 from open_gem.label.parts import Parts
-from open_gem.rle import mask_of
+from open_gem.objects import Object
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time
@@ -26,54 +25,11 @@ COLUMNS = ("id", "source", "status", "height", "width", "objects")
 
 
 @dataclass(frozen=True, eq=False)
-class Object:
-    """One object of an image.
-
-    label        index into `Labelled.labels`
-    name         that label
-    prompt       the phrase that found it
-    score        highest raw cosine inside it, in [-1, 1] (of models trained to localize, a probability)
-    image_score  image-level cosine of the label, or None
-    presence     that score as a probability in [0, 1], or None
-    xyxy         box in pixels, right and bottom exclusive
-    point        its most confident pixel `(x, y)`, or None
-    rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}, or None: a box alone
-    """
-
-    label: int
-    name: str
-    prompt: str
-    score: float
-    image_score: float | None
-    presence: float | None
-    xyxy: tuple[int, int, int, int]
-    point: tuple[int, int] | None
-    rle: dict[str, Any] | None
-
-    def mask(self) -> np.ndarray | None:
-        """bool `(y, x)` of the whole image, decoded anew; None where there is a box alone."""
-        return None if self.rle is None else mask_of(self.rle)
-
-    @property
-    def xywh(self) -> list[int]:
-        """The box as COCO has it: left, top, width, height."""
-        left, top, right, bottom = self.xyxy
-        return [left, top, right - left, bottom - top]
-
-    @property
-    def area(self) -> int:
-        """Pixels of the mask, or of the box where there is no mask."""
-        if self.rle is None:
-            return self.xywh[2] * self.xywh[3]
-        return int(coco.area(cast(Any, self.rle)))
-
-
-@dataclass(frozen=True, eq=False)
 class LabelledImage:
     """One image that was labelled without an error.
 
     id          of a folder's image, its posix path relative to the folder
-    source      the path or address of the picture
+    source      path or URL of the image
     size        height and width in pixels
     objects     those that were asked for, best score first
     labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None where none was written
@@ -96,7 +52,7 @@ class Labelled:
     labels        that are exported, in the order of the manifest: their positions are the class indices
     min_score     leave out objects below this
     min_presence  leave out objects whose label is less probable in the image than this; those without it stay
-    images        where the pictures are now, by their ids; None: where they were read from
+    images        folder where the images are now, by their ids; None: where they were read from
     progress      called with the number of images that went by
     """
 
@@ -149,8 +105,10 @@ class Labelled:
         return {label: index for index, label in enumerate(self.labels)}
 
     def _image(self, raw: dict[str, Any]) -> LabelledImage:
-        objects = [object_of(one, self._index[one["label"]]) for one in raw["objects"] or () if self._wanted(one)]
-        objects.sort(key=lambda one: -one.score)
+        objects = [
+            object_of(stored, self._index[stored["label"]]) for stored in raw["objects"] or () if self._wanted(stored)
+        ]
+        objects.sort(key=lambda obj: -obj.score)
         size = Size(raw["height"], raw["width"])
         return LabelledImage(
             raw["id"],
@@ -172,8 +130,8 @@ class Labelled:
         """None where objects were left out by their scores too: a map has none, so it cannot follow."""
         if png is None or self.min_score is not None or self.min_presence is not None:
             return None
-        with Image.open(io.BytesIO(png)) as picture:
-            stored = np.asarray(picture)
+        with Image.open(io.BytesIO(png)) as image:
+            stored = np.asarray(image)
         renumbered = np.array([0, *(self._index.get(label, -1) + 1 for label in self.parts.manifest.labels)])
         return renumbered[stored]
 
@@ -182,18 +140,18 @@ def _reaches(value: float | None, least: float | None) -> bool:
     return value is None or least is None or round(value, DIGITS) >= least
 
 
-def object_of(raw: dict[str, Any], label: int) -> Object:
-    """An object as it is stored, of the label at that position."""
+def object_of(stored: dict[str, Any], index: int) -> Object:
+    """An object from a row, whose label has that position."""
     return Object(
-        label,
-        raw["label"],
-        raw["prompt"],
-        round(raw["score"], DIGITS),
-        raw["image_score"],
-        raw["presence"],
-        cast(tuple[int, int, int, int], tuple(raw["xyxy"])),
-        cast(tuple[int, int], tuple(raw["point"])) if raw["point"] else None,
-        raw["rle"],
+        stored["label"],
+        index,
+        stored["prompt"],
+        round(stored["score"], DIGITS),
+        stored["image_score"],
+        stored["presence"],
+        cast(tuple[int, int, int, int], tuple(stored["xyxy"])),
+        cast(tuple[int, int], tuple(stored["point"])) if stored["point"] else None,
+        stored["rle"],
     )
 
 

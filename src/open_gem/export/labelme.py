@@ -10,13 +10,13 @@ from open_gem.export.polygons import polygons
 from open_gem.files import to_json
 
 
-def write_labelme(found: Labelled, output: Output) -> None:
-    """`<image>.json`, to lie beside the pictures: `imagePath` is relative to it.
+def write_labelme(labelled: Labelled, output: Output) -> None:
+    """`<image>.json`, to be put next to the images: `imagePath` is relative to it.
 
-    An object is a polygon a connected part, which share a group; without a mask, or too thin for a polygon, it is a
-    rectangle. The score and the prompt are in its description.
+    One polygon per connected component of an object, which share a group; a rectangle if it has no mask or is too thin
+    for a polygon. The score and the prompt are in its description.
     """
-    for image in found:
+    for image in labelled:
         path = output.place(".", image.id, ".json")
         if path is not None:
             beside = path.parent.relative_to(output.folder).as_posix()
@@ -24,35 +24,35 @@ def write_labelme(found: Labelled, output: Output) -> None:
 
 
 def _document(image: LabelledImage, folder: str) -> dict[str, Any]:
-    picture = path_of(image.id)
+    path = path_of(image.id)
     return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": [shape for group, one in enumerate(image.objects) for shape in _shapes(one, group)],
-        "imagePath": picture if isabs(picture) else relpath(picture, folder),
+        "shapes": [shape for group, obj in enumerate(image.objects) for shape in _shapes(obj, group)],
+        "imagePath": path if isabs(path) else relpath(path, folder),
         "imageData": None,
         "imageHeight": image.size.height,
         "imageWidth": image.size.width,
     }
 
 
-def _shapes(one: Object, group: int) -> Iterator[dict[str, Any]]:
-    mask = one.mask()
+def _shapes(obj: Object, group: int) -> Iterator[dict[str, Any]]:
+    mask = obj.mask
     parts = [] if mask is None else polygons(mask)
     together = group if len(parts) > 1 else None
     for corners in parts:
-        yield _shape(one, "polygon", corners.astype(float).tolist(), together)
+        yield _shape(obj, "polygon", corners.astype(float).tolist(), together)
     if not parts:
-        left, top, right, bottom = map(float, one.xyxy)
-        yield _shape(one, "rectangle", [[left, top], [right, bottom]], None)
+        left, top, right, bottom = map(float, obj.box)
+        yield _shape(obj, "rectangle", [[left, top], [right, bottom]], None)
 
 
-def _shape(one: Object, kind: str, points: list[list[float]], group: int | None) -> dict[str, Any]:
+def _shape(obj: Object, kind: str, points: list[list[float]], group: int | None) -> dict[str, Any]:
     return {
-        "label": one.name,
+        "label": obj.label,
         "points": points,
         "group_id": group,
-        "description": f"{one.prompt}: {one.score:.4f}",
+        "description": f"{obj.prompt}: {obj.score:.4f}",
         "shape_type": kind,
         "flags": {},
         "mask": None,

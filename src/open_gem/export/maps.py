@@ -12,14 +12,14 @@ from open_gem.images.draw import palette
 MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
 
 
-def write_semantic(found: Labelled, output: Output) -> None:
+def write_semantic(labelled: Labelled, output: Output) -> None:
     """One PNG an image, 0 background and otherwise 1 + the label's position, and `labels.txt`, background first.
 
     The label of a pixel is that of `pixels`. Up to 254 labels 8 bits in Pascal VOC's colours, beyond them 16 bits.
     """
-    write_labels(output, found.labels)
-    colors = colors_of_labels() if len(found.labels) <= MOST else None
-    for image in found.each("labelmap"):
+    write_labels(output, labelled.labels)
+    colors = colors_of_labels() if len(labelled.labels) <= MOST else None
+    for image in labelled.each("labelmap"):
         path = output.place("maps", image.id, ".png")
         if path is not None:
             save_map(path, pixels(image)[0], colors)
@@ -34,17 +34,17 @@ def write_labels(output: Output, labels: Sequence[str]) -> None:
 def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
     """Which label and which object has each pixel: two maps `(y, x)` that agree, 0 where there is none.
 
-    labels   otherwise 1 + the label's position: of the map that labelling wrote; where it wrote none, or objects are
-             left out by their scores, of the object
+    labels   otherwise 1 + the label's position: from the map that labelling wrote; if it wrote none, or objects are
+             left out by their scores, from the object
     objects  otherwise 1 + the object's index: of those that have the pixel in their mask and this label, the one of the
              highest score
     """
     labels, objects = image.labelmap(), np.zeros(image.size, np.int32)
-    for index, one in reversed(list(enumerate(image.objects, start=1))):
-        if (mask := one.mask()) is not None:
-            objects[mask if labels is None else mask & (labels == one.label + 1)] = index
+    for index, obj in reversed(list(enumerate(image.objects, start=1))):
+        if (mask := obj.mask) is not None:
+            objects[mask if labels is None else mask & (labels == obj.index + 1)] = index
     if labels is None:
-        labels = np.array([0, *(one.label + 1 for one in image.objects)])[objects]
+        labels = np.array([0, *(obj.index + 1 for obj in image.objects)])[objects]
     return labels, objects
 
 
@@ -53,10 +53,10 @@ def colors_of_labels() -> bytes:
     return bytes(channel for index in range(-1, 255) for channel in palette(index))
 
 
-def check_labels(found: Labelled) -> None:
-    """Raises InputError where an 8-bit map has no room for the labels."""
-    if len(found.labels) > MOST:
+def check_labels(labelled: Labelled) -> None:
+    """Raises InputError if there are more labels than an 8-bit map holds."""
+    if len(labelled.labels) > MOST:
         raise InputError(
-            f"Pascal VOC's maps hold {MOST} labels, here are {len(found.labels)}: choose some with --labels, "
+            f"Pascal VOC's maps hold {MOST} labels, here are {len(labelled.labels)}: choose some with --labels, "
             "or use semantic or panoptic"
         )

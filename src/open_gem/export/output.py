@@ -49,30 +49,30 @@ def _marked(name: PurePosixPath, image_id: str) -> PurePosixPath:
 
 
 def path_of(image_id: str) -> str:
-    """Where the picture truly is: its id as it is, but of an address where it would be, once it is fetched."""
+    """Where the image is: its id; for a URL, where it would be once it is downloaded."""
     return str(name_of(image_id)) if re.match(SCHEME, image_id) else image_id
 
 
 def _short(part: str, odd: str) -> str:
     """Without odd letters, and within the length that file systems allow; the ending stays."""
-    stem, ending = (re.sub(odd, "_", one) for one in _split(part))
-    room = LONGEST - len(ending.encode())
-    return stem.encode()[:room].decode("utf-8", "ignore") + ending
+    stem, ending = (re.sub(odd, "_", text) for text in _split(part))
+    limit = LONGEST - len(ending.encode())
+    return stem.encode()[:limit].decode("utf-8", "ignore") + ending
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Before and from the ending, if it is one of a picture: "v1.2" has none."""
+    """Before and from the ending, if it is an image's: "v1.2" has none."""
     path = PurePosixPath(name)
     return (path.stem, path.suffix) if path.suffix.lower() in IMAGE_ENDINGS else (name, "")
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where one format goes, and whom to tell of an image that it cannot hold.
+    """Where a format is written, and what to call for images that it cannot hold.
 
     folder  new and empty
-    skip    called with an image's id and the reason: the image is left out
-    note    called with an image's id and what of it is not held: the rest is
+    skip    called with an image's id and the reason: it is left out
+    note    called with an image's id and what of it is left out
     """
 
     folder: Path
@@ -96,26 +96,26 @@ class Output:
         odd   see `name_of`
         move  gives the path, relative to the format's folder, at which the file of such a path has to be
 
-        None, and `skip` is told, where another image has one of them ("a.jpg" and "a.png" share a name in formats that
+        Returns None and calls `skip` if another image has one of them ("a.jpg" and "a.png" share a name in formats that
         drop the ending) or no file can be called so: an image is there with all its files or with none.
         """
         name = name_of(image_id, odd)
         names = [name] if str(name) == image_id else [name, _marked(name, image_id)]  # "http://h/a" and "https://h/a"
         files = [
-            [move(PurePosixPath(kind, one.with_name(_split(one.name)[0] + ending))) for kind, ending in kinds]
-            for one in names
+            [move(PurePosixPath(kind, name.with_name(_split(name.name)[0] + ending))) for kind, ending in kinds]
+            for name in names
         ]
         reasons: list[str] = []
-        for some in files:
-            refused = [f"its file {file} {reason}" for file in some if (reason := self._why_not(self.folder / file))]
+        for paths in files:
+            refused = [f"its file {file} {reason}" for file in paths if (reason := self._why_not(self.folder / file))]
             if not refused:
-                return [self.folder / file for file in some]
+                return [self.folder / file for file in paths]
             reasons += refused
         self.skip(image_id, reasons[0])
         return None
 
     def _why_not(self, path: Path) -> str | None:
-        """Why no file can be made there, None where one can; its folder is made."""
+        """Why no file can be made there, None if one can; its folder is made."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             taken = path.exists()
@@ -169,7 +169,7 @@ def json_arrays(path: Path, head: dict[str, Any], *names: str) -> Iterator[tuple
 
 def save_map(path: Path | BinaryIO, labels: Any, colors: bytes | None = None) -> None:
     """Integers `(y, x)` as PNG: with a palette, 8 bits; without, 16 bits."""
-    picture = Image.fromarray(labels.astype("uint16" if colors is None else "uint8"))
+    image = Image.fromarray(labels.astype("uint16" if colors is None else "uint8"))
     if colors is not None:
-        picture.putpalette(colors)
-    picture.save(path, format="PNG")
+        image.putpalette(colors)
+    image.save(path, format="PNG")

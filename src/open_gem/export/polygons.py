@@ -37,10 +37,10 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
     corner = np.array([columns[0], rows[0]])
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     try:
-        found = approximate_mask_with_polygons(crop, bridge_holes=True)
+        parts = approximate_mask_with_polygons(crop, bridge_holes=True)
     except ValueError:  # no straight seam leads to a hole through foreground alone: it is filled
-        found = approximate_mask_with_polygons(_filled(crop))
-    return [polygon + corner for polygon in found]
+        parts = approximate_mask_with_polygons(_filled(crop))
+    return [polygon + corner for polygon in parts]
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -18,17 +18,17 @@ DEVKIT = "VOCdevkit/VOC2012"
 FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject": ".png"}  # of an image
 
 
-def write_voc(found: Labelled, output: Output) -> None:
-    """`VOCdevkit/VOC2012`, where readers look, but for the pictures (JPEGImages): Annotations, SegmentationClass,
+def write_voc(labelled: Labelled, output: Output) -> None:
+    """`VOCdevkit/VOC2012`, where readers look, without the images (JPEGImages): Annotations, SegmentationClass,
     SegmentationObject and ImageSets, whose one set is `trainval`, and `labelmap.txt`, the colours of labels, which
     datumaro and CVAT ask for; and `labels.txt`: its lines are the values of SegmentationClass.
 
     Both maps are those of `maps.pixels`: an object has its own label in all its pixels. An image with a label map but
-    without masks has no SegmentationObject. Of more objects than that has values, pixels of the others are 255 there,
-    which does not count, and `output.note` is told. Boxes are 1-based and inclusive, as the devkit has them.
+    without masks has no SegmentationObject. With more objects than it has values, pixels of the rest are 255 there,
+    which is ignored, and `output.note` is called. Boxes are 1-based and inclusive, as the devkit has them.
     """
-    check_labels(found)
-    labels = names_of(found.labels)
+    check_labels(labelled)
+    labels = names_of(labelled.labels)
     write_labels(output, labels)
     colors = colors_of_labels()
     sets = [output.folder / DEVKIT / "ImageSets" / kind / "trainval.txt" for kind in ("Main", "Segmentation")]
@@ -36,7 +36,7 @@ def write_voc(found: Labelled, output: Output) -> None:
         path.parent.mkdir(parents=True)
     (output.folder / DEVKIT / "labelmap.txt").write_text("".join(_label_lines(labels)), "utf-8")
     with sets[0].open("x", encoding="utf-8") as names:
-        for image in found.each("labelmap"):
+        for image in labelled.each("labelmap"):
             kinds = [(f"{DEVKIT}/{kind}", ending) for kind, ending in FILES.items()]
             paths = output.places(image.id, *kinds, odd=OF_A_LINE)
             if paths is None:
@@ -75,22 +75,22 @@ def _label_lines(labels: Sequence[str]) -> Iterator[str]:
 
 
 def _write_xml(path: Path, image: LabelledImage, labels: Sequence[str]) -> None:
-    picture = PurePosixPath(path_of(image.id))
+    file = PurePosixPath(path_of(image.id))
     root = _element(
         "annotation",
-        folder=str(picture.parent),
-        filename=picture.name,
+        folder=str(file.parent),
+        filename=file.name,
         source={"database": "open_gem", "image": image.source},
         size={"width": image.size.width, "height": image.size.height, "depth": 3},
         segmented=1,
     )
-    root.extend(_object(one, image, labels[one.label]) for one in image.objects)
+    root.extend(_object(obj, image, labels[obj.index]) for obj in image.objects)
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def _object(one: Object, image: LabelledImage, name: str) -> ElementTree.Element:
-    left, top, right, bottom = one.xyxy
+def _object(obj: Object, image: LabelledImage, name: str) -> ElementTree.Element:
+    left, top, right, bottom = obj.box
     at_edge = left == 0 or top == 0 or right == image.size.width or bottom == image.size.height
     return _element(
         "object",
@@ -98,7 +98,7 @@ def _object(one: Object, image: LabelledImage, name: str) -> ElementTree.Element
         pose="Unspecified",
         truncated=int(at_edge),
         difficult=0,
-        score=one.score,
+        score=obj.score,
         bndbox={"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom},
     )
 

@@ -14,42 +14,42 @@ from open_gem.types import Size
 DIGITS = 6  # of a share
 
 
-def write_yolo(found: Labelled, output: Output) -> None:
-    """`labels/<image>.txt` and `data.yaml`; pictures belong into `images/` beside them, under the same names. Where a
-    picture itself lies in a folder `images`, its labels are in one called `labels` beside that: see `labels_of`.
+def write_yolo(labelled: Labelled, output: Output) -> None:
+    """`labels/<image>.txt` and `data.yaml`; images belong in `images/` next to them, under the same names. If an
+    image itself lies in a folder `images`, its labels are in a folder `labels` next to that: see `labels_of`.
 
     A line is the class and the corners of a polygon as shares of width and height, one line a connected part; of an
     object too thin for a polygon those of its box, for readers take a box among polygons for a polygon. An object
     without a mask is a line with its box (centre, width, height). An image without objects has an empty file.
     `data.yaml` has no path: then readers look beside it, and otherwise where they are started.
     """
-    data = {"train": "images", "val": "images", "names": dict(enumerate(found.labels))}
+    data = {"train": "images", "val": "images", "names": dict(enumerate(labelled.labels))}
     (output.folder / "data.yaml").write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), "utf-8")
-    for image in found:
+    for image in labelled:
         path = output.place("images", image.id, ".txt", move=labels_of)
         if path is not None:
-            lines = [line for one in image.objects for line in _lines(one, image.size)]
+            lines = [line for obj in image.objects for line in _lines(obj, image.size)]
             path.write_text("".join(lines), "utf-8")
 
 
 def labels_of(file: PurePosixPath) -> PurePosixPath:
-    """Where readers look for the labels of a picture: the last `images` among its folders is `labels`."""
+    """Where readers look for the labels of an image: the last `images` among its folders is `labels`."""
     parts = list(file.parts)
     last = max(index for index, part in enumerate(parts[:-1]) if part == "images")
     return PurePosixPath(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _lines(one: Object, size: Size) -> Iterator[str]:
-    left, top, width, height = one.xywh
+def _lines(obj: Object, size: Size) -> Iterator[str]:
+    left, top, width, height = obj.xywh
     right, bottom = left + width, top + height
-    if (mask := one.mask()) is None:
+    if (mask := obj.mask) is None:
         centre = [(left + width / 2) / size.width, (top + height / 2) / size.height]
-        yield _line(one.label, [*centre, width / size.width, height / size.height])
+        yield _line(obj.index, [*centre, width / size.width, height / size.height])
         return
     box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     for corners in polygons(mask) or [box]:
         shares = corners / [size.width, size.height]
-        yield _line(one.label, (np.ceil(shares * 10**DIGITS) / 10**DIGITS).ravel().tolist())  # readers cut, not round
+        yield _line(obj.index, (np.ceil(shares * 10**DIGITS) / 10**DIGITS).ravel().tolist())  # readers cut, not round
 
 
 def _line(label: int, shares: Sequence[float]) -> str:

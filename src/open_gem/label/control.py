@@ -11,7 +11,7 @@ from itertools import islice
 from threading import Event
 from typing import Any, NoReturn
 
-from open_gem.label.done import WHOLE, Ids, Shard, Tally
+from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
 from open_gem.label.parts import encode
@@ -22,9 +22,9 @@ from open_gem.label.sources import Source
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: how many images, and by a few of them, `sampled`, how long and how large it would be.
+    """What a run would do: how many images, and, extrapolated from `sampled` images, how long and how large.
 
-    seconds  for all that are left; None where there are none
+    seconds  for all images that are left; None if there are none
     size     bytes of their rows
     """
 
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(
-    labeling: Labeling, source: Source, done: Ids, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
+    labeling: Labeling, source: Source, done: HashedIdSet, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
 ) -> Estimate:
     """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
@@ -66,21 +66,21 @@ class Stop:
 
 @contextmanager
 def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP ask a run to end in order while this lasts; a second one raises KeyboardInterrupt.
+    """Ctrl-C, SIGTERM and SIGHUP shut a run down cleanly while this lasts; a second one raises KeyboardInterrupt.
 
-    What the process was told to ignore (nohup) stays ignored.
+    Signals that the process ignores (nohup) stay ignored.
     """
     stop, before = Stop(), {}
 
     def ask(number: int, frame: Any) -> None:
         if stop.event.is_set():
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for asked, handler in before.items():
+                signal.signal(asked, handler)
             raise KeyboardInterrupt
         stop.signal = number
         stop.event.set()
         try:
-            say(f"{signal.Signals(number).name}: writing what is done; once more ends it at once")
+            say(f"{signal.Signals(number).name}: writing finished rows; a second signal ends it at once")
         except OSError:  # the terminal is gone, and nobody there to tell the rest either
             _be_quiet()
 
@@ -102,9 +102,9 @@ def _be_quiet() -> None:
 
 
 def leave(number: int) -> NoReturn:
-    """End the process as a signal does that came twice: at once, whatever threads of other libraries still wait for.
+    """End the process at once, as after a second signal, whatever threads of other libraries still wait for.
 
-    To be called when all is written that shall be: nothing else of the process is tidied up.
+    Call it when everything is written: nothing else of the process is cleaned up.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
-from open_gem.label.parts import Parts, Row
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.paths import PassedOver
 
 TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
@@ -48,8 +48,8 @@ def key(id: str) -> int:
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
-class Ids:
-    """A set of ids that keeps eight bytes of each, in small arrays by their first two."""
+class HashedIdSet:
+    """A set of ids that keeps an eight-byte hash of each, in small arrays by the first two bytes."""
 
     def __init__(self, ids: Iterable[str] = ()):
         self._by_start: list[array[int] | None] = [None] * 65_536
@@ -65,7 +65,7 @@ class Ids:
         return self._count
 
     def add(self, id: str) -> bool:
-        """Put an id in; whether it is new."""
+        """Add `id`; return True if it was not present."""
         number = key(id)
         alike = self._by_start[number >> 48]
         if alike is None:
@@ -78,7 +78,7 @@ class Ids:
         return True
 
     def discard(self, id: str) -> None:
-        """Take an id out, where it is in."""
+        """Remove an id, if it is present."""
         number = key(id)
         alike = self._by_start[number >> 48]
         if alike is not None and number in alike:
@@ -86,14 +86,14 @@ class Ids:
             self._count -= 1
 
 
-def done_in(parts: Parts, errors: bool = True) -> Ids:
-    """The ids in all parts, or without those of images that could not be labelled: reads no more than it has to.
+def done_in(parts: Parts, errors: bool = True) -> HashedIdSet:
+    """The ids in all parts, or only those of images that could be labelled: reads no other columns.
 
     Raises OutputError for a part that cannot be read.
     """
     if errors:
-        return Ids(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
-    return Ids(row["id"] for row in parts.rows("id", "status") if row["status"] != "error")
+        return HashedIdSet(id for batch in parts.columns("id") for id in batch.column(0).to_pylist())
+    return HashedIdSet(row["id"] for row in parts.rows("id", "status") if row["status"] != "error")
 
 
 @dataclass
@@ -106,11 +106,11 @@ class Tally:
     labeled: int = 0
     failed: int = 0
     seconds: float = 0.0
-    seen: Ids = field(default_factory=Ids, repr=False)
+    seen: HashedIdSet = field(default_factory=HashedIdSet, repr=False)
     left: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
     is_whole: bool = False  # the listing came to its end
 
-    def count(self, row: Row) -> None:
+    def count(self, row: LabelRow) -> None:
         """One row more."""
         self.labeled += row["status"] == "ok"
         self.failed += row["status"] != "ok"
@@ -122,10 +122,10 @@ class Tally:
 
 @contextmanager
 def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
-    """Nobody else writes this shard of the folder, nor shards of another division, while this lasts.
+    """Locks the folder: nobody else writes this shard, nor shards of another division.
 
-    The system frees the lock of a process that dies, however it does. Raises InputError where somebody is writing,
-    OutputError where the folder cannot be written to.
+    The system frees the lock of a process that dies, however it does. Raises InputError if somebody is writing,
+    OutputError if the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -158,7 +158,7 @@ def _note(folder: Path, shard: str) -> Path:
 
 
 def _others(folder: Path, shard: Shard) -> list[str]:
-    """Shards of other divisions that were written here some time: with a writer at work, some images would be two's."""
+    """Shards of other divisions that were once written here: if one is at work, images would be labelled twice."""
     shards = [path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")]
     return [other for other in shards if not other.endswith(f"-of-{shard.of}")]
 
@@ -171,7 +171,7 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Take away what killed writers left half-written, and what they meant to do; not what other shards write."""
+    """Remove what killed writers left half-written, and their task lists; not what other shards write."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
     remove_leftovers(folder)

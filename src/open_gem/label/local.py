@@ -11,8 +11,8 @@ share the images by hash: `torchrun --nproc-per-node 8 …`.
 """
 
 import os
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +27,11 @@ from uuid import uuid4
 import torch
 
 from open_gem.errors import NotFiniteError
-from open_gem.label.done import WHOLE, Ids, Shard, Tally, done_in
-from open_gem.label.labeling import Found, Labeling, Ready, failed
-from open_gem.label.parts import Parts, Row
+from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally, done_in
+from open_gem.label.labeling import Labeling, LocatedImage, PreparedImage, failed
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.sources import Item, Source
+from open_gem.locate import by_shape
 
 PASSES = 2  # of the model at a time, on a CPU and where torch has a thread for each
 AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
@@ -49,28 +50,28 @@ def run(
     source: Source,
     *,
     shard: Shard = WHOLE,
-    batch: int = 8,
+    batch_size: int = 8,
     workers: int | None = None,
     stop: Event | None = None,
-    done: Ids | None = None,
+    done: HashedIdSet | None = None,
     progress: Callable[[int], None] = lambda images: None,
     **limits: Any,
 ) -> Tally:
     """Label what of `source` is this shard's and in no part yet; `limits` as of `PartWriter`.
 
-    batch     images of one shape that the model sees at a time; where memory ends, halved for the rest of the run
-    workers   threads that read, decode and find objects; by default see `default_workers`
-    stop      set by whoever wants the run to end: what the model has seen is written, and no more is begun
-    done      ids that are labelled already; those of this run are added. By default what all parts have
-    progress  hears how many images are done
+    batch_size  images of one shape that the model sees at a time; halved for the rest of the run if memory runs out
+    workers     threads that read, decode and make objects, see `default_workers`
+    stop        set it to end the run: what the model has seen is written, and nothing more is begun
+    done        ids that are labelled already; those of this run are added. By default those of all parts
+    progress    called with the number of images that are done
 
-    Whatever ends this early, what was labelled until then is written. Raises OutputError where it cannot be.
+    Whatever ends this early, what was labelled until then is written. Raises OutputError if that fails.
     """
     stop, done = stop or Event(), done_in(parts) if done is None else done
     tally = Tally()
     items = pending(source.items(tally.left), done, shard, tally)
     with PartWriter(parts, shard, **limits) as writer:
-        for row in label(labeling, items, batch=batch, workers=workers, stop=stop):
+        for row in label(labeling, items, batch_size=batch_size, workers=workers, stop=stop):
             writer.add(row)
             done.add(row["id"])
             tally.count(row)
@@ -78,7 +79,7 @@ def run(
     return tally
 
 
-def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Iterator[Item]:
+def pending(items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally) -> Iterator[Item]:
     """The items that are this shard's, new, and not there twice; counted as they pass."""
     for item in items:
         if not shard.has(item.id):
@@ -97,26 +98,32 @@ def pending(items: Iterable[Item], done: Ids, shard: Shard, tally: Tally) -> Ite
 
 
 def label(
-    labeling: Labeling, items: Iterable[Item], *, batch: int = 8, workers: int | None = None, stop: Event | None = None
-) -> Iterator[Row]:
+    labeling: Labeling,
+    items: Iterable[Item],
+    *,
+    batch_size: int = 8,
+    workers: int | None = None,
+    stop: Event | None = None,
+) -> Iterator[LabelRow]:
     """A row for each item, in the order in which images of one shape come together.
 
-    Once `stop` is set, reads under way are not waited for, and what the model has seen still becomes rows. On a CPU
-    threads that anyone begins meanwhile have half of torch's threads, until this ends or is closed: one at a time.
+    Once `stop` is set, reads under way are not waited for, images that wait for others of their shape are left for the
+    next run, and what the model has seen still becomes rows. On a CPU threads that anyone begins meanwhile have half of
+    torch's threads, until this ends or is closed: one at a time.
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
-    limit = _Limit(batch, min(PASSES, threads) if labeling.localizer.backbone.device.type == "cpu" else 1)
+    limits = BatchLimits(batch_size, min(PASSES, threads) if labeling.localizer.device.type == "cpu" else 1)
     readers, finders = Threads(count), Threads(count)
-    models = Threads(limit.passes, partial(torch.set_num_threads, -(-threads // limit.passes)))
-    pools, locate = (readers, models, finders), partial(_locate, labeling, limit)
+    models = Threads(limits.passes, partial(torch.set_num_threads, -(-threads // limits.passes)))
+    pools, locate = (readers, models, finders), partial(_locate, labeling, limits)
+    ahead = AHEAD * batch_size
     try:
-        prepared = _ahead(readers, labeling.prepare, _until(stop, items), AHEAD * batch, _Impatient(stop))
-        groups = _by_shape(prepared, limit, stop)
+        prepared = _ahead(readers, labeling.prepare, _until(stop, items), ahead, OldestOrReady(stop))
+        groups = _until(stop, by_shape(prepared, _shape, lambda: limits.size, waiting=ahead))
         # A single pass is faster in this thread: none hands over to another.
-        found = map(locate, groups) if limit.passes == 1 else _ahead(models, locate, groups, limit.passes)
-        located = chain.from_iterable(found)
-        rows = _ahead(finders, lambda one: one if isinstance(one, dict) else labeling.row(one), located, 2 * batch)
-        yield from rows
+        batches = map(locate, groups) if limits.passes == 1 else _ahead(models, locate, groups, limits.passes)
+        located = chain.from_iterable(batches)
+        yield from _ahead(finders, partial(_row, labeling), located, 2 * batch_size)
     finally:
         end = monotonic() + PATIENCE
         for pool in pools:
@@ -124,6 +131,10 @@ def label(
         for pool in pools:
             pool.wait(end)
         torch.set_num_threads(threads)  # it is what the next thread of anyone begins with, too
+
+
+def _row(labeling: Labeling, image: LocatedImage | LabelRow) -> LabelRow:
+    return image if isinstance(image, dict) else labeling.row(image)
 
 
 class Threads:
@@ -183,16 +194,16 @@ def _ahead(
     for item in items:
         waiting.append(threads.submit(work, item))
         if len(waiting) >= limit:
-            if (one := take(waiting)) is None:
+            if (future := take(waiting)) is None:
                 return
-            yield one.result()
-    while waiting and (one := take(waiting)) is not None:
-        yield one.result()
+            yield future.result()
+    while waiting and (future := take(waiting)) is not None:
+        yield future.result()
 
 
-class _Impatient:
-    """Takes the oldest, but for those that keep others waiting: whichever is done goes before them; nothing once `stop`
-    is set."""
+class OldestOrReady:
+    """Takes the oldest item, but one that keeps others waiting lets whichever is ready go first; nothing once `stop` is
+    set."""
 
     def __init__(self, stop: Event):
         self._stop, self._late = stop, set[Any]()
@@ -200,101 +211,75 @@ class _Impatient:
     def __call__(self, waiting: deque[Any]) -> Any:
         start = monotonic()
         while not self._stop.is_set():
-            oldest = next((one for one in waiting if one not in self._late), None)
+            oldest = next((future for future in waiting if future not in self._late), None)
             wanted = self._late if oldest is None else {oldest, *self._late}
             if done := wait(wanted, LOOK, FIRST_COMPLETED).done:
-                one = next(one for one in waiting if one in done)
-                waiting.remove(one)
-                self._late.discard(one)
-                return one
+                ready = next(future for future in waiting if future in done)
+                waiting.remove(ready)
+                self._late.discard(ready)
+                return ready
             if oldest is not None and monotonic() - start > PATIENCE:
                 self._late.add(oldest)
                 start = monotonic()
         return None
 
 
-class _Limit:
-    """What memory is enough for, as far as is known: `passes` of the model at a time, each of `size` images."""
+class BatchLimits:
+    """What fits into memory, as far as is known: `passes` of the model at a time, each of `size` images."""
 
     def __init__(self, size: int, passes: int):
         self.size, self.passes = size, passes
         self.turn, self._lock = Semaphore(passes), Lock()
 
-    def narrow(self, size: int, passes: int) -> int:
-        """How many images to try next where so many were too many, with so many passes: as many, alone from now on, or
-        half where they were; 0 of one."""
+    def shrink_after_oom(self, size: int, passes: int) -> int:
+        """How many images to try next after `size` images in one of `passes` passes did not fit: as many, but alone
+        from now on; or half of them if they were alone; 0 after a single image."""
         with self._lock:
             if passes > 1:
                 if self.passes > 1:
                     self.passes = 1
-                    self.turn.acquire()  # never given back: whoever goes on waits until the other pass is over
+                    self.turn.acquire()  # never released: whoever continues waits until the other pass is over
                 return size
             self.size = max(1, min(self.size, size // 2))
             return size // 2
 
 
-def _by_shape(prepared: Iterable[Ready | Row], limit: _Limit, stop: Event) -> Iterator[list[Ready | Row]]:
-    """Images in groups of one shape: full ones, or where too many wait, the largest; rows go with the next group.
-
-    Once `stop` is set, images that wait are left for the next run.
-    """
-    groups: dict[Any, list[Ready]] = defaultdict(list)
-    rows: list[Row] = []
-    waiting = 0
-    for one in prepared:
-        if stop.is_set():
-            break
-        if isinstance(one, dict):
-            rows.append(one)
-            if len(rows) >= AHEAD * limit.size:
-                yield [*rows]
-                rows.clear()
-            continue
-        shape = one.item.id if one.pixels is None else one.pixels.shape  # windows of one image are a batch already
-        groups[shape].append(one)
-        waiting += 1
-        if len(groups[shape]) >= limit.size or one.pixels is None or waiting >= AHEAD * limit.size:
-            group = groups.pop(max(groups, key=lambda shape: len(groups[shape])))
-            waiting -= len(group)
-            yield [*rows, *group]
-            rows.clear()
-    yield [*rows]
-    for group in groups.values():
-        if stop.is_set():
-            return
-        yield [*group]
+def _shape(image: PreparedImage | LabelRow) -> Hashable:
+    return None if isinstance(image, dict) else image.prepared.shape
 
 
-def _locate(labeling: Labeling, limit: _Limit, group: list[Ready | Row]) -> list[Found | Row]:
-    """Rows, and what the model says of each image; where memory ends, of fewer at a time from then on. An image that
-    the model gives no numbers for is a row with the reason."""
-    located: list[Found | Row] = [one for one in group if isinstance(one, dict)]
-    ready = [one for one in group if not isinstance(one, dict)]
-    left = [ready] if ready else []
-    while left:
-        some = left.pop()
+def _locate(
+    labeling: Labeling, limits: BatchLimits, group: list[PreparedImage | LabelRow]
+) -> list[LocatedImage | LabelRow]:
+    """What the model says of each image of a group; if memory runs out, of fewer at a time from then on. An image for
+    which the model's output is not finite is a row with the reason, and rows stay as they are."""
+    located: list[LocatedImage | LabelRow] = [image for image in group if isinstance(image, dict)]
+    prepared = [image for image in group if not isinstance(image, dict)]
+    todo = [prepared] if prepared else []
+    while todo:
+        batch = todo.pop()
         try:
-            with limit.turn:
-                passes, found = limit.passes, _find(labeling, some)
-        except NotFiniteError as error:  # of some of them, perhaps
-            if len(some) > 1:
-                left += [[one] for one in reversed(some)]
+            with limits.turn:
+                passes, results = limits.passes, _located_unless_oom(labeling, batch)
+        except NotFiniteError as error:  # perhaps of a few of them only
+            if len(batch) > 1:
+                todo += [[image] for image in reversed(batch)]
             else:
-                located.append(failed(some[0].item, error, some[0].seconds))
+                located.append(failed(batch[0].item, error, batch[0].seconds))
             continue
-        if found is not None:
-            located += found
-        elif size := limit.narrow(len(some), passes):
-            left += [few for few in (some[size:], some[:size]) if few]
+        if results is not None:
+            located += results
+        elif size := limits.shrink_after_oom(len(batch), passes):
+            todo += [half for half in (batch[size:], batch[:size]) if half]
         else:
-            located.append(failed(some[0].item, MemoryError(), some[0].seconds))
+            located.append(failed(batch[0].item, MemoryError(), batch[0].seconds))
     return located
 
 
-def _find(labeling: Labeling, group: list[Ready]) -> list[Found] | None:
-    """What the model says of a group, None where memory ended; the traceback, which keeps tensors, is gone then."""
+def _located_unless_oom(labeling: Labeling, group: list[PreparedImage]) -> list[LocatedImage] | None:
+    """What the model says of a group, None if memory ran out; the traceback, which keeps tensors, is gone then."""
     try:
-        return labeling.find(group)
+        return labeling.locate(group)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -319,31 +304,32 @@ def stamp() -> str:
 
 @dataclass
 class PartWriter:
-    """Collects rows and writes a part when there are `rows`, `size` bytes, or `seconds` have passed since the last.
+    """Collects rows and writes a part when there are `images_per_part` of them, `max_bytes`, or `max_seconds` have
+    passed since the last.
 
     A thread writes while the next rows come; at most one part waits. On leaving, whatever ended it, the rest is
-    written. Raises OutputError where a part cannot be written.
+    written. Raises OutputError if a part cannot be written.
     """
 
     parts: Parts
     shard: Shard = WHOLE
-    rows: int = PART_ROWS
-    size: int = PART_BYTES
-    seconds: float = PART_SECONDS
+    images_per_part: int = PART_ROWS
+    max_bytes: int = PART_BYTES
+    max_seconds: float = PART_SECONDS
 
     def __enter__(self) -> "PartWriter":
         self._stamp, self._number = stamp(), 0
-        self._rows: list[Row] = []
+        self._rows: list[LabelRow] = []
         self._bytes, self._since = 0, monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
         self._writing: Future[Any] | None = None
         return self
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LabelRow) -> None:
         self._rows.append(row)
         self._bytes += size_of(row)
-        full = len(self._rows) >= self.rows or self._bytes >= self.size
-        if full or monotonic() - self._since >= self.seconds:
+        full = len(self._rows) >= self.images_per_part or self._bytes >= self.max_bytes
+        if full or monotonic() - self._since >= self.max_seconds:
             self._flush()
 
     def __exit__(self, *raised: Any) -> None:
@@ -367,10 +353,10 @@ class PartWriter:
             writing.result()
 
 
-def size_of(row: Row) -> int:
+def size_of(row: LabelRow) -> int:
     """About how many bytes a row has in memory."""
     maps = len(row["labelmap"] or b"") + len((row["similarity"] or {}).get("values", b""))
-    return 500 + maps + sum(500 + len((one["rle"] or {}).get("counts", "")) for one in row["objects"])
+    return 500 + maps + sum(500 + len((stored["rle"] or {}).get("counts", "")) for stored in row["objects"])
 
 
 def default_workers() -> int:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
-from open_gem.label.done import TODO, WHOLE, Ids, Shard, Tally, done_in
+from open_gem.label.done import TODO, WHOLE, HashedIdSet, Shard, Tally, done_in
 from open_gem.label.labeling import Labeling
-from open_gem.label.parts import Manifest, Parts, Row
+from open_gem.label.parts import LabelRow, Manifest, Parts
 from open_gem.label.sources import Item, Source
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
@@ -41,12 +41,12 @@ def run(
     *,
     make: Callable[[], Labeling],
     shard: Shard = WHOLE,
-    batch: int = 8,
+    batch_size: int = 8,
     workers: int | None = None,
     stop: Event | None = None,
-    done: Ids | None = None,
+    done: HashedIdSet | None = None,
     progress: Callable[[int], None] = lambda images: None,
-    rows: int = PART_ROWS,
+    images_per_part: int = PART_ROWS,
 ) -> Tally:
     """As `local.run`, on all machines of the Ray cluster that RAY_ADDRESS or `ray start` tell of, else on this one.
 
@@ -60,10 +60,10 @@ def run(
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
     stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
     folder = parts.folder.absolute()
-    todo = _write_todo(folder / TODO, local.pending(source.items(tally.left), done, shard, tally), rows)
+    todo = _write_todo(folder / TODO, local.pending(source.items(tally.left), done, shard, tally), images_per_part)
     if not todo:
         return tally
-    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch)
+    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)
     try:
         with _cluster(), _telling(stop, folder / STOP):
             for result in _results(todo, actor, workers):
@@ -89,13 +89,13 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = local.stamp()  # also in the names of files, so that no later run has the same
-    parts = ({"part": f"{start}-ray-{number:06d}", "items": some} for number, some in enumerate(_chunks(items, rows)))
+    parts = ({"part": f"{start}-ray-{number:06d}", "items": chunk} for number, chunk in enumerate(_chunks(items, rows)))
     files = []
-    for number, some in enumerate(_chunks(parts, FILE_PARTS)):
-        for part in some:
+    for number, chunk in enumerate(_chunks(parts, FILE_PARTS)):
+        for part in chunk:
             part["items"] = [_cell(item) for item in part["items"]]
         path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: whoever reads all of the folder shall not read it
-        parquet.write_table(pa.Table.from_pylist(some, schema=_schema()), path)
+        parquet.write_table(pa.Table.from_pylist(chunk, schema=_schema()), path)
         files.append(str(path))
     return files
 
@@ -215,8 +215,8 @@ class Node(NamedTuple):
 
 
 def _count(nodes: Sequence[Node], wanted: int | None) -> int:
-    """How many actors there are: as many as `wanted`, but no more than graphics cards, where there are some; else one a
-    card, or one a processor but one."""
+    """How many actors there are: `wanted`, at most one per graphics card if there are any; by default one per card, or
+    one per processor with one processor left free."""
     gpus = sum(node.GPU for node in nodes)
     if gpus:
         return min(wanted or gpus, gpus)
@@ -241,7 +241,7 @@ def _share(nodes: Sequence[Node], count: int) -> int:
 
 
 def _ours(error: BaseException) -> BaseException:
-    """The error that our own code raised in an actor, where it did; else the one given."""
+    """The error that our own code raised in an actor, where it did; else `error`."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OpenGemError):
@@ -260,22 +260,22 @@ class Labeler:
     token: str
     manifest: Manifest
     make: Callable[[], Labeling]
-    batch: int
+    batch_size: int
 
 
 class _Actor:
     """One process with a model: a part at a time."""
 
-    def __init__(self, given: Labeler, threads: int):
+    def __init__(self, spec: Labeler, threads: int):
         import torch
 
-        os.chdir(given.place)  # a cluster may have been started anywhere
+        os.chdir(spec.place)  # a cluster may have been started anywhere
         torch.set_num_threads(threads)
-        self.given, self.threads, self.labeling = given, threads, given.make()
-        source = Source("", given.manifest.root, lambda left: iter(()), given.manifest.settings.get("columns"))
-        if self.labeling.manifest(source) != given.manifest:
+        self.spec, self.threads, self.labeling = spec, threads, spec.make()
+        source = Source("", spec.manifest.root, lambda left: iter(()), spec.manifest.settings.get("columns"))
+        if self.labeling.manifest(source) != spec.manifest:
             raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
-        self.parts = Parts(Path(given.folder), given.manifest)
+        self.parts = Parts(Path(spec.folder), spec.manifest)
 
     def __call__(self, todo: dict[str, Any]) -> dict[str, list[Any]]:
         results = [self._part(str(name), list(items)) for name, items in zip(todo["part"], todo["items"], strict=True)]
@@ -291,13 +291,13 @@ class _Actor:
             "seconds": sum(row["seconds"] for row in rows),
         }
 
-    def _rows(self, name: str, items: list[Item]) -> list[Row]:
+    def _rows(self, name: str, items: list[Item]) -> list[LabelRow]:
         """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
         if self.parts.path(name).exists():
             return list(self.parts.rows_of(name, "id", "status", "seconds"))
         stop = _StopFile(self.parts.folder / STOP)
-        rows = list(local.label(self.labeling, items, batch=self.given.batch, workers=self.threads, stop=stop))
-        if not Path(self.given.token).exists():  # the run was killed, and another may be at work on these images
+        rows = list(local.label(self.labeling, items, batch_size=self.spec.batch_size, workers=self.threads, stop=stop))
+        if not Path(self.spec.token).exists():  # the run was killed, and another may be at work on these images
             raise OutputError("the run that this actor belongs to is over")
         if rows:
             self.parts.write(name, rows)

@@ -1,13 +1,13 @@
-"""What is looked for: labels, the phrases that mean them, words for everything else, and the thresholds of each label.
+"""What to look for: labels, their prompts, distractors, and the thresholds of each label.
 
 labels:
-  cat: [cat, kitten]            # phrases of a label
+  cat: [cat, kitten]            # prompts of a label
   fire engine:
     prompts: fire engine
     presence: 0.95              # of this label alone
-  tree:                         # its own one phrase
+  tree:                         # is its own prompt
 background: [sky, grass]
-presence: 0.8                   # of labels that say nothing
+presence: 0.8                   # default of all labels
 """
 
 import json
@@ -22,8 +22,8 @@ from open_gem.errors import InputError, PromptError
 from open_gem.text import Vocabulary
 
 DEFAULTS = {"presence": 0.9, "threshold": 0.5}
-"""Of a label, in [0, 1]: the probability that it is in the image above which it is looked for at all, see
-`Localization.presence`; and the level of its map, whichever scale that has, above which a pixel belongs to it."""
+"""Thresholds of a label, in [0, 1]: of image-level presence (`Localization.presence`), below which it is not looked
+for, and of its heatmap, above which a pixel belongs to it."""
 
 TOP, OF_LABEL = ("labels", "background", *DEFAULTS), ("prompts", *DEFAULTS)  # names that a file may use
 FILES = (".yaml", ".yml", ".json")
@@ -33,8 +33,8 @@ FILES = (".yaml", ".yml", ".json")
 class Ontology:
     """Labels with their phrases, and thresholds in [0, 1], one a label: see `DEFAULTS`.
 
-    Raises InputError for a number of thresholds that is not that of the labels, or one outside [0, 1], and PromptError
-    for a label's phrase that is also the background's: it could never be found, being no likelier than itself.
+    Raises InputError if there are not as many thresholds as labels, or one is outside [0, 1], and PromptError for a
+    label's prompt that is also the background's: it could never win.
     """
 
     vocabulary: Vocabulary
@@ -60,12 +60,13 @@ class Ontology:
     def of(cls, document: Any, **thresholds: float | None) -> "Ontology":
         """From what a file holds: a mapping as above, a mapping of labels alone, or a list of labels.
 
-        `thresholds`, where not None, are of labels that have none of their own. Raises InputError or PromptError.
+        `thresholds` that are not None replace the document's defaults, not those of single labels. Raises InputError or
+        PromptError.
         """
         top = document if isinstance(document, Mapping) and "labels" in document else {"labels": document}
         _check_names("the ontology", top, TOP)
         labels = _labels(top["labels"])
-        phrases = {label: _phrases(label, told) for label, told in labels.items()}
+        phrases = {label: _phrases(label, entry) for label, entry in labels.items()}
         vocabulary = Vocabulary.of(phrases)
         if background := top.get("background"):
             if not isinstance(background, str | list | tuple):
@@ -87,8 +88,7 @@ class Ontology:
         """
         if Path(path).suffix.lower() not in FILES:
             vocabulary = Vocabulary.read(path, first_is_background)
-            found = cls.of(list(vocabulary.labels), **thresholds)
-            return replace(found, vocabulary=vocabulary)
+            return replace(cls.of(list(vocabulary.labels), **thresholds), vocabulary=vocabulary)
         if first_is_background:
             raise InputError(f"{str(path)!r} names its background itself, expected a class file for its first line")
         try:
@@ -97,7 +97,7 @@ class Ontology:
             raise type(error)(f"{str(path)!r}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides what is found: values that JSON can hold."""
+        """Everything that decides a result, as values that JSON can hold."""
         labels = {
             label: {"prompts": list(prompts), "presence": presence, "threshold": threshold}
             for label, prompts, presence, threshold in zip(
@@ -107,45 +107,45 @@ class Ontology:
         return {"labels": labels, "background": list(self.vocabulary.background)}
 
 
-def _labels(given: Any) -> dict[str, Any]:
-    """Labels and what is told of each."""
-    if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
-        raise InputError(f"labels are {shown(given)}, expected a mapping of labels to phrases, or a list of labels")
-    if not isinstance(given, Mapping) and (odd := [one for one in given if isinstance(one, Mapping | list)]):
+def _labels(entries: Any) -> dict[str, Any]:
+    """Labels and their entries."""
+    if isinstance(entries, str) or not isinstance(entries, Mapping | Sequence):
+        raise InputError(f"labels are {shown(entries)}, expected a mapping of labels to phrases, or a list of labels")
+    if not isinstance(entries, Mapping) and (odd := [label for label in entries if isinstance(label, Mapping | list)]):
         raise InputError(
             f"label {shown(odd[0])} in a list, expected text: for phrases, a mapping of labels without dashes"
         )
-    if odd := [label for label in given if not isinstance(label, str)]:
+    if odd := [label for label in entries if not isinstance(label, str)]:
         raise InputError(f"label {shown(odd[0])} is {type(odd[0]).__name__}, expected text: put it in quotes")
-    labels = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
-    if len(labels) != len(given):
+    labels = dict(entries) if isinstance(entries, Mapping) else dict.fromkeys(entries)
+    if len(labels) != len(entries):
         raise InputError("a label is there twice, expected each once")
     if not labels:
         raise PromptError("no label given, expected at least one")
     return labels
 
 
-def _phrases(label: str, told: Any) -> Any:
-    """The phrases of a label of which nothing, a phrase, phrases, or a mapping is told."""
-    if isinstance(told, Mapping):
-        _check_names(f"label {label!r}", told, OF_LABEL)
-        told = told.get("prompts")
-    return label if told is None else told
+def _phrases(label: str, entry: Any) -> Any:
+    """The prompts of a label from its entry: nothing, a prompt, prompts, or a mapping."""
+    if isinstance(entry, Mapping):
+        _check_names(f"label {label!r}", entry, OF_LABEL)
+        entry = entry.get("prompts")
+    return label if entry is None else entry
 
 
 def _of_labels(labels: Mapping[str, Any], name: str, usual: Any) -> tuple[float, ...]:
-    return tuple(told.get(name, usual) if isinstance(told, Mapping) else usual for told in labels.values())
+    return tuple(entry.get(name, usual) if isinstance(entry, Mapping) else usual for entry in labels.values())
 
 
-def _check_names(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for name in given:
+def _check_names(place: str, entries: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in entries:
         if name not in known:
             close = did_you_mean(name, known) if isinstance(name, str) else ""
             raise InputError(f"{place} has {shown(name)}, expected {', '.join(known)}{close}")
 
 
 def _load(path: Path) -> Any:
-    """What a YAML or JSON file holds. Raises InputError where it cannot be read, or a key is there twice."""
+    """What a YAML or JSON file holds. Raises InputError if it cannot be read, or has a key twice."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,7 +3,7 @@
     parts = Parts.open(Path("labels"))
     parts.manifest.labels                     # the labels, in order
     for row in parts.rows():                  # one dict an image, one part in memory at a time
-        row["id"], row["status"], [(one["label"], one["xyxy"]) for one in row["objects"]]
+        row["id"], row["status"], [(stored["label"], stored["xyxy"]) for stored in row["objects"]]
 
 A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
 in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet("labels")`, DuckDB's
@@ -24,7 +24,7 @@ from open_gem.files import digest, to_json, write_file
 if TYPE_CHECKING:
     import pyarrow
 
-Row = dict[str, Any]  # an image, with the fields of `schema`
+LabelRow = dict[str, Any]  # an image, with the fields of `schema`
 Place = tuple[Path, int]  # a part, and the number of a row in it
 
 MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
@@ -43,10 +43,10 @@ def schema() -> "pyarrow.Schema":
     id           of a file in a folder: its path relative to the folder, with /
     source       absolute path, also of a file:// URL; else the URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
-    pages        of the file, where it has more than one: the first is the image, the others are not looked at
-    seconds      spent on the image: reading it, its share of the model's time, finding objects
+    pages        number of pages of the file if there are several: the first is the image, the others are ignored
+    seconds      spent on the image: reading it, its share of the model's time, making objects
     objects      in the order of the manifest's labels, best first within one
-      prompt       the phrase of the label that is best at `point`
+      prompt       the label's prompt that is most similar at `point`
       score        highest cosine inside the object
       image_score  cosine of the label with the image as a whole; presence: the same as a probability
       rle          its mask in COCO's compressed run-length encoding; size is (height, width)
@@ -86,8 +86,8 @@ def schema() -> "pyarrow.Schema":
     )
 
 
-def row_of(id: str, source: str, **fields: Any) -> Row:
-    """A row with the fields given, and nothing found in all others."""
+def row_of(id: str, source: str, **fields: Any) -> LabelRow:
+    """A row with these fields; the others are empty."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
 
 
@@ -102,12 +102,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve letters for the settings and labels."""
+        """First 12 hex digits of a hash of the settings and labels."""
         return digest({"settings": self.settings, "labels": self.labels})
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest of a folder, None where there is none. Raises InputError for one that cannot be read."""
+        """The manifest of a folder, None if there is none. Raises InputError if it cannot be read."""
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text("utf-8"))
@@ -140,7 +140,7 @@ class Parts:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Parts":
-        """What was labelled into `folder`. Raises InputError where nothing was."""
+        """The parts in `folder`. Raises InputError if there are none."""
         place = Path(folder)
         if (manifest := Manifest.read(place)) is None:
             raise InputError(f"no labels in {str(folder)!r}: expected a folder that `open-gem label --out` filled")
@@ -148,9 +148,9 @@ class Parts:
 
     @classmethod
     def claim(cls, folder: Path, manifest: Manifest) -> "Parts":
-        """The folder, for parts by these settings; made where there is none.
+        """The folder, for parts by these settings; created if needed.
 
-        Raises InputError where it holds labels made with others, OutputError where it cannot be written.
+        Raises InputError if it holds labels made with other settings, OutputError if it cannot be written.
         """
         cls.check_claim(folder, manifest)
         if Manifest.read(folder) != manifest:
@@ -183,7 +183,7 @@ class Parts:
         """The parts that are there now: reading them again does not see those that labelling adds meanwhile."""
         return replace(self, listed=tuple(self.paths()))
 
-    def write(self, name: str, rows: Sequence[Row]) -> Path:
+    def write(self, name: str, rows: Sequence[LabelRow]) -> Path:
         """One part more, or the same one again: name is unique to its images. Raises OutputError."""
         _write(self.path(name), rows)
         return self.path(name)
@@ -192,14 +192,14 @@ class Parts:
         """Where the part of this name is or would be."""
         return self.folder / f"part-{name}.parquet"
 
-    def rows_of(self, name: str, *names: str) -> list[Row]:
+    def rows_of(self, name: str, *names: str) -> list[LabelRow]:
         """The rows of one part, or some of their fields. Errors as `columns`."""
         return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
 
-    def forget_errors(self, which: Callable[[Row], bool] = lambda row: True) -> list[str]:
-        """Take the rows of images that could not be labelled out of all parts, so that they are tried again; their ids.
+    def forget_errors(self, which: Callable[[LabelRow], bool] = lambda row: True) -> list[str]:
+        """Remove the rows of images that could not be labelled, so that they are tried again; returns their ids.
 
-        which  is asked with id, source and status of each such row, and tells whether it goes
+        which  gets id, source and status of each such row, and returns whether to remove it
 
         Raises OutputError.
         """
@@ -211,7 +211,7 @@ class Parts:
                 forgotten += gone
         return forgotten
 
-    def errors_of(self, path: Path) -> Iterator[Row]:
+    def errors_of(self, path: Path) -> Iterator[LabelRow]:
         """Id, source and status of the images of a part that could not be labelled."""
         for batch in _batches(path, ["id", "source", "status"]):
             yield from (row for row in batch.to_pylist() if row["status"] == "error")
@@ -224,13 +224,13 @@ class Parts:
         for path in self.paths():
             yield from _batches(path, list(names) or None)
 
-    def placed(self, *names: str) -> Iterator[tuple[Place, Row]]:
-        """The same with the place of each, by which `at` finds it."""
+    def placed(self, *names: str) -> Iterator[tuple[Place, LabelRow]]:
+        """As `rows`, with the place of each row, for `at`."""
         for path in self.paths():
             rows = (row for batch in _batches(path, list(names) or None) for row in batch.to_pylist())
             yield from (((path, number), row) for number, row in enumerate(rows))
 
-    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, Row]]:
+    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, LabelRow]]:
         """The rows in some places, or some of their fields, in the order of parts. Errors as `columns`."""
         wanted: dict[Path, set[int]] = {}
         for path, number in places:
@@ -243,13 +243,13 @@ class Parts:
                 yield from (((path, number), row) for number, row in zip(here, rows, strict=True))
                 start += len(batch)
 
-    def rows(self, *names: str) -> Iterator[Row]:
+    def rows(self, *names: str) -> Iterator[LabelRow]:
         """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
         for batch in self.columns(*names):
             yield from batch.to_pylist()
 
 
-def encode(rows: Sequence[Row]) -> bytes:
+def encode(rows: Sequence[LabelRow]) -> bytes:
     """A part."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -259,7 +259,7 @@ def encode(rows: Sequence[Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def _write(path: Path, rows: Sequence[LabelRow]) -> None:
     write_file(path, encode(rows), durable=True)
 
 
@@ -275,22 +275,21 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordB
 
 
 def _is_elsewhere(root: str, now: str | None) -> bool:
-    """Whether images may still be at `root`, and that is not what is `now` called otherwise; nobody looks at what is
-    remote."""
+    """Whether images may still be at `root`, and `now` is not another name for it; remote roots are not looked at."""
     if "://" in root:
         return True
     return Path(root).exists() and (now is None or not Path(now).exists() or not Path(root).samefile(now))
 
 
 def _differences(there: Manifest, here: Manifest) -> str:
-    """What two manifests say otherwise, for a message: the first few settings; what is common to many is told once."""
-    old, new = ({**_flat(one.settings), "labels": list(one.labels)} for one in (there, here))
-    told: dict[str, list[str]] = {}
+    """How two manifests differ, for a message: the first few settings; a change common to many is listed once."""
+    old, new = ({**_flat(manifest.settings), "labels": list(manifest.labels)} for manifest in (there, here))
+    changes: dict[str, list[str]] = {}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             change = f"was {_short(old.get(name))}, is {_short(new.get(name))}"
-            told.setdefault(f"{name.rpartition('.')[2]} {change}", []).append(f"{name} {change}")
-    lines = [one[0] if len(one) == 1 else f"{one[0]} (and {len(one) - 1} more such)" for one in told.values()]
+            changes.setdefault(f"{name.rpartition('.')[2]} {change}", []).append(f"{name} {change}")
+    lines = [same[0] if len(same) == 1 else f"{same[0]} (and {len(same) - 1} more such)" for same in changes.values()]
     return "; ".join([*lines[:3], f"{len(lines) - 3} more"] if len(lines) > 3 else lines)
 
 

@@ -9,7 +9,7 @@ from glob import has_magic
 from importlib.util import find_spec
 from pathlib import Path
 
-from open_gem.label.reading import SECONDS, Item, is_url, one_line, within
+from open_gem.label.reading import READ_TIMEOUT, Item, is_url, one_line, within
 from open_gem.label.remote import folder
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
@@ -22,7 +22,7 @@ ENDINGS = frozenset(
         *(HEIF if find_spec("pillow_heif") else ()),
     }
 )
-"""What names of pictures in folders and tars end with, in either case; other files are passed over, and counted."""
+"""What names of images in folders and tars end with, in either case; other files are passed over, and counted."""
 
 
 class PassedOver(Counter[str]):
@@ -34,7 +34,7 @@ class PassedOver(Counter[str]):
         self[kind if kind in self or len(self) < self.MOST else "others"] += count
 
     def takes(self, name: str) -> bool:
-        """Whether a file name is a picture's, by its ending; counted where it is not."""
+        """Whether a file name is an image's, by its ending; counted where it is not."""
         base = re.split(r"[/\\]", name)[-1]
         ending = os.path.splitext(base)[1].lower()  # noqa: PTH122 - of any system
         if base.startswith("."):
@@ -72,7 +72,7 @@ def walk(
     """Files that a pattern's `segments` below `top` mean, of which `at` are the next; links are followed but never
     round in circles. In no order, for sorting would keep all names of a folder.
 
-    left  counts what is no picture, which is passed over; None: every file is meant
+    left  counts what is no image, which is passed over; None: every file is meant
     """
     place = os.path.join(top, below) or "."  # noqa: PTH118 - ten million times
     try:
@@ -120,11 +120,11 @@ def _count_hidden(name: str, segments: Sequence[str], left: PassedOver | None) -
 
 def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
     """The same and those behind any ** among them."""
-    found = set(at)
+    after = set(at)
     for index, segment in enumerate(segments):
-        if index in found and segment == "**":
-            found.add(index + 1)
-    return frozenset(found)
+        if index in after and segment == "**":
+            after.add(index + 1)
+    return frozenset(after)
 
 
 def _is_dir(entry: "os.DirEntry[str]") -> bool:
@@ -161,43 +161,45 @@ def walk_remote(
             yield Item(printable(inside), place + name)
 
 
-def matches(given: str, left: PassedOver | None = None, seconds: float = SECONDS) -> Iterator[Item]:
+def matches(address: str, left: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
     """The files that a path, URL or pattern means; `left` as of `walk`, `seconds` as of `walk_remote`."""
-    root = root_of(given)
-    for one in expand(given) if is_pattern(given) else [given]:
-        if (one == given and not is_pattern(given)) or not _has_wildcards(one):
-            if left is None or left.takes(one):
-                yield Item(printable(below_root(root, one)), one)
+    root = root_of(address)
+    for path in expand(address) if is_pattern(address) else [address]:
+        if (path == address and not is_pattern(address)) or not _has_wildcards(path):
+            if left is None or left.takes(path):
+                yield Item(printable(below_root(root, path)), path)
             continue
-        top = _before(one if is_url(one) else given)
-        segments = tuple(filter(None, one.removeprefix(top).split("/")))
+        top = _before(path if is_url(path) else address)
+        segments = tuple(filter(None, path.removeprefix(top).split("/")))
         at = _with_skipped(segments, {0})
-        if is_url(one):
+        if is_url(path):
             for item in walk_remote(top, seconds, segments, left, at=at):
                 yield item._replace(id=printable(below_root(root, item.source)) or item.id)
         elif Path(top or ".").is_dir():
             yield from walk(top, segments, left, at=at)
 
 
-def is_pattern(given: str) -> bool:
+def is_pattern(address: str) -> bool:
     """Whether a path or URL has wildcards or braces; a file that is called so is none."""
-    return (_has_wildcards(given) or bool(BRACES.search(given))) and (is_url(given) or not os.path.lexists(given))
+    return (_has_wildcards(address) or bool(BRACES.search(address))) and (
+        is_url(address) or not os.path.lexists(address)
+    )
 
 
-def _has_wildcards(given: str) -> bool:
+def _has_wildcards(address: str) -> bool:
     """A question mark in a web address is none."""
-    return "*" in given if given.startswith(("http://", "https://")) else has_magic(given)
+    return "*" in address if address.startswith(("http://", "https://")) else has_magic(address)
 
 
 BRACES = re.compile(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{},]*(?:,[^{},]*)+))\}")
 
 
-def expand(given: str) -> Iterator[str]:
+def expand(address: str) -> Iterator[str]:
     """All that braces mean: "{0..2}", "{008..010}", "{a,b}", as shells and WebDataset have them."""
-    if (found := BRACES.search(given)) is None:
-        yield given
+    if (braces := BRACES.search(address)) is None:
+        yield address
         return
-    first, last, names = found.groups()
+    first, last, names = braces.groups()
     if names is None:
         width = max(len(one) if one.startswith("0") else 0 for one in (first, last))
         step = 1 if int(first) <= int(last) else -1
@@ -205,20 +207,20 @@ def expand(given: str) -> Iterator[str]:
     else:
         options = names.split(",")
     for option in options:
-        yield from expand(given[: found.start()] + option + given[found.end() :])
+        yield from expand(address[: braces.start()] + option + address[braces.end() :])
 
 
-def _before(given: str) -> str:
+def _before(address: str) -> str:
     """What comes before the last / of a path, or of a pattern before its first wildcard; / included."""
-    wild = re.search(r"[*?\[{]", given) if is_pattern(given) else None
-    before, slash, _ = given[: wild.start() if wild else None].rpartition("/")
+    wild = re.search(r"[*?\[{]", address) if is_pattern(address) else None
+    before, slash, _ = address[: wild.start() if wild else None].rpartition("/")
     return before + slash
 
 
-def root_of(given: str) -> str:
+def root_of(address: str) -> str:
     """The folder of a file, or of a pattern that before the first wildcard; absolute where it is local."""
-    before = _before(given)
-    return before.removesuffix("/") if is_url(given) else str(Path(before or ".").absolute())
+    before = _before(address)
+    return before.removesuffix("/") if is_url(address) else str(Path(before or ".").absolute())
 
 
 def below_root(root: str, path: str) -> str:

@@ -27,9 +27,9 @@ from open_gem.label.remote import fetch, fetch_part, open_remote
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-SECONDS = 60.0  # for one remote read, unless asked otherwise
+READ_TIMEOUT = 60.0  # for one remote read, unless asked otherwise
 LOOK = 1.0  # between looks for signals: one that comes just before a wait, or to another thread, wakes nobody
-ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how a row of a table is told in `Item.source`
+ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how `Item.source` names a row of a table
 
 R = TypeVar("R")
 
@@ -49,7 +49,7 @@ class Item(NamedTuple):
     error: str | None = None
 
 
-def read(item: Item, seconds: float = SECONDS) -> bytes | Path:
+def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
     """What `read_image` takes: the bytes of the file, or the path of a local one.
 
     Raises ImageError in one line, also where something remote takes longer than `seconds`.
@@ -59,7 +59,7 @@ def read(item: Item, seconds: float = SECONDS) -> bytes | Path:
             raise ImageError(item.error)
         return within(seconds, _read, item, seconds) if is_url(item.container or item.source) else _read(item, seconds)
     except LateError:
-        _column.cache_clear()  # the read that hangs may have the lock of such a one
+        _column.cache_clear()  # the read that hangs may have the lock of one of them
         raise
     except ImageError:
         raise
@@ -84,13 +84,13 @@ class LateError(ImageError):
     """Something remote took too long."""
 
 
-def within(seconds: float, work: Callable[..., R], *given: Any) -> R:
+def within(seconds: float, work: Callable[..., R], *arguments: Any) -> R:
     """What `work` gives. Raises LateError where it takes longer; the thread that does it is then left to hang."""
     future: Future[R] = Future()
 
     def act() -> None:
         try:
-            future.set_result(work(*given))
+            future.set_result(work(*arguments))
         except BaseException as error:  # whoever waits for it decides
             future.set_exception(error)
 
@@ -121,7 +121,7 @@ def _regular(path: str) -> Path:
 
 
 def _member(item: Item, seconds: float) -> bytes:
-    """What a tar has of a picture."""
+    """What a tar has of an image."""
     if is_url(item.container):
         return fetch_part(item.container, item.offset, item.size, seconds)
     with _regular(item.container).open("rb") as file:
@@ -130,17 +130,17 @@ def _member(item: Item, seconds: float) -> bytes:
 
 
 def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
-    """A picture in a row of a table: bytes, or the path beside them."""
+    """A image in a row of a table: bytes, or the path beside them."""
     row, column = int(where["row"]), where["column"]
     folder = place
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
         value = _of_dataset(place, where.get("split", ""), column)[row][column]
     else:
         value, folder = _column(place, column)[row], place.rpartition("/")[0] or "."
-    if isinstance(value, Mapping):  # as `datasets` keeps pictures: their bytes, or the path of a file
+    if isinstance(value, Mapping):  # as `datasets` keeps images: their bytes, or the path of a file
         value = value.get("bytes") or value.get("path")
     if not value:
-        raise ImageError("the row has no picture")
+        raise ImageError("the row has no image")
     if isinstance(value, bytes):
         return value
     if not is_url(value) and not local_path(value).startswith("/"):
@@ -191,32 +191,32 @@ def _of_dataset(place: str, split: str, column: str) -> Any:
     import datasets
 
     rows = saved_dataset(place)[split]
-    is_picture = isinstance(rows.features[column], datasets.Image)
-    return rows.cast_column(column, datasets.Image(decode=False)) if is_picture else rows
+    is_image = isinstance(rows.features[column], datasets.Image)
+    return rows.cast_column(column, datasets.Image(decode=False)) if is_image else rows
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
-def is_url(given: str) -> bool:
+def is_url(address: str) -> bool:
     """Whether this is the address of something that may be elsewhere."""
-    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", given) is not None and not given.startswith(LOCAL)
+    return re.match("[A-Za-z][A-Za-z0-9+.-]+://", address) is not None and not address.startswith(LOCAL)
 
 
 LOCAL = ("file://", "local://")  # how URLs of local files begin
 
 
-def local_path(given: str) -> str:
+def local_path(address: str) -> str:
     """A file:// URL as the path it means; others as they are."""
-    if not given.startswith(LOCAL):
-        return given
+    if not address.startswith(LOCAL):
+        return address
     from fsspec.core import strip_protocol
 
-    return strip_protocol(given)
+    return strip_protocol(address)
 
 
 def local_file(address: str) -> str | None:
-    """The local file in which something is that `Item.source` tells of; None where that is remote."""
+    """The local file in which something is that `Item.source` names; None if that is remote."""
     if match := ROW.fullmatch(address):
         address = match[1]
     if address.startswith("tar://"):
@@ -239,11 +239,11 @@ def _absolute(place: str) -> str:
     return place if is_url(place) or not place else str(Path(place).absolute())
 
 
-def open_file(given: str, seconds: float = SECONDS) -> BinaryIO:
+def open_file(address: str, seconds: float = READ_TIMEOUT) -> BinaryIO:
     """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
-    if not is_url(given):
-        return _regular(given).open("rb")
-    patient = _Patient(within(seconds, open_remote, given), seconds)
+    if not is_url(address):
+        return _regular(address).open("rb")
+    patient = _Patient(within(seconds, open_remote, address), seconds)
     return cast(BinaryIO, io.BufferedReader(patient, 2**16))  # fewer threads
 
 
@@ -275,11 +275,11 @@ class _Patient(io.RawIOBase):
         super().close()
 
 
-def parquet_file(given: str, seconds: float = SECONDS) -> "ParquetFile":
+def parquet_file(address: str, seconds: float = READ_TIMEOUT) -> "ParquetFile":
     from pyarrow import parquet
 
     # A buffer, or the whole of a column's chunk would be read at once.
-    return parquet.ParquetFile(open_file(given, seconds) if is_url(given) else _regular(given), buffer_size=2**20)
+    return parquet.ParquetFile(open_file(address, seconds) if is_url(address) else _regular(address), buffer_size=2**20)
 
 
 @lru_cache(maxsize=4)
@@ -289,15 +289,15 @@ def saved_dataset(folder: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise InputError(f"{folder!r} is a data set of Hugging Face: pip install datasets") from error
-    with told(folder):
-        found = datasets.load_from_disk(folder)
-    return {"": found} if isinstance(found, datasets.Dataset) else {str(name): rows for name, rows in found.items()}
+    with input_errors(folder):
+        saved = datasets.load_from_disk(folder)
+    return {"": saved} if isinstance(saved, datasets.Dataset) else {str(name): rows for name, rows in saved.items()}
 
 
-def check_protocol(given: str) -> None:
+def check_protocol(address: str) -> None:
     """Raises InputError for a URL that nothing here can read, with what to install."""
-    if is_url(given):
-        _check_protocol(given.partition("://")[0])
+    if is_url(address):
+        _check_protocol(address.partition("://")[0])
 
 
 @lru_cache(maxsize=64)
@@ -311,14 +311,14 @@ def _check_protocol(protocol: str) -> None:
 
 
 @contextmanager
-def told(given: str) -> Iterator[None]:
-    """Whatever goes wrong inside is an InputError about `given`: libraries behind URLs raise almost anything."""
+def input_errors(address: str) -> Iterator[None]:
+    """Raises any error inside as an InputError about `address`: libraries behind URLs raise almost anything."""
     try:
         yield
     except Exception as error:
         if isinstance(error, InputError) and not isinstance(error, ImageError):  # the latter do not name it
             raise
-        raise InputError(f"cannot read {given!r}: {one_line(error)}") from error
+        raise InputError(f"cannot read {address!r}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""How to come to a `Labeling` in any process: plain values that travel, where a model cannot."""
+"""The settings of a `Labeling` as plain values: they can be sent to another process, which a model cannot."""
 
 from dataclasses import dataclass, field
 
@@ -6,19 +6,18 @@ from open_gem.images.pixels import check_size_rule
 from open_gem.images.views import WHOLE, Views
 from open_gem.label.labeling import Labeling, check_settings
 from open_gem.label.ontology import Ontology
-from open_gem.label.reading import SECONDS
+from open_gem.label.reading import READ_TIMEOUT
 from open_gem.localizer import load
 from open_gem.method.table import check_name
-from open_gem.refine.pamr import Pamr
+from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template, check_template
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of `load` and of `Labeling`. Raises InputError for ones that make no sense, before a model is
-    loaded."""
+    """The settings of `load` and of `Labeling`. Raises InputError for invalid ones before a model is loaded."""
 
-    ontology: Ontology
+    classes: Ontology
     model: str = "embedded"
     pretrained: str | None = None
     device: str = "auto"
@@ -27,22 +26,22 @@ class Recipe:
     size: str | None = None
     template: Template = TEMPLATE
     views: Views = WHOLE
-    refinement: Pamr | None = None
+    refinement: Refinement | None = None
     outputs: tuple[str, ...] = field(default=("boxes", "masks", "points"))
-    scale: str = "minmax"
-    per: str = "component"
-    least_area: float = 0.0005
-    seconds: float = SECONDS
+    heatmap_scale: str = "minmax"
+    instances: str = "component"
+    min_area: float = 0.0005
+    read_timeout: float = READ_TIMEOUT
 
     def __post_init__(self) -> None:
         check_name(self.method)
         check_template(self.template)
         if self.size is not None:
             check_size_rule(self.size)
-        check_settings(self.outputs, self.scale, self.per, self.least_area)
+        check_settings(self.outputs, self.heatmap_scale, self.instances, self.min_area)
 
     def make(self) -> Labeling:
-        """The labeling, on a model of its own. Errors as of `towers.load`."""
+        """Load a model and return the labeling on it. Errors as of `towers.load`."""
         localizer = load(
             self.model,
             self.pretrained,
@@ -54,4 +53,12 @@ class Recipe:
             device=self.device,
             dtype=self.dtype,
         )
-        return Labeling(localizer, self.ontology, self.outputs, self.scale, self.per, self.least_area, self.seconds)
+        return Labeling(
+            localizer,
+            self.classes,
+            self.outputs,
+            self.heatmap_scale,
+            self.instances,
+            self.min_area,
+            self.read_timeout,
+        )

@@ -1,6 +1,6 @@
 """Bytes of files elsewhere, in one request where the store can, and no more of them than asked for.
 
-The libraries' own files ask for the size first and read ahead (50 MB of S3, for one picture of a tar), and a read that
+The libraries' own files ask for the size first and read ahead (50 MB of S3, for one image of a tar), and a read that
 nobody waits for any more keeps its connection, of which there are few. So what is read or listed here ends when its
 time is over.
 """
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from open_gem.errors import ImageError
 
 BLOCK = 2**22  # bytes that are read ahead of what is read from its start to its end
-MAX_BYTES = 2**30  # of one file: more is no picture, and would fill the memory
+MAX_BYTES = 2**30  # of one file: more is no image, and would fill the memory
 WHOLE = "the server gives files as a whole only (no range requests)"
 
 
@@ -22,7 +22,7 @@ def fetch(url: str, seconds: float) -> bytes:
     files, path = _at(url)
     content = _part(files, path, 0, MAX_BYTES + 1, seconds)
     if len(content) > MAX_BYTES:
-        raise ImageError(f"has more than {MAX_BYTES} bytes, expected a picture")
+        raise ImageError(f"has more than {MAX_BYTES} bytes, expected an image")
     return content
 
 
@@ -100,10 +100,10 @@ def _listed(files: Any, path: str, seconds: float) -> list[dict[str, Any]]:
     return _within(files, seconds, files._ls, path, detail=True)
 
 
-def _within(files: Any, seconds: float, work: Any, *given: Any, **settings: Any) -> Any:
+def _within(files: Any, seconds: float, work: Any, *arguments: Any, **settings: Any) -> Any:
     from fsspec.asyn import sync
 
-    return sync(files.loop, work, *given, timeout=seconds + 1, **settings)  # whoever waits has given up by then
+    return sync(files.loop, work, *arguments, timeout=seconds + 1, **settings)  # whoever waits has given up by then
 
 
 async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
@@ -129,8 +129,8 @@ async def _get(files: Any, url: str, start: int, end: int) -> bytes:
         if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise ImageError(WHOLE)
         content = bytearray()
-        async for some in answer.content.iter_chunked(2**16):
-            content += some
+        async for chunk in answer.content.iter_chunked(2**16):
+            content += chunk
             if len(content) >= end - start:
                 break
     del content[end - start :]

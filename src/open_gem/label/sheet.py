@@ -1,4 +1,4 @@
-"""Samples of every label as a page, so that a person looks before they trust: some by chance, and the least sure."""
+"""A page with samples of every label, to look at before trusting the labels: random ones, and the least confident."""
 
 import base64
 import heapq
@@ -16,7 +16,7 @@ from open_gem.errors import ImageError
 from open_gem.images.draw import overlay
 from open_gem.images.pixels import read_image
 from open_gem.label.done import key
-from open_gem.label.parts import Parts, Place, Row
+from open_gem.label.parts import LabelRow, Parts, Place
 from open_gem.label.reading import read
 from open_gem.label.sources import Item
 from open_gem.rle import mask_of
@@ -46,7 +46,7 @@ class Lowest:
     @property
     def entries(self) -> list[Any]:
         """Lowest first."""
-        return [entry for _, _, entry in sorted(self._heap, key=lambda one: (-one[0], one[1]))]
+        return [entry for _, _, entry in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Sample:
 class Sheet:
     """Chooses rows as they come by, and makes a page of them.
 
-    Of each label up to `count` images by chance (the same every time) and half as many in which it was least sure; then
+    Of each label up to `count` random images (the same every time) and half as many with the lowest presence; then
     images without any object.
     """
 
@@ -71,7 +71,7 @@ class Sheet:
         self.unsure = {label: Lowest(count // 2) for label in labels}
         self.empty = Lowest(count)
 
-    def add(self, place: Place, row: Row) -> None:
+    def add(self, place: Place, row: LabelRow) -> None:
         """A row's id, status, and labels and presence of its objects."""
         if row["status"] != "ok":
             return
@@ -79,14 +79,14 @@ class Sheet:
         if not row["objects"]:
             self.empty.add(number, row["id"], place)
         presence: dict[str, float] = {}
-        for one in row["objects"]:
-            presence[one["label"]] = min(one["presence"] or 0, presence.get(one["label"], 1))
+        for stored in row["objects"]:
+            presence[stored["label"]] = min(stored["presence"] or 0, presence.get(stored["label"], 1))
         for label, least in presence.items():
             self.chance[label].add(number, row["id"], place)
             self.unsure[label].add(least, row["id"], place)
 
     def write(self, parts: Parts) -> bytes:
-        """A page of HTML with pictures inside, read now; those that are gone are told. Raises OutputError."""
+        """A page of HTML with the images inside, read now; missing ones are named. Raises OutputError."""
         chosen = [*self.chance.values(), *self.unsure.values(), self.empty]
         places = {place for lowest in chosen for place in lowest.entries}
         rows = {place: _by_now(row, parts.manifest.root) for place, row in parts.at(places, "id", "source", "objects")}
@@ -95,19 +95,19 @@ class Sheet:
         head = f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n"
         return (head + "\n".join(sections) + "\n").encode()
 
-    def _samples(self, label: str, rows: Mapping[Place, Row]) -> Iterator[list[Sample]]:
+    def _samples(self, label: str, rows: Mapping[Place, LabelRow]) -> Iterator[list[Sample]]:
         for lowest in (self.chance[label], self.unsure[label]):
             yield [_sample(rows[place], label) for place in lowest.entries]
 
 
-def _by_now(row: Row, root: str | None) -> Row:
-    """The row with its picture in the folder where all are by now, if it is there: they may have been moved."""
+def _by_now(row: LabelRow, root: str | None) -> LabelRow:
+    """The row with its image where it is now: the folder may have been moved."""
     moved = Path(root or "", row["id"])
     return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
 
 
-def _sample(row: Row, label: str | None = None) -> Sample:
-    return Sample(row["id"], row["source"], [one for one in row["objects"] if one["label"] == label])
+def _sample(row: LabelRow, label: str | None = None) -> Sample:
+    return Sample(row["id"], row["source"], [stored for stored in row["objects"] if stored["label"] == label])
 
 
 def _section(label: str, chance: Sequence[Sample], unsure: Sequence[Sample]) -> str:
@@ -124,37 +124,37 @@ def _part(title: str, samples: Sequence[Sample]) -> str:
 
 def _figure(sample: Sample) -> str:
     try:
-        picture = read_image(read(Item(sample.id, sample.source)))
+        image = read_image(read(Item(sample.id, sample.source)))
     except ImageError as error:
         return f"<figure>{html.escape(str(error))}<figcaption>{html.escape(sample.id)}</figcaption></figure>"
     file = io.BytesIO()
-    draw(picture, sample.objects).save(file, format="JPEG", quality=80)
+    draw(image, sample.objects).save(file, format="JPEG", quality=80)
     shown = base64.b64encode(file.getvalue()).decode()
-    told = ", ".join(f"{one['score']:.3f}" for one in sample.objects[:4])
-    sure = f" · present {sample.objects[0]['presence']:.2f} · {told}" if sample.objects else ""
+    scores = ", ".join(f"{stored['score']:.3f}" for stored in sample.objects[:4])
+    sure = f" · present {sample.objects[0]['presence']:.2f} · {scores}" if sample.objects else ""
     caption = f"<figcaption>{html.escape(sample.id)}{sure}</figcaption>"
     return f"<figure><img src='data:image/jpeg;base64,{shown}' alt=''>{caption}</figure>"
 
 
-def draw(picture: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
-    """A small copy with the outlines and boxes of objects; the outline is the box where there is no mask."""
-    size = (picture.height, picture.width)
-    small = picture.copy()
+def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
+    """A small copy with the outlines and boxes of objects; the outline is the box if there is no mask."""
+    size = (image.height, image.width)
+    small = image.copy()
     small.thumbnail((SIDE, SIDE))
     covered = np.zeros((small.height, small.width), dtype=bool)
     boxes = []
-    for one in objects:
-        mask = Image.fromarray(_mask(one, size)).resize(small.size, Image.Resampling.NEAREST)
+    for stored in objects:
+        mask = Image.fromarray(_mask(stored, size)).resize(small.size, Image.Resampling.NEAREST)
         covered |= np.asarray(mask)
-        boxes.append([side * small.width / picture.width for side in one["xyxy"]])
+        boxes.append([side * small.width / image.width for side in stored["xyxy"]])
     return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
 
 
-def _mask(one: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def _mask(stored: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """The mask `(y, x)` of an object."""
-    if one["rle"] is not None:
-        return mask_of(one["rle"])
+    if stored["rle"] is not None:
+        return mask_of(stored["rle"])
     mask = np.zeros(size, dtype=bool)
-    left, top, right, bottom = one["xyxy"]
+    left, top, right, bottom = stored["xyxy"]
     mask[top:bottom, left:right] = True
     return mask

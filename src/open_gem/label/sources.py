@@ -2,7 +2,7 @@
 
     source = open_source("photos")            # or "urls.csv", "s3://bucket/shard-*.tar", "rows.parquet", …
     for item in source.items():
-        picture = read_image(read(item))
+        image = read_image(read(item))
 
 Listing streams: no list of all images is kept. An item is small and means the same on every machine that sees the
 files. A kind of source is one function and one row of `KINDS`.
@@ -34,16 +34,16 @@ from open_gem.label.paths import (
     walk_remote,
 )
 from open_gem.label.reading import (
-    SECONDS,
+    READ_TIMEOUT,
     Item,
     check_protocol,
+    input_errors,
     is_url,
     local_path,
     one_line,
     open_file,
     parquet_file,
     saved_dataset,
-    told,
     within,
 )
 from open_gem.label.remote import fetch_part
@@ -53,7 +53,7 @@ COLUMNS = (
     *("file_name", "filename", "file", "url", "image_url", "img_url", "photo_url", "picture_url", "uri", "image_uri"),
     *("link", "image_link", "href", "src", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
 )
-"""Names by which the column of pictures is known, in either case; where none was asked for, the first that is there,
+"""Names by which the column of images is known, in either case; where none was asked for, the first that is there,
 bytes before paths and URLs."""
 
 
@@ -67,7 +67,7 @@ class Source:
     listing: Callable[[PassedOver], Iterator[Item]]
     columns: str | None = None
     note: str | None = None
-    given: str = ""
+    address: str = ""
 
     def items(self, left: PassedOver | None = None) -> Iterator[Item]:
         """The items, anew each time; `left` counts what is passed over."""
@@ -80,7 +80,7 @@ class Source:
             if item.error is None:
                 return
             reason = reason or f": {item.error}"
-        raise InputError(f"no image in {self.given!r}, expected at least one{reason or self._advice(left)}")
+        raise InputError(f"no image in {self.address!r}, expected at least one{reason or self._advice(left)}")
 
     def _advice(self, left: PassedOver) -> str:
         """What was there instead, and how to give it where it is a source of another kind."""
@@ -89,7 +89,7 @@ class Source:
         advice = ""
         if self.kind == "folder":
             patterns = [
-                f"{self.given.rstrip('/')}/**/*{ending}" for ending in (".tar", ".parquet", ".pq") if left[ending]
+                f"{self.address.rstrip('/')}/**/*{ending}" for ending in (".tar", ".parquet", ".pq") if left[ending]
             ]
             advice = f": give {' or '.join(map(repr, patterns))}" if patterns else ""
         if not advice and any(left[f".{ending.rpartition('.')[2]}"] for ending in ARCHIVES):
@@ -98,7 +98,7 @@ class Source:
 
 
 class Choice(NamedTuple):
-    """The columns that are read: of pictures or their addresses, and of ids, None where there is none."""
+    """The columns that are read: of images or their addresses, and of ids, None where there is none."""
 
     image: str
     id: str | None = None
@@ -111,96 +111,96 @@ RANKS = {IMAGES: 0, BYTES: 0, ADDRESSES: 1}
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns with pictures (or their paths) and with ids, where a source has columns; None: as usual.
+    """Names of the columns with images (or their paths) and with ids, where a source has columns; None: as usual.
 
-    seconds  that one read of a remote list, tar or table may take
+    read_timeout  seconds for one read of a remote list, tar or table
     """
 
     image: str | None = None
     id: str | None = None
-    seconds: float = SECONDS
+    read_timeout: float = READ_TIMEOUT
 
-    def choose(self, given: str, kinds: Mapping[str, str]) -> Choice:
+    def choose(self, address: str, kinds: Mapping[str, str]) -> Choice:
         """The columns to read of a table, whose `kinds` say of each column what it has: a key of `RANKS`, or the type
         that is none of them. What has images in the table goes before addresses, which are the ids then.
 
         Raises InputError where there is none.
         """
-        id = self.id and _named(self.id, kinds, given)
+        id = self.id and _named(self.id, kinds, address)
         if self.image is not None:
-            return _checked(Choice(_named(self.image, kinds, given), id), given, kinds)
+            return _checked(Choice(_named(self.image, kinds, address), id), address, kinds)
         usual = {name: COLUMNS.index(name.casefold()) for name in kinds if name.casefold() in COLUMNS}
         known = [name for name, kind in kinds.items() if name in usual or kind == IMAGES]
         if not known:
             raise InputError(
-                f"which column of {given!r} has the images, or their paths or URLs? No usual name among "
+                f"which column of {address!r} has the images, or their paths or URLs? No usual name among "
                 f"{', '.join(kinds) or 'none'}: name it by --column"
             )
         image, *others = sorted(known, key=lambda name: (RANKS.get(kinds[name], 2), usual.get(name, len(COLUMNS))))
         if id is None and kinds[image] in (IMAGES, BYTES):
             id = next((name for name in others if kinds[name] == ADDRESSES), None)
         read = f"column {image!r}" + ("" if id is None else f", ids from {id!r}")
-        note = f"images of {given!r} are read from {read}; --column and --id-column choose others"
-        return _checked(Choice(image, id, note if others else None), given, kinds)
+        note = f"images of {address!r} are read from {read}; --column and --id-column choose others"
+        return _checked(Choice(image, id, note if others else None), address, kinds)
 
 
-def _named(wanted: str, names: Iterable[str], given: str) -> str:
+def _named(wanted: str, names: Iterable[str], address: str) -> str:
     """The column of this name, in either case where there is only one such. Raises InputError."""
     there = list(names)
     alike = [name for name in there if name.casefold() == wanted.casefold()]
     if wanted in there or len(alike) == 1:
         return wanted if wanted in there else alike[0]
-    raise InputError(f"no column {wanted!r} in {given!r}, expected one of {', '.join(there)}")
+    raise InputError(f"no column {wanted!r} in {address!r}, expected one of {', '.join(there)}")
 
 
-def _checked(choice: Choice, given: str, kinds: Mapping[str, str]) -> Choice:
+def _checked(choice: Choice, address: str, kinds: Mapping[str, str]) -> Choice:
     if (kind := kinds[choice.image]) not in RANKS:
         raise InputError(
-            f"column {choice.image!r} of {given!r} is {kind}, expected paths, or the bytes of images: "
+            f"column {choice.image!r} of {address!r} is {kind}, expected paths, or the bytes of images: "
             f"name another by --column"
         )
     return choice
 
 
-def open_source(given: str, columns: Columns = Columns()) -> Source:
+def open_source(address: str, columns: Columns = Columns()) -> Source:
     """What a person means by a path, a URL or a pattern, see `KINDS`.
 
     Raises InputError where it is none of them or not there, or a package for it is missing.
     """
-    check_protocol(given)
-    given = local_path(given)
-    if not is_url(given) and not is_pattern(given) and not Path(given).exists():
-        raise InputError(f"{given!r} does not exist, expected {EXPECTED}")
-    if "::" in given and is_url(given) and is_pattern(given):
-        raise InputError(f"{given!r} is a pattern in another file, expected the name of one file there")
-    if _ends(*COMPRESSED)(given):
-        raise InputError(f"{given!r} is compressed, and pictures in it cannot be reached one by one: unpack it to .tar")
-    if _ends(*ARCHIVES)(given):
-        raise InputError(f"{given!r} is an archive that cannot be read in place: unpack it, and give the folder")
-    kind = next((name for name, (is_it, _) in KINDS.items() if is_it(given)), None)
+    check_protocol(address)
+    address = local_path(address)
+    if not is_url(address) and not is_pattern(address) and not Path(address).exists():
+        raise InputError(f"{address!r} does not exist, expected {EXPECTED}")
+    if "::" in address and is_url(address) and is_pattern(address):
+        raise InputError(f"{address!r} is a pattern in another file, expected the name of one file there")
+    if _ends(*COMPRESSED)(address):
+        raise InputError(f"{address!r} is compressed, and images in it cannot be reached one by one: unpack it to .tar")
+    if _ends(*ARCHIVES)(address):
+        raise InputError(f"{address!r} is an archive that cannot be read in place: unpack it, and give the folder")
+    kind = next((name for name, (is_it, _) in KINDS.items() if is_it(address)), None)
     if kind is None:
-        raise InputError(f"{given!r} is no source of images, expected {EXPECTED}")
-    source = KINDS[kind][1](given, columns)
+        raise InputError(f"{address!r} is no source of images, expected {EXPECTED}")
+    source = KINDS[kind][1](address, columns)
     chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
-    return replace(source, columns=chosen or None, given=given)  # other columns are other images
+    return replace(source, columns=chosen or None, address=address)  # other columns are other images
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _folder(given: str, columns: Columns) -> Source:
-    root = given.rstrip("/") if is_url(given) else str(Path(given).absolute())
+def _folder(address: str, columns: Columns) -> Source:
+    root = address.rstrip("/") if is_url(address) else str(Path(address).absolute())
 
     def listing(left: PassedOver) -> Iterator[Item]:
-        if is_url(given):
-            return walk_remote(f"{root}/", columns.seconds, left=left)
-        return walk(given, left=left)
+        if is_url(address):
+            return walk_remote(f"{root}/", columns.read_timeout, left=left)
+        return walk(address, left=left)
 
     return Source("folder", root, listing)
 
 
-def _pattern(given: str, columns: Columns) -> Source:
-    return Source("pattern", root_of(given), partial(matches, given, seconds=columns.seconds))
+def _pattern(address: str, columns: Columns) -> Source:
+    return Source("pattern", root_of(address), partial(matches, address, seconds=columns.read_timeout))
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
@@ -218,9 +218,9 @@ class _Entry(NamedTuple):
 _Rows = Callable[[], Iterator[_Entry]]
 
 
-def _list(given: str, rows: _Rows, note: str | None = None) -> Source:
-    """Ids and paths that something lists; relative ones are relative to it."""
-    folder = root_of(given)
+def _list(address: str, rows: _Rows, note: str | None = None) -> Source:
+    """HashedIdSet and paths that something lists; relative ones are relative to it."""
+    folder = root_of(address)
     first = next((entry.path for entry in rows() if entry.path), "")
     is_relative = not (is_url(first) or local_path(first).startswith("/"))
     root = folder if is_relative else None
@@ -252,12 +252,12 @@ def _why_not(entry: _Entry, whole: str) -> str | None:
     return None
 
 
-def _text(given: str, columns: Columns) -> Source:
-    return _list(given, partial(_lines, given, columns))
+def _text(address: str, columns: Columns) -> Source:
+    return _list(address, partial(_lines, address, columns))
 
 
-def _lines(given: str, columns: Columns) -> Iterator[_Entry]:
-    with _text_of(given, columns.seconds) as text:
+def _lines(address: str, columns: Columns) -> Iterator[_Entry]:
+    with _text_of(address, columns.read_timeout) as text:
         for number, line in enumerate(text, start=1):
             if path := line.strip():
                 yield _Entry(f"line {number}", path, path)
@@ -272,13 +272,13 @@ _MARKS = {  # byte order marks; the first that fits, for one is the start of ano
 
 
 @contextmanager
-def _text_of(given: str, seconds: float) -> Iterator[Iterator[str]]:
+def _text_of(address: str, seconds: float) -> Iterator[Iterator[str]]:
     """The lines of a file: UTF-8, of which other bytes are kept for names of files, or what its byte order mark says.
 
     Marks at the start of later lines are dropped, too: lists are put together from several. Whatever goes wrong is an
     InputError about the file.
     """
-    with told(given), open_file(given, seconds) as file:
+    with input_errors(address), open_file(address, seconds) as file:
         start = cast(io.BufferedReader, file).peek(4)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
         errors = "surrogateescape" if encoding is None else "replace"
@@ -286,20 +286,20 @@ def _text_of(given: str, seconds: float) -> Iterator[Iterator[str]]:
             yield (line.removeprefix("\ufeff") for line in text)
 
 
-def _csv(given: str, columns: Columns) -> Source:
-    with _text_of(given, columns.seconds) as text:
-        names = _table(given, text).fieldnames or []
-    choice = columns.choose(given, dict.fromkeys(names, ADDRESSES))
-    return _list(given, partial(_csv_rows, given, columns.seconds, choice), choice.note)
+def _csv(address: str, columns: Columns) -> Source:
+    with _text_of(address, columns.read_timeout) as text:
+        names = _table(address, text).fieldnames or []
+    choice = columns.choose(address, dict.fromkeys(names, ADDRESSES))
+    return _list(address, partial(_csv_rows, address, columns.read_timeout, choice), choice.note)
 
 
-def _table(given: str, text: Iterator[str]) -> "csv.DictReader[str]":
-    return csv.DictReader(text, delimiter="\t" if _ends(".tsv")(given) else ",")
+def _table(address: str, text: Iterator[str]) -> "csv.DictReader[str]":
+    return csv.DictReader(text, delimiter="\t" if _ends(".tsv")(address) else ",")
 
 
-def _csv_rows(given: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
-    with _text_of(given, seconds) as text:
-        rows = _table(given, text)
+def _csv_rows(address: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
+    with _text_of(address, seconds) as text:
+        rows = _table(address, text)
         while True:
             try:
                 row = next(rows)
@@ -318,15 +318,15 @@ def _csv_rows(given: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
 _Inside = Callable[[str, str, PassedOver], Iterator[Item]]
 
 
-def _tars(given: str, columns: Columns) -> Source:
-    return _containers("tar", given, partial(_tar, seconds=columns.seconds), columns.seconds)
+def _tars(address: str, columns: Columns) -> Source:
+    return _containers("tar", address, partial(_tar, seconds=columns.read_timeout), columns.read_timeout)
 
 
-def _containers(kind: str, given: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
-    """Items of all files that `given` means; one that cannot be read (to its end) is an item that says so."""
+def _containers(kind: str, address: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
+    """Items of all files that `address` means; one that cannot be read (to its end) is an item that says so."""
 
     def listing(left: PassedOver) -> Iterator[Item]:
-        for file in matches(given, seconds=seconds):
+        for file in matches(address, seconds=seconds):
             if file.error:
                 yield file
                 continue
@@ -335,7 +335,7 @@ def _containers(kind: str, given: str, inside: _Inside, seconds: float, note: st
             except Exception as error:
                 yield file._replace(error=f"cannot be read to its end: {one_line(error)}")
 
-    return Source(kind, root_of(given), listing, note=note)
+    return Source(kind, root_of(address), listing, note=note)
 
 
 class _Link(NamedTuple):
@@ -347,9 +347,9 @@ class _Link(NamedTuple):
 
 
 def _tar(path: str, name: str, left: PassedOver, seconds: float) -> Iterator[Item]:
-    """The pictures in a tar. A link to another file in it is that file under a name of its own."""
+    """The images in a tar. A link to another file in it is that file under a name of its own."""
     if is_url(path):
-        within(seconds, fetch_part, path, 1, 1, seconds)  # where that cannot be, told once and not of each picture
+        within(seconds, fetch_part, path, 1, 1, seconds)  # if that fails, one error and not one per image
     links: dict[str, _Link] = {}
     for member in _members(path, seconds):
         if member.isdir() or not left.takes(member.name):
@@ -405,14 +405,14 @@ def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
     return Item(f"{name}/{printable(called)}", source, path, member.offset_data, member.size)
 
 
-def _parquet(given: str, columns: Columns) -> Source:
+def _parquet(address: str, columns: Columns) -> Source:
     """A list of paths where the column has text, images where it has bytes."""
-    first, fields = _schema(given, columns.seconds)
+    first, fields = _schema(address, columns.read_timeout)
     choice = columns.choose(first, {field.name: _kind(field.type) for field in fields})
     if _kind(fields.field(choice.image).type) == ADDRESSES:
-        return _list(given, partial(_parquet_paths, given, columns.seconds, choice), choice.note)
+        return _list(address, partial(_parquet_paths, address, columns.read_timeout, choice), choice.note)
     rows = partial(_parquet_rows, columns=columns, choice=choice)
-    return _containers("parquet", given, rows, columns.seconds, choice.note)
+    return _containers("parquet", address, rows, columns.read_timeout, choice.note)
 
 
 def _kind(kind: Any) -> str:
@@ -429,22 +429,22 @@ def _kind(kind: Any) -> str:
     return IMAGES if is_image else str(kind)
 
 
-def _schema(given: str, seconds: float) -> tuple[str, Any]:
+def _schema(address: str, seconds: float) -> tuple[str, Any]:
     """The first file that can be read, and its fields. Raises InputError where there is none."""
     broken: InputError | None = None
-    for file in matches(given, seconds=seconds):
+    for file in matches(address, seconds=seconds):
         try:
-            with told(file.source):
+            with input_errors(file.source):
                 return file.source, parquet_file(file.source, seconds).schema_arrow
         except InputError as error:
             broken = broken or error
-    raise broken or InputError(f"{given!r} matches no file, expected at least one")
+    raise broken or InputError(f"{address!r} matches no file, expected at least one")
 
 
-def _parquet_paths(given: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
-    """Paths in the files that `given` means; those relative to a file in another folder than the root, with that."""
+def _parquet_paths(address: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
+    """Paths in the files that `address` means; those relative to a file in another folder than the root, with that."""
     wanted = list(dict.fromkeys([choice.image, choice.id or choice.image]))
-    for file in matches(given, seconds=seconds):
+    for file in matches(address, seconds=seconds):
         number, folder = 0, file.id.rpartition("/")[0]
         try:
             for batch in parquet_file(file.source, seconds).iter_batches(4096, columns=wanted):
@@ -470,7 +470,7 @@ def _id(value: Any) -> str | None:
 
 
 def _parquet_rows(path: str, name: str, left: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
-    file = parquet_file(path, columns.seconds)
+    file = parquet_file(path, columns.read_timeout)
     if choice.id is None:
         ids: Iterable[str | None] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
     else:
@@ -487,28 +487,28 @@ def _or_place(id: str | None, place: str, columns: Columns) -> str | None:
 
 
 def _cell(place: str, id: str | None, path: str, **where: Any) -> Item:
-    """A picture in a row of a table; one whose column of ids is empty says so."""
+    """A image in a row of a table; one whose column of ids is empty says so."""
     error = f"{place} has no id" if id is None else None
     return Item(printable(id or place), f"{path}#{urlencode(where)}", error=error)
 
 
-def _dataset(given: str, columns: Columns) -> Source:
+def _dataset(address: str, columns: Columns) -> Source:
     """What `datasets` saved with `save_to_disk`."""
-    root = str(Path(given).absolute())
-    found: dict[str, tuple[Any, Choice]] = {}
+    root = str(Path(address).absolute())
+    splits: dict[str, tuple[Any, Choice]] = {}
     for split, rows in saved_dataset(root).items():
         kinds = {name: _kind_of_feature(feature) for name, feature in rows.features.items()}
-        found[split] = rows, columns.choose(given, kinds)
+        splits[split] = rows, columns.choose(address, kinds)
 
     def listing(left: PassedOver) -> Iterator[Item]:
-        for split, (rows, choice) in found.items():
+        for split, (rows, choice) in splits.items():
             named = None if choice.id is None else rows.select_columns([choice.id])
             for row in range(len(rows)):
                 place = f"{split}/{row}" if split else str(row)
                 id = place if named is None else _or_place(_id(named[row][choice.id]), place, columns)
                 yield _cell(place, id, root, split=split, column=choice.image, row=row)
 
-    return Source("dataset", root, listing, note=next((choice.note for _, choice in found.values()), None))
+    return Source("dataset", root, listing, note=next((choice.note for _, choice in splits.values()), None))
 
 
 def _kind_of_feature(feature: Any) -> str:
@@ -523,16 +523,16 @@ def _kind_of_feature(feature: Any) -> str:
 # The table ------------------------------------------------------------------------------------------------------------
 
 
-def _is_dataset(given: str) -> bool:
-    return not is_url(given) and any((Path(given) / name).exists() for name in ("state.json", "dataset_dict.json"))
+def _is_dataset(address: str) -> bool:
+    return not is_url(address) and any((Path(address) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
-def _is_folder(given: str) -> bool:
-    return given.endswith("/") if is_url(given) else Path(given).is_dir()
+def _is_folder(address: str) -> bool:
+    return address.endswith("/") if is_url(address) else Path(address).is_dir()
 
 
 def _ends(*endings: str) -> Callable[[str], bool]:
-    return lambda given: (given.partition("?")[0] if is_url(given) else given).lower().endswith(endings)
+    return lambda address: (address.partition("?")[0] if is_url(address) else address).lower().endswith(endings)
 
 
 _Open = Callable[[str, Columns], Source]

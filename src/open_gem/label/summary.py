@@ -1,4 +1,4 @@
-"""What was found, in numbers: read from the parts, whichever runs made them."""
+"""Counts of all rows in the parts, whichever runs wrote them."""
 
 import json
 import re
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from open_gem.files import to_json, write_file
-from open_gem.label.parts import Parts, Place, Row
+from open_gem.label.parts import LabelRow, Parts, Place
 from open_gem.label.paths import PassedOver
 
 PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source left out
 
 
 @dataclass
-class OfLabel:
-    """How often a label was found: in how many images, and how many objects; and their mean score, a raw cosine."""
+class LabelCounts:
+    """Images with a label, objects of it, and their mean score, a raw cosine."""
 
     images: int = 0
     objects: int = 0
@@ -34,7 +34,7 @@ class Summary:
     first of each; `seconds` spent on all; `left`: what was passed over, by the last listing of
     the source and in files of several pages."""
 
-    labels: dict[str, OfLabel]
+    labels: dict[str, LabelCounts]
     labeled: int = 0
     empty: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -56,17 +56,17 @@ class Summary:
         if row["pages"]:
             self.left.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
-        for label in {one["label"] for one in row["objects"]}:
+        for label in {stored["label"] for stored in row["objects"]}:
             self.labels[label].images += 1
-        for one in row["objects"]:
-            self.labels[one["label"]].objects += 1
-            self.labels[one["label"]].total += one["score"]
+        for stored in row["objects"]:
+            self.labels[stored["label"]].objects += 1
+            self.labels[stored["label"]].total += stored["score"]
 
     def document(self) -> dict[str, Any]:
         """Values that JSON can hold."""
         labels = {
-            name: {"images": one.images, "objects": one.objects, "score": one.score}
-            for name, one in self.labels.items()
+            name: {"images": counts.images, "objects": counts.objects, "score": counts.score}
+            for name, counts in self.labels.items()
         }
         return {
             "images": self.images,
@@ -79,9 +79,9 @@ class Summary:
         }
 
 
-def summarize(parts: Parts, also: Callable[[Place, Row], None] = lambda place, row: None) -> Summary:
+def summarize(parts: Parts, also: Callable[[Place, LabelRow], None] = lambda place, row: None) -> Summary:
     """All rows counted, and shown to `also`: reads what that needs alone, not masks or maps. Raises OutputError."""
-    summary = Summary({label: OfLabel() for label in parts.manifest.labels}, left=_read_left(parts.folder))
+    summary = Summary({label: LabelCounts() for label in parts.manifest.labels}, left=_read_left(parts.folder))
     within = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
     for place, row in parts.placed("id", "status", "error", "pages", "seconds", *within):
         summary.add(row)

@@ -1,4 +1,4 @@
-"""Sources that grow: runs again and again, of what is new and no longer being written.
+"""Sources that grow: labels new files again and again, once they are no longer being written.
 
 A file is taken when its size and time of change were the same one look before, and the last change is some seconds ago;
 at the first look the seconds alone count, for what was there before is mostly whole. An image that had an error is
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
-from open_gem.label.done import Ids, Tally, done_in
-from open_gem.label.parts import Parts, Row
+from open_gem.label.done import HashedIdSet, Tally, done_in
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
@@ -26,7 +26,7 @@ MISSING: State = (-1, 0.0)
 
 
 def watch(
-    run: Callable[[Source, Ids], Tally],
+    run: Callable[[Source, HashedIdSet], Tally],
     parts: Parts,
     source: Source,
     every: float,
@@ -39,7 +39,7 @@ def watch(
 
     retry  errors whose files have changed; not where other processes write parts too
     """
-    done, looks, errors = done_in(parts), Looks(settle), Errors(parts, settle)
+    done, looks, errors = done_in(parts), SettledFiles(settle), Errors(parts, settle)
     while True:
         start = time.time()
         if retry:
@@ -66,13 +66,13 @@ def _idle(seconds: float, stop: Event) -> bool:
 
 
 @dataclass
-class Looks:
+class SettledFiles:
     """Which files were still being written at the last look."""
 
     settle: float
     held: dict[str, State] | None = None
 
-    def settled(self, source: Source, done: Ids) -> Source:
+    def settled(self, source: Source, done: HashedIdSet) -> Source:
         """The source without files that may still be being written; one look."""
 
         def listing(left: PassedOver) -> Iterator[Item]:
@@ -80,7 +80,7 @@ class Looks:
             path, takes = None, True
             for item in source.items(left):
                 if item.id not in done and (file := local_file(item.container or item.source)) is not None:
-                    if file != path:  # of a tar, all pictures alike
+                    if file != path:  # of a tar, all images alike
                         path, takes = file, self._takes(file, before)
                     if not takes:
                         continue
@@ -125,7 +125,7 @@ class Errors:
         if not changed:
             return []
 
-        def is_changed(row: Row) -> bool:
+        def is_changed(row: LabelRow) -> bool:
             return row["id"] in changed
 
         for id in changed:

@@ -94,7 +94,7 @@ class TrainedLocalizer(AnyLocalizer):
         return {TRAINED: None}
 
     def _encode(
-        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str]
+        self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Unlocated]]:
         return [{TRAINED: Unlocated(one.pixels, one.size)} for one in group if one.pixels is not None]
 
