@@ -110,19 +110,19 @@ def context(
                 f"image {image.id} of {str(document)!r} is of phase {image.phase!r}, expected train or val"
             )
         lists[image.phase].append(image.id)
-    made = 0
+    written = 0
     with progress_bar(len(images), quiet) as advance:
         for image in images:
             path = home / "SegmentationClassContext" / f"{image.id}.png"
             if not path.exists():
                 save_picture(path, Image.fromarray(image.labels()))
-                made += 1
+                written += 1
             advance(1)
     for phase, ids in lists.items():
         text = "".join(f"{image_id}\n" for image_id in sorted(ids))
         write_file(home / "ImageSets" / "SegmentationContext" / f"{phase}.txt", partial(_write_text, text))
     counts = ", ".join(f"{phase} {len(ids):,}" for phase, ids in lists.items())
-    typer.echo(f"{made:,} label maps made, {len(images) - made:,} were there; {counts}; in {home}")
+    typer.echo(f"{written:,} label maps made, {len(images) - written:,} were there; {counts}; in {home}")
 
 
 def _write_text(text: str, file: BinaryIO) -> None:

@@ -108,6 +108,6 @@ def list_formats() -> None:
     from open_gem.export import FORMATS
 
     table = new_table("format", "what it is", "needs")
-    for name, one in FORMATS.items():
-        table.add_row(name, one.about, Text(f"open_gem[{one.extra}]" if one.extra else ""))
+    for name, row in FORMATS.items():
+        table.add_row(name, row.about, Text(f"open_gem[{row.extra}]" if row.extra else ""))
     new_console().print(table)
