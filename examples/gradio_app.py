@@ -16,40 +16,40 @@ localizer = open_gem.load(os.environ.get("OPEN_GEM_MODEL", "embedded"))
 SAMPLES = [scene(seed, (384, 512)) for seed in range(4)]  # held-out scenes
 
 
-def ground(picture: Image.Image | None, phrases: str, method: str, threshold: float, presence: float):
-    """The picture with the masks of phrases that are in it, and a table of all phrases."""
-    if picture is None:
-        raise gr.Error("expected a picture")
-    picture.thumbnail((1024, 1024))  # annotations are drawn at this size
+def ground(image: Image.Image | None, phrases: str, method: str, threshold: float, presence: float):
+    """The image with the masks of prompts that are present, and a table of all prompts."""
+    if image is None:
+        raise gr.Error("expected an image")
+    image.thumbnail((1024, 1024))  # annotations are drawn at this size
     prompts = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
     try:
-        found = localizer.compare(picture, prompts, [method])[method]
+        result = localizer.locate(localizer.encode(image, method), prompts)
     except OpenGemError as error:
         raise gr.Error(str(error)) from error
-    shares = [1.0] * len(prompts) if found.presence is None else found.presence.tolist()
-    scores, points = found.scores.tolist(), found.points().tolist()
-    masks = found.masks(threshold)
+    shares = [1.0] * len(prompts) if result.presence is None else result.presence.tolist()
+    scores, points = result.scores.tolist(), result.points().tolist()
+    masks = result.masks(threshold)
     drawn = [(masks[at].cpu().numpy(), prompt) for at, prompt in enumerate(prompts) if shares[at] >= presence]
     rows = [
         [prompt, round(score, 3), round(share, 3), f"{x}, {y}"]
         for prompt, score, share, (x, y) in zip(prompts, scores, shares, points, strict=True)
     ]
-    return (picture, drawn), rows
+    return (image, drawn), rows
 
 
 demo = gr.Interface(
     ground,
     [
-        gr.Image(type="pil", label="Picture"),
-        gr.Textbox("birthday cake, bee, a fire engine", label="Phrases, by commas"),
+        gr.Image(type="pil", label="Image"),
+        gr.Textbox("birthday cake, bee, a fire engine", label="Prompts, comma-separated"),
         gr.Dropdown(["gem", "clip", "maskclip", "clip_surgery"], value="gem", label="Method"),
         gr.Slider(0, 1, 0.5, label="Threshold: pixels whose map, stretched to [0, 1], is above"),
-        gr.Slider(0, 1, 0.5, label="Presence: phrases less probable in the picture are not drawn"),
+        gr.Slider(0, 1, 0.5, label="Presence: prompts less probable in the image are not drawn"),
     ],
-    [gr.AnnotatedImage(label="Found"), gr.Dataframe(headers=["phrase", "score", "presence", "point"])],
+    [gr.AnnotatedImage(label="Located"), gr.Dataframe(headers=["prompt", "score", "presence", "point"])],
     examples=[[Image.fromarray(made.image), ", ".join(made.names), "gem", 0.5, 0.5] for made in SAMPLES],
     cache_examples=False,
-    title="open_gem: where phrases are, without training",
+    title="open_gem: localization without training",
     api_name="ground",
 )
 

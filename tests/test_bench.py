@@ -163,7 +163,7 @@ def test_an_interpreter_without_the_published_code_is_an_error(interpreter, word
 
 def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
     monkeypatch.setattr("open_gem.bench.memory.measure_memory", lambda case, setting: Memory(10, setting.side))
-    options = ("--model", tiny, "--side", "32,64", "--batch", 2, "--cases", "gem,texts", "--repeats", 1)
+    options = ("--model", tiny, "--side", "32,64", "--batch-size", 2, "--cases", "gem,texts", "--repeats", 1)
     result = call(*options, "--memory")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -173,7 +173,7 @@ def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
     assert [row[-2:] for row in rows[1:]] == [[" 32 ", " 22 "]] * 4 + [[" peak MiB ", " above the model "]] + [
         [" 64 ", " 54 "]
     ] * 4
-    assert ", 64 px, 2 pictures at a time, 20 phrases, float32 on cpu" in result.stdout
+    assert ", 64 px, 2 images at a time, 20 prompts, float32 on cpu" in result.stdout
     assert measuring.machine() in lines[-1]
     document = json.loads(call(*options, "--json").stdout)
     assert [run["setting"]["side"] for run in document["runs"]] == [32, 64]
@@ -184,11 +184,11 @@ def test_the_command_prints_markdown_and_json(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--side", "32,x"), "--side is '32,x', expected whole numbers"),
+        (("--side", "32,x"), "--side is '32,x', expected comma-separated whole numbers"),
         (("--cases", "jem"), "unknown case 'jem'"),
         (("--side", "33"), "33"),
         (("--against", "no-such-python"), "could not be run"),
-        (("--batch", "0"), "--batch is '0', expected whole numbers from 1"),
+        (("--batch-size", "0"), "--batch-size is '0', expected whole numbers from 1"),
     ],
 )
 def test_impossible_options_are_refused(options, words, tiny):

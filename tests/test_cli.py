@@ -20,20 +20,21 @@ import open_gem
 from open_gem import cli
 from open_gem.cli import save
 from open_gem.errors import WeightsError
-from open_gem.method.table import METHODS, Method
+from open_gem.method.steps import find_step
+from open_gem.method.table import METHODS
 from open_gem.towers.loading import FAMILIES
 from open_gem.towers.native import NativeTower
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with a picture of 60 × 80 (height × width)."""
+    """An empty working folder with an image of 60 × 80 (height × width)."""
     monkeypatch.chdir(tmp_path)
-    picture().save("cat.png")
+    random_image().save("cat.png")
     return tmp_path
 
 
-def picture(height: int = 60, width: int = 80, seed: int = 0) -> Image.Image:
+def random_image(height: int = 60, width: int = 80, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -80,7 +81,7 @@ def test_ground_writes_overlays_and_json_and_shows_a_table(tiny: str, place: Pat
 
 
 def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
-    ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--threshold", "0.7", "--size", "square:48")
+    ground(tiny, "cat.png", "-p", "a cat", "-p", "dog", "--threshold", "0.7", "--image-size", "square:48")
     document = json.loads(Path("open_gem_out/cat.json").read_text())
     localizer = open_gem.load(tiny, device="cpu", size="square:48")
     expected = localizer("cat.png", ["a cat", "dog"])
@@ -92,7 +93,7 @@ def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
     assert document["threshold"] == 0.7
     settings = dict(document["method"])
     assert settings.pop("name") == "gem"
-    assert Method(**settings) == METHODS["gem"]
+    assert settings == METHODS["gem"].describe()
     assert [entry["prompt"] for entry in document["prompts"]] == ["a cat", "dog"]
     assert [entry["slug"] for entry in document["prompts"]] == ["a-cat", "dog"]
     assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
@@ -103,7 +104,7 @@ def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
         assert [box["score"] for box in entry["boxes"]] == pytest.approx(boxes.scores.tolist(), abs=1e-5)
 
 
-def test_every_kind_of_file(tiny: str, place: Path):
+def test_every_kind_of_file_is_written(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "cat", "-p", "dog", "--save", "npz,overlay,heatmap, mask,segmentation,json")
     assert result.exit_code == 0, result.output
     singles = {f"cat.{slug}.{kind}.png" for slug in ("cat", "dog") for kind in ("overlay", "heatmap", "mask")}
@@ -148,7 +149,7 @@ def test_background_reaches_the_segmentation(tiny: str, place: Path):
 
 
 def test_json_lines_alone_on_stdout(tiny: str, place: Path):
-    picture(seed=1).save("dog.png")
+    random_image(seed=1).save("dog.png")
     result = ground(tiny, "cat.png", "missing.png", "dog.png", "-p", "кот", "--json", "--save", "none")
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert [document["path"] for document in documents] == ["cat.png", "missing.png", "dog.png"]
@@ -159,7 +160,7 @@ def test_json_lines_alone_on_stdout(tiny: str, place: Path):
     assert not Path("open_gem_out").exists()
 
 
-def test_quiet_says_nothing(tiny: str, place: Path):
+def test_quiet_prints_nothing(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "cat", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert "cat.json" in files()
@@ -174,17 +175,17 @@ def test_a_bar_on_a_terminal_leaves_stdout_alone(tiny: str, place: Path, monkeyp
         assert "1/" not in ground(tiny, *arguments, "-p", "cat", "--json").stderr
 
 
-def test_phrases_from_a_file(tiny: str, place: Path):
-    Path("phrases.txt").write_bytes("\ufeffa cat\r\n\r\n  кот  \n".encode())
-    result = ground(tiny, "cat.png", "-p", "dog", "-p", "@phrases.txt", "--json")
+def test_prompts_come_from_a_file(tiny: str, place: Path):
+    Path("prompts.txt").write_bytes("\ufeffa cat\r\n\r\n  кот  \n".encode())
+    result = ground(tiny, "cat.png", "-p", "dog", "-p", "@prompts.txt", "--json")
     assert [entry["prompt"] for entry in json.loads(result.stdout)["prompts"]] == ["dog", "a cat", "кот"]
 
 
 def test_same_names_do_not_overwrite_each_other(tiny: str, place: Path):
     for index, folder in enumerate(("a", "b")):
         Path(folder).mkdir()
-        picture(seed=index).save(f"{folder}/cat.png")
-    picture(seed=2).save("Cat.jpg")
+        random_image(seed=index).save(f"{folder}/cat.png")
+    random_image(seed=2).save("Cat.jpg")
     result = ground(tiny, "a/cat.png", "b/cat.png", "Cat.jpg", "-p", "x", "-p", "x", "-p", "X!")
     assert result.exit_code == 0, result.output
     documents = [json.loads(Path(f"open_gem_out/{stem}.json").read_text()) for stem in ("cat", "cat-2", "Cat-3")]
@@ -208,27 +209,27 @@ def test_files_have_the_usual_permissions(tiny: str, place: Path):
     assert Path("open_gem_out/cat.json").stat().st_mode == Path("plain").stat().st_mode
 
 
-def test_five_thousand_phrases(tiny: str, place: Path):
-    picture(16, 16).save("small.png")
-    Path("many.txt").write_text("\n".join(f"thing {index}" for index in range(5000)))
+def test_thousands_of_prompts(tiny: str, place: Path):
+    random_image(16, 16).save("small.png")
+    Path("many.txt").write_text("\n".join(f"thing {index}" for index in range(2000)))
     result = ground(tiny, "small.png", "-p", "@many.txt")
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith("warning: 5000 phrases: overlays of the 20 best scores only")
+    assert result.stderr.startswith("warning: 2000 prompts: overlays of the 20 best scores only")
     prompts = json.loads(Path("open_gem_out/small.json").read_text())["prompts"]
-    assert len(prompts) == 5000
+    assert len(prompts) == 2000
     best = sorted(prompts, key=lambda entry: -entry["score"])[:20]
     assert files() == {"small.json"} | {f"small.{entry['slug']}.overlay.png" for entry in best}
     assert len(result.stdout.splitlines()) < 40
 
 
-def test_more_than_twenty_overlays_where_asked_for(tiny: str, place: Path):
+def test_more_than_twenty_overlays_if_overlays_are_asked_for(tiny: str, place: Path):
     phrases = [word for index in range(21) for word in ("-p", f"thing {index}")]
     result = ground(tiny, "cat.png", *phrases, "--save", "overlay")
     assert result.stderr == ""
     assert len(files()) == 21
 
 
-def test_a_phrase_that_is_too_long_is_one_line_of_warning(tiny: str, place: Path):
+def test_a_prompt_that_is_too_long_is_one_line_of_warning(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "very " * 60 + "long cat")
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("warning: prompt ")
@@ -237,7 +238,7 @@ def test_a_phrase_that_is_too_long_is_one_line_of_warning(tiny: str, place: Path
     assert max(map(len, files())) < 80
 
 
-def test_phrases_in_any_script(tiny: str, place: Path):
+def test_prompts_in_any_script(tiny: str, place: Path):
     phrases = ["😀", "猫", "кот", "../../etc/passwd", "a\\b:c*?", "[red]cat[/red]", "ﬁancé", "-dash", "a\nb"]
     arguments = [f"--prompt={phrase}" for phrase in phrases]
     result = ground(tiny, "cat.png", *arguments)
@@ -255,17 +256,17 @@ def test_phrases_in_any_script(tiny: str, place: Path):
 
 def cut_jpeg() -> bytes:
     data = io.BytesIO()
-    picture().save(data, "JPEG")
+    random_image().save(data, "JPEG")
     return data.getvalue()[:-800]
 
 
 def png(height: int, width: int) -> bytes:
     data = io.BytesIO()
-    picture(height, width).save(data, "PNG")
+    random_image(height, width).save(data, "PNG")
     return data.getvalue()
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty.jpg": (b"", "is empty"),
     "text.jpg": (b"hello, I am text\n", "not a picture"),
     "cut.jpg": (cut_jpeg(), "truncated"),
@@ -276,32 +277,32 @@ BAD_PICTURES = {
 
 
 def make_bad(name: str) -> None:
-    content = BAD_PICTURES[name][0]
+    content = BAD_IMAGES[name][0]
     if isinstance(content, bytes):
         Path(name).write_bytes(content)
     elif content == "folder":
         Path(name).mkdir()
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_a_bad_picture_is_one_line_and_the_others_are_done(name: str, tiny: str, place: Path):
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_one_line_and_the_others_are_done(name: str, tiny: str, place: Path):
     make_bad(name)
-    picture(seed=1).save("dog.png")
+    random_image(seed=1).save("dog.png")
     result = ground(tiny, "cat.png", name, "dog.png", "-p", "x")
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith(f"error: '{name}'")
-    assert BAD_PICTURES[name][1] in result.stderr
+    assert BAD_IMAGES[name][1] in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.count(name) == 1
     assert files() == {"cat.x.overlay.png", "cat.json", "dog.x.overlay.png", "dog.json"}
 
 
-def test_only_bad_pictures_write_nothing(tiny: str, place: Path):
-    for name in BAD_PICTURES:
+def test_only_bad_images_write_nothing(tiny: str, place: Path):
+    for name in BAD_IMAGES:
         make_bad(name)
-    result = ground(tiny, *BAD_PICTURES, "-p", "x")
+    result = ground(tiny, *BAD_IMAGES, "-p", "x")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.count("\n") == len(BAD_PICTURES)
+    assert result.stderr.count("\n") == len(BAD_IMAGES)
     assert not Path("open_gem_out").exists()
 
 
@@ -309,11 +310,11 @@ BAD_REQUESTS = {
     "no phrase": (["--json"], "no prompt given"),
     "empty phrase": (["-p", "cat", "-p", "  "], "prompt 1 is empty"),
     "phrase not UTF-8": (["-p", "a\udcff"], "not UTF-8"),
-    "no phrase file": (["-p", "@nowhere.txt"], "cannot read phrases from 'nowhere.txt'"),
+    "no phrase file": (["-p", "@nowhere.txt"], "cannot read prompts from 'nowhere.txt'"),
     "phrase file is a picture": (["-p", "@cat.png"], "not UTF-8"),
     "unknown method": (["-p", "x", "--method", "gemm"], "did you mean gem?"),
-    "size rule": (["-p", "x", "--size", "huge"], "'huge'"),
-    "no size rule": (["-p", "x", "--size", ""], "size rule"),
+    "size rule": (["-p", "x", "--image-size", "huge"], "'huge'"),
+    "no size rule": (["-p", "x", "--image-size", ""], "size rule"),
     "depth 0": (["-p", "x", "--depth", "0"], "depth is 0"),
     "depth beyond the blocks": (["-p", "x", "--depth", "7"], "depth 7, but the model has 6 blocks"),
     "negative iterations": (["-p", "x", "--iterations", "-1"], "iterations is -1"),
@@ -351,7 +352,7 @@ def test_requests_are_checked_before_the_model_is_loaded(case: str, place: Path,
     def load(*arguments: object, **keywords: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("open_gem.towers.loading.load", load)
+    monkeypatch.setattr("open_gem.towers.load", load)
     arguments, words = BAD_REQUESTS[case]
     refused(call("ground", "cat.png", *arguments), words)
 
@@ -365,31 +366,31 @@ def test_an_output_folder_without_permission(place: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("arguments", [[], ["cat.png", "--depth", "many"], ["cat.png", "--no-such-option"]])
-def test_usage_errors(arguments: list[str], place: Path):
+def test_usage_errors_exit_with_2(arguments: list[str], place: Path):
     result = call("ground", *arguments)
     assert result.exit_code == 2
     assert "Usage" in result.stderr
     assert result.stdout == ""
 
 
-def test_weights_that_do_not_load(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_do_not_load_are_one_line(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise WeightsError("two\nlines")
 
-    monkeypatch.setattr("open_gem.towers.loading.load", load)
+    monkeypatch.setattr("open_gem.towers.load", load)
     refused(call("ground", "cat.png", "-p", "x"), "error: two lines")
 
 
 def test_unexpected_errors_are_not_hidden(tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(save.Found, "rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(save.ImageResult, "rows", lambda *_: 1 / 0)
     assert isinstance(ground(tiny, "cat.png", "-p", "x").exception, ZeroDivisionError)
 
 
-def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_exits_with_130_and_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch):
     def load(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_gem.towers.loading.load", load)
+    monkeypatch.setattr("open_gem.towers.load", load)
     result = call("ground", "cat.png", "-p", "x")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -416,7 +417,7 @@ def test_nothing_is_ever_half_written(trouble: BaseException, tiny: str, place: 
 # Demo -----------------------------------------------------------------------------------------------------------------
 
 
-def test_demo(tiny: str, place: Path):
+def test_the_demo_writes_what_it_located(tiny: str, place: Path):
     from open_gem.data.scenes import scene
 
     result = call("demo", "--model", tiny, "--device", "cpu", "--seed", 3, "--json")
@@ -435,7 +436,7 @@ def test_demo(tiny: str, place: Path):
     overlays = {f"scene.{entry['slug']}.overlay.png" for entry in document["prompts"]}
     assert files("open_gem_demo") == overlays | {"scene.png", "contact-sheet.png", "result.json"}
     assert (pixels("open_gem_demo/scene.png") == made.image).all()
-    for word in (*made.names, "not in the picture", "contact-sheet.png"):
+    for word in (*made.names, "not in the image", "contact-sheet.png"):
         assert word in result.stderr
 
 
@@ -473,7 +474,7 @@ def test_methods_are_compared_side_by_side(tiny: str, place: Path):
         assert sheet.width > 3 * one.width and 2 * one.height < sheet.height < 3 * one.height
 
 
-def test_one_json_document_a_picture_and_method(tiny: str, place: Path):
+def test_one_json_document_per_image_and_method(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "missing.png", "-p", "cat", "--method", "all", "--json", "-q", "--save", "none")
     assert result.exit_code == 1
     documents = [json.loads(line) for line in result.stdout.splitlines()]
@@ -482,7 +483,7 @@ def test_one_json_document_a_picture_and_method(tiny: str, place: Path):
     assert not Path("open_gem_out").exists()
 
 
-def test_presence_is_told(tiny: str, place: Path):
+def test_the_document_has_the_presence(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "a cat", "--json", "-q", "--save", "none")
     [entry] = json.loads(result.stdout)["prompts"]
     found = open_gem.load(tiny, device="cpu")("cat.png", "a cat")
@@ -506,7 +507,26 @@ def test_classes_come_from_a_file_with_synonyms_and_background(tiny: str, place:
     assert [entry["prompt"] for entry in json.loads(plain.stdout)["prompts"]] == ["sky", "cat", "dog"]
 
 
-def test_negatives_change_heatmaps_unless_told_otherwise(tiny: str, place: Path):
+def test_classes_come_from_a_yaml_file_whose_thresholds_are_for_labelling(tiny: str, place: Path):
+    Path("classes.yaml").write_text("labels: {cat: [cat, kitten], dog: }\nbackground: [sky]\npresence: 0.8\n")
+    result = ground(tiny, "cat.png", "-c", "classes.yaml", "--save", "npz", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "warning: the thresholds in 'classes.yaml' are for open-gem label only\n"
+    with np.load("open_gem_out/cat.npz") as arrays:
+        assert arrays["prompts"].tolist() == ["cat", "dog"]
+        assert arrays["phrases"].tolist() == ["cat", "kitten", "dog", "sky"]
+
+
+def test_steps_are_settings_of_the_method(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "cat", "--steps", "scga", "--json", "-q", "--save", "none")
+    document = json.loads(result.stdout)
+    method = METHODS["gem"].replace(steps=(find_step("scga"),))
+    expected = open_gem.load(tiny, device="cpu", method=method)("cat.png", "cat")
+    assert document["method"] == {"name": "gem", **method.describe()}
+    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
+
+
+def test_distractors_change_heatmaps_unless_a_scale_is_given(tiny: str, place: Path):
     drawn = {}
     for name, arguments in {
         "alone": (),
@@ -545,6 +565,7 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
         "--merge",
         "logits",
         "--refine",
+        "pamr",
         "--remove-redundancy",
     ]
     result = ground(
@@ -571,6 +592,9 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
         (["-p", "x", "--method", "gem,clip", "--iterations", "2"], ["iterations", "'clip'"]),
         (["-p", "x", "--classes", "classes.txt"], ["--classes and --prompt"]),
         (["-p", "x", "--first-is-background"], ["--classes"]),
+        (["--classes", "classes.json"], ["'classes.json'", "labels"]),
+        (["-p", "x", "--steps", "sgca"], ["sgca", "did you mean scga"]),
+        (["-p", "x", "--refine", "pram"], ["pram", "did you mean pamr"]),
         (["--classes", "none.txt"], ["none.txt"]),
         (["-p", "x", "--heatmap-scale", "loud"], ["loud", "minmax"]),
         (["-p", "x", "--scales", "1,x"], ["1,x"]),
@@ -584,6 +608,7 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], tiny: str, place: Path):
     Path("classes.txt").write_text("cat\n")
+    Path("classes.json").write_text('{"labels": 3}')
     refused(ground(tiny, "cat.png", *arguments), *words)
 
 
@@ -598,7 +623,7 @@ def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "cat", "--method", "gem,proxyclip:./expert", "--save", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(Path("open_gem_out/proxyclip-expert/cat.json").read_text())
-    assert document["method"]["mix"].startswith("External(expert=Expert('./expert')")
+    assert "Expert('./expert')" in str(document["method"])
     alone = ground(tiny, "cat.png", "-p", "cat", "--method", "proxyclip:./expert", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
@@ -607,13 +632,13 @@ def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
 # Models and methods --------------------------------------------------------------------------------------------------
 
 
-def test_families():
+def test_families_are_listed():
     rows = json.loads(call("models", "--json").stdout)
     assert [row["family"] for row in rows] == ["embedded", *(row.name for row in FAMILIES)]
     assert all(row["examples"] and row["about"] and row["tested"] for row in rows)
 
 
-def test_every_model_with_what_is_in_the_way():
+def test_every_model_is_listed_with_the_reason_if_it_is_unsupported():
     rows = {(row["name"], row["tag"]): row for row in json.loads(call("models", "--all", "--json").stdout)}
     assert set(rows) > {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
     assert rows["embedded", None]["unsupported_reason"] is rows["ViT-B-16", "openai"]["unsupported_reason"] is None
@@ -684,13 +709,12 @@ def test_checks_that_make_no_sense(arguments, words):
     assert words in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_methods():
+def test_methods_are_listed_with_their_settings():
     rows = json.loads(call("methods", "--json").stdout)
     assert [row.pop("name") for row in rows] == list(METHODS)
     for row, method in zip(rows, METHODS.values(), strict=True):
         assert row["about"]
-        assert row["mix"] == (method.mix if isinstance(method.mix, str) else repr(method.mix))
-        assert Method(**row | {"mix": method.mix}) == method
+        assert {key: value for key, value in row.items() if key != "about"} == method.describe()
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--all"], ["methods"]])
@@ -725,9 +749,9 @@ def test_help_has_a_short_name_everywhere(command: list[str]):
 @pytest.mark.parametrize(
     ("arguments", "warning"),
     [
-        (["-p", "cat,dog"], "'cat,dog' is one phrase, comma included; for 2 phrases: -p cat -p dog"),
+        (["-p", "cat,dog"], "'cat,dog' is one prompt, comma included; for 2 prompts: -p cat -p dog"),
         (["-p", "cat", "-n", "blue sky, wall"], "-n 'blue sky' -n wall"),
-        (["-p", "@list.txt"], "'cow, pig' is one phrase"),
+        (["-p", "@list.txt"], "'cow, pig' is one prompt"),
         (["-p", "cat", "-p", "dog,"], None),
     ],
 )
@@ -741,8 +765,11 @@ def test_a_comma_in_a_prompt_is_a_warning_that_shows_how_to_give_two(
     assert warning is None or warning in result.stderr
 
 
-def test_settings_without_effect_are_refused_or_said(tiny: str, place: Path):
-    refused(ground(tiny, "cat.png", "-p", "x", "--method", "maskclip", "--iterations", 5), "iterations")
+def test_settings_without_effect_are_refused_or_warned_about(tiny: str, place: Path):
+    refused(
+        ground(tiny, "cat.png", "-p", "x", "--method", "clip", "--depth", 2, "--iterations", 5),
+        "--depth and --iterations have no effect with method 'clip'",
+    )
     result = ground(tiny, "cat.png", "-p", "x", "--background", 0.5)
     assert result.exit_code == 0
     assert result.stderr == "warning: --background has no effect without --save segmentation\n"
@@ -751,21 +778,21 @@ def test_settings_without_effect_are_refused_or_said(tiny: str, place: Path):
 def test_an_image_too_large_for_the_memory_leaves_the_others_alone(
     tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    picture(20, 20).save("large.png")
-    look = open_gem.Localizer.look
+    random_image(20, 20).save("large.png")
+    prepare = open_gem.Localizer.prepare
 
-    def short_of_memory(self: open_gem.Localizer, image: Image.Image, methods: Any) -> object:
+    def short_of_memory(self: open_gem.Localizer, image: Image.Image) -> object:
         if image.height == 20:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
-        return look(self, image, methods)
+        return prepare(self, image)
 
-    monkeypatch.setattr(open_gem.Localizer, "look", short_of_memory)
+    monkeypatch.setattr(open_gem.Localizer, "prepare", short_of_memory)
     result = ground(tiny, "large.png", "cat.png", "-p", "x", "--json")
     assert result.exit_code == 1
     failed, done = map(json.loads, result.stdout.splitlines())
     assert failed == {
         "path": "large.png",
-        "error": "'large.png' needs more memory than there is; try --size long:N or --window",
+        "error": "'large.png' does not fit into memory; try --image-size long:N or --window",
     }
     assert done["path"] == "cat.png"
 
@@ -780,8 +807,8 @@ def measured(*arguments: object) -> dict[str, dict]:
     return {line["method"]: line for line in lines}
 
 
-def test_evaluate_prints_a_line_a_method_and_goes_on_where_it_was(tiny: str, place: Path):
-    lines = measured("scenes", "--count", 2, "--method", "clip,gem", "--model", tiny)
+def test_evaluate_prints_a_line_a_method_and_resumes(tiny: str, place: Path):
+    lines = measured("scenes", "--limit", 2, "--method", "clip,gem", "--model", tiny)
     assert list(lines) == ["clip", "gem"]
     for line in lines.values():
         assert (line["dataset"], line["images"], line["failed"], line["protocol"]) == ("scenes", 2, 0, "paper")
@@ -820,7 +847,7 @@ def test_an_interruption_is_one_line(tiny: str, place: Path, monkeypatch):
     for command in (["evaluate"], ["reproduce", "table4"]):
         result = call(*command, "--limit", 2, "--model", tiny, "-q")
         assert result.exit_code == 130
-        assert result.stderr == "interrupted: what was measured is kept, and the same command goes on from there\n"
+        assert result.stderr == "interrupted: results so far are kept; rerun the same command to resume\n"
 
 
 def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
@@ -848,12 +875,12 @@ def test_evaluate_scales_adaptive_temperatures_only(tiny: str, place: Path):
     assert {name for name in one if one[name]["scores"] != other[name]["scores"]} == {"gem"}
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_stops_nothing(tiny: str, place: Path):
+def test_an_unreadable_image_is_reported_and_the_others_are_measured(tiny: str, place: Path):
     root = place / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for name in ("a", "b"):
-        picture().save(root / "JPEGImages" / f"{name}.jpg")
+        random_image().save(root / "JPEGImages" / f"{name}.jpg")
         labels = Image.new("P", (80, 60), 3)
         labels.putpalette([0] * 768)
         labels.save(root / "SegmentationClass" / f"{name}.png")
@@ -872,7 +899,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_stops_nothing(tiny: str, plac
         (["imagenet"], "unknown data set 'imagenet'"),
         (["voc2012"], "open-gem data show voc2012"),
         (["--method", "gem,gam"], "unknown method 'gam'"),
-        (["--size", "huge"], "size rule 'huge'"),
+        (["--image-size", "huge"], "size rule 'huge'"),
         (["--protocol", "feild"], "did you mean field"),
         (["--shard", "2/2"], "shard is '2/2'"),
         (["--temperature-scale", "0"], "temperature_scale is 0"),

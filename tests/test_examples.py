@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "gradio_app.py"
 ASK = """
 import runpy, sys, numpy as np, gradio
 from PIL import Image
-from open_gem.datasets.scenes import scene
+from open_gem.data.scenes import scene
 
 made, app = scene(0, (384, 512)), runpy.run_path(sys.argv[1])
 picture = Image.fromarray(made.image)

@@ -201,11 +201,11 @@ def test_clusters_draws_the_figure_and_counts(place: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--iterations", "1,x"], "iterations is '1,x', expected whole numbers by commas such as 1,3"),
+        (["--iterations", "1,x"], "iterations is '1,x', expected comma-separated whole numbers such as 1,3"),
         (["--iterations", ""], "iterations is ''"),
         (["--iterations", "1.5"], "iterations is '1.5'"),
         (["--iterations", "-1"], "iterations is -1"),
-        (["--temperatures", "0.1;0.2"], "temperatures is '0.1;0.2', expected numbers by commas"),
+        (["--temperatures", "0.1;0.2"], "temperatures is '0.1;0.2', expected comma-separated numbers"),
         (["--temperatures", "nan"], "temperature is nan"),
         (["--temperatures", "0"], "temperature is 0.0"),
         (["--clusters", "2,"], "clusters is '2,'"),

@@ -14,7 +14,7 @@ import pytest
 import open_gem
 from open_gem import files
 from open_gem.cli import save
-from open_gem.cli._app import print_json
+from open_gem.cli.app import print_json
 from open_gem.errors import OutputError
 from open_gem.files import digest, to_json, whole_folder, write_file
 

@@ -708,7 +708,7 @@ def test_the_command_grounds_with_it(kind, place):
     assert len(list(place.glob("open_gem_out/*"))) == 9  # three pictures a phrase; one segmentation, npz and json
 
 
-@pytest.mark.parametrize("option", [("--method", "gem"), ("--depth", "2"), ("--size", "short:64")])
+@pytest.mark.parametrize("option", [("--method", "gem"), ("--depth", "2"), ("--image-size", "short:64")])
 def test_options_that_it_does_not_have_are_refused(option, kinds, place):
     result = ground(kinds["groupvit"], *option)
     assert result.exit_code == 2

@@ -313,7 +313,7 @@ def test_the_command_loads_a_repository_without_network_once_it_was_downloaded(t
     as_downloaded(tmp_path / "made", tmp_path, "some/model")
     Image.new("RGB", (40, 32), "red").save(tmp_path / "cat.png")
     result = offline(
-        tmp_path, "ground", "cat.png", "-p", "cat", "--model", "some/model", "--size", "short:32", "--json"
+        tmp_path, "ground", "cat.png", "-p", "cat", "--model", "some/model", "--image-size", "short:32", "--json"
     )
     assert result.returncode == 0, result.stderr
     assert "some/model" in result.stdout

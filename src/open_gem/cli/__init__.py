@@ -1,11 +1,11 @@
-"""The command line: `open-gem COMMAND --help`. One function a command; torch and the models wake inside them.
+"""The command line: `open-gem COMMAND --help`. One file a command; torch and the models are imported when they run.
 
-What a person asked for goes to stdout; progress, warnings and errors go to stderr, one line each. Exit codes: 0 all
-went well, 1 some images failed and the others are done, 2 the request itself was wrong, 130 interrupted.
+Results go to stdout; progress, warnings and errors go to stderr, one line each. Exit codes: 0 success, 1 some images
+failed and the others are done, 2 the request was wrong, 130 interrupted.
 """
 
-from open_gem.cli import ground, label, export, demo, evaluate, reproduce, clusters, models, bench, data, serve  # noqa: I001 - importing registers a command; the order of help
-from open_gem.cli._app import app, main
+from open_gem.cli import ground, label, summary, export, demo, evaluate, reproduce, clusters, models, bench, data, serve  # noqa: I001 - importing registers a command; the order of help
+from open_gem.cli.app import app, main
 
 __all__ = [
     "app",
@@ -21,4 +21,5 @@ __all__ = [
     "models",
     "reproduce",
     "serve",
+    "summary",
 ]

@@ -1,4 +1,4 @@
-"""`open-gem bench`: what dense features cost beside the plain forward pass."""
+"""`open-gem bench`: the cost of dense features, relative to the plain forward pass."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from open_gem.cli._app import DtypeOption, JsonOption, app, numbers_of, print_json
+from open_gem.cli.app import app, print_json
+from open_gem.cli.options import DtypeOption, JsonOption, parse_numbers, split_commas
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,42 +26,42 @@ MEMORY = ("peak MiB", "above the model")
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Option(help="An architecture of `open-gem models`; its weights are random.")
+        str, typer.Option(help="An architecture of `open-gem models`, randomly initialised.")
     ] = "ViT-B-16",
     cases: Annotated[
         str,
         typer.Option(
-            help="Names of `open-gem methods`, and others, by commas; methods, answers and trained are groups."
+            help="Names of `open-gem methods` and other cases, comma-separated; methods, answers and trained are "
+            "groups."
         ),
     ] = "clip,maskclip,clip_surgery,gem",
-    side: Annotated[
-        str, typer.Option(help="Sides of the pictures in pixels, whole patches; several by commas.")
-    ] = "448",
-    batch: Annotated[str, typer.Option(help="How many pictures at a time; several by commas.")] = "1",
-    prompts: Annotated[str, typer.Option(help="How many phrases; several by commas.")] = "20",
-    repeats: Annotated[int, typer.Option(min=1, help="How often each case is measured; they take turns.")] = 5,
+    side: Annotated[str, typer.Option(help="Sides of the images in pixels, whole patches, comma-separated.")] = "448",
+    batch_size: Annotated[str, typer.Option(help="Images at a time, comma-separated.")] = "1",
+    prompts: Annotated[str, typer.Option(help="Numbers of prompts, comma-separated.")] = "20",
+    repeats: Annotated[int, typer.Option(min=1, help="How often each case is measured; cases take turns.")] = 5,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Peak memory too: each case again in a process of its own.")
+        bool, typer.Option("--memory", help="Also peak memory: each case again in a process of its own.")
     ] = False,
     against: Annotated[
-        Path | None, typer.Option(help="A Python that has the published gem_torch, to measure beside.")
+        Path | None, typer.Option(help="A Python that has the published gem_torch, to measure as well.")
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", "mps" …')] = "cpu",
     dtype: DtypeOption = "float32",
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: as many as torch takes.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: torch's default.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure methods, and the way from pictures to masks, beside the library's plain forward pass.
+    """Measure methods, and the path from images to masks, relative to the library's plain forward pass.
 
-    All cases of a setting take turns in one run; ratios of medians are what to read. Prints Markdown.
+    The cases of a setting take turns in one run: read the ratios of medians. Prints Markdown.
     """
     from open_gem.bench.cases import find_cases
     from open_gem.bench.measuring import machine
     from open_gem.bench.subject import Setting
 
-    chosen = find_cases(name.strip() for name in cases.split(","))
-    sweep = product(*(_counts(*given) for given in (("--side", side), ("--batch", batch), ("--prompts", prompts))))
-    settings = [Setting(model, *one, device=device, dtype=dtype, threads=threads) for one in sweep]
+    chosen = find_cases(split_commas(cases))
+    options = {"--side": side, "--batch-size": batch_size, "--prompts": prompts}
+    sweep = product(*(_counts(option, text) for option, text in options.items()))
+    settings = [Setting(model, *counts, device=device, dtype=dtype, threads=threads) for counts in sweep]
     runs = []
     for setting in settings:
         costs = _measure(setting, chosen, repeats, memory, against)
@@ -73,10 +74,10 @@ def bench(
         typer.echo(f"{machine()}; medians of {repeats} turns.")
 
 
-def _counts(option: str, given: str) -> tuple[int, ...]:
-    counts = numbers_of(option, given, int)
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    counts = parse_numbers(option, text, int)
     if min(counts) < 1:
-        raise InputError(f"{option} is {given!r}, expected whole numbers from 1")
+        raise InputError(f"{option} is {text!r}, expected whole numbers from 1")
     return counts
 
 
@@ -92,21 +93,21 @@ def _measure(
         if against is not None:
             if (setting.device, setting.dtype) != ("cpu", "float32"):
                 raise InputError("the published code is measured in float32 on a CPU only")
-            given = (setting.model, setting.side, setting.batch, setting.threads)
-            others[NAME] = stack.enter_context(published(str(against), *given))
+            subject = (setting.model, setting.side, setting.batch, setting.threads)
+            others[NAME] = stack.enter_context(published(str(against), *subject))
         costs = measure(setting, cases, repeats, others)
-        seen = {name: (other.rest, other.peak) for name, other in others.items()}
+        peaks = {name: (other.rest, other.peak) for name, other in others.items()}
     if memory:
-        seen |= {name: measure_memory(name, setting) for name in cases}
-        costs = [replace(cost, rest=seen[cost.case][0], peak=seen[cost.case][1]) for cost in costs]
+        peaks |= {name: measure_memory(name, setting) for name in cases}
+        costs = [replace(cost, rest=peaks[cost.case][0], peak=peaks[cost.case][1]) for cost in costs]
     return costs
 
 
 def _markdown(setting: "Setting", costs: "list[Cost]") -> Iterator[str]:
-    """A table in Markdown, under a line that says of what."""
+    """A table in Markdown, under a line with the setting."""
     threads = f", {setting.threads} threads" if setting.threads else ""
     yield (
-        f"{setting.model}, {setting.side} px, {setting.batch} pictures at a time, {setting.prompts} phrases, "
+        f"{setting.model}, {setting.side} px, {setting.batch} images at a time, {setting.prompts} prompts, "
         f"{setting.dtype} on {setting.device}{threads}"
     )
     yield ""

@@ -1,4 +1,4 @@
-"""`open-gem data`: what data sets can be read, what files they need, and whether those are there."""
+"""`open-gem data`: the data sets that can be read, the files they need, and checks of these files."""
 
 from dataclasses import asdict
 from functools import partial
@@ -8,7 +8,8 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import JsonOption, app, new_console, new_table, print_json, progress_bar, say
+from open_gem.cli.app import app, new_console, new_table, print_json, progress_bar, say
+from open_gem.cli.options import JsonOption, QuietOption
 from open_gem.errors import DatasetError, InputError
 
 data = typer.Typer(rich_markup_mode="markdown")
@@ -16,12 +17,11 @@ app.add_typer(data, name="data")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `open-gem data`.")]
 RootOption = Annotated[Path, typer.Option("--root", help="The folder that holds its files, or one above.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 @data.callback(invoke_without_command=True)
 def listing(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the data sets that can be read, show what files one needs, and check that they are there."""
+    """List the data sets that can be read, show the files of one, and check them."""
     if context.invoked_subcommand is not None:
         return
     from open_gem.data import DATASETS
@@ -44,7 +44,7 @@ def listing(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @data.command()
 def show(name: NameArgument) -> None:
-    """Print the files of a data set as they are expected, and where it is to be had."""
+    """Print the expected files of a data set, and its download page."""
     from open_gem.data import find_dataset
 
     source = find_dataset(name)
@@ -55,11 +55,11 @@ def show(name: NameArgument) -> None:
 def check(
     name: NameArgument,
     root: Annotated[Path | None, typer.Option("--root", help="The folder that holds its files, or one above.")] = None,
-    split: Annotated[str | None, typer.Option(help="One of its splits; else the first.")] = None,
+    split: Annotated[str | None, typer.Option(help="One of its splits.", show_default="the first")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the pictures of a split, and name the files that are missing and, of the first few, those that are broken:
-    exit code 1 where there are any."""
+    """Count the images of a split, and list missing files and, among the first few, broken ones: exit code 1 if there
+    are any."""
     from open_gem.data import find_dataset
 
     source = find_dataset(name)
@@ -69,7 +69,7 @@ def check(
         print_json({"name": source.name, "split": split, **asdict(survey), "home": str(survey.home)})
     else:
         published = "" if survey.expected is None else f", {survey.expected:,} were published"
-        typer.echo(f"{source.name} {split} in {survey.home}: {survey.images:,} pictures{published}")
+        typer.echo(f"{source.name} {split} in {survey.home}: {survey.images:,} images{published}")
         for note in survey.notes:
             typer.echo(note)
         typer.echo(f"missing files: {len(survey.missing):,}")
@@ -91,7 +91,7 @@ def context(
 ) -> None:
     """Make the label maps and lists of Pascal Context from trainval_merged.json.
 
-    Maps that are there already are kept, so that it may be interrupted and started again; the lists come last.
+    Existing maps are kept: rerun the command to resume it. The lists come last.
     """
     from PIL import Image
 
@@ -110,19 +110,19 @@ def context(
                 f"image {image.id} of {str(document)!r} is of phase {image.phase!r}, expected train or val"
             )
         lists[image.phase].append(image.id)
-    made = 0
+    written = 0
     with progress_bar(len(images), quiet) as advance:
         for image in images:
             path = home / "SegmentationClassContext" / f"{image.id}.png"
             if not path.exists():
                 save_picture(path, Image.fromarray(image.labels()))
-                made += 1
+                written += 1
             advance(1)
     for phase, ids in lists.items():
-        text = "".join(f"{one}\n" for one in sorted(ids))
+        text = "".join(f"{image_id}\n" for image_id in sorted(ids))
         write_file(home / "ImageSets" / "SegmentationContext" / f"{phase}.txt", partial(_write_text, text))
     counts = ", ".join(f"{phase} {len(ids):,}" for phase, ids in lists.items())
-    typer.echo(f"{made:,} label maps made, {len(images) - made:,} were there; {counts}; in {home}")
+    typer.echo(f"{written:,} label maps made, {len(images) - written:,} were there; {counts}; in {home}")
 
 
 def _write_text(text: str, file: BinaryIO) -> None:
@@ -131,17 +131,17 @@ def _write_text(text: str, file: BinaryIO) -> None:
 
 @data.command()
 def voc(
-    root: Annotated[Path, typer.Option("--root", help="Where VOCdevkit goes.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder for VOCdevkit.")],
     year: Annotated[str, typer.Option(help="2012 or 2010.")] = "2012",
 ) -> None:
-    """Download PascalVOC, 2 GB, with torchvision, unless it is there."""
+    """Download PascalVOC, 2 GB, with torchvision, unless it exists."""
     from open_gem.data import find_dataset
 
     if year not in ("2012", "2010"):
         raise InputError(f"--year is {year!r}, expected 2012 or 2010")
     source = find_dataset(f"voc{year}")
     try:
-        typer.echo(f"{len(source.open(root))} pictures of {source.name} are there")  # pyright: ignore[reportArgumentType]
+        typer.echo(f"{len(source.open(root))} images of {source.name} are there")  # pyright: ignore[reportArgumentType]
         return
     except DatasetError:
         say(f"downloading {source.page}")
@@ -152,5 +152,5 @@ def voc(
         VOCSegmentation(str(root), year=year, image_set="val", download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DatasetError(f"cannot download {source.page}: {error}") from error
-    found: Any = source.open(root)
-    typer.echo(f"{len(found)} pictures of {source.name} {found.split}")
+    dataset: Any = source.open(root)
+    typer.echo(f"{len(dataset)} images of {source.name} {dataset.split}")

@@ -1,4 +1,4 @@
-"""`open-gem export`: what was labelled, for other tools."""
+"""`open-gem export`: labels in the formats of other tools."""
 
 import csv
 from collections.abc import Container
@@ -9,44 +9,46 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import app, new_console, new_table, progress_bar, say
-from open_gem.cli.labels import OUT
+from open_gem.cli.app import app, counted, new_console, new_table, progress_bar, say
+from open_gem.cli.options import QuietOption, split_commas
+from open_gem.cli.summary import OUT
 from open_gem.errors import InputError
 
-TOLD = 10  # images that are told one by one
+MOST_WARNINGS = 10  # images that have a line of their own
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="What `open-gem label --out` filled.")] = OUT,
+    folder: Annotated[Path, typer.Argument(help="The --out folder of `open-gem label`.")] = OUT,
     format: Annotated[
-        str | None, typer.Option("--format", "-f", help="Formats, by commas: coco,yolo,voc.", show_default=False)
+        str | None, typer.Option("--format", "-f", help="Formats, comma-separated: coco,yolo,voc.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for a folder of each format.")] = Path("open_gem_export"),
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            help='Labels to export: one, or several by commas (cat,"car, parked"); may be given several times.',
+            help='Labels to export, comma-separated: cat,"car, parked" (repeatable).',
             show_default="all",
         ),
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="Leave out objects whose cosine is lower.", show_default=False)
+        float | None, typer.Option(help="Leave out objects with a lower cosine.", show_default=False)
     ] = None,
     min_presence: Annotated[
         float | None,
-        typer.Option(help="Leave out objects whose label is less probable in the image, 0 to 1.", show_default=False),
+        typer.Option(help="Leave out objects whose label has a lower presence, 0 to 1.", show_default=False),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where the pictures are now, for formats that open them.", show_default="where they were"),
+        typer.Option(help="Folder of the images, for formats that open them.", show_default="where they were"),
     ] = None,
     formats: Annotated[bool, typer.Option("--formats", help="List the formats.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Write what was labelled in the formats of other tools: `OUT/coco`, `OUT/yolo` …
+    """Write labels in the formats of other tools: `OUT/coco`, `OUT/yolo` …
 
-    Each is written whole or not at all, one image in memory at a time. Images that could not be labelled are left out.
+    Each folder is written whole or not at all, with one image in memory at a time. Images that could not be labelled
+    are left out.
     """
     from open_gem.export import find_formats, write_formats
     from open_gem.export.labelled import Labelled
@@ -57,14 +59,14 @@ def export(
         return
     if not format:
         raise InputError("expected --format, such as `open-gem export --format coco,yolo`; see --formats")
-    names = list(dict.fromkeys(name.strip() for name in format.split(",")))
+    names = split_commas(format)
     find_formats(names)
     chosen = labels and labels_of(labels, Parts.open(folder).manifest.labels)
-    found = Labelled.open(folder, chosen, min_score=min_score, min_presence=min_presence, images=images)
-    count = found.count()
-    skip, note = Told("left out"), Told("the rest is there")
+    labelled = Labelled.open(folder, chosen, min_score=min_score, min_presence=min_presence, images=images)
+    count = labelled.count()
+    skip, note = ImageWarnings("left out"), ImageWarnings("the rest is there")
     with progress_bar(count.total() * len(names), quiet) as advance:
-        write_formats(replace(found, progress=advance), names, out, skip, note)
+        write_formats(replace(labelled, progress=advance), names, out, skip, note)
     skip.conclude()
     note.conclude()
     if count["error"]:
@@ -77,28 +79,28 @@ def export(
 
 
 @dataclass
-class Told:
-    """Images that something is told of: the first ones one by one, and how many more."""
+class ImageWarnings:
+    """Warnings about images: a line for each of the first ones, and the number of the others."""
 
-    end: str
+    consequence: str
     count: int = 0
 
-    def __call__(self, image_id: str, what: str) -> None:
+    def __call__(self, image_id: str, reason: str) -> None:
         self.count += 1
-        if self.count <= TOLD:
-            say(f"warning: {image_id}: {what}; {self.end}")
+        if self.count <= MOST_WARNINGS:
+            say(f"warning: {image_id}: {reason}; {self.consequence}")
 
     def conclude(self) -> None:
-        if (more := self.count - TOLD) > 0:
-            say(f"warning: and {more} {'image' if more == 1 else 'images'} more: {self.end}")
+        if (more := self.count - MOST_WARNINGS) > 0:
+            say(f"warning: and {counted(more, 'image')} more: {self.consequence}")
 
 
-def labels_of(given: list[str], known: Container[str]) -> list[str]:
-    """What values of --labels mean: a label as it is, commas and all, otherwise a line of CSV."""
-    return [label for value in given for label in ([value] if value in known else _by_commas(value))]
+def labels_of(values: list[str], known: Container[str]) -> list[str]:
+    """The labels that values of --labels mean: a known label as it is, commas and all, otherwise a line of CSV."""
+    return [label for value in values for label in ([value] if value in known else _split_csv(value))]
 
 
-def _by_commas(line: str) -> list[str]:
+def _split_csv(line: str) -> list[str]:
     return [label.strip() for label in next(csv.reader([line], skipinitialspace=True), [])]
 
 
@@ -106,6 +108,6 @@ def list_formats() -> None:
     from open_gem.export import FORMATS
 
     table = new_table("format", "what it is", "needs")
-    for name, one in FORMATS.items():
-        table.add_row(name, one.about, Text(f"open_gem[{one.extra}]" if one.extra else ""))
+    for name, row in FORMATS.items():
+        table.add_row(name, row.about, Text(f"open_gem[{row.extra}]" if row.extra else ""))
     new_console().print(table)

@@ -1,43 +1,166 @@
-"""`open-gem label`: many images into Parquet."""
+"""`open-gem label`: objects of many images into Parquet."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from open_gem.cli._app import (
-    DeviceOption,
-    DtypeOption,
+from open_gem.cli.app import app, counted, new_console, print_json, progress_bar, say
+from open_gem.cli.options import (
+    ClassOptions,
     JsonOption,
-    ModelOption,
-    PretrainedOption,
-    app,
-    counted,
-    new_console,
-    print_json,
-    progress_bar,
-    say,
-    warn_of_commas,
+    ModelOptions,
+    QuietOption,
+    ViewOptions,
+    split_commas,
+    with_options,
 )
-from open_gem.cli.labels import OUT, conclude
+from open_gem.cli.summary import OUT, SamplesOption, conclude
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
     from open_gem.label.control import Estimate, Stop
     from open_gem.label.done import Shard, Tally
     from open_gem.label.labeling import Labeling
-    from open_gem.label.ontology import Ontology
     from open_gem.label.parts import Parts
+    from open_gem.label.recipe import Recipe
     from open_gem.label.sources import Source
 
 Engine = Callable[..., "Tally"]
-WHAT, HOW, RUN = "What is looked for", "How", "The run"  # panels of the help
+OBJECTS, SOURCE, RUN = "Objects", "Source", "Run"  # panels of the help
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    """What is an object, and what is stored of it."""
+
+    presence: Annotated[
+        float | None,
+        typer.Option(
+            help="Image-level confidence threshold of labels without their own.",
+            show_default="the class file's, or 0.9",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Map threshold of labels without their own.",
+            show_default="the class file's, or 0.5",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
+    heatmap_scale: Annotated[
+        str,
+        typer.Option(
+            help="Scale of the maps that are thresholded: minmax, cosine or probability.", rich_help_panel=OBJECTS
+        ),
+    ] = "minmax"
+    instances: Annotated[
+        str,
+        typer.Option(help='One object per connected "component", or one per "label".', rich_help_panel=OBJECTS),
+    ] = "component"
+    min_area: Annotated[
+        float, typer.Option(help="Smallest object, as a share of the image's pixels.", rich_help_panel=OBJECTS)
+    ] = 0.0005
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="What to store, comma-separated: boxes, masks, points, labelmap, heatmaps.", rich_help_panel=OBJECTS
+        ),
+    ] = "boxes,masks,points"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How images are read."""
+
+    column: Annotated[
+        str | None, typer.Option(help="Column of images or paths, of a table.", rich_help_panel=SOURCE)
+    ] = None
+    id_column: Annotated[str | None, typer.Option(help="Column of ids, of a table.", rich_help_panel=SOURCE)] = None
+    read_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=86400,
+            help="Timeout in seconds for one remote read, and for decoding one image; on expiry the row records an "
+            "error.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = 60.0
+    watch: Annotated[
+        float | None, typer.Option(min=0.1, help="Look for new images every N seconds.", rich_help_panel=SOURCE)
+    ] = None
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, help="With --watch: seconds without a change before a file is read.", rich_help_panel=SOURCE
+        ),
+    ] = 2.0
+
+    def open(self, source: str) -> "Source":
+        """The source of images. Raises InputError for one that has none, unless it is watched."""
+        from open_gem.label.sources import Columns, open_source
+
+        images = open_source(source, Columns(self.column, self.id_column, self.read_timeout))
+        if images.note:
+            say(f"note: {images.note}")
+        if self.watch is None:
+            images.check_not_empty()
+        return images
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the work is done."""
+
+    engine: Annotated[str, typer.Option(help="local, or ray: on all machines of its cluster.", rich_help_panel=RUN)] = (
+        "local"
+    )
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one shape at a time.", rich_help_panel=RUN)] = 8
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read and decode; with ray, model actors.", rich_help_panel=RUN),
+    ] = None
+    images_per_part: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images per output file: the most that a crash can lose.",
+            show_default="1000, with ray 256",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Retry images that had an error.", rich_help_panel=RUN)
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, label a few, estimate; write nothing.", rich_help_panel=RUN)
+    ] = False
+
+    def find_engine(self) -> Engine:
+        """The function that runs a labelling. Raises InputError for an unknown engine, or one that is not installed."""
+        if self.engine not in ENGINES:
+            raise InputError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
+        return ENGINES[self.engine]()
+
+    def settings(self, recipe: "Recipe") -> dict[str, Any]:
+        """Settings of the engine."""
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers}
+        if self.images_per_part is not None:
+            settings["images_per_part"] = self.images_per_part
+        if self.engine == "ray":
+            settings["make"] = recipe.make
+        return settings
 
 
 @app.command()
+@with_options
 def label(
     source: Annotated[
         str,
@@ -46,271 +169,155 @@ def label(
             "images, a data set that `datasets` saved; local or remote."
         ),
     ],
-    ontology: Annotated[
-        Path | None,
-        typer.Option(
-            "--ontology",
-            "-c",
-            help="Labels, their phrases and thresholds: YAML, JSON or a class file.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt", "-p", help="Instead, a label that is its own phrase; repeat it.", rich_help_panel=WHAT
-        ),
-    ] = None,
-    first_is_background: Annotated[
-        bool,
-        typer.Option(
-            "--first-is-background", help="The class file's first line is the background.", rich_help_panel=WHAT
-        ),
-    ] = False,
-    presence: Annotated[
-        float | None,
-        typer.Option(
-            help="Of labels without their own: look only where the label is in the image with this probability; else "
-            "the file's, or 0.9.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Likewise: a pixel belongs where the map is above; else the file's, or 0.5.", rich_help_panel=WHAT
-        ),
-    ] = None,
-    scale: Annotated[
-        str, typer.Option(help="Of maps under thresholds: minmax, cosine or probability.", rich_help_panel=WHAT)
-    ] = "minmax",
-    per: Annotated[
-        str, typer.Option(help="An object is a connected component, or all of a label.", rich_help_panel=WHAT)
-    ] = ("component"),
-    least_area: Annotated[
-        float, typer.Option(help="Share of the picture below which an object is a speck.", rich_help_panel=WHAT)
-    ] = 0.0005,
-    outputs: Annotated[
-        str, typer.Option(help="Some of boxes, masks, points, labelmap, heatmaps, by commas.", rich_help_panel=WHAT)
-    ] = "boxes,masks,points",
-    out: Annotated[Path, typer.Option(help="Folder for the parts.")] = OUT,
-    model: ModelOption = "embedded",
-    pretrained: PretrainedOption = None,
-    method: Annotated[str, typer.Option(help="A name of `open-gem methods`.", rich_help_panel=HOW)] = "gem",
-    size: Annotated[
-        str | None, typer.Option(help="Size rule; else as the model recommends.", rich_help_panel=HOW)
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="What a phrase is put into, or an ensemble's name.", rich_help_panel=HOW)
-    ] = None,
-    window: Annotated[int | None, typer.Option(help="Side of sliding windows in pixels.", rich_help_panel=HOW)] = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Let maps follow the picture's edges (PAMR).", rich_help_panel=HOW)
-    ] = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: as many machines as its cluster has.", rich_help_panel=RUN)
-    ] = "local",
-    batch: Annotated[int, typer.Option(min=1, help="Images of one shape at a time.", rich_help_panel=RUN)] = 8,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads that read and decode; with ray, model actors.", rich_help_panel=RUN),
-    ] = None,
-    part: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Images of a part, which is what a kill costs; else 1000, with ray 256.", rich_help_panel=RUN
-        ),
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Of a table: the column of pictures or paths.", rich_help_panel=RUN)
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Of a table: the column of ids.", rich_help_panel=RUN)] = None,
-    read_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            max=86400,
-            help="Seconds for one remote read, and for decoding one image; then it has an error.",
-            rich_help_panel=RUN,
-        ),
-    ] = 60.0,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Try images again that had an error.", rich_help_panel=RUN)
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count, label a few, estimate; write nothing.", rich_help_panel=RUN)
-    ] = False,
-    watch: Annotated[
-        float | None, typer.Option(min=0.1, help="Look for new images every so many seconds.", rich_help_panel=RUN)
-    ] = None,
-    settle: Annotated[
-        float,
-        typer.Option(
-            min=0, help="With --watch: seconds since the last change of a file that is taken.", rich_help_panel=RUN
-        ),
-    ] = 2.0,
-    samples: Annotated[
-        int, typer.Option(min=0, help="Images a label on the page of samples; 0: no page.", rich_help_panel=RUN)
-    ] = 8,
+    *,
+    classes: ClassOptions,
+    objects: ObjectOptions,
+    out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")] = OUT,
+    model: ModelOptions,
+    method: Annotated[str, typer.Option(help="A name of `open-gem methods`.")] = "gem",
+    views: ViewOptions,
+    reading: SourceOptions,
+    running: RunOptions,
+    samples: SamplesOption = 8,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Label a folder, or ten million images: objects, boxes, masks and points into Parquet, one row an image.
+    """Label a folder, or ten million images: objects with boxes, masks and points into Parquet, one row an image.
 
-    Interrupt it anywhere: the same command goes on where it was. An image that cannot be read is a row with the reason.
-    Several graphics cards: `torchrun --nproc-per-node N --no-python open-gem label …`.
+    Rerun the same command to resume an interrupted job. Unreadable images are recorded with the error. Several GPUs:
+    `torchrun --nproc-per-node N --no-python open-gem label …`.
     """
     from open_gem.files import check_writable
-    from open_gem.images.views import WHOLE, Views
     from open_gem.label.done import Shard
-    from open_gem.label.recipe import Recipe
-    from open_gem.label.sources import Columns, open_source
-    from open_gem.refine.pamr import Pamr
-    from open_gem.text import TEMPLATE
 
-    if engine not in ENGINES:
-        raise InputError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
-    work = ENGINES[engine]()
-    wanted = _ontology(ontology, prompt, first_is_background, presence=presence, threshold=threshold)
-    images = open_source(source, Columns(column, id_column, read_timeout))
-    if images.note:
-        say(f"note: {images.note}")
-    if watch is None:
-        images.check_not_empty()
-    if not dry_run:
+    engine = running.find_engine()
+    recipe = read_recipe(classes, objects, model, method, views, reading.read_timeout)
+    images, shard = reading.open(source), Shard.of_environment()
+    if not running.dry_run:
         check_writable(out)
-    shard = Shard.of_environment()
-    recipe = Recipe(
-        wanted,
-        model,
-        pretrained,
-        _device(device),
-        dtype,
-        method,
-        size,
-        TEMPLATE if template is None else template,
-        WHOLE if window is None else Views(window=window),
-        Pamr() if refine else None,
-        tuple(name.strip() for name in outputs.split(",")),
-        scale,
-        per,
-        least_area,
-        read_timeout,
-    )
-    if retry_errors and shard.of > 1:
-        raise InputError("--retry-errors given under torchrun, expected one process: it changes parts of all")
+    if running.retry_errors and shard.of > 1:
+        raise InputError("--retry-errors given under torchrun, expected a single process: it changes all parts")
     labeling = recipe.make()
-    if dry_run:
-        _show_estimate(_estimate(labeling, images, out, shard, batch, workers, retry_errors), as_json)
+    if running.dry_run:
+        print_estimate(estimate(labeling, images, out, shard, running), as_json)
         return
-    settings: dict[str, Any] = {"batch": batch, "workers": workers}
-    if part is not None:
-        settings["rows"] = part
-    if engine == "ray":
-        settings["make"] = recipe.make
-    looks = Watched(watch, settle)
-    parts, tally, stop = _run(labeling, images, out, shard, work, settings, looks, retry_errors, quiet)
-    if tally.twice:
-        say(f"warning: {counted(tally.twice, 'image')} listed again under an id that was there, and not labelled again")
-    if shard.of == 1:
-        conclude(parts, samples, as_json)
-    else:
-        counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
-        say(f"process {shard.index}: {counts}; see open-gem labels {out}")
-    if stop.signal is not None and watch is None:
-        done = counted(tally.labeled + tally.failed, "image")
-        say(f"stopped: {done} done now; the same command goes on with the rest")
+    job = LabelJob(labeling, images, out, shard, engine, running.settings(recipe), quiet or reading.watch is not None)
+    parts, tally, stop = job.run(reading, running.retry_errors, quiet)
+    report(parts, tally, shard, samples, as_json)
+    if stop.signal is not None and reading.watch is None:
+        finished = counted(tally.labeled + tally.failed, "image")
+        say(f"stopped: {finished} done now; rerun the same command to resume")
         raise typer.Exit(128 + stop.signal)
-    if tally.failed and shard.of == 1:  # torchrun would end all others
+    if tally.failed and shard.of == 1:  # under torchrun it would end all other processes
         raise typer.Exit(1)
 
 
-# What was asked for ---------------------------------------------------------------------------------------------------
+def read_recipe(
+    classes: ClassOptions,
+    objects: ObjectOptions,
+    model: ModelOptions,
+    method: str,
+    views: ViewOptions,
+    read_timeout: float,
+) -> "Recipe":
+    """The settings of the labelling. Raises InputError and PromptError for ones that make no sense."""
+    from open_gem.label.recipe import Recipe
+    from open_gem.text import TEMPLATE
+
+    return Recipe(
+        classes=classes.read(presence=objects.presence, threshold=objects.threshold),
+        model=model.model,
+        pretrained=model.pretrained,
+        device=find_device(model.device),
+        dtype=model.dtype,
+        method=method,
+        size=views.image_size,
+        template=TEMPLATE if classes.template is None else classes.template,
+        views=views.views(),
+        refinement=views.refinement(),
+        outputs=tuple(split_commas(objects.outputs)),
+        heatmap_scale=objects.heatmap_scale,
+        instances=objects.instances,
+        min_area=objects.min_area,
+        read_timeout=read_timeout,
+    )
 
 
-def _ontology(
-    path: Path | None, prompts: list[str] | None, first_is_background: bool, **thresholds: float | None
-) -> "Ontology":
-    from open_gem.label.ontology import Ontology
-
-    if (path is None) == (not prompts):
-        given = "neither" if path is None else "both"
-        raise InputError(f"--ontology and --prompt: {given} given, expected one of them")
-    if path is None:
-        warn_of_commas("-p", prompts or [])
-        return Ontology.of(prompts, **thresholds)
-    return Ontology.read(path, first_is_background, **thresholds)
-
-
-def _device(given: str) -> str:
-    """Under torchrun each process has the graphics card of its own number."""
-    if given == "auto" and (local := os.environ.get("LOCAL_RANK")) is not None:
+def find_device(device: str) -> str:
+    """The device; under torchrun, "auto" is the GPU of the process's own number."""
+    if device == "auto" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
         import torch
 
-        return f"cuda:{local}" if torch.cuda.is_available() else given
-    return given
-
-
-class Watched(NamedTuple):
-    """Seconds between looks, None for one only; and since the last change of a file that is taken."""
-
-    every: float | None
-    settle: float
+        return f"cuda:{local_rank}" if torch.cuda.is_available() else device
+    return device
 
 
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    labeling: "Labeling",
-    source: "Source",
-    out: Path,
-    shard: "Shard",
-    engine: Engine,
-    settings: dict[str, Any],
-    watched: "Watched",
-    retry_errors: bool,
-    quiet: bool,
-) -> "tuple[Parts, Tally, Stop]":
-    """Label, once or again and again; what there is in the end, and what came of the last time."""
-    from open_gem.label import control
-    from open_gem.label.done import Ids, Tally, done_in, writing
-    from open_gem.label.parts import Parts
-    from open_gem.label.summary import write_left
-    from open_gem.label.watching import watch
+@dataclass(frozen=True, eq=False)
+class LabelJob:
+    """A labelling and where its rows go."""
 
-    with control.stopping(say) as stop, _leaving(stop), writing(out, shard):
-        parts = Parts.claim(out, labeling.manifest(source))
-        if retry_errors and (forgotten := parts.forget_errors()):
-            say(f"trying {counted(len(forgotten), 'image')} with an error again")
+    labeling: "Labeling"
+    source: "Source"
+    out: Path
+    shard: "Shard"
+    engine: Engine
+    settings: dict[str, Any]
+    hides_progress: bool
 
-        def once(images: "Source", done: Ids) -> Tally:
-            total = 0 if quiet or watched.every is not None or shard.of > 1 else _count(images)
-            with progress_bar(total, quiet) as advance:
-                advance(min(total, len(done)))
-                tally = engine(
-                    parts, labeling, images, shard=shard, stop=stop.event, done=done, progress=advance, **settings
-                )
-            if tally.is_whole:
-                write_left(parts.folder, tally.left)
-            return tally
+    def run(self, reading: SourceOptions, retry_errors: bool, quiet: bool) -> "tuple[Parts, Tally, Stop]":
+        """Label once, or again and again while the source is watched: the parts, and the counts of the last time."""
+        from open_gem.label import control
+        from open_gem.label.done import Tally, done_in, writing
+        from open_gem.label.parts import Parts
+        from open_gem.label.watching import watch
 
-        if watched.every is None:
-            return parts, once(source, done_in(parts)), stop
-        tally = Tally()
-        alone = shard.of == 1
-        for tally in watch(once, parts, source, watched.every, stop.event, settle=watched.settle, retry=alone):
-            if not quiet and tally.labeled + tally.failed:
-                counts = f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
-                say(f"{counts}; looking for more, Ctrl-C ends it")
-        return parts, tally, stop
+        with control.stopping(say) as stop, _exit_on_second_signal(stop), writing(self.out, self.shard):
+            parts = Parts.claim(self.out, self.labeling.manifest(self.source))
+            if retry_errors and (forgotten := parts.forget_errors()):
+                say(f"retrying {counted(len(forgotten), 'image')} with an error")
+
+            def label_new(images: "Source", done: Any) -> Tally:
+                return self.label_new(parts, images, done, stop)
+
+            if reading.watch is None:
+                return parts, label_new(self.source, done_in(parts)), stop
+            tally, is_alone = Tally(), self.shard.of == 1
+            rounds = watch(
+                label_new, parts, self.source, reading.watch, stop.event, settle=reading.settle, retry=is_alone
+            )
+            for tally in rounds:
+                if not quiet and tally.labeled + tally.failed:
+                    say(f"{counts_of(tally)}; waiting for more, Ctrl-C ends it")
+            return parts, tally, stop
+
+    def label_new(self, parts: "Parts", images: "Source", done: Any, stop: "Stop") -> "Tally":
+        """Label the images that are not `done`."""
+        from open_gem.label.summary import write_left
+
+        total = 0 if self.hides_progress or self.shard.of > 1 else _count(images)
+        with progress_bar(total, self.hides_progress) as advance:
+            advance(min(total, len(done)))
+            tally = self.engine(
+                parts,
+                self.labeling,
+                images,
+                shard=self.shard,
+                stop=stop.event,
+                done=done,
+                progress=advance,
+                **self.settings,
+            )
+        if tally.is_whole:
+            write_left(parts.folder, tally.left)
+        return tally
 
 
 @contextmanager
-def _leaving(stop: "Stop") -> Iterator[None]:
-    """A second signal ends the process at once when what is inside has written what it had."""
+def _exit_on_second_signal(stop: "Stop") -> Iterator[None]:
+    """End the process at once on a second signal, after the code inside has written what it had."""
     from open_gem.label.control import leave
 
     try:
@@ -318,7 +325,7 @@ def _leaving(stop: "Stop") -> Iterator[None]:
     except KeyboardInterrupt:
         if stop.signal is None:
             raise
-        say("ended at once: the same command goes on with the rest")
+        say("ended at once: rerun the same command to resume")
         leave(stop.signal)
 
 
@@ -339,50 +346,62 @@ ENGINES = {"local": _local, "ray": _ray}
 
 
 def _count(source: "Source") -> int:
-    """How many images there are, where a person watches a bar; else nobody needs to know."""
+    """The number of images if a terminal shows a progress bar, otherwise 0."""
     return sum(1 for _ in source.items()) if new_console(to_stderr=True).is_terminal else 0
 
 
-def _estimate(
-    labeling: "Labeling",
-    source: "Source",
-    out: Path,
-    shard: "Shard",
-    batch: int,
-    workers: int | None,
-    retry_errors: bool,
-) -> "Estimate":
-    from open_gem.label.control import estimate
+def estimate(labeling: "Labeling", source: "Source", out: Path, shard: "Shard", running: RunOptions) -> "Estimate":
+    """What a run would do, from a few images."""
+    from open_gem.label import control
     from open_gem.label.done import done_in
     from open_gem.label.parts import Parts
 
     manifest = labeling.manifest(source)
     Parts.check_claim(out, manifest)
-    done = done_in(Parts(out, manifest), errors=not retry_errors)
-    return estimate(labeling, source, done, shard=shard, batch=batch, workers=workers)
+    done = done_in(Parts(out, manifest), errors=not running.retry_errors)
+    settings = {"batch_size": running.batch_size, "workers": running.workers}
+    return control.estimate(labeling, source, done, shard=shard, **settings)
 
 
-# Showing --------------------------------------------------------------------------------------------------------------
+# Reporting ------------------------------------------------------------------------------------------------------------
 
 
-def _show_estimate(found: "Estimate", as_json: bool) -> None:
-    tally = found.tally
+def report(parts: "Parts", tally: "Tally", shard: "Shard", samples: int, as_json: bool) -> None:
+    """Print and write the summary; under torchrun, print only what this process did."""
+    if tally.twice:
+        say(f"warning: {counted(tally.twice, 'duplicate id')} in the source, labelled once")
+    if shard.of == 1:
+        conclude(parts, samples, as_json)
+    else:
+        say(f"process {shard.index}: {counts_of(tally)}; see open-gem summary {parts.folder}")
+
+
+def counts_of(tally: "Tally") -> str:
+    """ "3 images labelled, 1 with an error"."""
+    return f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
+
+
+def print_estimate(result: "Estimate", as_json: bool) -> None:
+    """Print what a run would do."""
+    tally = result.tally
     left = tally.listed - tally.there - tally.twice
-    told = {"images": tally.listed, "done": tally.there, "twice": tally.twice, "left": left, "sampled": found.sampled}
-    told |= {"passed_over": tally.left.ordered(), "seconds": found.seconds, "bytes": found.size}
+    document = {"images": tally.listed, "done": tally.there, "twice": tally.twice, "left": left}
+    document |= {"sampled": result.sampled, "passed_over": tally.left.ordered()}
+    document |= {"seconds": result.seconds, "bytes": result.size}
     if as_json:
-        print_json(told)
+        print_json(document)
         return
     typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
     if tally.left:
         typer.echo(f"Passed over in the source: {tally.left}")
-    if found.seconds is not None and found.size is not None:
-        speed = left / found.seconds
-        duration, size = _duration(found.seconds), found.size / 1e6
-        typer.echo(f"about {duration} at {speed:.1f} images/s, and {size:.1f} MB; by {found.sampled} of them")
+    if result.seconds is not None and result.size is not None:
+        speed, size = left / result.seconds, result.size / 1e6
+        duration = format_duration(result.seconds)
+        typer.echo(f"about {duration} at {speed:.1f} images/s, and {size:.1f} MB; estimated from {result.sampled}")
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """In the largest unit of which there are two at least."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""`open-gem models` and `open-gem methods`: what there is, and whether it is read exactly."""
+"""`open-gem models` and `open-gem methods`: the tables of both, and the check of a model against its library."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -6,27 +6,31 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from open_gem.cli._app import DeviceOption, DtypeOption, JsonOption, app, new_console, new_table, print_json, say
+from open_gem.cli.app import app, new_console, new_table, print_json, say
+from open_gem.cli.options import DeviceOption, DtypeOption, JsonOption
 from open_gem.errors import InputError
 
 
 @app.command()
 def models(
     every: Annotated[
-        bool, typer.Option("--all", help="Every name and tag of open_clip, and whether it can be read.")
+        bool, typer.Option("--all", help="Every name and tag of open_clip, and whether it is supported.")
     ] = False,
     check: Annotated[
         list[str] | None,
-        typer.Option(help='Compare this architecture, with random weights, to its own library; or "all".'),
+        typer.Option(
+            help='Compare this architecture, with random weights, with its own library (repeatable); or "all".'
+        ),
     ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """List the families of models that can be read, or check that one is read exactly.
+    """List the supported families of models, or check that one is read exactly.
 
-    A check fetches no weights: tokens and pooled output of a model with random ones equal the library's own forward, on
-    square pictures and others. In a type other than float32 it also says what the type costs each method.
+    A check downloads no weights: it compares the tokens and pooled output of a randomly initialised model with the
+    library's own forward pass, on square and other images. In a type other than float32 it also shows what the type
+    costs each method.
     """
     if check and every:
         raise InputError("--all lists names and --check checks one: give one of them")
@@ -147,20 +151,27 @@ def _print_check(document: dict[str, Any]) -> None:
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """List the ways to read a model's patches, with their settings."""
+    """List the methods, with their attention and settings."""
     from open_gem.method.table import METHODS
 
     rows = [{"name": name, **row.describe(), "about": row.about} for name, row in METHODS.items()]
     if as_json:
         print_json(rows)
         return
-    shown = ("name", "about", "depth", "residual", "mlp")
-    table = new_table(*shown)
-    for row in rows:
-        table.add_row(*(Text(_said(row[key])) for key in shown))
-    new_console().print(table)
-    new_console().print("All settings: open-gem methods --json")
+    table = new_table("name", "about", "attention", "depth", "residual", "mlp", "other settings")
+    for name, method in METHODS.items():
+        table.add_row(*map(Text, (name, method.about, *_cells(method.describe()))))
+    console = new_console()
+    console.print(table)
+    console.print("All settings as JSON: open-gem methods --json")
 
 
-def _said(value: Any) -> str:
+def _cells(settings: dict[str, Any]) -> tuple[str, ...]:
+    """The attention of a method, and its settings."""
+    shown = [_to_text(settings.pop(name)) for name in ("attention", "depth", "residual", "mlp")]
+    others = (f"{name} {_to_text(value)}" for name, value in settings.items() if value is not None)
+    return (*shown, ", ".join(others))
+
+
+def _to_text(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

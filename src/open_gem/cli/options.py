@@ -1,58 +1,146 @@
-"""Options that several commands share: a dataclass each, whose fields are the options.
+"""Options that several commands share: each dataclass is a group of them, its fields are the options.
 
     @app.command()
     @with_options
-    def ground(images: …, model: ModelOptions, views: ViewOptions, *, quiet: …) -> None:
+    def ground(images: …, *, model: ModelOptions, views: ViewOptions, quiet: …) -> None:
 
-The command gets the dataclasses; the command line has their fields. A new shared option is a field here.
+The command receives the dataclasses; its command line has their fields. A new shared option is a new field.
 """
 
 import inspect
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from open_gem.cli.app import say
+from open_gem.errors import InputError, MethodError, PromptError
+
 if TYPE_CHECKING:
     from open_gem.images.views import Views
+    from open_gem.label.ontology import Ontology
     from open_gem.localizer import Localizer
     from open_gem.locate import AnyLocalizer
     from open_gem.method.table import Method
     from open_gem.refine import Refinement
+    from open_gem.text import Vocabulary
+
+Number = TypeVar("Number", int, float)
 
 PROMPTS, VIEWS, METHOD = "Prompts", "Views", "Method"  # panels of the help
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help='How images are resized: "short:448", "long:N", "square:N" or "native".',
+        show_default="the model's recommendation",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
+DtypeOption = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
+PretrainedOption = Annotated[
+    str | None, typer.Option(help="The tag of open_clip weights, or a file of weights for this architecture.")
+]
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with each parameter that is a dataclass replaced by the fields of that dataclass."""
+    """The command, with the fields of each parameter that is a dataclass as parameters of their own."""
     signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
     groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        if name not in groups:
+        if name in groups:
+            parameters += _parameters_of(groups[name])
+        else:
             parameters.append(parameter.replace(annotation=hints[name]))
-            continue
-        kinds = get_type_hints(groups[name], include_extras=True)
-        for one in fields(groups[name]):
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(one.name, keyword, default=one.default, annotation=kinds[one.name]))
-    parameters.sort(key=lambda parameter: parameter.kind)
 
     @wraps(command)
-    def grouped(**given: Any) -> Any:
-        made = {name: kind(**{one.name: given.pop(one.name) for one in fields(kind)}) for name, kind in groups.items()}
-        return command(**given, **made)
+    def flat_command(**values: Any) -> Any:
+        options = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**values, **options)
 
-    del grouped.__wrapped__  # its signature is the one below
-    grouped.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
-    return grouped
+    del flat_command.__wrapped__  # typer would read the signature of `command`
+    flat_command.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    flat_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat_command
+
+
+def _parameters_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
+
+
+def names_of_options(group: Any) -> list[str]:
+    """The options of a group that have another value than their default, such as "--image-size"."""
+    return [option_name(field.name) for field in fields(group) if getattr(group, field.name) != field.default]
+
+
+def option_name(name: str) -> str:
+    """ "--min-area" for "min_area"."""
+    return f"--{name.replace('_', '-')}"
+
+
+# Lists of values ------------------------------------------------------------------------------------------------------
+
+
+def split_commas(text: str) -> list[str]:
+    """The values of a comma-separated list, each once."""
+    return list(dict.fromkeys(value.strip() for value in text.split(",")))
+
+
+def parse_methods(text: str) -> list[str]:
+    """The names of a comma-separated list of methods, or all of them. Raises MethodError for an unknown one."""
+    from open_gem.method.table import METHODS, check_name
+
+    names = [name for value in split_commas(text) for name in (METHODS if value == "all" else [check_name(value)])]
+    return list(dict.fromkeys(names))
+
+
+def parse_numbers(option: str, text: str, kind: Callable[[str], Number] = float) -> tuple[Number, ...]:
+    """The numbers of a comma-separated list. Raises InputError if one is not a number."""
+    try:
+        return tuple(kind(number) for number in text.split(","))
+    except ValueError as error:
+        expected = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} is {text!r}, expected comma-separated {expected} such as 1,3") from error
+
+
+def read_prompts(option: str, prompts: Iterable[str]) -> list[str]:
+    """The prompts, with the lines of FILE for each "@FILE". Warns of one that looks like several."""
+    lines = [line for prompt in prompts for line in (_lines(prompt[1:]) if prompt.startswith("@") else [prompt])]
+    for line in lines:
+        parts = [part.strip() for part in line.split(",") if part.strip()]
+        if len(parts) > 1:
+            separate = " ".join(f"{option} {shlex.quote(part)}" for part in parts)
+            say(f"warning: {line!r} is one prompt, comma included; for {len(parts)} prompts: {separate}")
+            break
+    return lines
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise PromptError(f"cannot read prompts from {path!r}: {reason}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,21 +153,11 @@ class ModelOptions:
             help='"embedded", a name of `open-gem models`, "org/repo" of transformers, "hf-hub:org/repo", a folder.'
         ),
     ] = "embedded"
-    pretrained: Annotated[
-        str | None, typer.Option(help="The tag of open_clip weights, or a file of weights for this architecture.")
-    ] = None
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')] = "auto"
-    dtype: Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")] = "float32"
+    pretrained: PretrainedOption = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "float32"
 
-    def load(self, *, may_be_trained: bool = False, **settings: Any) -> "AnyLocalizer":
-        """The localizer, with the `settings` that are not None; one that was trained to localize only if it may be."""
-        if may_be_trained and self.is_trained():
-            from open_gem.trained.localizer import load_trained
-
-            return load_trained(self.model, device=self.device, dtype=self.dtype, **settings)
-        return self.load_localizer(**settings)
-
-    def load_localizer(self, **settings: Any) -> "Localizer":
+    def load(self, **settings: Any) -> "Localizer":
         """A localizer without training, with the `settings` that are not None."""
         from open_gem import towers
         from open_gem.localizer import Localizer
@@ -87,11 +165,25 @@ class ModelOptions:
         backbone = towers.load(self.model, self.pretrained, device=self.device, dtype=self.dtype)
         return Localizer(backbone, **{name: value for name, value in settings.items() if value is not None})
 
+    def load_any(self, **settings: Any) -> "AnyLocalizer":
+        """A localizer, which may be one that was trained to localize; it takes the template of the `settings` only."""
+        if not self.is_trained():
+            return self.load(**settings)
+        from open_gem.trained.localizer import load_trained
+
+        return load_trained(self.model, template=settings.get("template"), device=self.device, dtype=self.dtype)
+
     def is_trained(self) -> bool:
-        """True if the name is one of a model that was trained to localize."""
+        """True if the name is that of a model that was trained to localize."""
         from open_gem.trained.registry import is_trained
 
         return self.pretrained is None and is_trained(self.model)
+
+    def check_untrained(self, options: Iterable[str]) -> None:
+        """Raises InputError if the model was trained to localize, and so has none of the options that are given."""
+        names = ", ".join(options)
+        if names and self.is_trained():
+            raise InputError(f"{self.model} was trained to localize: it has no methods, and no {names}")
 
 
 @dataclass(frozen=True)
@@ -109,27 +201,21 @@ class TuneOptions:
         float | None, typer.Option(help="Multiplies the temperature; smaller is sharper.", rich_help_panel=METHOD)
     ] = None
     steps: Annotated[
-        str | None,
-        typer.Option(help='Steps after the attention, comma-separated: "scga".', rich_help_panel=METHOD),
+        str | None, typer.Option(help='Steps after the attention, comma-separated: "scga".', rich_help_panel=METHOD)
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """Those that were given, as settings of a `Method`."""
+    def tune(self, name: str, method: "Method") -> "Method":
+        """The method called `name` with these settings. Raises MethodError for one that it does not have."""
         from open_gem.method.steps import find_step
 
-        settings = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings = {setting: value for setting, value in settings.items() if value is not None}
         if self.steps is not None:
-            settings["steps"] = tuple(find_step(name.strip()) for name in self.steps.split(","))
-        return settings
-
-    def tune(self, name: str, method: "Method") -> "Method":
-        """The method called `name` with these settings. Raises MethodError for one it does not have."""
-        from open_gem.errors import MethodError
-
-        settings = self.given()
+            settings["steps"] = tuple(find_step(step) for step in split_commas(self.steps))
         if unknown := sorted(settings.keys() - set(method.settings)):
-            options = " and ".join(f"--{option.replace('_', '-')}" for option in unknown)
-            raise MethodError(f"{options} has no effect with method {name!r}: leave it out")
+            verb = "has" if len(unknown) == 1 else "have"
+            options = " and ".join(map(option_name, unknown))
+            raise MethodError(f"{options} {verb} no effect with method {name!r}")
         return method.replace(**settings)
 
 
@@ -137,14 +223,7 @@ class TuneOptions:
 class ViewOptions:
     """How an image is looked at, and refined."""
 
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            help='"short:448", "long:N", "square:N" or "native".',
-            show_default="the model's recommendation",
-            rich_help_panel=VIEWS,
-        ),
-    ] = None
+    image_size: ImageSizeOption = None
     window: Annotated[
         int | None,
         typer.Option(
@@ -170,20 +249,21 @@ class ViewOptions:
         ),
     ] = None
     refine: Annotated[
-        str | None,
-        typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS),
+        str | None, typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS)
     ] = None
 
     def views(self) -> "Views":
-        """Raises InputError for values that make no sense."""
-        from open_gem.cli.app import numbers_of
+        """The views. Raises InputError for values that make no sense; warns of --merge without effect."""
         from open_gem.images.pixels import check_size_rule
         from open_gem.images.views import Views
 
         if self.image_size is not None:
             check_size_rule(self.image_size)
-        scales = numbers_of("scales", self.scales or "1")
-        return Views(self.window, self.stride, scales, self.flip, self.merge or "features")
+        scales = parse_numbers("scales", self.scales or "1")
+        views = Views(self.window, self.stride, scales, self.flip, self.merge or "features")
+        if self.merge is not None and views.sees_whole:
+            say("warning: --merge has no effect without --window, --scales or --flip")
+        return views
 
     def refinement(self) -> "Refinement | None":
         """Raises InputError for an unknown name."""
@@ -211,16 +291,15 @@ class ClassOptions:
         typer.Option(
             "--classes",
             "-c",
-            help="A class file: YAML or JSON with prompts and thresholds, or one class a line, its synonyms after commas.",
+            help="A class file: YAML or JSON with prompts and thresholds, or one class a line with its synonyms, "
+            "comma-separated.",
             rich_help_panel=PROMPTS,
         ),
     ] = None
     first_is_background: Annotated[
         bool,
         typer.Option(
-            "--first-is-background",
-            help="The class file's first line is the background.",
-            rich_help_panel=PROMPTS,
+            "--first-is-background", help="The class file's first line is the background.", rich_help_panel=PROMPTS
         ),
     ] = False
     template: Annotated[
@@ -230,3 +309,55 @@ class ClassOptions:
             rich_help_panel=PROMPTS,
         ),
     ] = None
+
+    def prompts(self) -> list[str]:
+        """The prompts on the command line, with the lines of files. Raises PromptError, and InputError if there is a
+        class file too."""
+        prompts = read_prompts("-p", self.prompt or [])
+        if self.classes is not None and prompts:
+            raise InputError("--classes and --prompt given, expected one of them")
+        if self.classes is None and self.first_is_background:
+            raise InputError("--first-is-background given without --classes")
+        if self.classes is None and not prompts:
+            raise PromptError("no prompt given, expected --prompt or --classes")
+        return prompts
+
+    def read(self, **thresholds: float | None) -> "Ontology":
+        """Labels, prompts and thresholds; `thresholds` are of labels without their own. Raises PromptError and
+        InputError."""
+        from open_gem.label.ontology import Ontology
+
+        prompts = self.prompts()
+        if self.classes is None:
+            return Ontology.of(prompts, **thresholds)
+        return Ontology.read(self.classes, self.first_is_background, **thresholds)
+
+    def vocabulary(self) -> "Vocabulary":
+        """Labels and prompts without thresholds, also labels that are there twice. Raises PromptError and InputError;
+        warns of thresholds in a class file."""
+        from open_gem.label.ontology import DEFAULTS
+        from open_gem.text import Vocabulary
+
+        if self.classes is None:
+            return Vocabulary.of(self.prompts())
+        classes = self.read()
+        if any(set(getattr(classes, name)) != {default} for name, default in DEFAULTS.items()):
+            say(f"warning: the thresholds in {str(self.classes)!r} are for open-gem label only")
+        return classes.vocabulary
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images of a data set are measured, and how."""
+
+    data_root: Annotated[Path | None, typer.Option(help="The folder that holds its files; scenes need none.")] = None
+    split: Annotated[str | None, typer.Option(help="A split of the data set.", show_default="the usual one")] = None
+    protocol: Annotated[str, typer.Option(help="Evaluation protocol: paper, official or field.")] = "paper"
+    limit: Annotated[int | None, typer.Option(min=1, help="The first images only.")] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one shape at a time.")] = 8
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images ahead of the model.")] = 2
+
+    @property
+    def loop(self) -> dict[str, int]:
+        """Settings of `evaluation.run.measure`."""
+        return {"batch_size": self.batch_size, "workers": self.workers}

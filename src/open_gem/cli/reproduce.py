@@ -1,6 +1,7 @@
 """`open-gem reproduce`: the paper's tables and figures, each a list of methods and a renderer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,214 +10,244 @@ import typer
 from rich.text import Text
 
 from open_gem.checks import did_you_mean
-from open_gem.cli._app import (
+from open_gem.cli.app import app, new_console, progress_bar, resumable, say
+from open_gem.cli.options import (
+    DataOptions,
     DeviceOption,
     DtypeOption,
+    ModelOptions,
     PretrainedOption,
-    app,
-    going_on,
-    load_any,
-    new_console,
-    progress_bar,
-    say,
+    QuietOption,
+    with_options,
 )
 from open_gem.errors import InputError, ModelError, OpenGemError
 
 if TYPE_CHECKING:
+    from open_gem.evaluation.protocol import EvalProtocol
     from open_gem.evaluation.tasks import Dataset
     from open_gem.locate import AnyLocalizer
     from open_gem.paper import Job, Outcome
 
 PROBE = 4  # images that a plan is timed on
-Load = Callable[[str | None], "AnyLocalizer"]
 
 
 @app.command()
+@with_options
 def reproduce(
-    what: Annotated[
+    experiments: Annotated[
         list[str] | None, typer.Argument(help="table1, table2 …, figure5, or all.", show_default="all")
     ] = None,
+    *,
     dataset: Annotated[str, typer.Option(help="A name of `open-gem data`.")] = "scenes",
-    data_root: Annotated[Path | None, typer.Option(help="The folder that holds its files; scenes need none.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which part; else the paper's in each, where there is one.")] = None,
-    protocol: Annotated[str, typer.Option(help="How it is asked: paper, official or field.")] = "paper",
+    data: DataOptions,
     model: Annotated[
         str | None,
         typer.Option(
-            help="One model for all, a name as for `open-gem evaluate`.",
-            show_default="those of the paper in each; with scenes, embedded",
+            help="One model for all experiments, a name as for `open-gem evaluate`.",
+            show_default="the paper's models of each; with scenes, embedded",
         ),
     ] = None,
     pretrained: PretrainedOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first images only.")] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would run, and about how long; run four images with each model.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one shape at a time.")] = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode ahead.")] = 2,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would run and for how long; runs four images with each model.")
+    ] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the report and its plots; counts go to its folder runs.")
+        Path, typer.Option(help="Folder for the report and its plots; counts go to its subfolder runs.")
     ] = Path("open_gem_paper"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure tables and figures of the paper, with each model from one pass over the data, beside the paper's values.
 
-    With the paper's models and data, or without a network on synthetic scenes with the model in the package.
-    Interrupted, the same command goes on where it was. A model that cannot be had is named; the others are measured.
+    With the paper's models and data, or offline on synthetic scenes with the model in the package. Rerun the same
+    command to resume an interrupted run. A model that cannot be loaded is reported; the others are measured.
     """
-    from open_gem.data import Segmentation, find_dataset, open_dataset
+    from open_gem.data import Segmentation, find_dataset
     from open_gem.evaluation.protocol import find_protocol
     from open_gem.files import check_writable
     from open_gem.paper import EXPERIMENTS, PICTURES, jobs
     from open_gem.paper.numbers import B16
 
-    known = [*EXPERIMENTS, *PICTURES]
-    wanted = known if not what or what == ["all"] else what
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"unknown experiment {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    names, drawn = ([name for name in wanted if name in some] for some in (EXPERIMENTS, PICTURES))
-    asked, own = find_protocol(protocol), model is not None or dataset == "scenes"
+    names = find_experiments(experiments or ["all"])
+    tables = [name for name in names if name in EXPERIMENTS]
+    figures = [name for name in names if name in PICTURES]
+    has_own_model = model is not None or dataset == "scenes"
     if pretrained is not None and model is None:
         raise InputError("--pretrained given without --model")
+    models = ModelOptions(model or "embedded", pretrained, device, dtype)
+    run = Reproduction(models, dataset, data, find_protocol(data.protocol), out, quiet)
     check_writable(out)
-    loop = {"batch_size": batch, "workers": workers}
+    images = run.open_data(data.split)  # checked before a model is loaded
+    if not isinstance(images, Segmentation):
+        for name in [name for name in tables if EXPERIMENTS[name].analysis]:
+            tables.remove(name)
+            run.faults.append(f"{name} needs the class of each pixel, which {dataset} does not know")
+    todo = jobs(tables, has_own_model, tuple(find_dataset(dataset).splits), data.split)
     console = new_console()
-
-    def data(of: str | None) -> "Dataset":
-        return open_dataset(dataset, data_root, of)
-
-    def load(label: str | None) -> "AnyLocalizer":
-        return _load(label, model or "embedded", pretrained, device, dtype)
-
-    shown = data(split)  # whatever is wrong with it is said before a model is loaded
-    blind = [name for name in names if EXPERIMENTS[name].analysis and not isinstance(shown, Segmentation)]
-    faults = [f"{name} needs the class of each pixel, which {dataset} does not know" for name in blind]
-    todo = jobs([name for name in names if name not in blind], own, tuple(find_dataset(dataset).splits), split)
     if plan:
-        for job in todo:
-            console.print(Text(_planned(job, data(job.split), load, asked, limit, loop)))
-        if drawn:
-            console.print(Text(f"{', '.join(drawn)}: less than a minute"))
-        for fault in faults:
-            console.print(Text(fault))
+        lines = [run.plan(job) for job in todo]
+        lines += [f"{', '.join(figures)}: less than a minute"] if figures else []
+        for line in [*lines, *run.faults]:
+            console.print(Text(line))
         return
-    outcomes, layers = [], {}
-    with going_on():
+    with resumable():
         for job in todo:
-            try:
-                with progress_bar(min(limit or len(data(job.split)), len(data(job.split))), quiet) as advance:
-                    found, depth = _measured(
-                        job, data(job.split), load, out / "runs", protocol=asked, limit=limit, progress=advance, **loop
-                    )
-            except ModelError as error:
-                faults.append(f"{job.model or model}: {error}")
-                continue
-            outcomes.append(found)
-            layers[found.label] = depth
-            faults += [f"{image}: {error}" for image, error in found.failed.items()]
-        sheets = _drawn(drawn, load, None if own else B16, shown, asked, faults) if drawn else {}
-    for fault in dict.fromkeys(faults):
+            run.measure(job)
+        if figures:
+            run.draw(figures, None if has_own_model else B16, images)
+    faults = list(dict.fromkeys(run.faults))
+    for fault in faults:
         say(f"error: {fault}")
-    if outcomes or sheets:
-        _write(out, wanted, outcomes, layers, sheets, protocol, list(dict.fromkeys(faults)))
+    if run.outcomes or run.sheets:
+        run.write_report(names, faults)
         console.print(Text(f"Look at {out / 'report.md'}; its counts are in {out / 'runs'}"))
     if faults:
         raise typer.Exit(1)
 
 
-def _load(label: str | None, model: str, pretrained: str | None, device: str, dtype: str) -> "AnyLocalizer":
-    """A model of the paper by its label; without a label, the user's own, which must have methods."""
-    from open_gem.paper import load_of
+def find_experiments(names: Sequence[str]) -> list[str]:
+    """The experiments that were asked for. Raises InputError for an unknown one."""
+    from open_gem.paper import EXPERIMENTS, PICTURES
 
-    name, tag, may_be_trained = (model, pretrained, False) if label is None else load_of(label)
-    localizer = load_any(name, tag, device, dtype)
-    if not (may_be_trained or localizer.layers):
-        raise InputError(f"{name} was trained to localize and has no methods: measure it with open-gem evaluate")
-    return localizer
-
-
-def _planned(job: "Job", data: "Dataset", load: Load, protocol: Any, limit: int | None, loop: dict[str, int]) -> str:
-    """A line on what a job would do, and how long."""
-    from open_gem.evaluation.run import measure
-    from open_gem.paper import union
-
-    count = min(limit or len(data), len(data))
-    try:
-        localizer = load(job.model)
-    except ModelError as error:
-        return f"{', '.join(job.experiments)}: cannot be run with {job.model}: {error}"
-    methods = union(job.experiments, localizer.layers) if localizer.layers else {}
-    name = job.model or localizer.name
-    few, start = range(min(PROBE, count)), perf_counter()
-    for _ in measure(localizer, methods, data, few, protocol, analysed=tuple(methods), **loop):
-        pass
-    minutes = (perf_counter() - start) / len(few) * count / 60
-    what = f"{len(methods)} methods" if methods else "as trained"
-    over = f"from one pass over {count} images of {data.name} {data.split} with {name}"
-    return f"{', '.join(job.experiments)}: {what} {over}, about {minutes:.0f} minutes"
-
-
-def _measured(job: "Job", data: "Dataset", load: Load, place: Path, **settings: Any) -> "tuple[Outcome, int]":
-    """What a job gives, and how many blocks its model has."""
-    from open_gem.paper import reproduce as measure_all
-
-    localizer = load(job.model)
-    return measure_all(job.experiments, localizer, data, place, label=job.model, **settings), localizer.layers
-
-
-def _drawn(
-    names: Sequence[str], load: Load, label: str | None, data: "Dataset", protocol: Any, faults: list[str]
-) -> dict[str, Any]:
-    """Each picture that can be drawn; what keeps one from it goes to `faults`."""
-    from open_gem.paper import PICTURES
-
-    drawn: dict[str, Any] = {}
-    try:
-        localizer = load(label)
-    except ModelError as error:
-        faults.append(f"{', '.join(names)}: {error}")
-        return drawn
+    known = [*EXPERIMENTS, *PICTURES]
+    if list(names) == ["all"]:
+        return known
     for name in names:
+        if name not in known:
+            raise InputError(f"unknown experiment {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return list(names)
+
+
+@dataclass(eq=False)
+class Reproduction:
+    """The settings of a reproduction and its results so far.
+
+    outcomes  of each finished job
+    layers    blocks of each model, by the label of its outcome
+    sheets    drawn figures, by name
+    faults    what failed, and why
+    """
+
+    models: ModelOptions
+    dataset: str
+    data: DataOptions
+    protocol: "EvalProtocol"
+    out: Path
+    quiet: bool
+    outcomes: "list[Outcome]" = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
+    sheets: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def open_data(self, split: str | None) -> "Dataset":
+        from open_gem.data import open_dataset
+
+        return open_dataset(self.dataset, self.data.data_root, split)
+
+    def load(self, label: str | None) -> "AnyLocalizer":
+        """A model of the paper by its label, or the user's own model (None), which must have methods."""
+        from open_gem.paper import load_of
+
+        if label is None:
+            localizer = self.models.load_any()
+            if not localizer.layers:
+                name = self.models.model
+                raise InputError(f"{name} was trained to localize and has no methods: use open-gem evaluate")
+            return localizer
+        name, tag, may_be_trained = load_of(label)
+        models = replace(self.models, model=name, pretrained=tag)
+        return models.load_any() if may_be_trained else models.load()
+
+    def plan(self, job: "Job") -> str:
+        """One line on what a job would do, and for how long."""
+        from open_gem.evaluation.run import measure
+        from open_gem.paper import union
+
+        images, experiments = self.open_data(job.split), ", ".join(job.experiments)
+        count = self._count(images)
         try:
-            drawn[name] = PICTURES[name][1](localizer, data, protocol)
-        except OpenGemError as error:
-            faults.append(f"{name}: {error}")
-    return drawn
+            localizer = self.load(job.model)
+        except ModelError as error:
+            return f"{experiments}: cannot be run with {job.model}: {error}"
+        methods = union(job.experiments, localizer.layers) if localizer.layers else {}
+        probe, start = range(min(PROBE, count)), perf_counter()
+        for _ in measure(localizer, methods, images, probe, self.protocol, analysed=tuple(methods), **self.data.loop):
+            pass
+        minutes = (perf_counter() - start) / len(probe) * count / 60
+        rows = f"{len(methods)} methods" if methods else "as trained"
+        source = f"one pass over {count} images of {images.name} {images.split}"
+        return f"{experiments}: {rows} from {source} with {job.model or localizer.name}, about {minutes:.0f} minutes"
+
+    def measure(self, job: "Job") -> None:
+        """Run a job; its outcome, or what failed, is added."""
+        from open_gem.paper import reproduce as measure_all
+
+        images = self.open_data(job.split)
+        try:
+            localizer = self.load(job.model)
+            with progress_bar(self._count(images), self.quiet) as advance:
+                outcome = measure_all(
+                    job.experiments,
+                    localizer,
+                    images,
+                    self.out / "runs",
+                    label=job.model,
+                    protocol=self.protocol,
+                    limit=self.data.limit,
+                    progress=advance,
+                    **self.data.loop,
+                )
+        except ModelError as error:
+            self.faults.append(f"{job.model or self.models.model}: {error}")
+            return
+        self.outcomes.append(outcome)
+        self.layers[outcome.label] = localizer.layers
+        self.faults += [f"{image}: {error}" for image, error in outcome.failed.items()]
+
+    def draw(self, names: Sequence[str], label: str | None, images: "Dataset") -> None:
+        """Draw figures; those that can be drawn, or what failed, are added."""
+        from open_gem.paper import PICTURES
+
+        try:
+            localizer: Any = self.load(label)
+        except ModelError as error:
+            self.faults.append(f"{', '.join(names)}: {error}")
+            return
+        for name in names:
+            try:
+                self.sheets[name] = PICTURES[name][1](localizer, images, self.protocol)
+            except OpenGemError as error:
+                self.faults.append(f"{name}: {error}")
+
+    def write_report(self, names: Sequence[str], faults: Sequence[str]) -> None:
+        """Write the report and its figures."""
+        from open_gem.cli.save import save_picture
+        from open_gem.files import write_file
+        from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
+
+        parts = [
+            f"# The paper's experiments, protocol {self.data.protocol}\n",
+            "".join(map(_summary_line, self.outcomes)),
+        ]
+        if faults:
+            parts.append("What failed:\n\n" + "".join(f"* {fault}\n" for fault in faults))
+        for name in names:
+            if name in EXPERIMENTS and any(name in outcome.rows for outcome in self.outcomes):
+                parts.append(markdown(name, self.outcomes))
+                for file, plot in curves(name, self.outcomes, self.layers).items():
+                    save_picture(self.out / f"{file}.png", plot)
+                    parts.append(f"![{title(name)}]({file}.png)\n")
+            elif name in self.sheets:
+                save_picture(self.out / f"{name}.png", self.sheets[name])
+                parts.append(f"## {title(name)}: {PICTURES[name][0]}\n\n![{title(name)}]({name}.png)\n")
+        write_file(self.out / "report.md", "\n".join(parts).encode())
+
+    def _count(self, images: "Dataset") -> int:
+        return min(self.data.limit or len(images), len(images))
 
 
-def _write(
-    out: Path,
-    wanted: Sequence[str],
-    outcomes: "Sequence[Outcome]",
-    layers: dict[str, int],
-    sheets: dict[str, Any],
-    protocol: str,
-    faults: Sequence[str],
-) -> None:
-    """The report and its pictures."""
-    from open_gem.cli.save import save_picture
-    from open_gem.files import write_file
-    from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
-
-    parts = [f"# The paper's experiments, protocol {protocol}\n", "".join(map(_summary, outcomes))]
-    if faults:
-        parts.append("What failed:\n\n" + "".join(f"* {fault}\n" for fault in faults))
-    for name in wanted:
-        if name in EXPERIMENTS and any(name in outcome.rows for outcome in outcomes):
-            parts.append(markdown(name, outcomes))
-            for file, picture in curves(name, outcomes, layers).items():
-                save_picture(out / f"{file}.png", picture)
-                parts.append(f"![{title(name)}]({file}.png)\n")
-        elif name in sheets:
-            save_picture(out / f"{name}.png", sheets[name])
-            parts.append(f"## {title(name)}: {PICTURES[name][0]}\n\n![{title(name)}]({name}.png)\n")
-    write_file(out / "report.md", "\n".join(parts).encode())
-
-
-def _summary(outcome: "Outcome") -> str:
-    missing = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
-    images = f"{outcome.counted} of {outcome.total} images{missing}"
+def _summary_line(outcome: "Outcome") -> str:
+    failures = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
+    images = f"{outcome.counted} of {outcome.total} images{failures}"
     return f"* {outcome.label} on {outcome.dataset} ({outcome.split}): {images}\n"

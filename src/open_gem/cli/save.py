@@ -1,4 +1,4 @@
-"""Results as files: pictures and documents of what was found in one image, each written whole or not at all."""
+"""Results as files: the drawings and documents of one located image, each written whole or not at all."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -14,34 +14,34 @@ from open_gem.errors import InputError
 from open_gem.files import to_json, write_file
 from open_gem.images.draw import contact_sheet, overlay, segmentation
 from open_gem.localization import Localization
-from open_gem.readout import Boxes
+from open_gem.objects import Object
 
-SLUG, STEM = 40, 120  # longest parts of a file name, in characters and bytes
+SLUG, STEM = 40, 120  # most characters of a prompt and bytes of an image's name in a file name
 
 
 # Names of files -------------------------------------------------------------------------------------------------------
 
 
-def slugs(phrases: Sequence[str]) -> list[str]:
-    """A short name for each phrase, plain ASCII and different from all others even where case does not count."""
-    return _distinct([_slug(phrase) or "phrase" for phrase in phrases])
+def slugs(prompts: Sequence[str]) -> list[str]:
+    """A short plain ASCII name for each prompt, distinct even if case is ignored."""
+    return _distinct([_slug(prompt) or "prompt" for prompt in prompts])
 
 
-def _slug(phrase: str) -> str:
-    letters = unicodedata.normalize("NFKD", phrase).encode("ascii", "ignore").decode().lower()
+def _slug(prompt: str) -> str:
+    letters = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = "".join(letter if letter.isalnum() else " " for letter in letters).split()
     return "-".join(words)[:SLUG].strip("-")
 
 
 def stems(paths: Sequence[str]) -> list[str]:
-    """What the names of each picture's files begin with: its own name, different from all others."""
+    """What the file names of each image's results begin with: the image's own name, distinct."""
     return _distinct(
         [Path(path).stem.encode("utf-8", "ignore")[:STEM].decode("utf-8", "ignore") or "image" for path in paths]
     )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, those that were there before (case aside) with their position behind them."""
+    """The names, with their position appended if an earlier one is equal (ignoring case)."""
     taken: set[str] = set()
     distinct = []
     for position, name in enumerate(names, start=1):
@@ -56,10 +56,10 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One phrase of one picture, for a table."""
+class PromptRow:
+    """One prompt of one image, for a table."""
 
-    phrase: str
+    prompt: str
     score: float
     presence: float | None
     point: list[int]
@@ -67,12 +67,15 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What was found in one picture, and how it becomes files. `scale` of the heatmaps that are drawn and thresholded:
-    see `Localization.heatmaps`; `method`, where several are compared."""
+class ImageResult:
+    """An image with its localization, and how they become files.
+
+    scale   of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
+    method  its name, if several are compared
+    """
 
     path: str
-    picture: Image.Image
+    image: Image.Image
     result: Localization
     threshold: float = 0.5
     background: float | None = None
@@ -80,8 +83,12 @@ class Found:
     method: str = ""
 
     @cached_property
-    def boxes(self) -> list[Boxes]:
-        return self.result.boxes(self.threshold, self.scale)
+    def boxes(self) -> list[list[Object]]:
+        """The boxes of each prompt, best first."""
+        boxes: list[list[Object]] = [[] for _ in self.result.prompts]
+        for box in self.result.objects(self.threshold, self.scale, min_area=0, masks=False):
+            boxes[box.index].append(box)
+        return boxes
 
     @cached_property
     def points(self) -> list[list[int]]:
@@ -89,7 +96,7 @@ class Found:
 
     @cached_property
     def scores(self) -> list[float]:
-        assert self.result.scores is not None  # a Localizer that is called always gives them
+        assert self.result.scores is not None, "a localizer always gives them"
         return [round(score, 6) for score in self.result.scores.tolist()]
 
     @cached_property
@@ -102,24 +109,24 @@ class Found:
         return slugs(self.result.prompts)
 
     def best(self, count: int) -> list[int]:
-        """The phrases with the highest scores, in the order they were given."""
+        """Indices of the prompts with the highest scores, in the order of the prompts."""
         return sorted(sorted(range(len(self.scores)), key=lambda index: -self.scores[index])[:count])
 
-    def rows(self, count: int) -> list[Row]:
-        boxes = {index: self.boxes[index].xyxy[:1].tolist() for index in self.best(count)}
+    def rows(self, count: int) -> list[PromptRow]:
+        """The `count` best prompts, for a table."""
         return [
-            Row(
+            PromptRow(
                 self.result.prompts[index],
                 self.scores[index],
                 self.presence[index],
                 self.points[index],
-                box[0] if box else None,
+                list(self.boxes[index][0].box) if self.boxes[index] else None,
             )
-            for index, box in boxes.items()
+            for index in self.best(count)
         ]
 
     def document(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Everything about the picture that fits into JSON."""
+        """Everything about the image that JSON can hold."""
         prompts = [
             {
                 "prompt": prompt,
@@ -127,10 +134,7 @@ class Found:
                 "score": self.scores[index],
                 "presence": self.presence[index],
                 "point": self.points[index],
-                "boxes": [
-                    {"xyxy": xyxy, "score": round(score, 6)}
-                    for xyxy, score in zip(*(part.tolist() for part in self.boxes[index]), strict=True)
-                ],
+                "boxes": [{"xyxy": list(box.box), "score": round(box.score, 6)} for box in self.boxes[index]],
             }
             for index, prompt in enumerate(self.result.prompts)
         ]
@@ -139,7 +143,7 @@ class Found:
         return {"path": self.path, "size": size, **settings, **views, "prompts": prompts}
 
     def write(self, out: Path, stem: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
-        """Write files of these kinds; pictures of single phrases for the `few` best only."""
+        """Write files of these kinds; drawings of single prompts only for the `few` best."""
         for kind in kinds:
             if kind in PICTURES:
                 for index in self.best(few):
@@ -150,78 +154,86 @@ class Found:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write an image as PNG."""
     write_file(path, partial(picture.save, format="PNG"))
 
 
-def draw_overlay(found: Found, index: int) -> Image.Image:
+def draw_overlay(located: ImageResult, index: int) -> Image.Image:
+    """One prompt's heatmap, boxes and point on the image."""
     return overlay(
-        found.picture,
-        found.result.heatmaps(found.scale)[index],
-        boxes=found.boxes[index].xyxy[:3].tolist(),  # the best few: more hide the picture
-        point=found.points[index],
-        caption=" · ".join(filter(None, [found.method, found.result.prompts[index]])),
-        score=found.scores[index],
+        located.image,
+        located.result.heatmaps(located.scale)[index],
+        boxes=[list(box.box) for box in located.boxes[index][:3]],  # more would hide the image
+        point=located.points[index],
+        caption=" · ".join(filter(None, [located.method, located.result.prompts[index]])),
+        score=located.scores[index],
     )
 
 
-def side_by_side(some: Sequence[Found], few: int) -> Image.Image:
-    """Overlays of the `few` best phrases, a row each, by several methods, a column each."""
-    pictures = [draw_overlay(found, index) for index in some[0].best(few) for found in some]
-    return contact_sheet(pictures, columns=len(some))
+def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
+    """Overlays of the `few` best prompts, one a row, by several methods, one a column."""
+    overlays = [draw_overlay(located, index) for index in by_method[0].best(few) for located in by_method]
+    return contact_sheet(overlays, columns=len(by_method))
 
 
-def _heatmap(found: Found, index: int) -> Image.Image:
+def _heatmap(located: ImageResult, index: int) -> Image.Image:
     """16 bits: 0 to 65535 for the lowest to the highest value, probabilities of 0 to 1, or cosines of -1 to 1."""
-    heatmap = found.result.heatmaps(found.scale)[index].cpu().numpy()
-    shares = (heatmap + 1) / 2 if found.scale == "cosine" else heatmap
+    heatmap = located.result.heatmaps(located.scale)[index].cpu().numpy()
+    shares = (heatmap + 1) / 2 if located.scale == "cosine" else heatmap
     return Image.fromarray((shares.clip(0, 1) * 65535).round().astype("uint16"))
 
 
-def _mask(found: Found, index: int) -> Image.Image:
-    return Image.fromarray(found.result.masks(found.threshold, found.scale)[index].cpu().numpy().astype("uint8") * 255)
-
-
-def _write_segmentation(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
-    labels = found.result.segment(found.background)
-    segmentation(found.picture, labels, found.result.prompts).save(file, format="PNG")
-
-
-def _write_npz(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
-    similarity = found.result.similarity.float().cpu().numpy()
-    vocabulary = found.result.vocabulary
-    np.savez(
-        file,
-        similarity=similarity,
-        prompts=np.array(found.result.prompts),
-        phrases=np.array(found.result.prompts if vocabulary is None else vocabulary.phrases),  # of each similarity map
-        size=np.array(found.result.size),
-        scores=np.array(found.scores, dtype=np.float32),
-        logit_scale=np.float32(found.result.logit_scale),  # NaN where there is none: similarities are probabilities
+def _mask(located: ImageResult, index: int) -> Image.Image:
+    return Image.fromarray(
+        located.result.masks(located.threshold, located.scale)[index].cpu().numpy().astype("uint8") * 255
     )
 
 
-def _write_found(found: Found, settings: dict[str, Any], file: BinaryIO) -> None:
-    write_json(found.document(settings), file)
+def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
+    labels = located.result.segment(located.background)
+    segmentation(located.image, labels, located.result.prompts).save(file, format="PNG")
+
+
+def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
+    similarity = located.result.similarity.float().cpu().numpy()
+    vocabulary = located.result.vocabulary
+    np.savez(
+        file,
+        similarity=similarity,
+        prompts=np.array(located.result.prompts),
+        phrases=np.array(located.result.prompts if vocabulary is None else vocabulary.phrases),  # one a similarity map
+        size=np.array(located.result.size),
+        scores=np.array(located.scores, dtype=np.float32),
+        logit_scale=np.float32(located.result.logit_scale),  # NaN if similarities are probabilities
+    )
+
+
+def _write_document(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
+    write_json(located.document(settings), file)
 
 
 def write_json(document: dict[str, Any], file: BinaryIO) -> None:
     file.write(to_json(document, indent=1).encode() + b"\n")
 
 
-# One picture a phrase, and one file an image: what can be saved.
-PICTURES: dict[str, Callable[[Found, int], Image.Image]] = {"overlay": draw_overlay, "heatmap": _heatmap, "mask": _mask}
-DOCUMENTS: dict[str, tuple[str, Callable[[Found, dict[str, Any], BinaryIO], None]]] = {
+# What can be saved: one drawing a prompt, or one file an image.
+PICTURES: dict[str, Callable[[ImageResult, int], Image.Image]] = {
+    "overlay": draw_overlay,
+    "heatmap": _heatmap,
+    "mask": _mask,
+}
+DOCUMENTS: dict[str, tuple[str, Callable[[ImageResult, dict[str, Any], BinaryIO], None]]] = {
     "segmentation": ("segmentation.png", _write_segmentation),
     "npz": ("npz", _write_npz),
-    "json": ("json", _write_found),  # last: where it is, the others are
+    "json": ("json", _write_document),  # last: once it exists, so do the others
 }
 KINDS = (*PICTURES, *DOCUMENTS)
 
 
-def find_kinds(given: str) -> list[str]:
-    """The kinds of files to write, in the order of `KINDS`. Raises InputError for an unknown one."""
-    asked = {kind.strip() for kind in given.split(",")}
-    unknown = sorted(asked - {*KINDS, "none"})
+def find_kinds(text: str) -> list[str]:
+    """The kinds in a comma-separated list, in the order of `KINDS`. Raises InputError for an unknown one."""
+    kinds = {kind.strip() for kind in text.split(",")}
+    unknown = sorted(kinds - {*KINDS, "none"})
     if unknown:
-        raise InputError(f"cannot save {', '.join(map(repr, unknown))}, expected some of {', '.join(KINDS)}, or none")
-    return [kind for kind in KINDS if kind in asked]
+        raise InputError(f"cannot save {', '.join(map(repr, unknown))}, expected {', '.join(KINDS)}, or none")
+    return [kind for kind in KINDS if kind in kinds]

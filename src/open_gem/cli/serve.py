@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from open_gem.cli._app import DeviceOption, DtypeOption, ModelOption, PretrainedOption, app, load_localizer, say
+from open_gem.cli.app import app, say
+from open_gem.cli.options import ImageSizeOption, ModelOptions, with_options
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,32 +24,32 @@ TOKEN = "OPEN_GEM_TOKEN"
 
 
 @app.command()
+@with_options
 def serve(
-    model: ModelOption = "embedded",
-    pretrained: PretrainedOption = None,
-    size: Annotated[str | None, typer.Option(help="Size rule; else as the model recommends.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    *,
+    model: ModelOptions,
+    image_size: ImageSizeOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     token: Annotated[
-        str | None, typer.Option(envvar=TOKEN, help="What clients have to send as `Authorization: Bearer`.")
+        str | None, typer.Option(envvar=TOKEN, help="Token that clients send as `Authorization: Bearer`.")
     ] = None,
-    cache_mb: Annotated[int, typer.Option(min=1, help="MiB for features of uploaded images.")] = 512,
-    max_queue: Annotated[int, typer.Option(min=1, help="Requests in the house; more are told 429.")] = 32,
+    cache_mb: Annotated[int, typer.Option(min=1, help="MiB for encoded images.")] = 512,
+    max_queue: Annotated[int, typer.Option(min=1, help="Maximum pending requests; further ones get HTTP 429.")] = 32,
     max_patches: Annotated[
-        int | None, typer.Option(min=1, help="Patches of an image; by default 6 times a square image's.")
+        int | None,
+        typer.Option(min=1, help="Most patches of an image.", show_default="6 times a square image's"),
     ] = None,
     label_studio_url: Annotated[
-        str | None, typer.Option(help="A Label Studio whose pictures are fetched to predict its tasks.")
+        str | None, typer.Option(help="A Label Studio whose images are fetched to predict its tasks.")
     ] = None,
     label_studio_token: Annotated[
-        str, typer.Option(envvar="LABEL_STUDIO_API_KEY", help="Of a user of that Label Studio.")
+        str, typer.Option(envvar="LABEL_STUDIO_API_KEY", help="Token of a user of that Label Studio.")
     ] = "",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
 ) -> None:
     """Serve a model over HTTP: an API for programs, a page for people. Listens on this machine alone by default.
 
-    SIGTERM and Ctrl-C answer pending requests, for 10 seconds at most. Routes: /openapi.json, and docs/serving.md.
+    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json, and docs/serving.md.
     """
     try:
         import uvicorn  # noqa: F401
@@ -72,12 +73,12 @@ def serve(
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     _check_free(host, port)
     limit_arenas()
-    run(create_app(load_localizer(model, pretrained, device, dtype, size=size), settings), settings, host, port)
+    run(create_app(model.load(size=image_size), settings), settings, host, port)
 
 
 def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> None:
-    """Serve until a signal comes. Pending requests have `stop_seconds` then, after which the process ends, whatever a
-    thread of it is doing; a second signal ends it at once."""
+    """Serve until a signal comes. Pending requests then have `stop_seconds`, after which the process ends, whatever its
+    threads are doing; a second signal ends it at once."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -98,18 +99,18 @@ def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> 
 
 
 def _end(sig: int) -> None:
-    """End the process without waiting for threads: one in C code cannot be made to end."""
+    """End the process without waiting for threads: one in C code cannot be stopped."""
     print("stopped before all requests were answered", file=sys.stderr, flush=True)
     os._exit(128 + sig)
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises InputError where one cannot listen, before a model is loaded."""
+    """Raises InputError if the address cannot be listened on."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
             listener.bind(address)
-    except (OSError, UnicodeError) as error:  # the latter of names that are none
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen at {host}, port {port}: {reason}; see --host and --port") from error

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from open_gem.checks import did_you_mean, is_count, is_positive
 from open_gem.errors import MethodError
+from open_gem.files import to_json
 from open_gem.method import attention
 from open_gem.method.attention import Heads, to_unit
 from open_gem.method.kmeans import means, spherical_kmeans
@@ -57,7 +58,7 @@ def _json_value(value: Any) -> Any:
     """The value itself where JSON can hold it, a NumPy number as Python's, else what `repr` says."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(to_json(value))
     except TypeError:
         return repr(value)
 

@@ -1,0 +1,88 @@
+"""`open-gem summary`: labels in numbers, and a page of samples."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from open_gem.cli.app import app, counted, new_console, new_table, print_json, say
+from open_gem.cli.options import JsonOption
+from open_gem.errors import OutputError
+from open_gem.files import to_json
+from open_gem.label.parts import SHEET, SUMMARY
+
+if TYPE_CHECKING:
+    from open_gem.label.parts import Parts
+    from open_gem.label.summary import Summary
+
+OUT = Path("open_gem_labels")
+MOST_LABELS = 40  # in the table
+
+SamplesOption = Annotated[int, typer.Option(min=0, help="Images per label on the page of samples; 0: no page.")]
+
+
+@app.command()
+def summary(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of `open-gem label`.")] = OUT,
+    samples: SamplesOption = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what was labelled so far: objects by label, empty images, errors by kind; and draw a page of samples."""
+    from open_gem.label.parts import Parts
+
+    conclude(Parts.open(folder), samples, as_json)
+
+
+def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
+    """Print the summary, then write it and the page of samples beside the parts; print a note if that is impossible."""
+    from open_gem.label.sheet import Sheet
+    from open_gem.label.summary import summarize
+
+    sheet = Sheet(parts.manifest.labels, samples)
+    totals = summarize(parts, sheet.add if samples else lambda place, row: None)
+    document = totals.document()
+    if as_json:
+        print_json(document)
+    else:
+        _print_summary(totals)
+    files = {SUMMARY: to_json(document, indent=1).encode()}
+    if samples and totals.labeled:
+        files[SHEET] = sheet.write(parts)
+    is_written = _try_writing(parts.folder, files)
+    if as_json:
+        return
+    advice = f"; look at {parts.folder / SHEET} before you trust them" if SHEET in files and is_written else ""
+    typer.echo(f"Labels are in {parts.folder}{advice}")
+
+
+def _try_writing(folder: Path, files: dict[str, bytes]) -> bool:
+    """Write the files; print a note and return False if that is impossible."""
+    from open_gem.files import write_file
+
+    try:
+        for name, content in files.items():
+            write_file(folder / name, content)
+    except OutputError as error:
+        say(f"note: {error}: {' and '.join(files)} were not written")
+        return False
+    return True
+
+
+def _print_summary(totals: "Summary") -> None:
+    console = new_console()
+    if totals.labeled:
+        title = f"{counted(totals.labeled, 'image')} labelled"
+        table = new_table("label", "images", "objects", "mean score", title=title)
+        most_frequent = sorted(totals.labels.items(), key=lambda pair: -pair[1].images)
+        for name, label in most_frequent[:MOST_LABELS]:
+            score = "" if label.score is None else f"{label.score:.3f}"
+            table.add_row(name, str(label.images), str(label.objects), score)
+        console.print(table)
+        if len(most_frequent) > MOST_LABELS:
+            typer.echo(f"and {len(most_frequent) - MOST_LABELS} labels more, in {SUMMARY}")
+    typer.echo(f"{counted(totals.empty, 'image')} without any object")
+    if totals.left:
+        typer.echo(f"Passed over in the source: {totals.left}")
+    for kind, count in totals.errors.most_common(10):
+        such = "" if count == 1 else " such as"
+        typer.echo(f"{counted(count, 'image')} with an error{such}: {totals.examples[kind]}")
