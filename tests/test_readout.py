@@ -304,7 +304,10 @@ def test_the_mass_is_the_softmaxs_denominator():
 def test_a_contest_on_the_grid_is_that_of_upsampled_maps(prompts, size, cells, monkeypatch):
     monkeypatch.setattr(readout, "CELLS", cells)
     logits = random(prompts, 4, 6, seed=3, scale=20)
-    ours, theirs = readout.grid_softmax_argmax(logits, size), readout.softmax_argmax(upsample(logit, size) for logit in logits)
+    ours, theirs = (
+        readout.grid_softmax_argmax(logits, size),
+        readout.softmax_argmax(upsample(logit, size) for logit in logits),
+    )
     close(ours.best, theirs.best, 3e-5)  # of values up to 60
     close(ours.log_sum_exp, theirs.log_sum_exp, 3e-5)
     assert torch.equal(ours.winner, theirs.winner)
