@@ -375,7 +375,7 @@ def test_an_evaluation_counts_a_failure(tiny_localizer, images):
     localizer = Localizer(blinded(tiny_localizer.backbone))
     samples = [Sample(path.stem, path, np.zeros((64, 64), np.uint8)) for path in sorted(images.iterdir())]
     data = Segmentation("ours", "val", ("cat", "dog"), None, {"usual": Vocabulary.of(["cat", "dog"])}, samples)
-    measured = list(measure(localizer, {"gem": "gem"}, data, range(8), EvalProtocol(size="short:64"), batch=4))
+    measured = list(measure(localizer, {"gem": "gem"}, data, range(8), EvalProtocol(size="short:64"), batch_size=4))
     assert sorted(one.id for one in measured if one.error) == ["2", "5"]
     assert all("infinite or not a number" in one.error for one in measured if one.error)
     assert set(gather(measured)["gem"]["pixels"].rows) == set("013467")

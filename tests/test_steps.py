@@ -51,13 +51,13 @@ def test_every_step_keeps_the_shape_and_describes_itself(name):
 
 
 def test_an_unknown_step_lists_the_known():
-    with pytest.raises(MethodError, match="unknown step 'scgaa' .did you mean scga.*known: scga"):
+    with pytest.raises(MethodError, match=r"unknown step 'scgaa' .did you mean scga.*known: scga"):
         find_step("scgaa")
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "10"])
 def test_impossible_settings_are_refused(scale):
-    with pytest.raises(MethodError, match="scale is .* expected a number above 0"):
+    with pytest.raises(MethodError, match=r"scale is .* expected a number above 0"):
         Scga(scale)
 
 

@@ -335,11 +335,14 @@ class ClassOptions:
     def vocabulary(self) -> "Vocabulary":
         """Labels and prompts without thresholds, also labels that are there twice. Raises PromptError and InputError;
         warns of thresholds in a class file."""
-        from open_gem.label.ontology import DEFAULTS
+        from open_gem.label.ontology import DEFAULTS, FILES
         from open_gem.text import Vocabulary
 
+        prompts = self.prompts()
         if self.classes is None:
-            return Vocabulary.of(self.prompts())
+            return Vocabulary.of(prompts)
+        if self.classes.suffix.lower() not in FILES:  # has no thresholds, and may name a label's prompt as background
+            return Vocabulary.read(self.classes, self.first_is_background)
         classes = self.read()
         if any(set(getattr(classes, name)) != {default} for name, default in DEFAULTS.items()):
             say(f"warning: the thresholds in {str(self.classes)!r} are for open-gem label only")
