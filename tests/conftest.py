@@ -19,7 +19,7 @@ from open_gem.data.scenes import Scene, scene
 
 torch.set_num_threads(1)  # models here are too small for more, and threads that wait for each other are slow
 
-PARITY = Path(__file__).parent / "data" / "parity"
+PARITY = Path(__file__).parent / "parity"
 
 
 class Reference:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention import close, explicit_self_self
+from method.test_attention import close, explicit_self_self
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode

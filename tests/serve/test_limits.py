@@ -874,7 +874,7 @@ def fuzz(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, examples
 
 def measured(*options: str) -> dict:
     """What benchmarks/serving.py measures."""
-    tool = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+    tool = Path(__file__).parents[2] / "benchmarks" / "serving.py"
     run = subprocess.run([sys.executable, str(tool), "--json", *options], stdout=subprocess.PIPE, text=True, check=True)
     print(run.stdout)
     return json.loads(run.stdout)

@@ -15,7 +15,7 @@ from open_gem.method import steps
 from open_gem.method.steps import STEPS, Scga, Step, StepContext, find_step, scga
 from open_gem.types import Grid
 
-PUBLISHED = sorted((Path(__file__).parent / "data" / "parity" / "steps").glob("*.npz"))
+PUBLISHED = sorted((Path(__file__).parents[1] / "parity" / "steps").glob("*.npz"))
 
 
 def random(*shape: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention import explicit_self_self, explicit_softmax
+from method.test_attention import explicit_self_self, explicit_softmax
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -23,7 +23,7 @@ from open_gem.label.reading import within
 from open_gem.label.sources import Source, open_source
 from open_gem.label.watching import watch
 
-CHILD = Path(__file__).with_name("label_child.py")
+CHILD = Path(__file__).parents[1].joinpath("label_child.py")
 PART, BATCH, UNDER_WAY = 50, 8, 6 * 8  # as in the child; what is between the model and the writer
 
 
@@ -378,7 +378,7 @@ def test_ray_ends_in_order(job):
 @pytest.mark.full
 def test_a_node_of_ray_is_killed(job):
     runs = job(400)
-    node = Path(__file__).with_name("label_nodes.py")
+    node = Path(__file__).parents[1].joinpath("label_nodes.py")
     arguments = [str(one) for one in (node, runs.source, runs.out, runs.model, runs.log)]
     environment = os.environ | {"ACTORS": "2", "PAUSE": "0.1"}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)

@@ -269,7 +269,7 @@ def test_windows_and_refinement(photos, tiny_localizer, labeling):
 @pytest.mark.parametrize("name", ["clipseg", "owlv2"])
 def test_models_trained_to_localize_label_too(name, photos, tmp_path):
     pytest.importorskip("transformers")
-    from test_trained import make
+    from trained.test_localizer import make
 
     localizer, item = make(name, tmp_path).ours, items_of(photos)[1]
     labeling = Labeling(localizer, Ontology.of(["cat", "dog"], threshold=0.3, **ANY), outputs=OUTPUTS)

@@ -13,9 +13,9 @@ from pathlib import Path
 import hub_checkpoints
 import open_clip
 import pytest
-import test_native_tower
-import test_timm_towers
 import torch
+import towers.test_native
+import towers.test_timm
 
 from open_gem import METHODS, run, towers
 from open_gem.errors import UnsupportedModelError
@@ -149,7 +149,7 @@ def test_every_method_reads_a_tiny_model_of_every_family(row, shape):
 
 
 def test_the_documentation_has_every_family():
-    document = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text("utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text("utf-8")
     for row in FAMILIES:
         assert f"| {row.name} | {row.library} |" in document
         assert f"| {row.about} |" in document, row.name

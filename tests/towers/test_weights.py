@@ -154,7 +154,9 @@ def test_weights_of_another_image_size_keep_their_own_positions(format, tmp_path
     assert loaded.vision.trained == loaded.preprocess.image_size == (64, 64)
     for size in ((64, 64), (32, 48)):
         pixels = torch.rand(1, 3, *size)
-        ours, theirs = (run(one, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"] for one in (loaded, expected))
+        ours, theirs = (
+            run(one.vision, pixels, {"gem": METHODS["gem"]}, pooled=True)["gem"] for one in (loaded, expected)
+        )
         assert torch.equal(ours.tokens, theirs.tokens)
         assert ours.pooled is not None and theirs.pooled is not None and torch.equal(ours.pooled, theirs.pooled)
 
