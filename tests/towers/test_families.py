@@ -14,8 +14,8 @@ import hub_checkpoints
 import open_clip
 import pytest
 import torch
-import towers.test_native
-import towers.test_timm
+from towers import test_native as native_tests
+from towers import test_timm as timm_tests
 
 from open_gem import METHODS, run, towers
 from open_gem.errors import UnsupportedModelError
@@ -92,11 +92,11 @@ def test_the_model_in_the_package_and_folders_are_checked_with_their_own_weights
 
 
 def tiny_native(kind: str) -> ModuleTower:
-    return test_native_tower.native(**test_native_tower.KINDS[kind])
+    return native_tests.native(**native_tests.KINDS[kind])
 
 
 def tiny_timm(kind: str) -> ModuleTower:
-    return test_timm_towers.adapted(test_timm_towers.model(kind))
+    return timm_tests.adapted(timm_tests.model(kind))
 
 
 def tiny_transformers(kind: str) -> ModuleTower:
