@@ -116,7 +116,7 @@ class MyTower(NativeTower):
 ''',
     )
     family = """
-    Family("Mine", "open_clip", "^mine-", "mine:MyTower", (("mine-B-16", None),), "my own"),"""
+    ModelFamily("Mine", "open_clip", "^mine-", "mine:MyTower", (("mine-B-16", None),), "my own"),"""
     copy.insert("towers/families.py", "FAMILIES = (", family)
     return """
 from open_gem.towers.families import find_family, towers

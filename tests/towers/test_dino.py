@@ -647,5 +647,5 @@ def test_proxyclip_of_a_whole_tower(tiny, folders):
 
 
 def test_the_table_of_kinds_is_what_transformers_has():
-    for kind, row in experts.KINDS.items():
+    for kind, row in experts.EXPERTS.items():
         assert getattr(transformers, row.model).config_class.model_type == kind

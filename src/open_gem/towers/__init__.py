@@ -1,7 +1,7 @@
 """Pretrained models behind one interface: load them by name, or adapt one in memory. One file a kind of tower."""
 
 from open_gem.towers.base import Backbone, ModuleTower, Recommended
-from open_gem.towers.families import FAMILIES, Family
+from open_gem.towers.families import FAMILIES, ModelFamily
 from open_gem.towers.loading import (
     DTYPES,
     EMBEDDED,
@@ -21,7 +21,7 @@ __all__ = [
     "EMBEDDED",
     "FAMILIES",
     "Backbone",
-    "Family",
+    "ModelFamily",
     "ModuleTower",
     "Recommended",
     "adapt",

@@ -165,7 +165,7 @@ def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: floa
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExpertSpec:
     """What goes with a `model_type` of transformers: the class there, what makes it without a pooling head, and what
     makes it take pictures of any size."""
 
@@ -174,22 +174,22 @@ class Kind:
     any_size: Mapping[str, Any] = field(default_factory=dict)
 
 
-KINDS = {
-    "vit": Kind("ViTModel", {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),  # DINO
-    "dinov2": Kind("Dinov2Model"),
-    "dinov2_with_registers": Kind("Dinov2WithRegistersModel"),
-    "dinov3_vit": Kind("DINOv3ViTModel"),
+EXPERTS = {
+    "vit": ExpertSpec("ViTModel", {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),  # DINO
+    "dinov2": ExpertSpec("Dinov2Model"),
+    "dinov2_with_registers": ExpertSpec("Dinov2WithRegistersModel"),
+    "dinov3_vit": ExpertSpec("DINOv3ViTModel"),
 }
 """`model_type` of a configuration of transformers -> what goes with it."""
 
 TIMM = {"vision_transformer": "VisionTransformer", "eva": "Eva"}
 """Modules of timm whose models are read -> their class."""
 
-_READ = f"{', '.join(kind.model for kind in KINDS.values())} of transformers, {' and '.join(TIMM.values())} of timm"
+_READ = f"{', '.join(kind.model for kind in EXPERTS.values())} of transformers, {' and '.join(TIMM.values())} of timm"
 
 
 def _of_transformers(model: Any, pixels: Tensor) -> Tensor:
-    return model(pixel_values=pixels, **KINDS[model.config.model_type].any_size).last_hidden_state
+    return model(pixel_values=pixels, **EXPERTS[model.config.model_type].any_size).last_hidden_state
 
 
 def _of_timm(model: Any, pixels: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ _Anatomy = tuple[tuple[int, int], int, int, Callable[[Any, Tensor], Tensor]]  # 
 
 def _read_transformers(model: Any) -> _Anatomy:
     config: Any = getattr(model, "config", None)
-    kind = KINDS.get(getattr(config, "model_type", ""))
+    kind = EXPERTS.get(getattr(config, "model_type", ""))
     if kind is None or kind.model not in (base.__name__ for base in type(model).__mro__):
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it is none of {_READ}")
     patch: Any = config.patch_size
@@ -266,7 +266,7 @@ def load_expert(
 ) -> Expert:
     """Load an expert with its weights.
 
-    name       a repository of transformers whose `model_type` is a key of `KINDS` ("facebook/dino-vitb8",
+    name       a repository of transformers whose `model_type` is a key of `EXPERTS` ("facebook/dino-vitb8",
                "facebook/dinov2-with-registers-base"), or a folder of that kind; "timm:" before a name of timm
                ("timm:vit_base_patch16_dinov3.lvd1689m") or before a folder as timm saves them
     device     "auto" takes CUDA, then Apple's MPS, then the CPU
@@ -296,11 +296,11 @@ def _load_transformers(name: str, device: torch.device, dtype: torch.dtype, cach
 
     place = _place(name)
     config = _hub.configuration(place, cache_dir)
-    if config.model_type not in KINDS:
+    if config.model_type not in EXPERTS:
         raise UnsupportedModelError(
-            f"cannot read {name}: models of type {config.model_type!r} are not read, only {', '.join(KINDS)}"
+            f"cannot read {name}: models of type {config.model_type!r} are not read, only {', '.join(EXPERTS)}"
         )
-    kind = KINDS[config.model_type]
+    kind = EXPERTS[config.model_type]
     mean, std = _statistics(name, _hub.picture_settings(place, cache_dir))
     model = _hub.fetch(getattr(transformers, kind.model), place, cache_dir=cache_dir, **kind.without_head)
     exact = {at: buffer.clone() for at, buffer in model.named_buffers() if buffer.is_floating_point()}

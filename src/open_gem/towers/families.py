@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One row.
 
     name      as people call it
@@ -37,7 +37,7 @@ class Family:
 
 
 FAMILIES = (
-    Family(
+    ModelFamily(
         "CLIPA",
         "open_clip",
         "CLIPA",
@@ -45,7 +45,7 @@ FAMILIES = (
         (("ViT-L-14-CLIPA", "datacomp1b"), ("ViT-H-14-CLIPA-336", "laion2b"), ("ViT-bigG-14-CLIPA", "datacomp1b")),
         "mean of patches; final norm on each token; ImageNet statistics",
     ),
-    Family(
+    ModelFamily(
         "CoCa",
         "open_clip",
         "^coca",
@@ -53,7 +53,7 @@ FAMILIES = (
         (("coca_ViT-B-32", "laion2b_s13b_b90k"), ("coca_ViT-L-14", "laion2b_s13b_b90k")),
         "attention pool: each patch through it alone",
     ),
-    Family(
+    ModelFamily(
         "NLLB-CLIP",
         "open_clip",
         "^nllb-clip-(base|large)$",
@@ -61,7 +61,7 @@ FAMILIES = (
         (("nllb-clip-base", "v1"), ("nllb-clip-large", "v1")),
         "201 languages; text tower from transformers",
     ),
-    Family(
+    ModelFamily(
         "SigLIP",
         "open_clip",
         "SigLIP|siglip",
@@ -76,7 +76,7 @@ FAMILIES = (
         ),
         "SigLIP 1 and 2, NLLB-SigLIP; no class token; attention pool: each patch through it alone",
     ),
-    Family(
+    ModelFamily(
         "MobileCLIP",
         "open_clip",
         "^MobileCLIP2?-(B|L-14)$",
@@ -84,7 +84,7 @@ FAMILIES = (
         (("MobileCLIP-B", "datacompdr"), ("MobileCLIP2-B", "dfndr2b"), ("MobileCLIP2-L-14", "dfndr2b")),
         "MobileCLIP 1 and 2, the transformers only: S0 to S4 are FastViT; convolutions make the patches of B",
     ),
-    Family(
+    ModelFamily(
         "ViTamin",
         "open_clip",
         "^ViTamin-|^vit_medium_patch16_gap_256$",  # the latter has no published weights: not worth a row
@@ -92,7 +92,7 @@ FAMILIES = (
         (("ViTamin-S", "datacomp1b"), ("ViTamin-L-336", "datacomp1b"), ("ViTamin-XL-256", "datacomp1b")),
         "two stages of convolutions make the patches; mean of patches; no class token",
     ),
-    Family(
+    ModelFamily(
         "EVA-CLIP",
         "open_clip",
         "^EVA0[12]-",
@@ -105,7 +105,7 @@ FAMILIES = (
         ),
         "EVA01 and EVA02; rotary positions in B and L; norms after the branches in E",
     ),
-    Family(
+    ModelFamily(
         "PE-Core",
         "open_clip",
         "^PE-Core-",
@@ -113,7 +113,7 @@ FAMILIES = (
         (("PE-Core-B-16", "meta"), ("PE-Core-L-14-336", "meta"), ("PE-Core-bigG-14-448", "meta")),
         "Perception Encoder; rotary and learned positions; attention pool: each patch through it alone",
     ),
-    Family(
+    ModelFamily(
         "CLIP",
         "open_clip",
         "ViT-[a-zA-Z]+-[0-9]+",
@@ -131,7 +131,7 @@ FAMILIES = (
         "OpenAI, OpenCLIP (LAION), DataComp, MetaCLIP 1 and 2, DFN; B/32 to bigG/14",
         tested="the library's forward; the published GEM, CLIP Surgery, MaskCLIP, ClearCLIP",
     ),
-    Family(
+    ModelFamily(
         "MetaCLIP 2",
         "transformers",
         "metaclip-2-",
@@ -139,7 +139,7 @@ FAMILIES = (
         (("facebook/metaclip-2-worldwide-huge-quickgelu", None),),
         "300 languages; as CLIP",
     ),
-    Family(
+    ModelFamily(
         "CLIP",
         "transformers",
         "clip-vit-|CLIP-ViT-|metaclip-[a-z][0-9]+-",
@@ -154,7 +154,7 @@ FAMILIES = (
         "OpenAI, OpenCLIP (LAION), MetaCLIP 1, TinyCLIP, and your own in this format",
         tested="the library's forward; open_clip's tower with the same weights",
     ),
-    Family(
+    ModelFamily(
         "SigLIP",
         "transformers",
         "siglip",
@@ -166,7 +166,7 @@ FAMILIES = (
         ),
         "SigLIP 1 and 2 of fixed resolution; no class token; attention pool: each patch through it alone",
     ),
-    Family(
+    ModelFamily(
         "BLIP",
         "transformers",
         "blip-itm-|^blip-(base|large)$",
@@ -183,7 +183,7 @@ LOCALIZING = ("groupvit", "clipseg", "owlv2", "owlvit")
 ORIGINAL = ("blip-base", "blip-large")  # names for files of Salesforce's own, without a repository
 
 
-def find_family(library: str, name: str) -> Family | None:
+def find_family(library: str, name: str) -> ModelFamily | None:
     """The family of a model of `library`, by its name."""
     return next((row for row in FAMILIES if row.library == library and re.search(row.pattern, name)), None)
 

@@ -10,7 +10,7 @@ import torch
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.towers.base import Backbone, ModuleTower, Recommended
 from open_gem.towers.check import randomize
-from open_gem.towers.families import FAMILIES, ORIGINAL, Family, find_family
+from open_gem.towers.families import FAMILIES, ORIGINAL, ModelFamily, find_family
 from open_gem.towers.weights import needs_transformers
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "EMBEDDED",
     "FAMILIES",
     "Backbone",
-    "Family",
+    "ModelFamily",
     "ModuleTower",
     "Recommended",
     "adapt",
@@ -163,7 +163,7 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
     return open_clip.adapt(model, tokenizer)
 
 
-class Known(NamedTuple):
+class ModelName(NamedTuple):
     """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), whose model it is,
     its `family` (None where none fits), and the `unsupported_reason` to reading it, or None."""
 
@@ -174,14 +174,16 @@ class Known(NamedTuple):
     unsupported_reason: str | None
 
 
-def catalogue() -> list[Known]:
+def catalogue() -> list[ModelName]:
     """The model in the package, every name and tag of open_clip, and an example of each family of transformers."""
     from open_gem.towers import open_clip
 
     others = [row for row in FAMILIES if row.library != "open_clip"]
-    theirs = [Known(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
-    ours = [Known(name, tag, "open_clip", _family_name(name), reason) for name, tag, reason in open_clip.catalogue()]
-    return [Known(EMBEDDED, None, "open_gem", EMBEDDED, None), *ours, *theirs]
+    theirs = [ModelName(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
+    ours = [
+        ModelName(name, tag, "open_clip", _family_name(name), reason) for name, tag, reason in open_clip.catalogue()
+    ]
+    return [ModelName(EMBEDDED, None, "open_gem", EMBEDDED, None), *ours, *theirs]
 
 
 def _family_name(name: str) -> str | None:

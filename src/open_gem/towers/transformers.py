@@ -124,7 +124,7 @@ class BlipText(HfText):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelSpec:
     """What goes with a `model_type`: the class in transformers, the text half, the statistics of its pictures where
     nothing comes with a checkpoint, and the class of its tokenizer where files do not say it."""
 
@@ -138,11 +138,11 @@ class Kind:
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-KINDS = {
-    "clip": Kind("CLIPModel", HfText, *_CLIP, "CLIPTokenizer"),
-    "metaclip_2": Kind("MetaClip2Model", HfText, *_CLIP),
-    "siglip": Kind("SiglipModel", SiglipText, *_HALF),
-    "blip": Kind("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
+MODELS = {
+    "clip": ModelSpec("CLIPModel", HfText, *_CLIP, "CLIPTokenizer"),
+    "metaclip_2": ModelSpec("MetaClip2Model", HfText, *_CLIP),
+    "siglip": ModelSpec("SiglipModel", SiglipText, *_HALF),
+    "blip": ModelSpec("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
 }
 """`model_type` of a configuration -> what goes with it."""
 
@@ -152,13 +152,13 @@ UNSUPPORTED = {
 }
 
 
-def _kind(name: str, config: Any) -> Kind:
+def _spec(name: str, config: Any) -> ModelSpec:
     """What goes with a configuration. Raises UnsupportedModelError where nothing does."""
     check_not_trained(name, config.model_type)
-    if config.model_type not in KINDS:
-        known = f"models of type {config.model_type!r} are not read, only {', '.join(KINDS)}"
+    if config.model_type not in MODELS:
+        known = f"models of type {config.model_type!r} are not read, only {', '.join(MODELS)}"
         raise UnsupportedModelError(f"cannot read {name}: {UNSUPPORTED.get(config.model_type, known)}")
-    return KINDS[config.model_type]
+    return MODELS[config.model_type]
 
 
 # Architectures that are known without a download ----------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _kind(name: str, config: Any) -> Kind:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A configuration by what differs from the defaults of transformers: `kind`, a key of `KINDS`, and its sections.
+    """A configuration by what differs from the defaults of transformers: `kind`, a key of `MODELS`, and its sections.
 
     `certain`: known for sure, activations and all, so that a bare file of weights can be trusted to it. `original`:
     files of it name their weights as Salesforce's own code does.
@@ -245,7 +245,7 @@ def build_tower(name: str) -> ModuleTower:
     """
     known = ARCHITECTURES.get(name)
     config = _hub.configuration(name) if known is None else known.configuration()
-    model = getattr(transformers, _kind(name, config).model)
+    model = getattr(transformers, _spec(name, config).model)
     config.text_config.vocab_size, config.text_config.num_hidden_layers = 8, 1
     if hasattr(config.vision_config, "initializer_range"):
         config.vision_config.initializer_range = 0.02  # BLIP's is 1e-10
@@ -270,7 +270,7 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise InputError(f"expected a tokenizer or a processor of transformers, not a {type(tokenizer).__name__}")
     _check_words(model, tokenizer)
-    return _backbone("transformers", tower, KINDS[model.config.model_type].text(model, tokenizer), settings)
+    return _backbone("transformers", tower, MODELS[model.config.model_type].text(model, tokenizer), settings)
 
 
 def _check_words(model: Any, tokenizer: Any) -> None:
@@ -283,7 +283,7 @@ def read_tower(model: Any) -> ModuleTower:
     """What reads the vision tower of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
-        others = f"it is none of {', '.join(kind.model for kind in KINDS.values())}"
+        others = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
         reason = UNSUPPORTED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
     else:
         reason = tower.unsupported_reason(model)
@@ -300,7 +300,7 @@ def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str
 
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
     """What `settings`, of a preprocessor_config.json, say; what they leave out is as usual in the family."""
-    kind, size = KINDS[config.model_type], config.vision_config.image_size
+    kind, size = MODELS[config.model_type], config.vision_config.image_size
     scale = settings.get("rescale_factor", 1 / 255)
     if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
         raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
@@ -335,7 +335,7 @@ def load(
     if pretrained is None:
         if name in ARCHITECTURES and ARCHITECTURES[name].original:
             raise UnknownModelError(f'{name!r} needs a file of weights, such as "model_base.pth"')
-        label, kind = name, _kind(name, _hub.configuration(name, cache_dir))
+        label, kind = name, _spec(name, _hub.configuration(name, cache_dir))
         model = _hub.fetch(getattr(transformers, kind.model), name, cache_dir=cache_dir)
         tokenizer, settings = _hub.fetch_processor(name, cache_dir)
         text = kind.text(model, tokenizer)
@@ -357,7 +357,7 @@ def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, di
         config = _hub.configuration(name, cache_dir)
     else:
         config = architecture.configuration()
-    kind = _kind(name, config)
+    kind = _spec(name, config)
     made = getattr(transformers, kind.model)
     if architecture is not None and architecture.original:
         weights, temperature = _translated(_hub.read_weights(file), config)

@@ -11,7 +11,7 @@ TOKENS = 16
 """Of a phrase; what phrases of a few words are padded to in OWL-ViT."""
 
 
-class _Kind(NamedTuple):
+class _RandomSpec(NamedTuple):
     """Names of transformers, the sides of its pictures in pixels, and how it is asked: `(model, pixels (b, 3, y, x),
     tokens (p, t))`."""
 
@@ -37,9 +37,9 @@ def _owlv2(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
 
 
 _KINDS = {
-    "clipseg": _Kind("CLIPSegConfig", "CLIPSegForImageSegmentation", 352, _clipseg),
-    "groupvit": _Kind("GroupViTConfig", "GroupViTModel", 224, _groupvit),
-    "owlv2": _Kind("Owlv2Config", "Owlv2ForObjectDetection", 768, _owlv2),
+    "clipseg": _RandomSpec("CLIPSegConfig", "CLIPSegForImageSegmentation", 352, _clipseg),
+    "groupvit": _RandomSpec("GroupViTConfig", "GroupViTModel", 224, _groupvit),
+    "owlv2": _RandomSpec("Owlv2Config", "Owlv2ForObjectDetection", 768, _owlv2),
 }
 
 

@@ -2,7 +2,7 @@
 
     Trained = the library's model, tokenizer and image processor, and what becomes of its output here
 
-A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
+A kind of model is a file and a spec of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class Row(NamedTuple):
+class TrainedSpec(NamedTuple):
     """One kind of model: what reads it here, and the names of transformers' classes for model and pictures.
 
     The image processors are those that resize with PIL, as the models' own code did.
@@ -43,11 +43,11 @@ class Row(NamedTuple):
     images: str
 
 
-TRAINED = {  # a configuration's model_type -> its row
-    "groupvit": Row(GroupViT, "GroupViTModel", "CLIPImageProcessorPil"),
-    "clipseg": Row(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil"),
-    "owlv2": Row(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil"),
-    "owlvit": Row(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil"),
+TRAINED = {  # a configuration's model_type -> its spec
+    "groupvit": TrainedSpec(GroupViT, "GroupViTModel", "CLIPImageProcessorPil"),
+    "clipseg": TrainedSpec(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil"),
+    "owlv2": TrainedSpec(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil"),
+    "owlvit": TrainedSpec(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil"),
 }
 
 
@@ -67,10 +67,10 @@ def load_trained(
     hub, library = _transformers()
     name = as_folder(name)
     kind = hub.configuration(name, cache_dir).model_type
-    row = _find_row(kind, name)
-    model = finished(hub.fetch(getattr(library, row.model), name, cache_dir=cache_dir), *where)
+    spec = _find_spec(kind, name)
+    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *where)
     tokenizer, settings = hub.fetch_processor(name, cache_dir)
-    return row.reader(name, model, tokenizer, getattr(library, row.images).from_dict(settings))
+    return spec.reader(name, model, tokenizer, getattr(library, spec.images).from_dict(settings))
 
 
 def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> Trained:
@@ -79,11 +79,13 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
     Raises UnsupportedModelError for another model, InputError where it is in training mode.
     """
     kind = type(model).__name__
-    row = next((row for row in TRAINED.values() if row.model == kind), None)
-    if row is None:
-        raise UnsupportedModelError(f"cannot read {kind}: expected {', '.join(row.model for row in TRAINED.values())}")
+    spec = next((spec for spec in TRAINED.values() if spec.model == kind), None)
+    if spec is None:
+        raise UnsupportedModelError(
+            f"cannot read {kind}: expected {', '.join(spec.model for spec in TRAINED.values())}"
+        )
     check_evaluating(model)
-    return row.reader(name, model, processor.tokenizer, processor.image_processor)
+    return spec.reader(name, model, processor.tokenizer, processor.image_processor)
 
 
 def is_trained(name: str, cache_dir: str | None = None) -> bool:
@@ -94,7 +96,7 @@ def is_trained(name: str, cache_dir: str | None = None) -> bool:
     return _transformers()[0].configuration(name, cache_dir).model_type in TRAINED
 
 
-def _find_row(model_type: str, name: str) -> Row:
+def _find_spec(model_type: str, name: str) -> TrainedSpec:
     if model_type not in TRAINED:
         raise UnsupportedModelError(
             f"{name} ({model_type}) is not a model trained to localize that can be read here, which are of type "
