@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Prepared:
 
     size: Size
     canvases: tuple[Canvas, ...] = ()
-    pixels: Tensor | None = None
+    pixels: Float[Tensor, "3 y x"] | None = None
     image: Image.Image | None = None
 
     @property

@@ -129,7 +129,7 @@ def whole_box(mask: Bool[Tensor, "y x"], heatmap: Float[Tensor, "y x"]) -> Boxes
     return Boxes(box[None].cpu(), heatmap[mask].max()[None].float().cpu())
 
 
-def _boxes(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float]) -> Boxes:
+def _boxes(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float | np.floating]) -> Boxes:
     xyxy = torch.tensor(edges, dtype=torch.int64, device="cpu").reshape(-1, 4)
     return Boxes(xyxy, torch.from_numpy(np.array(scores, dtype=np.float32)))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -108,7 +109,7 @@ class Vocabulary:
                 of_label[group].append(value)
         return of_label
 
-    def best(self, scores: Tensor) -> Tensor:
+    def best(self, scores: Float[Tensor, " q"]) -> Float[Tensor, " p"]:
         """The highest of the scores `(q,)` of each label's phrases: `(p,)`."""
         return torch.stack([torch.stack(some).max() for some in self.by_label(list(scores))])
 
@@ -266,7 +267,7 @@ class TextEncoder(Protocol):
         """Changes whenever the weights do."""
         ...
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
         """Texts → embeddings `(p, e)`, of unit norm but for models that were trained with others."""
         ...
 
@@ -306,7 +307,7 @@ class TextCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.encoder, self.template, self.capacity)
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
         """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model.
 
         Raises PromptError as `check`.

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 
 from open_gem.errors import ImageError, InputError
@@ -177,7 +178,7 @@ def _rounded(side: Fraction, step: int, free_above: int | None) -> int:
 # --------------------------------------------------------------------------------------------------------- pixels
 
 
-def to_pixels(image: Image.Image, size: Size, preprocess: Preprocess) -> torch.Tensor:
+def to_pixels(image: Image.Image, size: Size, preprocess: Preprocess) -> Float[torch.Tensor, "3 y x"]:
     """An RGB image resized to `size` and normalised: float32 (3, y, x), contiguous, on the CPU.
 
     Bit for bit what torchvision's Resize (on a PIL image), ToTensor and Normalize give: the resizing happens on 8-bit

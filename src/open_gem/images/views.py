@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from open_gem.checks import is_count, is_positive
@@ -157,7 +158,7 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 # -------------------------------------------------------------------------------------------------------- looking
 
 
-def crops(pixels: Tensor, canvas: Canvas) -> Iterator[Tensor]:
+def crops(pixels: Float[Tensor, "3 y x"], canvas: Canvas) -> Iterator[Float[Tensor, "3 wy wx"]]:
     """What each window of a canvas shows, `(3, wy, wx)`, in the order of the windows.
 
     `pixels` `(3, y, x)` of the canvas's size, upright also for a mirrored canvas. Raises InputError for another size.
@@ -169,7 +170,7 @@ def crops(pixels: Tensor, canvas: Canvas) -> Iterator[Tensor]:
         yield seen[:, window.top : window.top + window.height, window.left : window.left + window.width]
 
 
-def stacked(windows: Iterable[Tensor], limit: int) -> Iterator[Tensor]:
+def stacked(windows: Iterable[Float[Tensor, "3 _ _"]], limit: int) -> Iterator[Float[Tensor, "_ 3 _ _"]]:
     """Windows `(3, wy, wx)` as batches `(≤ limit, 3, wy, wx)`: neighbours of one size together, in order."""
     for _, same in groupby(windows, key=lambda window: window.shape):
         while batch := list(islice(same, limit)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -79,15 +80,15 @@ class ModuleTower(VisionTower):
         """Position embeddings for `grid`, as the library itself resamples them (those trained on it, unchanged)."""
 
     @abstractmethod
-    def embed_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+    def embed_patches(self, pixels: Float[Tensor, "b 3 y x"], grid: Grid) -> Float[Tensor, "b n d"]:
         """Checked pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block."""
 
     @abstractmethod
-    def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def library_forward(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b e"]]:
         """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
         embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
 
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         grid = grid_of(pixels, self.patch)
         return self.embed_patches(pixels.to(self.patch_weight.device, self.patch_weight.dtype), grid), grid
 
@@ -110,7 +111,7 @@ class TextTower(ABC):
         return None
 
     @abstractmethod
-    def encode(self, prompts: list[str]) -> Tensor:
+    def encode(self, prompts: list[str]) -> Float[Tensor, "p e"]:
         """Text embeddings `(p, e)`, of any norm."""
 
     @abstractmethod
@@ -177,7 +178,7 @@ class Backbone:
         return fingerprint(self.model)
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
         """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt. Raises NotFiniteError where
         they are no numbers."""
         batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
@@ -323,12 +324,12 @@ def check_has_numbers(model: nn.Module) -> None:
         )
 
 
-def split_heads(tokens: Tensor, heads: int) -> Tensor:
+def split_heads(tokens: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n c"]:
     """`(b, n, h·c)` → `(b, h, n, c)`."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def join_heads(mixed: Tensor) -> Tensor:
+def join_heads(mixed: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
     """`(b, h, n, c)` → `(b, n, h·c)`."""
     return mixed.transpose(1, 2).flatten(2)
 
