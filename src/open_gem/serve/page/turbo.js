@@ -1,4 +1,4 @@
-// The 256 colours of turbo, as open_gem.viz draws them: red, green and blue in hexadecimal, cold to hot.
+// The 256 colours of turbo, as open_gem.images.draw draws them: red, green and blue in hexadecimal, cold to hot.
 const HEXADECIMAL =
   "30123b31154232184a341b51351e5836215f37236538266c3929723a2c793b2f7f3c32853c358b3d37913e3a963f3d9c" +
   "4040a14043a64145ab4148b0424bb5434eba4350be4353c24456c74458cb455bce455ed24560d64563d94666dd4668e0" +
