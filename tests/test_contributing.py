@@ -212,6 +212,7 @@ def test_the_guide_says_how_to_add_each_kind():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_adding_one_touches_the_files_that_the_guide_names(kind, tmp_path):
     copy = Copy(tmp_path)
     use = KINDS[kind](copy)

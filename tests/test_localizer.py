@@ -725,3 +725,30 @@ def test_settings_are_checked_before_anything_is_loaded(settings, monkeypatch):
     monkeypatch.setattr(open_gem.towers, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InputError):
         open_gem.load("ViT-B-16", "openai", **settings)
+
+
+# What a caller may mix up ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [PICTURES[0], {"gem": None}])
+def test_only_what_was_encoded_is_located_in(given, localizer):
+    with pytest.raises(InputError, match="expected what `encode` gives for one image and one method"):
+        localizer.locate(given, "cat")
+
+
+def test_a_trace_of_an_unknown_label_is_refused(localizer):
+    with pytest.raises(MethodError, match="trace names 'gem', expected labels of `methods`"):
+        localizer.encode(PICTURES[0], "gem", trace=["gem"])
+    assert localizer.encode(PICTURES[0], ["gem"], trace=["gem"])["gem"].trace
+
+
+def test_run_takes_settings_and_no_names(localizer):
+    pixels = batch_of(localizer, PICTURES[0])
+    with pytest.raises(MethodError, match="method 'gem' is 'gem', expected settings such as METHODS"):
+        run(localizer.backbone.vision, pixels, {"gem": "gem"})
+
+
+def test_a_refinement_may_be_named(localizer):
+    assert localizer.configured(refinement="pamr").refinement == open_gem.Pamr()
+    with pytest.raises(InputError, match=r"unknown refinement .pamir.*did you mean pamr"):
+        localizer.configured(refinement="pamir")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CHECKED = """
 from jaxtyping import install_import_hook
 
@@ -24,12 +26,14 @@ for merge in ("features", "logits"):
 """
 
 
+@pytest.mark.slow
 def test_a_call_keeps_the_shapes_that_signatures_promise():
     done = subprocess.run([sys.executable, "-c", CHECKED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("torch.Size([2, 2])") == 2
 
 
+@pytest.mark.slow
 def test_a_shape_that_is_not_kept_is_an_error():
     code = CHECKED.partition("image, prompts")[0] + "import torch\nfrom open_gem.tensors import similarity\n"
     wrong = subprocess.run(

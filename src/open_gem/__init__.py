@@ -2,8 +2,8 @@
 
     import open_gem
 
-    localizer = open_gem.load()                                   # the model in the package; or ("ViT-B-16", "openai")
-    result = localizer("cats.jpg", ["cat", "remote control"])     # a Localization
+    localizer = open_gem.load("ViT-B-16", "openai")             # load() is the model in the package: 120 drawn objects
+    result = localizer("cats.jpg", ["cat", "remote control"])   # a Localization
     result.boxes(), result.points(), result.heatmaps()["cat"]
 
 Everything behind these names is imported on first use.

@@ -84,7 +84,8 @@ class Localization:
                  Without redundancy, not quite cosines. A `Mosaic` where the maps of several views were merged
     size         height and width of the original image, at which all views are given
     scores       `(p,)` image-level cosine of each prompt with the pooled embedding, as the model was trained:
-                 *whether* it is there, where the maps say *where*; None where the features were encoded without it.
+                 *whether* it is there, where the maps say *where*; of several windows, of their mean. None where the
+                 features were encoded without it.
                  Of models trained to localize, what they judge it by themselves
     logit_scale  what cosines are multiplied by before a softmax over phrases; None where each prompt has a probability
                  of its own, whatever the others are
@@ -164,7 +165,8 @@ class Localization:
         masks      also as `Object.rle`
         label_map  is painted with the objects
 
-        Labels in order, best first within each. Raises InputError for values that do not exist.
+        Labels in order, best first within each. Raises InputError for an unknown scale or kind
+        of instances, or a wrong number of thresholds.
         """
         self._find_scale(scale)
         find = self._find_instances(instances)[0]
@@ -180,6 +182,7 @@ class Localization:
         return objects
 
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
+        value = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
         if not isinstance(value, Sequence):
             return [float(value)] * len(self.prompts)
         if len(value) != len(self.prompts):

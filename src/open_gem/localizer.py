@@ -17,7 +17,7 @@ from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
-from open_gem.refine import Refinement
+from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
 from open_gem.text import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
 from open_gem.towers import Backbone
@@ -41,7 +41,7 @@ class Localizer(AnyLocalizer):
                 recommends
     template    what a phrase is put into: a template, templates, or an ensemble by name, see `text.check_template`
     views       how an image is looked at: at once, through sliding windows, at several scales, mirrored too
-    refinement  makes maps follow the edges of the image, such as `Pamr()`
+    refinement  makes maps follow the edges of the image, such as `Pamr()`; or the name of one of `REFINEMENTS`
     remove_redundancy
                 take away what all phrases have in common (CLIP Surgery's "feature surgery"): with several phrases by
                 `readout.remove_redundancy`; of one phrase, the cosines of the empty phrase
@@ -64,6 +64,8 @@ class Localizer(AnyLocalizer):
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.refinement, str):
+            object.__setattr__(self, "refinement", find_refinement(self.refinement))
         # Complain now, not at the first image.
         check_depth(self.resolve(self.method), self.backbone.vision.layers)
         check_size_rule(self.size_rule)
@@ -189,10 +191,13 @@ class Localizer(AnyLocalizer):
         return to_pixels(prepared.image, canvas.size, self.backbone.preprocess)
 
     def locate(self, encoded: Encoded | EncodedWindows, prompts: Phrases) -> Localization:
+        if not isinstance(encoded, Encoded | EncodedWindows):
+            given = type(encoded).__name__
+            raise InputError(f"encoded is a {given}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
         text = self.text((*vocabulary.phrases, ""))  # the empty phrase is what others are compared with
         pooled, maps = encoded.pooled, encoded.similarity(text)
-        if len(maps) == 1 and isinstance(encoded, Encoded) and len(encoded.tokens) != 1:
+        if isinstance(encoded, Encoded) and len(encoded.tokens) != 1:
             raise InputError(f"{len(encoded.tokens)} encoded images, expected one: take one by `encoded.image(index)`")
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
         if not self.remove_redundancy:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from open_gem.errors import ImageError, PromptError
+from open_gem.errors import ImageError, MethodError, PromptError
 from open_gem.images.pixels import ImageLike
 from open_gem.images.views import Canvas
 from open_gem.localization import Localization
@@ -27,7 +27,7 @@ from open_gem.types import Size
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
 
-Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary; or such an image
+Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary; or a list, one per image
 Methods = str | Method | Mapping[str, str | Method] | Iterable[str]  # one; or several, by their names or own labels
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def shape(self) -> Hashable:
-        """Images with equal ones can be encoded together; None for one that fills batches by itself."""
+        """Images of one shape can be encoded together; None for an image that fills batches by itself."""
         return None if self.pixels is None else tuple(self.pixels.shape)
 
     @property
@@ -173,6 +173,10 @@ class AnyLocalizer(ABC):
         """
         several = methods is not None and not isinstance(methods, str | Method)
         chosen = self.methods(methods)
+        if unknown := set(trace) - chosen.keys():
+            raise MethodError(
+                f"trace names {sorted(unknown)[0]!r}, expected labels of `methods`, given as a list or mapping"
+            )
         is_list = isinstance(images, list | tuple)
         prepared = prepare_all(images, self._prepared) if is_list else [self._prepared(images)]
         results: dict[int, Any] = {}

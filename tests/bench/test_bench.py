@@ -104,6 +104,7 @@ def test_trained_models_without_transformers_are_an_error(monkeypatch, setting):
         CASES["clipseg"].make(Subject(setting))
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_new_process(setting):
     held = [torch.zeros(100, 2**18)]  # 100 MiB of this process
     memory = measure_memory("gem", setting)

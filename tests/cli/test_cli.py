@@ -939,6 +939,7 @@ def test_help_is_light():
     assert "--method" in run.stdout
 
 
+@pytest.mark.slow
 def test_as_a_program_on_a_poor_terminal(tiny: str, place: Path):
     command = [sys.executable, "-c", "from open_gem.cli import main; main()"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}

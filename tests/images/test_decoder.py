@@ -163,6 +163,7 @@ def test_a_process_that_crashes_is_an_error_of_its_image_and_the_next_is_read() 
 
 
 @linux
+@pytest.mark.slow
 def test_a_process_that_is_halted_is_given_up() -> None:
     before = children()
     with Decoder(workers=1) as decoder:

@@ -397,6 +397,7 @@ for side in map(int, sys.argv[1:]):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("switch", ["0", "1"])
+@pytest.mark.slow
 def test_peak_memory_is_linear_in_the_number_of_patches_up_to_896_pixels(switch):
     """785 tokens, then 3,137: four times as many may take four times as much, not sixteen."""
     command = [sys.executable, "-c", PEAK, "64", "448", "896"]

@@ -237,6 +237,7 @@ def test_no_curve_is_an_error():
         plot({})
 
 
+@pytest.mark.slow
 def test_reproduce_writes_a_report_and_resumes(tiny: str, tmp_path: Path):
     def call(*arguments: object):
         return CliRunner().invoke(cli.app, ["reproduce", *map(str, arguments), "--model", tiny, "--out", str(tmp_path)])

@@ -56,6 +56,7 @@ def vision_towers() -> dict[str, torch.nn.Module]:
     return made
 
 
+@pytest.mark.slow
 def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_the_reason(vision_towers):
     assert len(vision_towers) > 100
     refused = []

@@ -308,6 +308,7 @@ def test_a_folder_is_loaded_by_its_path(folder, made, monkeypatch):
         assert not loaded.training
 
 
+@pytest.mark.slow
 def test_the_command_loads_a_repository_without_network_once_it_was_downloaded(tmp_path):
     checkpoint(tmp_path / "made", "clip")
     as_downloaded(tmp_path / "made", tmp_path, "some/model")
@@ -336,6 +337,7 @@ def offline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, check=False)
 
 
+@pytest.mark.slow
 def test_offline_with_nothing_downloaded_is_one_line(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
     result = offline(tmp_path, "ground", "cat.png", "-p", "cat", "--model", "openai/clip-vit-base-patch16")
@@ -871,6 +873,7 @@ def test_transformers_is_imported_by_towers_and_trained_models_only():
             assert any(file.is_relative_to(room) for room in rooms), file
 
 
+@pytest.mark.slow
 def test_a_model_of_open_clip_wakes_none_of_this(tiny):
     code = f"""
 import sys, open_gem

@@ -315,6 +315,7 @@ def cached(home: Path, repository: str, files: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [("ViT-B-16", "openai"), ("hf-hub:some/model", None), ("some/model", None)])
+@pytest.mark.slow
 def test_offline_without_the_weights(model, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
     name, tag = model
@@ -328,6 +329,7 @@ def test_offline_without_the_weights(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["blip-base", "openai/clip-vit-base-patch16"])
+@pytest.mark.slow
 def test_offline_with_a_file_for_an_architecture_of_transformers_the_hub_is_not_asked(name, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
     save_file({"extra": torch.zeros(1)}, tmp_path / "mine.safetensors")
@@ -338,6 +340,7 @@ def test_offline_with_a_file_for_an_architecture_of_transformers_the_hub_is_not_
     assert "the weights do not fit the architecture" in line and "missing" in line
 
 
+@pytest.mark.slow
 def test_offline_with_what_was_downloaded_before(tmp_path, tiny):
     Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
     cached(tmp_path, "some/model", Path(tiny.removeprefix("local-dir:")))

@@ -114,13 +114,13 @@ def plan(views: Views, rule: str, original: Size, patch: tuple[int, int]) -> tup
     """The canvases on which a picture of `original` pixels is seen; the first, upright and of the first scale, is the
     base, at whose size results come.
 
-    `rule` and `patch` as in `imaging.target_size`, which gives each canvas its size. Sides are whole patches, except
+    `rule` and `patch` as in `pixels.target_size`, which gives each canvas its size. Sides are whole patches, except
     where maps of windows are merged: there a side longer than the window is whole pixels, as a window has whole patches
     wherever it lies. Along a side that is not longer than the window, the window is that side: nothing is padded.
 
     Raises:
         InputError: for windows that do not fit the patches (see `check_views`), or a malformed rule.
-        ImageError: for a picture that is too small or too large (see `imaging.target_size`).
+        ImageError: for a picture that is too small or too large (see `pixels.target_size`).
     """
     check_views(views, patch)
     pixelwise = views.merge == "logits"

@@ -158,6 +158,8 @@ def run(
     if not methods:
         raise MethodError(f"no method given; known: {', '.join(METHODS)}")
     for name, method in methods.items():
+        if not isinstance(method, Method):
+            raise MethodError(f"method {name!r} is {method!r}, expected settings such as METHODS['gem']")
         check_depth(method, tower.layers, f"method {name!r}")
 
     needs_host = pooled or any(method.is_host for method in methods.values())

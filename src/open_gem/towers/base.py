@@ -32,7 +32,8 @@ TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thou
 class Recommended:
     """What a checkpoint's own configuration may recommend.
 
-    `size`: a size rule of `imaging`. `temperature_scale`: multiplies the adaptive temperature of named methods.
+    size               a size rule, see `images.pixels.SIZE_RULES`
+    temperature_scale  multiplies the adaptive temperature of methods asked for by name
     """
 
     size: str = "short:448"
