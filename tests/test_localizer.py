@@ -745,7 +745,7 @@ def test_a_trace_of_an_unknown_label_is_refused(localizer):
 def test_run_takes_settings_and_no_names(localizer):
     pixels = batch_of(localizer, PICTURES[0])
     with pytest.raises(MethodError, match="method 'gem' is 'gem', expected settings such as METHODS"):
-        run(localizer.backbone.vision, pixels, {"gem": "gem"})
+        run(localizer.backbone.vision, pixels, {"gem": "gem"})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_refinement_may_be_named(localizer):

@@ -493,7 +493,7 @@ def test_a_localizer_can_be_sent_to_workers_that_are_spawned(tiny_localizer, ima
         torch.testing.assert_close(found, tiny_localizer(one, PHRASES).scores)
 
 
-@pytest.mark.parametrize("kind", sorted(hub.EXPERTS))
+@pytest.mark.parametrize("kind", sorted(hub.KINDS))
 def test_models_of_transformers_are_copied_and_do_not_depend_on_torchs_defaults(kind, image):
     backbone = towers.adapt(hub.model(kind), hub.tokenizer(kind))
     method = replace(METHODS["gem"], depth=1)
