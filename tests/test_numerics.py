@@ -209,6 +209,34 @@ def test_another_thread_that_changes_the_default_type_changes_no_answer(embedded
             check_same(one, expected)
 
 
+def test_another_thread_that_loads_a_model_by_transformers_changes_no_answer(embedded, image, expected, tmp_path):
+    """transformers sets torch's default type while it loads a model in another one."""
+    import transformers
+
+    folder, stop, types = hub.checkpoint(tmp_path, "clip").removeprefix("local-dir:"), threading.Event(), set()
+    watched = torch.set_default_dtype
+
+    def load() -> None:
+        while not stop.is_set():
+            transformers.CLIPModel.from_pretrained(folder, dtype=torch.bfloat16)
+
+    def noted(dtype: torch.dtype) -> None:
+        types.add(dtype)
+        watched(dtype)
+
+    thread = threading.Thread(target=load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_default_dtype", noted)
+        thread.start()
+        try:
+            for _ in range(3):
+                check_same(answers(embedded.backbone, image), expected)
+        finally:
+            stop.set()
+            thread.join()
+    assert torch.bfloat16 in types, "transformers set the default type"
+
+
 def test_a_model_is_loaded_right_or_not_at_all_while_another_thread_changes_the_default_type(embedded):
     with another_thread_changes_the_default_type():
         try:
