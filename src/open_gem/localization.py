@@ -157,7 +157,7 @@ class Localization:
     ) -> list[Object]:
         """What is in the image: the connected components of each label's mask, or the boxes that the model predicts.
 
-        threshold  heatmaps above it are the mask, of `scale` as in `heatmaps`: one for all labels, or one a label
+        threshold  heatmaps above it are the mask, of `scale` as in `heatmaps`: one for all labels, or one per label
         presence   labels that are less probable in the image have no objects; one for all, or one a label. The map of
                    an absent thing has a maximum too
         min_area   share of the image's pixels, in [0, 1], that an object has at least; smaller ones are specks

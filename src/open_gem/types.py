@@ -1,7 +1,8 @@
 """The nouns everything else is written in, and the axis legend.
 
-Axes, always in this order: b images, p prompts, h heads, n tokens (prefix tokens such as [CLS] first, then patches row
-by row), d width, c head width, e joint width, r×k patch grid (rows, columns), y×x pixels (height, width).
+Axes, always in this order: b images, w windows, p labels or texts, q prompts (of all labels, then of the background),
+h heads, n tokens (prefix tokens such as [CLS] first, then patches row by row), m patches alone, d width, c head width,
+e joint width, r×k patch grid (rows, columns), y×x pixels (height, width).
 Boxes are `xyxy` in pixels of the original image, right and bottom exclusive; points are `xy` pixels.
 """
 

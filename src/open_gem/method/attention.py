@@ -54,7 +54,7 @@ def self_self(
     """Self-self attention (paper eqs. 2–6): the mean over `projections` p of softmax(p pᵀ / τ + bias) values.
 
     projections          of q, k and v, those that take part
-    inverse_temperature  1/τ: a number, or one an image, `(b, 1, 1, 1)`
+    inverse_temperature  1/τ: a number, or one per image, `(b, 1, 1, 1)`
     normalize            unit norm per head before each step
     iterations           K of eq. 3: refinement steps before the assignment to the values
     bias                 broadcasts to `(b, h, n, n)`, is added to the scaled scores of each step

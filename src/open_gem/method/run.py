@@ -3,8 +3,8 @@
 Alongside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the
 host reads, ln_1(x) of the *host's* stream, mixes the values in its own way and adds the result to itself:
 
-    y_L-d = x_L-d                    (or 0 without residual)
-    y_l   = y_l-1 + out_l(attention(q, k, v of ln_1(x_l-1)))    [+ mlp_l(y) if the method keeps MLPs]
+    y_{L-d} = x_{L-d}                   (or 0 without residual)
+    y_l     = y_{l-1} + out_l(attention(q, k, v of ln_1(x_{l-1})))    [+ mlp_l(y) if the method keeps MLPs]
 
 The host's stream x never sees y. So the host runs once, whatever the number of methods, and CLIP, MaskCLIP, CLIP
 Surgery, ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code sums as above, A.3's moving average is
@@ -179,13 +179,15 @@ def run(
         if active or index in lenders:
             normed = block.norm(x)
             heads = block.qkv(normed)
-            borrowed |= {index: heads} if index in lenders else {}
+            if index in lenders:
+                borrowed[index] = heads
             streams |= {name: x for name in active.keys() - streams.keys() if active[name].residual}
             context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed)
             _advance_streams(block, heads, context, active, streams)
         if needs_host or index < len(blocks) - 1 or index + 1 in tapped:
             x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
-        taps |= {index + 1: x[:, tower.prefix :]} if index + 1 in tapped else {}
+        if index + 1 in tapped:
+            taps[index + 1] = x[:, tower.prefix :]
         for name in trace:
             if name not in beside or name in active:
                 traces[name][index + 1] = streams[name] if name in beside else x
