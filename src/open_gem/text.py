@@ -38,17 +38,17 @@ def check_prompts(prompts: Any) -> tuple[str, ...]:
     """The prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text ones."""
     if not isinstance(prompts, Iterable):
         raise PromptError(f"prompts are {type(prompts).__name__}, expected phrases")
-    given = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    if not given:
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if not texts:
         raise PromptError("no prompt given, expected at least one phrase such as 'a cat'")
-    for index, prompt in enumerate(given):
+    for index, prompt in enumerate(texts):
         if not isinstance(prompt, str):
             raise PromptError(f"prompt {index} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
             raise PromptError(f"prompt {index} is empty, expected a phrase such as 'a cat'")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python holds bytes that are not UTF-8
             raise PromptError(f"prompt {index} is {prompt!r}, which is not UTF-8 text")
-    return given
+    return texts
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ def check_template(template: T) -> T:
     if isinstance(template, list | tuple):
         if not template:
             raise PromptError("no template given, expected at least one text with one {} where the phrase goes")
-        for index, one in enumerate(template):
-            if not _has_one_place(one):
-                raise PromptError(f"template {index} is {one!r}, expected text with one {{}} where the phrase goes")
+        for index, text in enumerate(template):
+            if not _has_one_place(text):
+                raise PromptError(f"template {index} is {text!r}, expected text with one {{}} where the phrase goes")
     elif not isinstance(template, str):
         raise PromptError(f"template is {type(template).__name__}, expected text, or a list of texts")
     elif template not in ENSEMBLES and not _has_one_place(template):
@@ -319,17 +319,17 @@ class TextCache:
                 self._known.clear()
                 self._version = version
             how = frozenset(autocast().items())
-            found = {phrase: self._known[phrase, how] for phrase in asked if (phrase, how) in self._known}
-            missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in found}
+            rows = {phrase: self._known[phrase, how] for phrase in asked if (phrase, how) in self._known}
+            missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in rows}
             if missing:
                 self.check(missing.values())
-                found.update(zip(missing, self._encode(missing.values()), strict=True))
+                rows.update(zip(missing, self._encode(missing.values()), strict=True))
             for phrase in asked:
-                self._known[phrase, how] = found[phrase]
+                self._known[phrase, how] = rows[phrase]
                 self._known.move_to_end((phrase, how))
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
-        return torch.stack([found[phrase] for phrase in phrases])
+        return torch.stack([rows[phrase] for phrase in phrases])
 
     def check(self, prompts: Iterable[str]) -> None:
         """Raises PromptError for a prompt of which the encoder knows no word: all such would mean the same to it."""

@@ -69,15 +69,15 @@ def pictures(size: Size, count: int = 2) -> Tensor:
 @torch.no_grad()
 def check(tower: ModuleTower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
     """The differences on `count` random pictures of each size (by default `sizes_of` the tower), exact and fused."""
-    found = []
+    differences = []
     for size in sizes_of(tower) if sizes is None else sizes:
         pixels = pictures(size, count).to(tower.patch_weight.device, tower.patch_weight.dtype)
         tokens, pooled = tower.library_forward(pixels)
         for exact in (True, False):
             ours = run(_Bare(tower), pixels, {"host": METHODS["clip"]}, pooled=True, exact=exact)["host"]
             assert ours.pooled is not None
-            found.append(Difference(size, exact, _share(ours.tokens, tokens), _share(ours.pooled, pooled)))
-    return found
+            differences.append(Difference(size, exact, _share(ours.tokens, tokens), _share(ours.pooled, pooled)))
+    return differences
 
 
 class Rounding(NamedTuple):
@@ -95,12 +95,12 @@ def rounding(tower: ModuleTower, dtype: torch.dtype, pixels: Tensor) -> list[Rou
     methods = {name: method.fitted(tower.layers) for name, method in METHODS.items()}
     cast = type(tower)(deepcopy(tower.module).to(dtype))
     exact, rounded = (run(some, pixels, methods, pooled=True) for some in (tower, cast))
-    found = []
+    costs = []
     for name in methods:
         patches = _away(rounded[name].patches, exact[name].patches)
         pooled = _away(rounded[name].pooled, exact[name].pooled)
-        found.append(Rounding(name, patches.mean().item(), patches.max().item(), pooled.mean().item()))
-    return found
+        costs.append(Rounding(name, patches.mean().item(), patches.max().item(), pooled.mean().item()))
+    return costs
 
 
 def _away(ours: Tensor | None, theirs: Tensor | None) -> Tensor:

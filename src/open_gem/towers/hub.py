@@ -47,20 +47,20 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
     What is left over is an error in a `state_dict`, and a warning in a checkpoint that has its own configuration, where
     all that the model needs is there. Buffers `position_ids`, which older versions saved, are no weights.
     """
-    given = "state_dict" in settings
+    brings_weights = "state_dict" in settings
     with _telling(name):
-        model, found = kind.from_pretrained(
-            None if given else _place(name),
+        model, report = kind.from_pretrained(
+            None if brings_weights else _place(name),
             cache_dir=cache_dir,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so as to name them: the error it has for them does not
             **settings,
         )
-        missing, extra = found["missing_keys"], found["unexpected_keys"]
-        reshaped = [key for key, *_ in found["mismatched_keys"]]
+        missing, extra = report["missing_keys"], report["unexpected_keys"]
+        reshaped = [key for key, *_ in report["mismatched_keys"]]
         wrong = mismatch(missing, extra, reshaped)
-        if wrong and (given or missing or reshaped):
+        if wrong and (brings_weights or missing or reshaped):
             raise WeightsError(f"cannot load {name}: {wrong}")
     if wrong:
         warnings.warn(f"{name} has more weights than its architecture: {wrong.partition(': ')[2]}", stacklevel=3)

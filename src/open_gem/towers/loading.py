@@ -193,22 +193,22 @@ def _family_name(name: str) -> str | None:
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """The type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for another."""
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in (*DTYPES.values(), torch.float64):
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind not in (*DTYPES.values(), torch.float64):
         raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
-    return found
+    return kind
 
 
 def find_device(device: str | torch.device) -> torch.device:
     """The device for "auto" or a name. Raises InputError where torch does not know or have it."""
     if device != "auto":
         try:
-            found = torch.device(device)
-            torch.empty(0, dtype=torch.float32, device=found)
+            place = torch.device(device)
+            torch.empty(0, dtype=torch.float32, device=place)
         except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot use device {device!r}: {reason}") from error
-        return found
+        return place
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -273,9 +273,9 @@ def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[
     name, get = config["model_name"], open_clip.factory
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        if (found := get._find_checkpoint_in_dir(folder)) is None:
+        if (weights := get._find_checkpoint_in_dir(folder)) is None:
             raise FileNotFoundError(f"there are no weights in {folder}")
-        return Path(found), dict(config)
+        return Path(weights), dict(config)
     if name.startswith("hf-hub:"):
         return Path(get.download_pretrained_from_hf(name.removeprefix("hf-hub:"), cache_dir=cache_dir)), dict(config)
     pretrained = config["pretrained"]
@@ -356,10 +356,10 @@ def _check_runs_no_code(label: str, section: Any) -> None:
             _check_runs_no_code(label, part)
 
 
-def _recommended(name: str, given: dict[str, Any]) -> Recommended:
+def _recommended(name: str, settings: dict[str, Any]) -> Recommended:
     """What a checkpoint's own configuration recommends, in an "open_gem" section that open_clip does not read."""
     known = {field.name for field in fields(Recommended)}
-    if not given.keys() <= known:
-        unknown = ", ".join(sorted(given.keys() - known))
+    if not settings.keys() <= known:
+        unknown = ", ".join(sorted(settings.keys() - known))
         raise WeightsError(f"{name} recommends {unknown}, which nothing here knows; known: {', '.join(sorted(known))}")
-    return Recommended(**given)
+    return Recommended(**settings)

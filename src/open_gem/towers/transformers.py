@@ -71,8 +71,8 @@ class HfText(TextTower):
                 return_tensors="pt",
             )
         device = next(self.model.parameters()).device
-        given = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
-        return {name: made[name].to(device) for name in given}
+        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        return {name: made[name].to(device) for name in names}
 
     def embed(self, tokens: dict[str, Tensor]) -> Tensor:
         """Text embeddings `(p, e)` of tokens."""

@@ -85,21 +85,21 @@ def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, 
     """
     file = Path(file)
     pickled = file.suffix != ".safetensors"
-    found = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
-    while isinstance(found, dict):
-        inner = next((found[key] for key in _CHECKPOINT_KEYS if isinstance(found.get(key), dict)), None)
+    content = torch.load(file, map_location="cpu", weights_only=True) if pickled else load_file(file)
+    while isinstance(content, dict):
+        inner = next((content[key] for key in _CHECKPOINT_KEYS if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
-        found = inner
-    if not isinstance(found, dict):
-        raise WeightsError(f"cannot load {file}: it holds a {type(found).__name__}, expected a state dict")
+        content = inner
+    if not isinstance(content, dict):
+        raise WeightsError(f"cannot load {file}: it holds a {type(content).__name__}, expected a state dict")
     by_prefix: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in found.items():
+    for name, value in content.items():
         if isinstance(value, Tensor):
             prefix, inner_name = _split(name, expected)
             by_prefix[prefix][inner_name] = value
     if not by_prefix:
-        keys = _some(sorted(map(str, found))) or "none"
+        keys = _some(sorted(map(str, content))) or "none"
         raise WeightsError(
             f"cannot load {file}: it holds no tensors under the keys it has ({keys}), expected a state dict, bare or "
             f"as one of {', '.join(_CHECKPOINT_KEYS)}"

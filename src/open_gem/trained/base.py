@@ -117,9 +117,11 @@ class Trained(ABC):
     def ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
         """Where the prompts are that `text` `(p, e)` encodes, in prepared `pixels` of a picture of `size`. Raises
         NotFiniteError where the model gives no numbers."""
-        found = self._ground(pixels[None].to(self.device, self.dtype), size, text)
-        check_finite("maps", self, found.similarity, found.scores)
-        return found._replace(similarity=at_least_float32(found.similarity), scores=at_least_float32(found.scores))
+        grounding = self._ground(pixels[None].to(self.device, self.dtype), size, text)
+        check_finite("maps", self, grounding.similarity, grounding.scores)
+        return grounding._replace(
+            similarity=at_least_float32(grounding.similarity), scores=at_least_float32(grounding.scores)
+        )
 
     @abstractmethod
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding: ...

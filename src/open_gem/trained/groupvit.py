@@ -51,12 +51,12 @@ class GroupViT(Trained):
 
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
         vision, patch = self.model.vision_model, self.model.config.vision_config.patch_size
-        found = vision.encoder(
+        encoded = vision.encoder(
             vision.embeddings(pixels, interpolate_pos_encoding=True), output_attentions=True, return_dict=True
         )
-        groups = vision.layernorm(found.last_hidden_state)[0]
+        groups = vision.layernorm(encoded.last_hidden_state)[0]
         # Patches to groups to groups of groups: (1, groups, patches) a stage -> the share of each group in each patch.
-        shares = reduce(lambda patches, stage: stage @ patches, (stage.float() for stage in found.attentions))[0]
+        shares = reduce(lambda patches, stage: stage @ patches, (stage.float() for stage in encoded.attentions))[0]
         cosines = similarity(self.model.visual_projection(groups), text)
         scores = similarity(self.model.visual_projection(groups.mean(0, keepdim=True)), text)[:, 0]
         rows = pixels.shape[-2] // patch

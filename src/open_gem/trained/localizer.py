@@ -110,7 +110,9 @@ class TrainedLocalizer(AnyLocalizer):
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Unlocated]]:
-        return [{TRAINED: Unlocated(one.pixels, one.size)} for one in group if one.pixels is not None]
+        return [
+            {TRAINED: Unlocated(prepared.pixels, prepared.size)} for prepared in group if prepared.pixels is not None
+        ]
 
     def locate(self, encoded: Unlocated, prompts: Phrases) -> Localization:
         vocabulary = Vocabulary.of(prompts)

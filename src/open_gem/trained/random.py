@@ -23,17 +23,17 @@ class _RandomSpec(NamedTuple):
 
 def _clipseg(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
     """It wants each picture once a phrase."""
-    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return [model(pixel_values=one.expand(len(tokens), -1, -1, -1), **given) for one in pixels]
+    texts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return [model(pixel_values=image.expand(len(tokens), -1, -1, -1), **texts) for image in pixels]
 
 
 def _groupvit(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
-    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return model(pixel_values=pixels, output_segmentation=True, **given)
+    texts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return model(pixel_values=pixels, output_segmentation=True, **texts)
 
 
 def _owlv2(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
-    return [model(pixel_values=one[None], input_ids=tokens) for one in pixels]
+    return [model(pixel_values=image[None], input_ids=tokens) for image in pixels]
 
 
 _KINDS = {
