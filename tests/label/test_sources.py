@@ -766,7 +766,7 @@ def test_kinds_that_are_passed_over_are_not_counted_without_end():
         (["a.tar", "sub/b.tar"], r"it has 2 \.tar: give '.*/photos/\*\*/\*\.tar'"),
         (["a.parquet", "x.json"], r"it has 1 \.json, 1 \.parquet: give '.*/photos/\*\*/\*\.parquet'"),
         (["a.zip"], r"it has 1 \.zip: unpack archives first"),
-        (["a.heic", "b"], r"it has 1 \.heic.*, 1 without an ending$"),
+        (["a.psd", "b"], r"it has 1 \.psd, 1 without an ending$"),
     ],
 )
 def test_a_folder_without_images_says_what_it_has_and_how_to_give_it(names, advice, tmp_path):
