@@ -212,7 +212,7 @@ def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
     if not pixels.is_floating_point():
-        raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.pixels` gives them")
+        raise InputError(f"pixels are {pixels.dtype}, expected floats, normalised as `Localizer.prepare` gives them")
     (height, width), (rows, cols) = pixels.shape[-2:], patch
     if height % rows or width % cols or not height or not width:
         raise InputError(

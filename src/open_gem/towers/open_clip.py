@@ -46,7 +46,7 @@ def read_tower(visual: Any, owner: str) -> ModuleTower:
     module = getattr(visual, "trunk", visual)  # timm's are wrapped
     tower = find_tower("open_clip", module)
     if tower is None:
-        reason = f"its vision tower is a {type(module).__name__}, which has no file in `backbones/towers`"
+        reason = f"its vision tower is a {type(module).__name__}, which has no file in `towers/`"
     else:
         reason = tower.unsupported_reason(visual)
     if tower is None or reason is not None:
