@@ -68,3 +68,10 @@ def test_every_method_is_in_the_table_of_methods_with_its_settings():
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8")):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_are_named_exist(document):
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"`(test_[a-z0-9_]+)`", document.read_text("utf-8"))
+    assert [name for name in names if f"def {name}(" not in tests] == []
