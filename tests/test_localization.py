@@ -50,7 +50,7 @@ def pixelwise(found: Localization) -> Tensor:
 def test_a_label_is_where_its_best_phrase_is(localizer):
     found = localizer(PICTURE, SYNONYMS)
     phrases = localizer(PICTURE, ["cat", "kitten", "dog", "puppy", "hound", "owl"])
-    assert found.prompts == ("cat", "dog", "owl")
+    assert found.labels == ("cat", "dog", "owl")
     close(found.similarity, phrases.similarity)
     cosines = pixelwise(phrases)
     by_label = torch.stack([cosines[:2].amax(0), cosines[2:5].amax(0), cosines[5]])
@@ -84,7 +84,7 @@ def test_a_phrase_of_label_and_background_is_background(localizer):
 
 def test_plain_prompts_are_labels_of_their_own(localizer):
     found, other = localizer(PICTURE, ["cat", "dog"]), localizer(PICTURE, {"cat": "cat", "dog": ["dog"]})
-    assert found.prompts == other.prompts and torch.equal(found.similarity, other.similarity)
+    assert found.labels == other.labels and torch.equal(found.similarity, other.similarity)
 
 
 def test_each_image_may_have_a_vocabulary_of_its_own(localizer):
@@ -92,11 +92,11 @@ def test_each_image_may_have_a_vocabulary_of_its_own(localizer):
     together = localizer([PICTURE, PICTURE, PICTURE], vocabularies)
     for found, vocabulary in zip(together, vocabularies, strict=True):
         alone = localizer(PICTURE, vocabulary)
-        assert found.prompts == alone.prompts
+        assert found.labels == alone.labels
         close(found.similarity, alone.similarity)
         close(found.presence, alone.presence)
     for found in localizer([PICTURE, PICTURE], SYNONYMS):
-        assert found.prompts == ("cat", "dog", "owl")
+        assert found.labels == ("cat", "dog", "owl")
 
 
 def test_an_ensemble_of_templates_is_used_and_told(localizer):
@@ -319,7 +319,7 @@ def test_images_of_a_list_are_seen_as_each_alone(name, localizer):
     together = looking(images, [["cat"], SYNONYMS, ["dog", "owl"]])
     for ours, image, prompts in zip(together, images, (["cat"], SYNONYMS, ["dog", "owl"]), strict=True):
         alone = looking(image, prompts)
-        assert (ours.prompts, ours.size) == (alone.prompts, alone.size)
+        assert (ours.labels, ours.size) == (alone.labels, alone.size)
         close(ours.similarity, alone.similarity)
 
 

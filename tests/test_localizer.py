@@ -80,7 +80,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def same(ours: Localization, expected: Localization, tolerance: float = 1e-6) -> None:
-    assert (ours.prompts, ours.size, ours.logit_scale) == (expected.prompts, expected.size, expected.logit_scale)
+    assert (ours.labels, ours.size, ours.logit_scale) == (expected.labels, expected.size, expected.logit_scale)
     torch.testing.assert_close(ours.similarity, expected.similarity, rtol=0, atol=tolerance)
     torch.testing.assert_close(ours.scores, expected.scores, rtol=0, atol=tolerance)
 
@@ -109,7 +109,7 @@ def test_a_list_of_pictures_of_mixed_sizes_is_each_one_alone(localizer):
 def test_each_picture_may_have_prompts_of_its_own(kind, localizer):
     together = localizer(kind(PICTURES), kind(kind(some) for some in RAGGED))
     for ours, image, prompts in zip(together, PICTURES, RAGGED, strict=True):
-        assert ours.prompts == tuple(prompts)
+        assert ours.labels == tuple(prompts)
         same(ours, localizer(image, prompts))
 
 
@@ -123,7 +123,7 @@ def test_pictures_of_one_size_are_encoded_together_and_texts_once(spied):
 
 def test_one_prompt_may_be_a_string(localizer):
     alone = localizer(PICTURES[0], "a cat")
-    assert alone.prompts == ("a cat",)
+    assert alone.labels == ("a cat",)
     same(alone, localizer(PICTURES[0], ["a cat"]))
     same(alone, localizer([PICTURES[0]], "a cat")[0])
 
@@ -145,7 +145,7 @@ def test_similarity_and_scores_are_the_cosines_of_patches_and_texts(localizer, m
 
 def test_the_template_is_used(localizer):
     plain = replace(localizer, template="{}")
-    same(replace(plain(PICTURES[0], "a photo of a cat."), prompts=("cat",)), localizer(PICTURES[0], "cat"))
+    same(replace(plain(PICTURES[0], "a photo of a cat."), labels=("cat",)), localizer(PICTURES[0], "cat"))
 
 
 def test_prepare_encode_and_locate_are_the_call(localizer):
@@ -559,7 +559,7 @@ def test_an_index_out_of_range_is_an_index_error(which, maps, making):
 
 
 def test_an_unknown_prompt_lists_those_there_are(maps):
-    with pytest.raises(PromptError, match="no prompt 'cow' here; there are: cat, dog, owl, dog"):
+    with pytest.raises(PromptError, match="no label 'cow' here, expected one of cat, dog, owl, dog"):
         maps["cow"]
 
 
@@ -570,8 +570,8 @@ def test_a_slice_is_maps_that_are_not_made_yet(which, maps, making):
     chosen = maps[which]
     assert isinstance(chosen, Maps)
     assert making.made == []
-    assert chosen.prompts == ("cat", "dog", "owl", "dog")[which]
-    assert len(chosen) == len(chosen.prompts)
+    assert chosen.labels == ("cat", "dog", "owl", "dog")[which]
+    assert len(chosen) == len(chosen.labels)
     assert [int(one[0, 0]) for one in chosen] == list(range(4))[which]
     assert [int(one[0, 0]) for one in chosen[1:]] == list(range(4))[which][1:]
 

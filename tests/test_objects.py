@@ -88,7 +88,7 @@ def test_objects_are_the_components_of_each_labels_mask(threshold, scale, min_ar
     assert len(expected) > 1
     assert [one.index for one in ours] == [index for index, *_ in expected]
     for one, (index, region, score, point) in zip(ours, expected, strict=True):
-        assert one.label == found.prompts[index]
+        assert one.label == found.labels[index]
         assert one.score == pytest.approx(score, abs=1e-6)
         assert one.point == point
         assert one.mask is not None and np.array_equal(one.mask, region)
@@ -201,7 +201,7 @@ def test_the_prompt_of_an_object_is_the_phrase_most_similar_where_it_is():
 
 def test_without_a_vocabulary_a_label_is_its_own_prompt():
     found = Localization(("cat", "dog"), random(2, 6, 8), SIZE)
-    assert all(one.prompt == one.label == found.prompts[one.index] for one in found.objects())
+    assert all(one.prompt == one.label == found.labels[one.index] for one in found.objects())
 
 
 @pytest.mark.parametrize("labels", [3, 256])
@@ -295,7 +295,7 @@ def test_objects_of_a_detector_are_its_boxes(threshold, scale, instances, scores
     for one in ours:
         assert one.box in boxes
         assert (one.point, one.rle, one.mask) == (None, None, None)
-        assert one.prompt == one.label == found.prompts[one.index]
+        assert one.prompt == one.label == found.labels[one.index]
         assert one.area == one.xywh[2] * one.xywh[3]
 
 

@@ -495,7 +495,7 @@ PETS = Vocabulary(("cat", "dog"), (("cat", "kitten"), ("dog",)), ("sky", "grass"
 
 
 def test_phrases_come_with_their_labels():
-    assert PETS.phrases == ("cat", "kitten", "dog", "sky", "grass")
+    assert PETS.all_prompts == ("cat", "kitten", "dog", "sky", "grass")
     assert PETS.groups == (0, 0, 1, -1, -1)
     assert hash(PETS) == hash(Vocabulary(["cat", "dog"], [["cat", "kitten"], "dog"], ["sky", "grass"]))  # type: ignore
 
@@ -516,8 +516,8 @@ def test_phrases_come_with_their_labels():
 def test_a_vocabulary_of_what_was_asked(given, labels, synonyms):
     vocabulary = Vocabulary.of(given)
     assert vocabulary == Vocabulary(labels, synonyms)
-    assert (vocabulary.labels, vocabulary.synonyms, vocabulary.background) == (labels, synonyms, ())
-    assert len(vocabulary.phrases) == len(vocabulary.groups)
+    assert (vocabulary.labels, vocabulary.prompts, vocabulary.background) == (labels, synonyms, ())
+    assert len(vocabulary.all_prompts) == len(vocabulary.groups)
     assert [vocabulary.labels[group] for group in vocabulary.groups] == [
         label for label, some in zip(labels, synonyms, strict=True) for _ in some
     ]
@@ -555,8 +555,8 @@ def test_what_is_no_vocabulary_is_refused(given, words):
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ((("cat", "dog"), (("cat",),)), "1 lists of synonyms for 2 labels"),
-        ((("cat",), (("cat",), ("dog",))), "2 lists of synonyms for 1 labels"),
+        ((("cat", "dog"), (("cat",),)), "1 lists of prompts for 2 labels"),
+        ((("cat",), (("cat",), ("dog",))), "2 lists of prompts for 1 labels"),
         ((("cat",), ((),)), "label 'cat': no prompt"),
         ((("cat", "dog", "cat"), (("cat",), ("dog",), ("kitten",))), "label 'cat' is there 2 times"),
         ((("cat",), (("cat",),), ("sky", "")), "background: prompt 1 is empty"),
@@ -571,7 +571,7 @@ def test_parts_that_do_not_fit_are_refused(parts, words):
 def test_background_is_added_and_never_an_answer():
     vocabulary = Vocabulary.of(["cat", "dog", "cat"]).with_background("sky").with_background(["wall", "a cat"])
     assert vocabulary.labels == ("cat", "dog", "cat")
-    assert vocabulary.phrases == ("cat", "dog", "cat", "sky", "wall", "a cat")
+    assert vocabulary.all_prompts == ("cat", "dog", "cat", "sky", "wall", "a cat")
     assert vocabulary.groups == (0, 1, 2, -1, -1, -1)
     assert PETS.background == ("sky", "grass")
     for nothing in ([], "", ["sky", " "], None):

@@ -24,16 +24,16 @@ from open_gem.windows import Mosaic
 
 
 class Maps(Sequence[Tensor]):
-    """One map `(y, x)` a prompt, made when asked for: index by number or prompt, iterate, or `stack()` them all.
+    """One map `(y, x)` a label, made on access: index by number or label, iterate, or `stack()` them all.
 
-    A thousand prompts on a four-megapixel image are 16 GB as one tensor, so nothing is kept here.
+    A thousand labels on a four-megapixel image are 16 GB as one tensor, so nothing is kept here.
     """
 
-    def __init__(self, prompts: tuple[str, ...], make: Callable[[int], Tensor]):
-        self.prompts, self._make = prompts, make
+    def __init__(self, labels: tuple[str, ...], make: Callable[[int], Tensor]):
+        self.labels, self._make = labels, make
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.labels)
 
     @overload
     def __getitem__(self, which: int | str) -> Tensor: ...
@@ -42,28 +42,28 @@ class Maps(Sequence[Tensor]):
     def __getitem__(self, which: int | str | slice) -> "Tensor | Maps":
         if isinstance(which, slice):
             chosen = range(len(self))[which]
-            return Maps(self.prompts[which], lambda index: self._make(chosen[index]))
-        return self._make(range(len(self))[_prompt_index(self.prompts, which)])
+            return Maps(self.labels[which], lambda index: self._make(chosen[index]))
+        return self._make(range(len(self))[_label_index(self.labels, which)])
 
     def __iter__(self) -> Iterator[Tensor]:
         return map(self._make, range(len(self)))
 
-    def __contains__(self, prompt: object) -> bool:
-        return prompt in self.prompts
+    def __contains__(self, label: object) -> bool:
+        return label in self.labels
 
     def __repr__(self) -> str:
-        return f"Maps({', '.join(map(repr, self.prompts))})"
+        return f"Maps({', '.join(map(repr, self.labels))})"
 
     def stack(self) -> Tensor:
         """All maps at once, `(p, y, x)`."""
         return torch.stack(list(self))
 
 
-def _prompt_index(prompts: tuple[str, ...], which: int | str) -> int:
+def _label_index(labels: tuple[str, ...], which: int | str) -> int:
     if isinstance(which, str):
-        if which not in prompts:
-            raise PromptError(f"no prompt {which!r} here; there are: {', '.join(prompts)}")
-        return prompts.index(which)
+        if which not in labels:
+            raise PromptError(f"no label {which!r} here, expected one of {', '.join(labels)}")
+        return labels.index(which)
     return which
 
 
@@ -78,7 +78,7 @@ INSTANCES = ("component", "label")
 class Localization:
     """What was found for one image and its prompts.
 
-    prompts      as asked; of a `Vocabulary`, its labels
+    labels       what is reported: the prompts, or the labels of a `Vocabulary`
     maps         `(q, r, k)` cosine of each patch with each phrase, in [-1, 1]: small, keep this one. Of models trained
                  to localize also a probability in [0, 1]; "cosine" below means these values, whichever they are.
                  Without redundancy, not quite cosines. A `Mosaic` where the maps of several views were merged
@@ -98,7 +98,7 @@ class Localization:
     Maps, masks and label maps are on the device of `maps`; boxes and points are on the CPU.
     """
 
-    prompts: tuple[str, ...]
+    labels: tuple[str, ...]
     maps: Float[Tensor, "q r k"] | Mosaic
     size: Size
     scores: Float[Tensor, " p"] | None = None
@@ -122,12 +122,12 @@ class Localization:
         phrases of one prompt the best counts at each pixel. Raises InputError for another scale.
         """
         stretch = self._find_scale(scale)
-        return Maps(self.prompts, lambda index: stretch(self._cosine(index)))
+        return Maps(self.labels, lambda index: stretch(self._cosine(index)))
 
     def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
         """One bool mask `(y, x)` a prompt: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5)."""
         heatmaps = self.heatmaps(scale)
-        return Maps(self.prompts, lambda index: heatmaps[index] > threshold)
+        return Maps(self.labels, lambda index: heatmaps[index] > threshold)
 
     def boxes(self, threshold: float = 0.5, scale: str = "minmax", *, instances: str = "component") -> list[Boxes]:
         """Boxes of each prompt, best first: one a connected component of the mask, or one for all of it ("label").
@@ -141,7 +141,7 @@ class Localization:
         stretch = self._find_scale(scale)
         if self.detections is not None:
             return [_above(boxes, threshold, scale, instances) for boxes in self.detections]
-        cosines = map(self._cosine, range(len(self.prompts)))
+        cosines = map(self._cosine, range(len(self.labels)))
         return [make(stretch(cosine) > threshold, cosine) for cosine in cosines]
 
     def objects(
@@ -184,22 +184,22 @@ class Localization:
     def _each(self, value: float | Sequence[float]) -> Sequence[float]:
         value = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
         if not isinstance(value, Sequence):
-            return [float(value)] * len(self.prompts)
-        if len(value) != len(self.prompts):
-            raise InputError(f"{len(value)} values for {len(self.prompts)} labels, expected one for all, or as many")
+            return [float(value)] * len(self.labels)
+        if len(value) != len(self.labels):
+            raise InputError(f"{len(value)} values for {len(self.labels)} labels, expected one for all, or as many")
         return value
 
     def _predicted(self, index: int, boxes: Boxes, scale: str) -> Iterator[Object]:
         for box, score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
             share = score / boxes.scores[0].item() if scale == "minmax" else None
-            yield self._object(index, self.prompts[index], score, box, peak=share)
+            yield self._object(index, self.labels[index], score, box, peak=share)
 
     def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **fields: Any) -> Object:
         image_score, presence = (
             None if values is None else values[index].item() for values in (self.scores, self.presence)
         )
         return Object(
-            self.prompts[index], index, prompt, score, image_score, presence, (box[0], box[1], box[2], box[3]), **fields
+            self.labels[index], index, prompt, score, image_score, presence, (box[0], box[1], box[2], box[3]), **fields
         )
 
     def _regions(
@@ -262,7 +262,7 @@ class Localization:
 
     def _best_phrase(self, index: int, point: tuple[int, int]) -> str:
         """The phrase of a label that is most similar at a pixel `(x, y)`."""
-        phrases = (self.prompts[index],) if self.vocabulary is None else self.vocabulary.synonyms[index]
+        phrases = (self.labels[index],) if self.vocabulary is None else self.vocabulary.prompts[index]
         if len(phrases) == 1:
             return phrases[0]
         maps = [self.maps[phrase] for phrase in self._phrases[index]]
@@ -283,7 +283,7 @@ class Localization:
     def points(self) -> Int[Tensor, "p 2"]:
         """The pixel where each prompt's map is highest, or the middle of its best box where the model itself predicts
         boxes (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
-        return torch.tensor([self._point(index) for index in range(len(self.prompts))], dtype=torch.int64, device="cpu")
+        return torch.tensor([self._point(index) for index in range(len(self.labels))], dtype=torch.int64, device="cpu")
 
     def segment(self, background: float | None = None) -> Int[Tensor, "y x"]:
         """The most probable prompt of each pixel: `(y, x)` int64, an index into `prompts`, −1 for background.
@@ -324,13 +324,13 @@ class Localization:
     @cached_property
     def _groups(self) -> Sequence[int]:
         """For each phrase the index of its prompt, −1 for background."""
-        return range(len(self.prompts)) if self.vocabulary is None else self.vocabulary.groups
+        return range(len(self.labels)) if self.vocabulary is None else self.vocabulary.groups
 
     @cached_property
     def _phrases(self) -> list[list[int]]:
         """The indices of each prompt's phrases."""
         if self.vocabulary is None:
-            return [[index] for index in range(len(self.prompts))]
+            return [[index] for index in range(len(self.labels))]
         return self.vocabulary.by_label(range(len(self._groups)))
 
     def _point(self, index: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
 from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
-from open_gem.text import TEMPLATE, Phrases, Template, TextCache, Vocabulary, check_template
+from open_gem.text import TEMPLATE, Prompts, Template, TextCache, Vocabulary, check_template
 from open_gem.towers import Backbone
 from open_gem.types import Size
 from open_gem.windows import EncodedWindows, merge_features
@@ -190,12 +190,12 @@ class Localizer(AnyLocalizer):
         assert prepared.image is not None, "kept by `prepare`"
         return to_pixels(prepared.image, canvas.size, self.backbone.preprocess)
 
-    def locate(self, encoded: Encoded | EncodedWindows, prompts: Phrases) -> Localization:
+    def locate(self, encoded: Encoded | EncodedWindows, prompts: Prompts) -> Localization:
         if not isinstance(encoded, Encoded | EncodedWindows):
             given = type(encoded).__name__
             raise InputError(f"encoded is a {given}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
-        text = self.text((*vocabulary.phrases, ""))  # the empty phrase is what others are compared with
+        text = self.text((*vocabulary.all_prompts, ""))  # the empty phrase is what others are compared with
         pooled, maps = encoded.pooled, encoded.similarity(text)
         if isinstance(encoded, Encoded) and len(encoded.tokens) != 1:
             raise InputError(f"{len(encoded.tokens)} encoded images, expected one: take one by `encoded.image(index)`")

@@ -22,12 +22,12 @@ from open_gem.images.pixels import ImageLike
 from open_gem.images.views import Canvas
 from open_gem.localization import Localization
 from open_gem.method.table import Method
-from open_gem.text import Phrases, TextCache, Vocabulary
+from open_gem.text import Prompts, TextCache, Vocabulary
 from open_gem.types import Size
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
 
-Prompts = Phrases | Iterable[Phrases]  # for all images: phrases or a vocabulary; or a list, one per image
+ImagePrompts = Prompts | Iterable[Prompts]  # for all images; or a list, one per image
 Methods = str | Method | Mapping[str, str | Method] | Iterable[str]  # one; or several, by their names or own labels
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Prepared:
 
 
 class AnyLocalizer(ABC):
-    """Prompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
+    """ImagePrompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
 
     text: TextCache
 
@@ -120,8 +120,8 @@ class AnyLocalizer(ABC):
         """
 
     @abstractmethod
-    def locate(self, encoded: Any, prompts: Phrases) -> Localization:
-        """Where the prompts are in one encoded image. Prompts and errors as when called."""
+    def locate(self, encoded: Any, prompts: Prompts) -> Localization:
+        """Where the prompts are in one encoded image. ImagePrompts and errors as when called."""
 
     @abstractmethod
     def _encode(
@@ -130,20 +130,20 @@ class AnyLocalizer(ABC):
         """Images of one shape, by every method."""
 
     @overload
-    def __call__(self, images: ImageLike, prompts: Phrases) -> Localization: ...
+    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
     @overload
-    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: Prompts) -> list[Localization]: ...
+    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: ImagePrompts) -> list[Localization]: ...
     def __call__(
-        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: Prompts
+        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: ImagePrompts
     ) -> Localization | list[Localization]:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
-        Prompts are a phrase, phrases, labels with phrases each (a mapping), or a `Vocabulary`; for a list of images,
+        `prompts` is a prompt, several, a mapping of labels to prompts, or a `Vocabulary`; for a list of images,
         the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
         ImageError, PromptError or InputError, before anything is computed.
         """
         if not isinstance(images, list | tuple):
-            vocabulary = Vocabulary.of(cast(Phrases, prompts))
+            vocabulary = Vocabulary.of(cast(Prompts, prompts))
             return self.locate(self.encode(images), vocabulary)
         vocabularies = prompts_by_image(prompts, len(images))
         prepared = prepare_all(images, self.prepare)
@@ -226,7 +226,7 @@ def by_shape(
     yield from groups.values()
 
 
-def prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
+def prompts_by_image(prompts: ImagePrompts, count: int) -> list[Vocabulary]:
     """A vocabulary for each image, from prompts for all or a list with some for each."""
     listed = prompts
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
@@ -237,4 +237,4 @@ def prompts_by_image(prompts: Prompts, count: int) -> list[Vocabulary]:
                     f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
                 )
             return [Vocabulary.of(some) for some in listed]
-    return [Vocabulary.of(cast(Phrases, listed))] * count
+    return [Vocabulary.of(cast(Prompts, listed))] * count

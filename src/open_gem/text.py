@@ -4,6 +4,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,21 +32,21 @@ V = TypeVar("V")
 Template = str | Sequence[str]  # a template, the name of an ensemble, or templates
 
 
-# Phrases --------------------------------------------------------------------------------------------------------------
+# Prompts --------------------------------------------------------------------------------------------------------------
 
 
 def check_prompts(prompts: Any) -> tuple[str, ...]:
     """The prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text ones."""
     if not isinstance(prompts, Iterable):
-        raise PromptError(f"prompts are {type(prompts).__name__}, expected phrases")
+        raise PromptError(f"prompts are {type(prompts).__name__}, expected texts")
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not texts:
-        raise PromptError("no prompt given, expected at least one phrase such as 'a cat'")
+        raise PromptError("no prompt given, expected at least one such as 'a cat'")
     for index, prompt in enumerate(texts):
         if not isinstance(prompt, str):
             raise PromptError(f"prompt {index} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
-            raise PromptError(f"prompt {index} is empty, expected a phrase such as 'a cat'")
+            raise PromptError(f"prompt {index} is empty, expected text such as 'a cat'")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python holds bytes that are not UTF-8
             raise PromptError(f"prompt {index} is {prompt!r}, which is not UTF-8 text")
     return texts
@@ -53,56 +54,55 @@ def check_prompts(prompts: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Labels, the phrases that mean them, and phrases for everything else.
+    """Labels, the prompts that stand for them, and prompts for everything else.
 
-    labels      what is answered, one or more
-    synonyms    the phrases of each label, at least one
-    background  phrases for everything else ("sky", "wall", or what one's prompts are mistaken for): they compete in the
-                softmax over phrases and are never an answer
+    labels      what is reported, one or more
+    prompts     the prompts of each label, at least one; a label's score at a pixel is the maximum over them
+    background  distractors ("sky", "wall", or what the labels are mistaken for): part of the softmax, never predicted
 
-    Raises PromptError for empty or non-text phrases, and for a label or a label's phrase that is there twice ("a cat"
-    is "cat"); but where each label is its own one phrase, as with plain prompts, labels may repeat. A phrase may be
-    both a label's and the background's, as "bed" is in SCLIP's class file of COCO-Object.
+    Raises PromptError for empty or non-text prompts, and for a repeated label or prompt of a label ("a cat" is "cat").
+    Labels may repeat if each is its own only prompt, as with a plain list. A prompt may belong to a label and to the
+    background, as "bed" does in SCLIP's class file of COCO-Object.
     """
 
     labels: tuple[str, ...]
-    synonyms: tuple[tuple[str, ...], ...]
+    prompts: tuple[tuple[str, ...], ...]
     background: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels = _checked("labels", self.labels)
-        if len(self.synonyms) != len(labels):
-            raise PromptError(f"{len(self.synonyms)} lists of synonyms for {len(labels)} labels, expected one a label")
+        if len(self.prompts) != len(labels):
+            raise PromptError(f"{len(self.prompts)} lists of prompts for {len(labels)} labels, expected one a label")
         places = [f"label {label!r}" for label in labels]
-        synonyms = tuple(_checked(place, some) for place, some in zip(places, self.synonyms, strict=True))
-        if synonyms != tuple((label,) for label in labels):
+        prompts = tuple(_checked(place, texts) for place, texts in zip(places, self.prompts, strict=True))
+        if prompts != tuple((label,) for label in labels):
             label, times = Counter(labels).most_common(1)[0]
             if times > 1:
                 raise PromptError(f"label {label!r} is there {times} times, expected each label once")
-            _check_distinct(zip(places, synonyms, strict=True))
+            _check_distinct(zip(places, prompts, strict=True))
         background = _checked("background", self.background) if self.background else ()
-        for name, value in (("labels", labels), ("synonyms", synonyms), ("background", background)):
-            object.__setattr__(self, name, value)  # tuples, whatever was given
+        for name, value in (("labels", labels), ("prompts", prompts), ("background", background)):
+            object.__setattr__(self, name, value)  # as tuples
 
     @property
-    def phrases(self) -> tuple[str, ...]:
-        """All phrases: those of the first label, those of the second, …, those of the background."""
-        return (*[phrase for some in self.synonyms for phrase in some], *self.background)
+    def all_prompts(self) -> tuple[str, ...]:
+        """The prompts of the first label, of the second, …, and of the background."""
+        return (*chain.from_iterable(self.prompts), *self.background)
 
     @property
-    def contested(self) -> tuple[str, ...]:
-        """Phrases of labels that are the background's as well, articles aside."""
-        background = {_bare(phrase) for phrase in self.background}
-        return tuple(phrase for some in self.synonyms for phrase in some if _bare(phrase) in background)
+    def shared_with_background(self) -> tuple[str, ...]:
+        """Prompts of labels that belong to the background too, articles aside."""
+        background = {_bare(prompt) for prompt in self.background}
+        return tuple(prompt for prompt in chain.from_iterable(self.prompts) if _bare(prompt) in background)
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """For each of `phrases` the index of its label, −1 for background."""
-        indices = [index for index, some in enumerate(self.synonyms) for _ in some]
+        """The index of the label of each of `all_prompts`, −1 for background."""
+        indices = [index for index, texts in enumerate(self.prompts) for _ in texts]
         return (*indices, *[-1] * len(self.background))
 
     def by_label(self, values: Sequence[V]) -> list[list[V]]:
-        """One value a phrase → those of each label's phrases."""
+        """One value a prompt → the values of each label's prompts."""
         of_label: list[list[V]] = [[] for _ in self.labels]
         for value, group in zip(values, self.groups, strict=True):
             if group >= 0:
@@ -110,48 +110,47 @@ class Vocabulary:
         return of_label
 
     def best(self, scores: Float[Tensor, " q"]) -> Float[Tensor, " p"]:
-        """The highest of the scores `(q,)` of each label's phrases: `(p,)`."""
-        return torch.stack([torch.stack(some).max() for some in self.by_label(list(scores))])
+        """The maximum over each label's prompts of their scores `(q,)`: `(p,)`."""
+        return torch.stack([torch.stack(own).max() for own in self.by_label(list(scores))])
 
     @classmethod
-    def of(cls, prompts: "Phrases") -> "Vocabulary":
-        """What was asked for as labels: phrases that are labels, or labels with one or more phrases each.
+    def of(cls, prompts: "Prompts") -> "Vocabulary":
+        """A vocabulary of prompts that are their own labels, or of a mapping of labels to one or more prompts each.
 
         Raises PromptError as the class.
         """
         if isinstance(prompts, Vocabulary):
             return prompts
         if isinstance(prompts, Mapping):
-            return cls(tuple(prompts), tuple(_checked(f"label {label!r}", some) for label, some in prompts.items()))
+            return cls(tuple(prompts), tuple(_checked(f"label {label!r}", texts) for label, texts in prompts.items()))
         labels = check_prompts(prompts)
         return cls(labels, tuple((label,) for label in labels))
 
     @classmethod
     def read(cls, path: str | PathLike[str], background: bool = False) -> "Vocabulary":
         """A class file as SCLIP, ClearCLIP, NACLIP and ProxyCLIP have them, UTF-8: one class a line, its synonyms after
-        commas. The first phrase of a line is the label.
+        commas. The first prompt of a line is the label.
 
         A line with a semicolon is split there only, and keeps its commas (ProxyCLIP). Blank lines and space around
-        phrases do not count. `background`: the first line holds the words for everything else.
+        prompts do not count. `background`: the first line holds the distractors.
 
-        Raises PromptError for a file that cannot be read or holds no class, or, with its lines, for a phrase that is
-        there twice.
+        Raises PromptError for a file that cannot be read or holds no class, and for a repeated prompt, with both lines.
         """
         lines = _class_lines(path)
         classes = lines[1:] if background else lines
         if not classes:
             after = " after the background's line" if lines else ""
             raise PromptError(f"no class in {str(path)!r}{after}, expected one a line")
-        _check_distinct((f"line {number} of {str(path)!r}", phrases) for number, phrases in classes)
-        synonyms = tuple(phrases for _, phrases in classes)
-        return cls(tuple(some[0] for some in synonyms), synonyms, lines[0][1] if background else ())
+        _check_distinct((f"line {number} of {str(path)!r}", texts) for number, texts in classes)
+        prompts = tuple(texts for _, texts in classes)
+        return cls(tuple(first for first, *_ in prompts), prompts, lines[0][1] if background else ())
 
-    def with_background(self, phrases: str | Iterable[str]) -> "Vocabulary":
-        """The same labels, with more phrases for everything else. Raises PromptError as `check_prompts`."""
-        return replace(self, background=(*self.background, *_checked("background", phrases)))
+    def with_background(self, prompts: str | Iterable[str]) -> "Vocabulary":
+        """The same labels, with more distractors. Raises PromptError as `check_prompts`."""
+        return replace(self, background=(*self.background, *_checked("background", prompts)))
 
 
-Phrases = str | Iterable[str] | Mapping[str, str | Iterable[str]] | Vocabulary  # what `Vocabulary.of` takes
+Prompts = str | Iterable[str] | Mapping[str, str | Iterable[str]] | Vocabulary  # what `Vocabulary.of` takes
 
 
 def _checked(place: str, phrases: Any) -> tuple[str, ...]:

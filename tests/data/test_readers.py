@@ -364,9 +364,9 @@ def test_names_as_published():
     assert different("context", "sclip") == {}
     sclip = read_names("voc", "sclip", background=True)
     assert len(sclip.background) == 26 and sclip.background[::25] == ("sky", "fence")
-    assert len(sclip.synonyms[14]) == 7 and sclip.synonyms[19][-1] == "screen"
+    assert len(sclip.prompts[14]) == 7 and sclip.prompts[19][-1] == "screen"
     assert read_names("context", "sclip", background=True).background == ("background",)
-    assert read_names("coco_object", "sclip", background=True).synonyms[0][-1] == "body"
+    assert read_names("coco_object", "sclip", background=True).prompts[0][-1] == "body"
 
 
 def test_vocabularies_of_a_data_set(tmp_path):

@@ -111,9 +111,9 @@ def test_pixel_counts_equal_a_loop(background, protocol, tiny_localizer, tmp_pat
     matrix = np.zeros((3, 3), dtype=int)
     for sample in data:
         found = localizer(sample.read_image(), data.vocabulary(protocol.names))
-        cosines = torch.stack([found.heatmaps("cosine")[index] for index in range(len(found.prompts))])
+        cosines = torch.stack([found.heatmaps("cosine")[index] for index in range(len(found.labels))])
         if protocol.names:  # the softmax is over all synonyms
-            every = replace(found, prompts=found.vocabulary.phrases, vocabulary=None).heatmaps("cosine").stack()
+            every = replace(found, labels=found.vocabulary.all_prompts, vocabulary=None).heatmaps("cosine").stack()
         else:
             every = cosines
         probability = (protocol.logit_scale * (cosines - every.logsumexp(0) * 0)).exp() / (

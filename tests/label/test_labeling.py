@@ -85,7 +85,7 @@ def test_objects_are_those_of_the_localization(photos, tiny_localizer, labeling)
         row = row_of(replace(labeling, min_area=0.0), item)
         result = tiny_localizer(item.source, ["cat", "dog"])
         assert (row["height"], row["width"]) == result.size
-        for index, (name, boxes) in enumerate(zip(result.prompts, result.boxes(), strict=True)):
+        for index, (name, boxes) in enumerate(zip(result.labels, result.boxes(), strict=True)):
             objects = [one for one in row["objects"] if one["label"] == name]
             assert sorted(one["xyxy"] for one in objects) == sorted(boxes.xyxy.tolist())
             assert {one["prompt"] for one in objects} == {name}
@@ -151,7 +151,7 @@ def test_the_phrase_is_the_best_one_where_the_object_is(photos, tiny_localizer):
             if one["label"] == "cat":
                 x, y = one["point"]
                 best = result.heatmaps("cosine").stack()[:, y, x]
-                assert best.max() - best[result.prompts.index(one["prompt"])] < 0.02  # interpolation aside
+                assert best.max() - best[result.labels.index(one["prompt"])] < 0.02  # interpolation aside
                 assert best.max() == pytest.approx(one["score"], abs=1e-5)
                 seen[one["prompt"]] += 1
     assert len(seen) > 1

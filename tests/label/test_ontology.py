@@ -32,7 +32,7 @@ def write(tmp_path):
 def test_a_file_with_everything(write):
     found = Ontology.read(write(FILE))
     assert found.labels == ("cat", "fire engine", "tree")
-    assert found.vocabulary.synonyms == (("cat", "kitten"), ("fire truck",), ("tree",))
+    assert found.vocabulary.prompts == (("cat", "kitten"), ("fire truck",), ("tree",))
     assert found.vocabulary.background == ("sky", "grass")
     assert found.presence == (DEFAULTS["presence"], 0.95, DEFAULTS["presence"])
     assert found.threshold == (0.4, 0.4, 0.4)
@@ -53,7 +53,7 @@ def test_labels_alone(write, text):
 def test_class_files(write):
     found = Ontology.read(write("sky, wall\ncat, kitten\ndog\n", "classes.txt"), True, presence=0.3)
     assert found.vocabulary.background == ("sky", "wall")
-    assert found.vocabulary.synonyms == (("cat", "kitten"), ("dog",))
+    assert found.vocabulary.prompts == (("cat", "kitten"), ("dog",))
     assert found.presence == (0.3, 0.3)
 
 

@@ -289,7 +289,7 @@ def test_failures_are_the_classes_that_fit_worst(tiny_localizer, monkeypatch):
     for sample in data:
         assert isinstance(sample, SceneSample)
         found = tiny_localizer(sample.read_image(), sample.scene.names)
-        for name, mask in zip(found.prompts, found.masks(), strict=True):
+        for name, mask in zip(found.labels, found.masks(), strict=True):
             truth = torch.from_numpy(sample.labels() == data.classes.index(name))
             fits.append(((mask & truth).sum() / (mask | truth).sum()).item())
     assert [float(caption[-4:]) for caption in given] == pytest.approx(sorted(fits)[: len(given)], abs=0.006)

@@ -231,8 +231,8 @@ def image(height: int, width: int) -> Image.Image:
 def test_every_refinement_changes_maps_and_nothing_else(name: str) -> None:
     refinement, before = find_refinement(name), located(20, 30)
     after = refinement.refine(image(20, 30), before)
-    assert (after.prompts, after.size, after.scores, after.maps) == (
-        before.prompts,
+    assert (after.labels, after.size, after.scores, after.maps) == (
+        before.labels,
         (20, 30),
         before.scores,
         before.maps,

@@ -84,7 +84,7 @@ def test_regions_are_of_the_projects_own_controls(server, tiny_localizer):
     data = png(64, 128)
     [prediction] = predict(server, "data:image/png;base64," + b64encode(data).decode())
     expected = tiny_localizer(data, {"Cat": ("cat", "kitten"), "Dog": "Dog"})
-    presence = dict(zip(expected.prompts, expected.presence.tolist(), strict=True))
+    presence = dict(zip(expected.labels, expected.presence.tolist(), strict=True))
 
     frames = [one for one in prediction["result"] if one["from_name"] == "frames"]
     shapes = [one for one in prediction["result"] if one["from_name"] == "shapes"]

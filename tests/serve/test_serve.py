@@ -138,7 +138,7 @@ def test_work_stops_at_the_next_prompt_when_the_client_has_left(server, tiny_loc
     def work(label):
         begun.set()
         release.wait(10)
-        worked.append(label.prompts)
+        worked.append(label.labels)
 
     async def ask_and_leave():
         asking = asyncio.create_task(server.service.each_prompt(work, tiny_localizer(png(), PROMPTS)))

@@ -187,7 +187,7 @@ def detector(request, kinds) -> Kind:
 
 
 def same(ours: Localization, expected: Localization, tolerance: float = 1e-5) -> None:
-    assert (ours.prompts, ours.size, ours.logit_scale) == (expected.prompts, expected.size, expected.logit_scale)
+    assert (ours.labels, ours.size, ours.logit_scale) == (expected.labels, expected.size, expected.logit_scale)
     torch.testing.assert_close(ours.similarity, expected.similarity, rtol=0, atol=tolerance)
     torch.testing.assert_close(ours.scores, expected.scores, rtol=0, atol=tolerance)
     assert (ours.detections is None) == (expected.detections is None)
@@ -490,7 +490,7 @@ def test_a_list_of_pictures_is_each_one_alone(kind):
 
 def test_results_have_the_sizes_of_the_picture(kind):
     found = kind.ours(np.asarray(PICTURES[0]), PROMPTS)
-    assert found.prompts == tuple(PROMPTS)
+    assert found.labels == tuple(PROMPTS)
     assert found.heatmaps().stack().shape == found.masks().stack().shape == (5, 60, 97)
     assert found.segment(0.5).shape == (60, 97)
     assert found.scores.shape == (5,) and found.similarity.dtype == torch.float32
@@ -540,7 +540,7 @@ def test_the_template_may_be_another(kind):
 
 
 def renamed(found: Localization, template: str) -> Localization:
-    prompts = tuple(template.replace("{}", prompt) for prompt in found.prompts)
+    prompts = tuple(template.replace("{}", prompt) for prompt in found.labels)
     return Localization(prompts, found.similarity, found.size, found.scores, found.logit_scale, found.detections)
 
 
@@ -659,7 +659,7 @@ def test_prepare_encode_and_locate_are_the_call(kind):
     assert label == "as trained"  # there is one way only
     for encoded in (localizer.encode(image), localizer.encode(prepared), listed, labelled, listed.to("cpu")):
         ours = localizer.locate(encoded, PROMPTS)
-        assert (ours.prompts, ours.size) == (called.prompts, called.size)
+        assert (ours.labels, ours.size) == (called.labels, called.size)
         torch.testing.assert_close(ours.similarity, called.similarity)
         torch.testing.assert_close(ours.scores, called.scores)
     assert localizer.configured(method="clip", size="short:32") is localizer

@@ -85,7 +85,7 @@ class ImageResult:
     @cached_property
     def boxes(self) -> list[list[Object]]:
         """The boxes of each prompt, best first."""
-        boxes: list[list[Object]] = [[] for _ in self.result.prompts]
+        boxes: list[list[Object]] = [[] for _ in self.result.labels]
         for box in self.result.objects(self.threshold, self.scale, min_area=0, masks=False):
             boxes[box.index].append(box)
         return boxes
@@ -106,7 +106,7 @@ class ImageResult:
 
     @cached_property
     def slugs(self) -> list[str]:
-        return slugs(self.result.prompts)
+        return slugs(self.result.labels)
 
     def best(self, count: int) -> list[int]:
         """Indices of the prompts with the highest scores, in the order of the prompts."""
@@ -116,7 +116,7 @@ class ImageResult:
         """The `count` best prompts, for a table."""
         return [
             PromptRow(
-                self.result.prompts[index],
+                self.result.labels[index],
                 self.scores[index],
                 self.presence[index],
                 self.points[index],
@@ -136,7 +136,7 @@ class ImageResult:
                 "point": self.points[index],
                 "boxes": [{"xyxy": list(box.box), "score": round(box.score, 6)} for box in self.boxes[index]],
             }
-            for index, prompt in enumerate(self.result.prompts)
+            for index, prompt in enumerate(self.result.labels)
         ]
         size = {"height": self.result.size.height, "width": self.result.size.width}
         views = {"threshold": self.threshold, "scale": self.scale}
@@ -165,7 +165,7 @@ def draw_overlay(located: ImageResult, index: int) -> Image.Image:
         located.result.heatmaps(located.scale)[index],
         boxes=[list(box.box) for box in located.boxes[index][:3]],  # more would hide the image
         point=located.points[index],
-        caption=" · ".join(filter(None, [located.method, located.result.prompts[index]])),
+        caption=" · ".join(filter(None, [located.method, located.result.labels[index]])),
         score=located.scores[index],
     )
 
@@ -191,7 +191,7 @@ def _mask(located: ImageResult, index: int) -> Image.Image:
 
 def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
     labels = located.result.segment(located.background)
-    segmentation(located.image, labels, located.result.prompts).save(file, format="PNG")
+    segmentation(located.image, labels, located.result.labels).save(file, format="PNG")
 
 
 def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
@@ -200,8 +200,10 @@ def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -
     np.savez(
         file,
         similarity=similarity,
-        prompts=np.array(located.result.prompts),
-        phrases=np.array(located.result.prompts if vocabulary is None else vocabulary.phrases),  # one a similarity map
+        prompts=np.array(located.result.labels),
+        phrases=np.array(
+            located.result.labels if vocabulary is None else vocabulary.all_prompts
+        ),  # one a similarity map
         size=np.array(located.result.size),
         scores=np.array(located.scores, dtype=np.float32),
         logit_scale=np.float32(located.result.logit_scale),  # NaN if similarities are probabilities

@@ -30,4 +30,4 @@ def read_names(family: str, variant: str, background: bool) -> "Vocabulary":
 
     with resources.as_file(resources.files("open_gem.data") / "classes" / f"{family}.{variant}.txt") as path:
         vocabulary = Vocabulary.read(Path(path), background=(family, variant) in WITH_BACKGROUND)
-    return vocabulary if background else Vocabulary(vocabulary.labels, vocabulary.synonyms)
+    return vocabulary if background else Vocabulary(vocabulary.labels, vocabulary.prompts)

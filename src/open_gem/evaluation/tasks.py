@@ -74,7 +74,7 @@ def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protoco
 def _is_best_present(result: Localization, sample: SceneSample) -> ImageCounts:
     """Whether the concept with the highest image-level score is in the scene."""
     assert result.scores is not None
-    best = result.prompts[int(result.scores.argmax())]
+    best = result.labels[int(result.scores.argmax())]
     return Mean.of([int(best in sample.scene.names)]).row
 
 

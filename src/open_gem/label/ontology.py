@@ -42,7 +42,7 @@ class Ontology:
     threshold: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if contested := self.vocabulary.contested:
+        if contested := self.vocabulary.shared_with_background:
             raise PromptError(f"{contested[0]!r} is a label's phrase and the background's, expected it in one of them")
         for name in DEFAULTS:
             values = getattr(self, name)
@@ -101,7 +101,7 @@ class Ontology:
         labels = {
             label: {"prompts": list(prompts), "presence": presence, "threshold": threshold}
             for label, prompts, presence, threshold in zip(
-                self.labels, self.vocabulary.synonyms, self.presence, self.threshold, strict=True
+                self.labels, self.vocabulary.prompts, self.presence, self.threshold, strict=True
             )
         }
         return {"labels": labels, "background": list(self.vocabulary.background)}

@@ -43,13 +43,13 @@ def as_float16(similarity: Tensor) -> str:
 
 def by_prompt(located: Localization) -> Iterator[Localization]:
     """One localization per prompt: maps of the image's size take long, and are made one prompt at a time."""
-    vocabulary = Vocabulary.of(located.prompts) if located.vocabulary is None else located.vocabulary
+    vocabulary = Vocabulary.of(located.labels) if located.vocabulary is None else located.vocabulary
     end = 0
-    for index, (label, phrases) in enumerate(zip(located.prompts, vocabulary.synonyms, strict=True)):
+    for index, (label, phrases) in enumerate(zip(located.labels, vocabulary.prompts, strict=True)):
         start, end = end, end + len(phrases)
         yield replace(
             located,
-            prompts=(label,),
+            labels=(label,),
             maps=located.maps[start:end],
             scores=None if located.scores is None else located.scores[[index]],
             detections=None if located.detections is None else (located.detections[index],),
@@ -69,7 +69,7 @@ def result(label: Localization, *, threshold: float | None, mask: str, similarit
     limit = THRESHOLD if threshold is None else threshold
     box, point = _place(label, limit) if place else (None, None)
     return Result(
-        prompt=label.prompts[0],
+        prompt=label.labels[0],
         score=value(label.scores),
         presence=value(label.presence),
         box=box,

@@ -127,7 +127,7 @@ def segments(label: Localization, parameters: Parameters) -> list[Segment]:
         return []
     score = value(label.scores) if presence is None else presence
     mask = as_png(label.masks(parameters.mask_threshold)[0])
-    return [Segment(label=label.prompts[0], score=score or 0.0, presence=presence, mask=mask)]
+    return [Segment(label=label.labels[0], score=score or 0.0, presence=presence, mask=mask)]
 
 
 TASKS: dict[str, Callable[..., list[Any]]] = {"object-detection": detections, "image-segmentation": segments}

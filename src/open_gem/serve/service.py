@@ -87,7 +87,7 @@ class Service:
             "locate",
             self._locate_all,
             lambda job: None,
-            lambda job: len(job.vocabulary.phrases),
+            lambda job: len(job.vocabulary.all_prompts),
             settings.max_batch * PHRASES,
         )
 
@@ -149,11 +149,11 @@ class Service:
         """
         size, most = located.size, self.settings.max_map_pixels
         pixels = size.height * size.width
-        if places and pixels * len(located.prompts) > most:
+        if places and pixels * len(located.labels) > most:
             raise RequestError(
                 413,
-                f"{len(located.prompts)} prompts on an image of {size.height}x{size.width} pixels make maps of "
-                f"{pixels * len(located.prompts)} pixels, expected {most} at most: ask {most // pixels} at a time",
+                f"{len(located.labels)} prompts on an image of {size.height}x{size.width} pixels make maps of "
+                f"{pixels * len(located.labels)} pixels, expected {most} at most: ask {most // pixels} at a time",
             )
         pool, loop = self._large if places and is_large(size) else self._threads, asyncio.get_running_loop()
         return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(located)]
@@ -211,12 +211,12 @@ class Service:
         if method not in self.methods:
             raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
-        if len(vocabulary.phrases) > limits.max_prompts:
-            raise RequestError(422, f"{len(vocabulary.phrases)} phrases, expected {limits.max_prompts} at most")
-        longest = max(map(len, vocabulary.phrases))
+        if len(vocabulary.all_prompts) > limits.max_prompts:
+            raise RequestError(422, f"{len(vocabulary.all_prompts)} phrases, expected {limits.max_prompts} at most")
+        longest = max(map(len, vocabulary.all_prompts))
         if longest > limits.max_prompt:
             raise RequestError(422, f"a phrase has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(vocabulary.phrases)  # later it would fail all requests of its batch
+        self.localizer.text.check(vocabulary.all_prompts)  # later it would fail all requests of its batch
         return vocabulary
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class Service:
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         localizer = self.localizer
-        phrases = (phrase for job in jobs for phrase in job.vocabulary.phrases)
+        phrases = (phrase for job in jobs for phrase in job.vocabulary.all_prompts)
         localizer.text(tuple(dict.fromkeys(phrases)))  # all new ones in one pass
         return [localizer.locate(encoded.to(localizer.device), prompts).to("cpu") for encoded, prompts in jobs]
 

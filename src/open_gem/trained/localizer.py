@@ -12,7 +12,7 @@ from open_gem.images.pixels import ImageLike, read_image, size_of
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.readout import merge_boxes
-from open_gem.text import Phrases, Template, TextCache, Vocabulary, check_template
+from open_gem.text import Prompts, Template, TextCache, Vocabulary, check_template
 from open_gem.trained import registry as trained
 from open_gem.trained.base import Trained
 from open_gem.types import Size
@@ -114,9 +114,11 @@ class TrainedLocalizer(AnyLocalizer):
             {TRAINED: Unlocated(prepared.pixels, prepared.size)} for prepared in group if prepared.pixels is not None
         ]
 
-    def locate(self, encoded: Unlocated, prompts: Phrases) -> Localization:
+    def locate(self, encoded: Unlocated, prompts: Prompts) -> Localization:
         vocabulary = Vocabulary.of(prompts)
-        similarity, scores, detections = self.model.ground(encoded.pixels, encoded.size, self.text(vocabulary.phrases))
+        similarity, scores, detections = self.model.ground(
+            encoded.pixels, encoded.size, self.text(vocabulary.all_prompts)
+        )
         best, scale = vocabulary.best(scores), self.model.logit_scale
         presence = best if scale is None else None
         boxes = None if detections is None else tuple(map(merge_boxes, vocabulary.by_label(detections)))
