@@ -12,6 +12,8 @@ OpenGemError
 │   ├── UnsupportedModelError        an architecture that open_gem cannot read
 │   └── NotFiniteError               a model whose numbers are infinite or not a number
 └── OutputError                      results that cannot be written
+
+OpenGemWarning (also UserWarning)    results that are not to be trusted
 """
 
 
@@ -61,3 +63,7 @@ class NotFiniteError(ModelError):
 
 class OutputError(OpenGemError):
     """Results that cannot be written."""
+
+
+class OpenGemWarning(UserWarning):
+    """What will be wrong about results, such as photographs given to a model that knows drawn objects alone."""

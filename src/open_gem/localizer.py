@@ -81,6 +81,10 @@ class Localizer(AnyLocalizer):
         return self.backbone.device
 
     @property
+    def caution(self) -> str | None:
+        return self.backbone.caution
+
+    @property
     def size_rule(self) -> str:
         """How images are resized, see `images.pixels.SIZE_RULES`."""
         return self.backbone.recommended.size if self.size is None else self.size
@@ -106,7 +110,8 @@ class Localizer(AnyLocalizer):
         return not self.views.sees_whole and self.views.merge == "logits"
 
     def configured(self, **settings: Any) -> "Localizer":
-        return replace(self, **settings)
+        other = replace(self, **settings)
+        return other.acknowledge() if self._is_acknowledged else other
 
     def fingerprint(self) -> str:
         return self.backbone.fingerprint()
@@ -259,7 +264,7 @@ def _expert(name: str, device: torch.device, dtype: torch.dtype) -> "Expert":
 
 
 def load(
-    name: str | PathLike[str] = towers.EMBEDDED,
+    name: str | PathLike[str] | None = None,
     pretrained: str | None = None,
     *,
     method: str | Method = "gem",
@@ -272,8 +277,9 @@ def load(
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
 ) -> Localizer:
-    """A `Localizer` on pretrained weights: `load()` for the model in the package, `load("ViT-B-16", "openai")`,
-    `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`.
+    """A `Localizer` on pretrained weights: `load()` for OpenAI's CLIP ViT-B/16, `load("ViT-L-14", "openai")`,
+    `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`; `load("embedded")` for the
+    model in the package, which knows drawn objects alone.
 
     The settings as of a `Localizer`, checked before anything is loaded; the rest, and errors, as `towers.load`.
     """

@@ -7,6 +7,7 @@
 Calling the localizer does all three. Labelling, evaluation and serving call the same functions.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from open_gem.errors import ImageError, MethodError, PromptError
+from open_gem.errors import ImageError, MethodError, OpenGemWarning, PromptError
 from open_gem.images.pixels import ImageLike
 from open_gem.images.views import Canvas
 from open_gem.localization import Localization
@@ -30,6 +31,7 @@ BATCH = 16  # images or windows encoded at a time: bounds memory when there are 
 ImagePrompts = Prompts | Iterable[Prompts]  # for all images; or a list, one per image
 Methods = str | Method | Mapping[str, str | Method] | Iterable[str]  # one; or several, by their names or own labels
 T = TypeVar("T")
+L = TypeVar("L", bound="AnyLocalizer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,7 @@ class AnyLocalizer(ABC):
     """ImagePrompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
 
     text: TextCache
+    _is_acknowledged = False
 
     @property
     @abstractmethod
@@ -73,6 +76,14 @@ class AnyLocalizer(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    @property
+    def caution(self) -> str | None:
+        """What the model is not for, in one line; None if there is nothing to say.
+
+        The first image that is encoded gives it as an `OpenGemWarning`, unless `acknowledge` was called.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -95,6 +106,18 @@ class AnyLocalizer(ABC):
     def merges_maps(self) -> bool:
         """True if similarity maps are merged at pixel size: there is no patch grid then."""
         return False
+
+    def acknowledge(self: L) -> L:
+        """The same localizer, which gives no warning of its `caution`: for callers that report it themselves, or whose
+        images it does not concern."""
+        object.__setattr__(self, "_is_acknowledged", True)
+        return self
+
+    def _warn(self) -> None:
+        """Give the caution once, as a warning about the line that calls the caller."""
+        if self.caution is not None and not self._is_acknowledged:
+            self.acknowledge()
+            warnings.warn(self.caution, OpenGemWarning, stacklevel=3)
 
     @abstractmethod
     def configured(self, **settings: Any) -> "AnyLocalizer":
@@ -142,6 +165,7 @@ class AnyLocalizer(ABC):
         the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
         ImageError, PromptError or InputError, before anything is computed.
         """
+        self._warn()
         if not isinstance(images, list | tuple):
             vocabulary = Vocabulary.of(cast(Prompts, prompts))
             return self.locate(self.encode(images), vocabulary)
@@ -171,6 +195,7 @@ class AnyLocalizer(ABC):
 
         Raises ImageError and MethodError.
         """
+        self._warn()
         several = methods is not None and not isinstance(methods, str | Method)
         chosen = self.methods(methods)
         if unknown := set(trace) - chosen.keys():

@@ -3,6 +3,7 @@
 from open_gem.towers.base import Backbone, ModuleTower, Recommended
 from open_gem.towers.families import FAMILIES, ModelFamily
 from open_gem.towers.loading import (
+    DEFAULT_MODEL,
     DTYPES,
     EMBEDDED,
     adapt,
@@ -17,6 +18,7 @@ from open_gem.towers.loading import (
 )
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DTYPES",
     "EMBEDDED",
     "FAMILIES",

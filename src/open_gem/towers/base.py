@@ -133,7 +133,8 @@ class TextTower(ABC):
 class Backbone:
     """A frozen vision-language transformer: a `VisionTower` and a `TextTower`.
 
-    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration.
+    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration; `caution`
+    says in one line what the model is not for, if there is such a thing.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Backbone:
     text: TextTower
     preprocess: Preprocess
     recommended: Recommended = Recommended()
+    caution: str | None = None
     _version: "Version" = field(default_factory=lambda: Version(), repr=False)
 
     def __post_init__(self) -> None:

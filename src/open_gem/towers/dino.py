@@ -9,6 +9,7 @@ Nothing here changes a model, and no code that a checkpoint brings is run.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
@@ -36,7 +37,7 @@ from open_gem.method.table import Attention, BlockContext, Method, TokenGrid
 from open_gem.numerics import check_finite, cpu_by_default
 from open_gem.tensors import at_least_float32
 from open_gem.towers.base import Backbone, check_evaluating, check_has_numbers, off_mps
-from open_gem.towers.weights import finished, in_float32, needs_transformers, quiet, reason_of
+from open_gem.towers.weights import finished, hub_or_cache, in_float32, needs_transformers, quiet, reason_of
 from open_gem.types import Grid, Size
 
 Color = tuple[float, float, float]  # red, green, blue
@@ -357,7 +358,7 @@ def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: s
             raise UnknownModelError(f"timm has no model called {inner!r}{hint}")
         _check_timm(name, place)
         settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-        with quiet():
+        with quiet(), nullcontext() if place.startswith("local-dir:") else hub_or_cache(name, cache_dir):
             model: Any = in_float32(lambda: timm.create_model(place, pretrained=True, cache_dir=cache_dir, **settings))
     except OpenGemError:
         raise

@@ -7,7 +7,7 @@ repository, UnsupportedModelError where it holds something that transformers doe
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.towers import weights as _weights
-from open_gem.towers.weights import mismatch, quiet, reason_of
+from open_gem.towers.weights import hub_or_cache, is_caused_by, mismatch, quiet, reason_of
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -35,7 +35,7 @@ _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which tran
 
 def configuration(name: str, cache_dir: str | None = None) -> Any:
     """The configuration of a checkpoint, of the class that its `model_type` says."""
-    with _telling(name):
+    with _telling(name, cache_dir):
         return AutoConfig.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
 
 
@@ -48,7 +48,7 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
     all that the model needs is there. Buffers `position_ids`, which older versions saved, are no weights.
     """
     brings_weights = "state_dict" in settings
-    with _telling(name):
+    with _telling(name, cache_dir):
         model, report = kind.from_pretrained(
             None if brings_weights else _place(name),
             cache_dir=cache_dir,
@@ -75,7 +75,7 @@ def fetch_processor(name: str, cache_dir: str | None = None) -> tuple[Any, dict[
 def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTokenizer) -> Any:
     """The tokenizer of a checkpoint; of class `kind` where the files do not say which."""
     none = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
-    with _telling(name):
+    with _telling(name, cache_dir):
         try:
             tokenizer = kind.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
         except (ValueError, TypeError, RuntimeError) as error:  # without files, each class fails in its own way …
@@ -89,7 +89,7 @@ def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTok
 
 def picture_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
     """What a checkpoint's preprocessor_config.json says about pictures, as it is written."""
-    with _telling(name):
+    with _telling(name, cache_dir):
         return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
 
 
@@ -120,10 +120,11 @@ def _place(name: str) -> str:
 
 
 @contextmanager
-def _telling(name: str) -> Iterator[None]:
+def _telling(name: str, cache_dir: str | None = None) -> Iterator[None]:
     """Silence inside; and whatever a hub, a file system or a checkpoint throws, as our error about `name`."""
+    is_local = name.startswith("local-dir:") or Path(name).is_file()
     try:
-        with quiet(), _undisturbed():
+        with quiet(), _undisturbed(), nullcontext() if is_local else hub_or_cache(name, cache_dir):
             yield
     except OpenGemError:
         raise
@@ -163,12 +164,6 @@ def _undisturbed() -> Iterator[None]:
             os.environ[_CONVERSION] = before
 
 
-def _is_unknown(error: BaseException | None) -> bool:
-    """True where at the bottom of it there is no such repository; a gated one is there, only not for everybody."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen and not isinstance(error, GatedRepoError):
-        seen.append(error)
-        if isinstance(error, RepositoryNotFoundError | HFValidationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_unknown(error: Exception) -> bool:
+    """True if there is no such repository; a gated one is there, only not for everybody."""
+    return is_caused_by(error, RepositoryNotFoundError, HFValidationError) and not is_caused_by(error, GatedRepoError)

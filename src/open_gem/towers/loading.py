@@ -14,6 +14,7 @@ from open_gem.towers.families import FAMILIES, ORIGINAL, ModelFamily, find_famil
 from open_gem.towers.weights import needs_transformers
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DTYPES",
     "EMBEDDED",
     "FAMILIES",
@@ -31,12 +32,20 @@ __all__ = [
 
 EMBEDDED = "embedded"  # the model that ships in the package
 
+DEFAULT_MODEL = ("ViT-B-16", "openai")
+"""Name and tag of the model that is loaded if none is named: OpenAI's CLIP, which the paper reports."""
+
+CAUTION = (
+    'model "embedded" knows 120 drawn objects, not photographs; for photographs use another model, such as '
+    f"{DEFAULT_MODEL[0]} with {DEFAULT_MODEL[1]} weights"
+)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of the types that weights may have -> torch's."""
 
 
 def load(
-    name: str | PathLike[str] = EMBEDDED,
+    name: str | PathLike[str] | None = None,
     pretrained: str | None = None,
     *,
     device: str | torch.device = "auto",
@@ -45,8 +54,9 @@ def load(
 ) -> Backbone:
     """Load a backbone with its weights.
 
-    name        "embedded"; open_clip's names ("ViT-B-16"); "hf-hub:org/repo" in open_clip's format; a transformers
-                repository ("openai/clip-vit-base-patch16"); a folder in either format, or "local-dir:folder"
+    name        open_clip's names ("ViT-B-16"); "hf-hub:org/repo" in open_clip's format; a transformers repository
+                ("openai/clip-vit-base-patch16"); a folder in either format, or "local-dir:folder"; "embedded", the
+                model in the package, which knows drawn objects alone; None for `DEFAULT_MODEL`
     pretrained  the tag of an open_clip name ("openai"), or a file of weights for the architecture that `name` says
     device      "auto" takes CUDA, then Apple's MPS, then the CPU
     dtype       a key of `DTYPES`: what the weights are cast to
@@ -56,6 +66,8 @@ def load(
     InputError for the device and type.
     """
     where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
+    if name is None:
+        name, pretrained = DEFAULT_MODEL[0], pretrained or DEFAULT_MODEL[1]
     if name == EMBEDDED:
         if pretrained is not None:
             raise UnknownModelError(f'"embedded" has one set of weights; the tag {pretrained!r} does not apply')
@@ -63,7 +75,7 @@ def load(
 
         folder = files("open_gem.towers") / "embedded"
         backbone = open_clip.load(f"local-dir:{folder}", **where)
-        backbone.name = EMBEDDED
+        backbone.name, backbone.caution = EMBEDDED, CAUTION
         return backbone
     name = as_folder(name)
     return library_of(name).load(name, pretrained, cache_dir=cache_dir, **where)

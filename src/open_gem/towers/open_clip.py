@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from open_gem.images.pixels import Preprocess
 from open_gem.numerics import Lock
 from open_gem.towers.base import Backbone, ModuleTower, Recommended, TextTower, check_evaluating
 from open_gem.towers.families import find_family, find_tower
-from open_gem.towers.weights import cut_off, finished, in_float32, quiet, read_weights, reason_of
+from open_gem.towers.weights import cut_off, finished, hub_or_cache, in_float32, quiet, read_weights, reason_of
 from open_gem.types import Size
 
 
@@ -185,7 +186,7 @@ def load(
     config = configuration(name, pretrained)
     label = name if pretrained is None else f"{name}, {pretrained}"
     try:
-        with quiet():
+        with quiet(), nullcontext() if name.startswith("local-dir:") else hub_or_cache(label, cache_dir):
             sections = _sections(name, cache_dir)
             _check_runs_no_code(label, sections)
             model = in_float32(lambda: _with_weights(label, config, cache_dir))
@@ -313,7 +314,7 @@ def _architecture(name: str) -> str:
         close = close_names(architecture, open_clip.list_models())
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UnknownModelError(
-            f'unknown model {name!r}; {hint}expected "embedded", a name of `open-gem models --all`, '
+            f'unknown model {name!r}; {hint}expected a name of `open-gem models --all`, '
             '"org/repo" of transformers, "hf-hub:org/repo" or a folder'
         )
     if reason := unsupported_reason(architecture):

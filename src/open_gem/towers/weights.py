@@ -7,27 +7,32 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import RLock
+from time import monotonic
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from open_gem.errors import WeightsError
+from open_gem.errors import OpenGemError, WeightsError
 from open_gem.numerics import cpu_by_default, torch_defaults
 
 T = TypeVar("T", bound=nn.Module)
 
 ADVICE = (
-    "Weights are kept in the Hugging Face cache (HF_HOME; `cache_dir` chooses another). Without network, put a "
-    'checkpoint with its configuration in a folder and load "local-dir:FOLDER", or load "embedded", which needs no '
-    "download"
+    "Name a folder or file of weights, set a proxy or mirror (HTTPS_PROXY, HF_ENDPOINT), or copy the cache of another "
+    "machine (HF_HOME); to try without a download: open-gem demo"
 )
 _LOGITS = ("logit_scale", "logit_bias")
 ATTEMPTS = 5  # at a model in float32
+REMEMBERED = 60  # seconds for which it is remembered whether the hub answers
 FEW = 3  # names of weights that an error lists
 
 
@@ -119,6 +124,57 @@ def _split(name: str, expected: Collection[str]) -> tuple[str, str]:
     if inner not in expected:
         inner = ".".join(part for part in parts[start:] if part not in _WRAPPERS)
     return ".".join(parts[:start]), inner
+
+
+# The hub --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hub_or_cache(name: str, cache_dir: str | None = None) -> Iterator[None]:
+    """Let libraries ask the hub inside, or its cache alone if the hub does not answer: they would retry for a minute.
+
+    Raises WeightsError about the model `name` for a file that is in neither.
+    """
+    unreachable = _why_unreachable()
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, unreachable is not None
+    try:
+        yield
+    except OpenGemError:
+        raise
+    except Exception as error:
+        if not is_caused_by(error, LocalEntryNotFoundError, OfflineModeIsEnabled):
+            raise
+        reason = unreachable or str(error).splitlines()[0].rstrip(". ")
+        cache = cache_dir or constants.HF_HUB_CACHE
+        raise WeightsError(f"cannot load {name}: it is not in the cache {cache}, and {reason}. {ADVICE}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _why_unreachable() -> str | None:
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return _why_silent(constants.ENDPOINT, int(monotonic() // REMEMBERED))
+
+
+@lru_cache(maxsize=1)
+def _why_silent(endpoint: str, period: int) -> str | None:
+    try:
+        get_session().head(endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of whichever client the hub's package has
+        return f"{endpoint} cannot be reached ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return None
+
+
+def is_caused_by(error: BaseException | None, *kinds: type[BaseException]) -> bool:
+    """True if `error`, or one that led to it, is of one of these kinds."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, kinds):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
