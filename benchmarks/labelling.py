@@ -55,7 +55,7 @@ def random_vit(folder: Path) -> str:
 def make(model: str, threads: int) -> Labeling:
     torch.set_num_threads(threads)
     if model == "embedded":
-        return Recipe(Ontology.of(CONCEPTS[:20]), device="cpu").make()
+        return Recipe(Ontology.of(CONCEPTS[:20]), "embedded", device="cpu").make()
     return Recipe(Ontology.of(CONCEPTS[:3], presence=0.0), model, device="cpu").make()  # random: all are looked for
 
 

@@ -8,7 +8,7 @@ from open_gem.data.scenes import CONCEPTS, scene
 SCENES, SIDE = 60, 256
 
 if __name__ == "__main__":
-    localizer = open_gem.load(device="cpu")
+    localizer = open_gem.load("embedded", device="cpu")
     probabilities, present = [], []
     for seed in range(SCENES):
         drawn = scene(seed, SIDE)

@@ -108,7 +108,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded() -> open_gem.Localizer:
-    return open_gem.load(device="cpu")
+    return open_gem.load("embedded", device="cpu").acknowledge()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,12 @@
 """Tiny checkpoints in Hugging Face's format, with random weights and tokenizers made here: no download."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -143,11 +147,26 @@ def checkpoint(folder: Path, kind: str, made: Any = None, words: Any = None, **p
 
 
 def as_downloaded(folder: Path, home: Path, repository: str) -> None:
-    """Lay a folder out as the Hugging Face cache in `home` keeps a repository."""
-    place, commit = home / "hub" / f"models--{repository.replace('/', '--')}", "0" * 40
-    shutil.copytree(folder, place / "snapshots" / commit)
-    (place / "refs").mkdir()
+    """Lay a folder out as the hub's client keeps a repository below `home`: blobs named by their hash, a snapshot of
+    links to them, and the commit of the branch."""
+    place, commit = home / "hub" / f"models--{repository.replace('/', '--')}", "0123456789abcdef" * 2 + "01234567"
+    snapshot = place / "snapshots" / commit
+    for part in (snapshot, place / "blobs", place / "refs"):
+        part.mkdir(parents=True)
     (place / "refs" / "main").write_text(commit)
+    for file in folder.iterdir():
+        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+
+
+def offline(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, or a program behind "-c", as a person without network runs it, with `home` for a cache."""
+    if arguments[0] != "-c":
+        arguments = ("-c", "from open_gem.cli import main; main()", *arguments)
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=home, check=False)
 
 
 # The same weights under other names -----------------------------------------------------------------------------------

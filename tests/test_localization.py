@@ -157,7 +157,7 @@ def test_without_scores_there_is_no_presence(localizer):
 
 def test_presence_tells_what_is_there_on_scenes():
     """The embedded model on held-out scenes: things there are present, others are not (0.98 and 0.92 of 150 scenes)."""
-    localizer = open_gem.load(device="cpu")
+    localizer = open_gem.load("embedded", device="cpu")
     there, absent = [], []
     for seed in range(12):
         made = scene(seed, 256)

@@ -177,7 +177,7 @@ def test_answers_do_not_depend_on_the_default_device(embedded, image, expected):
 def test_nor_does_a_model_depend_on_them_that_is_loaded_meanwhile(dtype, embedded):
     expected = embedded.backbone.fingerprint()
     with default_dtype(dtype), default_device("meta"):
-        loaded = towers.load(device="cpu")
+        loaded = towers.load("embedded", device="cpu")
     assert loaded.fingerprint() == expected
     assert torch.get_default_dtype() == torch.float32
 
@@ -240,7 +240,7 @@ def test_another_thread_that_loads_a_model_by_transformers_changes_no_answer(emb
 def test_a_model_is_loaded_right_or_not_at_all_while_another_thread_changes_the_default_type(embedded):
     with another_thread_changes_the_default_type():
         try:
-            loaded = towers.load(device="cpu")
+            loaded = towers.load("embedded", device="cpu")
         except WeightsError as error:
             assert "default dtype" in str(error)
             return
@@ -545,4 +545,4 @@ def test_a_model_without_numbers_is_refused(tiny_localizer):
 
 def test_nothing_is_loaded_onto_a_device_without_memory():
     with pytest.raises(OpenGemError, match="'meta'"):
-        open_gem.load(device="meta")
+        open_gem.load("embedded", device="meta")

@@ -2,7 +2,7 @@
 
     import open_gem
 
-    localizer = open_gem.load("ViT-B-16", "openai")             # load() is the model in the package: 120 drawn objects
+    localizer = open_gem.load()                                 # OpenAI's CLIP ViT-B/16; or load("ViT-L-14", "openai")
     result = localizer("cats.jpg", ["cat", "remote control"])   # a Localization
     result.boxes(), result.points(), result.heatmaps()["cat"]
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from open_gem.errors import OpenGemError as OpenGemError
+    from open_gem.errors import OpenGemWarning as OpenGemWarning
     from open_gem.images.pixels import Preprocess as Preprocess
     from open_gem.images.views import Views as Views
     from open_gem.localization import Localization as Localization
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from open_gem.readout import Boxes as Boxes
     from open_gem.refine.pamr import Pamr as Pamr
     from open_gem.text import Vocabulary as Vocabulary
+    from open_gem.towers import list_models as list_models
     from open_gem.trained.localizer import TrainedLocalizer as TrainedLocalizer
     from open_gem.trained.localizer import load_trained as load_trained
 
@@ -35,12 +37,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "OpenGemError": "errors",
+    "OpenGemWarning": "errors",
     "Preprocess": "images.pixels",
     "Localization": "localization",
     "Maps": "localization",
     "Localizer": "localizer",
     "TrainedLocalizer": "trained",
     "adapt": "localizer",
+    "list_models": "towers",
     "load": "localizer",
     "load_trained": "trained",
     "METHODS": "method.table",

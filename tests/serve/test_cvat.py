@@ -28,9 +28,9 @@ def test_settings_that_make_no_sense_are_reported():
 def test_a_class_files_thresholds_count_unless_others_are_given(tmp_path):
     path = tmp_path / "classes.yaml"
     path.write_text("labels: {cat: {presence: 0.95}, dog: }\npresence: 0.8\nthreshold: 0.4")
-    wanted = create(classes=str(path)).labeling.classes
+    wanted = create(model="embedded", classes=str(path)).labeling.classes
     assert (wanted.presence, wanted.threshold) == ((0.95, 0.8), (0.4, 0.4))
-    wanted = create(classes=str(path), presence=0.5, threshold=0.6).labeling.classes
+    wanted = create(model="embedded", classes=str(path), presence=0.5, threshold=0.6).labeling.classes
     assert (wanted.presence, wanted.threshold) == ((0.95, 0.5), (0.6, 0.6))
 
 
@@ -55,11 +55,11 @@ def test_masks_polygons_and_rectangles_are_of_the_same_objects():
     masks: Any = pytest.importorskip("cvat_sdk.masks")
     sv = pytest.importorskip("supervision")
     prompts = ",".join(PICTURE.names)
-    found = create(prompts, presence=0.0)
+    found = create(prompts, model="embedded", presence=0.0)
     as_masks = annotate(found, type="mask")
     assert {shape.label_id for shape in as_masks} == {100 + index for index in range(len(PICTURE.names))}
     as_polygons = annotate(found, type="polygon", conv_mask_to_poly=True)
-    boxes = annotate(create(prompts, shape="rectangle", presence=0.0), type="rectangle")
+    boxes = annotate(create(prompts, model="embedded", shape="rectangle", presence=0.0), type="rectangle")
     assert len(as_masks) == len(as_polygons) == len(boxes)
     side = PICTURE.image.shape[1]
     for mask, polygon, box in zip(as_masks, as_polygons, boxes, strict=True):
@@ -74,7 +74,7 @@ def test_masks_polygons_and_rectangles_are_of_the_same_objects():
 
 def test_the_confidence_that_cvat_asks_for_is_of_presence():
     pytest.importorskip("cvat_sdk")
-    found = create(",".join([*PICTURE.names, "a zebra crossing"]), presence=0.0)
+    found = create(",".join([*PICTURE.names, "a zebra crossing"]), model="embedded", presence=0.0)
     assert annotate(found, type="mask", conf_threshold=0.0)
     assert annotate(found, type="mask", conf_threshold=1.0) == []
 

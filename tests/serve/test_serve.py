@@ -154,7 +154,7 @@ def test_work_stops_at_the_next_prompt_when_the_client_has_left(server, tiny_loc
 
 def test_the_right_object_is_found():
     drawn = scene(HELD_OUT + 3, (192, 256))  # an octopus among others
-    server = Server(open_gem.load(device="cpu"), Settings())
+    server = Server(open_gem.load("embedded", device="cpu"), Settings())
     try:
         id = server.upload(encoded(Image.fromarray(drawn.image), "PNG"))["id"]
         answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": list(drawn.names)}).json()

@@ -76,8 +76,8 @@ def test_every_architecture_of_open_clip_is_read_by_its_family_or_refused_with_t
     assert len(refused) < len(vision_towers) / 4
 
 
-def test_the_catalogue_is_every_name_once():
-    rows = towers.catalogue()
+def test_models_are_listed_once_each():
+    rows = towers.list_models()
     assert len({(row.name, row.tag) for row in rows}) == len(rows)
     assert {row.name for row in rows} >= {"embedded", *open_clip.list_models()}
     assert {(row.name, row.tag) for row in rows} >= {tuple(pair) for pair in open_clip.list_pretrained()}

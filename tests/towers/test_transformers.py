@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from conftest import CONFIG
-from hub_checkpoints import as_downloaded, checkpoint, from_open_clip, salesforce
+from hub_checkpoints import as_downloaded, checkpoint, from_open_clip, offline, salesforce
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -328,22 +328,6 @@ def test_a_repository_is_loaded_from_where_it_was_downloaded_to(folder, made, tm
     assert torch.equal(loaded.vision.patch_weight, ours.read_tower(made).patch_weight)
     with pytest.raises(WeightsError, match="cannot load some/other"):
         towers.load("some/other", device="cpu", cache_dir=str(tmp_path / "hub"))
-
-
-def offline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person without network runs it, with `home` for a cache."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
-    command = [sys.executable, "-c", "from open_gem.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, check=False)
-
-
-@pytest.mark.slow
-def test_offline_with_nothing_downloaded_is_one_line(tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
-    result = offline(tmp_path, "ground", "cat.png", "-p", "cat", "--model", "openai/clip-vit-base-patch16")
-    assert (result.returncode, result.stdout) == (2, "")
-    [line] = result.stderr.splitlines()
-    assert line.startswith("error: cannot load openai/clip-vit-base-patch16: ") and "embedded" in line
 
 
 def test_a_processor_brings_the_pictures_statistics(folder, kind, made):

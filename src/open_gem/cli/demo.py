@@ -32,7 +32,7 @@ def demo(
     from open_gem.images.draw import contact_sheet
 
     check_writable(out)
-    localizer = model.load(method=METHOD)
+    localizer = model.or_embedded().load(method=METHOD).acknowledge()
     known = scene(seed, size=512)
     absent = next(name for name in CONCEPTS if name not in known.names)
     image, prompts = Image.fromarray(known.image), [*known.names, absent]

@@ -81,7 +81,7 @@ def evaluate(
     check_writable(out)
     options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
     model.check_untrained(option for option, value in options.items() if value is not None)
-    localizer = model.load_any()
+    localizer = model.or_embedded().load_any().acknowledge() if dataset == "scenes" else model.load_any()
     methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}
     store = runs.Store.at(out, runs.settings_of(localizer, methods, images, protocol))
     with resumable(), progress_bar(len(ids), quiet) as advance:

@@ -10,11 +10,16 @@ from open_gem.cli.app import app, new_console, new_table, print_json, say
 from open_gem.cli.options import DeviceOption, DtypeOption, JsonOption
 from open_gem.errors import InputError
 
+BENCHMARKS = ("VOC", "Context", "ADE20K")
+
 
 @app.command()
 def models(
     every: Annotated[
         bool, typer.Option("--all", help="Every name and tag of open_clip, and whether it is supported.")
+    ] = False,
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="Which model should I use? A short list with size, speed and licence.")
     ] = False,
     check: Annotated[
         list[str] | None,
@@ -32,14 +37,16 @@ def models(
     library's own forward pass, on square and other images. In a type other than float32 it also shows what the type
     costs each method.
     """
-    if check and every:
-        raise InputError("--all lists names and --check checks one: give one of them")
+    if bool(check) + every + recommend > 1:
+        raise InputError("--all, --recommend and --check exclude each other: give one of them")
     if not check and (dtype, device) != ("float32", "cpu"):
         raise InputError("--dtype and --device are for --check")
     if check:
         _check(check, dtype, device, as_json)
     elif every:
         _list_names(as_json)
+    elif recommend:
+        _recommend(as_json)
     else:
         _list_families(as_json)
 
@@ -75,14 +82,14 @@ def _list_families(as_json: bool) -> None:
         table.add_row(*map(Text, (row["family"], row["library"], examples, row["about"], row["tested"])))
     console = new_console()
     console.print(table)
-    console.print(Text("All names: --all. Against their library's own forward: --check NAME."))
+    console.print(Text("Which one? --recommend. All names: --all. Against their library's own forward: --check NAME."))
     console.print(Text("To compare with, open-gem ground --model also takes GroupViT, CLIPSeg, OWLv2 and OWL-ViT."))
 
 
 def _list_names(as_json: bool) -> None:
-    from open_gem.towers.loading import catalogue
+    from open_gem.towers.loading import list_models
 
-    rows = catalogue()
+    rows = list_models()
     if as_json:
         print_json([row._asdict() for row in rows])
         return
@@ -98,6 +105,35 @@ def _list_names(as_json: bool) -> None:
         console.print(Text(f"{counts.total()} of open_clip's {len(architectures)} architectures {title}:"))
         for what, count in counts.most_common():
             console.print(Text(f"  {count:3} {what}"))
+
+
+def _recommend(as_json: bool) -> None:
+    from open_gem.towers.choices import CHOICES
+
+    if as_json:
+        print_json(
+            [
+                row._asdict()
+                | {"download_mb": row.download, "published": dict(zip(BENCHMARKS, row.published, strict=True))}
+                for row in CHOICES
+            ]
+        )
+        return
+    columns = ("model", "download", "patch", "time", *BENCHMARKS, "licence", "about")
+    table = new_table(*columns, title="Which model should I use?")
+    for row in CHOICES:
+        published = ("–" if value is None else f"{value:.1f}" for value in row.published)
+        sizes = (f"{row.download} MB", str(row.patch), f"{row.relative_time:.2g} ×")
+        table.add_row(*map(Text, (f"{row.name}, {row.tag}", *sizes, *published, row.licence, row.about)))
+    console = new_console()
+    console.print(table)
+    for line in (
+        "time: GEM on 448×448 pixels, relative to ViT-B/16 (random weights, two CPU cores). download: four bytes a "
+        "parameter.",
+        "VOC, Context, ADE20K: published mIoU of GEM in percent (its table 4; ADE20K by ClearCLIP's authors).",
+        'Use one: open-gem ground cat.jpg -p "a cat" --model ViT-B-16 --pretrained openai',
+    ):
+        console.print(Text(line))
 
 
 def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:

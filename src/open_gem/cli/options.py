@@ -10,7 +10,7 @@ The command receives the dataclasses; its command line has their fields. A new s
 import inspect
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -148,14 +148,20 @@ class ModelOptions:
     """Which model, on what device and in what precision."""
 
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help='"embedded", a name of `open-gem models`, "org/repo" of transformers, "hf-hub:org/repo", a folder.'
+            help='A name of `open-gem models`, "org/repo" of transformers, "hf-hub:org/repo", a folder; or "embedded", '
+            "the model in the package, for drawn scenes.",
+            show_default="ViT-B-16 with openai weights; embedded for demo and scenes",
         ),
-    ] = "embedded"
+    ] = None
     pretrained: PretrainedOption = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "float32"
+
+    def or_embedded(self) -> "ModelOptions":
+        """The same options, with the model in the package if none is named."""
+        return replace(self, model=self.model or "embedded")
 
     def load(self, **settings: Any) -> "Localizer":
         """A localizer without training, with the `settings` that are not None."""
@@ -167,7 +173,7 @@ class ModelOptions:
 
     def load_any(self, **settings: Any) -> "AnyLocalizer":
         """A localizer, which may be one that was trained to localize; it takes the template of the `settings` only."""
-        if not self.is_trained():
+        if self.model is None or not self.is_trained():
             return self.load(**settings)
         from open_gem.trained.localizer import load_trained
 
@@ -177,7 +183,7 @@ class ModelOptions:
         """True if the name is that of a model that was trained to localize."""
         from open_gem.trained.registry import is_trained
 
-        return self.pretrained is None and is_trained(self.model)
+        return self.model is not None and self.pretrained is None and is_trained(self.model)
 
     def check_untrained(self, options: Iterable[str]) -> None:
         """Raises InputError if the model was trained to localize, and so has none of the options that are given."""

@@ -75,7 +75,8 @@ def reproduce(
     has_own_model = model is not None or dataset == "scenes"
     if pretrained is not None and model is None:
         raise InputError("--pretrained given without --model")
-    models = ModelOptions(model or "embedded", pretrained, device, dtype)
+    models = ModelOptions(model, pretrained, device, dtype)
+    models = models.or_embedded() if dataset == "scenes" else models
     run = Reproduction(models, dataset, data, find_protocol(data.protocol), out, quiet)
     check_writable(out)
     images = run.open_data(data.split)  # checked before a model is loaded
@@ -151,6 +152,8 @@ class Reproduction:
 
         if label is None:
             localizer = self.models.load_any()
+            if self.dataset == "scenes":
+                localizer.acknowledge()  # drawn objects, which the embedded model knows
             if not localizer.layers:
                 name = self.models.model
                 raise InputError(f"{name} was trained to localize and has no methods: use open-gem evaluate")

@@ -18,7 +18,7 @@ class Recipe:
     """The settings of `load` and of `Labeling`. Raises InputError for invalid ones before a model is loaded."""
 
     classes: Ontology
-    model: str = "embedded"
+    model: str | None = None
     pretrained: str | None = None
     device: str = "auto"
     dtype: str = "float32"

@@ -22,7 +22,7 @@ SHAPES = ("mask", "rectangle")
 def create(
     prompts: str = "",
     classes: str = "",
-    model: str = "embedded",
+    model: str = "",
     pretrained: str = "",
     method: str = "gem",
     shape: str = "mask",
@@ -34,7 +34,7 @@ def create(
 
     prompts     comma-separated labels, each its own prompt; or instead
     classes     a class file with labels and prompts, as `open-gem label --classes` reads it
-    model …     as `open_gem.load`; pretrained "" for none
+    model …     as `open_gem.load`; "" for the default
     shape       "mask" (polygons, if CVAT asks to convert them) or "rectangle"
     presence    default image-level presence threshold of labels; without it, the file's, or 0.9. `cvat-cli
                 --conf-threshold` replaces those of all labels
@@ -53,7 +53,7 @@ def create(
     levels: dict[str, Any] = {"presence": presence, "threshold": threshold}
     labels = [prompt.strip() for prompt in prompts.split(",")]
     ontology = Ontology.read(classes, **levels) if classes else Ontology.of(labels, **levels)
-    localizer = load(model, pretrained or None, method=method, device=device)
+    localizer = load(model or None, pretrained or None, method=method, device=device)
     return Function(Labeling(localizer, ontology, outputs=("boxes", "masks")), shape)
 
 

@@ -22,7 +22,7 @@ SESSIONS = 1000  # of clients that a replica knows as its own
 
 
 def deployment(
-    model: str = "embedded",
+    model: str | None = None,
     pretrained: str | None = None,
     *,
     replicas: int = 2,

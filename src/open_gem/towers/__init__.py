@@ -10,10 +10,10 @@ from open_gem.towers.loading import (
     as_folder,
     build,
     build_tower,
-    catalogue,
     find_device,
     find_dtype,
     is_transformers,
+    list_models,
     load,
 )
 
@@ -30,9 +30,9 @@ __all__ = [
     "as_folder",
     "build",
     "build_tower",
-    "catalogue",
     "find_device",
     "find_dtype",
     "is_transformers",
+    "list_models",
     "load",
 ]

@@ -133,8 +133,8 @@ class TextTower(ABC):
 class Backbone:
     """A frozen vision-language transformer: a `VisionTower` and a `TextTower`.
 
-    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration; `caution`
-    says in one line what the model is not for, if there is such a thing.
+    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration;
+    `caution`, if there is one, says in a line what the model is not for.
     """
 
     name: str

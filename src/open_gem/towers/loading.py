@@ -24,9 +24,9 @@ __all__ = [
     "Recommended",
     "adapt",
     "build_tower",
-    "catalogue",
     "find_device",
     "find_dtype",
+    "list_models",
     "load",
 ]
 
@@ -186,8 +186,9 @@ class ModelName(NamedTuple):
     unsupported_reason: str | None
 
 
-def catalogue() -> list[ModelName]:
-    """The model in the package, every name and tag of open_clip, and an example of each family of transformers."""
+def list_models() -> list[ModelName]:
+    """Names to `load`: the model in the package, every name and tag of open_clip, and examples of each family of
+    transformers; with the reason for each that is not supported."""
     from open_gem.towers import open_clip
 
     others = [row for row in FAMILIES if row.library != "open_clip"]

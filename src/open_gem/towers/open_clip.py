@@ -314,7 +314,7 @@ def _architecture(name: str) -> str:
         close = close_names(architecture, open_clip.list_models())
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UnknownModelError(
-            f'unknown model {name!r}; {hint}expected a name of `open-gem models --all`, '
+            f"unknown model {name!r}; {hint}expected a name of `open-gem models --all`, "
             '"org/repo" of transformers, "hf-hub:org/repo" or a folder'
         )
     if reason := unsupported_reason(architecture):
