@@ -22,7 +22,7 @@ from open_gem.cli import save
 from open_gem.errors import WeightsError
 from open_gem.method.steps import find_step
 from open_gem.method.table import METHODS
-from open_gem.towers.loading import FAMILIES
+from open_gem.towers.loading import DEFAULT_MODEL, FAMILIES
 from open_gem.towers.native import NativeTower
 
 
@@ -638,6 +638,14 @@ def test_families_are_listed():
     assert all(row["examples"] and row["about"] and row["tested"] for row in rows)
 
 
+def test_a_few_models_are_recommended_with_size_speed_scores_and_licence():
+    rows = json.loads(call("models", "--recommend", "--json").stdout)
+    assert (rows[0]["name"], rows[0]["tag"], rows[0]["download_mb"], rows[0]["licence"]) == (*DEFAULT_MODEL, 598, "MIT")
+    assert rows[0]["published"] == {"VOC": 46.2, "Context": 32.6, "ADE20K": 15.7}
+    table = call("models", "--recommend").stdout
+    assert all(row["name"] in table and f"{row['download_mb']} MB" in table for row in rows)
+
+
 def test_every_model_is_listed_with_the_reason_if_it_is_unsupported():
     rows = {(row["name"], row["tag"]): row for row in json.loads(call("models", "--all", "--json").stdout)}
     assert set(rows) > {("embedded", None), *(tuple(pair) for pair in open_clip.list_pretrained())}
@@ -699,6 +707,7 @@ def test_a_check_that_fails_is_an_error(monkeypatch):
         (["--check", "ViT-B-61"], "unknown model 'ViT-B-61'"),
         (["--check", "embedded", "--dtype", "int8"], "cannot compute in int8, expected one of float32"),
         (["--check", "embedded", "--all"], "give one of them"),
+        (["--recommend", "--all"], "give one of them"),
         (["--dtype", "bfloat16"], "--dtype and --device are for --check"),
         (["--check", "embedded", "--device", "quantum"], "cannot use device 'quantum'"),
     ],

@@ -1,26 +1,32 @@
 """The model in the package really localizes: what it was trained for, what it was not, and how methods compare."""
 
+import warnings
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import open_gem
-from open_gem import METHODS, Localizer, Vocabulary
+from open_gem import METHODS, Localizer, Vocabulary, cli
 from open_gem.data import scenes
 from open_gem.data.scenes import CONCEPTS, scene
-from open_gem.errors import PromptError
+from open_gem.errors import OpenGemWarning, PromptError
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import scores
-from open_gem.towers.loading import EMBEDDED
+from open_gem.label.labeling import Labeling
+from open_gem.label.ontology import Ontology
+from open_gem.towers.loading import CAUTION, EMBEDDED
 
 HELD_OUT = range(60)
 
 
 @pytest.fixture(scope="module")
 def localizer() -> Localizer:
-    return open_gem.load(EMBEDDED, device="cpu")
+    return open_gem.load(EMBEDDED, device="cpu").acknowledge()
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,51 @@ def test_an_unknown_word_over_http_is_a_client_error(localizer):
         assert answer.status_code == 422 and "sunflower" in answer.json()["error"]
     finally:
         server.stop()
+
+
+def test_a_prompt_without_a_known_word_is_refused_before_labelling_and_on_the_command_line(localizer):
+    with pytest.raises(PromptError, match="sunflower"):
+        Labeling(localizer, Ontology.of(["cat", "flower"]))
+    result = CliRunner().invoke(cli.app, ["ground", str(photographs()[0]), "-p", "flower", "--model", EMBEDDED])
+    assert result.exit_code == 2 and "sunflower" in result.stderr
+
+
+# What it is not for ---------------------------------------------------------------------------------------------------
+
+
+def photographs() -> list[Path]:
+    """Up to ten that come with packages, as many as are installed."""
+    folders = {"sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data", "skimage": "data"}
+    specs = [(find_spec(package), folder) for package, folder in folders.items()]
+    places = [Path(spec.origin).parent / folder for spec, folder in specs if spec is not None and spec.origin]
+    return sorted(file for place in places for file in place.glob("*.jpg"))[:10]
+
+
+@pytest.mark.parametrize("photograph", photographs(), ids=lambda path: path.stem)
+def test_a_photograph_gives_one_warning_a_run(photograph: Path):
+    arguments = ["--model", EMBEDDED, "--device", "cpu", "--save", "none", "-q"]
+    result = CliRunner().invoke(cli.app, ["ground", str(photograph), str(photograph), "-p", "cat", *arguments])
+    assert (result.exit_code, result.stderr) == (0, f"warning: {CAUTION}\n")
+
+
+def test_the_caution_is_given_once_a_localizer_and_by_no_copy_of_it():
+    localizer, image = open_gem.load(EMBEDDED, device="cpu"), scene(0, 64).image
+    assert localizer.caution == CAUTION and "120 drawn objects" in CAUTION
+    with pytest.warns(OpenGemWarning, match="not photographs") as caught:
+        localizer(image, "cat")
+        localizer([image], "cat")
+        localizer.configured(method="clip").encode(image)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_nothing_is_warned_of_once_acknowledged_nor_with_a_model_for_photographs(is_embedded, tiny):
+    localizer = open_gem.load(EMBEDDED if is_embedded else tiny, device="cpu")
+    assert (localizer.caution is not None) == is_embedded
+    if is_embedded:
+        localizer.acknowledge()
+    with warnings.catch_warnings(action="error"):
+        localizer.configured(size="short:64").encode(scene(0, 64).image)
 
 
 def test_the_model_uses_the_papers_temperature(localizer):

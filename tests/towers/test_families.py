@@ -17,11 +17,12 @@ import torch
 from towers import test_native as native_tests
 from towers import test_timm as timm_tests
 
-from open_gem import METHODS, run, towers
+from open_gem import METHODS, list_models, run, towers
 from open_gem.errors import UnsupportedModelError
+from open_gem.towers import DEFAULT_MODEL, transformers
 from open_gem.towers import open_clip as library
-from open_gem.towers import transformers
 from open_gem.towers.check import check
+from open_gem.towers.choices import CHOICES, Choice
 from open_gem.towers.families import find_family, find_tower
 from open_gem.towers.loading import FAMILIES, ModuleTower
 
@@ -161,3 +162,24 @@ def test_the_documentation_has_every_family():
 def test_a_full_size_model_equals_its_library(row):
     for difference in check(towers.build_tower(row.examples[0][0])):
         assert difference.fits(torch.float32), difference
+
+
+# Which model should I use? --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.name}-{choice.tag}")
+def test_a_recommended_model_is_supported_and_as_large_as_its_row_says(choice: Choice):
+    assert (choice.name, choice.tag, None) in [(row.name, row.tag, row.unsupported_reason) for row in list_models()]
+    config = open_clip.get_model_config(choice.name)
+    assert config is not None
+    is_custom = config.pop("custom_text", False) or "timm_model_name" in config["vision_cfg"]
+    with torch.device("meta"):
+        model = (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(**config)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert choice.parameters == round(parameters / 1e6, 1) and choice.download == round(4 * choice.parameters)
+    assert choice.name == "PE-Core-B-16" or f"-{choice.patch}" in choice.name
+
+
+def test_the_first_recommended_model_is_the_default():
+    assert CHOICES[0][:2] == DEFAULT_MODEL and CHOICES[0].relative_time == 1
+    assert CHOICES[0].published[:2] == (46.2, 32.6)
