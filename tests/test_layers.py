@@ -36,7 +36,7 @@ OWNERS = {
     "yaml": {"export", "label"},
     "filelock": {"label", "files"},
     "scipy": {"paper", "export", "evaluation", "readout", "method"},
-    "supervision": {"export"},
+    "supervision": {"objects", "localization", "export"},
     "rasterio": {"export"},
     "label_studio_sdk": {"export"},
     "fiftyone": {"export"},

@@ -23,7 +23,7 @@ from open_gem.method.steps import Scga, StepContext
 from open_gem.refine.pamr import Pamr
 from open_gem.tensors import similarity
 from open_gem.types import Size
-from open_gem.windows import EncodedWindows, Mosaic
+from open_gem.windows import EncodedWindows, MergedMaps
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 140, 3), dtype=np.uint8))
 SYNONYMS = {"cat": ["cat", "kitten"], "dog": ["dog", "puppy", "hound"], "owl": "owl"}
@@ -262,7 +262,7 @@ VIEWS = {
 def test_every_view_works_for_every_answer(name, localizer):
     looking = replace(localizer, views=VIEWS[name])
     found = looking(PICTURE, SYNONYMS)
-    assert isinstance(found.maps, Mosaic) == (VIEWS[name].merge == "logits")
+    assert isinstance(found.maps, MergedMaps) == (VIEWS[name].merge == "logits")
     assert found.similarity.isfinite().all()
     assert found.similarity.abs().max() <= 1 + 1e-5
     assert found.heatmaps().stack().shape == found.masks().stack().shape == (3, 100, 140)
@@ -378,7 +378,7 @@ def test_a_refinement_is_applied_when_an_encoded_image_is_located(name, localize
     ours = refining.locate(encoded["clip"], ["cat", "dog"])
     expected = pamr.refine(PICTURE, replace(looking, method="clip")(PICTURE, ["cat", "dog"]))
     close(ours.heatmaps("cosine").stack(), expected.heatmaps("cosine").stack())
-    assert ours.refined is not None
+    assert ours.refiner is not None
 
 
 def test_a_refinement_needs_the_image(localizer):

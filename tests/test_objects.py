@@ -15,10 +15,10 @@ from torch.nn.functional import interpolate
 from open_gem import Boxes, Localization, Vocabulary
 from open_gem.errors import InputError
 from open_gem.images.views import Views, plan
-from open_gem.localization import LabelMap
+from open_gem.label.label_map import LabelMap
 from open_gem.objects import Object
 from open_gem.types import Size
-from open_gem.windows import Mosaic
+from open_gem.windows import MergedMaps
 
 SIZE = Size(45, 61)
 VOCABULARY = Vocabulary.of({"cat": ["cat", "kitten"], "dog": "dog", "owl": ["owl", "bird", "fowl"]})
@@ -33,7 +33,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def located(**fields: Any) -> Localization:
     """Three labels, of two phrases, one and three, whose masks fall into several components."""
     maps = random(7, 6, 8) / 4  # the last is of the background
-    presence, scores = torch.tensor([0.9, 0.4, 0.7]), torch.tensor([0.3, 0.1, 0.2])
+    presence, scores = torch.tensor([0.9, 0.6, 0.7]), torch.tensor([0.3, 0.1, 0.2])
     vocabulary = VOCABULARY.with_background("sky")
     return Localization(
         vocabulary.labels, maps, SIZE, **{"scores": scores, "presence": presence, "vocabulary": vocabulary, **fields}
@@ -156,6 +156,19 @@ def test_labels_that_are_hardly_present_have_no_objects(presence, labels):
     assert all(one.box in every for one in ours)
 
 
+def test_a_label_that_is_not_likelier_than_not_is_absent():
+    found = located(presence=torch.tensor([0.9, 0.4, 0.5]))
+    assert found.present() == (True, False, True)
+    assert found.present(0) == found.present([0.8, 0.1, 0.5]) == (True, True, True)
+    assert {one.label for one in found.objects()} == {"cat", "owl"}
+    assert located(presence=None).present(1.0) == (True, True, True)
+
+
+def test_boxes_are_there_whether_a_label_is_or_not():
+    found = located(presence=torch.tensor([0.9, 0.0, 0.1]))
+    assert [len(boxes.xyxy) > 0 for boxes in found.boxes()] == [True, True, True]
+
+
 def test_without_presence_nothing_is_left_out():
     assert len(located(presence=None).objects(presence=1.0)) == len(located().objects())
 
@@ -207,7 +220,7 @@ def test_without_a_vocabulary_a_label_is_its_own_prompt():
 @pytest.mark.parametrize("labels", [3, 256])
 def test_a_label_map_has_the_label_most_similar_at_each_pixel_of_an_object(labels):
     found, painted = located(), LabelMap(SIZE)
-    objects = found.objects(0.5, min_area=0.01, label_map=painted)
+    objects = found.objects(0.5, presence=0, min_area=0.01, visit=painted.add)
     cosines, _ = explicit_maps(found, "cosine")
     best = np.full((3, *SIZE), -np.inf)
     for one in objects:
@@ -241,15 +254,15 @@ def test_components_that_touch_at_corners_are_one_object():
 
 def test_objects_of_merged_windows_are_those_of_their_maps():
     canvases = plan(Views(32, 16, merge="logits"), "native", Size(48, 64), (8, 8))
-    mosaic = Mosaic(canvases, [random(len(canvas.windows), 7, 4, 4) for canvas in canvases])
-    ours, expected = replace(located(), maps=mosaic), replace(located(), maps=mosaic.stack())
+    merged = MergedMaps(canvases, [random(len(canvas.windows), 7, 4, 4) for canvas in canvases])
+    ours, expected = replace(located(), maps=merged), replace(located(), maps=merged.stack())
     for one, other in zip(ours.objects(), expected.objects(), strict=True):
         assert vars(one) == vars(other)
 
 
 def test_objects_are_those_of_refined_maps():
     found = located()
-    mirrored = replace(found, refined=lambda heatmap: heatmap.flip(-1))
+    mirrored = replace(found, refiner=lambda heatmap: heatmap.flip(-1))
     ours = sorted((one.index, one.area, one.box) for one in mirrored.objects())
     expected = sorted(
         (one.index, one.area, (61 - one.box[2], one.box[1], 61 - one.box[0], one.box[3])) for one in found.objects()
@@ -300,9 +313,9 @@ def test_objects_of_a_detector_are_its_boxes(threshold, scale, instances, scores
 
 
 def test_boxes_of_labels_that_are_hardly_present_are_left_out():
-    found = located(detections=DETECTIONS, logit_scale=None)
-    assert {one.label for one in found.objects(0.0, "cosine", presence=0.5)} == {"cat"}
-    assert {one.label for one in found.objects(0.0, "cosine")} == {"cat", "dog"}
+    found = located(detections=DETECTIONS, logit_scale=None, presence=torch.tensor([0.9, 0.4, 0.7]))
+    assert {one.label for one in found.objects(0.0, "cosine")} == {"cat"}
+    assert {one.label for one in found.objects(0.0, "cosine", presence=0.4)} == {"cat", "dog"}
 
 
 # One object -----------------------------------------------------------------------------------------------------------

@@ -2,19 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from open_gem import readout
-from open_gem.readout import (
-    component_boxes,
-    min_max,
-    peak,
-    upsample,
-    whole_box,
-)
+from open_gem.readout import Components, components, min_max, peak, peak_inside, upsample, whole
 from open_gem.tensors import similarity
 from open_gem.types import Size
 
@@ -132,78 +127,68 @@ def test_peak_is_x_then_y_and_the_first_among_equals():
     assert peak(heatmap) == (7, 1)
 
 
-# Boxes ----------------------------------------------------------------------------------------------------------------
+def test_the_peak_inside_a_region_is_x_then_y_and_the_first_among_equals():
+    values, region = np.zeros((5, 8), np.float32), np.zeros((5, 8), bool)
+    values[0, 0] = 9  # outside
+    region[2:, 3:] = True
+    assert peak_inside(values, region) == (3, 2)
+    values[4, 5] = values[3, 7] = 1
+    assert peak_inside(values, region) == (7, 3)
 
 
-def flood_boxes(mask: Tensor, heatmap: Tensor) -> list[tuple[float, list[int]]]:
-    """(score, xyxy) of each component, best first, by flooding from every pixel not yet wet."""
+# Components -----------------------------------------------------------------------------------------------------------
+
+
+def flood(mask: Tensor) -> list[set[tuple[int, int]]]:
+    """The pixels (y, x) of each component, in reading order, by flooding from every pixel not yet wet."""
     dry = {(y, x) for y, x in mask.nonzero().tolist()}
-    found = []
+    parts = []
     while dry:
-        wet, front = [], [dry.pop()]
+        wet, front = set(), [min(dry)]
+        dry.discard(front[0])
         while front:
             y, x = front.pop()
-            wet.append((y, x))
+            wet.add((y, x))
             near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & dry
             dry -= near
             front += near
-        ys, xs = zip(*wet, strict=True)
-        found.append((max(heatmap[y, x].item() for y, x in wet), [min(xs), min(ys), max(xs) + 1, max(ys) + 1]))
-    return sorted(found, reverse=True)
+        parts.append(wet)
+    return parts
+
+
+def pixels_of(parts: Components) -> list[set[tuple[int, int]]]:
+    numbers = range(1, len(parts.spans) + 1)
+    return [{(y, x) for y, x in np.argwhere(parts.labels == number).tolist()} for number in numbers]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_component_boxes_are_those_of_a_flood_fill(seed, share):
-    heatmap = random(9, 14, seed=seed)
+def test_components_are_those_of_a_flood_fill(seed, share):
     mask = torch.rand(9, 14, generator=torch.Generator().manual_seed(seed + 100)) < share
-    expected = flood_boxes(mask, heatmap)
-    ours = component_boxes(mask, heatmap)
-    assert ours.xyxy.dtype == torch.int64
-    assert ours.xyxy.tolist() == [box for _, box in expected]
-    close(ours.scores, torch.tensor([score for score, _ in expected]))
+    ours = components(mask)
+    assert pixels_of(ours) == flood(mask)
+    for part, (rows, columns) in zip(pixels_of(ours), ours.spans, strict=True):
+        ys, xs = zip(*part, strict=True)
+        assert (rows, columns) == (slice(min(ys), max(ys) + 1), slice(min(xs), max(xs) + 1))
 
 
-def test_corners_touch_and_the_score_is_the_components_own():
+def test_corners_touch():
     mask = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    heatmap = torch.tensor([[0.1, 9, 9, 9, -0.5], [9, -0.2, 9, 9, 9], [9, 9, 9, 9, 9]])
-    boxes = component_boxes(mask, heatmap)
-    assert boxes.xyxy.tolist() == [[0, 0, 2, 2], [4, 0, 5, 1]]
-    close(boxes.scores, torch.tensor([0.1, -0.5]))
+    assert components(mask).spans == [(slice(0, 2), slice(0, 2)), (slice(0, 1), slice(4, 5))]
 
 
-def test_the_better_box_comes_first_wherever_it_is():
-    mask = torch.tensor([[1, 0, 1, 0, 1]], dtype=torch.bool)
-    boxes = component_boxes(mask, torch.tensor([[0.2, 0, 0.7, 0, 0.2]]))
-    assert boxes.xyxy.tolist() == [[2, 0, 3, 1], [0, 0, 1, 1], [4, 0, 5, 1]]  # equals in reading order
-
-
-@pytest.mark.parametrize("make", [component_boxes, whole_box])
-def test_no_box_around_nothing(make):
-    boxes = make(torch.zeros(4, 6, dtype=torch.bool), random(4, 6))
-    assert boxes.xyxy.shape == (0, 4)
-    assert boxes.scores.shape == (0,)
-    assert (boxes.xyxy.dtype, boxes.scores.dtype) == (torch.int64, torch.float32)
-
-
-@pytest.mark.parametrize("make", [component_boxes, whole_box])
-def test_a_full_mask_is_the_whole_picture(make):
-    heatmap = random(4, 6)
-    boxes = make(torch.ones(4, 6, dtype=torch.bool), heatmap)
-    assert boxes.xyxy.tolist() == [[0, 0, 6, 4]]
-    assert boxes.scores.tolist() == [heatmap.max().item()]
+@pytest.mark.parametrize("numbering", [components, whole])
+def test_an_empty_mask_has_no_component_and_a_full_one_is_one(numbering):
+    assert numbering(torch.zeros(4, 6, dtype=torch.bool)).spans == []
+    assert numbering(torch.ones(4, 6, dtype=torch.bool)).spans == [(slice(0, 4), slice(0, 6))]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whole_box_holds_every_pixel_of_the_mask(seed):
-    heatmap = random(9, 14, seed=seed)
+def test_the_whole_mask_is_one_component(seed):
     mask = torch.zeros(9, 14, dtype=torch.bool)
     mask[1:7, 2:12] = torch.rand(6, 10, generator=torch.Generator().manual_seed(seed)) < 0.1
-    boxes = whole_box(mask, heatmap)
-    pixels = mask.nonzero().tolist()
-    ys, xs = zip(*pixels, strict=True)
-    assert boxes.xyxy.tolist() == [[min(xs), min(ys), max(xs) + 1, max(ys) + 1]]
-    assert boxes.scores.tolist() == [max(heatmap[y, x].item() for y, x in pixels)]
+    [pixels] = pixels_of(whole(mask))
+    assert pixels == {(y, x) for y, x in mask.nonzero().tolist()}
 
 
 # The label map --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Encode an image once, ask as often as you like: the localizer without training."""
+"""Encode an image once, locate prompts in it as often as you like: the localizer without training."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SQUARE = 448  # pixels: smallest side of the square image that stands for any in `patches`
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Localizer(AnyLocalizer):
     """Prompts in, localizations out; the model behind it stays as it is and may be shared between threads.
 
@@ -39,16 +39,16 @@ class Localizer(AnyLocalizer):
                 deeper than the model, settings are taken as they are
     size        how images are resized: "short:448", "long:N", "square:N", "native"; by default what the checkpoint
                 recommends
-    template    what a phrase is put into: a template, templates, or an ensemble by name, see `text.check_template`
+    template    what a prompt is put into: a template, templates, or an ensemble by name, see `text.check_template`
     views       how an image is looked at: at once, through sliding windows, at several scales, mirrored too
     refinement  makes maps follow the edges of the image, such as `Pamr()`; or the name of one of `REFINEMENTS`
     remove_redundancy
-                take away what all phrases have in common (CLIP Surgery's "feature surgery"): with several phrases by
-                `readout.remove_redundancy`; of one phrase, the cosines of the empty phrase
+                subtract what all prompts share (CLIP Surgery's "feature surgery"): with several prompts by
+                `readout.remove_redundancy`; with one prompt, subtract the cosines of the empty prompt
 
-    What is called `presence` is, of models trained with a sigmoid (SigLIP), the probability as trained, and of others
-    that of the phrase against the empty phrase ("a photo of a .") and those of the background, whichever is likelier:
-    1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the phrase))).
+    Presence is the probability as trained for models trained with a sigmoid (SigLIP). For others it is the probability
+    of the prompt against the empty prompt ("a photo of a .") and those of the background, whichever is likelier:
+    1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the prompt))).
 
     Raises MethodError, InputError and PromptError for an unknown method, a malformed size rule or template, or
     windows that do not fit the patches.
@@ -129,6 +129,10 @@ class Localizer(AnyLocalizer):
             "remove_redundancy": self.remove_redundancy,
         }
 
+    def _traits(self) -> list[str]:
+        attention = type(self.resolve(self.method).attention).__name__
+        return [self.method if isinstance(self.method, str) else f"{attention} of the last {self.method.depth} blocks"]
+
     def resolve(self, method: str | Method) -> Method:
         """The settings that a method has on this backbone, see `resolve`."""
         return resolve(self.backbone, method)
@@ -142,12 +146,12 @@ class Localizer(AnyLocalizer):
         return {label: self.resolve(method) for label, method in labelled.items()}
 
     def prepare(self, image: ImageLike) -> Prepared:
-        picture, backbone = read_image(image), self.backbone
-        size = size_of(picture)
-        canvases = plan(self.views, self.size_rule, size, backbone.vision.patch)
-        pixels = to_pixels(picture, canvases[0].size, backbone.preprocess) if self.views.sees_whole else None
+        decoded, backbone = read_image(image), self.backbone
+        original = size_of(decoded)
+        canvases = plan(self.views, self.size_rule, original, backbone.vision.patch)
+        pixels = to_pixels(decoded, canvases[0].size, backbone.preprocess) if self.views.sees_whole else None
         keep = not self.views.sees_whole or self.refinement is not None
-        return Prepared(size, canvases, pixels, picture if keep else None)
+        return Prepared(original, canvases, pixels, decoded if keep else None)
 
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
@@ -168,7 +172,7 @@ class Localizer(AnyLocalizer):
     def _run(
         self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
     ) -> Iterator[dict[str, Encoded]]:
-        """What each window gives, by the methods' labels; neighbours of one size share a pass."""
+        """Each window encoded, by the methods' labels; neighbours of one size share a pass."""
         for batch in stacked(windows, batch_size):
             try:
                 by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
@@ -185,9 +189,9 @@ class Localizer(AnyLocalizer):
         own = [[by_label[label] for by_label in row] for row in windows]
         if self.merges_maps:
             own = [[window.stepped(method.steps) for window in row] for row in own]
-            return EncodedWindows(prepared.canvases, own, prepared.size, source)
+            return EncodedWindows(prepared.canvases, own, prepared.original, source)
         whole = own[0][0] if prepared.pixels is not None else merge_features(prepared.canvases, own)
-        return replace(whole.stepped(method.steps), original=prepared.size, source=source)
+        return replace(whole.stepped(method.steps), original=prepared.original, source=source)
 
     def _pixels(self, prepared: Prepared, canvas: Canvas) -> Tensor:
         if prepared.pixels is not None:
@@ -197,25 +201,27 @@ class Localizer(AnyLocalizer):
 
     def locate(self, encoded: Encoded | EncodedWindows, prompts: Prompts) -> Localization:
         if not isinstance(encoded, Encoded | EncodedWindows):
-            given = type(encoded).__name__
-            raise InputError(f"encoded is a {given}, expected what `encode` gives for one image and one method")
+            kind = type(encoded).__name__
+            raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
-        text = self.text((*vocabulary.all_prompts, ""))  # the empty phrase is what others are compared with
-        pooled, maps = encoded.pooled, encoded.similarity(text)
-        if isinstance(encoded, Encoded) and len(encoded.tokens) != 1:
-            raise InputError(f"{len(encoded.tokens)} encoded images, expected one: take one by `encoded.image(index)`")
+        text = self.text((*vocabulary.all_prompts, ""))  # the empty prompt is what others are compared with
+        pooled = encoded.pooled
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
-        if not self.remove_redundancy:
-            maps = [some[..., :-1, :, :] for some in maps]
-        elif len(text) == 2:
-            maps = [some[..., :1, :, :] - some[..., 1:, :, :] for some in maps]
-        elif cosines is None:
-            raise InputError("no pooled embedding, which redundancy removal needs: run with pooled=True")
-        else:
-            maps = [readout.remove_redundancy(some[..., :-1, :, :], cosines[:-1]) for some in maps]
+
+        def adjust(maps: Tensor) -> Tensor:
+            """Cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
+            own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
+            if not self.remove_redundancy:
+                return own
+            if len(text) == 2:
+                return own - empty
+            if cosines is None:
+                raise InputError("no pooled embedding, which redundancy removal needs: run with pooled=True")
+            return readout.remove_redundancy(own, cosines[:-1])
+
         located = Localization(
             vocabulary.labels,
-            encoded.maps(maps),
+            encoded.maps(text, adjust),
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
             self.backbone.logit_scale,
@@ -229,7 +235,7 @@ class Localizer(AnyLocalizer):
         return self.refinement.refine(encoded.source, located)
 
     def _presence(self, vocabulary: Vocabulary, cosines: Tensor) -> Tensor:
-        """`cosines` `(q + 1,)` of the whole image with all phrases and the empty one."""
+        """Presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty one."""
         scale, scores = self.backbone.logit_scale, vocabulary.best(cosines[:-1])
         if (bias := self.backbone.logit_bias) is not None:
             return (scale * scores + bias).sigmoid()

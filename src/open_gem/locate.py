@@ -10,7 +10,7 @@ Calling the localizer does all three. Labelling, evaluation and serving call the
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -38,13 +38,13 @@ L = TypeVar("L", bound="AnyLocalizer")
 class Prepared:
     """An image made ready for a model: decoded once, then only this travels.
 
-    size      of the image itself, upright
+    original  size of the image itself, upright
     canvases  the image at each scale, with the windows through which the model sees it
     pixels    `(3, y, x)` float32, normalised, if there is a single window; others are made when they are encoded
     image     the RGB image, if windows or a refinement need it
     """
 
-    size: Size
+    original: Size
     canvases: tuple[Canvas, ...] = ()
     pixels: Float[Tensor, "3 y x"] | None = None
     image: Image.Image | None = None
@@ -62,7 +62,7 @@ class Prepared:
 
 
 class AnyLocalizer(ABC):
-    """ImagePrompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
+    """Images and prompts in, localizations out. Subclasses say how images are prepared, encoded and located in."""
 
     text: TextCache
     _is_acknowledged = False
@@ -70,7 +70,7 @@ class AnyLocalizer(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The model's, for people."""
+        """The model's name, for people."""
 
     @property
     @abstractmethod
@@ -144,7 +144,10 @@ class AnyLocalizer(ABC):
 
     @abstractmethod
     def locate(self, encoded: Any, prompts: Prompts) -> Localization:
-        """Where the prompts are in one encoded image. ImagePrompts and errors as when called."""
+        """Where the prompts are in one encoded image. Prompts and errors as when called.
+
+        The result does not know the image: call `result.plot(image)` to draw it.
+        """
 
     @abstractmethod
     def _encode(
@@ -164,18 +167,28 @@ class AnyLocalizer(ABC):
         `prompts` is a prompt, several, a mapping of labels to prompts, or a `Vocabulary`; for a list of images,
         the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
         ImageError, PromptError or InputError, before anything is computed.
+
+        Each result keeps a reference to its image, as it came here, to be drawn on: see `Localization.image`.
         """
         self._warn()
         if not isinstance(images, list | tuple):
             vocabulary = Vocabulary.of(cast(Prompts, prompts))
-            return self.locate(self.encode(images), vocabulary)
+            return replace(self.locate(self.encode(images), vocabulary), image=images)
         vocabularies = prompts_by_image(prompts, len(images))
         prepared = prepare_all(images, self.prepare)
         results: dict[int, Localization] = {}
         for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
-            encoded = self.encode([prepared[index] for index in group])
-            results |= {index: self.locate(one, vocabularies[index]) for index, one in zip(group, encoded, strict=True)}
+            for index, encoded in zip(group, self.encode([prepared[index] for index in group]), strict=True):
+                results[index] = replace(self.locate(encoded, vocabularies[index]), image=images[index])
         return [results[index] for index in range(len(images))]
+
+    def __repr__(self) -> str:
+        settings = [self.describe()["size_rule"], self.describe()["dtype"], f"on {self.device}"]
+        return f"<{type(self).__name__} {self.name}: {', '.join([*self._traits(), *settings])}>"
+
+    def _traits(self) -> list[str]:
+        """What `repr` says first, such as the method."""
+        return []
 
     def encode(
         self,
@@ -252,14 +265,14 @@ def by_shape(
 
 
 def prompts_by_image(prompts: ImagePrompts, count: int) -> list[Vocabulary]:
-    """A vocabulary for each image, from prompts for all or a list with some for each."""
+    """A vocabulary for each image, from prompts for all or a list of prompts per image."""
     listed = prompts
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
         listed = list(prompts)
-        if listed and not any(isinstance(one, str) or not isinstance(one, Iterable | Vocabulary) for one in listed):
+        if listed and all(isinstance(entry, Iterable | Vocabulary) and not isinstance(entry, str) for entry in listed):
             if len(listed) != count:
                 raise PromptError(
                     f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
                 )
-            return [Vocabulary.of(some) for some in listed]
+            return [Vocabulary.of(entry) for entry in listed]
     return [Vocabulary.of(cast(Prompts, listed))] * count

@@ -27,7 +27,7 @@ BAND = 1 << 20
 
 
 class Boxes(NamedTuple):
-    """Boxes of one prompt, best first: left, top, right, bottom in pixels, right and bottom exclusive; `scores` are the
+    """Boxes of one label, best first: left, top, right, bottom in pixels, right and bottom exclusive; `scores` are the
     highest cosine inside each."""
 
     xyxy: Int[Tensor, "m 4"]
@@ -67,7 +67,8 @@ def peak(heatmap: Float[Tensor, "y x"]) -> tuple[int, int]:
 
 
 def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"]) -> tuple[int, int]:
-    """Where the values `(y, x)` are highest in a region, which is not empty: `(y, x)`, the first of equal ones."""
+    """Where values `(y, x)` are highest inside a region that is not empty, as `(x, y)` in pixels; the first in reading
+    order among equals."""
     best = None
     for band in bands(*region.shape):
         inside = np.where(region[band], values[band], -np.inf)
@@ -75,11 +76,11 @@ def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"
         if best is None or inside[y, x] > values[best]:
             best = (band.start + y, x)
     assert best is not None
-    return best
+    return best[1], best[0]
 
 
 def extent(flags: Bool[Tensor, " n"]) -> slice:
-    """From the first true flag to the last, of which there is one at least."""
+    """From the first true flag to the last; at least one is true."""
     at = torch.nonzero(flags)[:, 0]
     return slice(int(at[0]), int(at[-1]) + 1)
 
@@ -106,48 +107,26 @@ def components(mask: Bool[Tensor, "y x"]) -> Components:
 
 
 def whole(mask: Bool[Tensor, "y x"]) -> Components:
-    """All of `mask` `(y, x)` as one component, whether connected or not; none where it is empty."""
+    """All of `mask` `(y, x)` as one component, connected or not; none if it is empty."""
     labels = mask.cpu().numpy().astype(np.int32)
     return Components(labels, ndimage.find_objects(labels))
 
 
-def component_boxes(mask: Bool[Tensor, "y x"], heatmap: Float[Tensor, "y x"]) -> Boxes:
-    """A box around each 8-connected component of `mask` `(y, x)`, scored by the highest value of `heatmap` in it."""
-    labels, spans = components(mask)
-    values = heatmap.float().cpu().numpy()
-    boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in spans]
-    scores = [values[span][labels[span] == number].max() for number, span in enumerate(spans, start=1)]
-    return _sorted(_boxes(boxes, scores))
-
-
-def whole_box(mask: Bool[Tensor, "y x"], heatmap: Float[Tensor, "y x"]) -> Boxes:
-    """One box around all of `mask` `(y, x)`, scored likewise; none where the mask is empty."""
-    ys, xs = torch.nonzero(mask, as_tuple=True)
-    if not len(ys):
-        return _boxes([], [])
-    box = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-    return Boxes(box[None].cpu(), heatmap[mask].max()[None].float().cpu())
-
-
-def _boxes(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float | np.floating]) -> Boxes:
+def boxes_of(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float]) -> Boxes:
+    """`Boxes` of corners and scores, in the order they come in."""
     xyxy = torch.tensor(edges, dtype=torch.int64, device="cpu").reshape(-1, 4)
-    return Boxes(xyxy, torch.from_numpy(np.array(scores, dtype=np.float32)))
+    return Boxes(xyxy, torch.tensor(scores, dtype=torch.float32, device="cpu"))
 
 
 def merge_boxes(by_prompt: Sequence[Boxes]) -> Boxes:
-    """Boxes of several phrases that mean the same, best first."""
-    return _sorted(
-        Boxes(torch.cat([boxes.xyxy for boxes in by_prompt]), torch.cat([boxes.scores for boxes in by_prompt]))
-    )
-
-
-def _sorted(boxes: Boxes) -> Boxes:
-    order = boxes.scores.argsort(descending=True, stable=True)
-    return Boxes(boxes.xyxy[order], boxes.scores[order])
+    """The boxes of all prompts of a label, best first."""
+    xyxy, scores = (torch.cat(parts) for parts in zip(*by_prompt, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    return Boxes(xyxy[order], scores[order])
 
 
 class SoftmaxArgmax(NamedTuple):
-    """Several phrases against each other at each pixel: the highest logit `best`, the `winner` that has it, and
+    """Several prompts against each other at each pixel: the highest logit `best`, the `winner` that has it, and
     `sum_exp`, Σ exp(logit − best) over all."""
 
     best: Float[Tensor, "y x"]
@@ -161,7 +140,7 @@ class SoftmaxArgmax(NamedTuple):
 
 
 def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
-    """Logits, one map a phrase, at least one, against each other: one pass that keeps three maps, float32 at least."""
+    """Logits against each other, one map per prompt, at least one: a pass that keeps three maps, float32 at least."""
     maps = map(at_least_float32, logits)
     best = next(maps)
     winner, sum_exp = torch.zeros_like(best, dtype=torch.int64), torch.ones_like(best)
@@ -176,8 +155,8 @@ def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
 def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxArgmax:
     """`softmax_argmax` of logits on the patch grid, upsampled to `size` as `upsample` does.
 
-    Band by band of pixels between two rows of the grid, all phrases side by side in memory: several times faster than
-    map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of phrases.
+    Band by band of pixels between two rows of the grid, all prompts side by side in memory: several times faster than
+    map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of prompts.
     """
     corners = at_least_float32(logits).permute(1, 2, 0).contiguous()
     (low_rows, high_rows, down), (low, high, along) = (
@@ -218,10 +197,10 @@ def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None) -> Int[Tensor, "y x"]:
-    """The label of the best phrase of each pixel: `(y, x)` int64, −1 for background.
+    """The label of the best prompt of each pixel: `(y, x)` int64, −1 for background.
 
-    `groups` has the label of each phrase, −1 for those of the background. A pixel whose best softmax probability is
-    below `background` is background too (PascalVOC protocol of the paper): over all phrases, of which the best alone
+    `groups` has the label of each prompt, −1 for those of the background. A pixel whose best softmax probability is
+    below `background` is background too (PascalVOC protocol of the paper): over all prompts, of which the best alone
     counts for its label, as the evaluators of the field have it.
     """
     label = torch.tensor(groups, dtype=torch.int64, device=best.winner.device)[best.winner]
@@ -229,14 +208,14 @@ def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None
 
 
 def remove_redundancy(maps: Float[Tensor, "*w p r k"], scores: Float[Tensor, " p"]) -> Float[Tensor, "*w p r k"]:
-    """What CLIP Surgery leaves of cosines when what all phrases share is taken away ("feature surgery").
+    """Subtract from cosines what all prompts share: CLIP Surgery's "feature surgery".
 
-    maps    `(..., p, r, k)` cosines F_i · T_c of patches with p phrases
+    maps    `(..., p, r, k)` cosines F_i · T_c of patches with p prompts
     scores  `(p,)` cosines of the image-level embedding with them
 
     S_ic = w_c F_i·T_c − mean_c'(w_c' F_i·T_c'), with w = p · softmax(2 scores): the published code multiplies features
     and texts element by element and sums at the end; this is the same in closed form, without the p × n × e tensor.
-    With one phrase nothing is left: CLIP Surgery takes the empty phrase away there, F_i · (T − T_∅).
+    With one prompt nothing is left: CLIP Surgery subtracts the empty prompt then, F_i · (T − T_∅).
     """
     weights = len(scores) * (2 * scores).softmax(dim=0)
     weighted = weights.to(maps)[:, None, None] * maps

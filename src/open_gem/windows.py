@@ -4,7 +4,7 @@ Merging features is one pass for any number of prompts and gives a value to cach
 what the evaluators of the field do, among them SCLIP, ClearCLIP and NACLIP, after mmsegmentation's slide inference.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -24,10 +24,10 @@ from open_gem.types import Grid, Size
 
 @dataclass(frozen=True, eq=False)
 class EncodedWindows:
-    """What one method makes of one image, window by window, for maps to be merged: used like an `Encoded`.
+    """One image by one method, window by window, for maps to be merged: used like an `Encoded`.
 
     canvases  as `plan` gives them
-    windows   for each canvas what its windows gave, in batches, in their order
+    windows   for each canvas its encoded windows, in batches, in the order of the windows
     original  the size of the image itself
     source    the image itself, if a refinement needs it
     """
@@ -57,13 +57,10 @@ class EncodedWindows:
         """Bytes of its tensors."""
         return sum(part.nbytes for parts in self.windows for part in parts)
 
-    def similarity(self, text: Float[Tensor, "p e"]) -> list[Float[Tensor, "w p r k"]]:
-        """Cosines `(w, p, r, k)` of each canvas's windows with `text` `(p, e)`."""
-        return [torch.cat([part.similarity(text)[0] for part in parts]) for parts in self.windows]
-
-    def maps(self, cosines: Sequence[Tensor]) -> "Mosaic":
-        """What `similarity` gave, as maps of the whole image."""
-        return Mosaic(self.canvases, cosines)
+    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> "MergedMaps":
+        """Cosines of each window's patches with `text`, adjusted by canvas `(w, p, r, k)`, as maps of the image."""
+        cosines = (torch.cat([part.similarity(text) for part in parts]) for parts in self.windows)
+        return MergedMaps(self.canvases, [adjust(maps) for maps in cosines])
 
     def to(self, device: torch.device | str) -> "EncodedWindows":
         """The same on another device."""
@@ -75,9 +72,9 @@ class EncodedWindows:
 
 
 def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encoded]]) -> Encoded:
-    """One `Encoded` of the whole picture, as if it had been seen at once: one image, no prefix tokens.
+    """One `Encoded` of the whole image, as if it had been seen at once: one image, no prefix tokens.
 
-    encoded  for each canvas, what its windows gave, in batches, in the order of the windows
+    encoded  for each canvas its encoded windows, in batches, in the order of the windows
 
     Patch features are averaged where windows overlap, mirrored ones turned back, those of other canvases resampled
     (bilinear, corners not aligned) to the grid of the first, and all canvases averaged. Sums are made in float32 at
@@ -85,7 +82,7 @@ def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encode
     `merge_pooled`.
 
     Raises:
-        InputError: where windows do not lie on one grid, as `plan` for "logits" gives them.
+        InputError: if windows do not lie on one grid, as those of `plan` for "logits" do not.
     """
     if not canvases:
         raise InputError("no canvas to merge, expected at least one")
@@ -135,7 +132,7 @@ def _join_patches(canvas: Canvas, parts: Sequence[Tensor], grid: Grid) -> Tensor
 
 def merge_pooled(encoded: Sequence[Sequence[Encoded]]) -> Float[Tensor, "1 e"] | None:
     """The mean `(1, e)` of all views' image-level embeddings, each of unit norm first; that of a single view as it is;
-    None where a view has none."""
+    None if a view has none."""
     pooled = [part.pooled for parts in encoded for part in parts]
     known = [embedding for embedding in pooled if embedding is not None]
     if len(known) < len(pooled) or not known:
@@ -146,8 +143,8 @@ def merge_pooled(encoded: Sequence[Sequence[Encoded]]) -> Float[Tensor, "1 e"] |
     return views.mean(dim=0, keepdim=True).to(known[0].dtype)
 
 
-class Mosaic(Sequence[Tensor]):
-    """The similarity maps `(y, x)` of several views together, at the base canvas's size, each made when asked for.
+class MergedMaps(Sequence[Tensor]):
+    """The similarity maps `(y, x)` of several views merged, at the base canvas's size, each made on access.
 
     canvases  as `plan` gives them
     maps      for each canvas the small maps of its windows, `(w, p, r, k)`
@@ -155,7 +152,7 @@ class Mosaic(Sequence[Tensor]):
     Each window's map is upsampled (`readout.upsample`) to the window's pixels; the canvas has their mean where they
     overlap. Mirrored canvases are turned back, those of other sizes resampled (bilinear, corners not aligned) to the
     size of the first, and all averaged. Nothing of the size prompts × pixels is ever held: index it, iterate, or
-    `stack()` where there is room. Raises InputError where maps and windows are not equally many.
+    `stack()` if memory allows. Raises InputError if maps and windows are not equally many.
     """
 
     def __init__(self, canvases: Sequence[Canvas], maps: Sequence[Float[Tensor, "w p r k"]]):
@@ -170,11 +167,11 @@ class Mosaic(Sequence[Tensor]):
     @overload
     def __getitem__(self, which: int) -> Tensor: ...
     @overload
-    def __getitem__(self, which: slice) -> "Mosaic": ...
-    def __getitem__(self, which: int | slice) -> "Tensor | Mosaic":
-        if isinstance(which, slice):
-            chosen = list(range(len(self))[which])  # tensors know no steps backwards
-            return Mosaic(self.canvases, [maps[:, chosen] for maps in self.maps])
+    def __getitem__(self, which: slice | list[int]) -> "MergedMaps": ...
+    def __getitem__(self, which: int | slice | list[int]) -> "Tensor | MergedMaps":
+        if not isinstance(which, int):  # tensors know no steps backwards
+            chosen = list(range(len(self))[which]) if isinstance(which, slice) else which
+            return MergedMaps(self.canvases, [maps[:, chosen] for maps in self.maps])
         index, size = range(len(self))[which], self.canvases[0].size
         merged = None
         for canvas, maps in zip(self.canvases, self.maps, strict=True):
@@ -185,7 +182,7 @@ class Mosaic(Sequence[Tensor]):
         return merged.div_(len(self.canvases))
 
     def __repr__(self) -> str:
-        return f"Mosaic({'x'.join(map(str, self.shape))})"
+        return f"MergedMaps({'x'.join(map(str, self.shape))})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -198,9 +195,9 @@ class Mosaic(Sequence[Tensor]):
         """Where maps are made."""
         return self.maps[0].device
 
-    def to(self, device: torch.device | str) -> "Mosaic":
+    def to(self, device: torch.device | str) -> "MergedMaps":
         """The same on another device."""
-        return Mosaic(self.canvases, [maps.to(device) for maps in self.maps])
+        return MergedMaps(self.canvases, [maps.to(device) for maps in self.maps])
 
     def stack(self) -> Float[Tensor, "p y x"]:
         """All maps at once, `(p, y, x)`."""

@@ -17,7 +17,7 @@ from open_gem.images.pixels import MAX_PATCHES
 from open_gem.images.views import WHOLE, Canvas, Views, Window, check_views, crops, plan
 from open_gem.method.run import Encoded
 from open_gem.types import Grid, Size
-from open_gem.windows import EncodedWindows, Mosaic, merge_features, merge_pooled
+from open_gem.windows import EncodedWindows, MergedMaps, merge_features, merge_pooled
 
 PATCH = (16, 16)
 FIELD = Views(window=448, stride=224, merge="logits")  # SCLIP, ClearCLIP, NACLIP
@@ -423,14 +423,14 @@ def slide_inference(size: Size, crop: int, stride: int, see: Callable[[int, Size
 
 @pytest.mark.parametrize("size", PICTURES)
 @pytest.mark.parametrize(("window", "stride"), [(448, 224), (224, 112), (224, 224), (224, 75)])
-def test_a_mosaic_is_slide_inference(size: Size, window: int, stride: int) -> None:
+def test_merged_maps_are_slide_inference(size: Size, window: int, stride: int) -> None:
     [canvas] = plan(Views(window, stride, merge="logits"), "native", size, PATCH)
     [maps] = maps_of((canvas,), 2)
 
     def see(index: int, seen: Size) -> Tensor:
         return interpolate(maps[index][None], size=tuple(seen), mode="bilinear", align_corners=False)[0]
 
-    ours = Mosaic((canvas,), [maps])
+    ours = MergedMaps((canvas,), [maps])
     assert ours.shape == (2, *canvas.size)
     expected = slide_inference(canvas.size, window, stride, see)
     close(ours.stack(), expected)
@@ -456,7 +456,7 @@ def test_scales_and_mirrors_are_averaged_at_the_first_size(
         seen = seen.flip(-1) if canvas.mirrored else seen
         fields.append(interpolate(seen[None], tuple(canvases[0].size), mode="bilinear", align_corners=False)[0])
     assert len(fields) == len(scales) * (1 + flip)
-    close(Mosaic(canvases, every).stack(), sum(fields[1:], fields[0]) / len(fields))
+    close(MergedMaps(canvases, every).stack(), sum(fields[1:], fields[0]) / len(fields))
 
 
 def test_from_pixels_to_maps_as_evaluators_do() -> None:
@@ -468,7 +468,7 @@ def test_from_pixels_to_maps_as_evaluators_do() -> None:
         return encode(some - some.mean(dim=(2, 3), keepdim=True) + some[:, :, :1, :1], 16)
 
     encoded = EncodedWindows(canvases, look(pixels, canvases, see))
-    ours = encoded.maps(encoded.similarity(text)).stack()
+    ours = encoded.maps(text, lambda cosines: cosines).stack()
 
     def logits(picture: Tensor) -> Tensor:
         windows = list(field_windows(canvases[0].size, 64, 32))
@@ -492,12 +492,13 @@ def test_encoded_windows_are_used_like_an_encoded_image() -> None:
     ours, pooled = EncodedWindows(canvases, seen, Size(200, 300)), merge_pooled(seen)
     assert ours.pooled is not None and pooled is not None and torch.equal(ours.pooled, pooled)
     assert (ours.size, ours.original) == ((96, 160), (200, 300))
-    cosines = ours.similarity(text)
-    for canvas, parts, own in zip(canvases, seen, cosines, strict=True):
-        every = normalize(torch.cat([part.patches for part in parts]), dim=-1)
-        close(own.flatten(2), normalize(text, dim=-1) @ every.mT)
-        assert len(own) == len(canvas.windows)
-    assert torch.equal(ours.maps(cosines).stack(), Mosaic(canvases, cosines).stack())
+    every = [normalize(torch.cat([part.patches for part in parts]), dim=-1) for parts in seen]
+    cosines = [
+        (normalize(text, dim=-1) @ tokens.mT).unflatten(-1, tuple(parts[0].grid))
+        for tokens, parts in zip(every, seen, strict=True)
+    ]
+    close(ours.maps(text, lambda maps: maps).stack(), MergedMaps(canvases, cosines).stack())
+    close(ours.maps(text, lambda maps: maps[:, 1:]).stack(), MergedMaps(canvases, cosines).stack()[1:])
     assert ours.nbytes == sum(part.nbytes for parts in seen for part in parts)
     assert seen[0][0].nbytes == 4 * 3 * 3 * (1 + 16 + 1)  # three windows of 17 tokens and a pooled one, in float32
     moved = ours.to("cpu")
@@ -518,27 +519,27 @@ def test_taps_are_merged_as_features_are(views: Views) -> None:
     assert torch.equal(ours.taps[6], ours.tokens)
 
 
-def test_a_mosaic_of_the_whole_view_is_the_upsampled_map() -> None:
+def test_merged_maps_of_the_whole_view_are_the_upsampled_map() -> None:
     canvases = plan(Views(merge="logits"), "native", Size(64, 96), PATCH)
     [maps] = maps_of(canvases, 3)
-    for ours, one in zip(Mosaic(canvases, [maps]), maps[0], strict=True):
+    for ours, one in zip(MergedMaps(canvases, [maps]), maps[0], strict=True):
         assert torch.equal(ours, readout.upsample(one, Size(64, 96)))
 
 
-def test_a_mosaic_is_a_sequence() -> None:
+def test_merged_maps_are_a_sequence() -> None:
     canvases = plan(Views(64, 32, merge="logits"), "native", Size(80, 133), PATCH)
-    mosaic = Mosaic(canvases, maps_of(canvases, 5))
-    every = mosaic.stack()
-    assert len(mosaic) == len(list(mosaic)) == 5
-    assert mosaic.shape == every.shape
-    assert torch.equal(mosaic[-1], every[4])
-    assert torch.equal(mosaic[3:0:-2].stack(), every[[3, 1]])
-    assert torch.equal(mosaic.to("cpu").stack(), every)
-    assert mosaic.device == every.device
-    assert repr(mosaic) == "Mosaic(5x80x133)"
+    merged = MergedMaps(canvases, maps_of(canvases, 5))
+    every = merged.stack()
+    assert len(merged) == len(list(merged)) == 5
+    assert merged.shape == every.shape
+    assert torch.equal(merged[-1], every[4])
+    assert torch.equal(merged[3:0:-2].stack(), every[[3, 1]])
+    assert torch.equal(merged.to("cpu").stack(), every)
+    assert merged.device == every.device
+    assert repr(merged) == "MergedMaps(5x80x133)"
     for index in (5, -6):
         with pytest.raises(IndexError):
-            mosaic[index]
+            merged[index]
 
 
 def test_asking_twice_gives_the_same() -> None:
@@ -546,8 +547,8 @@ def test_asking_twice_gives_the_same() -> None:
     canvases = plan(Views(scales=(1.0, 0.5), flip=True, merge="logits"), "native", Size(64, 96), PATCH)
     maps = maps_of(canvases, 2)
     before = [some.clone() for some in maps]
-    mosaic = Mosaic(canvases, maps)
-    assert torch.equal(mosaic[1], mosaic[1])
+    merged = MergedMaps(canvases, maps)
+    assert torch.equal(merged[1], merged[1])
     assert all(map(torch.equal, maps, before))
     seen = views_of(canvases, 16)
     assert torch.equal(merge_features(canvases, seen).tokens, merge_features(canvases, seen).tokens)
@@ -559,15 +560,15 @@ def test_maps_without_windows_are_refused(drop: str) -> None:
     maps = maps_of(canvases, 2)
     maps = maps[:1] if drop == "canvas" else [maps[0], maps[1][1:]]
     with pytest.raises(InputError, match="expected those of the canvases"):
-        Mosaic(canvases, maps)
+        MergedMaps(canvases, maps)
 
 
 def test_half_precision_maps_are_averaged_in_full() -> None:
     canvases = plan(Views(64, 32, merge="logits"), "native", Size(80, 133), PATCH)
     halves = [maps.half() for maps in maps_of(canvases, 1)]
-    ours = Mosaic(canvases, halves)[0]
+    ours = MergedMaps(canvases, halves)[0]
     assert ours.dtype == torch.float32
-    assert torch.equal(ours, Mosaic(canvases, [maps.float() for maps in halves])[0])
+    assert torch.equal(ours, MergedMaps(canvases, [maps.float() for maps in halves])[0])
 
 
 class Largest(TorchDispatchMode):
@@ -585,10 +586,10 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_one_map() -> None:
     """200 prompts on three megapixels would be 2.4 GB."""
     canvases = plan(Views(448, flip=True, merge="logits"), "native", Size(1500, 2003), PATCH)
-    mosaic = Mosaic(canvases, [random(200, 28, 28).expand(len(canvas.windows), -1, -1, -1) for canvas in canvases])
+    merged = MergedMaps(canvases, [random(200, 28, 28).expand(len(canvas.windows), -1, -1, -1) for canvas in canvases])
     # What is shared costs nothing, and is as large as the views into it.
     with Largest() as largest:
-        assert mosaic[170].shape == (1500, 2003)
+        assert merged[170].shape == (1500, 2003)
     assert largest.values == 1500 * 2003
 
 

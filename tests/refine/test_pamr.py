@@ -207,7 +207,7 @@ def test_what_is_no_picture(image: Tensor) -> None:
     [
         ((8, 5, 6), (5, 6), r"expected \(16, y, x\)"),
         ((16, 5, 6), (1, 1, 5, 6), r"\(y, x\) or \(p, y, x\)"),
-        ((16, 5, 6), (6, 5), r"heatmap is \(6, 5\) pixels, expected the picture's \(5, 6\)"),
+        ((16, 5, 6), (6, 5), r"heatmap is \(6, 5\) pixels, expected the image's \(5, 6\)"),
     ],
 )
 def test_maps_that_do_not_fit(weights: tuple[int, ...], heatmap: tuple[int, ...], part: str) -> None:
@@ -241,7 +241,7 @@ def test_every_refinement_changes_maps_and_nothing_else(name: str) -> None:
     assert ours.shape == plain.shape
     assert (ours - plain).abs().max() > 1e-4
     assert torch.equal(before.heatmaps("cosine").stack(), plain)  # the one that was given stays
-    assert before.refined is None
+    assert before.refiner is None
 
 
 @pytest.mark.parametrize("name", REFINEMENTS)
@@ -271,7 +271,7 @@ def test_a_refinement_is_one_class() -> None:
         by: float = 0.5
 
         def refine(self, image: Image.Image, localization: Localization) -> Localization:
-            return replace(localization, refined=lambda heatmap: heatmap - self.by)
+            return replace(localization, refiner=lambda heatmap: heatmap - self.by)
 
     before = located(6, 7)
     after = Darker(0.25).refine(image(6, 7), before)

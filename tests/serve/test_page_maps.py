@@ -14,7 +14,7 @@ import torch
 from browser import chromium
 
 import open_gem
-from open_gem import readout
+from open_gem import Localization, readout
 from open_gem.images import draw as viz
 from open_gem.types import Size
 
@@ -66,7 +66,7 @@ def test_maps_masks_boxes_and_points_are_the_librarys(modules, grid, size, thres
     found = modules.evaluate(READ, [*grid, halves(similarity), *size, threshold])
     expected = readout.upsample(similarity, Size(*size))
     mask = readout.min_max(expected) > threshold
-    boxes = readout.component_boxes(mask, expected)
+    [boxes] = Localization(("it",), similarity[None], Size(*size)).boxes(threshold)
     np.testing.assert_allclose(np.reshape(found["values"], size), expected, atol=1e-6)
     assert np.array_equal(np.reshape(found["mask"], size), mask)
     assert [one["box"] for one in found["boxes"]] == boxes.xyxy.tolist()
@@ -84,7 +84,7 @@ def test_components_meet_at_corners_and_in_bends(modules):
       return boxesOf(mask, { height, width, values: mask.map((_, at) => at) });
     }"""
     joined = modules.evaluate(script, [mask.int().flatten().tolist(), height, width])
-    expected = readout.component_boxes(mask, values)
+    [expected] = Localization(("it",), values.where(mask, -1.0)[None], Size(height, width)).boxes(-0.5, "cosine")
     assert [(one["box"], one["score"]) for one in joined] == list(
         zip(expected.xyxy.tolist(), expected.scores.tolist(), strict=True)
     )

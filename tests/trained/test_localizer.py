@@ -652,7 +652,7 @@ def test_prepare_encode_and_locate_are_the_call(kind):
     """As of a `Localizer`, so that labelling, evaluation and serving need not know which it is."""
     localizer, image = kind.ours, PICTURES[0]
     prepared = localizer.prepare(image)
-    assert prepared.size == SIZES["wide"]
+    assert prepared.original == SIZES["wide"]
     called = localizer(image, PROMPTS)
     [listed] = localizer.encode([prepared])
     [(label, labelled)] = localizer.encode(image, {"gem": "gem"}).items()

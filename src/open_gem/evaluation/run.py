@@ -63,7 +63,7 @@ class _Evaluator:
         sample = self.dataset[index]
         try:
             prepared = self.localizer.prepare(sample.read_image())
-            return _PreparedSample(sample, prepared, tasks_of(self.dataset, sample, prepared.size, self.protocol))
+            return _PreparedSample(sample, prepared, tasks_of(self.dataset, sample, prepared.original, self.protocol))
         except (ImageError, DatasetError) as error:
             return ImageScores(sample.id, {}, str(error))
 

@@ -1,24 +1,8 @@
-"""Masks as polygons: what YOLO, LabelMe, Label Studio and CVAT have in place of pixels. Owns supervision."""
-
-import warnings
-from functools import lru_cache
-from typing import Any
+"""Masks as polygons: what YOLO, LabelMe, Label Studio and CVAT have in place of pixels."""
 
 import numpy as np
 
-from open_gem.errors import InputError
-
-
-@lru_cache(maxsize=1)
-def supervision() -> Any:
-    """The package. Raises InputError where it is not installed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="OpenCV")  # its own contours are all we need
-        try:
-            import supervision
-        except ImportError as error:
-            raise InputError('supervision is not installed: pip install "open_gem[supervision]"') from error
-    return supervision
+from open_gem.objects import supervision
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:

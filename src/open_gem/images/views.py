@@ -26,15 +26,15 @@ MERGES = ("features", "logits")
 
 @dataclass(frozen=True)
 class Views:
-    """How a picture is looked at.
+    """How an image is looked at.
 
-    window  side of the square windows that slide over it, in pixels, whole patches; None: the whole picture at once
-    stride  pixels from one window to the next, at most `window`; by default half of it (in whole patches where features
-            are merged). The last window of a row or column moves back to end where the picture ends
+    window  side of the square windows that slide over it, in pixels, whole patches; None: the whole image at once
+    stride  pixels from one window to the next, at most `window`; by default half of it (in whole patches if features
+            are merged). The last window of a row or column moves back to end where the image ends
     scales  multiples of the size that the size rule gives; results come at the first
-    flip    each view mirrored left-right as well, results averaged
-    merge   "features": what the views show is averaged before any prompt. "logits": the similarity map that each view
-            gives a prompt is upsampled to pixels, and these are averaged
+    flip    also average over each view mirrored left-right
+    merge   "features": patch features of all views are averaged before any prompt. "logits": each view's similarity map
+            is upsampled to pixels, and these are averaged
 
     Raises:
         InputError: for settings that make no sense.
@@ -72,7 +72,7 @@ class Views:
 
 
 WHOLE = Views()
-"""The whole picture at once."""
+"""The whole image at once."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The picture at one scale: `size` in pixels, whether `mirrored` left-right, and the `windows` through which it is
-    seen, all of one size, row by row. Where it is mirrored, so are the places: windows lie on what is seen."""
+    """The image at one scale: `size` in pixels, whether it is `mirrored` left-right, and the `windows` through which it
+    is seen, all of one size, row by row. On a mirrored canvas, windows lie on the mirrored image."""
 
     size: Size
     windows: tuple[Window, ...]
@@ -99,7 +99,7 @@ class Canvas:
 
 
 def check_views(views: Views, patch: tuple[int, int]) -> None:
-    """Raises InputError, with the numbers nearest, where window or stride do not fit patches of (height, width)."""
+    """Raises InputError, with the nearest numbers, if window or stride do not fit patches of (height, width)."""
     numbers = {"window": views.window, "stride": views.stride if views.merge == "features" else None}
     step = math.lcm(*patch)
     for name, number in numbers.items():
@@ -111,16 +111,16 @@ def check_views(views: Views, patch: tuple[int, int]) -> None:
 
 
 def plan(views: Views, rule: str, original: Size, patch: tuple[int, int]) -> tuple[Canvas, ...]:
-    """The canvases on which a picture of `original` pixels is seen; the first, upright and of the first scale, is the
+    """The canvases on which an image of `original` pixels is seen; the first, upright and of the first scale, is the
     base, at whose size results come.
 
     `rule` and `patch` as in `pixels.target_size`, which gives each canvas its size. Sides are whole patches, except
-    where maps of windows are merged: there a side longer than the window is whole pixels, as a window has whole patches
+    if maps of windows are merged: then a side longer than the window is whole pixels, as a window has whole patches
     wherever it lies. Along a side that is not longer than the window, the window is that side: nothing is padded.
 
     Raises:
         InputError: for windows that do not fit the patches (see `check_views`), or a malformed rule.
-        ImageError: for a picture that is too small or too large (see `pixels.target_size`).
+        ImageError: for an image that is too small or too large (see `pixels.target_size`).
     """
     check_views(views, patch)
     pixelwise = views.merge == "logits"
@@ -134,7 +134,7 @@ def plan(views: Views, rule: str, original: Size, patch: tuple[int, int]) -> tup
 
 
 def _stride(views: Views, step: int) -> int:
-    """Half the window, in whole steps, unless it is given; 1 where there is no window to move."""
+    """The stride of the views, by default half the window in whole steps; 1 without a window."""
     if views.window is None:
         return 1
     return views.stride or max(1, views.window // 2 // step) * step
@@ -150,7 +150,7 @@ def _windows(size: Size, window: int | None, stride: int) -> tuple[Window, ...]:
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows along one side start: every `stride`, the last moved back so that it ends with the side."""
+    """Starts of windows along one side: every `stride`, the last moved back so that it ends with the side."""
     last = side - window
     return [min(start, last) for start in range(0, last + stride, stride)]
 
@@ -159,7 +159,7 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def crops(pixels: Float[Tensor, "3 y x"], canvas: Canvas) -> Iterator[Float[Tensor, "3 wy wx"]]:
-    """What each window of a canvas shows, `(3, wy, wx)`, in the order of the windows.
+    """The pixels of each window of a canvas, `(3, wy, wx)`, in the order of the windows.
 
     `pixels` `(3, y, x)` of the canvas's size, upright also for a mirrored canvas. Raises InputError for another size.
     """

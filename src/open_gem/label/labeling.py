@@ -22,11 +22,12 @@ import open_gem
 from open_gem.errors import InputError, OpenGemError
 from open_gem.files import to_json
 from open_gem.label.decoding import decode
+from open_gem.label.label_map import LabelMap
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import LabelRow, Manifest, row_of
 from open_gem.label.reading import READ_TIMEOUT, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
-from open_gem.localization import INSTANCES, SCALES, LabelMap, Localization
+from open_gem.localization import INSTANCES, MIN_AREA, SCALES, Localization
 from open_gem.locate import BATCH, AnyLocalizer, Prepared
 from open_gem.objects import Object
 
@@ -81,7 +82,7 @@ class Labeling:
     outputs: tuple[str, ...] = ("boxes", "masks", "points")
     heatmap_scale: str = "minmax"
     instances: str = "component"
-    min_area: float = 0.0005
+    min_area: float = MIN_AREA
     read_timeout: float = READ_TIMEOUT
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class Labeling:
             min_area=self.min_area,
             instances=self.instances,
             masks="masks" in self.outputs,
-            label_map=label_map,
+            visit=None if label_map is None else label_map.add,
         )
 
     def row(self, located: LocatedImage) -> LabelRow:

@@ -72,13 +72,18 @@ class Encoded:
         """Bytes of its tensors."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
-    def similarity(self, text: Float[Tensor, "p e"]) -> list[Float[Tensor, "b p r k"]]:
-        """Cosines of each patch with `text` `(p, e)`: one tensor `(b, p, r, k)`, float32 at least."""
-        return [similarity(self.patches, text).unflatten(-1, tuple(self.grid))]
+    def similarity(self, text: Float[Tensor, "p e"]) -> Float[Tensor, "b p r k"]:
+        """Cosines of each patch with `text` `(p, e)`, float32 at least."""
+        return similarity(self.patches, text).unflatten(-1, tuple(self.grid))
 
-    def maps(self, cosines: Sequence[Float[Tensor, "1 p r k"]]) -> Float[Tensor, "p r k"]:
-        """What `similarity` gave, as maps `(p, r, k)` of the one image."""
-        return cosines[0][0]
+    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
+        """Cosines with `text`, adjusted as `(b, p, r, k)`, as maps of the one image that there is.
+
+        Raises InputError for several images.
+        """
+        if len(self.tokens) != 1:
+            raise InputError(f"{len(self.tokens)} encoded images, expected one: take one by `encoded.image(index)`")
+        return adjust(self.similarity(text))[0]
 
     def stepped(self, steps: Sequence[Step]) -> "Encoded":
         """After `steps`, image by image; without prefix tokens if there are any."""

@@ -1,4 +1,4 @@
-"""Refinements: localizations that follow the edges of the image. One file and one row each."""
+"""Refinements: make localizations follow the edges of the image. One file and one row each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ class Refinement(ABC):
 
     @abstractmethod
     def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        """The localization, refined by the RGB `image` that it is of.
+        """Refine a localization by the RGB `image` that it is of.
 
         Raises InputError if the image has another size than the one localized.
         """
@@ -34,7 +34,7 @@ def _pamr() -> Refinement:
 
 
 REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr}
-"""Names of refinements → what makes them with their usual settings."""
+"""Names of refinements → functions that make them with their usual settings."""
 
 
 def find_refinement(name: str) -> Refinement:

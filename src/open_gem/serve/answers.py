@@ -81,7 +81,7 @@ def result(label: Localization, *, threshold: float | None, mask: str, similarit
 
 def _place(label: Localization, threshold: float) -> tuple[list[int] | None, list[int]]:
     """The box of the best object, and the most confident pixel."""
-    best = next(iter(label.objects(threshold, min_area=0, masks=False)), None)
+    best = next(iter(label.objects(threshold, presence=0, min_area=0, masks=False)), None)
     point = label.points()[0].tolist() if best is None or best.point is None else list(best.point)
     return None if best is None else list(best.box), point
 

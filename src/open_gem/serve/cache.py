@@ -21,7 +21,7 @@ class CachedImage:
     @property
     def size(self) -> Size:
         """The image's own, upright."""
-        return self.prepared.size
+        return self.prepared.original
 
     @property
     def grid(self) -> Grid | None:

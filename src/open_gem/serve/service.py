@@ -170,7 +170,7 @@ class Service:
         header = await loop.run_in_executor(self._decoders, self._check_header, data)
         pool = self._large if is_large(header.size) else self._decoders
         prepared = await loop.run_in_executor(pool, self._prepare, data)
-        job = EncodeJob(prepared, self._first_methods(), self.localizer.patches(prepared.size))
+        job = EncodeJob(prepared, self._first_methods(), self.localizer.patches(prepared.original))
         image = CachedImage(id, prepared, await self.worker.do(self._encode, job))
         if keep:
             self._keep(image)
@@ -194,7 +194,7 @@ class Service:
         limits, or a method that is not served."""
         vocabulary = self.check(prompts, method)
         if method not in image.encoded:
-            job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.size))
+            job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.original))
             image = image.with_encoded(await self.worker.do(self._encode, job))
             if (kept := self.cache.get(image.id)) is not None:
                 self._keep(kept.with_encoded(image.encoded))

@@ -49,7 +49,7 @@ class Unlocated:
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainedLocalizer(AnyLocalizer):
     """Prompts in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
 
@@ -111,7 +111,9 @@ class TrainedLocalizer(AnyLocalizer):
         self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Unlocated]]:
         return [
-            {TRAINED: Unlocated(prepared.pixels, prepared.size)} for prepared in group if prepared.pixels is not None
+            {TRAINED: Unlocated(prepared.pixels, prepared.original)}
+            for prepared in group
+            if prepared.pixels is not None
         ]
 
     def locate(self, encoded: Unlocated, prompts: Prompts) -> Localization:

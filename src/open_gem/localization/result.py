@@ -1,0 +1,488 @@
+"""The result for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, reduce
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from open_gem import readout
+from open_gem.errors import InputError, PromptError
+from open_gem.files import to_json, write_file
+from open_gem.images.read import ImageLike, read_image
+from open_gem.objects import Object, to_detections, to_frame
+from open_gem.readout import Boxes
+from open_gem.rle import Span, run_lengths
+from open_gem.tensors import at_least_float32
+from open_gem.text import Vocabulary
+from open_gem.types import Size
+from open_gem.windows import MergedMaps
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from supervision import Detections
+
+SCALES = ("minmax", "cosine", "probability")
+"""Scales of `Localization.heatmaps`."""
+
+INSTANCES = ("component", "label")
+"""What an object is: each connected component of a label's mask, or all of the mask."""
+
+PRESENCE = 0.5
+"""Default presence from which a label counts as present. Below it the label is *absent*: its map has a maximum too, but
+that is no detection. Recalibrate it for other models, prompts and images."""
+
+MIN_AREA = 0.0005
+"""Default share of the image's pixels that an object has at least."""
+
+RegionVisitor = Callable[[int, Span, np.ndarray, np.ndarray], None]
+
+
+class Maps(Sequence[Tensor]):
+    """One map `(y, x)` per label, made on access: index by number or label, iterate, or `stack()` them all.
+
+    A thousand labels on a four-megapixel image are 16 GB as one tensor, so nothing is kept here.
+    """
+
+    def __init__(self, labels: tuple[str, ...], make: Callable[[int], Tensor]):
+        self.labels, self._make = labels, make
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Tensor: ...
+    @overload
+    def __getitem__(self, which: slice) -> "Maps": ...
+    def __getitem__(self, which: int | str | slice) -> "Tensor | Maps":
+        if isinstance(which, slice):
+            chosen = range(len(self))[which]
+            return Maps(self.labels[which], lambda index: self._make(chosen[index]))
+        return self._make(_label_index(self.labels, which))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._make, range(len(self)))
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.labels
+
+    def __repr__(self) -> str:
+        return f"Maps({', '.join(map(repr, self.labels))})"
+
+    def stack(self) -> Tensor:
+        """All maps at once, `(p, y, x)`."""
+        return torch.stack(list(self))
+
+
+def _label_index(labels: tuple[str, ...], which: int | str) -> int:
+    if isinstance(which, str):
+        if which not in labels:
+            raise PromptError(f"no label {which!r} here, expected one of {', '.join(labels)}")
+        return labels.index(which)
+    return range(len(labels))[which]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Localization:
+    """The result for one image and its prompts. A notebook shows it as an image, `print` as one line.
+
+    labels       what is reported: the prompts, or the labels of a `Vocabulary`
+    maps         `(q, r, k)` cosine of each patch with each prompt, in [-1, 1]: small, keep this one. Models trained to
+                 localize give a probability in [0, 1] instead; "cosine" below means these values, whichever they are.
+                 Redundancy removal leaves values that are not quite cosines. `MergedMaps` if the maps of several views
+                 were merged
+    size         height and width of the original image, at which all views are given
+    scores       `(p,)` image-level cosine of each label with the pooled embedding, as the model was trained: *whether*
+                 it is there, while the maps say *where*; of several windows, of their mean. Models trained to localize
+                 have a score of their own. None if the features were encoded without the pooled embedding
+    logit_scale  factor of cosines before a softmax over prompts; None if each prompt has a probability of its own,
+                 whatever the others are
+    detections   boxes that the model itself predicts, one `Boxes` per label, best first; None if it predicts none
+    presence     `(p,)` in [0, 1]: `scores` as a probability that the label is in the image, each label by itself; see
+                 `Localizer`. None if there are no scores, or nothing to compare them with
+    vocabulary   the labels, their prompts and those of the background; by default every label is its own one prompt
+    refiner      makes a refined map `(y, x)` of an upsampled one; None leaves the maps as they are. It may keep what it
+                 computed of the image: see `Pamr`
+    image        the image as the localizer was called with it, to draw on: a reference, which keeps that object alive
+                 and costs nothing else (a path costs nothing at all; it is read again when something is drawn). None
+                 after `locate`, which knows no image
+
+    Maps, masks and label maps are on the device of `maps`; boxes and points are on the CPU.
+    """
+
+    labels: tuple[str, ...]
+    maps: Float[Tensor, "q r k"] | MergedMaps
+    size: Size
+    scores: Float[Tensor, " p"] | None = None
+    logit_scale: float | None = 100.0
+    detections: tuple[Boxes, ...] | None = None
+    presence: Float[Tensor, " p"] | None = None
+    vocabulary: Vocabulary | None = None
+    refiner: Callable[[Tensor], Tensor] | None = None
+    image: ImageLike | None = field(default=None, compare=False)
+
+    # Maps, masks, boxes ----------------------------------------------------------------------------------------------
+
+    @property
+    def similarity(self) -> Float[Tensor, "q r k"]:
+        """`maps` as one tensor: `(q, r, k)`, or `(q, y, x)` of `MergedMaps`, made on demand and large."""
+        return self.maps if isinstance(self.maps, Tensor) else self.maps.stack()
+
+    def heatmaps(self, scale: str = "minmax") -> Maps:
+        """One map `(y, x)` per label.
+
+        scale  "minmax" stretches each map to [0, 1] (to look at; it makes an absent thing look present); "cosine"
+               leaves raw values in [-1, 1]; "probability" is the softmax of logit_scale × cosine over all prompts,
+               those of the background included (with one prompt, 1 everywhere; without `logit_scale`, the values as
+               they are)
+
+        A label's value at a pixel is the maximum over its prompts. Raises InputError for another scale.
+        """
+        stretch = self._stretch(scale)
+        return Maps(self.labels, lambda index: stretch(self._label_map(index)))
+
+    def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
+        """One bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5)."""
+        heatmaps = self.heatmaps(scale)
+        return Maps(self.labels, lambda index: heatmaps[index] > threshold)
+
+    def boxes(
+        self, threshold: float | Sequence[float] = 0.5, scale: str = "minmax", *, instances: str = "component"
+    ) -> list[Boxes]:
+        """The boxes of each label, best first, whether it is present or not, however small: those of `objects` with
+        presence and min_area 0."""
+        by_label: list[list[Object]] = [[] for _ in self.labels]
+        for obj in self.objects(threshold, scale, presence=0, min_area=0, instances=instances, masks=False):
+            by_label[obj.index].append(obj)
+        return [readout.boxes_of([obj.box for obj in own], [obj.score for obj in own]) for own in by_label]
+
+    def present(self, presence: float | Sequence[float] = PRESENCE) -> tuple[bool, ...]:
+        """Whether each label is in the image: its presence is not below the threshold, one for all or one per label.
+
+        True for all labels if nothing is known of their presence. Raises InputError for a wrong number of thresholds.
+        """
+        thresholds = self._each(presence)
+        if self.presence is None:
+            return (True,) * len(self.labels)
+        return tuple(not value < threshold for value, threshold in zip(self.presence.tolist(), thresholds, strict=True))
+
+    def objects(
+        self,
+        threshold: float | Sequence[float] = 0.5,
+        scale: str = "minmax",
+        *,
+        presence: float | Sequence[float] = PRESENCE,
+        min_area: float = MIN_AREA,
+        instances: str = "component",
+        masks: bool = True,
+        visit: RegionVisitor | None = None,
+    ) -> list[Object]:
+        """The objects in the image: the connected components of each present label's mask, or the boxes that the model
+        itself predicts.
+
+        threshold  heatmaps above it are the mask, of `scale` as in `heatmaps`: one for all labels, or one per label.
+                   Predicted boxes are kept if their score is above it: as a share of the label's best with "minmax",
+                   as it is with other scales
+        presence   labels below it are absent and have no objects, see `present`; 0 keeps all
+        min_area   share of the image's pixels, in [0, 1], that an object has at least
+        instances  "component", or "label": one object for all of a label's mask, or the best predicted box
+        masks      False leaves out `Object.rle`
+        visit      called for each object that has a mask, with its label's index, its rows and columns, its mask there,
+                   and its label's whole map of cosines `(y, x)`
+
+        An object's score is its highest cosine, so objects of different labels and images compare. Labels come in
+        order, the best object of each first. Raises InputError for an unknown scale or kind of instances, or a wrong
+        number of thresholds.
+        """
+        self._stretch(scale)
+        if instances not in INSTANCES:
+            raise InputError(f"instances is {instances!r}, expected one of {', '.join(INSTANCES)}")
+        objects = []
+        for index, (limit, is_present) in enumerate(zip(self._each(threshold), self.present(presence), strict=True)):
+            if not is_present:
+                continue
+            if self.detections is not None:
+                objects += self._predicted(index, limit, scale, instances)
+            else:
+                regions = self._regions(index, limit, scale, min_area, instances, masks, visit)
+                objects += sorted(regions, key=lambda obj: -obj.score)
+        return objects
+
+    def points(self) -> Int[Tensor, "p 2"]:
+        """The pixel where each label's map is highest, or the middle of its best box if the model itself predicts boxes
+        (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
+        return torch.tensor([self._point(index) for index in range(len(self.labels))], dtype=torch.int64, device="cpu")
+
+    def segment(self, background: float | None = None) -> Int[Tensor, "y x"]:
+        """The most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
+
+        A pixel is background if a background prompt of the vocabulary is best there, or if the best softmax probability
+        (of logit_scale × cosine over all prompts) is below `background`, a number in [0, 1]; None has no such limit.
+        The paper uses 0.8 with PascalVOC's 20 classes. With one prompt the softmax is 1 everywhere: use `masks` then.
+        Without `logit_scale` there is no softmax: the values are probabilities already.
+        """
+        if background is not None and not 0 <= background <= 1:
+            raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
+        groups = [self._groups[index] for index in self._order]
+        if self.logit_scale is not None:
+            return readout.segment(self._softmax, groups, background)
+        labels = readout.segment(self._softmax, groups, None)
+        return labels if background is None else labels.masked_fill_(self._softmax.best < background, -1)
+
+    # One label, another device ---------------------------------------------------------------------------------------
+
+    def __getitem__(self, which: int | str) -> "Localization":
+        """One label by itself. The prompts of all others become its background, so probabilities stay the same, and
+        `segment` says where it wins against them.
+
+        Raises PromptError for an unknown label, IndexError for a number out of range.
+        """
+        index = _label_index(self.labels, which)
+        own = self._prompts[index]
+        rest = [prompt for prompt in range(len(self._groups)) if prompt not in own]
+        label, texts = self.labels[index], self._vocabulary.all_prompts
+        return replace(
+            self,
+            labels=(label,),
+            maps=self.maps[[*own, *rest]],
+            scores=None if self.scores is None else self.scores[[index]],
+            detections=None if self.detections is None else (self.detections[index],),
+            presence=None if self.presence is None else self.presence[[index]],
+            vocabulary=Vocabulary((label,), (tuple(texts[at] for at in own),), tuple(texts[at] for at in rest)),
+        )
+
+    def to(self, device: torch.device | str) -> "Localization":
+        """The same on another device; scores in float32 at least."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else at_least_float32(tensor).to(device)
+
+        return replace(self, maps=self.maps.to(device), scores=moved(self.scores), presence=moved(self.presence))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}  # not what is cached
+
+    # To look at, and for other libraries -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        shown = [
+            label
+            + ("" if self.presence is None else f" {self.presence[index].item():.2f}")
+            + ("" if is_present else " (absent)")
+            for index, (label, is_present) in enumerate(zip(self.labels[:10], self.present()[:10], strict=True))
+        ]
+        more = [f"{len(self.labels) - 10} more"] if len(self.labels) > 10 else []
+        return f"<Localization of {self.size.height}x{self.size.width} pixels: {', '.join(shown + more)}>"
+
+    def plot(self, image: ImageLike | None = None, **settings: Any) -> Image.Image:
+        """The image and each label's heatmap with its objects, as an image; absent labels are greyed and crossed out.
+
+        image     by default the one that was localized (`image`); without any, maps are drawn alone
+        settings  as of `objects`
+
+        Raises ImageError if the image cannot be read, InputError if it has another size than the one localized.
+        """
+        from open_gem.localization import drawing
+
+        source = self.image if image is None else image
+        return drawing.figure(self, None if source is None else read_image(source), **settings)
+
+    def save(self, path: str | PathLike[str], image: ImageLike | None = None, **settings: Any) -> None:
+        """Write `plot` to a file whose ending is that of an image format, such as .png, or `to_json` to a .json file.
+
+        Raises InputError for another ending, OutputError if the file cannot be written, and errors as `plot`.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".json":
+            return write_file(path, self.to_json(indent=1, **settings).encode() + b"\n")
+        if (form := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
+            raise InputError(f"cannot save {str(path)!r}, expected a name that ends with .png, .jpg, .webp or .json")
+        drawn = self.plot(image, **settings)
+        return write_file(path, lambda file: drawn.save(file, form))
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        from open_gem.localization import drawing
+
+        return drawing.png(self.plot())
+
+    def to_dict(
+        self, threshold: float = 0.5, scale: str = "minmax", *, presence: float = PRESENCE, **settings: Any
+    ) -> dict[str, Any]:
+        """Labels and objects as values that JSON can hold; settings as of `objects`."""
+        scores, presences = (
+            [None if values is None else round(values[index].item(), 6) for index in range(len(self.labels))]
+            for values in (self.scores, self.presence)
+        )
+        columns = self.labels, scores, presences, self.present(presence), self.points().tolist()
+        names = "label", "score", "presence", "present", "point"
+        return {
+            "size": self.size._asdict(),
+            "labels": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+            "objects": [obj.to_dict() for obj in self.objects(threshold, scale, presence=presence, **settings)],
+        }
+
+    def to_json(self, *, indent: int | None = None, **settings: Any) -> str:
+        """`to_dict` as JSON text."""
+        return to_json(self.to_dict(**settings), indent=indent)
+
+    def to_pandas(self, **settings: Any) -> "DataFrame":
+        """The objects as a table, one per row; settings as of `objects`. Raises InputError if pandas is missing."""
+        return to_frame(self.objects(**{"masks": False, **settings}))
+
+    def to_supervision(self, **settings: Any) -> "Detections":
+        """The objects as supervision's `Detections`, best score first, see `objects.to_detections`; settings as of
+        `objects`. Raises InputError if supervision is missing."""
+        return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.score), self.size)
+
+    # How they are made -----------------------------------------------------------------------------------------------
+
+    def _each(self, value: float | Sequence[float]) -> Sequence[float]:
+        value = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+        if not isinstance(value, Sequence):
+            return [float(value)] * len(self.labels)
+        if len(value) != len(self.labels):
+            raise InputError(f"{len(value)} values for {len(self.labels)} labels, expected one for all, or as many")
+        return value
+
+    def _predicted(self, index: int, threshold: float, scale: str, instances: str) -> Iterator[Object]:
+        """The boxes that the model predicts of a label, above the threshold."""
+        assert self.detections is not None
+        boxes = self.detections[index]
+        best = boxes.scores[:1] if scale == "minmax" else 1
+        kept = torch.nonzero(boxes.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
+        for box, score in zip(boxes.xyxy[kept].tolist(), boxes.scores[kept].tolist(), strict=True):
+            share = score / boxes.scores[0].item() if scale == "minmax" else None
+            yield self._object(index, self.labels[index], score, box, peak=share)
+
+    def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **values: Any) -> Object:
+        image_score, presence = (
+            None if numbers is None else numbers[index].item() for numbers in (self.scores, self.presence)
+        )
+        return Object(
+            self.labels[index], index, prompt, score, image_score, presence, (box[0], box[1], box[2], box[3]), **values
+        )
+
+    def _regions(
+        self,
+        index: int,
+        threshold: float,
+        scale: str,
+        min_area: float,
+        instances: str,
+        masks: bool,
+        visit: RegionVisitor | None,
+    ) -> list[Object]:
+        """The objects of one label, by the regions of its mask. Its maps are gone afterwards."""
+        cosine = self._label_map(index)
+        stretch = readout.min_max_of(cosine) if scale == "minmax" else None
+        mask = self._mask(cosine, threshold, stretch, scale).cpu()
+        if not mask.any():
+            return []
+        values = at_least_float32(cosine).cpu().numpy()
+        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most of an image is nothing
+        numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
+        fewest = min_area * mask.numel()
+        objects = []
+        for number, inner in enumerate(spans, start=1):
+            region = numbered[inner] == number
+            if np.count_nonzero(region) < fewest:
+                continue
+            rows, columns = (
+                slice(part.start + start, part.stop + start)
+                for part, start in zip(inner, (top.start, left.start), strict=True)
+            )
+            x, y = readout.peak_inside(values[rows, columns], region)
+            point = (columns.start + x, rows.start + y)
+            if visit is not None:
+                visit(index, (rows, columns), region, values)
+            objects.append(
+                self._object(
+                    index,
+                    self._best_prompt(index, point),
+                    float(values[point[1], point[0]]),
+                    (columns.start, rows.start, columns.stop, rows.stop),
+                    point=point,
+                    rle=run_lengths(region, (rows, columns), self.size) if masks else None,
+                )
+            )
+        if stretch is None:
+            return objects
+        scores = torch.tensor([obj.score for obj in objects], dtype=torch.float32, device=cosine.device)
+        return [replace(obj, peak=peak) for obj, peak in zip(objects, stretch(scores).tolist(), strict=True)]
+
+    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor] | None, scale: str) -> Tensor:
+        if scale == "probability":
+            return self._probability(cosine) > threshold
+        mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
+        for band in readout.bands(*mask.shape):
+            torch.gt(cosine[band] if stretch is None else stretch(cosine[band]), threshold, out=mask[band])
+        return mask
+
+    def _best_prompt(self, index: int, point: tuple[int, int]) -> str:
+        """The prompt of a label that is most similar at a pixel `(x, y)`."""
+        texts = self._vocabulary.prompts[index]
+        if len(texts) == 1:
+            return texts[0]
+        maps = [self.maps[prompt] for prompt in self._prompts[index]]
+        (x, y), (rows, cols) = point, maps[0].shape
+        cosines = [values[y * rows // self.size.height, x * cols // self.size.width].item() for values in maps]
+        return texts[int(np.argmax(cosines))]
+
+    def _point(self, index: int) -> tuple[int, int]:
+        if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
+            left, top, right, bottom = best[0].tolist()
+            return (left + right - 1) // 2, (top + bottom - 1) // 2
+        return readout.peak(self._label_map(index))
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.labels) if self.vocabulary is None else self.vocabulary
+
+    @cached_property
+    def _softmax(self) -> readout.SoftmaxArgmax:
+        scale = 1.0 if self.logit_scale is None else self.logit_scale
+        if self.refiner is None and isinstance(self.maps, Tensor):
+            return readout.grid_softmax_argmax(scale * self.maps[self._order], self.size)
+        return readout.softmax_argmax(scale * self._prompt_map(index) for index in self._order)
+
+    @property
+    def _order(self) -> list[int]:
+        """Prompts of the background first: they win a tie, as where they are the field's class 0."""
+        return sorted(range(len(self._groups)), key=lambda index: self._groups[index] >= 0)
+
+    @cached_property
+    def _groups(self) -> tuple[int, ...]:
+        """For each prompt the index of its label, −1 for background."""
+        return self._vocabulary.groups
+
+    @cached_property
+    def _prompts(self) -> list[list[int]]:
+        """The indices of each label's prompts."""
+        return self._vocabulary.by_label(range(len(self._groups)))
+
+    def _label_map(self, index: int) -> Tensor:
+        """The maximum over a label's prompts at each pixel, `(y, x)`."""
+        return reduce(torch.maximum, map(self._prompt_map, self._prompts[index]))
+
+    def _prompt_map(self, index: int) -> Tensor:
+        upsampled = readout.upsample(self.maps[index], self.size)
+        return upsampled if self.refiner is None else self.refiner(upsampled)
+
+    def _stretch(self, scale: str) -> Callable[[Tensor], Tensor]:
+        """What brings a map of cosines to a scale."""
+        if scale not in SCALES:
+            raise InputError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}")
+        return {"minmax": readout.min_max, "cosine": lambda cosine: cosine, "probability": self._probability}[scale]
+
+    def _probability(self, cosine: Tensor) -> Tensor:
+        if self.logit_scale is None:
+            return cosine
+        return (self.logit_scale * cosine - self._softmax.log_sum_exp).exp()
