@@ -1,8 +1,10 @@
-"""`open-gem demo`: the main job, offline, on a synthetic scene."""
+"""`open-gem demo`: the main job, offline, on synthetic scenes."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -10,8 +12,18 @@ from rich.text import Text
 from open_gem.cli.app import app, comma_separated, new_console, new_table, print_json
 from open_gem.cli.ground import settings_of
 from open_gem.cli.options import JsonOption, ModelOptions, with_options
+from open_gem.files import check_writable, write_file
 
-METHOD = "gem"
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from open_gem.cli.save import ImageResult
+    from open_gem.data.scenes import Scene
+    from open_gem.localizer import Localizer
+
+SEED, SIZE = 44, 512  # of the scene that is drawn, in pixels
+SEEDS = (19, 44, 46, 58, 78, 83, 85, 87)  # of the gallery: GEM finds their objects; the model card has the numbers of 500
+NAMES = {"clip": "CLIP's own patches", "gem": "GEM"}
 
 
 @app.command()
@@ -19,51 +31,101 @@ METHOD = "gem"
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("open_gem_demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = SEED,
+    gallery: Annotated[
+        bool,
+        typer.Option("--gallery", help="Draw every method on eight scenes, refinements and label maps, with a page."),
+    ] = False,
     model: ModelOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Make a scene of known objects, locate them and one that is absent, and draw the result. Needs no network."""
-    from PIL import Image
-
-    from open_gem.cli.save import ImageResult, draw_overlay, save_picture, slugs, write_json
-    from open_gem.data.scenes import CONCEPTS, scene
-    from open_gem.files import check_writable, write_file
-    from open_gem.images.draw import contact_sheet
-
     check_writable(out)
-    localizer = model.or_embedded().load(method=METHOD).acknowledge()
-    known = scene(seed, size=512)
-    absent = next(name for name in CONCEPTS if name not in known.names)
-    image, prompts = Image.fromarray(known.image), [*known.names, absent]
-    located = ImageResult(str(out / "scene.png"), image, localizer(image, prompts))
-    overlays = [draw_overlay(located, index) for index in range(len(prompts))]
+    localizer = model.or_embedded().load().acknowledge()
+    if gallery:
+        from open_gem.cli.gallery import write_gallery
 
-    save_picture(out / "scene.png", image)
-    for slug, overlay in zip(slugs(prompts), overlays, strict=True):
-        save_picture(out / f"scene.{slug}.overlay.png", overlay)
-    save_picture(out / "contact-sheet.png", contact_sheet([image, *overlays]))
-    settings = settings_of(localizer, {METHOD: localizer.resolve(METHOD)})[METHOD]
-    document = {"seed": seed, **located.document(settings)}
-    for entry, mask, box in zip(document["prompts"], known.masks, known.boxes, strict=False):
-        x, y = entry["point"]
-        entry.update(object_box=box.tolist(), point_in_object=bool(mask[y, x]))
-    document["prompts"][-1].update(object_box=None, point_in_object=None)
-    write_file(out / "result.json", partial(write_json, document))
-
+        page = write_gallery(localizer, SEEDS, out)
+        new_console(as_json).print(Text(f"Look at {page}"))
+        return
+    document = _demo(localizer, seed, out)
     if as_json:
         print_json(document)
     _print_demo(document, out, to_stderr=as_json)
 
 
+def scene_and_prompts(seed: int) -> "tuple[Scene, list[str]]":
+    """A scene, its objects and one that it does not show."""
+    from open_gem.data.scenes import CONCEPTS, scene
+
+    drawn = scene(seed, size=SIZE)
+    return drawn, [*drawn.names, next(name for name in CONCEPTS if name not in drawn.names)]
+
+
+def _demo(localizer: "Localizer", seed: int, out: Path) -> dict[str, Any]:
+    """Write the files of the demo; returns its document."""
+    from PIL import Image
+
+    from open_gem.cli.save import ImageResult, save_image, slugs, write_json
+    from open_gem.images.sheet import png
+
+    drawn, prompts = scene_and_prompts(seed)
+    image = Image.fromarray(drawn.image)
+    encoded = localizer.encode(image, list(NAMES))
+    by_method = {
+        method: ImageResult(str(out / "scene.png"), image, localizer.locate(features, prompts))
+        for method, features in encoded.items()
+    }
+    located = by_method["gem"]
+    save_image(out / "scene.png", image)
+    for index, slug in enumerate(slugs(prompts)):
+        save_image(out / f"scene.{slug}.overlay.png", located.overlay(index, bar=True))
+    write_file(out / "demo.png", png(demo_sheet(by_method)))
+
+    settings = settings_of(localizer, {"gem": localizer.resolve("gem")})["gem"]
+    document = {"seed": seed, **located.document(settings)}
+    for entry, mask, box in zip(document["labels"], drawn.masks, drawn.boxes, strict=False):
+        x, y = entry["point"]
+        entry.update(object_box=box.tolist(), point_in_object=bool(mask[y, x]))
+    document["labels"][-1].update(object_box=None, point_in_object=None)
+    write_file(out / "result.json", partial(write_json, document))
+    return document
+
+
+def demo_sheet(by_method: "Mapping[str, ImageResult]") -> "Image.Image":
+    """The image and its label map, and each prompt by CLIP's own patches above GEM."""
+    from open_gem.images.colors import label_color
+    from open_gem.images.draw import draw_caption, plain, segmentation
+    from open_gem.images.sheet import Head, sheet
+    from open_gem.localization.drawing import BARS, head_of
+
+    located = by_method["gem"]
+    result = located.result
+    label_map = segmentation(located.image, result.segment(), result.labels, legend=False)
+    draw_caption(label_map, "GEM, prompts compete")
+    heads = [head_of(result, index)._replace(color=label_color(index)) for index in range(len(result.labels))]
+    first = {"clip": plain(located.image, "image"), "gem": label_map}
+    rows = [
+        [first[method], *(replace(by_method[method], method=name).overlay(index, captioned="method") for index in range(len(heads)))]
+        for method, name in NAMES.items()
+    ]
+    return sheet(rows, columns=[Head(""), *heads], bar=BARS["minmax"], tile=420)
+
+
 def _print_demo(document: dict[str, Any], out: Path, *, to_stderr: bool) -> None:
     verdicts = {True: "yes", False: "no", None: "not in the image"}
-    table = new_table("prompt", "score", "point x, y", "best box x, y, x, y", "point in object", title="demo")
-    for entry in document["prompts"]:
-        best = entry["boxes"][0]["xyxy"] if entry["boxes"] else None
-        row = entry["prompt"], f"{entry['score']:.3f}", comma_separated(entry["point"]), comma_separated(best)
-        table.add_row(*map(Text, (*row, verdicts[entry["point_in_object"]])))
+    table = new_table("prompt", "presence", "score", "point x, y", "best box x, y, x, y", "point in object", title="demo")
+    boxes = {obj["label"]: obj["box"] for obj in reversed(document["objects"])}
+    for entry in document["labels"]:
+        verdict = verdicts[entry["point_in_object"]]
+        presence, score = f"{entry['presence']:.2f}", f"{entry['score']:.3f}"
+        if entry["present"]:
+            place = comma_separated(entry["point"]), comma_separated(boxes.get(entry["label"]))
+            table.add_row(*map(Text, (entry["label"], presence, score, *place, verdict)))
+        else:
+            table.add_row(Text(entry["label"], "strike"), f"{presence} absent", score, "", "", verdict, style="dim")
     console = new_console(to_stderr)
     console.print(table)
-    console.print(Text(f"Look at {out / 'contact-sheet.png'}; everything is in {out}"))
-    console.print(Text(f'Try: open-gem ground {out / "scene.png"} -p "{document["prompts"][0]["prompt"]}"'))
+    console.print(Text(f"Look at {out / 'demo.png'}; everything is in {out}"))
+    label = document["labels"][0]["label"]
+    console.print(Text(f'Try: open-gem ground {out / "scene.png"} -p "{label}" --model embedded'))

@@ -26,12 +26,12 @@ from open_gem.cli.options import (
 from open_gem.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from open_gem.cli.save import ImageResult, PromptRow
+    from open_gem.cli.save import ImageResult, LabelRow
     from open_gem.locate import AnyLocalizer
     from open_gem.method.table import Method
     from open_gem.text import Vocabulary
 
-MANY = 20  # prompts up to which each gets an overlay and a row of the table, unless overlays are asked for
+MANY = 20  # labels up to which each gets an overlay and a row of the table, unless overlays are asked for
 DEFAULT_SAVE = "overlay,json"
 DEFAULT_METHOD = "gem"
 
@@ -48,6 +48,13 @@ class FileOptions:
         ),
     ] = None
     threshold: Annotated[float, typer.Option(help="Heatmaps above it become masks and boxes.")] = 0.5
+    presence: Annotated[
+        float,
+        typer.Option(help="Labels with a lower presence are absent: crossed out, without boxes. 0 draws all boxes."),
+    ] = 0.5
+    min_area: Annotated[
+        float, typer.Option(help="Smallest object, as a share of the image's pixels; smaller ones are left out.")
+    ] = 0.0005
     background: Annotated[
         float | None, typer.Option(help="Segmentations: pixels with a lower probability are background.")
     ] = None
@@ -70,20 +77,21 @@ class FileOptions:
         kinds = find_kinds(DEFAULT_SAVE if self.save is None else self.save)
         if self.heatmap_scale is not None and self.heatmap_scale not in SCALES:
             raise InputError(f"heatmap scale is {self.heatmap_scale!r}, expected one of {', '.join(SCALES)}")
-        for name, number in (("threshold", self.threshold), ("background", self.background)):
+        limits = ("threshold", "presence", "min_area", "background")
+        for name, number in ((name, getattr(self, name)) for name in limits):
             if number is not None and not 0 <= number <= 1:
-                raise InputError(f"{name} is {number}, expected a number in [0, 1]")
+                raise InputError(f"{name.replace('_', ' ')} is {number}, expected a number in [0, 1]")
         if kinds:
             check_writable(self.out)
         if self.background is not None and "segmentation" not in kinds:
             say("warning: --background has no effect without --save segmentation")
         return kinds
 
-    def most_overlays(self, prompts: int) -> int:
-        """Prompts that get an overlay each: all of them if `--save` is given, the best ones otherwise."""
-        if self.save is not None or prompts <= MANY:
-            return prompts
-        say(f"warning: {prompts} prompts: overlays of the {MANY} best scores only, --save overlay draws all")
+    def most_overlays(self, labels: int) -> int:
+        """Labels that get an overlay each: all of them if `--save` is given, those with the highest presence otherwise."""
+        if self.save is not None or labels <= MANY:
+            return labels
+        say(f"warning: {labels} labels: overlays of the {MANY} with the highest presence, --save overlay draws all")
         return MANY
 
 
@@ -126,10 +134,10 @@ def ground(
 ) -> None:
     """Locate prompts in images: a heatmap, a point and boxes for each.
 
-    A score is the cosine of the whole image with a prompt (for CLIPSeg and OWL, a probability): it says whether the
-    prompt is there, and presence is the same as a probability. A heatmap says where. Min-max scaling stretches each
-    heatmap, so that of an absent thing looks lively too. Several methods are read from one pass of the model; each has
-    a folder of its own, and a contact sheet shows them side by side.
+    Presence says whether a prompt is in the image, as a probability; the score is the cosine it comes from (for CLIPSeg
+    and OWL, a probability itself). A heatmap says where. Min-max scaling stretches each heatmap, so that of an absent
+    thing has a maximum too: absent labels are crossed out, and have boxes only with --presence 0. Several methods are
+    read from one pass of the model; each has a folder of its own, and a sheet shows them side by side.
     """
     from open_gem.cli.save import stems
 
@@ -138,7 +146,7 @@ def ground(
     few = files.most_overlays(len(vocabulary.labels))
     localizer, methods = load(model, method, classes.template, remove_redundancy, tuning, views)
     settings = settings_of(localizer, methods)
-    tables: list[tuple[str, list[PromptRow]]] = []  # not the images: there may be thousands
+    tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
     has_failed = False
     with progress_bar(len(images), quiet) as advance:
         for path, stem in zip(images, stems(images), strict=True):
@@ -233,7 +241,16 @@ def locate(
         raise ImageError(f"{path!r} does not fit into memory; try --image-size long:N or --window") from error
     return {
         name: ImageResult(
-            path, image, result, files.threshold, files.background, scale, name if len(results) > 1 else ""
+            path,
+            image,
+            result,
+            files.threshold,
+            files.background,
+            scale,
+            files.presence,
+            files.min_area,
+            name if len(results) > 1 else "",
+            localizer.caution,
         )
         for name, result in results.items()
     }
@@ -255,13 +272,13 @@ def write(
     settings: Mapping[str, dict[str, Any]],
     out: Path,
 ) -> None:
-    """Write an image's files; those of several methods into folders of their own, with a contact sheet beside them."""
-    from open_gem.cli.save import save_picture, side_by_side
+    """Write an image's files; those of several methods into folders of their own, with a sheet of all beside them."""
+    from open_gem.cli.save import save_image, side_by_side
 
     for name, image in located.items():
         image.write(out / folder_name(name) if image.method else out, stem, kinds, few, settings[name])
     if len(located) > 1 and "overlay" in kinds:
-        save_picture(out / f"{stem}.compare.png", side_by_side(list(located.values()), few))
+        save_image(out / f"{stem}.compare.png", side_by_side(list(located.values()), few))
 
 
 def folder_name(method: str) -> str:
@@ -273,18 +290,22 @@ def folder_name(method: str) -> str:
 
 
 def print_tables(
-    tables: "Sequence[tuple[str, Sequence[PromptRow]]]", prompts: int, out: Path | None, *, to_stderr: bool
+    tables: "Sequence[tuple[str, Sequence[LabelRow]]]", labels: int, out: Path | None, *, to_stderr: bool
 ) -> None:
     """Print a table for each image and method."""
     console = new_console(to_stderr)
     for title, rows in tables:
-        table = new_table("prompt", "score", "presence", "point x, y", "best box x, y, x, y", title=title)
+        table = new_table("label", "presence", "score", "point x, y", "best box x, y, x, y", title=title)
         for row in rows:
             presence = "" if row.presence is None else f"{row.presence:.2f}"
-            cells = row.prompt, f"{row.score:.3f}", presence, comma_separated(row.point), comma_separated(row.box)
-            table.add_row(*map(Text, cells))
-        if len(rows) < prompts:
-            table.caption = Text(f"and {prompts - len(rows)} prompts with lower scores")
+            point, box = map(comma_separated, (row.point, row.box))
+            if row.is_present:
+                table.add_row(*map(Text, (row.label, presence, f"{row.score:.3f}", point, box)))
+            else:
+                cells = Text(row.label, "strike"), Text(f"{presence} absent"), Text(f"{row.score:.3f}")
+                table.add_row(*cells, Text(), Text(), style="dim")
+        if len(rows) < labels:
+            table.caption = Text(f"and {labels - len(rows)} labels with lower presence")
         console.print(table)
     if out is not None and tables:
         console.print(Text(f"Files are in {out}"))

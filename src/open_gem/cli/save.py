@@ -12,23 +12,25 @@ from PIL import Image
 
 from open_gem.errors import InputError
 from open_gem.files import to_json, write_file
-from open_gem.images.draw import contact_sheet, overlay, segmentation
-from open_gem.localization import Localization
+from open_gem.images.draw import plain, segmentation
+from open_gem.images.sheet import Head, sheet
+from open_gem.localization import MIN_AREA, PRESENCE, Localization
+from open_gem.localization.drawing import BARS, best, head_of, overlay_of
 from open_gem.objects import Object
 
-SLUG, STEM = 40, 120  # most characters of a prompt and bytes of an image's name in a file name
+SLUG, STEM = 40, 120  # most characters of a label and bytes of an image's name in a file name
 
 
 # Names of files -------------------------------------------------------------------------------------------------------
 
 
-def slugs(prompts: Sequence[str]) -> list[str]:
-    """A short plain ASCII name for each prompt, distinct even if case is ignored."""
-    return _distinct([_slug(prompt) or "prompt" for prompt in prompts])
+def slugs(labels: Sequence[str]) -> list[str]:
+    """A short plain ASCII name for each label, distinct even if case is ignored."""
+    return _distinct([_slug(label) or "label" for label in labels])
 
 
-def _slug(prompt: str) -> str:
-    letters = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+def _slug(label: str) -> str:
+    letters = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     words = "".join(letter if letter.isalnum() else " " for letter in letters).split()
     return "-".join(words)[:SLUG].strip("-")
 
@@ -56,12 +58,13 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """One prompt of one image, for a table."""
+class LabelRow:
+    """One label of one image, for a table."""
 
-    prompt: str
-    score: float
+    label: str
     presence: float | None
+    is_present: bool
+    score: float
     point: list[int]
     box: list[int] | None
 
@@ -70,8 +73,10 @@ class PromptRow:
 class ImageResult:
     """An image with its localization, and how they become files.
 
-    scale   of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
-    method  its name, if several are compared
+    scale     of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
+    presence  below which a label is absent, min_area of objects: see `Localization.objects`
+    method    its name, if several are compared
+    caution   what the model is not for, see `AnyLocalizer.caution`
     """
 
     path: str
@@ -80,100 +85,104 @@ class ImageResult:
     threshold: float = 0.5
     background: float | None = None
     scale: str = "minmax"
+    presence: float = PRESENCE
+    min_area: float = MIN_AREA
     method: str = ""
+    caution: str | None = None
 
     @cached_property
-    def boxes(self) -> list[list[Object]]:
-        """The boxes of each prompt, best first."""
-        boxes: list[list[Object]] = [[] for _ in self.result.labels]
-        for box in self.result.objects(self.threshold, self.scale, min_area=0, masks=False):
-            boxes[box.index].append(box)
-        return boxes
+    def objects(self) -> list[Object]:
+        """The objects of all present labels."""
+        return self.result.objects(self.threshold, self.scale, presence=self.presence, min_area=self.min_area)
 
     @cached_property
-    def points(self) -> list[list[int]]:
-        return self.result.points().tolist()
-
-    @cached_property
-    def scores(self) -> list[float]:
-        assert self.result.scores is not None, "a localizer always gives them"
-        return [round(score, 6) for score in self.result.scores.tolist()]
-
-    @cached_property
-    def presence(self) -> list[float | None]:
-        presence = self.result.presence
-        return [None] * len(self.scores) if presence is None else [round(share, 6) for share in presence.tolist()]
+    def present(self) -> tuple[bool, ...]:
+        return self.result.present(self.presence)
 
     @cached_property
     def slugs(self) -> list[str]:
         return slugs(self.result.labels)
 
-    def best(self, count: int) -> list[int]:
-        """Indices of the prompts with the highest scores, in the order of the prompts."""
-        return sorted(sorted(range(len(self.scores)), key=lambda index: -self.scores[index])[:count])
-
-    def rows(self, count: int) -> list[PromptRow]:
-        """The `count` best prompts, for a table."""
+    def rows(self, count: int) -> list[LabelRow]:
+        """The `count` labels with the highest presence, for a table."""
+        boxes = {obj.index: list(obj.box) for obj in reversed(self.objects)}  # the best one
+        entries = self._labels
         return [
-            PromptRow(
-                self.result.labels[index],
-                self.scores[index],
-                self.presence[index],
-                self.points[index],
-                list(self.boxes[index][0].box) if self.boxes[index] else None,
+            LabelRow(
+                entries[index]["label"],
+                entries[index]["presence"],
+                entries[index]["present"],
+                entries[index]["score"],
+                entries[index]["point"],
+                boxes.get(index),
             )
-            for index in self.best(count)
+            for index in best(self.result, count)
         ]
+
+    @cached_property
+    def _labels(self) -> list[dict[str, Any]]:
+        return self.result.labels_to_dict(self.presence)
 
     def document(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Everything about the image that JSON can hold."""
-        prompts = [
-            {
-                "prompt": prompt,
-                "slug": self.slugs[index],
-                "score": self.scores[index],
-                "presence": self.presence[index],
-                "point": self.points[index],
-                "boxes": [{"xyxy": list(box.box), "score": round(box.score, 6)} for box in self.boxes[index]],
-            }
-            for index, prompt in enumerate(self.result.labels)
-        ]
-        size = {"height": self.result.size.height, "width": self.result.size.width}
-        views = {"threshold": self.threshold, "scale": self.scale}
-        return {"path": self.path, "size": size, **settings, **views, "prompts": prompts}
+        return {
+            "path": self.path,
+            "size": self.result.size._asdict(),
+            **settings,
+            "threshold": self.threshold,
+            "scale": self.scale,
+            "presence": self.presence,
+            "min_area": self.min_area,
+            "warnings": [self.caution] if self.caution else [],
+            "labels": [{**entry, "slug": slug} for entry, slug in zip(self._labels, self.slugs, strict=True)],
+            "objects": [obj.to_dict() for obj in self.objects],
+        }
+
+    def overlay(self, index: int, *, captioned: bool = True, bar: bool = False) -> Image.Image:
+        """One label's heatmap, boxes and point on the image."""
+        return overlay_of(
+            self.result,
+            self.image,
+            index,
+            self.objects,
+            scale=self.scale,
+            presence=self.presence,
+            method=self.method,
+            captioned=captioned,
+            bar=bar,
+        )
 
     def write(self, out: Path, stem: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
-        """Write files of these kinds; drawings of single prompts only for the `few` best."""
+        """Write files of these kinds; drawings of single labels only for the `few` with the highest presence."""
         for kind in kinds:
-            if kind in PICTURES:
-                for index in self.best(few):
-                    save_picture(out / f"{stem}.{self.slugs[index]}.{kind}.png", PICTURES[kind](self, index))
+            if kind in DRAWINGS:
+                for index in best(self.result, few):
+                    save_image(out / f"{stem}.{self.slugs[index]}.{kind}.png", DRAWINGS[kind](self, index))
             else:
                 ending, write = DOCUMENTS[kind]
                 write_file(out / f"{stem}.{ending}", partial(write, self, settings))
 
 
-def save_picture(path: Path, picture: Image.Image) -> None:
+def save_image(path: Path, image: Image.Image) -> None:
     """Write an image as PNG."""
-    write_file(path, partial(picture.save, format="PNG"))
-
-
-def draw_overlay(located: ImageResult, index: int) -> Image.Image:
-    """One prompt's heatmap, boxes and point on the image."""
-    return overlay(
-        located.image,
-        located.result.heatmaps(located.scale)[index],
-        boxes=[list(box.box) for box in located.boxes[index][:3]],  # more would hide the image
-        point=located.points[index],
-        caption=" · ".join(filter(None, [located.method, located.result.labels[index]])),
-        score=located.scores[index],
-    )
+    write_file(path, partial(image.save, format="PNG"))
 
 
 def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
-    """Overlays of the `few` best prompts, one a row, by several methods, one a column."""
-    overlays = [draw_overlay(located, index) for index in by_method[0].best(few) for located in by_method]
-    return contact_sheet(overlays, columns=len(by_method))
+    """The image, and overlays of the `few` labels with the highest presence, one a row, by several methods, one a
+    column. A label's presence is that of the image: it does not depend on the method, so it stands above its row."""
+    first = by_method[0]
+    shown = best(first.result, few)
+    rows = [
+        [plain(first.image), *(located.overlay(index, captioned=False) for located in by_method)] for index in shown
+    ]
+    columns = [Head("image"), *(Head(located.method) for located in by_method)]
+    names = [head_of(first.result, index, first.presence) for index in shown]
+    return sheet(rows, columns=columns, names=names, bar=BARS[first.scale])
+
+
+def _overlay(located: ImageResult, index: int) -> Image.Image:
+    return located.overlay(index, bar=True)
 
 
 def _heatmap(located: ImageResult, index: int) -> Image.Image:
@@ -195,18 +204,18 @@ def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: Bi
 
 
 def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
-    similarity = located.result.similarity.float().cpu().numpy()
-    vocabulary = located.result.vocabulary
+    result = located.result
+    assert result.scores is not None, "a localizer always gives them"
     np.savez(
         file,
-        similarity=similarity,
-        prompts=np.array(located.result.labels),
-        phrases=np.array(
-            located.result.labels if vocabulary is None else vocabulary.all_prompts
-        ),  # one a similarity map
-        size=np.array(located.result.size),
-        scores=np.array(located.scores, dtype=np.float32),
-        logit_scale=np.float32(located.result.logit_scale),  # NaN if similarities are probabilities
+        similarity=result.similarity.float().cpu().numpy(),
+        labels=np.array(result.labels),
+        prompts=np.array(
+            result.labels if result.vocabulary is None else result.vocabulary.all_prompts
+        ),  # one per similarity map
+        size=np.array(result.size),
+        scores=np.array(result.scores.tolist(), dtype=np.float32),
+        logit_scale=np.float32(result.logit_scale),  # NaN if similarities are probabilities
     )
 
 
@@ -218,9 +227,9 @@ def write_json(document: dict[str, Any], file: BinaryIO) -> None:
     file.write(to_json(document, indent=1).encode() + b"\n")
 
 
-# What can be saved: one drawing a prompt, or one file an image.
-PICTURES: dict[str, Callable[[ImageResult, int], Image.Image]] = {
-    "overlay": draw_overlay,
+# What can be saved: one drawing per label, or one file per image.
+DRAWINGS: dict[str, Callable[[ImageResult, int], Image.Image]] = {
+    "overlay": _overlay,
     "heatmap": _heatmap,
     "mask": _mask,
 }
@@ -229,7 +238,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[ImageResult, dict[str, Any], BinaryIO]
     "npz": ("npz", _write_npz),
     "json": ("json", _write_document),  # last: once it exists, so do the others
 }
-KINDS = (*PICTURES, *DOCUMENTS)
+KINDS = (*DRAWINGS, *DOCUMENTS)
 
 
 def find_kinds(text: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.output import Output, json_array, xml_text
 from open_gem.export.polygons import polygons
-from open_gem.images.draw import palette
+from open_gem.images.colors import voc_color
 
 TAGS = {"box": "RectangleLabels", "polygon": "PolygonLabels", "brush": "BrushLabels"}  # names of controls -> their kind
 
@@ -56,7 +56,7 @@ def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
     for control in controls:
         group = ElementTree.SubElement(view, TAGS[control], name=control, toName="image")
         for index, label in enumerate(labels):
-            color = "#" + bytes(palette(index)).hex()
+            color = "#" + bytes(voc_color(index)).hex()
             ElementTree.SubElement(group, "Label", value=xml_text(label), background=color)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 from open_gem.errors import InputError
 from open_gem.export.labelled import Labelled, LabelledImage
 from open_gem.export.output import Output, save_map
-from open_gem.images.draw import palette
+from open_gem.images.colors import voc_color
 
 MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
 
@@ -50,7 +50,7 @@ def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
 
 def colors_of_labels() -> bytes:
     """Pascal VOC's 256 colours."""
-    return bytes(channel for index in range(-1, 255) for channel in palette(index))
+    return bytes(channel for index in range(-1, 255) for channel in voc_color(index))
 
 
 def check_labels(labelled: Labelled) -> None:

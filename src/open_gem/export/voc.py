@@ -12,7 +12,7 @@ import numpy as np
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, pixels, write_labels
 from open_gem.export.output import OF_A_LINE, Output, path_of, save_map, xml_text
-from open_gem.images.draw import palette
+from open_gem.images.colors import voc_color
 
 DEVKIT = "VOCdevkit/VOC2012"
 FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject": ".png"}  # of an image
@@ -71,7 +71,7 @@ def names_of(labels: Sequence[str]) -> list[str]:
 def _label_lines(labels: Sequence[str]) -> Iterator[str]:
     yield "# label:color_rgb:parts:actions\n"
     for index, name in enumerate(["background", *labels], start=-1):
-        yield f"{name}:{','.join(map(str, palette(index)))}::\n"
+        yield f"{name}:{','.join(map(str, voc_color(index)))}::\n"
 
 
 def _write_xml(path: Path, image: LabelledImage, labels: Sequence[str]) -> None:

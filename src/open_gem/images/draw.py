@@ -1,12 +1,13 @@
-"""Pictures for people: heatmaps, boxes, points and label maps drawn over an image. Pure functions, PIL in and PIL out.
+"""One image with what was located in it drawn on top: heatmaps, masks, boxes, points, label maps. PIL in and PIL out.
 
-These are to look at, not to compute with: small pictures are enlarged so that their labels can be read. This file owns
-matplotlib (the turbo colours, and DejaVu Sans, which writes more scripts than the font inside PIL).
+To look at, not to compute with: small images are enlarged so that their labels can be read. Colours are those of
+`colors`, several drawings together are a `sheet`. This file owns matplotlib, for DejaVu Sans: it writes more scripts
+than the font inside PIL.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +15,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from open_gem.errors import InputError
+from open_gem.images.colors import ACCENT, DARK, HEAT, LIGHT, MUTED, OPACITY, Color, label_color
 
-READABLE = 224  # pixels of the shorter side up to which a small picture is enlarged, by a whole factor
+READABLE = 448  # pixels of the shorter side up to which a small image is enlarged, by a whole factor
 LARGEST = 2048  # pixels beyond which enlarging stops
-TILE = 640  # pixels of the longer side of a picture on a contact sheet
-COOL, HOT = 0.1, 0.7  # opacity of a heatmap where it is 0 and where it is 1
-LEGEND = 24  # phrases a legend has room for
-LIGHT, DARK, ACCENT = (255, 255, 255), (0, 0, 0), (255, 45, 150)  # turbo has no pink, so marks stand out from heat
+LEGEND = 24  # labels in a legend at most
+SMOOTH = 4  # factor by which slanted and round shapes are drawn larger before they are scaled down
+TINT = 0.62  # opacity of a label map
+ABSENT_OPACITY = 0.3  # of the grey heat of an absent label, where it is 1
 
 
-class _Style(NamedTuple):
-    """Sizes in pixels that follow from the picture's: its shorter side decides."""
+class Style(NamedTuple):
+    """Sizes in pixels that follow from the image's shorter side."""
 
     text: int
     line: int
@@ -32,8 +34,8 @@ class _Style(NamedTuple):
 
 
 def heat_colors(heatmap: Any) -> np.ndarray:
-    """Values `(y, x)` in [0, 1] → turbo colours `(y, x, 3)` uint8."""
-    return _turbo()[np.rint(np.clip(_array(heatmap), 0, 1) * 255).astype(np.uint8)]
+    """Values `(y, x)` in [0, 1] → colours `(y, x, 3)` uint8, see `colors.HEAT`."""
+    return np.array(HEAT, dtype=np.uint8)[np.rint(np.clip(_array(heatmap), 0, 1) * 255).astype(np.uint8)]
 
 
 def overlay(
@@ -44,87 +46,76 @@ def overlay(
     boxes: Iterable[Sequence[float]] = (),
     point: Sequence[float] | None = None,
     caption: str = "",
-    score: float | None = None,
+    note: str = "",
+    absent: bool = False,
+    bar: bool = False,
 ) -> Image.Image:
-    """A heatmap `(y, x)` in [0, 1] over its picture, hot parts more opaque, with what was found drawn on top.
+    """A heatmap `(y, x)` in [0, 1] over its image, more opaque where hotter, with marks on top.
 
     mask     `(y, x)` bool, drawn as a contour
     boxes    xyxy in pixels of `image`, right and bottom exclusive
     point    xy in pixels of `image`
-    caption  written in the corner with `score` behind it; shortened where the picture is too narrow
+    caption  written in the corner with `note` behind it; shortened if the image is too narrow
+    absent   of a label that is not in the image: grey, faint and crossed out, its caption struck through
+    bar      with a colour bar from 0 to 1 in the other corner
 
-    Raises InputError where heatmap or mask are not of the picture's size.
+    Raises InputError if heatmap or mask do not have the image's size.
     """
     factor = _enlargement(image)
-    heat = _enlarge(_fitting(heatmap, image, "heatmap").astype(np.float32), factor, Image.Resampling.BILINEAR)
+    heat = np.clip(_enlarge(_fitting(heatmap, image, "heatmap").astype(np.float32), factor, BILINEAR), 0, 1)
     base = np.asarray(_zoom(image.convert("RGB"), factor), dtype=np.float32)
-    opacity = (COOL + (HOT - COOL) * np.clip(heat, 0, 1))[..., None]
-    drawn = Image.fromarray(np.rint(base * (1 - opacity) + heat_colors(heat) * opacity).astype(np.uint8))
-    style = _style(drawn)
+    if absent:
+        grey = base.mean(axis=2, keepdims=True)
+        drawn = _blend(0.25 * base + 0.55 * grey + 50, np.full_like(base, 255), ABSENT_OPACITY * heat)
+    else:
+        drawn = _blend(base, heat_colors(heat), OPACITY * heat)
+    style = style_of(drawn)
     if mask is not None:
         marks = _enlarge(_fitting(mask, image, "mask").astype(np.uint8) * 255, factor, Image.Resampling.NEAREST)
         _draw_contour(drawn, marks, style)
+    if absent:
+        _draw_cross(drawn, style)
     for box in boxes:
         _draw_box(drawn, [side * factor for side in box], style)
     if point is not None:
         _draw_point(drawn, [(side + 0.5) * factor for side in point], style)
-    _draw_label(drawn, caption, "" if score is None else f"{score:.3f}", style)
+    draw_caption(drawn, caption, note, struck=absent)
+    if bar and not absent:
+        _draw_bar(drawn, style)
     return drawn
 
 
-def segmentation(image: Image.Image, labels: Any, prompts: Sequence[str]) -> Image.Image:
-    """A label map `(y, x)` over its picture, with a legend below; −1, the background, stays as it is.
+def plain(image: Image.Image, caption: str = "") -> Image.Image:
+    """An image as large as its overlays, with a caption."""
+    drawn = _zoom(image.convert("RGB"), _enlargement(image))
+    draw_caption(drawn, caption)
+    return drawn
 
-    The legend names what is in the picture, largest first, as far as there is room. Raises InputError where the label
-    map is not of the picture's size.
+
+def segmentation(image: Image.Image, labels: Any, names: Sequence[str], *, legend: bool = True) -> Image.Image:
+    """A label map `(y, x)` over its image, with a legend below; −1, the background, stays as it is.
+
+    The legend names the labels in the image, largest first, `LEGEND` at most. Raises InputError if the label map does
+    not have the image's size.
     """
     factor = _enlargement(image)
     small = _fitting(labels, image, "label map").astype(np.int32)
     zoomed = _enlarge(small, factor, Image.Resampling.NEAREST)
     base = np.asarray(_zoom(image.convert("RGB"), factor), dtype=np.float32)
-    found, counts = np.unique(small[small >= 0], return_counts=True)
-    present = found[np.argsort(-counts, kind="stable")]
-    colors = np.zeros((int(found.max(initial=0)) + 1, 3), dtype=np.float32)
-    for index in present:
-        colors[index] = palette(index)
-    opacity = np.where(zoomed >= 0, 0.6, 0.0)[..., None]
-    drawn = Image.fromarray(np.rint(base * (1 - opacity) + colors[np.maximum(zoomed, 0)] * opacity).astype(np.uint8))
-    return _with_legend(drawn, [(str(prompts[index]), palette(index)) for index in present])
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures in a grid, in reading order, each shrunk to `TILE` where larger; `columns` by default make it square.
-
-    Raises InputError for no picture.
-    """
-    if not images:
-        raise InputError("no picture for a contact sheet, expected one or more")
-    tiles = [image.convert("RGB") for image in images]
-    for tile in tiles:
-        tile.thumbnail((TILE, TILE))
-    width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles), strict=True))
-    columns = columns or ceil(sqrt(len(tiles)))
-    gap = max(2, min(width, height) // 50)
-    rows = ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), LIGHT)
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        left, top = gap + column * (width + gap), gap + row * (height + gap)
-        sheet.paste(tile, (left + (width - tile.width) // 2, top + (height - tile.height) // 2))
-    return sheet
-
-
-def palette(index: int) -> tuple[int, int, int]:
-    """The colour of label `index`: PascalVOC's, whose first colour (black, the background) is skipped."""
-    label, channels = int(index) + 1, [0, 0, 0]
-    for bit in range(7, -1, -1):
-        for channel in range(3):
-            channels[channel] |= (label >> channel & 1) << bit
-        label >>= 3
-    return channels[0], channels[1], channels[2]
+    present, counts = np.unique(small[small >= 0], return_counts=True)
+    by_size = present[np.argsort(-counts, kind="stable")]
+    colors = np.zeros((int(present.max(initial=0)) + 1, 3), dtype=np.float32)
+    for index in by_size:
+        colors[index] = label_color(int(index))
+    drawn = _blend(base, colors[np.maximum(zoomed, 0)], np.where(zoomed >= 0, TINT, 0.0))
+    if not legend:
+        return drawn
+    return _with_legend(drawn, [(str(names[index]), label_color(int(index))) for index in by_size])
 
 
 # Sizes and arrays -----------------------------------------------------------------------------------------------------
+
+BILINEAR = Image.Resampling.BILINEAR
 
 
 def _array(values: Any) -> np.ndarray:
@@ -136,7 +127,7 @@ def _fitting(values: Any, image: Image.Image, what: str) -> np.ndarray:
     array = _array(values)
     if array.shape != (image.height, image.width):
         raise InputError(
-            f"{what} has shape {array.shape}, expected the picture's (height, width): {image.height, image.width}"
+            f"{what} has shape {array.shape}, expected the image's (height, width): {image.height, image.width}"
         )
     return array
 
@@ -155,49 +146,71 @@ def _enlarge(values: np.ndarray, factor: int, filter: Image.Resampling) -> np.nd
     return np.asarray(Image.fromarray(values).resize((width * factor, height * factor), filter))
 
 
-def _style(image: Image.Image) -> _Style:
+def _blend(base: np.ndarray, colors: np.ndarray, opacity: np.ndarray) -> Image.Image:
+    """Colours `(y, x, 3)` over others, by an opacity `(y, x)`."""
+    share = opacity[..., None]
+    return Image.fromarray(np.rint(base * (1 - share) + colors * share).clip(0, 255).astype(np.uint8))
+
+
+def style_of(image: Image.Image) -> Style:
+    """The sizes of marks and text on an image."""
     shorter = min(image.size)
-    return _Style(text=max(13, shorter // 26), line=max(2, shorter // 240), dot=max(4, shorter // 90))
+    return Style(text=max(13, shorter // 22), line=max(2, shorter // 200), dot=max(4, shorter // 70))
 
 
-# matplotlib -----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _turbo() -> np.ndarray:
-    """The 256 colours of turbo, `(256, 3)` uint8."""
+@lru_cache(maxsize=64)
+def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans of a height in pixels."""
     import matplotlib
 
-    colors = matplotlib.colormaps["turbo"](np.arange(256), bytes=True)
-    return np.ascontiguousarray(colors[:, :3])
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
 # Marks ----------------------------------------------------------------------------------------------------------------
 
 
-def _draw_contour(image: Image.Image, mask: np.ndarray, style: _Style) -> None:
-    """A light line just inside the mask, with a dark one inside that, so it shows on any ground."""
+def _paste_shape(
+    image: Image.Image, color: Color, box: Sequence[float], draw: Callable[[ImageDraw.ImageDraw], Any], opacity: float = 1
+) -> None:
+    """Draw a shape with smooth edges: `draw` works in a canvas `SMOOTH` times as large, whose corner is that of `box`,
+    xyxy."""
+    left, top = int(box[0]), int(box[1])
+    width, height = (max(1, ceil(end) - start) for start, end in ((left, box[2]), (top, box[3])))
+    canvas = Image.new("L", (width * SMOOTH, height * SMOOTH))
+    draw(ImageDraw.Draw(canvas))
+    mask = canvas.resize((width, height), Image.Resampling.BOX).point(lambda level: round(level * opacity))
+    image.paste(color, (left, top), mask)
+
+
+def _draw_contour(image: Image.Image, mask: np.ndarray, style: Style) -> None:
+    """A light line just inside the mask, with a dark one inside that: visible on any ground."""
     once, twice = (_shrunk(mask, by * style.line) for by in (1, 2))
     image.paste(DARK, mask=Image.fromarray(once - twice))
     image.paste(LIGHT, mask=Image.fromarray(mask - once))
 
 
 def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask without its outermost pixels, but for those where the picture ends."""
+    """The mask without its outermost pixels, except at the image's border."""
     image = Image.fromarray(mask)
     for _ in range(pixels):
         image = image.filter(ImageFilter.MinFilter(3))
     return np.asarray(image)
 
 
-def _draw_box(image: Image.Image, box: Sequence[float], style: _Style) -> None:
+def _draw_cross(image: Image.Image, style: Style) -> None:
+    """Two diagonals from corner to corner."""
+    width, height = image.size[0] * SMOOTH, image.size[1] * SMOOTH
+    for color, line in ((DARK, style.line + 2), (LIGHT, style.line)):
+
+        def draw(canvas: ImageDraw.ImageDraw, line: int = line) -> None:
+            for ends in ((0, 0, width, height), (0, height, width, 0)):
+                canvas.line(ends, fill=255, width=line * SMOOTH)
+
+        _paste_shape(image, color, (0, 0, *image.size), draw, opacity=0.75)
+
+
+def _draw_box(image: Image.Image, box: Sequence[float], style: Style) -> None:
     left, top, right, bottom = box
     draw = ImageDraw.Draw(image)
     corners = [left, top, max(left, right - 1), max(top, bottom - 1)]  # PIL's corners are inclusive
@@ -205,58 +218,120 @@ def _draw_box(image: Image.Image, box: Sequence[float], style: _Style) -> None:
     draw.rectangle(corners, outline=ACCENT, width=style.line)
 
 
-def _draw_point(image: Image.Image, point: Sequence[float], style: _Style) -> None:
-    draw = ImageDraw.Draw(image)
-    for radius, color in ((style.dot + style.line, DARK), (style.dot, LIGHT), (style.dot // 2, ACCENT)):
-        draw.circle(point, radius, fill=color)
+def _draw_point(image: Image.Image, point: Sequence[float], style: Style) -> None:
+    x, y = point
+    for radius, color in ((style.dot + style.line, DARK), (style.dot, LIGHT), (style.dot / 2, ACCENT)):
+        left, top = int(x - radius), int(y - radius)
+        middle = ((x - left) * SMOOTH, (y - top) * SMOOTH)
+        _paste_shape(
+            image,
+            color,
+            (left, top, x + radius, y + radius),
+            lambda canvas, middle=middle, radius=radius: canvas.circle(middle, radius * SMOOTH, fill=255),
+        )
 
 
-def _draw_label(image: Image.Image, phrase: str, score: str, style: _Style) -> None:
-    if not phrase and not score:
+def _draw_plate(image: Image.Image, box: Sequence[float], radius: int) -> None:
+    """A dark plate with round corners, on which light text can be read over any image."""
+    size = [(box[2] - box[0]) * SMOOTH - 1, (box[3] - box[1]) * SMOOTH - 1]
+    _paste_shape(
+        image,
+        DARK,
+        box,
+        lambda canvas: canvas.rounded_rectangle([0, 0, *size], radius * SMOOTH, fill=255),
+        opacity=0.82,
+    )
+
+
+def draw_caption(image: Image.Image, caption: str, note: str = "", *, struck: bool = False) -> None:
+    """Write a caption into the upper left corner, with a note behind it that is never shortened."""
+    if not caption and not note:
         return
-    font, pad = _font(style.text), style.text // 3
-    line = _line_of_text(phrase, score, font, image.width - 2 * pad)
+    style = style_of(image)
+    font, pad, inset = font_of(style.text), style.text // 2, style.text // 3
+    gap = style.text // 2 if caption and note else 0
+    room = image.width - 2 * pad - 2 * inset - gap
+    note = shortened(note, font, room)
+    caption = shortened(caption, font, room - font.getlength(note))
+    width, tail = font.getlength(caption), font.getlength(note)
+    height = round(1.7 * style.text)
+    left, middle = inset + pad, inset + height / 2
+    _draw_plate(image, (inset, inset, ceil(left + width + gap + tail + pad), inset + height), style.text // 2)
     draw = ImageDraw.Draw(image)
-    draw.rectangle([0, 0, font.getlength(line) + 2 * pad, style.text + 2 * pad], fill=DARK)
-    draw.text((pad, pad + style.text / 2), line, font=font, fill=LIGHT, anchor="lm")
+    draw.text((left, middle), caption, font=font, fill=LIGHT, anchor="lm")
+    if struck:
+        draw.line((left, middle, left + width, middle), fill=LIGHT, width=max(1, style.text // 12))
+    draw.text((left + width + gap, middle), note, font=font, fill=(200, 204, 214), anchor="lm")
 
 
-def _line_of_text(phrase: str, score: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """Phrase and score on one line of `room` pixels; the phrase gives way, the score stays."""
-    words = _drawable(phrase)
-    for length in range(len(words), -1, -1):
-        shown = words if length == len(words) else words[:length].rstrip() + "…"
-        line = f"{shown}  {score}".strip()
-        if font.getlength(line) <= room:
+def bar_of(width: int, height: int) -> Image.Image:
+    """The colours of heat from 0 to 1, left to right."""
+    return Image.fromarray(heat_colors(np.broadcast_to(np.linspace(0, 1, width), (height, width))))
+
+
+def _draw_bar(image: Image.Image, style: Style) -> None:
+    """The colour bar, in the lower right corner; left out where there is no room for it."""
+    font, pad, inset = font_of(max(11, round(0.8 * style.text))), style.text // 3, style.text // 3
+    width, height = 6 * style.text, max(6, style.text // 2)
+    ends = [ceil(font.getlength(end)) for end in ("0", "1")]
+    right, bottom = image.width - inset, image.height - inset
+    left, top = right - width - sum(ends) - 4 * pad, bottom - round(1.4 * style.text)
+    if left < inset or top < 4 * style.text:
+        return
+    _draw_plate(image, (left, top, right, bottom), style.text // 2)
+    middle, start = (top + bottom) / 2, left + 2 * pad + ends[0]
+    image.paste(bar_of(width, height), (start, round(middle - height / 2)))
+    draw = ImageDraw.Draw(image)
+    draw.text((left + pad, middle), "0", font=font, fill=LIGHT, anchor="lm")
+    draw.text((right - pad, middle), "1", font=font, fill=LIGHT, anchor="rm")
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """As much of a text as fits on one line of `room` pixels, with an ellipsis if not all of it does."""
+    words = drawable(text)
+    if font.getlength(words) <= room:
+        return words
+    for length in range(len(words) - 1, 0, -1):
+        if font.getlength(line := words[:length].rstrip() + "…") <= room:
             return line
-    return score
+    return ""
 
 
-def _drawable(text: str, longest: int = 200) -> str:
-    """What can be set on one line: no line breaks, no control characters, no halves of surrogate pairs."""
+def drawable(text: str, longest: int = 200) -> str:
+    """A text as one line can show it: no line breaks, no control characters, no halves of surrogate pairs."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * longest])
     return " ".join(plain.split())[:longest]
 
 
-def _with_legend(image: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
-    """The picture with a strip below it: a patch of colour and the phrase, in as many columns as fit."""
+def _with_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
+    """The image with a strip below it: a patch of colour and a label each, in as many rows as they need."""
     if not entries:
         return image
-    style = _style(image)
-    font, row = _font(style.text), round(style.text * 1.6)
-    shown = list(entries[:LEGEND])
-    rest = [(f"+ {len(entries) - LEGEND} more", LIGHT)] if len(entries) > LEGEND else []
-    columns = max(1, image.width // (style.text * 14))
-    width = image.width // columns
-    rows = ceil(len(shown + rest) / columns)
-    sheet = Image.new("RGB", (image.width, image.height + rows * row + row // 2), LIGHT)
+    text = style_of(image).text
+    font, row, gap = font_of(text), round(text * 1.7), round(text * 0.6)
+    more = [(f"+ {len(entries) - LEGEND} more", None)] if len(entries) > LEGEND else []
+    places: list[tuple[int, int, str, Color | None]] = []
+    x, line = gap, 0
+    for label, color in [*entries[:LEGEND], *more]:
+        patch = 0 if color is None else text + gap
+        words = shortened(label, font, image.width - 2 * gap - patch)
+        width = patch + ceil(font.getlength(words))
+        if x > gap and x + width > image.width - gap:
+            x, line = gap, line + 1
+        places.append((x, line, words, color))
+        x += width + 2 * gap
+    strip = Image.new("RGB", (image.width, (line + 1) * row + gap), LIGHT)
+    draw = ImageDraw.Draw(strip)
+    for x, line, words, color in places:
+        middle = gap / 2 + (line + 0.5) * row
+        if color is not None:
+            draw.rounded_rectangle([x, middle - text / 2, x + text, middle + text / 2], text // 5, fill=color)
+        start = x if color is None else x + text + gap
+        draw.text((start, middle), words, font=font, fill=MUTED if color is None else DARK, anchor="lm")
+    sheet = Image.new("RGB", (image.width, image.height + strip.height), LIGHT)
     sheet.paste(image, (0, 0))
-    draw = ImageDraw.Draw(sheet)
-    for index, (phrase, color) in enumerate(shown + rest):
-        line, column = divmod(index, columns)
-        left, middle = column * width + row // 3, image.height + row // 4 + line * row + row // 2
-        half = style.text // 2
-        draw.rectangle([left, middle - half, left + style.text, middle + half], fill=color)
-        text = _line_of_text(phrase, "", font, width - row // 3 - 2 * style.text)
-        draw.text((left + 1.5 * style.text, middle), text, font=font, fill=DARK, anchor="lm")
+    sheet.paste(strip, (0, image.height))
     return sheet

@@ -313,21 +313,24 @@ class Localization:
 
         return drawing.png(self.plot())
 
-    def to_dict(
-        self, threshold: float = 0.5, scale: str = "minmax", *, presence: float = PRESENCE, **settings: Any
-    ) -> dict[str, Any]:
+    def to_dict(self, *, presence: float | Sequence[float] = PRESENCE, **settings: Any) -> dict[str, Any]:
         """Labels and objects as values that JSON can hold; settings as of `objects`."""
+        objects = self.objects(presence=presence, **settings)
+        return {
+            "size": self.size._asdict(),
+            "labels": self.labels_to_dict(presence),
+            "objects": [obj.to_dict() for obj in objects],
+        }
+
+    def labels_to_dict(self, presence: float | Sequence[float] = PRESENCE) -> list[dict[str, Any]]:
+        """Label, score, presence, whether it is present at `presence`, and point `xy` of each label."""
         scores, presences = (
             [None if values is None else round(values[index].item(), 6) for index in range(len(self.labels))]
             for values in (self.scores, self.presence)
         )
         columns = self.labels, scores, presences, self.present(presence), self.points().tolist()
         names = "label", "score", "presence", "present", "point"
-        return {
-            "size": self.size._asdict(),
-            "labels": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
-            "objects": [obj.to_dict() for obj in self.objects(threshold, scale, presence=presence, **settings)],
-        }
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self, *, indent: int | None = None, **settings: Any) -> str:
         """`to_dict` as JSON text."""

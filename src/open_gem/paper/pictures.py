@@ -13,7 +13,8 @@ from open_gem.errors import DatasetError, ImageError, InputError
 from open_gem.evaluation.metrics import point_counts
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset
-from open_gem.images.draw import contact_sheet, overlay
+from open_gem.images.draw import overlay
+from open_gem.images.sheet import contact_sheet
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer
 from open_gem.paper.clustering import random_vectors

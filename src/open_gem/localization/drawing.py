@@ -1,0 +1,92 @@
+"""A localization drawn: one overlay per label, and all of them on a sheet. Absent labels look absent."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from open_gem.images.draw import overlay, plain
+from open_gem.images.sheet import Head, contact_sheet
+from open_gem.images.sheet import png as png
+from open_gem.localization.result import PRESENCE, Localization
+from open_gem.objects import Object
+
+MOST = 11  # labels on a sheet, those with the highest presence
+BOXES = 3  # of a label that are drawn; more would hide the image
+BLANK = (52, 54, 62)  # where the image is not known
+
+BARS = {
+    "minmax": "heat, stretched to each map's own range",
+    "cosine": "cosine",
+    "probability": "probability among all prompts",
+}
+"""What heat means on each scale."""
+
+
+def overlay_of(
+    result: Localization,
+    image: Image.Image,
+    index: int,
+    objects: Sequence[Object] = (),
+    *,
+    scale: str = "minmax",
+    presence: float | Sequence[float] = PRESENCE,
+    method: str = "",
+    captioned: bool = True,
+    bar: bool = False,
+) -> Image.Image:
+    """One label's heatmap over its RGB image, with the best boxes among `objects` and its point.
+
+    A label whose presence is below `presence` is absent: grey and crossed out, without box and point.
+    """
+    is_present, head = result.present(presence)[index], head_of(result, index, presence)
+    return overlay(
+        image,
+        result.heatmaps(scale)[index],
+        boxes=[obj.box for obj in objects if obj.index == index][:BOXES] if is_present else (),
+        point=result[index].points()[0].tolist() if is_present else None,
+        caption=" · ".join(filter(None, [method, head.text])) if captioned else "",
+        note=head.note if captioned else "",
+        absent=not is_present,
+        bar=bar,
+    )
+
+
+def head_of(result: Localization, index: int, presence: float | Sequence[float] = PRESENCE) -> Head:
+    """A label and its presence as a heading."""
+    if result.presence is None:
+        return Head(result.labels[index])
+    is_present, value = result.present(presence)[index], result.presence[index].item()
+    return Head(result.labels[index], f"{'present' if is_present else 'absent'} {value:.2f}", struck=not is_present)
+
+
+def best(result: Localization, count: int) -> list[int]:
+    """Indices of the labels with the highest presence, or score, in the order of the labels."""
+    values = result.scores if result.presence is None else result.presence
+    ranked = range(len(result.labels)) if values is None else values.argsort(descending=True, stable=True).tolist()
+    return sorted(ranked[:count])
+
+
+def figure(
+    result: Localization,
+    image: Image.Image | None,
+    threshold: float | Sequence[float] = 0.5,
+    scale: str = "minmax",
+    *,
+    presence: float | Sequence[float] = PRESENCE,
+    **settings: Any,
+) -> Image.Image:
+    """The image beside an overlay of each label; of a single label, the overlay alone. Settings as of
+    `Localization.objects`."""
+    objects = result.objects(threshold, scale, presence=presence, **{"masks": False, **settings})
+    ground = Image.new("RGB", (result.size.width, result.size.height), BLANK) if image is None else image
+    alone = len(result.labels) == 1
+    overlays = [
+        overlay_of(result, ground, index, objects, scale=scale, presence=presence, bar=alone)
+        for index in best(result, MOST)
+    ]
+    if alone:
+        return overlays[0]
+    first = [] if image is None else [plain(image)]
+    return contact_sheet([*first, *overlays], bar=BARS[scale])
+
