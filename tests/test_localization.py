@@ -1,7 +1,10 @@
 """Labels of several phrases, background, presence, redundancy, several methods, views and refinement, together."""
 
+import io
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch.nn.functional import interpolate
 import open_gem
 from open_gem import METHODS, Localization, Localizer, Vocabulary, readout, run
 from open_gem.data.scenes import CONCEPTS, scene
-from open_gem.errors import ImageError, InputError
+from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.images.pixels import to_pixels
 from open_gem.images.views import Views
 from open_gem.method.run import Encoded
@@ -421,3 +424,175 @@ def test_everything_that_decides_is_told(localizer):
         "residual": True,
         "mlp": False,
     }
+
+
+# Results that show themselves -----------------------------------------------------------------------------------------
+
+
+def shown(**fields: Any) -> Localization:
+    """A cat in the upper left, a dog that is absent; an image of one colour to draw on."""
+    maps = torch.zeros(2, 6, 8)
+    maps[0, :3, :4], maps[1, 4:, 5:] = 0.3, 0.2
+    values = {
+        "scores": torch.tensor([0.31, 0.12]),
+        "presence": torch.tensor([0.98, 0.03]),
+        "image": Image.new("RGB", (160, 120), (200, 60, 20)),
+    }
+    return Localization(("cat", "dog"), maps, Size(120, 160), **{**values, **fields})
+
+
+def test_one_line_says_what_is_there(localizer):
+    assert repr(shown()) == "<Localization of 120x160 pixels: cat 0.98, dog 0.03 (absent)>"
+    assert repr(shown(presence=None)) == "<Localization of 120x160 pixels: cat, dog>"
+    many = Localization(tuple(map(str, range(1000))), torch.zeros(1000, 1, 1), Size(1, 1))
+    assert repr(many).endswith(" 9, 990 more>")
+    assert repr(localizer) == f"<Localizer {localizer.name}: gem, {localizer.size_rule}, float32, on cpu>"
+    assert "SelfSelf of the last 2 blocks" in repr(replace(localizer, method=METHODS["gem"].replace(depth=2)))
+
+
+def test_a_call_keeps_a_reference_to_its_image_and_nothing_else_does(localizer, tmp_path):
+    assert localizer(PICTURE, "cat").image is PICTURE
+    assert [found.image for found in localizer([PICTURE, PICTURE], "cat")] == [PICTURE, PICTURE]
+    assert localizer.locate(localizer.encode(PICTURE), "cat").image is None
+    PICTURE.save(path := tmp_path / "cat.png")
+    found = localizer(path, "cat")
+    assert found.image is path
+    assert found.plot().tobytes() == localizer(PICTURE, "cat").plot().tobytes()
+
+
+def test_a_list_may_show_its_progress(localizer, capsys):
+    localizer([PICTURE] * 3, "cat", progress=True)
+    assert "3/3" in capsys.readouterr().err
+    localizer([PICTURE] * 3, "cat")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_shows_an_image():
+    with Image.open(io.BytesIO(shown()._repr_png_())) as image:
+        image.load()
+        assert image.format == "PNG" and image.width > 2 * 160
+
+
+def test_a_plot_shows_the_image_beside_its_labels_and_greys_the_absent_one():
+    def chroma(image: Image.Image, *box: float) -> float:
+        part = image.crop(tuple(round(side * size) for side, size in zip(box, 2 * image.size, strict=True)))
+        return np.ptp(np.asarray(part, dtype=int), axis=-1).mean()
+
+    left, right, below = (0.1, 0.2, 0.4, 0.4), (0.6, 0.2, 0.9, 0.4), (0.1, 0.6, 0.4, 0.8)  # image, cat, dog
+    absent, asked = shown().plot(), shown().plot(presence=0)
+    assert chroma(absent, *left) > 150 and chroma(absent, *below) < 0.4 * chroma(absent, *left)
+    assert chroma(asked, *below) > 0.8 * chroma(asked, *left) > 0
+    assert absent.crop((0, 0, absent.width, absent.height // 3)).tobytes() == (
+        asked.crop((0, 0, asked.width, asked.height // 3)).tobytes()
+    )
+    assert chroma(absent, *right) != chroma(absent, *left)
+
+
+def test_a_plot_without_an_image_shows_maps_alone_and_another_image_is_refused():
+    bare = shown(image=None)
+    assert bare.plot().tobytes() != shown().plot().tobytes()
+    assert bare.plot(shown().image).tobytes() == shown().plot().tobytes()
+    with pytest.raises(InputError, match=r"expected the image's \(height, width\): \(10, 20\)"):
+        bare.plot(Image.new("RGB", (20, 10)))
+
+
+def test_a_plot_of_many_labels_has_an_end():
+    many = Localization(tuple(map(str, range(300))), torch.rand(300, 2, 2), Size(64, 64), scores=torch.rand(300))
+    assert many.plot().width < 2500
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.webp", "WEBP")])
+def test_a_result_is_saved_as_an_image(name, form, tmp_path):
+    shown().save(tmp_path / "deep" / name)
+    with Image.open(tmp_path / "deep" / name) as image:
+        assert image.format == form and image.size == shown().plot().size
+
+
+def test_a_result_is_saved_as_json_and_other_endings_are_refused(tmp_path):
+    shown().save(str(tmp_path / "cat.json"), threshold=0.7)
+    assert json.loads((tmp_path / "cat.json").read_text()) == shown().to_dict(threshold=0.7)
+    for name in ("cat.txt", "cat"):
+        with pytest.raises(InputError, match=r"ends with .png, .jpg, .webp or .json"):
+            shown().save(tmp_path / name)
+
+
+def test_a_dictionary_has_labels_and_objects():
+    found = shown()
+    told = json.loads(found.to_json())
+    assert told == found.to_dict()
+    assert told["size"] == {"height": 120, "width": 160}
+    point = found.points()[0].tolist()
+    assert told["labels"][0] == {"label": "cat", "score": 0.31, "presence": 0.98, "present": True, "point": point}
+    assert [entry["present"] for entry in told["labels"]] == [True, False]
+    [cat] = told["objects"]
+    [expected] = found.objects()
+    assert (cat["label"], cat["box"], cat["point"], cat["mask"]) == ("cat", [*expected.box], point, expected.rle)
+    assert {obj["label"] for obj in found.to_dict(presence=0, masks=False)["objects"]} == {"cat", "dog"}
+    assert "mask" not in found.to_dict(masks=False)["objects"][0]
+
+
+def test_a_table_of_pandas_has_a_row_per_object():
+    table = shown().to_pandas(presence=0)
+    assert table.label.tolist() == ["cat", "dog"]
+    for row, obj in zip(table.itertuples(), shown().objects(presence=0, masks=False), strict=True):
+        assert (row.left, row.top, row.right, row.bottom) == obj.box
+        assert (row.x, row.y, row.score) == (*obj.point, obj.score)
+    assert len(shown(presence=torch.zeros(2)).to_pandas()) == 0
+
+
+def test_detections_of_supervision_are_the_objects():
+    pytest.importorskip("supervision")
+    found: Any = shown().to_supervision(presence=0)
+    objects = shown().objects(presence=0)
+    assert found.data["class_name"].tolist() == ["cat", "dog"]
+    assert found.xyxy.tolist() == [list(obj.box) for obj in objects]
+    assert all((mask == obj.mask).all() for mask, obj in zip(found.mask, objects, strict=True))
+
+
+def test_one_label_by_itself_is_what_it_is_among_all(localizer):
+    vocabulary = Vocabulary.of(SYNONYMS).with_background("sky")
+    found = localizer(PICTURE, vocabulary)
+    for index, label in enumerate(found.labels):
+        alone = found[label]
+        assert alone.labels == (label,) == found[index].labels
+        for scale in ("minmax", "cosine", "probability"):
+            close(alone.heatmaps(scale)[0], found.heatmaps(scale)[label], 1e-6)
+        assert torch.equal(alone.segment() == 0, found.segment() == index)
+        assert torch.equal(alone.points()[0], found.points()[index])
+        assert [obj.box for obj in alone.objects(presence=0)] == [
+            obj.box for obj in found.objects(presence=0) if obj.label == label
+        ]
+        assert alone.scores is not None and found.scores is not None and alone.scores[0] == found.scores[index]
+        assert alone.vocabulary is not None and alone.vocabulary.prompts == (vocabulary.prompts[index],)
+    assert len(list(found)) == len(found.labels)
+    with pytest.raises(PromptError, match="no label 'cow'"):
+        found["cow"]
+    with pytest.raises(IndexError):
+        found[len(found.labels)]
+
+
+def test_one_label_of_merged_maps(localizer):
+    found = replace(localizer, views=VIEWS["all"])(PICTURE, ["cat", "dog", "sky"])
+    close(found["dog"].heatmaps("probability")[0], found.heatmaps("probability")["dog"], 1e-6)
+
+
+def test_a_pickle_has_the_result_and_nothing_that_was_made_of_it(localizer):
+    found = replace(localizer(PICTURE, ["cat", "dog"]), image=None)
+    before = len(pickle.dumps(found))
+    found.segment()
+    data = pickle.dumps(found)
+    assert len(data) == before
+    again = pickle.loads(data)
+    assert torch.equal(again.segment(), found.segment()) and again.labels == found.labels
+
+
+def test_looking_at_a_result_is_what_imports_heavy_packages():
+    code = """
+import sys, torch
+from open_gem.localization import Localization
+from open_gem.types import Size
+found = Localization(("cat",), torch.rand(1, 2, 2), Size(9, 9))
+repr(found), found.to_dict()
+print([name for name in ("matplotlib", "pandas", "supervision") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

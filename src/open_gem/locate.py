@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from open_gem.errors import ImageError, MethodError, OpenGemWarning, PromptError
 from open_gem.images.pixels import ImageLike
@@ -156,17 +157,20 @@ class AnyLocalizer(ABC):
         """Images of one shape, by every method."""
 
     @overload
-    def __call__(self, images: ImageLike, prompts: Prompts) -> Localization: ...
+    def __call__(self, images: ImageLike, prompts: Prompts, *, progress: bool = False) -> Localization: ...
     @overload
-    def __call__(self, images: list[Any] | tuple[Any, ...], prompts: ImagePrompts) -> list[Localization]: ...
     def __call__(
-        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: ImagePrompts
+        self, images: list[Any] | tuple[Any, ...], prompts: ImagePrompts, *, progress: bool = False
+    ) -> list[Localization]: ...
+    def __call__(
+        self, images: ImageLike | list[Any] | tuple[Any, ...], prompts: ImagePrompts, *, progress: bool = False
     ) -> Localization | list[Localization]:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
         `prompts` is a prompt, several, a mapping of labels to prompts, or a `Vocabulary`; for a list of images,
         the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
-        ImageError, PromptError or InputError, before anything is computed.
+        ImageError, PromptError or InputError, before anything is computed. `progress` shows a bar for a list, in a
+        terminal or a notebook.
 
         Each result keeps a reference to its image, as it came here, to be drawn on: see `Localization.image`.
         """
@@ -177,9 +181,11 @@ class AnyLocalizer(ABC):
         vocabularies = prompts_by_image(prompts, len(images))
         prepared = prepare_all(images, self.prepare)
         results: dict[int, Localization] = {}
-        for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
-            for index, encoded in zip(group, self.encode([prepared[index] for index in group]), strict=True):
-                results[index] = replace(self.locate(encoded, vocabularies[index]), image=images[index])
+        with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+            for group in by_shape(range(len(prepared)), lambda index: prepared[index].shape, BATCH):
+                for index, encoded in zip(group, self.encode([prepared[index] for index in group]), strict=True):
+                    results[index] = replace(self.locate(encoded, vocabularies[index]), image=images[index])
+                    bar.update()
         return [results[index] for index in range(len(images))]
 
     def __repr__(self) -> str:

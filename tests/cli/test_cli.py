@@ -20,6 +20,7 @@ import open_gem
 from open_gem import cli
 from open_gem.cli import save
 from open_gem.errors import WeightsError
+from open_gem.localization import MIN_AREA, PRESENCE
 from open_gem.method.steps import find_step
 from open_gem.method.table import METHODS
 from open_gem.towers.loading import DEFAULT_MODEL, FAMILIES
@@ -94,14 +95,46 @@ def test_the_json_document_is_what_the_library_says(tiny: str, place: Path):
     settings = dict(document["method"])
     assert settings.pop("name") == "gem"
     assert settings == METHODS["gem"].describe()
-    assert [entry["prompt"] for entry in document["prompts"]] == ["a cat", "dog"]
-    assert [entry["slug"] for entry in document["prompts"]] == ["a-cat", "dog"]
-    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
-    assert expected.scores is not None
-    assert [entry["score"] for entry in document["prompts"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
-    for entry, boxes in zip(document["prompts"], expected.boxes(0.7), strict=True):
-        assert [box["xyxy"] for box in entry["boxes"]] == boxes.xyxy.tolist()
-        assert [box["score"] for box in entry["boxes"]] == pytest.approx(boxes.scores.tolist(), abs=1e-5)
+    assert [entry["label"] for entry in document["labels"]] == ["a cat", "dog"]
+    assert [entry["slug"] for entry in document["labels"]] == ["a-cat", "dog"]
+    assert [entry["point"] for entry in document["labels"]] == expected.points().tolist()
+    assert [entry["present"] for entry in document["labels"]] == list(expected.present())
+    assert expected.scores is not None and expected.presence is not None
+    assert [entry["score"] for entry in document["labels"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    assert [entry["presence"] for entry in document["labels"]] == pytest.approx(expected.presence.tolist(), abs=1e-5)
+    assert document["objects"] == [obj.to_dict() for obj in expected.objects(0.7)]
+    assert (document["presence"], document["min_area"], document["warnings"]) == (PRESENCE, MIN_AREA, [])
+
+
+def test_absent_labels_look_absent(place: Path):
+    from open_gem.data.scenes import scene
+
+    Image.fromarray(scene(126, 512).image).save("scene.png")
+    arguments = ("scene.png", "-p", "cat", "-p", "dog", "--json")
+    result = ground("embedded", *arguments)
+    [document] = map(json.loads, result.stdout.splitlines())
+    assert [(entry["label"], entry["present"]) for entry in document["labels"]] == [("cat", True), ("dog", False)]
+    assert {obj["label"] for obj in document["objects"]} == {"cat"}
+    caution = open_gem.load("embedded", device="cpu").caution
+    assert document["warnings"] == [caution] and result.stderr.count(str(caution)) == 1
+    [cat], [dog] = ([line for line in result.stderr.splitlines() if f" {name} " in line] for name in ("cat", "dog"))
+    assert "absent" in dog and "absent" not in cat
+    saturation = [
+        np.ptp(pixels(f"open_gem_out/scene.{name}.overlay.png").astype(int), axis=-1).mean() for name in ("cat", "dog")
+    ]
+    assert saturation[1] < 0.3 * saturation[0]
+
+    everything = json.loads(ground("embedded", *arguments, "--presence", "0", "--save", "none").stdout)
+    assert {obj["label"] for obj in everything["objects"]} == {"cat", "dog"}
+    assert [entry["present"] for entry in everything["labels"]] == [True, True]
+    large = json.loads(ground("embedded", *arguments, "--min-area", "0.9", "--save", "none").stdout)
+    assert large["objects"] == []
+
+
+def test_defaults_of_the_command_line_are_those_of_the_library():
+    from open_gem.cli.ground import FileOptions
+
+    assert (FileOptions().presence, FileOptions().min_area) == (PRESENCE, MIN_AREA)
 
 
 def test_every_kind_of_file_is_written(tiny: str, place: Path):
@@ -121,7 +154,7 @@ def test_every_kind_of_file_is_written(tiny: str, place: Path):
     with np.load(out / "cat.npz") as arrays:
         assert arrays["similarity"].dtype == np.float32
         assert np.allclose(arrays["similarity"], expected.similarity.numpy(), atol=1e-5)
-        assert arrays["prompts"].tolist() == ["cat", "dog"]
+        assert arrays["labels"].tolist() == arrays["prompts"].tolist() == ["cat", "dog"]
         assert arrays["size"].tolist() == [60, 80]
         assert arrays["scores"].shape == (2,)
 
@@ -135,7 +168,7 @@ def test_settings_reach_the_method(tiny: str, place: Path):
     assert {key: settings[key] for key in given} == given
     assert document["template"] == "{}"
     plain = json.loads(ground(tiny, "cat.png", "-p", "cat", "--json").stdout)
-    assert document["prompts"] != plain["prompts"]
+    assert document["labels"] != plain["labels"]
 
 
 def test_background_reaches_the_segmentation(tiny: str, place: Path):
@@ -178,7 +211,7 @@ def test_a_bar_on_a_terminal_leaves_stdout_alone(tiny: str, place: Path, monkeyp
 def test_prompts_come_from_a_file(tiny: str, place: Path):
     Path("prompts.txt").write_bytes("\ufeffa cat\r\n\r\n  кот  \n".encode())
     result = ground(tiny, "cat.png", "-p", "dog", "-p", "@prompts.txt", "--json")
-    assert [entry["prompt"] for entry in json.loads(result.stdout)["prompts"]] == ["dog", "a cat", "кот"]
+    assert [entry["label"] for entry in json.loads(result.stdout)["labels"]] == ["dog", "a cat", "кот"]
 
 
 def test_same_names_do_not_overwrite_each_other(tiny: str, place: Path):
@@ -214,8 +247,8 @@ def test_thousands_of_prompts(tiny: str, place: Path):
     Path("many.txt").write_text("\n".join(f"thing {index}" for index in range(2000)))
     result = ground(tiny, "small.png", "-p", "@many.txt")
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith("warning: 2000 prompts: overlays of the 20 best scores only")
-    prompts = json.loads(Path("open_gem_out/small.json").read_text())["prompts"]
+    assert result.stderr.startswith("warning: 2000 labels: overlays of the 20 with the highest scores only")
+    prompts = json.loads(Path("open_gem_out/small.json").read_text())["labels"]
     assert len(prompts) == 2000
     best = sorted(prompts, key=lambda entry: -entry["score"])[:20]
     assert files() == {"small.json"} | {f"small.{entry['slug']}.overlay.png" for entry in best}
@@ -244,8 +277,8 @@ def test_prompts_in_any_script(tiny: str, place: Path):
     result = ground(tiny, "cat.png", *arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(Path("open_gem_out/cat.json").read_text("utf-8"))
-    assert [entry["prompt"] for entry in document["prompts"]] == phrases
-    names = {f"cat.{entry['slug']}.overlay.png" for entry in document["prompts"]}
+    assert [entry["label"] for entry in document["labels"]] == phrases
+    names = {f"cat.{entry['slug']}.overlay.png" for entry in document["labels"]}
     assert files() == names | {"cat.json"}
     assert all(name.isascii() and name.replace(".", "").replace("-", "").isalnum() for name in names)
     assert "[red]cat[/red]" in result.stdout
@@ -425,18 +458,18 @@ def test_the_demo_writes_what_it_located(tiny: str, place: Path):
     document = json.loads(result.stdout)
     assert document == json.loads(Path("open_gem_demo/result.json").read_text())
     made = scene(3, size=512)
-    *present, absent = document["prompts"]
-    assert tuple(entry["prompt"] for entry in present) == made.names
-    assert absent["prompt"] not in made.names
+    *present, absent = document["labels"]
+    assert tuple(entry["label"] for entry in present) == made.names
+    assert absent["label"] not in made.names
     assert absent["point_in_object"] is None
     for entry, mask, box in zip(present, made.masks, made.boxes, strict=True):
         x, y = entry["point"]
         assert entry["point_in_object"] == mask[y, x]
         assert entry["object_box"] == box.tolist()
-    overlays = {f"scene.{entry['slug']}.overlay.png" for entry in document["prompts"]}
-    assert files("open_gem_demo") == overlays | {"scene.png", "contact-sheet.png", "result.json"}
+    overlays = {f"scene.{entry['slug']}.overlay.png" for entry in document["labels"]}
+    assert files("open_gem_demo") == overlays | {"scene.png", "demo.png", "result.json"}
     assert (pixels("open_gem_demo/scene.png") == made.image).all()
-    for word in (*made.names, "not in the image", "contact-sheet.png"):
+    for word in (*made.names, "not in the image", "demo.png"):
         assert word in result.stderr
 
 
@@ -444,7 +477,9 @@ def test_the_demo_finds_what_its_scene_has_by_gem(place: Path):
     result = call("demo", "--device", "cpu", "--json")
     document = json.loads(result.stdout)
     assert document["method"]["name"] == "gem"
-    assert [entry["point_in_object"] for entry in document["prompts"]] == [True, True, True, True, None]
+    assert [entry["point_in_object"] for entry in document["labels"]] == [True, True, None]
+    assert [entry["present"] for entry in document["labels"]] == [True, True, False]
+    assert len(document["objects"]) == 2
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--model", "nope"], ["--out", "cat.png"]])
@@ -468,10 +503,10 @@ def test_methods_are_compared_side_by_side(tiny: str, place: Path):
         assert document["method"]["name"] == name
         assert document["method"]["depth"] == METHODS[name].depth
         alone = open_gem.load(tiny, device="cpu", method=name)("cat.png", ["a cat", "dog"])
-        assert [entry["point"] for entry in document["prompts"]] == alone.points().tolist()
+        assert [entry["point"] for entry in document["labels"]] == alone.points().tolist()
         assert f"cat.png · {name}" in result.stdout
-    with Image.open("open_gem_out/cat.compare.png") as sheet, Image.open(next(Path().glob("*/gem/*.png"))) as one:
-        assert sheet.width > 3 * one.width and 2 * one.height < sheet.height < 3 * one.height
+    with Image.open("open_gem_out/cat.compare.png") as sheet:
+        assert sheet.width > 4 * 360 and 2 * 270 < sheet.height < 3 * 270  # the image and three methods; two labels
 
 
 def test_one_json_document_per_image_and_method(tiny: str, place: Path):
@@ -485,7 +520,7 @@ def test_one_json_document_per_image_and_method(tiny: str, place: Path):
 
 def test_the_document_has_the_presence(tiny: str, place: Path):
     result = ground(tiny, "cat.png", "-p", "a cat", "--json", "-q", "--save", "none")
-    [entry] = json.loads(result.stdout)["prompts"]
+    [entry] = json.loads(result.stdout)["labels"]
     found = open_gem.load(tiny, device="cpu")("cat.png", "a cat")
     assert found.presence is not None
     assert entry["presence"] == pytest.approx(found.presence.item(), abs=1e-5)
@@ -497,14 +532,14 @@ def test_classes_come_from_a_file_with_synonyms_and_background(tiny: str, place:
     result = ground(tiny, "cat.png", *arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(Path("open_gem_out/cat.json").read_text())
-    assert [entry["prompt"] for entry in document["prompts"]] == ["cat", "dog"]
+    assert [entry["label"] for entry in document["labels"]] == ["cat", "dog"]
     assert document["scale"] == "probability"  # so that the background and negatives count
     with np.load("open_gem_out/cat.npz") as arrays:
-        assert arrays["prompts"].tolist() == ["cat", "dog"]
-        assert arrays["phrases"].tolist() == ["cat", "kitten", "dog", "sky", "wall", "fence"]
+        assert arrays["labels"].tolist() == ["cat", "dog"]
+        assert arrays["prompts"].tolist() == ["cat", "kitten", "dog", "sky", "wall", "fence"]
         assert arrays["similarity"].shape[0] == 6
     plain = ground(tiny, "cat.png", "--classes", "classes.txt", "--json", "-q", "--save", "none")
-    assert [entry["prompt"] for entry in json.loads(plain.stdout)["prompts"]] == ["sky", "cat", "dog"]
+    assert [entry["label"] for entry in json.loads(plain.stdout)["labels"]] == ["sky", "cat", "dog"]
 
 
 def test_classes_come_from_a_yaml_file_whose_thresholds_are_for_labelling(tiny: str, place: Path):
@@ -513,8 +548,8 @@ def test_classes_come_from_a_yaml_file_whose_thresholds_are_for_labelling(tiny: 
     assert result.exit_code == 0, result.output
     assert result.stderr == "warning: the thresholds in 'classes.yaml' are for open-gem label only\n"
     with np.load("open_gem_out/cat.npz") as arrays:
-        assert arrays["prompts"].tolist() == ["cat", "dog"]
-        assert arrays["phrases"].tolist() == ["cat", "kitten", "dog", "sky"]
+        assert arrays["labels"].tolist() == ["cat", "dog"]
+        assert arrays["prompts"].tolist() == ["cat", "kitten", "dog", "sky"]
 
 
 def test_steps_are_settings_of_the_method(tiny: str, place: Path):
@@ -523,7 +558,7 @@ def test_steps_are_settings_of_the_method(tiny: str, place: Path):
     method = METHODS["gem"].replace(steps=(find_step("scga"),))
     expected = open_gem.load(tiny, device="cpu", method=method)("cat.png", "cat")
     assert document["method"] == {"name": "gem", **method.describe()}
-    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
+    assert [entry["point"] for entry in document["labels"]] == expected.points().tolist()
 
 
 def test_distractors_change_heatmaps_unless_a_scale_is_given(tiny: str, place: Path):
@@ -575,7 +610,7 @@ def test_views_templates_and_the_rest_reach_the_result(tiny: str, place: Path):
     localizer = open_gem.Localizer(open_gem.load(tiny, device="cpu").backbone, **settings)
     expected = localizer("cat.png", ["cat", "dog"])
     document = json.loads(Path("open_gem_out/cat.json").read_text())
-    assert [entry["point"] for entry in document["prompts"]] == expected.points().tolist()
+    assert [entry["point"] for entry in document["labels"]] == expected.points().tolist()
     told = json.loads(json.dumps(localizer.describe()))
     assert {name: document[name] for name in settings} == {name: told[name] for name in settings}
     with np.load("open_gem_out/cat.npz") as arrays:

@@ -687,7 +687,7 @@ def test_what_one_image_does_to_a_library_is_its_own(photos, labeling, monkeypat
         raise ValueError("odd\nmask")
 
     rows = list(label(labeling, items_of(photos)[:3]))
-    monkeypatch.setattr("open_gem.localization.run_lengths", odd)
+    monkeypatch.setattr("open_gem.localization.result.run_lengths", odd)
     broken = list(label(labeling, items_of(photos)[:3]))
     assert [row["error"] for row in broken] == ["ValueError: odd mask"] * 3
     assert [row["id"] for row in broken] == [row["id"] for row in rows]

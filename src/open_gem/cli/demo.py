@@ -1,7 +1,6 @@
 """`open-gem demo`: the main job, offline, on synthetic scenes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +20,17 @@ if TYPE_CHECKING:
     from open_gem.data.scenes import Scene
     from open_gem.localizer import Localizer
 
-SEED, SIZE = 44, 512  # of the scene that is drawn, in pixels
-SEEDS = (19, 44, 46, 58, 78, 83, 85, 87)  # of the gallery: GEM finds their objects; the model card has the numbers of 500
+SEED, SIZE, BACKGROUND = 126, 512, 0.8  # of the scene; its side in pixels; of the label map, as in the paper
+SEEDS = (
+    19,
+    44,
+    46,
+    58,
+    78,
+    83,
+    85,
+    87,
+)  # of the gallery: GEM finds their objects; the model card has the numbers of 500
 NAMES = {"clip": "CLIP's own patches", "gem": "GEM"}
 
 
@@ -101,12 +109,12 @@ def demo_sheet(by_method: "Mapping[str, ImageResult]") -> "Image.Image":
 
     located = by_method["gem"]
     result = located.result
-    label_map = segmentation(located.image, result.segment(), result.labels, legend=False)
+    label_map = segmentation(located.image, result.segment(BACKGROUND), result.labels, legend=False)
     draw_caption(label_map, "GEM, prompts compete")
     heads = [head_of(result, index)._replace(color=label_color(index)) for index in range(len(result.labels))]
     first = {"clip": plain(located.image, "image"), "gem": label_map}
     rows = [
-        [first[method], *(replace(by_method[method], method=name).overlay(index, captioned="method") for index in range(len(heads)))]
+        [first[method], *(by_method[method].overlay(index, caption=name) for index in range(len(heads)))]
         for method, name in NAMES.items()
     ]
     return sheet(rows, columns=[Head(""), *heads], bar=BARS["minmax"], tile=420)
@@ -114,7 +122,9 @@ def demo_sheet(by_method: "Mapping[str, ImageResult]") -> "Image.Image":
 
 def _print_demo(document: dict[str, Any], out: Path, *, to_stderr: bool) -> None:
     verdicts = {True: "yes", False: "no", None: "not in the image"}
-    table = new_table("prompt", "presence", "score", "point x, y", "best box x, y, x, y", "point in object", title="demo")
+    table = new_table(
+        "prompt", "presence", "score", "point x, y", "best box x, y, x, y", "point in object", title="demo"
+    )
     boxes = {obj["label"]: obj["box"] for obj in reversed(document["objects"])}
     for entry in document["labels"]:
         verdict = verdicts[entry["point_in_object"]]

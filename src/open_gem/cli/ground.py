@@ -88,10 +88,10 @@ class FileOptions:
         return kinds
 
     def most_overlays(self, labels: int) -> int:
-        """Labels that get an overlay each: all of them if `--save` is given, those with the highest presence otherwise."""
+        """Labels that get an overlay each: all with `--save`, those with the highest scores otherwise."""
         if self.save is not None or labels <= MANY:
             return labels
-        say(f"warning: {labels} labels: overlays of the {MANY} with the highest presence, --save overlay draws all")
+        say(f"warning: {labels} labels: overlays of the {MANY} with the highest scores only, --save overlay draws all")
         return MANY
 
 
@@ -273,12 +273,14 @@ def write(
     out: Path,
 ) -> None:
     """Write an image's files; those of several methods into folders of their own, with a sheet of all beside them."""
-    from open_gem.cli.save import save_image, side_by_side
+    from open_gem.cli.save import side_by_side
+    from open_gem.files import write_file
+    from open_gem.images.sheet import png
 
     for name, image in located.items():
         image.write(out / folder_name(name) if image.method else out, stem, kinds, few, settings[name])
     if len(located) > 1 and "overlay" in kinds:
-        save_image(out / f"{stem}.compare.png", side_by_side(list(located.values()), few))
+        write_file(out / f"{stem}.compare.png", png(side_by_side(list(located.values()), few)))
 
 
 def folder_name(method: str) -> str:
@@ -305,7 +307,7 @@ def print_tables(
                 cells = Text(row.label, "strike"), Text(f"{presence} absent"), Text(f"{row.score:.3f}")
                 table.add_row(*cells, Text(), Text(), style="dim")
         if len(rows) < labels:
-            table.caption = Text(f"and {labels - len(rows)} labels with lower presence")
+            table.caption = Text(f"and {labels - len(rows)} labels with lower scores")
         console.print(table)
     if out is not None and tables:
         console.print(Text(f"Files are in {out}"))

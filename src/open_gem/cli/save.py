@@ -104,7 +104,7 @@ class ImageResult:
         return slugs(self.result.labels)
 
     def rows(self, count: int) -> list[LabelRow]:
-        """The `count` labels with the highest presence, for a table."""
+        """The `count` labels with the highest scores, for a table."""
         boxes = {obj.index: list(obj.box) for obj in reversed(self.objects)}  # the best one
         entries = self._labels
         return [
@@ -138,8 +138,8 @@ class ImageResult:
             "objects": [obj.to_dict() for obj in self.objects],
         }
 
-    def overlay(self, index: int, *, captioned: bool = True, bar: bool = False) -> Image.Image:
-        """One label's heatmap, boxes and point on the image."""
+    def overlay(self, index: int, *, caption: str | None = None, bar: bool = False) -> Image.Image:
+        """One label's heatmap, boxes and point on the image, see `overlay_of`."""
         return overlay_of(
             self.result,
             self.image,
@@ -147,13 +147,12 @@ class ImageResult:
             self.objects,
             scale=self.scale,
             presence=self.presence,
-            method=self.method,
-            captioned=captioned,
+            caption=caption,
             bar=bar,
         )
 
     def write(self, out: Path, stem: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
-        """Write files of these kinds; drawings of single labels only for the `few` with the highest presence."""
+        """Write files of these kinds; drawings of single labels only for the `few` with the highest scores."""
         for kind in kinds:
             if kind in DRAWINGS:
                 for index in best(self.result, few):
@@ -169,16 +168,14 @@ def save_image(path: Path, image: Image.Image) -> None:
 
 
 def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
-    """The image, and overlays of the `few` labels with the highest presence, one a row, by several methods, one a
+    """The image, and overlays of the `few` labels with the highest scores, one a row, by several methods, one a
     column. A label's presence is that of the image: it does not depend on the method, so it stands above its row."""
     first = by_method[0]
     shown = best(first.result, few)
-    rows = [
-        [plain(first.image), *(located.overlay(index, captioned=False) for located in by_method)] for index in shown
-    ]
+    rows = [[plain(first.image), *(located.overlay(index, caption="") for located in by_method)] for index in shown]
     columns = [Head("image"), *(Head(located.method) for located in by_method)]
     names = [head_of(first.result, index, first.presence) for index in shown]
-    return sheet(rows, columns=columns, names=names, bar=BARS[first.scale])
+    return sheet(rows, columns=columns, names=names, bar=BARS[first.scale], tile=360)
 
 
 def _overlay(located: ImageResult, index: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """The colours of drawings, as plain tables: the web page mirrors this file.
 
-HEAT          256 colours of a heatmap, from 0 to 1: matplotlib's inferno, perceptually uniform, lighter where hotter, so
-              that it reads the same with any colour vision and in grey
+HEAT          256 colours of a heatmap, from 0 to 1: matplotlib's inferno, perceptually uniform, lighter where hotter,
+              so that it reads the same with any colour vision and in grey
 OPACITY       of a heatmap where it is 1; it grows with the value, from 0 where it is 0
 LABELS        colours of the first labels, which stay apart with protanopia, deuteranopia and tritanopia
 ACCENT        of boxes and points, which no heat has
@@ -15,17 +15,17 @@ MUTED = (130, 134, 145)  # text about absent labels
 
 LABELS: tuple[Color, ...] = (
     (236, 36, 103),
-    (181, 182, 255),
     (44, 12, 255),
     (182, 244, 77),
-    (163, 19, 6),
-    (9, 155, 132),
-    (125, 53, 112),
-    (176, 158, 0),
-    (2, 110, 74),
     (180, 97, 255),
-    (252, 136, 174),
+    (9, 155, 132),
+    (176, 158, 0),
     (97, 249, 235),
+    (163, 19, 6),
+    (252, 136, 174),
+    (125, 53, 112),
+    (2, 110, 74),
+    (181, 182, 255),
 )
 
 _HEXADECIMAL = (

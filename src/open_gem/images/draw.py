@@ -46,17 +46,16 @@ def overlay(
     boxes: Iterable[Sequence[float]] = (),
     point: Sequence[float] | None = None,
     caption: str = "",
-    note: str = "",
     absent: bool = False,
     bar: bool = False,
 ) -> Image.Image:
     """A heatmap `(y, x)` in [0, 1] over its image, more opaque where hotter, with marks on top.
 
     mask     `(y, x)` bool, drawn as a contour
-    boxes    xyxy in pixels of `image`, right and bottom exclusive
+    boxes    xyxy in pixels of `image`, right and bottom exclusive; the first is drawn with a thicker line
     point    xy in pixels of `image`
-    caption  written in the corner with `note` behind it; shortened if the image is too narrow
-    absent   of a label that is not in the image: grey, faint and crossed out, its caption struck through
+    caption  written in the corner; shortened if the image is too narrow
+    absent   of a label that is not in the image: grey, faint and crossed out
     bar      with a colour bar from 0 to 1 in the other corner
 
     Raises InputError if heatmap or mask do not have the image's size.
@@ -75,11 +74,11 @@ def overlay(
         _draw_contour(drawn, marks, style)
     if absent:
         _draw_cross(drawn, style)
-    for box in boxes:
-        _draw_box(drawn, [side * factor for side in box], style)
+    for rank, box in enumerate(boxes):
+        _draw_box(drawn, [side * factor for side in box], style, thin=rank > 0)
     if point is not None:
         _draw_point(drawn, [(side + 0.5) * factor for side in point], style)
-    draw_caption(drawn, caption, note, struck=absent)
+    draw_caption(drawn, caption)
     if bar and not absent:
         _draw_bar(drawn, style)
     return drawn
@@ -155,7 +154,7 @@ def _blend(base: np.ndarray, colors: np.ndarray, opacity: np.ndarray) -> Image.I
 def style_of(image: Image.Image) -> Style:
     """The sizes of marks and text on an image."""
     shorter = min(image.size)
-    return Style(text=max(13, shorter // 22), line=max(2, shorter // 200), dot=max(4, shorter // 70))
+    return Style(text=max(13, shorter // 18), line=max(2, shorter // 150), dot=max(4, shorter // 70))
 
 
 @lru_cache(maxsize=64)
@@ -171,7 +170,11 @@ def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _paste_shape(
-    image: Image.Image, color: Color, box: Sequence[float], draw: Callable[[ImageDraw.ImageDraw], Any], opacity: float = 1
+    image: Image.Image,
+    color: Color,
+    box: Sequence[float],
+    draw: Callable[[ImageDraw.ImageDraw], Any],
+    opacity: float = 1,
 ) -> None:
     """Draw a shape with smooth edges: `draw` works in a canvas `SMOOTH` times as large, whose corner is that of `box`,
     xyxy."""
@@ -201,7 +204,7 @@ def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
 def _draw_cross(image: Image.Image, style: Style) -> None:
     """Two diagonals from corner to corner."""
     width, height = image.size[0] * SMOOTH, image.size[1] * SMOOTH
-    for color, line in ((DARK, style.line + 2), (LIGHT, style.line)):
+    for color, line in ((DARK, 2 * style.line + 2), (LIGHT, 2 * style.line)):
 
         def draw(canvas: ImageDraw.ImageDraw, line: int = line) -> None:
             for ends in ((0, 0, width, height), (0, height, width, 0)):
@@ -210,12 +213,13 @@ def _draw_cross(image: Image.Image, style: Style) -> None:
         _paste_shape(image, color, (0, 0, *image.size), draw, opacity=0.75)
 
 
-def _draw_box(image: Image.Image, box: Sequence[float], style: Style) -> None:
+def _draw_box(image: Image.Image, box: Sequence[float], style: Style, *, thin: bool) -> None:
     left, top, right, bottom = box
+    line = max(1, style.line // 2) if thin else style.line
     draw = ImageDraw.Draw(image)
     corners = [left, top, max(left, right - 1), max(top, bottom - 1)]  # PIL's corners are inclusive
-    draw.rectangle(corners, outline=DARK, width=style.line + 2)
-    draw.rectangle(corners, outline=ACCENT, width=style.line)
+    draw.rectangle(corners, outline=DARK, width=line + 2)
+    draw.rectangle(corners, outline=ACCENT, width=line)
 
 
 def _draw_point(image: Image.Image, point: Sequence[float], style: Style) -> None:
@@ -244,7 +248,7 @@ def _draw_plate(image: Image.Image, box: Sequence[float], radius: int) -> None:
 
 
 def draw_caption(image: Image.Image, caption: str, note: str = "", *, struck: bool = False) -> None:
-    """Write a caption into the upper left corner, with a note behind it that is never shortened."""
+    """Write a caption into the upper left corner, with a note behind it that is shortened last; `struck` through."""
     if not caption and not note:
         return
     style = style_of(image)

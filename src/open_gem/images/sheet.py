@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from open_gem.errors import InputError
-from open_gem.images.colors import DARK, LIGHT, MUTED, Color
+from open_gem.images.colors import ACCENT, DARK, HEAT, LABELS, LIGHT, MUTED, Color
 from open_gem.images.draw import bar_of, font_of, shortened
 
 TILE = 480  # pixels of the longer side of a drawing on a sheet
@@ -45,7 +45,7 @@ def sheet(
     if not drawn:
         raise InputError("no image for a sheet, expected one or more")
     width, height = (max(image.size[side] for image in drawn) for side in (0, 1))
-    across, text, gap = max(map(len, tiles)), max(12, round(width / 21)), max(4, width // 40)
+    across, text, gap = max(map(len, tiles)), max(12, round(width / 15)), max(4, width // 40)
     line = round(1.9 * text)
     top = gap + (line if columns else 0)
     step = height + gap + (line if names else 0)
@@ -76,9 +76,13 @@ def contact_sheet(
 
 def png(image: Image.Image) -> bytes:
     """A PNG of few colours."""
-    few = image.quantize(COLORS, dither=Image.Dither.NONE)
+    ours = [channel for color in (LIGHT, DARK, MUTED, ACCENT, *LABELS, *HEAT[::12]) for channel in color]
+    free = COLORS - len(ours) // 3
+    palette = image.quantize(free, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).getpalette() or []
+    colors = Image.new("P", (1, 1))
+    colors.putpalette([*palette[: 3 * free], *ours])  # so that paper, text and legends stay what they are
     file = io.BytesIO()
-    image.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG).save(file, "PNG", optimize=True)
+    image.quantize(palette=colors, dither=Image.Dither.FLOYDSTEINBERG).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -109,5 +113,7 @@ def _draw_bar(page: Image.Image, meaning: str, left: float, middle: float, text:
     draw.text((left, middle), "0", font=font, fill=MUTED, anchor="lm")
     start = round(left + font.getlength("0") + text / 3)
     page.paste(bar_of(width, height), (start, round(middle - height / 2)))
-    words = shortened(f"1   {meaning}", font, page.width - start - width - text)
-    draw.text((start + width + text / 3, middle), words, font=font, fill=MUTED, anchor="lm")
+    end = start + width + text / 3
+    draw.text((end, middle), "1", font=font, fill=MUTED, anchor="lm")
+    words = shortened(meaning, font, page.width - end - 2 * text)
+    draw.text((end + 1.5 * text, middle), words, font=font, fill=MUTED, anchor="lm")

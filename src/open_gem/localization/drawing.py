@@ -5,18 +5,18 @@ from typing import Any
 
 from PIL import Image
 
-from open_gem.images.draw import overlay, plain
+from open_gem.images.draw import draw_caption, overlay, plain
 from open_gem.images.sheet import Head, contact_sheet
 from open_gem.images.sheet import png as png
 from open_gem.localization.result import PRESENCE, Localization
 from open_gem.objects import Object
 
-MOST = 11  # labels on a sheet, those with the highest presence
+MOST = 11  # labels on a sheet, those with the highest scores
 BOXES = 3  # of a label that are drawn; more would hide the image
 BLANK = (52, 54, 62)  # where the image is not known
 
 BARS = {
-    "minmax": "heat, stretched to each map's own range",
+    "minmax": "heat, each map stretched to its own range",
     "cosine": "cosine",
     "probability": "probability among all prompts",
 }
@@ -31,25 +31,27 @@ def overlay_of(
     *,
     scale: str = "minmax",
     presence: float | Sequence[float] = PRESENCE,
-    method: str = "",
-    captioned: bool = True,
+    caption: str | None = None,
     bar: bool = False,
 ) -> Image.Image:
-    """One label's heatmap over its RGB image, with the best boxes among `objects` and its point.
+    """One label's heatmap over its RGB image, with the best boxes among `objects` and its point. The caption is
+    by default the label and its presence.
 
     A label whose presence is below `presence` is absent: grey and crossed out, without box and point.
     """
     is_present, head = result.present(presence)[index], head_of(result, index, presence)
-    return overlay(
+    drawn = overlay(
         image,
         result.heatmaps(scale)[index],
         boxes=[obj.box for obj in objects if obj.index == index][:BOXES] if is_present else (),
         point=result[index].points()[0].tolist() if is_present else None,
-        caption=" · ".join(filter(None, [method, head.text])) if captioned else "",
-        note=head.note if captioned else "",
+        caption=caption or "",
         absent=not is_present,
         bar=bar,
     )
+    if caption is None:
+        draw_caption(drawn, head.text, head.note, struck=head.struck)
+    return drawn
 
 
 def head_of(result: Localization, index: int, presence: float | Sequence[float] = PRESENCE) -> Head:
@@ -61,10 +63,10 @@ def head_of(result: Localization, index: int, presence: float | Sequence[float] 
 
 
 def best(result: Localization, count: int) -> list[int]:
-    """Indices of the labels with the highest presence, or score, in the order of the labels."""
-    values = result.scores if result.presence is None else result.presence
-    ranked = range(len(result.labels)) if values is None else values.argsort(descending=True, stable=True).tolist()
-    return sorted(ranked[:count])
+    """Indices of the labels with the highest scores, in the order of the labels; the first ones without scores."""
+    if result.scores is None:
+        return list(range(len(result.labels)))[:count]
+    return sorted(result.scores.argsort(descending=True, stable=True).tolist()[:count])
 
 
 def figure(
@@ -89,4 +91,3 @@ def figure(
         return overlays[0]
     first = [] if image is None else [plain(image)]
     return contact_sheet([*first, *overlays], bar=BARS[scale])
-
