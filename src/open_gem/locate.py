@@ -168,7 +168,7 @@ class AnyLocalizer(ABC):
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
         `prompts` is a prompt, several, a mapping of labels to prompts, or a `Vocabulary`; for a list of images,
-        the same for all or a list with one an image. Images that come to the same size are encoded together. Raises
+        the same for all or a list with one per image. Images that come to the same size are encoded together. Raises
         ImageError, PromptError or InputError, before anything is computed. `progress` shows a bar for a list, in a
         terminal or a notebook.
 
@@ -207,7 +207,7 @@ class AnyLocalizer(ABC):
         """What methods make of images, before any prompt: to keep, and to ask again with `locate`.
 
         images      an image, or what `prepare` made of it; or a list of them, then a list comes back, in order
-        methods     None for the localizer's own, one name or `Method`: an `Encoded` an image. Several names, or a
+        methods     None for the localizer's own, one name or `Method`: an `Encoded` per image. Several names, or a
                     mapping of labels to names and settings: a dict of them, read from one pass of the model
         trace       labels of methods whose stream after each block is wanted too, see `run`
         batch_size  images or windows in a pass
@@ -278,7 +278,7 @@ def prompts_by_image(prompts: ImagePrompts, count: int) -> list[Vocabulary]:
         if listed and all(isinstance(entry, Iterable | Vocabulary) and not isinstance(entry, str) for entry in listed):
             if len(listed) != count:
                 raise PromptError(
-                    f"{len(listed)} lists of prompts for {count} images, expected one an image or one list for all"
+                    f"{len(listed)} lists of prompts for {count} images, expected one per image or one list for all"
                 )
             return [Vocabulary.of(entry) for entry in listed]
     return [Vocabulary.of(cast(Prompts, listed))] * count

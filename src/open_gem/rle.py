@@ -12,7 +12,7 @@ Span = tuple[slice, slice]  # rows and columns of an image
 
 
 def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
-    """A mask `(y, x)` of some rows and columns of a picture of `size`, in COCO's compressed run-length encoding."""
+    """A mask `(y, x)` of some rows and columns of an image of `size`, in COCO's compressed run-length encoding."""
     import numpy as np
     from pycocotools.mask import frPyObjects
 

@@ -482,6 +482,19 @@ def test_the_demo_finds_what_its_scene_has_by_gem(place: Path):
     assert len(document["objects"]) == 2
 
 
+def test_the_gallery_is_a_page_whose_pictures_are_there(tiny: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("open_gem.cli.demo.SEEDS", (126,))
+    result = call("demo", "--model", tiny, "--device", "cpu", "--gallery", "--out", "gallery")
+    assert result.exit_code == 0, result.output
+    assert "gallery.md" in result.stdout
+    page = Path("gallery/gallery.md").read_text()
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", page)
+    assert files("gallery") == {"gallery.md", *pictures} == {
+        "gallery.md", "methods-126.png", "maps-126.png"
+    }  # fmt: skip
+    assert max(map(len, page.splitlines())) <= 120 and tiny in page and "cat, sheep" in page
+
+
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--model", "nope"], ["--out", "cat.png"]])
 def test_demo_refuses(arguments: list[str], tiny: str, place: Path):
     result = call("demo", "--model", tiny, *arguments)
@@ -506,7 +519,7 @@ def test_methods_are_compared_side_by_side(tiny: str, place: Path):
         assert [entry["point"] for entry in document["labels"]] == alone.points().tolist()
         assert f"cat.png · {name}" in result.stdout
     with Image.open("open_gem_out/cat.compare.png") as sheet:
-        assert sheet.width > 4 * 360 and 2 * 270 < sheet.height < 3 * 270  # the image and three methods; two labels
+        assert sheet.width > 4 * 340 and 2 * 255 < sheet.height < 3 * 255  # the image and three methods; two labels
 
 
 def test_one_json_document_per_image_and_method(tiny: str, place: Path):

@@ -1,6 +1,7 @@
 """Several drawings on one sheet."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 def tile(color: tuple[int, int, int], height: int = 60, width: int = 100) -> Image.Image:
     return Image.new("RGB", (width, height), color)
+
+
+def colors_of(page: Image.Image) -> list[tuple[int, Any]]:
+    return page.getcolors(100_000) or []
 
 
 def test_a_contact_sheet_keeps_reading_order():
@@ -36,11 +41,11 @@ def test_headings_have_room_of_their_own():
     rows = [[tile(COLORS[0]), tile(COLORS[1])], [tile(COLORS[2]), None]]
     bare = sheet(rows)
     headed = sheet(
-        rows, columns=[Head("image"), Head("gem")], names=[Head("cat", "0.98"), Head("dog", "0.02", struck=True)]
+        rows, columns=[Head("image"), Head("gem")], names=[[Head("cat", "0.98")], [Head("dog", "0.02", struck=True)]]
     )
     assert headed.width == bare.width and headed.height > bare.height
     for page in (bare, headed):
-        counts = {color: count for count, color in page.getcolors(100_000)}
+        counts = {color: count for count, color in colors_of(page)}
         assert [counts[color] for color in COLORS] == [100 * 60] * 3  # nothing is written across them
 
 
@@ -53,7 +58,7 @@ def test_long_headings_stay_in_their_column():
 
 def test_a_bar_says_what_heat_means():
     bare, barred = (sheet([[tile(COLORS[0], 200, 300)]], bar=bar) for bar in ("", "cosine"))
-    seen = {color for _, color in barred.getcolors(100_000)}
+    seen = {color for _, color in colors_of(barred)}
     assert {HEAT[0], HEAT[255]} <= seen and barred.height > bare.height
 
 

@@ -174,8 +174,8 @@ def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
     shown = best(first.result, few)
     rows = [[plain(first.image), *(located.overlay(index, caption="") for located in by_method)] for index in shown]
     columns = [Head("image"), *(Head(located.method) for located in by_method)]
-    names = [head_of(first.result, index, first.presence) for index in shown]
-    return sheet(rows, columns=columns, names=names, bar=BARS[first.scale], tile=360)
+    names = [[head_of(first.result, index, first.presence)] for index in shown]
+    return sheet(rows, columns=columns, names=names, bar=BARS[first.scale], tile=340)
 
 
 def _overlay(located: ImageResult, index: int) -> Image.Image:

@@ -182,7 +182,7 @@ def _paste_shape(
     width, height = (max(1, ceil(end) - start) for start, end in ((left, box[2]), (top, box[3])))
     canvas = Image.new("L", (width * SMOOTH, height * SMOOTH))
     draw(ImageDraw.Draw(canvas))
-    mask = canvas.resize((width, height), Image.Resampling.BOX).point(lambda level: round(level * opacity))
+    mask = canvas.resize((width, height), Image.Resampling.BOX).point([round(level * opacity) for level in range(256)])
     image.paste(color, (left, top), mask)
 
 

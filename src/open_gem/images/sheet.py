@@ -28,14 +28,14 @@ def sheet(
     rows: Sequence[Sequence[Image.Image | None]],
     *,
     columns: Sequence[Head] = (),
-    names: Sequence[Head] = (),
+    names: Sequence[Sequence[Head]] = (),
     bar: str = "",
     tile: int = TILE,
 ) -> Image.Image:
     """Drawings in a grid, each shrunk to `tile` pixels if larger; None leaves a place empty.
 
     columns  headings of the columns, as many as the longest row has drawings
-    names    headings of the rows, each above its row
+    names    headings of the rows, one or several each, above the row
     bar      what the colours of heat mean, written beside a colour bar below; "" for none
 
     Raises InputError for no drawing.
@@ -56,7 +56,9 @@ def sheet(
     for row, images in enumerate(tiles):
         under = top + row * step + (line if names else 0)
         if names:
-            _draw_head(page, names[row], gap, under - line / 2, page.width - 2 * gap, text)
+            left = float(gap)
+            for head in names[row]:
+                left = _draw_head(page, head, left, under - line / 2, page.width - gap - left, text) + text
         for column, image in enumerate(images):
             if image is not None:
                 left = gap + column * (width + gap) + (width - image.width) // 2
@@ -92,7 +94,8 @@ def _fitted(image: Image.Image, tile: int) -> Image.Image:
     return copy
 
 
-def _draw_head(page: Image.Image, head: Head, left: float, middle: float, room: float, text: int) -> None:
+def _draw_head(page: Image.Image, head: Head, left: float, middle: float, room: float, text: int) -> float:
+    """Draw a heading that starts at `left`; returns where it ends."""
     draw, bold, font = ImageDraw.Draw(page), font_of(text, True), font_of(round(0.85 * text))
     if head.color is not None:
         side = round(0.8 * text)
@@ -105,6 +108,7 @@ def _draw_head(page: Image.Image, head: Head, left: float, middle: float, room: 
     if head.struck:
         draw.line((left, middle, left + width, middle), fill=color, width=max(1, text // 10))
     draw.text((left + width + gap, middle), head.note, font=font, fill=MUTED, anchor="lm")
+    return left + width + gap + font.getlength(head.note)
 
 
 def _draw_bar(page: Image.Image, meaning: str, left: float, middle: float, text: int) -> None:
