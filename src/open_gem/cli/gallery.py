@@ -67,7 +67,7 @@ def _methods(image: Image.Image, results: "dict[str, Localization]") -> Image.Im
 def _maps(image: Image.Image, results: "dict[str, Localization]") -> Image.Image:
     """The first object with and without refinements, and label maps."""
     gem = results["gem"]
-    refined = {name: find_refinement(name).refine(image, gem) for name in REFINEMENTS}
+    refined = {f"gem, {name}": find_refinement(name).refine(image, gem) for name in REFINEMENTS}
     tiles = {
         "image": plain(image),
         **{name: overlay_of(result, image, 0, caption="") for name, result in {"gem": gem, **refined}.items()},

@@ -79,10 +79,11 @@ def contact_sheet(
 def png(image: Image.Image) -> bytes:
     """A PNG of few colours."""
     ours = [channel for color in (LIGHT, DARK, MUTED, ACCENT, *LABELS, *HEAT[::12]) for channel in color]
-    free = COLORS - len(ours) // 3
-    palette = image.quantize(free, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).getpalette() or []
+    free = 3 * COLORS - len(ours)
+    palette = image.quantize(free // 3, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).getpalette() or []
+    others = [255 if channel > 250 else channel for channel in palette[:free]]  # nothing nearly as white as paper
     colors = Image.new("P", (1, 1))
-    colors.putpalette([*palette[: 3 * free], *ours])  # so that paper, text and legends stay what they are
+    colors.putpalette([*ours, *others])  # so that paper, text and legends stay what they are
     file = io.BytesIO()
     image.quantize(palette=colors, dither=Image.Dither.FLOYDSTEINBERG).save(file, "PNG", optimize=True)
     return file.getvalue()
