@@ -492,7 +492,7 @@ def test_the_gallery_is_a_page_whose_pictures_are_there(tiny: str, place: Path, 
     assert files("gallery") == {"gallery.md", *pictures} == {
         "gallery.md", "methods-126.png", "maps-126.png"
     }  # fmt: skip
-    assert max(map(len, page.splitlines())) <= 120 and tiny in page and "cat, sheep" in page
+    assert tiny in page and "cat, sheep" in page
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--model", "nope"], ["--out", "cat.png"]])
