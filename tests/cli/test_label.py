@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import tarfile
@@ -29,7 +30,7 @@ from open_gem.label.labeling import Labeling
 from open_gem.label.local import label as label_items
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Manifest, Parts, encode, row_of
-from open_gem.label.sheet import Sheet, draw
+from open_gem.label.sheet import SIDE, Sheet, draw
 from open_gem.label.sources import Item, Source, open_source
 from open_gem.label.summary import kind_of, summarize
 from open_gem.label.watching import Errors, SettledFiles, watch
@@ -78,8 +79,9 @@ def test_a_folder_is_labelled_and_summarised(place, tiny):
     assert (summary["images"], summary["labeled"], summary["empty"]) == (7, 6, 0)
     page = Path("out/_samples.html").read_text()
     assert page.count("<img src='data:image/jpeg;base64,") == sum(
-        6 + 4 for name in ("cat", "dog") if summary["labels"][name]["images"] == 6
+        6 for name in ("cat", "dog") if summary["labels"][name]["images"] == 6
     )
+    assert "<dt>Presence threshold</dt><dd>0</dd>" in page and "1 × &#x27;in/broken.png&#x27; is not" in page
 
 
 @pytest.mark.parametrize("reader", ["pandas", "duckdb", "datasets"])
@@ -242,7 +244,7 @@ def test_durations_are_in_the_largest_unit_of_which_there_are_two():
 def test_the_page_names_labels_without_objects(place, tiny):
     label(tiny, "-p", "cat", "--presence", "1")
     page = Path("out/_samples.html").read_text()
-    assert "<h2>cat</h2><p>Found nowhere.</p></section>" in page
+    assert "<tr class=absent><td>cat</td><td>0</td>" in page and "<h2>cat</h2>" not in page
 
 
 @pytest.fixture
@@ -469,8 +471,8 @@ def test_rows_are_counted(tmp_path):
         "passed_over": {},
         "seconds": 2.0,
         "labels": {
-            "cat": {"images": 2, "objects": 3, "score": pytest.approx(1.75 / 3)},
-            "dog": {"images": 0, "objects": 0, "score": None},
+            "cat": {"images": 2, "objects": 3, "presence": pytest.approx(0.9), "score": pytest.approx(1.75 / 3)},
+            "dog": {"images": 0, "objects": 0, "presence": None, "score": None},
         },
     }
 
@@ -486,13 +488,13 @@ def test_samples_are_random_ones_and_the_least_certain():
     for order in (range(22), range(21, -1, -1)):
         sheet = Sheet(("cat", "dog"), 4)
         for number in order:
-            sheet.add((Path("part"), number), rows[number])
-        chosen.append([[number for _, number in lowest.entries] for lowest in (*sheet.chance.values(), sheet.empty)])
-        assert [number for _, number in sheet.unsure["cat"].entries] == [0, 1]
-    chance, dogs, empty = chosen[0]
+            sheet.add(Path("part"), rows[number])
+        chosen.append([list(lowest.ids) for lowest in (*sheet.random.values(), sheet.empty)])
+        assert list(sheet.uncertain["cat"].ids) == ["0.png", "1.png"]
+    random, dogs, empty = chosen[0]
     assert chosen[0] == chosen[1]
-    assert len(set(chance)) == 4 and chance != [0, 1, 2, 3]
-    assert (dogs, empty) == ([], [20])
+    assert len(set(random)) == 4 and random != [f"{number}.png" for number in range(4)]
+    assert (dogs, empty) == ([], ["none.png"])
 
 
 def test_with_many_labels_the_page_has_fewer_of_each():
@@ -500,9 +502,9 @@ def test_with_many_labels_the_page_has_fewer_of_each():
 
 
 def test_a_sample_without_masks_shows_its_boxes():
-    picture = Image.new("RGB", (512, 256))
+    picture = Image.new("RGB", (2 * SIDE, SIDE))
     plain, drawn = draw(picture, []), draw(picture, [{"rle": None, "xyxy": [100, 50, 300, 200]}])
-    assert plain.size == (256, 128)
+    assert plain.size == (SIDE, SIDE // 2)
     pixels, factor = np.asarray(drawn), drawn.width / plain.width
     marked = (pixels != pixels[0, 0]).any(axis=2)
     columns, rows = (np.nonzero(marked.any(axis=axis))[0] / factor for axis in (0, 1))
@@ -572,3 +574,26 @@ def test_ignored_signals_stay_ignored(hangup):
     with control.stopping(print) as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.signal is None
+
+
+def test_the_summary_fits_a_terminal_of_80_columns(place, tiny, monkeypatch):
+    """Also with a label that is long; a label that no image has is crossed out."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    prompts = ("-p", "cat", "-p", "dog " * 40, "--presence", "0")
+    lines = label(tiny, *prompts).stdout.splitlines()
+    table = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in lines if any(side in line for side in "┏│└")]
+    assert table and max(map(len, table)) <= 80
+    absent = label(tiny, *prompts[:-1], "1", "--out", "other").stdout
+    assert "\x1b[2;9mcat" in absent and "\x1b[2;9mcat" not in "\n".join(lines)
+
+
+def test_a_model_that_is_not_for_photographs_warns_once_and_in_the_files(place):
+    """On stderr, in the manifest and on the page; again in each summary."""
+    arguments = ["label", "in", "--out", "out", "--model", "embedded", "--device", "cpu", "-p", "cat"]
+    result = CliRunner().invoke(cli.app, arguments)
+    [warning] = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert "not photographs" in warning
+    assert json.loads(Path("out/_manifest.json").read_text())["warnings"] == [warning.removeprefix("warning: ")]
+    assert "not photographs" in Path("out/_samples.html").read_text()
+    assert warning in CliRunner().invoke(cli.app, ["summary", "out"]).stderr

@@ -42,7 +42,7 @@ class ObjectOptions:
         float | None,
         typer.Option(
             help="Image-level confidence threshold of labels without their own.",
-            show_default="the class file's, or 0.9",
+            show_default="the class file's, or 0.5",
             rich_help_panel=OBJECTS,
         ),
     ] = None
@@ -198,6 +198,8 @@ def label(
     if running.retry_errors and shard.of > 1:
         raise InputError("--retry-errors given under torchrun, expected a single process: it changes all parts")
     labeling = recipe.make()
+    if (caution := labeling.localizer.acknowledge().caution) is not None:
+        say(f"warning: {caution}")
     if running.dry_run:
         print_estimate(estimate(labeling, images, out, shard, running), as_json)
         return

@@ -104,7 +104,8 @@ class Labeling:
             "instances": self.instances,
             "min_area": self.min_area,
         }
-        return Manifest(json.loads(to_json(settings)), self.classes.labels, source.root)
+        warnings = () if self.localizer.caution is None else (self.localizer.caution,)
+        return Manifest(json.loads(to_json(settings)), self.classes.labels, source.root, warnings)
 
     def prepare(self, item: Item) -> PreparedImage | LabelRow:
         """The image read and made ready for the model; a row with the reason if that fails."""

@@ -25,7 +25,7 @@ from open_gem.errors import InputError, OpenGemError, OutputError
 from open_gem.label import local
 from open_gem.label.done import TODO, WHOLE, HashedIdSet, Shard, Tally, done_in
 from open_gem.label.labeling import Labeling
-from open_gem.label.parts import LabelRow, Manifest, Parts
+from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.sources import Item, Source
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
@@ -293,8 +293,8 @@ class _Actor:
 
     def _rows(self, name: str, items: list[Item]) -> list[LabelRow]:
         """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
-        if self.parts.path(name).exists():
-            return list(self.parts.rows_of(name, "id", "status", "seconds"))
+        if (path := self.parts.path(name)).exists():
+            return list(rows_in(path, "id", "status", "seconds"))
         stop = _StopFile(self.parts.folder / STOP)
         rows = list(local.label(self.labeling, items, batch_size=self.spec.batch_size, workers=self.threads, stop=stop))
         if not Path(self.spec.token).exists():  # the run was killed, and another may be at work on these images

@@ -19,9 +19,10 @@ from typing import Any
 
 from open_gem.checks import did_you_mean, shown
 from open_gem.errors import InputError, PromptError
+from open_gem.localization import PRESENCE
 from open_gem.text import Vocabulary
 
-DEFAULTS = {"presence": 0.9, "threshold": 0.5}
+DEFAULTS = {"presence": PRESENCE, "threshold": 0.5}
 """Thresholds of a label, in [0, 1]: of image-level presence (`Localization.presence`), below which it is not looked
 for, and of its heatmap, above which a pixel belongs to it."""
 

@@ -13,7 +13,7 @@ in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet(
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 LabelRow = dict[str, Any]  # an image, with the fields of `schema`
-Place = tuple[Path, int]  # a part, and the number of a row in it
 
 MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
 """What a folder has beside its parts: readers of folders of Parquet pass over names that start with _ or a dot."""
@@ -93,12 +92,18 @@ def row_of(id: str, source: str, **fields: Any) -> LabelRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made the parts of a folder: `settings`, all that decides a row, as values that JSON can hold; `labels` in
-    order; `root`, where the images were that ids are relative to, None where ids stand for themselves."""
+    """What made the parts of a folder.
+
+    settings  all that decides a row, as values that JSON can hold
+    labels    in order
+    root      the folder or URL that ids are relative to; None if ids stand for themselves
+    warnings  what the labels are not to be trusted for, one line each
+    """
 
     settings: Mapping[str, Any]
     labels: tuple[str, ...]
     root: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -111,21 +116,15 @@ class Manifest:
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text("utf-8"))
-            settings = dict(document["settings"])
-            root = settings.pop("root", None)  # where it was before it had a place of its own
-            return cls(settings, tuple(document["labels"]), document.get("root", root))
+            warnings = tuple(document.get("warnings", ()))
+            return cls(document["settings"], tuple(document["labels"]), document["root"], warnings)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is no manifest of labels: {error!r}") from error
 
     def write(self, folder: Path) -> None:
-        document = {
-            "fingerprint": self.fingerprint,
-            "root": self.root,
-            "labels": self.labels,
-            "settings": self.settings,
-        }
+        document = {"fingerprint": self.fingerprint, **asdict(self)}
         write_file(folder / FOR_DATASETS[0], FOR_DATASETS[1])
         write_file(folder / MANIFEST, to_json(document, indent=1).encode())
 
@@ -192,29 +191,19 @@ class Parts:
         """Where the part of this name is or would be."""
         return self.folder / f"part-{name}.parquet"
 
-    def rows_of(self, name: str, *names: str) -> list[LabelRow]:
-        """The rows of one part, or some of their fields. Errors as `columns`."""
-        return [row for batch in _batches(self.path(name), list(names) or None) for row in batch.to_pylist()]
-
     def forget_errors(self, which: Callable[[LabelRow], bool] = lambda row: True) -> list[str]:
-        """Remove the rows of images that could not be labelled, so that they are tried again; returns their ids.
+        """Remove the rows of images that could not be labelled, so that they are tried again; return their ids.
 
-        which  gets id, source and status of each such row, and returns whether to remove it
+        which  takes id, source and status of each such row, and returns whether to remove it
 
         Raises OutputError.
         """
         forgotten: list[str] = []
         for path in self.paths():
-            if gone := {row["id"] for row in self.errors_of(path) if which(row)}:
-                rows = (row for batch in _batches(path, None) for row in batch.to_pylist())
-                _write(path, [row for row in rows if row["id"] not in gone])
-                forgotten += gone
+            if ids := {row["id"] for row in errors_in(path) if which(row)}:
+                _write(path, [row for row in rows_in(path) if row["id"] not in ids])
+                forgotten += ids
         return forgotten
-
-    def errors_of(self, path: Path) -> Iterator[LabelRow]:
-        """Id, source and status of the images of a part that could not be labelled."""
-        for batch in _batches(path, ["id", "source", "status"]):
-            yield from (row for row in batch.to_pylist() if row["status"] == "error")
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
         """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
@@ -222,31 +211,32 @@ class Parts:
         Raises OutputError for a part that cannot be read.
         """
         for path in self.paths():
-            yield from _batches(path, list(names) or None)
-
-    def placed(self, *names: str) -> Iterator[tuple[Place, LabelRow]]:
-        """As `rows`, with the place of each row, for `at`."""
-        for path in self.paths():
-            rows = (row for batch in _batches(path, list(names) or None) for row in batch.to_pylist())
-            yield from (((path, number), row) for number, row in enumerate(rows))
-
-    def at(self, places: Iterable[Place], *names: str) -> Iterator[tuple[Place, LabelRow]]:
-        """The rows in some places, or some of their fields, in the order of parts. Errors as `columns`."""
-        wanted: dict[Path, set[int]] = {}
-        for path, number in places:
-            wanted.setdefault(path, set()).add(number)
-        for path, numbers in sorted(wanted.items()):
-            start = 0
-            for batch in _batches(path, list(names) or None):
-                here = sorted(number for number in numbers if start <= number < start + len(batch))
-                rows = batch.take([number - start for number in here]).to_pylist() if here else []
-                yield from (((path, number), row) for number, row in zip(here, rows, strict=True))
-                start += len(batch)
+            yield from _batches(path, names)
 
     def rows(self, *names: str) -> Iterator[LabelRow]:
         """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
-        for batch in self.columns(*names):
-            yield from batch.to_pylist()
+        for path in self.paths():
+            yield from rows_in(path, *names)
+
+    def find(self, places: Mapping[str, Path], *names: str) -> Iterator[LabelRow]:
+        """Rows, or some of their fields with their id, by ids and the parts that have them. Errors as `columns`."""
+        from pyarrow import array, compute
+
+        ids = array(list(places))
+        for path in sorted(set(places.values())):
+            for batch in _batches(path, names):
+                yield from batch.filter(compute.is_in(batch.column("id"), value_set=ids)).to_pylist()
+
+
+def rows_in(path: Path, *names: str) -> Iterator[LabelRow]:
+    """The rows of one part, or some of their fields. Errors as `Parts.columns`."""
+    for batch in _batches(path, names):
+        yield from batch.to_pylist()
+
+
+def errors_in(path: Path) -> Iterator[LabelRow]:
+    """Id, source and status of the images of a part that could not be labelled. Errors as `Parts.columns`."""
+    return (row for row in rows_in(path, "id", "source", "status") if row["status"] == "error")
 
 
 def encode(rows: Sequence[LabelRow]) -> bytes:
@@ -263,12 +253,12 @@ def _write(path: Path, rows: Sequence[LabelRow]) -> None:
     write_file(path, encode(rows), durable=True)
 
 
-def _batches(path: Path, columns: list[str] | None) -> Iterator["pyarrow.RecordBatch"]:
+def _batches(path: Path, names: Sequence[str]) -> Iterator["pyarrow.RecordBatch"]:
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(path) as part:
-            yield from part.iter_batches(READ if columns is None else 64 * READ, columns=columns)
+            yield from part.iter_batches(64 * READ if names else READ, columns=list(names) or None)
     except (OSError, ArrowException) as error:
         reason = " ".join(str(error).split())
         raise OutputError(f"cannot read {str(path)!r}: {reason}; remove it to label its images again") from error

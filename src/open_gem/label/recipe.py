@@ -7,6 +7,7 @@ from open_gem.images.views import WHOLE, Views
 from open_gem.label.labeling import Labeling, check_settings
 from open_gem.label.ontology import Ontology
 from open_gem.label.reading import READ_TIMEOUT
+from open_gem.localization import MIN_AREA
 from open_gem.localizer import load
 from open_gem.method.table import check_name
 from open_gem.refine import Refinement
@@ -30,7 +31,7 @@ class Recipe:
     outputs: tuple[str, ...] = field(default=("boxes", "masks", "points"))
     heatmap_scale: str = "minmax"
     instances: str = "component"
-    min_area: float = 0.0005
+    min_area: float = MIN_AREA
     read_timeout: float = READ_TIMEOUT
 
     def __post_init__(self) -> None:

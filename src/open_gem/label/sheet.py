@@ -1,10 +1,10 @@
-"""A page with samples of every label, to look at before trusting the labels: random ones, and the least confident."""
+"""A page to look at before trusting the labels: what made them, every label in numbers, and samples of each."""
 
 import base64
 import heapq
 import html
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,32 @@ from open_gem.errors import ImageError
 from open_gem.images.draw import overlay
 from open_gem.images.pixels import read_image
 from open_gem.label.done import key
-from open_gem.label.parts import LabelRow, Parts, Place
-from open_gem.label.reading import read
-from open_gem.label.sources import Item
+from open_gem.label.parts import LabelRow, Parts
+from open_gem.label.reading import Item, read
+from open_gem.label.summary import COLUMNS, LabelCounts, Summary, decimals, describe
 from open_gem.rle import mask_of
 
-SIDE = 256  # pixels of a sample's longer side
-MOST = 1200  # images on a page by chance: with many labels, each has fewer
+SIDE = 384  # pixels of a sample's longer side
+MAX_SAMPLES = 1200  # random images on a page: with many labels, each has fewer
 STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }
-section { margin-bottom: 2rem } .row { display: flex; flex-wrap: wrap; gap: 8px }
-figure { margin: 0; width: 240px } img { max-width: 100% } figcaption { overflow-wrap: anywhere; font-size: 12px }
+:root { color-scheme: light dark; --text: #1f2328; --soft: #656d76; --line: #d0d7de; --page: #fff; --alert: #fff8c5 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --page: #0d1117; --alert: #3b2e00 } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 1240px; color: var(--text);
+  background: var(--page); overflow-wrap: anywhere }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem } h2 { font-size: 1.2rem; margin: 2rem 0 0 } a { color: inherit }
+h3 { font-size: 1rem; margin: .75rem 0 .25rem } p { margin: .25rem 0 } .soft { color: var(--soft) }
+.warning { background: var(--alert); padding: .5rem .75rem; border-radius: 6px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .75rem 0 }
+dt { color: var(--soft) } dd { margin: 0 }
+table { border-collapse: collapse; width: 100%; max-width: 46rem; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .4rem; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal }
+th { font-weight: 600; font-size: .85rem } th:first-child, td:first-child { text-align: left; min-width: 7em; overflow-wrap: anywhere }
+@media (max-width: 480px) { table { font-size: 13px } th, td { padding: .25rem .2rem } }
+.absent td { color: var(--soft) } .absent td:first-child { text-decoration: line-through }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 12px }
+figure { margin: 0 } img { width: 100%; border-radius: 4px; display: block }
+figcaption { font-size: 12px; line-height: 1.35; margin-top: 3px }
 """
 
 
@@ -35,105 +50,117 @@ class Lowest:
     """The `count` entries with the lowest numbers of any stream."""
 
     count: int
-    _heap: list[tuple[float, str, Any]] = field(default_factory=list)
+    _heap: list[tuple[float, str, Path]] = field(default_factory=list)
 
-    def add(self, number: float, id: str, entry: Any) -> None:
+    def add(self, number: float, id: str, part: Path) -> None:
         if len(self._heap) < self.count:
-            heapq.heappush(self._heap, (-number, id, entry))
+            heapq.heappush(self._heap, (-number, id, part))
         elif self.count and -number > self._heap[0][0]:
-            heapq.heapreplace(self._heap, (-number, id, entry))
+            heapq.heapreplace(self._heap, (-number, id, part))
 
     @property
-    def entries(self) -> list[Any]:
-        """Lowest first."""
-        return [entry for _, _, entry in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image to look at, and the objects of one label in it."""
-
-    id: str
-    source: str
-    objects: Sequence[dict[str, Any]]
+    def ids(self) -> dict[str, Path]:
+        """Their ids and parts, lowest first."""
+        return {id: part for _, id, part in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))}
 
 
 class Sheet:
     """Chooses rows as they come by, and makes a page of them.
 
-    Of each label up to `count` random images (the same every time) and half as many with the lowest presence; then
-    images without any object.
+    Of each label half of `count` images with the lowest presence and up to `count` random ones, the same every time;
+    then images without any object.
     """
 
     def __init__(self, labels: Sequence[str], count: int):
-        count = min(count, max(1, MOST // len(labels)))
-        self.chance = {label: Lowest(count) for label in labels}
-        self.unsure = {label: Lowest(count // 2) for label in labels}
+        count = min(count, max(1, MAX_SAMPLES // len(labels)))
+        self.random = {label: Lowest(count) for label in labels}
+        self.uncertain = {label: Lowest(count // 2) for label in labels}
         self.empty = Lowest(count)
 
-    def add(self, place: Place, row: LabelRow) -> None:
-        """A row's id, status, and labels and presence of its objects."""
+    def add(self, part: Path, row: LabelRow) -> None:
+        """Consider a row of a part: its id, status, and the labels and presence of its objects."""
         if row["status"] != "ok":
             return
         number = key(row["id"])
         if not row["objects"]:
-            self.empty.add(number, row["id"], place)
-        presence: dict[str, float] = {}
-        for stored in row["objects"]:
-            presence[stored["label"]] = min(stored["presence"] or 0, presence.get(stored["label"], 1))
+            self.empty.add(number, row["id"], part)
+        presence = {stored["label"]: stored["presence"] or 0 for stored in row["objects"]}
         for label, least in presence.items():
-            self.chance[label].add(number, row["id"], place)
-            self.unsure[label].add(least, row["id"], place)
+            self.random[label].add(number, row["id"], part)
+            self.uncertain[label].add(least, row["id"], part)
 
-    def write(self, parts: Parts) -> bytes:
-        """A page of HTML with the images inside, read now; missing ones are named. Raises OutputError."""
-        chosen = [*self.chance.values(), *self.unsure.values(), self.empty]
-        places = {place for lowest in chosen for place in lowest.entries}
-        rows = {place: _by_now(row, parts.manifest.root) for place, row in parts.at(places, "id", "source", "objects")}
-        sections = [_section(label, *self._samples(label, rows)) for label in self.chance]
-        sections.append(_part("Nothing found in these", [_sample(rows[place]) for place in self.empty.entries]))
-        head = f"<!doctype html><meta charset='utf-8'><title>Labels</title><style>{STYLE}</style>\n<h1>Labels</h1>\n"
-        return (head + "\n".join(sections) + "\n").encode()
+    def write(self, parts: Parts, totals: Summary) -> bytes:
+        """A page of HTML with the images inside, read now; it names missing ones. Raises OutputError."""
+        chosen = [*self.random.values(), *self.uncertain.values(), self.empty]
+        places = {id: part for lowest in chosen for id, part in lowest.ids.items()}
+        rows = {row["id"]: _moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
+        by_images = sorted(totals.labels.items(), key=lambda pair: -pair[1].images)
+        sections = [self._section(index, label, counts, rows) for index, (label, counts) in enumerate(by_images) if counts.images]
+        sections.append(_samples("Images without any object", "h2", (rows[id] for id in self.empty.ids), None))
+        title = f"{totals.labeled} images, {len(totals.labels)} labels"
+        head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
+        head += f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style>\n<h1>{title}</h1>\n"
+        return "\n".join([head, _facts(parts, totals), _table(by_images), *sections, ""]).encode()
 
-    def _samples(self, label: str, rows: Mapping[Place, LabelRow]) -> Iterator[list[Sample]]:
-        for lowest in (self.chance[label], self.unsure[label]):
-            yield [_sample(rows[place], label) for place in lowest.entries]
+    def _section(self, index: int, label: str, counts: LabelCounts, rows: Mapping[str, LabelRow]) -> str:
+        uncertain = self.uncertain[label].ids
+        random = [id for id in self.random[label].ids if id not in uncertain]
+        return (
+            f"<section id='label-{index}'><h2>{html.escape(label)}</h2>"
+            f"<p class='soft'>Images: {counts.images} · objects: {counts.objects}</p>"
+            + _samples("Lowest presence", "h3", (rows[id] for id in uncertain), label)
+            + _samples("More, at random", "h3", (rows[id] for id in random), label)
+            + "</section>"
+        )
 
 
-def _by_now(row: LabelRow, root: str | None) -> LabelRow:
-    """The row with its image where it is now: the folder may have been moved."""
+def _moved(row: LabelRow, root: str | None) -> LabelRow:
+    """The row, with its image below `root` if it exists there: the folder may have been moved."""
     moved = Path(root or "", row["id"])
     return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
 
 
-def _sample(row: LabelRow, label: str | None = None) -> Sample:
-    return Sample(row["id"], row["source"], [stored for stored in row["objects"] if stored["label"] == label])
+def _facts(parts: Parts, totals: Summary) -> str:
+    """What made the labels, and what to know before reading on."""
+    facts = [*describe(parts.manifest).items(), ("Images", totals.text)]
+    pairs = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+    warnings = [f"<p class='warning'>{html.escape(warning)}</p>" for warning in parts.manifest.warnings]
+    errors = [f"{count} × {html.escape(totals.examples[kind])}" for kind, count in totals.errors.most_common(10)]
+    shown = "".join(f"<p class='soft'>{error}</p>" for error in errors)
+    return f"{''.join(warnings)}<dl>{pairs}</dl>{shown and f'<h3>Errors</h3>{shown}'}"
 
 
-def _section(label: str, chance: Sequence[Sample], unsure: Sequence[Sample]) -> str:
-    if not chance:
-        return f"<section><h2>{html.escape(label)}</h2><p>Found nowhere.</p></section>"
-    parts = [_part("By chance", chance), _part("Least sure", unsure)]
-    return f"<section><h2>{html.escape(label)}</h2>{''.join(parts)}</section>"
+def _table(labels: Sequence[tuple[str, LabelCounts]]) -> str:
+    rows = ""
+    for index, (label, counts) in enumerate(labels):
+        name = html.escape(label)
+        name = f"<a href='#label-{index}'>{name}</a>" if counts.images else name
+        numbers = (str(counts.images), str(counts.objects), *map(decimals, (counts.presence, counts.score)))
+        cells = "".join(f"<td>{number}</td>" for number in numbers)
+        rows += f"<tr{'' if counts.images else ' class=absent'}><td>{name}</td>{cells}</tr>\n"
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    return f"<table><tr>{head}</tr>\n{rows}</table>"
 
 
-def _part(title: str, samples: Sequence[Sample]) -> str:
-    figures = "".join(map(_figure, samples))
-    return f"<h3>{title}</h3><div class='row'>{figures}</div>" if samples else ""
+def _samples(title: str, heading: str, rows: Iterable[LabelRow], label: str | None) -> str:
+    """Images with the objects of a label, under a heading; nothing if there is no image."""
+    figures = "".join(_figure(row, [obj for obj in row["objects"] if obj["label"] == label]) for row in rows)
+    return figures and f"<{heading}>{title}</{heading}><div class='row'>{figures}</div>"
 
 
-def _figure(sample: Sample) -> str:
+def _figure(row: LabelRow, objects: Sequence[dict[str, Any]]) -> str:
+    caption = html.escape(row["id"])
+    if objects:
+        scores = ", ".join(decimals(stored["score"]) for stored in objects[:4])
+        caption += f"<br>presence {decimals(objects[0]['presence'], 2)} <span class='soft'>· score {scores}</span>"
     try:
-        image = read_image(read(Item(sample.id, sample.source)))
+        image = read_image(read(Item(row["id"], row["source"])))
     except ImageError as error:
-        return f"<figure>{html.escape(str(error))}<figcaption>{html.escape(sample.id)}</figcaption></figure>"
+        return f"<figure>{html.escape(str(error))}<figcaption>{caption}</figcaption></figure>"
     file = io.BytesIO()
-    draw(image, sample.objects).save(file, format="JPEG", quality=80)
-    shown = base64.b64encode(file.getvalue()).decode()
-    scores = ", ".join(f"{stored['score']:.3f}" for stored in sample.objects[:4])
-    sure = f" · present {sample.objects[0]['presence']:.2f} · {scores}" if sample.objects else ""
-    caption = f"<figcaption>{html.escape(sample.id)}{sure}</figcaption>"
-    return f"<figure><img src='data:image/jpeg;base64,{shown}' alt=''>{caption}</figure>"
+    draw(image, objects).save(file, format="JPEG", quality=80)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f"<figure><img src='data:image/jpeg;base64,{content}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
 def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Counts of all rows in the parts, whichever runs wrote them."""
+"""Counts of all rows in the parts, whichever runs wrote them, and the settings that made them, for people."""
 
 import json
 import re
@@ -9,30 +9,49 @@ from pathlib import Path
 from typing import Any
 
 from open_gem.files import to_json, write_file
-from open_gem.label.parts import LabelRow, Parts, Place
+from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.paths import PassedOver
 
 PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source left out
+COLUMNS = ("label", "images", "objects", "presence", "score")
+"""Columns of the table of labels; presence and score are means, over images and over objects."""
 
 
 @dataclass
 class LabelCounts:
-    """Images with a label, objects of it, and their mean score, a raw cosine."""
+    """Images with a label and objects of it; sums of presence over images and of scores, raw cosines, over objects."""
 
     images: int = 0
     objects: int = 0
-    total: float = 0.0
+    total_presence: float | None = 0.0
+    total_score: float = 0.0
+
+    @property
+    def presence(self) -> float | None:
+        """Mean presence where the label is present, in [0, 1]; None if no image has it, or the model gives none."""
+        return self.total_presence / self.images if self.images and self.total_presence is not None else None
 
     @property
     def score(self) -> float | None:
-        return self.total / self.objects if self.objects else None
+        """Mean score of the objects; None if there are none."""
+        return self.total_score / self.objects if self.objects else None
+
+    def document(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COLUMNS[1:]}
 
 
 @dataclass
 class Summary:
-    """`labeled` images without error, of which `empty` have no object; `errors` by kind, of which `examples` has the
-    first of each; `seconds` spent on all; `left`: what was passed over, by the last listing of
-    the source and in files of several pages."""
+    """Counts of rows.
+
+    labels    counts by label, in the order of the manifest
+    labeled   images without an error
+    empty     those of them that have no object
+    errors    images with an error, by kind
+    examples  the first error of each kind
+    seconds   spent on all images
+    left      files that were passed over: by the last listing of the source, and in files of several pages
+    """
 
     labels: dict[str, LabelCounts]
     labeled: int = 0
@@ -43,10 +62,11 @@ class Summary:
     left: PassedOver = field(default_factory=PassedOver)
 
     @property
-    def images(self) -> int:
-        return self.labeled + self.errors.total()
+    def text(self) -> str:
+        """The counts of images, for people."""
+        return f"{self.labeled} labelled, {self.empty} of them without any object, {self.errors.total()} with an error"
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: LabelRow) -> None:
         self.seconds += row["seconds"]
         if row["status"] == "error":
             self.errors[kind := kind_of(row["error"])] += 1
@@ -56,37 +76,62 @@ class Summary:
         if row["pages"]:
             self.left.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
-        for label in {stored["label"] for stored in row["objects"]}:
-            self.labels[label].images += 1
+        for label, presence in {stored["label"]: stored["presence"] for stored in row["objects"]}.items():
+            counts = self.labels[label]
+            counts.images += 1
+            known = counts.total_presence is not None and presence is not None
+            counts.total_presence = counts.total_presence + presence if known else None
         for stored in row["objects"]:
             self.labels[stored["label"]].objects += 1
-            self.labels[stored["label"]].total += stored["score"]
+            self.labels[stored["label"]].total_score += stored["score"]
 
     def document(self) -> dict[str, Any]:
         """Values that JSON can hold."""
-        labels = {
-            name: {"images": counts.images, "objects": counts.objects, "score": counts.score}
-            for name, counts in self.labels.items()
-        }
         return {
-            "images": self.images,
+            "images": self.labeled + self.errors.total(),
             "labeled": self.labeled,
             "empty": self.empty,
             "errors": {self.examples[kind]: count for kind, count in self.errors.most_common()},
             "passed_over": self.left.ordered(),
             "seconds": round(self.seconds, 3),
-            "labels": labels,
+            "labels": {name: counts.document() for name, counts in self.labels.items()},
         }
 
 
-def summarize(parts: Parts, also: Callable[[Place, LabelRow], None] = lambda place, row: None) -> Summary:
-    """All rows counted, and shown to `also`: reads what that needs alone, not masks or maps. Raises OutputError."""
+def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part, row: None) -> Summary:
+    """Count all rows, and show each with its part to `also`: reads neither masks nor maps. Raises OutputError."""
     summary = Summary({label: LabelCounts() for label in parts.manifest.labels}, left=_read_left(parts.folder))
-    within = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
-    for place, row in parts.placed("id", "status", "error", "pages", "seconds", *within):
-        summary.add(row)
-        also(place, row)
+    fields = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
+    for part in parts.paths():
+        for row in rows_in(part, "id", "status", "error", "pages", "seconds", *fields):
+            summary.add(row)
+            also(part, row)
     return summary
+
+
+def describe(manifest: Manifest) -> dict[str, str]:
+    """The model, the method and the thresholds that made labels, for people."""
+    settings = manifest.settings
+    labels = settings.get("classes", {}).get("labels", {}).values()
+
+    def values(name: str) -> str:
+        levels = sorted({entry[name] for entry in labels})
+        return " to ".join(f"{level:g}" for level in dict.fromkeys((levels[0], levels[-1]))) if levels else "unknown"
+
+    method = settings.get("method") or {}
+    attention = method if isinstance(method, str) else method.get("attention", "the model's own")
+    return {
+        "Model": f"{settings.get('model', 'unknown')} (weights {settings.get('weights', 'unknown')})",
+        "Method": f"{attention} attention, last {method['depth']} blocks" if "depth" in method else attention,
+        "Presence threshold": values("presence"),
+        "Map threshold": f"{values('threshold')} ({settings.get('heatmap_scale', 'minmax')})",
+        "Smallest object": f"{100 * settings.get('min_area', 0):g} % of the image",
+    }
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number for a table; empty for None."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def write_left(folder: Path, left: PassedOver) -> None:

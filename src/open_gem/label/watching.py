@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from open_gem.label.done import HashedIdSet, Tally, done_in
-from open_gem.label.parts import LabelRow, Parts
+from open_gem.label.parts import LabelRow, Parts, errors_in
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
@@ -114,7 +114,7 @@ class Errors:
                 continue
             self.known.add(path.name)
             since = path.stat().st_mtime - WRITTEN if start is None else start
-            for row in self.parts.errors_of(path):
+            for row in errors_in(path):
                 if (file := local_file(row["source"])) is not None:
                     state = _state(file)
                     self.states[row["id"]] = file, None if state[1] > since - self.settle else state
