@@ -284,7 +284,7 @@ def test_models_trained_to_localize_label_too(name, photos, tmp_path):
 
 def test_scenes_are_found():
     """The embedded model, by its own judgement of what is there."""
-    localizer = open_gem.load("embedded", device="cpu")
+    localizer = open_gem.load("embedded", device="cpu").acknowledge()
     labeling = Labeling(localizer, Ontology.of(CONCEPTS, presence=0.9), instances="label", outputs=("masks",))
     right = wrong = missed = 0
     overlaps = []

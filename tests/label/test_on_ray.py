@@ -19,10 +19,11 @@ from pyarrow import parquet
 from open_gem import Localizer
 from open_gem.data.scenes import scene
 from open_gem.errors import InputError, OutputError
+from open_gem.files import to_json
 from open_gem.label import local, on_ray
 from open_gem.label.done import HashedIdSet, Shard
 from open_gem.label.labeling import Labeling
-from open_gem.label.on_ray import Labeler, Node, _Actor, _cell, _count, _item, _ours, _share, _telling, _write_todo
+from open_gem.label.on_ray import Labeler, Node, _Actor, _count, _items_of, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Parts
 from open_gem.label.sources import Item, Source, open_source
@@ -57,14 +58,14 @@ def labeler(parts: Parts, labeling: Labeling, tmp_path: Path) -> Labeler:
 
 
 def asked(name: str, items: list[Item]) -> dict[str, Any]:
-    return {"part": [name], "items": [[_cell(one) for one in items]]}
+    return {"part": [name], "items": [to_json(items)]}
 
 
 def found(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["source"], row["error"], [(one["label"], one["xyxy"]) for one in row["objects"]]
 
 
-def read_todo(files: list[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+def read_todo(files: list[str]) -> list[tuple[str, str]]:
     rows = (row for file in files for row in parquet.read_table(file).to_pylist())
     return [(row["part"], row["items"]) for row in rows]
 
@@ -81,7 +82,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         files.extend(todo)
         begun = _Actor(actor, 1)
         for name, items in read_todo(todo):
-            yield {name: values[0] for name, values in begun({"part": [name], "items": [items]}).items()}
+            answer = begun({"part": [name], "items": [items]})
+            yield from (dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True))
 
     monkeypatch.setattr(on_ray, "_results", results)
     monkeypatch.setattr(on_ray, "_cluster", nullcontext)
@@ -94,7 +96,7 @@ def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, wi
         parts, labeling, source, make=lambda: labeling, images_per_part=2, done=done, progress=heard.append
     )
     assert (tally.listed, tally.there, tally.labeled, tally.failed) == (5, 1, 3, 1)
-    assert heard == [2, 2] and len(parts.paths()) == 2
+    assert heard == [1, 1, 1, 1] and len(parts.paths()) == 2
     assert len(done) == 5
     others = Parts.claim(tmp_path / "other", parts.manifest)
     local.run(others, labeling, source)
@@ -122,8 +124,7 @@ def test_what_is_to_be_done_is_on_disk_part_by_part(tmp_path):
     given[2] = given[2]._replace(error="is none")
     files = _write_todo(tmp_path / "todo", iter(given), 2)
     todo = read_todo(files)
-    assert [[one["id"] for one in items] for _, items in todo] == [["0", "1"], ["2", "3"], ["4"]]
-    assert [_item(one) for _, items in todo for one in items] == given
+    assert [_items_of(items) for _, items in todo] == [given[:2], given[2:4], given[4:]]
     many = _write_todo(tmp_path / "todo", (Item(str(number), "") for number in range(on_ray.FILE_PARTS + 1)), 1)
     assert len(many) == len(list((tmp_path / "todo").iterdir())) == 2, "what a run before had to do is gone"
     assert len({name for name, _ in read_todo(many)}) == on_ray.FILE_PARTS + 1
@@ -142,23 +143,18 @@ def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypat
     monkeypatch.setattr(Labeling, "locate", lambda self, group: groups.append(len(group)) or locate(self, group))
     first = actor(asked("1", items))
     assert groups == [2, 2]
-    assert sorted(first["ids"][0]) == [f"{seed}.png" for seed in range(5)]
-    assert (first["labeled"], first["failed"]) == ([4], [1])
+    assert sorted(first["id"]) == [f"{seed}.png" for seed in range(5)]
+    assert sorted(first["status"]) == ["error", "ok", "ok", "ok", "ok"]
     [path] = parts.paths()
     written = path.stat().st_mtime_ns
     shutil.rmtree("in")
-    assert actor(asked("1", items)) == first | {"seconds": [pytest.approx(first["seconds"][0])]}
+    assert actor(asked("1", items)) == first | {"seconds": pytest.approx(first["seconds"])}
     assert path.stat().st_mtime_ns == written
 
 
 def test_an_actor_that_is_asked_to_stop_begins_nothing(source, parts, labeler):
     (parts.folder / on_ray.STOP).touch()
-    assert _Actor(labeler, 1)(asked("1", list(source.items()))) == {
-        "ids": [[]],
-        "labeled": [0],
-        "failed": [0],
-        "seconds": [0],
-    }
+    assert _Actor(labeler, 1)(asked("1", list(source.items()))) == {"id": [], "status": [], "seconds": []}
     assert parts.paths() == []
 
 

@@ -8,6 +8,7 @@ themselves are the checkpoint: no other is kept, and either engine goes on with 
 the folder and the images under the same paths.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from threading import Event, Thread, current_thread, main_thread
 from typing import Any, NamedTuple
 
 from open_gem.errors import InputError, OpenGemError, OutputError
+from open_gem.files import to_json
 from open_gem.label import local
 from open_gem.label.done import TODO, WHOLE, HashedIdSet, Shard, Tally, done_in
 from open_gem.label.labeling import Labeling
@@ -30,7 +32,7 @@ from open_gem.label.sources import Item, Source
 
 PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
 FILE_PARTS = 64  # parts in a file of what is to be done
-FILES = ("source", "container")  # of an item, names of files
+COUNTED = ("id", "status", "seconds")  # fields of a row that an actor answers with
 STOP = ".stop"  # in the folder of the parts, while a run is asked to end
 
 
@@ -66,13 +68,10 @@ def run(
     actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)
     try:
         with _cluster(), _telling(stop, folder / STOP):
-            for result in _results(todo, actor, workers):
-                for id in result["ids"]:
-                    done.add(id)
-                tally.labeled += result["labeled"]
-                tally.failed += result["failed"]
-                tally.seconds += result["seconds"]
-                progress(result["labeled"] + result["failed"])
+            for row in _results(todo, actor, workers):
+                done.add(row["id"])
+                tally.count(row)
+                progress(1)
     finally:
         shutil.rmtree(folder / TODO, ignore_errors=True)
     return tally
@@ -82,20 +81,22 @@ def run(
 
 
 def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
-    """Files with a row a part: its name and its items. Streams, so that the list of all images is never in memory."""
+    """Write files with a row for each part: its name, and its items as JSON. Return their paths.
+
+    The list of all images is never in memory.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = local.stamp()  # also in the names of files, so that no later run has the same
-    parts = ({"part": f"{start}-ray-{number:06d}", "items": chunk} for number, chunk in enumerate(_chunks(items, rows)))
+    chunks = enumerate(_chunks(items, rows))
+    parts = ({"part": f"{start}-ray-{number:06d}", "items": to_json(chunk)} for number, chunk in chunks)
     files = []
     for number, chunk in enumerate(_chunks(parts, FILE_PARTS)):
-        for part in chunk:
-            part["items"] = [_cell(item) for item in part["items"]]
         path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: whoever reads all of the folder shall not read it
-        parquet.write_table(pa.Table.from_pylist(chunk, schema=_schema()), path)
+        parquet.write_table(pa.Table.from_pylist(chunk), path)
         files.append(str(path))
     return files
 
@@ -106,23 +107,9 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _cell(item: Item) -> dict[str, Any]:
-    """An item for a table: names of files, which need not be text, as bytes."""
-    return item._asdict() | {name: os.fsencode(getattr(item, name)) for name in FILES}
-
-
-def _item(cell: dict[str, Any]) -> Item:
-    """The item of which `_cell` gave this."""
-    files: dict[str, Any] = {name: os.fsdecode(cell[name]) for name in FILES}
-    return Item(**cell | files)
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    text, name, number = pa.string(), pa.binary(), pa.int64()
-    kinds = {"id": text, "source": name, "container": name, "offset": number, "size": number, "error": text}
-    return pa.schema([("part", text), ("items", pa.list_(pa.struct(list(kinds.items()))))])
+def _items_of(text: str) -> list[Item]:
+    """The items in a row of such a file."""
+    return [Item(*fields) for fields in json.loads(text)]
 
 
 # Ray ------------------------------------------------------------------------------------------------------------------
@@ -179,13 +166,13 @@ def _telling(stop: Event, file: Path) -> Iterator[None]:
 
 
 def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator[dict[str, Any]]:
-    """What came of each part, as actors finish them. Errors of ours come out as they were raised."""
+    """Fields of rows, as actors finish parts. Errors of ours come out as they were raised."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [Node(*(int(one.get(name, 0)) for name in Node._fields)) for one in resources]
+    nodes = [Node(*(int(own.get(name, 0)) for name in Node._fields)) for own in resources]
     gpus = sum(node.GPU for node in nodes)
     count = _count(nodes, workers)
     share = _share(nodes, count)
@@ -278,23 +265,14 @@ class _Actor:
         self.parts = Parts(Path(spec.folder), spec.manifest)
 
     def __call__(self, todo: dict[str, Any]) -> dict[str, list[Any]]:
-        results = [self._part(str(name), list(items)) for name, items in zip(todo["part"], todo["items"], strict=True)]
-        return {name: [result[name] for result in results] for name in results[0]}
-
-    def _part(self, name: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._rows(name, [_item(one) for one in items])
-        statuses = [row["status"] for row in rows]
-        return {
-            "ids": [row["id"] for row in rows],
-            "labeled": statuses.count("ok"),
-            "failed": statuses.count("error"),
-            "seconds": sum(row["seconds"] for row in rows),
-        }
+        parts = zip(todo["part"], todo["items"], strict=True)
+        rows = [row for name, items in parts for row in self._rows(str(name), _items_of(items))]
+        return {name: [row[name] for row in rows] for name in COUNTED}
 
     def _rows(self, name: str, items: list[Item]) -> list[LabelRow]:
         """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
         if (path := self.parts.path(name)).exists():
-            return list(rows_in(path, "id", "status", "seconds"))
+            return list(rows_in(path, *COUNTED))
         stop = _StopFile(self.parts.folder / STOP)
         rows = list(local.label(self.labeling, items, batch_size=self.spec.batch_size, workers=self.threads, stop=stop))
         if not Path(self.spec.token).exists():  # the run was killed, and another may be at work on these images
