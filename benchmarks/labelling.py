@@ -29,11 +29,10 @@ from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.images.pixels import read_image
 from open_gem.label import local, on_ray
 from open_gem.label.done import Shard
-from open_gem.label.labeling import Labeling, PreparedImage
+from open_gem.label.labeling import Labeling, PreparedImage, load_labeling
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Parts
 from open_gem.label.reading import read
-from open_gem.label.recipe import Recipe
 from open_gem.label.sources import open_source
 
 
@@ -55,8 +54,8 @@ def random_vit(folder: Path) -> str:
 def make(model: str, threads: int) -> Labeling:
     torch.set_num_threads(threads)
     if model == "embedded":
-        return Recipe(Ontology.of(CONCEPTS[:20]), "embedded", device="cpu").make()
-    return Recipe(Ontology.of(CONCEPTS[:3], presence=0.0), model, device="cpu").make()  # random: all are looked for
+        return load_labeling(Ontology.of(CONCEPTS[:20]), "embedded", device="cpu")
+    return load_labeling(Ontology.of(CONCEPTS[:3], presence=0.0), model, device="cpu")  # random: all are looked for
 
 
 def in_batches(labeling: Labeling, ready: list[PreparedImage], batch_size: int) -> float:

@@ -14,10 +14,9 @@ from torch import set_num_threads  # not torch: cloudpickle would take `.classes
 
 from open_gem.label import control, local
 from open_gem.label.done import writing
-from open_gem.label.labeling import Labeling, LocatedImage, PreparedImage
+from open_gem.label.labeling import Labeling, LocatedImage, PreparedImage, load_labeling
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Parts
-from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, open_source
 
 PART = 50
@@ -37,7 +36,7 @@ class Logged(Labeling):
 
 def make(model: str, log: str) -> Labeling:
     set_num_threads(1)
-    plain = Recipe(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu").make()
+    plain = load_labeling(Ontology.of(["cat", "dog"], presence=0.0), model, device="cpu")
     logged = Logged(plain.localizer, plain.classes, plain.outputs)
     object.__setattr__(logged, "log", log)
     return logged

@@ -28,11 +28,10 @@ from open_gem.images.read import read_image
 from open_gem.label import local
 from open_gem.label.decoding import decode
 from open_gem.label.done import Shard, done_in, writing
-from open_gem.label.labeling import OUTPUTS, Labeling, PixelBudget
+from open_gem.label.labeling import OUTPUTS, Labeling, PixelBudget, load_labeling
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import LabelRow, Parts
-from open_gem.label.recipe import Recipe
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.label.summary import summarize
 from open_gem.localization import INSTANCES
@@ -762,7 +761,7 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
     assert len(others - {fingerprint}) == len(changed) + 1
 
 
-def test_a_recipe_makes_what_it_says(tiny):
+def test_a_labeling_is_loaded_with_its_settings(tiny):
     settings: dict[str, Any] = {"method": "clip", "size": "short:48", "template": "a {}", "views": Views(window=32)}
     settings |= {"refinement": Pamr(iterations=2)}
     others: dict[str, Any] = {
@@ -773,24 +772,26 @@ def test_a_recipe_makes_what_it_says(tiny):
         "read_timeout": 7.0,
     }
     classes = Ontology.of(["cat"])
-    made = Recipe(classes, tiny, device="cpu", dtype="bfloat16", **settings, **others).make()
+    made = load_labeling(classes, tiny, device="cpu", dtype="bfloat16", objects=others, **settings)
     assert {name: getattr(made.localizer, name) for name in settings} == settings
     assert {name: getattr(made, name) for name in others} == others
     assert made.classes is classes and made.localizer.describe()["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"heatmap_scale": "log"}]
+    "mistake", [{"method": "gme"}, {"size": "huge"}, {"template": "none"}, {"objects": {"heatmap_scale": "log"}}]
 )
-def test_mistakes_in_a_recipe_are_reported_before_a_model_is_loaded(mistake):
+def test_mistakes_in_settings_are_reported_before_a_model_is_loaded(mistake):
     with pytest.raises(InputError):
-        Recipe(Ontology.of(["cat"]), **mistake)
+        load_labeling(Ontology.of(["cat"]), "no such model", **mistake)
 
 
-@pytest.mark.parametrize("mistake", [{"model": "ViT-B-16", "pretrained": "no such tag"}, {"device": "no such device"}])
-def test_a_recipe_is_of_weights_and_a_device(mistake):
+@pytest.mark.parametrize(
+    "mistake", [{"model": "ViT-B-16", "pretrained": "no such tag"}, {"model": "embedded", "device": "no such device"}]
+)
+def test_a_labeling_needs_weights_and_a_device(mistake):
     with pytest.raises(OpenGemError, match="no such"):
-        Recipe(Ontology.of(["cat"]), **mistake).make()
+        load_labeling(Ontology.of(["cat"]), **mistake)
 
 
 # Reads that hang ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from open_gem.label.done import Shard, Tally
     from open_gem.label.labeling import Labeling
     from open_gem.label.parts import Parts
-    from open_gem.label.recipe import Recipe
     from open_gem.label.sources import Source
 
 Engine = Callable[..., "Tally"]
@@ -149,13 +149,13 @@ class RunOptions:
             raise InputError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
         return ENGINES[self.engine]()
 
-    def settings(self, recipe: "Recipe") -> dict[str, Any]:
+    def settings(self, make: "Callable[[], Labeling]") -> dict[str, Any]:
         """Settings of the engine."""
         settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers}
         if self.images_per_part is not None:
             settings["images_per_part"] = self.images_per_part
         if self.engine == "ray":
-            settings["make"] = recipe.make
+            settings["make"] = make
         return settings
 
 
@@ -191,19 +191,19 @@ def label(
     from open_gem.label.done import Shard
 
     engine = running.find_engine()
-    recipe = read_recipe(classes, objects, model, method, views, reading.read_timeout)
+    make = labeling_maker(classes, objects, model, method, views, reading.read_timeout)
     images, shard = reading.open(source), Shard.of_environment()
     if not running.dry_run:
         check_writable(out)
     if running.retry_errors and shard.of > 1:
         raise InputError("--retry-errors given under torchrun, expected a single process: it changes all parts")
-    labeling = recipe.make()
+    labeling = make()
     if (caution := labeling.localizer.acknowledge().caution) is not None:
         say(f"warning: {caution}")
     if running.dry_run:
         print_estimate(estimate(labeling, images, out, shard, running), as_json)
         return
-    job = LabelJob(labeling, images, out, shard, engine, running.settings(recipe), quiet or reading.watch is not None)
+    job = LabelJob(labeling, images, out, shard, engine, running.settings(make), quiet or reading.watch is not None)
     parts, tally, stop = job.run(reading, running.retry_errors, quiet)
     report(parts, tally, shard, samples, as_json)
     if stop.signal is not None and reading.watch is None:
@@ -214,22 +214,25 @@ def label(
         raise typer.Exit(1)
 
 
-def read_recipe(
+def labeling_maker(
     classes: ClassOptions,
     objects: ObjectOptions,
     model: ModelOptions,
     method: str,
     views: ViewOptions,
     read_timeout: float,
-) -> "Recipe":
-    """The settings of the labelling. Raises InputError and PromptError for ones that make no sense."""
-    from open_gem.label.recipe import Recipe
+) -> "Callable[[], Labeling]":
+    """A function that loads the model, here or in another process. Raises InputError and PromptError for settings that
+    make no sense; the function raises those of the model, too."""
+    from open_gem.label.labeling import load_labeling
     from open_gem.text import TEMPLATE
 
-    return Recipe(
-        classes=classes.read(presence=objects.presence, threshold=objects.threshold),
-        model=model.model,
-        pretrained=model.pretrained,
+    settings = {name: getattr(objects, name) for name in ("heatmap_scale", "instances", "min_area")}
+    return partial(
+        load_labeling,
+        classes.read(presence=objects.presence, threshold=objects.threshold),
+        model.model,
+        model.pretrained,
         device=find_device(model.device),
         dtype=model.dtype,
         method=method,
@@ -237,11 +240,7 @@ def read_recipe(
         template=TEMPLATE if classes.template is None else classes.template,
         views=views.views(),
         refinement=views.refinement(),
-        outputs=tuple(split_commas(objects.outputs)),
-        heatmap_scale=objects.heatmap_scale,
-        instances=objects.instances,
-        min_area=objects.min_area,
-        read_timeout=read_timeout,
+        objects={**settings, "outputs": tuple(split_commas(objects.outputs)), "read_timeout": read_timeout},
     )
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +25,7 @@ from open_gem.errors import DatasetError
 COLUMNS = ("ImageId", "X", "Y", "Label", "EstimatedYesNo", "TextLabel")  # those that are read
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
 CHUNK = 65_536  # rows that are held as Python objects at a time
+POINT = np.dtype([("image", "i4"), ("label", "i4"), ("xy", "f8", 2), ("yes", "?")])
 _ANSWERS = {"yes": True, "no": False, "unsure": None}
 
 
@@ -116,16 +117,6 @@ def read_descriptions(path: Path) -> dict[str, str]:
     return names
 
 
-@dataclass
-class _Columns:
-    """What was read so far, a chunk of points an entry."""
-
-    image: list[np.ndarray] = field(default_factory=list)
-    label: list[np.ndarray] = field(default_factory=list)
-    xy: list[np.ndarray] = field(default_factory=list)
-    yes: list[np.ndarray] = field(default_factory=list)
-
-
 def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path], name: str, split: str) -> Points:
     """The points of a CSV file as published, `names` of classes as in their descriptions.
 
@@ -139,7 +130,7 @@ def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path],
     classes: dict[str, int] = {}  # label → class
     class_names: list[str] = []
     dropped: Counter[str] = Counter()
-    kept = _Columns()
+    chunks = [np.empty(0, POINT)]
     with _reading(path) as file:
         reader = csv.reader(file)
         header = [column.strip().lower() for column in next(reader, [])]
@@ -152,7 +143,7 @@ def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path],
         def broken(row: list[str], expected: str) -> DatasetError:
             return DatasetError(f"line {reader.line_num} of {str(path)!r} is {row!r}, expected {expected}")
 
-        def parsed() -> Iterator[tuple[int, int, float, float, bool]]:
+        def parsed() -> Iterator[tuple[int, int, tuple[float, float], bool]]:
             for row in reader:
                 if not row:
                     continue
@@ -183,39 +174,28 @@ def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path],
                 if key not in classes:
                     classes[key] = len(class_names)
                     class_names.append(class_name)
-                yield images.setdefault(image, len(images)), classes[key], *point, yes
+                yield images.setdefault(image, len(images)), classes[key], point, yes
 
         rows = parsed()
         while chunk := list(islice(rows, CHUNK)):
-            image, label, x, y, yes = zip(*chunk, strict=True)
-            kept.image.append(np.array(image, dtype=np.int32))
-            kept.label.append(np.array(label, dtype=np.int32))
-            kept.xy.append(np.stack([np.array(x), np.array(y)], axis=1))
-            kept.yes.append(np.array(yes))
+            chunks.append(np.array(chunk, POINT))
     if not images and not missing:
         raise DatasetError(f"{str(path)!r} holds no points, expected rows of {','.join(COLUMNS)}")
-    image = _joined(kept.image, np.zeros(0, np.int32))
-    order = np.argsort(image, kind="stable")
+    points = np.concatenate(chunks)
+    points = points[np.argsort(points["image"], kind="stable")]
     return Points(
         name=name,
         split=split,
         names=tuple(class_names),
         ids=tuple(images),
         images=tuple(files[image] for image in images),
-        starts=np.searchsorted(image[order], np.arange(len(images) + 1)),
-        xy=_joined(kept.xy, np.zeros((0, 2)))[order],
-        label=_joined(kept.label, np.zeros(0, np.int32))[order],
-        yes=_joined(kept.yes, np.zeros(0, bool))[order],
+        starts=np.searchsorted(points["image"], np.arange(len(images) + 1)),
+        xy=points["xy"].copy(),
+        label=points["label"].copy(),
+        yes=points["yes"].copy(),  # copies have no gaps between values
         missing=tuple(missing),
         dropped=dict(dropped),
     )
-
-
-def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """The parts concatenated; they are cleared, so that not all columns are in memory twice at once."""
-    whole = np.concatenate([empty, *parts])
-    parts.clear()
-    return whole
 
 
 @contextmanager

@@ -9,7 +9,7 @@ threshold): the map of an absent thing has a maximum too, and after min-max scal
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
@@ -28,14 +28,21 @@ from open_gem.label.parts import LabelRow, Manifest, row_of
 from open_gem.label.reading import READ_TIMEOUT, absolute, one_line, read
 from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import INSTANCES, MIN_AREA, SCALES, Localization
+from open_gem.localizer import load
 from open_gem.locate import BATCH, AnyLocalizer, Prepared
 from open_gem.objects import Object
 
 OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
 
 
-def check_settings(outputs: Sequence[str], heatmap_scale: str, instances: str, min_area: float) -> None:
-    """Raises InputError for values that do not exist."""
+def check_settings(
+    outputs: Sequence[str] = (),
+    heatmap_scale: str = SCALES[0],
+    instances: str = INSTANCES[0],
+    min_area: float = MIN_AREA,
+    read_timeout: float = READ_TIMEOUT,
+) -> None:
+    """Raises InputError for values of settings of a `Labeling` that do not exist."""
     if unknown := [name for name in outputs if name not in OUTPUTS]:
         raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
     for name, value, known in (("heatmap scale", heatmap_scale, SCALES), ("instances", instances, INSTANCES)):
@@ -151,7 +158,7 @@ class Labeling:
             with PIXELS.taken(result.size.height * result.size.width):  # each label in turn has maps of this size
                 objects = self.objects(result, label_map)
             fields = {
-                "objects": [self._stored(one) for one in objects],
+                "objects": [self._stored(obj) for obj in objects],
                 "labelmap": None if label_map is None else label_map.png(len(self.classes.labels)),
                 "similarity": self._similarity(result) if "heatmaps" in self.outputs else None,
             }
@@ -161,23 +168,36 @@ class Labeling:
         seconds = located.seconds + perf_counter() - start
         return _row(located.item, status="ok", pages=located.pages, **size, seconds=seconds, **fields)
 
-    def _stored(self, one: Object) -> dict[str, Any]:
-        return {
-            "label": one.label,
-            "prompt": one.prompt,
-            "score": one.score,
-            "image_score": one.image_score,
-            "presence": one.presence,
-            "xyxy": list(one.box),
-            "rle": one.rle,
-            "point": list(one.point) if one.point is not None and "points" in self.outputs else None,
-        }
+    def _stored(self, obj: Object) -> dict[str, Any]:
+        stored = {name: getattr(obj, name) for name in ("label", "prompt", "score", "image_score", "presence", "rle")}
+        point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
+        return {**stored, "xyxy": list(obj.box), "point": point}
 
     def _similarity(self, result: Localization) -> dict[str, Any]:
         by_label = self.classes.vocabulary.by_label(list(result.similarity))
         grids = [torch.stack(maps).amax(dim=0) for maps in by_label]
         values = torch.stack(grids).to(torch.float16).contiguous().numpy().tobytes()
         return {"labels": list(self.classes.labels), "grid": list(grids[0].shape), "values": values}
+
+
+def load_labeling(
+    classes: Ontology,
+    model: str | None = None,
+    pretrained: str | None = None,
+    *,
+    objects: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Labeling:
+    """Load a model and return the labeling on it: a function that travels to another process, as a model cannot.
+
+    objects   settings of a `Labeling` after its classes
+    settings  as of `load`
+
+    Raises InputError for invalid ones before a model is loaded, and errors as `load`.
+    """
+    objects = objects or {}
+    check_settings(**objects)
+    return Labeling(load(model, pretrained, **settings), classes, **objects)
 
 
 class PixelBudget:

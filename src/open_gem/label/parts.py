@@ -12,7 +12,7 @@ in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet(
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -55,34 +55,16 @@ def schema() -> "pyarrow.Schema":
     """
     import pyarrow as pa
 
-    numbers, sides = pa.list_(pa.int32()), pa.list_(pa.int32(), 4)
-    rle = pa.struct([("size", numbers), ("counts", pa.string())])
-    object_fields = [
-        pa.field("label", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("image_score", pa.float32()),
-        pa.field("presence", pa.float32()),
-        pa.field("xyxy", sides),
-        pa.field("rle", rle),
-        pa.field("point", numbers),
-    ]
-    similarity = pa.struct([("labels", pa.list_(pa.string())), ("grid", numbers), ("values", pa.binary())])
-    return pa.schema(
-        [
-            pa.field("id", pa.string()),
-            pa.field("source", pa.string()),
-            pa.field("status", pa.string()),
-            pa.field("error", pa.string()),
-            pa.field("height", pa.int32()),
-            pa.field("width", pa.int32()),
-            pa.field("pages", pa.int32()),
-            pa.field("seconds", pa.float32()),
-            pa.field("objects", pa.list_(pa.struct(object_fields))),
-            pa.field("labelmap", pa.binary()),
-            pa.field("similarity", similarity),
-        ]
-    )
+    text, count, number = pa.string(), pa.int32(), pa.float32()
+    stored = [(name, text) for name in ("label", "prompt")]
+    stored += [(name, number) for name in ("score", "image_score", "presence")]
+    stored += [("xyxy", pa.list_(count, 4)), ("rle", pa.struct([("size", pa.list_(count)), ("counts", text)]))]
+    stored += [("point", pa.list_(count))]
+    fields = [(name, text) for name in ("id", "source", "status", "error")]
+    fields += [(name, count) for name in ("height", "width", "pages")]
+    fields += [("seconds", number), ("objects", pa.list_(pa.struct(stored))), ("labelmap", pa.binary())]
+    similarity = [("labels", pa.list_(text)), ("grid", pa.list_(count)), ("values", pa.binary())]
+    return pa.schema([*fields, ("similarity", pa.struct(similarity))])
 
 
 def row_of(id: str, source: str, **fields: Any) -> LabelRow:

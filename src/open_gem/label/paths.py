@@ -65,37 +65,57 @@ def walk(
     top: str,
     segments: Sequence[str] = ALL,
     left: PassedOver | None = None,
+    seconds: float = READ_TIMEOUT,
     below: str = "",
-    at: frozenset[int] = frozenset({0, 1}),
+    at: frozenset[int] | None = None,
     above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Item]:
-    """Files that a pattern's `segments` below `top` mean, of which `at` are the next; links are followed but never
-    round in circles. In no order, for sorting would keep all names of a folder.
+    """The files below `top`, a path or URL that ends with /, whose names match a pattern; ids are relative to `top`.
 
-    left  counts what is no image, which is passed over; None: every file is meant
+    segments  the pattern between its slashes
+    left      counts what is no image, which is passed over; None: every file is meant
+    seconds   timeout for listing one remote folder
+    below, at, above  for folders inside: their path, the segments that may match next, and the folders that hold them
+
+    Links are followed, but never round in circles (wcmatch lists an image of a circle 40 times). In no order if it is
+    local, for sorting would keep all names of a folder. A folder that cannot be listed is an item with the error.
     """
-    place = os.path.join(top, below) or "."  # noqa: PTH118 - ten million times
+    place, at = f"{top}{below}" or ".", _with_skipped(segments, {0}) if at is None else at
     try:
-        status = os.stat(place)  # noqa: PTH116
-        if (me := (status.st_dev, status.st_ino)) in above:
-            return
-        with os.scandir(place) as entries:
-            for entry in entries:
-                after = _after(entry.name, segments, at)
-                if not after:
-                    _count_hidden(entry.name, segments, left)
-                    continue
-                inside = f"{below}/{entry.name}" if below else entry.name
-                if _is_dir(entry):
-                    yield from walk(top, segments, left, inside, after, above | {me})
-                elif len(segments) in after and (left is None or left.takes(entry.name)):
-                    yield Item(printable(inside), os.path.join(top, inside))  # noqa: PTH118
-    except OSError as error:
-        yield Item(printable(below or "."), place, error=f"cannot list this folder: {error.strerror}")
+        if not is_url(place):
+            status = os.stat(place)  # noqa: PTH116 - ten million times
+            if (me := (status.st_dev, status.st_ino)) in above:
+                return
+            above |= {me}
+        for name, is_folder in _entries(place, seconds):
+            after = _after(name, segments, at)
+            inside = f"{below}/{name}" if below else name
+            if not after:
+                if segments is ALL and left is not None:  # a pattern's other names are nobody's wish
+                    left.add("hidden")
+            elif is_folder:
+                yield from walk(top, segments, left, seconds, inside, after, above)
+            elif len(segments) in after and (left is None or left.takes(name)):
+                yield Item(printable(inside), f"{top}{inside}")
+    except Exception as error:  # of whichever library stands behind a URL
+        yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
+
+
+def _entries(place: str, seconds: float) -> Iterator[tuple[str, bool]]:
+    """The names in a folder, and whether each is a folder; a link that leads nowhere, or round in circles, is none."""
+    if is_url(place):
+        yield from within(seconds, folder, place, seconds)
+        return
+    with os.scandir(place) as entries:
+        for entry in entries:
+            try:
+                yield entry.name, entry.is_dir()
+            except OSError:
+                yield entry.name, False
 
 
 def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[int]:
-    """Which segments may be next after a name, where those `at` might be its own; their number, where it is the last.
+    """Which segments may match next after a name, if those `at` may match it; their number after the last one.
 
     ** stands for any folders, or none; no wildcard stands for the dot of a hidden name.
     """
@@ -112,14 +132,8 @@ def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[
     return _with_skipped(segments, after)
 
 
-def _count_hidden(name: str, segments: Sequence[str], left: PassedOver | None) -> None:
-    """Names of a whole folder that are not gone into are the hidden ones; a pattern's do not match, so nobody asked."""
-    if segments is ALL and left is not None:
-        left.add("hidden")
-
-
 def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
-    """The same and those behind any ** among them."""
+    """The same segments, and those behind any ** among them."""
     after = set(at)
     for index, segment in enumerate(segments):
         if index in after and segment == "**":
@@ -127,56 +141,21 @@ def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
     return frozenset(after)
 
 
-def _is_dir(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder; a link that leads nowhere, or round in circles, is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def walk_remote(
-    top: str,
-    seconds: float,
-    segments: Sequence[str] = ALL,
-    left: PassedOver | None = None,
-    below: str = "",
-    at: frozenset[int] = frozenset({0, 1}),
-) -> Iterator[Item]:
-    """The same below a URL that ends with /; in order, and listing one folder takes no longer than `seconds`."""
-    place = f"{top}{below}/" if below else top
-    try:
-        entries = within(seconds, folder, place, seconds)
-    except Exception as error:
-        yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
-        return
-    for name, is_folder in entries:
-        after = _after(name, segments, at)
-        if not after:
-            _count_hidden(name, segments, left)
-        inside = f"{below}/{name}" if below else name
-        if after and is_folder:
-            yield from walk_remote(top, seconds, segments, left, inside, after)
-        elif len(segments) in after and (left is None or left.takes(name)):
-            yield Item(printable(inside), place + name)
-
-
 def matches(address: str, left: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
-    """The files that a path, URL or pattern means; `left` as of `walk`, `seconds` as of `walk_remote`."""
-    root = root_of(address)
-    for path in expand(address) if is_pattern(address) else [address]:
-        if (path == address and not is_pattern(address)) or not _has_wildcards(path):
+    """The files that a path, URL or pattern means; `left` and `seconds` as of `walk`."""
+    root, has_pattern = root_of(address), is_pattern(address)
+    for path in expand(address) if has_pattern else [address]:
+        if not has_pattern or not _has_wildcards(path):
             if left is None or left.takes(path):
                 yield Item(printable(below_root(root, path)), path)
             continue
-        top = _before(path if is_url(path) else address)
-        segments = tuple(filter(None, path.removeprefix(top).split("/")))
-        at = _with_skipped(segments, {0})
-        if is_url(path):
-            for item in walk_remote(top, seconds, segments, left, at=at):
-                yield item._replace(id=printable(below_root(root, item.source)) or item.id)
-        elif Path(top or ".").is_dir():
-            yield from walk(top, segments, left, at=at)
+        top = _before(path)
+        if not is_url(top) and not Path(top or ".").is_dir():
+            continue
+        between = printable(below_root(root, top)).strip("/")  # what braces before the first wildcard stand for
+        prefix = f"{between}/" if between else ""
+        for item in walk(top, tuple(filter(None, path.removeprefix(top).split("/"))), left, seconds):
+            yield item._replace(id=prefix + item.id) if prefix else item
 
 
 def is_pattern(address: str) -> bool:
@@ -201,7 +180,7 @@ def expand(address: str) -> Iterator[str]:
         return
     first, last, names = braces.groups()
     if names is None:
-        width = max(len(one) if one.startswith("0") else 0 for one in (first, last))
+        width = max(len(number) if number.startswith("0") else 0 for number in (first, last))
         step = 1 if int(first) <= int(last) else -1
         options: Iterable[str] = (str(number).zfill(width) for number in range(int(first), int(last) + step, step))
     else:

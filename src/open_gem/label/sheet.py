@@ -95,7 +95,11 @@ class Sheet:
         places = {id: part for lowest in chosen for id, part in lowest.ids.items()}
         rows = {row["id"]: _moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
         by_images = sorted(totals.labels.items(), key=lambda pair: -pair[1].images)
-        sections = [self._section(index, label, counts, rows) for index, (label, counts) in enumerate(by_images) if counts.images]
+        sections = [
+            self._section(index, label, counts, rows)
+            for index, (label, counts) in enumerate(by_images)
+            if counts.images
+        ]
         sections.append(_samples("Images without any object", "h2", (rows[id] for id in self.empty.ids), None))
         title = f"{totals.labeled} images, {len(totals.labels)} labels"
         head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
@@ -31,7 +31,6 @@ from open_gem.label.paths import (
     printable,
     root_of,
     walk,
-    walk_remote,
 )
 from open_gem.label.reading import (
     READ_TIMEOUT,
@@ -191,12 +190,8 @@ def open_source(address: str, columns: Columns = Columns()) -> Source:
 def _folder(address: str, columns: Columns) -> Source:
     root = address.rstrip("/") if is_url(address) else str(Path(address).absolute())
 
-    def listing(left: PassedOver) -> Iterator[Item]:
-        if is_url(address):
-            return walk_remote(f"{root}/", columns.read_timeout, left=left)
-        return walk(address, left=left)
-
-    return Source("folder", root, listing)
+    top = f"{address.rstrip('/')}/"
+    return Source("folder", root, lambda left: walk(top, left=left, seconds=columns.read_timeout))
 
 
 def _pattern(address: str, columns: Columns) -> Source:
@@ -416,7 +411,7 @@ def _parquet(address: str, columns: Columns) -> Source:
 
 
 def _kind(kind: Any) -> str:
-    """What a column of a Parquet file has, by its type."""
+    """What a column of a table has, by its type in Arrow."""
     from pyarrow import types
 
     while types.is_dictionary(kind) or hasattr(kind, "storage_type"):
@@ -471,25 +466,19 @@ def _id(value: Any) -> str | None:
 
 def _parquet_rows(path: str, name: str, left: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
     file = parquet_file(path, columns.read_timeout)
-    if choice.id is None:
-        ids: Iterable[str | None] = (f"{name}/{row}" for row in range(file.metadata.num_rows))
-    else:
-        batches = file.iter_batches(4096, columns=[choice.id])
-        ids = (_id(id) for batch in batches for id in batch.column(0).to_pylist())
-    for row, id in enumerate(ids):
-        place = f"{name}/{row}"
-        yield _cell(place, _or_place(id, place, columns), path, column=choice.image, row=row)
+    ids: Iterable[Any] = repeat(None, file.metadata.num_rows)
+    if choice.id is not None:
+        ids = chain.from_iterable(batch.column(0).to_pylist() for batch in file.iter_batches(4096, columns=[choice.id]))
+    return _rows_of(path, f"{name}/", ids, columns, column=choice.image)
 
 
-def _or_place(id: str | None, place: str, columns: Columns) -> str | None:
-    """The id of a row: where nobody asked for the column that has it, an empty one is the row's place."""
-    return place if id is None and columns.id is None else id
-
-
-def _cell(place: str, id: str | None, path: str, **where: Any) -> Item:
-    """A image in a row of a table; one whose column of ids is empty says so."""
-    error = f"{place} has no id" if id is None else None
-    return Item(printable(id or place), f"{path}#{urlencode(where)}", error=error)
+def _rows_of(path: str, prefix: str, ids: Iterable[Any], columns: Columns, **where: str) -> Iterator[Item]:
+    """The images in rows of a table. A row without an id has its place for one, unless a column of ids was asked for:
+    then it is an error."""
+    for row, cell in enumerate(ids):
+        place, id = f"{prefix}{row}", _id(cell)
+        error = f"{place} has no id" if id is None and columns.id is not None else None
+        yield Item(printable(id or place), f"{path}#{urlencode({**where, 'row': row})}", error=error)
 
 
 def _dataset(address: str, columns: Columns) -> Source:
@@ -497,27 +486,18 @@ def _dataset(address: str, columns: Columns) -> Source:
     root = str(Path(address).absolute())
     splits: dict[str, tuple[Any, Choice]] = {}
     for split, rows in saved_dataset(root).items():
-        kinds = {name: _kind_of_feature(feature) for name, feature in rows.features.items()}
+        kinds = {field.name: _kind(field.type) for field in rows.features.arrow_schema}
         splits[split] = rows, columns.choose(address, kinds)
 
     def listing(left: PassedOver) -> Iterator[Item]:
         for split, (rows, choice) in splits.items():
-            named = None if choice.id is None else rows.select_columns([choice.id])
-            for row in range(len(rows)):
-                place = f"{split}/{row}" if split else str(row)
-                id = place if named is None else _or_place(_id(named[row][choice.id]), place, columns)
-                yield _cell(place, id, root, split=split, column=choice.image, row=row)
+            ids: Iterable[Any] = repeat(None, len(rows))
+            if choice.id is not None:
+                ids = (row[choice.id] for row in rows.select_columns([choice.id]))
+            prefix = f"{split}/" if split else ""
+            yield from _rows_of(root, prefix, ids, columns, split=split, column=choice.image)
 
     return Source("dataset", root, listing, note=next((choice.note for _, choice in splits.values()), None))
-
-
-def _kind_of_feature(feature: Any) -> str:
-    """What a column of a data set has."""
-    if type(feature).__name__ == "Image":
-        return IMAGES
-    kind = str(getattr(feature, "dtype", None) or type(feature).__name__)
-    kinds = {"string": ADDRESSES, "binary": BYTES}
-    return kinds.get(kind.removeprefix("large_").removesuffix("_view"), kind)
 
 
 # The table ------------------------------------------------------------------------------------------------------------
