@@ -3,7 +3,7 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,9 +23,9 @@ from open_gem.files import to_json
 from open_gem.label import local, on_ray
 from open_gem.label.done import HashedIdSet, Shard
 from open_gem.label.labeling import Labeling
-from open_gem.label.on_ray import Labeler, Node, _Actor, _count, _items_of, _ours, _share, _telling, _write_todo
+from open_gem.label.on_ray import Actor, Node, _count, _items_of, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
-from open_gem.label.parts import Parts
+from open_gem.label.parts import Manifest, Parts
 from open_gem.label.sources import Item, Source, open_source
 
 
@@ -51,10 +51,21 @@ def parts(source: Source, labeling: Labeling, tmp_path: Path) -> Parts:
 
 
 @pytest.fixture
-def labeler(parts: Parts, labeling: Labeling, tmp_path: Path) -> Labeler:
-    token = tmp_path / "token"
-    token.touch()
-    return Labeler(str(tmp_path), str(parts.folder), str(token), parts.manifest, lambda: labeling, 8)
+def token(tmp_path: Path) -> Path:
+    """The file that exists as long as the run does."""
+    path = tmp_path / "token"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def begin(parts: Parts, labeling: Labeling, token: Path) -> Callable[..., Actor]:
+    """Begins an actor, perhaps with other settings than the run's."""
+
+    def actor(manifest: Manifest = parts.manifest, labels: Labeling = labeling, batch_size: int = 8) -> Actor:
+        return Actor(str(token.parent), str(parts.folder), str(token), manifest, lambda: labels, batch_size, 1)
+
+    return actor
 
 
 def asked(name: str, items: list[Item]) -> dict[str, Any]:
@@ -78,9 +89,9 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An actor in this process; the files of what it had to do."""
     files: list[str] = []
 
-    def results(todo: list[str], actor: Labeler, workers: int | None) -> Iterator[dict[str, Any]]:
+    def results(todo: list[str], actor: Any, workers: int | None) -> Iterator[dict[str, Any]]:
         files.extend(todo)
-        begun = _Actor(actor, 1)
+        begun = actor(1)
         for name, items in read_todo(todo):
             answer = begun({"part": [name], "items": [items]})
             yield from (dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True))
@@ -134,12 +145,12 @@ def test_what_is_to_be_done_is_on_disk_part_by_part(tmp_path):
 # An actor -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypatch):
+def test_an_actor_labels_a_part_once(source, parts, begin, tmp_path, monkeypatch):
     """From wherever it was started; a second try finds what the first wrote."""
     items = sorted(source.items())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    actor, groups, locate = _Actor(replace(labeler, batch_size=2), 1), [], Labeling.locate
+    actor, groups, locate = begin(batch_size=2), [], Labeling.locate
     monkeypatch.setattr(Labeling, "locate", lambda self, group: groups.append(len(group)) or locate(self, group))
     first = actor(asked("1", items))
     assert groups == [2, 2]
@@ -152,25 +163,25 @@ def test_an_actor_labels_a_part_once(source, parts, labeler, tmp_path, monkeypat
     assert path.stat().st_mtime_ns == written
 
 
-def test_an_actor_that_is_asked_to_stop_begins_nothing(source, parts, labeler):
+def test_an_actor_that_is_asked_to_stop_begins_nothing(source, parts, begin):
     (parts.folder / on_ray.STOP).touch()
-    assert _Actor(labeler, 1)(asked("1", list(source.items()))) == {"id": [], "status": [], "seconds": []}
+    assert begin()(asked("1", list(source.items()))) == {"id": [], "status": [], "seconds": []}
     assert parts.paths() == []
 
 
-def test_an_actor_whose_run_is_over_writes_nothing(source, parts, labeler):
-    actor = _Actor(labeler, 1)
-    Path(labeler.token).unlink()
+def test_an_actor_whose_run_is_over_writes_nothing(source, parts, begin, token):
+    actor = begin()
+    token.unlink()
     with pytest.raises(OutputError, match="the run that this actor belongs to is over"):
         actor(asked("1", list(source.items())))
     assert parts.paths() == []
 
 
-def test_an_actor_with_other_settings_is_refused(parts, labeler, labeling):
+def test_an_actor_with_other_settings_is_refused(parts, begin, labeling):
     chosen = replace(parts.manifest, settings={**parts.manifest.settings, "columns": "ids 'n'"})
-    _Actor(replace(labeler, manifest=chosen), 1)
+    begin(chosen)
     with pytest.raises(InputError, match="an actor has other settings or weights than the run"):
-        _Actor(replace(labeler, make=lambda: replace(labeling, instances="label")), 1)
+        begin(labels=replace(labeling, instances="label"))
 
 
 # Around them ----------------------------------------------------------------------------------------------------------

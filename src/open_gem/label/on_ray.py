@@ -15,7 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def run(
     todo = _write_todo(folder / TODO, local.pending(source.items(tally.left), done, shard, tally), images_per_part)
     if not todo:
         return tally
-    actor = Labeler(str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)
+    actor = partial(Actor, str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)
     try:
         with _cluster(), _telling(stop, folder / STOP):
             for row in _results(todo, actor, workers):
@@ -165,7 +165,7 @@ def _telling(stop: Event, file: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator[dict[str, Any]]:
+def _results(todo: list[str], actor: "partial[Actor]", workers: int | None) -> Iterator[dict[str, Any]]:
     """Fields of rows, as actors finish parts. Errors of ours come out as they were raised."""
     import ray
 
@@ -180,8 +180,8 @@ def _results(todo: list[str], actor: "Labeler", workers: int | None) -> Iterator
         ray.data.read_parquet(todo, file_extensions=[TODO.lstrip(".")])
         .repartition(target_num_rows_per_block=1)
         .map_batches(
-            _Actor,
-            fn_constructor_args=(actor, max(1, share)),
+            Actor,
+            fn_constructor_args=(*actor.args, max(1, share)),
             batch_size=1,
             num_cpus=share,
             num_gpus=1 if gpus else 0,
@@ -237,32 +237,35 @@ def _ours(error: BaseException) -> BaseException:
     return error
 
 
-@dataclass(frozen=True)
-class Labeler:
-    """What an actor has to know; travels. Images are relative to `place`; `token` is a file that is there as long as
-    the run is."""
+class Actor:
+    """A process with a model, which labels a part at a time.
 
-    place: str
-    folder: str
-    token: str
-    manifest: Manifest
-    make: Callable[[], Labeling]
-    batch_size: int
+    place     the folder that paths of images are relative to
+    folder    of the parts
+    token     a file that exists as long as the run does
+    manifest  of the run: `make` has to give a labeling with the same one
+    threads   that read and decode, and of torch
+    """
 
-
-class _Actor:
-    """One process with a model: a part at a time."""
-
-    def __init__(self, spec: Labeler, threads: int):
+    def __init__(
+        self,
+        place: str,
+        folder: str,
+        token: str,
+        manifest: Manifest,
+        make: Callable[[], Labeling],
+        batch_size: int,
+        threads: int,
+    ):
         import torch
 
-        os.chdir(spec.place)  # a cluster may have been started anywhere
+        os.chdir(place)  # a cluster may have been started anywhere
         torch.set_num_threads(threads)
-        self.spec, self.threads, self.labeling = spec, threads, spec.make()
-        source = Source("", spec.manifest.root, lambda left: iter(()), spec.manifest.settings.get("columns"))
-        if self.labeling.manifest(source) != spec.manifest:
+        self.labeling, self.parts, self.token = make(), Parts(Path(folder), manifest), Path(token)
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
+        source = Source("", manifest.root, lambda left: iter(()), manifest.settings.get("columns"))
+        if self.labeling.manifest(source) != manifest:
             raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
-        self.parts = Parts(Path(spec.folder), spec.manifest)
 
     def __call__(self, todo: dict[str, Any]) -> dict[str, list[Any]]:
         parts = zip(todo["part"], todo["items"], strict=True)
@@ -273,9 +276,8 @@ class _Actor:
         """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
         if (path := self.parts.path(name)).exists():
             return list(rows_in(path, *COUNTED))
-        stop = _StopFile(self.parts.folder / STOP)
-        rows = list(local.label(self.labeling, items, batch_size=self.spec.batch_size, workers=self.threads, stop=stop))
-        if not Path(self.spec.token).exists():  # the run was killed, and another may be at work on these images
+        rows = list(local.label(self.labeling, items, stop=_StopFile(self.parts.folder / STOP), **self.settings))
+        if not self.token.exists():  # the run was killed, and another may be at work on these images
             raise OutputError("the run that this actor belongs to is over")
         if rows:
             self.parts.write(name, rows)

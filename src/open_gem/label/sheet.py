@@ -36,7 +36,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dt { color: var(--soft) } dd { margin: 0 }
 table { border-collapse: collapse; width: 100%; max-width: 46rem; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .4rem; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal }
-th { font-weight: 600; font-size: .85rem } th:first-child, td:first-child { text-align: left; min-width: 7em; overflow-wrap: anywhere }
+th { font-weight: 600; font-size: .85rem } th:first-child, td:first-child { text-align: left; min-width: 7em;
+  overflow-wrap: anywhere }
 @media (max-width: 480px) { table { font-size: 13px } th, td { padding: .25rem .2rem } }
 .absent td { color: var(--soft) } .absent td:first-child { text-decoration: line-through }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 12px }
