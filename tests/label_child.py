@@ -57,7 +57,7 @@ def main(images: str, out: str, model: str, log: str, engine: str = "local") -> 
             tally = on_ray.run(
                 parts, labeling, source, make=made, images_per_part=PART, workers=workers, stop=stop.event
             )
-    print(f"done {tally.labeled} {tally.failed} {tally.there}")
+    print(f"done {tally.labeled} {tally.failed} {tally.done}")
 
 
 if __name__ == "__main__":

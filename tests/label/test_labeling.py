@@ -327,9 +327,9 @@ def test_a_run_goes_on_where_it_was(photos, labeling, tmp_path):
     assert 10 <= first.labeled < 30
     assert len(done_in(parts)) == first.labeled
     second = run(parts, labeling, source, images_per_part=7)
-    assert (second.listed, second.there, second.labeled) == (40, first.labeled, 40 - first.labeled)
+    assert (second.listed, second.done, second.labeled) == (40, first.labeled, 40 - first.labeled)
     third = run(parts, labeling, source)
-    assert (third.there, third.labeled) == (40, 0)
+    assert (third.done, third.labeled) == (40, 0)
     ids = [row["id"] for row in parts.rows("id")]
     assert sorted(ids) == sorted(path.name for path in photos.iterdir())
 
@@ -393,7 +393,7 @@ def test_shards_are_one_run(photos, labeling, tmp_path):
     for index in (1, 0):
         with writing(tmp_path, Shard(index, 2)):
             tally = run(claim(tmp_path, labeling, source), labeling, source, shard=Shard(index, 2))
-        assert (tally.there, tally.listed) == (0, tally.labeled) and 10 < tally.labeled < 30
+        assert (tally.done, tally.listed) == (0, tally.labeled) and 10 < tally.labeled < 30
     ids = [row["id"] for row in Parts.open(tmp_path).rows("id")]
     assert len(ids) == len(set(ids)) == 40
 
@@ -432,7 +432,7 @@ def test_every_bad_image_is_a_row_with_the_reason_and_no_neighbour_is_lost(photo
         assert row["status"] == "error" and reason in row["error"], row["error"]
         assert (row["objects"], row["height"]) == ([], None)
     assert len(rows) == 11 and all(row["status"] == "ok" and row["objects"] for row in rows.values())
-    assert (tally.listed, tally.twice, tally.labeled, tally.failed) == (18, 1, 11, 6)
+    assert (tally.listed, tally.duplicates, tally.labeled, tally.failed) == (18, 1, 11, 6)
 
 
 def _png(height: int, width: int) -> bytes:

@@ -106,7 +106,7 @@ def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, wi
     tally = on_ray.run(
         parts, labeling, source, make=lambda: labeling, images_per_part=2, done=done, progress=heard.append
     )
-    assert (tally.listed, tally.there, tally.labeled, tally.failed) == (5, 1, 3, 1)
+    assert (tally.listed, tally.done, tally.labeled, tally.failed) == (5, 1, 3, 1)
     assert heard == [1, 1, 1, 1] and len(parts.paths()) == 2
     assert len(done) == 5
     others = Parts.claim(tmp_path / "other", parts.manifest)

@@ -85,8 +85,8 @@ def test_class_files(write):
         ("{? [a] : b}", "a value in it cannot be read"),
         ("&a [*a]", "in a list, expected text"),
         ("labels: {cat: {1: x}}", "label 'cat' has 1, expected prompts, presence, threshold"),
-        ("labels: [cat]\nbackground: {a: b}", "background is {'a': 'b'}, expected a phrase"),
-        ("labels: [a cat]\nbackground: [sky, cat]", "'a cat' is a label's phrase and the background's"),
+        ("labels: [cat]\nbackground: {a: b}", "background is {'a': 'b'}, expected a prompt"),
+        ("labels: [a cat]\nbackground: [sky, cat]", "'a cat' is a prompt of a label and of the background"),
         ("!!python/object/apply:os.system [ls]", "it is not YAML"),
     ],
 )
@@ -108,8 +108,8 @@ def test_files_that_are_not_there(tmp_path, write):
 
 
 @pytest.mark.parametrize("one", [{"cat": ["cat", "kitten"]}, ["cat", "kitten"]])
-def test_a_list_of_labels_with_phrases_says_what_to_write(one):
-    with pytest.raises(InputError, match="in a list, expected text: for phrases, a mapping of labels without dashes"):
+def test_a_list_of_labels_with_prompts_says_what_to_write(one):
+    with pytest.raises(InputError, match="in a list, expected text: for prompts, a mapping of labels without dashes"):
         Ontology.of([one, "dog"])
 
 

@@ -296,7 +296,7 @@ class LabelJob:
 
     def label_new(self, parts: "Parts", images: "Source", done: Any, stop: "Stop") -> "Tally":
         """Label the images that are not `done`."""
-        from open_gem.label.summary import write_left
+        from open_gem.label.summary import write_passed_over
 
         total = 0 if self.hides_progress or self.shard.of > 1 else _count(images)
         with progress_bar(total, self.hides_progress) as advance:
@@ -312,7 +312,7 @@ class LabelJob:
                 **self.settings,
             )
         if tally.is_whole:
-            write_left(parts.folder, tally.left)
+            write_passed_over(parts.folder, tally.passed_over)
         return tally
 
 
@@ -369,8 +369,8 @@ def estimate(labeling: "Labeling", source: "Source", out: Path, shard: "Shard", 
 
 def report(parts: "Parts", tally: "Tally", shard: "Shard", samples: int, as_json: bool) -> None:
     """Print and write the summary; under torchrun, print only what this process did."""
-    if tally.twice:
-        say(f"warning: {counted(tally.twice, 'duplicate id')} in the source, labelled once")
+    if tally.duplicates:
+        say(f"warning: {counted(tally.duplicates, 'duplicate id')} in the source, labelled once")
     if shard.of == 1:
         conclude(parts, samples, as_json)
     else:
@@ -385,16 +385,16 @@ def counts_of(tally: "Tally") -> str:
 def print_estimate(result: "Estimate", as_json: bool) -> None:
     """Print what a run would do."""
     tally = result.tally
-    left = tally.listed - tally.there - tally.twice
-    document = {"images": tally.listed, "done": tally.there, "twice": tally.twice, "left": left}
-    document |= {"sampled": result.sampled, "passed_over": tally.left.ordered()}
+    left = tally.listed - tally.done - tally.duplicates
+    document = {"images": tally.listed, "done": tally.done, "twice": tally.duplicates, "left": left}
+    document |= {"sampled": result.sampled, "passed_over": tally.passed_over.ordered()}
     document |= {"seconds": result.seconds, "bytes": result.size}
     if as_json:
         print_json(document)
         return
-    typer.echo(f"{counted(tally.listed, 'image')}: {tally.there} done, {left} left, {tally.twice} listed twice")
-    if tally.left:
-        typer.echo(f"Passed over in the source: {tally.left}")
+    typer.echo(f"{counted(tally.listed, 'image')}: {tally.done} done, {left} left, {tally.duplicates} listed twice")
+    if tally.passed_over:
+        typer.echo(f"Passed over in the source: {tally.passed_over}")
     if result.seconds is not None and result.size is not None:
         speed, size = left / result.seconds, result.size / 1e6
         duration = format_duration(result.seconds)

@@ -83,8 +83,8 @@ def _print_summary(parts: "Parts", totals: "Summary") -> None:
         if len(most_frequent) > MAX_LABELS:
             typer.echo(f"{counted(len(most_frequent) - MAX_LABELS, 'more label')} in {SUMMARY}")
     typer.echo(f"{counted(totals.empty, 'image')} without any object")
-    if totals.left:
-        typer.echo(f"Passed over in the source: {totals.left}")
+    if totals.passed_over:
+        typer.echo(f"Passed over in the source: {totals.passed_over}")
     for kind, count in totals.errors.most_common(10):
         such = "" if count == 1 else " such as"
         typer.echo(f"{counted(count, 'image')} with an error{such}: {totals.examples[kind]}")

@@ -39,12 +39,12 @@ def estimate(
 ) -> Estimate:
     """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
-    items = pending(source.items(tally.left), done, shard, tally)
+    items = pending(source.items(tally.passed_over), done, shard, tally)
     first = list(islice(items, sample))
     left = len(first) + sum(1 for _ in items)
     if not first:
         return Estimate(tally, 0, None, None)
-    next(label(labeling, first[:1], **settings))  # the first time is slow: memory, caches, the embeddings of phrases
+    next(label(labeling, first[:1], **settings))  # the first time is slow: memory, caches, embeddings of prompts
     start = time.perf_counter()
     rows = list(label(labeling, first, **settings))
     seconds = (time.perf_counter() - start) / len(rows)

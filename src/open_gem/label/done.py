@@ -52,14 +52,14 @@ class HashedIdSet:
     """A set of ids that keeps an eight-byte hash of each, in small arrays by the first two bytes."""
 
     def __init__(self, ids: Iterable[str] = ()):
-        self._by_start: list[array[int] | None] = [None] * 65_536
+        self._buckets: list[array[int] | None] = [None] * 65_536
         self._count = 0
         for id in ids:
             self.add(id)
 
     def __contains__(self, id: str) -> bool:
         number = key(id)
-        return number in (self._by_start[number >> 48] or ())
+        return number in (self._buckets[number >> 48] or ())
 
     def __len__(self) -> int:
         return self._count
@@ -67,22 +67,22 @@ class HashedIdSet:
     def add(self, id: str) -> bool:
         """Add `id`; return True if it was not present."""
         number = key(id)
-        alike = self._by_start[number >> 48]
-        if alike is None:
-            self._by_start[number >> 48] = array("Q", (number,))
-        elif number in alike:
+        bucket = self._buckets[number >> 48]
+        if bucket is None:
+            self._buckets[number >> 48] = array("Q", (number,))
+        elif number in bucket:
             return False
         else:
-            alike.append(number)
+            bucket.append(number)
         self._count += 1
         return True
 
     def discard(self, id: str) -> None:
         """Remove an id, if it is present."""
         number = key(id)
-        alike = self._by_start[number >> 48]
-        if alike is not None and number in alike:
-            alike.remove(number)
+        bucket = self._buckets[number >> 48]
+        if bucket is not None and number in bucket:
+            bucket.remove(number)
             self._count -= 1
 
 
@@ -101,13 +101,13 @@ class Tally:
     """What became of the images of a source so far."""
 
     listed: int = 0
-    there: int = 0  # in some part already
-    twice: int = 0  # listed again under the same id
+    done: int = 0  # in some part already
+    duplicates: int = 0  # listed again under the same id
     labeled: int = 0
     failed: int = 0
     seconds: float = 0.0
     seen: HashedIdSet = field(default_factory=HashedIdSet, repr=False)
-    left: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
+    passed_over: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
     is_whole: bool = False  # the listing came to its end
 
     def count(self, row: LabelRow) -> None:

@@ -69,7 +69,7 @@ def run(
     """
     stop, done = stop or Event(), done_in(parts) if done is None else done
     tally = Tally()
-    items = pending(source.items(tally.left), done, shard, tally)
+    items = pending(source.items(tally.passed_over), done, shard, tally)
     with PartWriter(parts, shard, **limits) as writer:
         for row in label(labeling, items, batch_size=batch_size, workers=workers, stop=stop):
             writer.add(row)
@@ -86,9 +86,9 @@ def pending(items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally
             continue
         tally.listed += 1
         if not tally.seen.add(item.id):
-            tally.twice += 1
+            tally.duplicates += 1
         elif item.id in done:
-            tally.there += 1
+            tally.done += 1
         else:
             yield item
     tally.is_whole = True

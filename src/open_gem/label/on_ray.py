@@ -62,7 +62,9 @@ def run(
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
     stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
     folder = parts.folder.absolute()
-    todo = _write_todo(folder / TODO, local.pending(source.items(tally.left), done, shard, tally), images_per_part)
+    todo = _write_todo(
+        folder / TODO, local.pending(source.items(tally.passed_over), done, shard, tally), images_per_part
+    )
     if not todo:
         return tally
     actor = partial(Actor, str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)
@@ -263,7 +265,7 @@ class Actor:
         torch.set_num_threads(threads)
         self.labeling, self.parts, self.token = make(), Parts(Path(folder), manifest), Path(token)
         self.settings: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
-        source = Source("", manifest.root, lambda left: iter(()), manifest.settings.get("columns"))
+        source = Source("", manifest.root, lambda passed_over: iter(()), manifest.settings.get("columns"))
         if self.labeling.manifest(source) != manifest:
             raise InputError("an actor has other settings or weights than the run, expected the same on every machine")
 

@@ -32,7 +32,7 @@ FILES = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class Ontology:
-    """Labels with their phrases, and thresholds in [0, 1], one a label: see `DEFAULTS`.
+    """Labels with their prompts and thresholds in [0, 1], one per label: see `DEFAULTS`.
 
     Raises InputError if there are not as many thresholds as labels, or one is outside [0, 1], and PromptError for a
     label's prompt that is also the background's: it could never win.
@@ -44,7 +44,7 @@ class Ontology:
 
     def __post_init__(self) -> None:
         if contested := self.vocabulary.shared_with_background:
-            raise PromptError(f"{contested[0]!r} is a label's phrase and the background's, expected it in one of them")
+            raise PromptError(f"{contested[0]!r} is a prompt of a label and of the background, expected in one of them")
         for name in DEFAULTS:
             values = getattr(self, name)
             if len(values) != len(self.labels):
@@ -67,11 +67,10 @@ class Ontology:
         top = document if isinstance(document, Mapping) and "labels" in document else {"labels": document}
         _check_names("the ontology", top, TOP)
         labels = _labels(top["labels"])
-        phrases = {label: _phrases(label, entry) for label, entry in labels.items()}
-        vocabulary = Vocabulary.of(phrases)
+        vocabulary = Vocabulary.of({label: _prompts(label, entry) for label, entry in labels.items()})
         if background := top.get("background"):
             if not isinstance(background, str | list | tuple):
-                raise InputError(f"background is {shown(background)}, expected a phrase, or a list of phrases")
+                raise InputError(f"background is {shown(background)}, expected a prompt, or a list of prompts")
             vocabulary = vocabulary.with_background(background)
         usual = {
             name: top.get(name, default) if thresholds.get(name) is None else thresholds[name]
@@ -111,10 +110,10 @@ class Ontology:
 def _labels(entries: Any) -> dict[str, Any]:
     """Labels and their entries."""
     if isinstance(entries, str) or not isinstance(entries, Mapping | Sequence):
-        raise InputError(f"labels are {shown(entries)}, expected a mapping of labels to phrases, or a list of labels")
+        raise InputError(f"labels are {shown(entries)}, expected a mapping of labels to prompts, or a list of labels")
     if not isinstance(entries, Mapping) and (odd := [label for label in entries if isinstance(label, Mapping | list)]):
         raise InputError(
-            f"label {shown(odd[0])} in a list, expected text: for phrases, a mapping of labels without dashes"
+            f"label {shown(odd[0])} in a list, expected text: for prompts, a mapping of labels without dashes"
         )
     if odd := [label for label in entries if not isinstance(label, str)]:
         raise InputError(f"label {shown(odd[0])} is {type(odd[0]).__name__}, expected text: put it in quotes")
@@ -126,7 +125,7 @@ def _labels(entries: Any) -> dict[str, Any]:
     return labels
 
 
-def _phrases(label: str, entry: Any) -> Any:
+def _prompts(label: str, entry: Any) -> Any:
     """The prompts of a label from its entry: nothing, a prompt, prompts, or a mapping."""
     if isinstance(entry, Mapping):
         _check_names(f"label {label!r}", entry, OF_LABEL)

@@ -64,7 +64,7 @@ ALL = ("**",)  # of a folder everything in it and below
 def walk(
     top: str,
     segments: Sequence[str] = ALL,
-    left: PassedOver | None = None,
+    passed_over: PassedOver | None = None,
     seconds: float = READ_TIMEOUT,
     below: str = "",
     at: frozenset[int] | None = None,
@@ -72,10 +72,10 @@ def walk(
 ) -> Iterator[Item]:
     """The files below `top`, a path or URL that ends with /, whose names match a pattern; ids are relative to `top`.
 
-    segments  the pattern between its slashes
-    left      counts what is no image, which is passed over; None: every file is meant
-    seconds   timeout for listing one remote folder
-    below, at, above  for folders inside: their path, the segments that may match next, and the folders that hold them
+    segments     the pattern between its slashes
+    passed_over  counts what is no image; None: every file is meant
+    seconds      timeout for listing one remote folder
+    below …      for folders inside: their path, the segments that may match next, and the folders that hold them
 
     Links are followed, but never round in circles (wcmatch lists an image of a circle 40 times). In no order if it is
     local, for sorting would keep all names of a folder. A folder that cannot be listed is an item with the error.
@@ -91,11 +91,11 @@ def walk(
             after = _after(name, segments, at)
             inside = f"{below}/{name}" if below else name
             if not after:
-                if segments is ALL and left is not None:  # a pattern's other names are nobody's wish
-                    left.add("hidden")
+                if segments is ALL and passed_over is not None:  # a pattern's other names are nobody's wish
+                    passed_over.add("hidden")
             elif is_folder:
-                yield from walk(top, segments, left, seconds, inside, after, above)
-            elif len(segments) in after and (left is None or left.takes(name)):
+                yield from walk(top, segments, passed_over, seconds, inside, after, above)
+            elif len(segments) in after and (passed_over is None or passed_over.takes(name)):
                 yield Item(printable(inside), f"{top}{inside}")
     except Exception as error:  # of whichever library stands behind a URL
         yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
@@ -141,12 +141,12 @@ def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
     return frozenset(after)
 
 
-def matches(address: str, left: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
-    """The files that a path, URL or pattern means; `left` and `seconds` as of `walk`."""
+def matches(address: str, passed_over: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
+    """The files that a path, URL or pattern means; `passed_over` and `seconds` as of `walk`."""
     root, has_pattern = root_of(address), is_pattern(address)
     for path in expand(address) if has_pattern else [address]:
         if not has_pattern or not _has_wildcards(path):
-            if left is None or left.takes(path):
+            if passed_over is None or passed_over.takes(path):
                 yield Item(printable(below_root(root, path)), path)
             continue
         top = _before(path)
@@ -154,7 +154,7 @@ def matches(address: str, left: PassedOver | None = None, seconds: float = READ_
             continue
         between = printable(below_root(root, top)).strip("/")  # what braces before the first wildcard stand for
         prefix = f"{between}/" if between else ""
-        for item in walk(top, tuple(filter(None, path.removeprefix(top).split("/"))), left, seconds):
+        for item in walk(top, tuple(filter(None, path.removeprefix(top).split("/"))), passed_over, seconds):
             yield item._replace(id=prefix + item.id) if prefix else item
 
 

@@ -58,8 +58,13 @@ bytes before paths and URLs."""
 
 @dataclass(frozen=True)
 class Source:
-    """A stream of items. `root` is what ids are relative to, None where they stand for themselves; `columns` those of a
-    table that were asked for; `note` says which columns were chosen where others could have been meant."""
+    """A stream of items.
+
+    root     the folder or URL that ids are relative to; None if they stand for themselves
+    listing  gives the items, and counts what is no image
+    columns  the columns of a table that were asked for
+    note     which columns were chosen, if others could have been meant
+    """
 
     kind: str
     root: str | None
@@ -68,36 +73,39 @@ class Source:
     note: str | None = None
     address: str = ""
 
-    def items(self, left: PassedOver | None = None) -> Iterator[Item]:
-        """The items, anew each time; `left` counts what is passed over."""
-        return self.listing(PassedOver() if left is None else left)
+    def items(self, passed_over: PassedOver | None = None) -> Iterator[Item]:
+        """A new stream of the items; `passed_over` counts what is no image."""
+        return self.listing(PassedOver() if passed_over is None else passed_over)
 
     def check_not_empty(self) -> None:
-        """Raises InputError where there is no image, or none that could be listed: perhaps a name is wrong."""
-        left, reason = PassedOver(), ""
-        for item in self.items(left):
+        """Raises InputError if no image can be listed: perhaps a name is wrong."""
+        passed_over, reason = PassedOver(), ""
+        for item in self.items(passed_over):
             if item.error is None:
                 return
             reason = reason or f": {item.error}"
-        raise InputError(f"no image in {self.address!r}, expected at least one{reason or self._advice(left)}")
+        raise InputError(f"no image in {self.address!r}, expected at least one{reason or self._advice(passed_over)}")
 
-    def _advice(self, left: PassedOver) -> str:
-        """What was there instead, and how to give it where it is a source of another kind."""
-        if not left:
+    def _advice(self, passed_over: PassedOver) -> str:
+        """What the source has instead, and how to name it as a source of another kind."""
+        if not passed_over:
             return ""
         advice = ""
         if self.kind == "folder":
             patterns = [
-                f"{self.address.rstrip('/')}/**/*{ending}" for ending in (".tar", ".parquet", ".pq") if left[ending]
+                f"{self.address.rstrip('/')}/**/*{ending}"
+                for ending in (".tar", ".parquet", ".pq")
+                if passed_over[ending]
             ]
             advice = f": give {' or '.join(map(repr, patterns))}" if patterns else ""
-        if not advice and any(left[f".{ending.rpartition('.')[2]}"] for ending in ARCHIVES):
+        if not advice and any(passed_over[f".{ending.rpartition('.')[2]}"] for ending in ARCHIVES):
             advice = ": unpack archives first"
-        return f"; it has {left}{advice}"
+        return f"; it has {passed_over}{advice}"
 
 
 class Choice(NamedTuple):
-    """The columns that are read: of images or their addresses, and of ids, None where there is none."""
+    """The columns to read: `image` has images or their addresses, `id` has ids or is None; `note` says so if others
+    could be meant."""
 
     image: str
     id: str | None = None
@@ -123,7 +131,7 @@ class Columns:
         """The columns to read of a table, whose `kinds` say of each column what it has: a key of `RANKS`, or the type
         that is none of them. What has images in the table goes before addresses, which are the ids then.
 
-        Raises InputError where there is none.
+        Raises InputError if none has images.
         """
         id = self.id and _named(self.id, kinds, address)
         if self.image is not None:
@@ -144,12 +152,12 @@ class Columns:
 
 
 def _named(wanted: str, names: Iterable[str], address: str) -> str:
-    """The column of this name, in either case where there is only one such. Raises InputError."""
-    there = list(names)
-    alike = [name for name in there if name.casefold() == wanted.casefold()]
-    if wanted in there or len(alike) == 1:
-        return wanted if wanted in there else alike[0]
-    raise InputError(f"no column {wanted!r} in {address!r}, expected one of {', '.join(there)}")
+    """The column of this name; case does not count if a single one is spelled so. Raises InputError."""
+    known = list(names)
+    same = [name for name in known if name.casefold() == wanted.casefold()]
+    if wanted in known or len(same) == 1:
+        return wanted if wanted in known else same[0]
+    raise InputError(f"no column {wanted!r} in {address!r}, expected one of {', '.join(known)}")
 
 
 def _checked(choice: Choice, address: str, kinds: Mapping[str, str]) -> Choice:
@@ -162,9 +170,9 @@ def _checked(choice: Choice, address: str, kinds: Mapping[str, str]) -> Choice:
 
 
 def open_source(address: str, columns: Columns = Columns()) -> Source:
-    """What a person means by a path, a URL or a pattern, see `KINDS`.
+    """The source at a path, a URL or a pattern, see `KINDS`.
 
-    Raises InputError where it is none of them or not there, or a package for it is missing.
+    Raises InputError if it is no source or does not exist, or if a package for it is missing.
     """
     check_protocol(address)
     address = local_path(address)
@@ -191,7 +199,7 @@ def _folder(address: str, columns: Columns) -> Source:
     root = address.rstrip("/") if is_url(address) else str(Path(address).absolute())
 
     top = f"{address.rstrip('/')}/"
-    return Source("folder", root, lambda left: walk(top, left=left, seconds=columns.read_timeout))
+    return Source("folder", root, lambda passed_over: walk(top, passed_over=passed_over, seconds=columns.read_timeout))
 
 
 def _pattern(address: str, columns: Columns) -> Source:
@@ -202,7 +210,7 @@ def _pattern(address: str, columns: Columns) -> Source:
 
 
 class _Entry(NamedTuple):
-    """What a list says in one place: a line, or a row."""
+    """A line or row of a list."""
 
     place: str
     id: str | None
@@ -214,16 +222,16 @@ _Rows = Callable[[], Iterator[_Entry]]
 
 
 def _list(address: str, rows: _Rows, note: str | None = None) -> Source:
-    """HashedIdSet and paths that something lists; relative ones are relative to it."""
+    """The ids and paths of a list; relative paths are relative to its folder."""
     folder = root_of(address)
     first = next((entry.path for entry in rows() if entry.path), "")
     is_relative = not (is_url(first) or local_path(first).startswith("/"))
     root = folder if is_relative else None
-    return Source("list", root, lambda left: (_listed(folder, entry) for entry in rows()), note=note)
+    return Source("list", root, lambda passed_over: (_listed(folder, entry) for entry in rows()), note=note)
 
 
 def _listed(folder: str, entry: _Entry) -> Item:
-    """What an entry means; where that cannot be, an item that says which and why."""
+    """The item of an entry; if it is none, with an error that says where and why."""
     path = local_path(entry.path or "")
     whole = path if not path or is_url(path) or path.startswith("/") else f"{folder}/{path}"
     reason = entry.error or _why_not(entry, whole)
@@ -318,15 +326,15 @@ def _tars(address: str, columns: Columns) -> Source:
 
 
 def _containers(kind: str, address: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
-    """Items of all files that `address` means; one that cannot be read (to its end) is an item that says so."""
+    """Items of all files at `address`; a file that cannot be read to its end is an item with the error."""
 
-    def listing(left: PassedOver) -> Iterator[Item]:
+    def listing(passed_over: PassedOver) -> Iterator[Item]:
         for file in matches(address, seconds=seconds):
             if file.error:
                 yield file
                 continue
             try:
-                yield from inside(file.source, file.id, left)
+                yield from inside(file.source, file.id, passed_over)
             except Exception as error:
                 yield file._replace(error=f"cannot be read to its end: {one_line(error)}")
 
@@ -341,20 +349,20 @@ class _Link(NamedTuple):
     target: str
 
 
-def _tar(path: str, name: str, left: PassedOver, seconds: float) -> Iterator[Item]:
+def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Iterator[Item]:
     """The images in a tar. A link to another file in it is that file under a name of its own."""
     if is_url(path):
         within(seconds, fetch_part, path, 1, 1, seconds)  # if that fails, one error and not one per image
     links: dict[str, _Link] = {}
     for member in _members(path, seconds):
-        if member.isdir() or not left.takes(member.name):
+        if member.isdir() or not passed_over.takes(member.name):
             continue
         if _is_whole(member):
             yield _in_tar(path, name, member.name, member)
         elif member.issym() or member.islnk():
             links[posixpath.normpath(member.name)] = _link(member)
         else:
-            left.add("sparse files" if member.isreg() else "pipes and devices")
+            passed_over.add("sparse files" if member.isreg() else "pipes and devices")
     ends: dict[str, list[_Link]] = {}
     for link in links.values():
         ends.setdefault(_end(link, links), []).append(link)
@@ -363,7 +371,7 @@ def _tar(path: str, name: str, left: PassedOver, seconds: float) -> Iterator[Ite
             for link in ends.pop(posixpath.normpath(member.name), ()):
                 yield _in_tar(path, name, link.name, member)
     for link in chain.from_iterable(ends.values()):
-        left.add(f"{link.kind} links to what is not in the tar")
+        passed_over.add(f"{link.kind} links to what is not in the tar")
 
 
 def _is_whole(member: Any) -> bool:
@@ -425,7 +433,7 @@ def _kind(kind: Any) -> str:
 
 
 def _schema(address: str, seconds: float) -> tuple[str, Any]:
-    """The first file that can be read, and its fields. Raises InputError where there is none."""
+    """The first readable file, and its fields. Raises InputError if there is none."""
     broken: InputError | None = None
     for file in matches(address, seconds=seconds):
         try:
@@ -464,7 +472,7 @@ def _id(value: Any) -> str | None:
     return None if value is None else str(value).strip() or None
 
 
-def _parquet_rows(path: str, name: str, left: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
+def _parquet_rows(path: str, name: str, passed_over: PassedOver, columns: Columns, choice: Choice) -> Iterator[Item]:
     file = parquet_file(path, columns.read_timeout)
     ids: Iterable[Any] = repeat(None, file.metadata.num_rows)
     if choice.id is not None:
@@ -489,7 +497,7 @@ def _dataset(address: str, columns: Columns) -> Source:
         kinds = {field.name: _kind(field.type) for field in rows.features.arrow_schema}
         splits[split] = rows, columns.choose(address, kinds)
 
-    def listing(left: PassedOver) -> Iterator[Item]:
+    def listing(passed_over: PassedOver) -> Iterator[Item]:
         for split, (rows, choice) in splits.items():
             ids: Iterable[Any] = repeat(None, len(rows))
             if choice.id is not None:

@@ -1,6 +1,7 @@
 """Counts of all rows in the parts, whichever runs wrote them, and the settings that made them, for people."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from open_gem.files import to_json, write_file
 from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.paths import PassedOver
 
-PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source left out
+PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source passed_over out
 COLUMNS = ("label", "images", "objects", "presence", "score")
 """Columns of the table of labels; presence and score are means, over images and over objects."""
 
@@ -23,13 +24,13 @@ class LabelCounts:
 
     images: int = 0
     objects: int = 0
-    total_presence: float | None = 0.0
+    total_presence: float = 0.0
     total_score: float = 0.0
 
     @property
     def presence(self) -> float | None:
         """Mean presence where the label is present, in [0, 1]; None if no image has it, or the model gives none."""
-        return self.total_presence / self.images if self.images and self.total_presence is not None else None
+        return self.total_presence / self.images if self.images and not math.isnan(self.total_presence) else None
 
     @property
     def score(self) -> float | None:
@@ -50,7 +51,7 @@ class Summary:
     errors    images with an error, by kind
     examples  the first error of each kind
     seconds   spent on all images
-    left      files that were passed over: by the last listing of the source, and in files of several pages
+    passed_over      files that were passed over: by the last listing of the source, and in files of several pages
     """
 
     labels: dict[str, LabelCounts]
@@ -59,7 +60,7 @@ class Summary:
     errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    left: PassedOver = field(default_factory=PassedOver)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def text(self) -> str:
@@ -74,13 +75,12 @@ class Summary:
             return
         self.labeled += 1
         if row["pages"]:
-            self.left.add("further pages", row["pages"] - 1)
+            self.passed_over.add("further pages", row["pages"] - 1)
         self.empty += not row["objects"]
         for label, presence in {stored["label"]: stored["presence"] for stored in row["objects"]}.items():
             counts = self.labels[label]
             counts.images += 1
-            known = counts.total_presence is not None and presence is not None
-            counts.total_presence = counts.total_presence + presence if known else None
+            counts.total_presence += math.nan if presence is None else presence
         for stored in row["objects"]:
             self.labels[stored["label"]].objects += 1
             self.labels[stored["label"]].total_score += stored["score"]
@@ -92,7 +92,7 @@ class Summary:
             "labeled": self.labeled,
             "empty": self.empty,
             "errors": {self.examples[kind]: count for kind, count in self.errors.most_common()},
-            "passed_over": self.left.ordered(),
+            "passed_over": self.passed_over.ordered(),
             "seconds": round(self.seconds, 3),
             "labels": {name: counts.document() for name, counts in self.labels.items()},
         }
@@ -100,7 +100,9 @@ class Summary:
 
 def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part, row: None) -> Summary:
     """Count all rows, and show each with its part to `also`: reads neither masks nor maps. Raises OutputError."""
-    summary = Summary({label: LabelCounts() for label in parts.manifest.labels}, left=_read_left(parts.folder))
+    summary = Summary(
+        {label: LabelCounts() for label in parts.manifest.labels}, passed_over=_read_passed_over(parts.folder)
+    )
     fields = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
     for part in parts.paths():
         for row in rows_in(part, "id", "status", "error", "pages", "seconds", *fields):
@@ -118,11 +120,11 @@ def describe(manifest: Manifest) -> dict[str, str]:
         levels = sorted({entry[name] for entry in labels})
         return " to ".join(f"{level:g}" for level in dict.fromkeys((levels[0], levels[-1]))) if levels else "unknown"
 
-    method = settings.get("method") or {}
-    attention = method if isinstance(method, str) else method.get("attention", "the model's own")
+    method = settings.get("method", {})  # a model that was trained to localize has none
+    depth = f", last {method['depth']} blocks" if "depth" in method else ""
     return {
         "Model": f"{settings.get('model', 'unknown')} (weights {settings.get('weights', 'unknown')})",
-        "Method": f"{attention} attention, last {method['depth']} blocks" if "depth" in method else attention,
+        "Method": f"{method['attention']} attention{depth}" if method else "the model's own",
         "Presence threshold": values("presence"),
         "Map threshold": f"{values('threshold')} ({settings.get('heatmap_scale', 'minmax')})",
         "Smallest object": f"{100 * settings.get('min_area', 0):g} % of the image",
@@ -134,12 +136,12 @@ def decimals(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def write_left(folder: Path, left: PassedOver) -> None:
-    """Note what a listing left out, for summaries. Raises OutputError."""
-    write_file(folder / PASSED_OVER, to_json(left).encode())
+def write_passed_over(folder: Path, passed_over: PassedOver) -> None:
+    """Note what a listing passed_over out, for summaries. Raises OutputError."""
+    write_file(folder / PASSED_OVER, to_json(passed_over).encode())
 
 
-def _read_left(folder: Path) -> PassedOver:
+def _read_passed_over(folder: Path) -> PassedOver:
     try:
         return PassedOver(json.loads((folder / PASSED_OVER).read_text("utf-8")))
     except (OSError, ValueError, TypeError):  # no run has listed everything yet

@@ -39,14 +39,14 @@ def watch(
 
     retry  errors whose files have changed; not where other processes write parts too
     """
-    done, looks, errors = done_in(parts), SettledFiles(settle), Errors(parts, settle)
+    done, files, errors = done_in(parts), SettledFiles(settle), Errors(parts, settle)
     while True:
         start = time.time()
         if retry:
             errors.learn()
             for id in errors.forget_changed():
                 done.discard(id)
-        yield run(looks.settled(source, done), done)
+        yield run(files.settled(source, done), done)
         if retry:
             errors.learn(start)
         if _idle(every, stop):
@@ -75,10 +75,10 @@ class SettledFiles:
     def settled(self, source: Source, done: HashedIdSet) -> Source:
         """The source without files that may still be being written; one look."""
 
-        def listing(left: PassedOver) -> Iterator[Item]:
+        def listing(passed_over: PassedOver) -> Iterator[Item]:
             before, self.held = self.held, {}
             path, takes = None, True
-            for item in source.items(left):
+            for item in source.items(passed_over):
                 if item.id not in done and (file := local_file(item.container or item.source)) is not None:
                     if file != path:  # of a tar, all images alike
                         path, takes = file, self._takes(file, before)
@@ -132,8 +132,8 @@ class Errors:
             del self.states[id]
         return self.parts.forget_errors(is_changed)
 
-    def _has_changed(self, now: State, then: State | None) -> bool:
-        return now != then and _age(now) >= self.settle
+    def _has_changed(self, state: State, before: State | None) -> bool:
+        return state != before and _age(state) >= self.settle
 
 
 def _state(file: str) -> State:
