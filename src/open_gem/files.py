@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, JSON that every reader takes, and letters that stand for settings."""
+"""Atomic writes of files and folders, JSON that every reader takes, and hashes of settings."""
 
 import hashlib
 import json
@@ -143,7 +143,7 @@ def _lock(path: Path) -> int:
 
 def _changed(path: Path) -> float:
     """When a file, or something in a folder, was last changed."""
-    return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+    return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
 
 
 def _remove(path: Path) -> None:
@@ -183,10 +183,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(member) for key, member in value.items()}
+    return [_finite(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Twelve letters for settings that JSON can hold: equal for equal ones, whatever the order of their names."""
+    """First 12 hex digits of the SHA-256 of settings as JSON: the order of their names does not count."""
     return hashlib.sha256(to_json(settings, ascii=True, sort_keys=True).encode()).hexdigest()[:12]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,7 +148,11 @@ class RunOptions:
         """The function that runs a labelling. Raises InputError for an unknown engine, or one that is not installed."""
         if self.engine not in ENGINES:
             raise InputError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
-        return ENGINES[self.engine]()
+        if self.engine == "ray":
+            from open_gem.label.on_ray import check_installed
+
+            check_installed()
+        return import_module(ENGINES[self.engine]).run
 
     def settings(self, make: "Callable[[], Labeling]") -> dict[str, Any]:
         """Settings of the engine."""
@@ -330,20 +335,8 @@ def _exit_on_second_signal(stop: "Stop") -> Iterator[None]:
         leave(stop.signal)
 
 
-def _local() -> Engine:
-    from open_gem.label.local import run
-
-    return run
-
-
-def _ray() -> Engine:
-    from open_gem.label.on_ray import check_installed, run
-
-    check_installed()
-    return run
-
-
-ENGINES = {"local": _local, "ray": _ray}
+ENGINES = {"local": "open_gem.label.local", "ray": "open_gem.label.on_ray"}
+"""Modules with a function `run`."""
 
 
 def _count(source: "Source") -> int:

@@ -121,7 +121,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
         return " to ".join(f"{level:g}" for level in dict.fromkeys((levels[0], levels[-1]))) if levels else "unknown"
 
     method = settings.get("method", {})  # a model that was trained to localize has none
-    depth = f", last {method['depth']} blocks" if "depth" in method else ""
+    depth = f", depth {method['depth']}" if "depth" in method else ""
     return {
         "Model": f"{settings.get('model', 'unknown')} (weights {settings.get('weights', 'unknown')})",
         "Method": f"{method['attention']} attention{depth}" if method else "the model's own",

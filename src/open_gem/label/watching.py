@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from open_gem.label.done import HashedIdSet, Tally, done_in
-from open_gem.label.parts import LabelRow, Parts, errors_in
+from open_gem.label.parts import Parts, errors_in
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
@@ -67,13 +67,13 @@ def _idle(seconds: float, stop: Event) -> bool:
 
 @dataclass
 class SettledFiles:
-    """Which files were still being written at the last look."""
+    """Files that were still being written at the last look: they are listed once they have settled."""
 
     settle: float
     held: dict[str, State] | None = None
 
     def settled(self, source: Source, done: HashedIdSet) -> Source:
-        """The source without files that may still be being written; one look."""
+        """The source without files that may still be being written: its listing is one look."""
 
         def listing(passed_over: PassedOver) -> Iterator[Item]:
             before, self.held = self.held, {}
@@ -90,12 +90,10 @@ class SettledFiles:
 
     def _takes(self, file: str, before: dict[str, State] | None) -> bool:
         state = _state(file)
-        stood = before is None or before.get(file) == state
-        if stood and _age(state) >= self.settle:
-            return True
-        assert self.held is not None
-        self.held[file] = state
-        return False
+        has_settled = (before is None or before.get(file) == state) and _age(state) >= self.settle
+        if not has_settled and self.held is not None:
+            self.held[file] = state
+        return has_settled
 
 
 @dataclass
@@ -120,20 +118,12 @@ class Errors:
                     self.states[row["id"]] = file, None if state[1] > since - self.settle else state
 
     def forget_changed(self) -> list[str]:
-        """Take those out of the parts whose files are others now; their ids."""
-        changed = {id for id, (file, state) in self.states.items() if self._has_changed(_state(file), state)}
-        if not changed:
-            return []
-
-        def is_changed(row: LabelRow) -> bool:
-            return row["id"] in changed
-
+        """Remove errors from the parts if their files have changed; return their ids."""
+        states = {id: (_state(file), before) for id, (file, before) in self.states.items()}
+        changed = {id for id, (now, before) in states.items() if now != before and _age(now) >= self.settle}
         for id in changed:
             del self.states[id]
-        return self.parts.forget_errors(is_changed)
-
-    def _has_changed(self, state: State, before: State | None) -> bool:
-        return state != before and _age(state) >= self.settle
+        return self.parts.forget_errors(lambda row: row["id"] in changed) if changed else []
 
 
 def _state(file: str) -> State:
