@@ -48,7 +48,6 @@ from open_gem.export import FORMATS
 from open_gem.export.detections import to_supervision
 from open_gem.export.fiftyone import sample_of
 from open_gem.export.labelled import Labelled
-from open_gem.export.localized import image_of
 from open_gem.export.output import TWIN
 from open_gem.export.polygons import polygons
 from open_gem.images.pixels import read_image
@@ -709,23 +708,6 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
     assert len(to_supervision(replace(result, presence=torch.tensor([0.2, 0.3])), presence=0.5)) == 0
-
-
-def test_objects_of_a_localization(tiny_localizer):
-    result = tiny_localizer(scene(seed=0, size=64).image[:48], ["cat", "dog"])
-    every = image_of(result, threshold=0.6, min_area=0.0).objects
-    cosine = result.heatmaps("cosine")
-    for one in every:
-        x, y = one.point or (-1, -1)
-        assert one.score == pytest.approx(cosine[one.index][y, x].item(), abs=1e-6)
-        mask = one.mask
-        assert mask is not None and mask[y, x] and box_of(mask) == list(one.box)
-    areas = sorted(one.area for one in every)
-    middle = areas[len(areas) // 2]
-    kept = image_of(result, threshold=0.6, min_area=middle / (48 * 64)).objects
-    assert sorted(one.area for one in kept) == [area for area in areas if area >= middle]
-    likely = replace(result, presence=torch.tensor([0.25, 0.5]))
-    assert {one.index for one in image_of(likely, presence=0.5).objects} == {1}
 
 
 # Georeferenced tiles --------------------------------------------------------------------------------------------------

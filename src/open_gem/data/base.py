@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from open_gem.errors import DatasetError, ImageError
+from open_gem.images.colors import voc_color
 
 if TYPE_CHECKING:
     from open_gem.text import Vocabulary
@@ -102,16 +103,7 @@ class LabelFile:
         return raw
 
 
-def _voc_colours() -> list[tuple[int, int, int]]:
-    """The palette of PascalVOC's label maps: three bits of an id at a time make the next lower bit of each channel."""
-
-    def channel(index: int, number: int) -> int:
-        return sum((index >> 3 * place + number & 1) << 7 - place for place in range(3))
-
-    return [(channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(256)]
-
-
-VOC_COLOURS = _voc_colours()
+VOC_COLOURS = [voc_color(id - 1) for id in range(256)]  # of PascalVOC's label maps, by id
 
 
 def _ranges(ids: Mapping[int, int]) -> str:

@@ -179,7 +179,10 @@ def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
         mask = Image.fromarray(_mask(stored, size)).resize(small.size, Image.Resampling.NEAREST)
         covered |= np.asarray(mask)
         boxes.append([side * small.width / image.width for side in stored["xyxy"]])
-    return overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes) if boxes else small
+    if boxes:
+        small = overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes)
+        small.thumbnail((SIDE, SIDE))  # it was enlarged, so that its marks are legible
+    return small
 
 
 def _mask(stored: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
