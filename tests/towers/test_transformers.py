@@ -262,24 +262,26 @@ def test_siglip_reads_lower_case():
 
 
 def test_what_does_not_fit_the_context_is_said(kind, backbone):
-    assert backbone.truncated("a photo of the cat") == ""
+    assert backbone.text.truncated("a photo of the cat") == ""
     long = " ".join(["cat"] * 14 + ["dog", "bus", "grass"])
     room = {"siglip": 15}.get(kind, 14)  # and <eos>, or a token at either end
-    assert backbone.truncated(long).split() == long.split()[room:]
+    assert backbone.text.truncated(long).split() == long.split()[room:]
     assert torch.equal(backbone.encode_text([long]), backbone.encode_text([" ".join(long.split()[:room])]))
 
 
 def test_prompts_can_be_encoded_in_threads(backbone):
     """A tokenizer cannot: how it cuts and pads is its own state."""
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.truncated(PROMPTS[1])), range(64)))
+        found = list(
+            pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.text.truncated(PROMPTS[1])), range(64))
+        )
     assert all(torch.equal(features, found[0][0]) and cut == "" for features, cut in found)
 
 
 def test_blip_reads_35_tokens_of_its_512():
     made = hub.model("blip", max_position_embeddings=64)
     backbone = towers.adapt(made, hub.tokenizer("blip"))
-    assert backbone.truncated(" ".join(["cat"] * 34)) == "cat"
+    assert backbone.text.truncated(" ".join(["cat"] * 34)) == "cat"
 
 
 def test_the_first_siglips_tokenizer(tmp_path):
@@ -289,8 +291,8 @@ def test_the_first_siglips_tokenizer(tmp_path):
     backbone = towers.load(checkpoint(tmp_path / "here", "siglip", made, words), device="cpu")
     features = backbone.encode_text(["A photo of the cat.", "a photo of the cat", "the dog"])
     assert torch.equal(features[0], features[1]) and not torch.equal(features[1], features[2])
-    assert backbone.truncated("cat") == ""
-    assert backbone.truncated("the cat " * 20).endswith("the cat")
+    assert backbone.text.truncated("cat") == ""
+    assert backbone.text.truncated("the cat " * 20).endswith("the cat")
 
 
 def test_the_logit_scale_is_the_models_own(kind, made, backbone):
@@ -769,7 +771,7 @@ def test_the_same_weights_give_the_same_through_open_clip(quick):
         torch.testing.assert_close(found[name].pooled, expected[name].pooled, rtol=0, atol=2e-5)
     texts = ["a photo of a cat, and 2 dogs!", "it's raining", "the " * 30]
     torch.testing.assert_close(converted.encode_text(texts), native.encode_text(texts), rtol=0, atol=2e-5)
-    assert [converted.truncated(text) for text in texts] == [native.truncated(text) for text in texts]
+    assert [converted.text.truncated(text) for text in texts] == [native.text.truncated(text) for text in texts]
     assert converted.logit_scale == pytest.approx(native.logit_scale)
 
 

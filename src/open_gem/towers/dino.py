@@ -35,8 +35,8 @@ from open_gem.errors import (
 from open_gem.method.attention import Heads, external, resize_values
 from open_gem.method.table import Attention, BlockContext, Method, TokenGrid
 from open_gem.numerics import check_finite, cpu_by_default
-from open_gem.tensors import at_least_float32
-from open_gem.towers.base import Backbone, check_evaluating, check_has_numbers, off_mps
+from open_gem.tensors import at_least_float32, check_has_numbers
+from open_gem.towers.base import Backbone, check_evaluating, off_mps
 from open_gem.towers.weights import finished, hub_or_cache, in_float32, needs_transformers, quiet, reason_of
 from open_gem.types import Grid, Size
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import apply, feed_forward, linear
 from open_gem.method.tower import Block
-from open_gem.towers.base import GridCache, has_hooks, join_heads, split_heads, version
+from open_gem.tensors import version
+from open_gem.towers.base import GridCache, has_hooks, join_heads, split_heads
 from open_gem.towers.timm import TimmTower
 from open_gem.types import Grid
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.images.pixels import Preprocess
-from open_gem.numerics import Lock
-from open_gem.towers.base import Backbone, ModuleTower, Recommended, TextTower, check_evaluating
+from open_gem.text import TextTower
+from open_gem.towers.base import Backbone, ModuleTower, Recommended, check_evaluating
 from open_gem.towers.families import find_family, find_tower
-from open_gem.towers.weights import cut_off, finished, hub_or_cache, in_float32, quiet, read_weights, reason_of
+from open_gem.towers.hf_text import cut_off
+from open_gem.towers.weights import finished, hub_or_cache, in_float32, quiet, read_weights, reason_of
 from open_gem.types import Size
 
 
@@ -33,13 +34,15 @@ def adapt(
     recommended: Recommended | None = None,
     concepts: Sequence[str] = (),
 ) -> Backbone:
-    """A backbone around an open_clip model in memory; `concepts`: see `Text.concepts`. Raises UnsupportedModelError
-    with the reason where its vision tower cannot be read, InputError where it is in training mode."""
+    """A backbone around an open_clip model in memory; `concepts` as in `TextTower`.
+
+    Raises UnsupportedModelError with the reason if its vision tower cannot be read, InputError in training mode.
+    """
     visual = getattr(model, "visual", None)
     if visual is None:
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it has no vision tower (`model.visual`)")
     tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer, concepts)
-    return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
+    return Backbone(name, model, text, tower, _preprocess(visual), recommended or Recommended())
 
 
 def read_tower(visual: Any, owner: str) -> ModuleTower:
@@ -79,35 +82,23 @@ class OpenClipText(TextTower):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
     def __init__(self, model: Any, tokenizer: Any, concepts: Sequence[str] = ()):
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer)
         self._concepts = tuple(concepts)
-        self._lock = Lock()  # transformers' tokenizers are one thread's at a time: how they cut and pad is their state
 
-    @property
-    def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().float().exp().item()
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.detach().float().item()
-
-    def encode(self, prompts: list[str]) -> Tensor:
-        device = next(self.model.parameters()).device
+    def encode(self, texts: list[str]) -> Tensor:
         with self._lock:
-            tokens = self.tokenizer(prompts)
-        return self.model.encode_text(tokens.to(device))
+            tokens = self.tokenizer(texts)
+        return self.model.encode_text(tokens.to(self.device))
 
-    def truncated(self, prompt: str) -> str:
+    def truncated(self, text: str) -> str:
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
         if inner is not None:
             with self._lock:
-                return cut_off(inner, prompt, self.tokenizer.context_length)
+                return cut_off(inner, text, self.tokenizer.context_length)
         encode, decode = getattr(self.tokenizer, "encode", None), getattr(self.tokenizer, "decode", None)
         if encode is None or decode is None:  # not a tokenizer of open_clip
             return ""
-        room = self.tokenizer.context_length - 2  # start and end of text
-        return decode(encode(prompt)[room:]).strip()
+        return decode(encode(text)[self.tokenizer.context_length - 2 :]).strip()  # without start and end of text
 
     @property
     def concepts(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The package transformers: its CLIP, MetaCLIP 2, SigLIP and BLIP, by repository, folder or file of weights.
 
-Tokenizers and picture statistics are the checkpoint's own. What its text half needs beyond them is a class here; which
-tower reads its pictures `families` says.
+Tokenizers and image statistics are the checkpoint's own. `hf_text` reads its texts, and the tower that `families` names
+its images.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -18,107 +18,12 @@ from torch import Tensor
 
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.images.pixels import Preprocess
-from open_gem.numerics import Lock
 from open_gem.towers import hub as _hub
-from open_gem.towers.base import Backbone, ModuleTower, TextTower, check_evaluating
+from open_gem.towers.base import Backbone, ModuleTower, check_evaluating
 from open_gem.towers.families import check_not_trained, find_tower
-from open_gem.towers.weights import cut_off, finished, quiet
+from open_gem.towers.hf_text import BlipText, HfText, SiglipText
+from open_gem.towers.weights import finished, quiet
 from open_gem.types import Size
-
-# Text ----------------------------------------------------------------------------------------------------------------
-
-
-class HfText(TextTower):
-    """The text half of CLIP and MetaCLIP 2: prompts padded to the longest of their batch, and masked."""
-
-    padding: ClassVar[str] = "longest"
-    masked: ClassVar[bool] = True
-
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
-        self._lock = Lock()  # a tokenizer is one thread's at a time: how it cuts and pads is its state
-
-    @property
-    def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().float().exp().item()
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.detach().float().item()
-
-    @property
-    def length(self) -> int:
-        """How many tokens a prompt may have, special ones included."""
-        return self.model.config.text_config.max_position_embeddings
-
-    def clean(self, prompt: str) -> str:
-        """A prompt as its tokenizer is to get it."""
-        return prompt
-
-    def encode(self, prompts: list[str]) -> Tensor:
-        return self.embed(self.tokens(prompts))
-
-    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the model is given for prompts: `(p, n)` each."""
-        with self._lock:
-            made = self.tokenizer(
-                [self.clean(prompt) for prompt in prompts],
-                padding=self.padding,
-                truncation=True,
-                max_length=self.length,
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
-        device = next(self.model.parameters()).device
-        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
-        return {name: made[name].to(device) for name in names}
-
-    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Text embeddings `(p, e)` of tokens."""
-        return self.model.get_text_features(**tokens).pooler_output
-
-    def truncated(self, prompt: str) -> str:
-        with self._lock:
-            return cut_off(self.tokenizer, self.clean(prompt), self.length)
-
-
-class SiglipText(HfText):
-    """The text half of SigLIP: every prompt padded to the full length, and the padding attended to, as in training.
-
-    Both generations were trained on lower case. The tokenizer of the first sees to that, and drops punctuation; that
-    of the second, Gemma's, does not.
-    """
-
-    padding = "max_length"
-    masked = False
-
-    def clean(self, prompt: str) -> str:
-        return prompt.lower()
-
-
-class BlipText(HfText):
-    """The text half of BLIP: a BERT without its cross-attention, 35 tokens, `text_proj` of its [CLS].
-
-    The temperature is a weight of Salesforce's own files. transformers leaves it out; then it is 0.07, where training
-    starts.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, temperature: float = 0.07):
-        super().__init__(model, tokenizer)
-        self.temperature = temperature
-
-    @property
-    def logit_scale(self) -> float:
-        return 1 / self.temperature
-
-    @property
-    def length(self) -> int:
-        return min(35, super().length)
-
-    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        return self.model.text_proj(self.model.text_encoder(**tokens).last_hidden_state[:, 0])
-
 
 # Kinds of models ------------------------------------------------------------------------------------------------------
 
@@ -295,7 +200,7 @@ def read_tower(model: Any) -> ModuleTower:
 
 def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str, Any]) -> Backbone:
     model: Any = tower.module
-    return Backbone(name, model, tower, text, _preprocess(name, model.config, settings))
+    return Backbone(name, model, text, tower, _preprocess(name, model.config, settings))
 
 
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:

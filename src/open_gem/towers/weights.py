@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import RLock
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from huggingface_hub import constants
@@ -238,12 +238,6 @@ def mismatch_in(message: str) -> str | None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:FEW]) + (", …" if len(names) > FEW else "")
-
-
-def cut_off(tokenizer: Any, text: str, length: int) -> str:
-    """The end of `text` that does not fit into `length` tokens of a transformers tokenizer, special ones included."""
-    tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return tokenizer.decode(tokens[length - tokenizer.num_special_tokens_to_add() :]).strip()
 
 
 _QUIET = RLock()  # logging and warning filters belong to the whole process
