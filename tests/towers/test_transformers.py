@@ -272,10 +272,9 @@ def test_what_does_not_fit_the_context_is_said(kind, backbone):
 def test_prompts_can_be_encoded_in_threads(backbone):
     """A tokenizer cannot: how it cuts and pads is its own state."""
     with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.text.truncated(PROMPTS[1])), range(64))
-        )
-    assert all(torch.equal(features, found[0][0]) and cut == "" for features, cut in found)
+        tasks = pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.text.truncated(PROMPTS[1])), range(64))
+        encoded, cut = zip(*tasks, strict=True)
+    assert all(torch.equal(features, encoded[0]) for features in encoded) and not any(cut)
 
 
 def test_blip_reads_35_tokens_of_its_512():
