@@ -29,11 +29,11 @@ def similarity(patches: Float[Tensor, "*b n e"], text: Float[Tensor, "p e"]) -> 
 
 
 class Version:
-    """Tells whether weights have changed: called with them, it gives another value after a move or a write.
+    """Detects changed weights: called with them, it returns another value after a move or a write.
 
     Writes that torch does not count (through `tensor.data`, in inference mode, by a fused optimizer) show in `SAMPLED`
-    values of each tensor, spread over it. What changes none of those, such as a few rows of a table of embeddings
-    written through `.data`, goes unnoticed.
+    values of each tensor, spread over it. A write through `.data` that changes none of those, such as to a few rows of
+    an embedding table, goes unnoticed.
     """
 
     SAMPLED = 8
@@ -50,14 +50,14 @@ class Version:
         places = tuple((w.device, w.dtype, w.data_ptr()) for w in weights)
         counts = tuple(0 if w.is_inference() else w._version for w in weights)
         known, samples = self._samples
-        if known != places:  # views are kept, for to make them takes longer than to read them
+        if known != places:  # views are cached: making them takes longer than reading them
             samples = self._views(weights)
             self._samples = places, samples
-        values = tuple(torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in samples)
+        values = tuple(torch.cat(views).view(torch.uint8).cpu().numpy().tobytes() for views in samples)
         return places, counts, values
 
     def _views(self, weights: Iterable[Tensor]) -> list[list[Tensor]]:
-        """Some values of each tensor as one-dimensional views, those of one device and type together."""
+        """Samples of each tensor as one-dimensional views, grouped by device and type."""
         views: dict[Hashable, list[Tensor]] = {}
         for w in weights:
             if w.numel() and not w.is_meta:
@@ -68,12 +68,12 @@ class Version:
 
 
 def version(weights: Iterable[Tensor]) -> Hashable:
-    """What a new `Version` says of weights: for a few tensors."""
+    """The value of a new `Version`, for a few tensors."""
     return Version()(weights)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Twelve letters for a model's weights: the same for equal names, shapes, types and values, wherever they are."""
+    """12 hex digits for a model's weights: equal for equal names, shapes, types and values, on any device."""
     sha = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -82,7 +82,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_has_numbers(model: nn.Module) -> None:
-    """Raises InputError where a model's weights are on the device "meta", which has shapes without numbers."""
+    """Raises InputError for weights on the device "meta", which holds shapes without numbers."""
     if any(weight.is_meta for weight in model.parameters()):
         raise InputError(
             f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "

@@ -1,4 +1,4 @@
-"""From the phrases a person types to text embeddings, encoded once; and labels that several phrases mean."""
+"""Vocabularies of labels and prompts, templates, and text embeddings that are encoded once."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -164,7 +164,7 @@ def _checked(place: str, phrases: Any) -> tuple[str, ...]:
 
 
 def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
-    """Raises PromptError where a phrase is there twice, articles aside, with both places."""
+    """Raises PromptError if a phrase is there twice, articles aside, with both places."""
     known: dict[str, str] = {}
     for place, phrases in places:
         for phrase in phrases:
@@ -365,23 +365,23 @@ class TextCache:
         return type(self), (self.model, self.template, self.capacity)
 
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model.
+        """Embeddings `(p, e)`, one a prompt, in order. Warns once of a prompt that is too long for the model.
 
         Raises PromptError as `check`.
         """
         phrases = [self._phrase(prompt) for prompt in prompts]
-        asked = dict(zip(phrases, prompts, strict=True))
+        prompt_of = dict(zip(phrases, prompts, strict=True))
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
             if self._version != (version := self.model.weights_version):
                 self._known.clear()
                 self._version = version
             how = frozenset(autocast().items())
-            rows = {phrase: self._known[phrase, how] for phrase in asked if (phrase, how) in self._known}
-            missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in rows}
+            rows = {phrase: self._known[phrase, how] for phrase in prompt_of if (phrase, how) in self._known}
+            missing = {phrase: prompt for phrase, prompt in prompt_of.items() if phrase not in rows}
             if missing:
                 self.check(missing.values())
                 rows.update(zip(missing, self._encode(missing.values()), strict=True))
-            for phrase in asked:
+            for phrase in prompt_of:
                 self._known[phrase, how] = rows[phrase]
                 self._known.move_to_end((phrase, how))
             while len(self._known) > self.capacity:
@@ -406,10 +406,10 @@ class TextCache:
 
     def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
         filled = [[fill(template, prompt) for template in self.templates] for prompt in prompts]
-        texts = list(dict.fromkeys(text for some in filled for text in some))
+        texts = list(dict.fromkeys(chain.from_iterable(filled)))
         self._warn_of_cuts(texts)
         rows = dict(zip(texts, self.model.encode_text(texts), strict=True))
-        return [_mean([rows[text] for text in some]) for some in filled]
+        return [_mean([rows[text] for text in own]) for own in filled]
 
     @cpu_by_default()  # tokenizers make tensors
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:

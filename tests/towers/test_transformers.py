@@ -531,7 +531,7 @@ def test_code_of_a_tokenizer_is_not_run(own):
 def test_an_error_that_is_its_own_cause_comes_to_an_end():
     error, other = ValueError("one"), ValueError("two")
     error.__cause__, other.__cause__ = other, error
-    with pytest.raises(WeightsError, match="cannot load it: one"), _hub._telling("it"):
+    with pytest.raises(WeightsError, match="cannot load it: one"), _hub._reporting("it"):
         raise error
 
 

@@ -35,7 +35,7 @@ def _names(value: Any) -> set[str]:
 
 
 def _check(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-    """Raises MethodError where a setting of `owner` is not what it has to be."""
+    """Raises MethodError for a setting of `owner` that does not fit."""
     value = getattr(owner, name)
     if not fits(value):
         raise MethodError(f"{name} is {value!r}, expected {expected}")
@@ -54,7 +54,7 @@ def _is_temperature(value: Any) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """The value itself where JSON can hold it, a NumPy number as Python's, else what `repr` says."""
+    """The value itself if JSON can hold it, a NumPy number as Python's, else its `repr`."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
         return json.loads(to_json(value))
@@ -355,7 +355,7 @@ class Method:
 
     @property
     def is_host(self) -> bool:
-        """True where this method is, by construction, the host's own stream."""
+        """True if this method is, by construction, the host's own stream."""
         return self.attention == QUERY_KEY and self.residual and self.mlp
 
     def replace(self, **settings: Any) -> "Method":

@@ -1,9 +1,9 @@
-"""The narrow interface between a pretrained vision-language model and everything open_gem does with it.
+"""The interface between a pretrained vision-language model and everything open_gem does with it.
 
-    Backbone = VisionTower + TextTower + what the checkpoint says about its pictures
+    Backbone = VisionTower + TextTower + what the checkpoint says about its images
 
-A tower reads one kind of vision transformer of one library, whoever trained it; a file in `towers/` each. Nothing here
-changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
+A tower reads one kind of vision transformer of one library, in a file of its own. Nothing here changes the model:
+weights are looked up when they are used, so a model that is moved, cast or tuned stays current.
 """
 
 from abc import abstractmethod
@@ -43,9 +43,10 @@ class Recommended:
 class ModuleTower(VisionTower):
     """A vision tower read from a library's module.
 
-    Of the class: `reads`, the full names of the library's classes that it reads; `resampling`, how its position
-    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `trained` size in
-    pixels.
+    reads       full names of the library's classes that this class reads
+    resampling  how position embeddings are resized to other grids, for people
+    module      the library's
+    trained     size in pixels that it was trained at
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -64,12 +65,12 @@ class ModuleTower(VisionTower):
     @classmethod
     @abstractmethod
     def unsupported_reason(cls, module: Any) -> str | None:
-        """Why this `module`, of a class that is read, cannot be; None if it can."""
+        """Why this `module`, of a class that is read, is not supported; None if it is."""
 
     @property
     @abstractmethod
     def patch_weight(self) -> Tensor:
-        """The weight of the patch embedding: where pixels go first, and in what type."""
+        """The weight of the patch embedding: its device and type are those of the tower."""
 
     @property
     @abstractmethod
@@ -78,7 +79,7 @@ class ModuleTower(VisionTower):
 
     @abstractmethod
     def resample_positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, as the library itself resamples them (those trained on it, unchanged)."""
+        """Position embeddings for `grid`, as the library itself resamples them; unchanged on the trained grid."""
 
     @abstractmethod
     def embed_patches(self, pixels: Float[Tensor, "b 3 y x"], grid: Grid) -> Float[Tensor, "b n d"]:
@@ -86,15 +87,15 @@ class ModuleTower(VisionTower):
 
     @abstractmethod
     def library_forward(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b e"]]:
-        """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
-        embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
+        """The library's own forward, for checks: tokens `(b, n, d)` after the last block, and the pooled embedding
+        `(b, e)`. Positions are resized for `pixels` in the library's own way, on a copy if that changes the module."""
 
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         grid = grid_of(pixels, self.patch)
         return self.embed_patches(pixels.to(self.patch_weight.device, self.patch_weight.dtype), grid), grid
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, made once a grid and again when the weights change."""
+        """Position embeddings for `grid`, cached until the weights change."""
         return self._positions(grid, version([self.trained_positions]), self.resample_positions)
 
 
@@ -141,7 +142,7 @@ class Backbone(FrozenModel):
 
 
 def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
-    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError where they are something else, or do not fit."""
+    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError for other tensors, and for parts of patches."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
     if not pixels.is_floating_point():
@@ -155,43 +156,42 @@ def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
 
 
 class GridCache(Generic[T]):
-    """What was made of weights for each of the last few grids; may be shared between threads.
+    """A cache of values made from weights for the last few grids; may be shared between threads.
 
-    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does. A copy begins
-    empty.
+    It keeps no reference to its maker, so a tower is freed with its last user. A copy begins empty.
     """
 
     def __init__(self, capacity: int = 16):
         self.capacity = capacity
-        self._made: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
+        self._cache: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.capacity,)
 
     def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
-        """What `make` made for `grid` when the weights had this `version`."""
+        """The value of `make(grid)`, made again if the weights have another `version`."""
         with self._lock:
-            known = self._made.get(grid)
-            if known is not None and known[0] == version:
-                self._made.move_to_end(grid)
-                return known[1]
-            # What is kept serves others, who may want gradients, or no autocast.
+            cached = self._cache.get(grid)
+            if cached is not None and cached[0] == version:
+                self._cache.move_to_end(grid)
+                return cached[1]
+            # Cached values serve other callers, who may want gradients, or no autocast.
             with torch.inference_mode(False), torch.no_grad(), cpu_by_default(), without_autocast():
-                made = make(grid)
-            self._made[grid] = version, made
-            while len(self._made) > self.capacity:
-                self._made.popitem(last=False)
-            return made
+                value = make(grid)
+            self._cache[grid] = version, value
+            while len(self._cache) > self.capacity:
+                self._cache.popitem(last=False)
+            return value
 
 
 def off_mps(weights: Tensor) -> Tensor:
-    """On the CPU instead of on Apple's GPU, where not every torch can resample with antialias."""
+    """The weights on the CPU if they are on Apple's GPU: not every torch can resample with antialias there."""
     return weights.cpu() if weights.device.type == "mps" else weights
 
 
 def check_evaluating(module: nn.Module) -> None:
-    """Raises InputError where a model is in training mode."""
+    """Raises InputError if a model is in training mode."""
     if any(part.training for part in module.modules()):
         raise InputError("the model is in training mode; call model.eval() before adapting it")
 
@@ -207,15 +207,15 @@ def join_heads(mixed: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """True where something listens to one of the modules, and would not hear when its weights are read past it."""
+    """True if a module has forward hooks, which do not run when its weights are read directly."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 @torch.no_grad()
 def watch(block: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """What comes out of `block` while `forward` runs, and what `forward` gives."""
+    """The output of `block` while `forward` runs, and the result of `forward`."""
     seen: list[Any] = []
-    handle = block.register_forward_hook(lambda module, given, result: seen.append(result))
+    handle = block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
         result = forward()
     finally:

@@ -106,5 +106,5 @@ def _projected(attn: Any, normed: Tensor) -> Sequence[Tensor]:
 
 
 def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Layer scale, where there is one."""
+    """Layer scale, if there is one."""
     return x if gamma is None else gamma * x

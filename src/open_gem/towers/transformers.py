@@ -30,8 +30,13 @@ from open_gem.types import Size
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What goes with a `model_type`: the class in transformers, the text half, the statistics of its pictures where
-    nothing comes with a checkpoint, and the class of its tokenizer where files do not say it."""
+    """One kind of model.
+
+    model      name of its class in transformers
+    text       what reads its text half
+    mean, std  statistics of its images, for checkpoints without their own
+    tokenizer  name of its tokenizer's class, for files that do not say it
+    """
 
     model: str
     text: type[HfText]
@@ -49,16 +54,16 @@ MODELS = {
     "siglip": ModelSpec("SiglipModel", SiglipText, *_HALF),
     "blip": ModelSpec("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
 }
-"""`model_type` of a configuration -> what goes with it."""
+"""`model_type` of a configuration → its kind."""
 
 UNSUPPORTED = {
-    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each picture in a shape of its own; load one "
+    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each image in a shape of its own; load one "
     "of fixed resolution, such as google/siglip2-base-patch16-224",
 }
 
 
 def _spec(name: str, config: Any) -> ModelSpec:
-    """What goes with a configuration. Raises UnsupportedModelError where nothing does."""
+    """The kind of a configuration. Raises UnsupportedModelError for one that is not read."""
     check_not_trained(name, config.model_type)
     if config.model_type not in MODELS:
         known = f"models of type {config.model_type!r} are not read, only {', '.join(MODELS)}"
@@ -103,7 +108,7 @@ _GELU = {"hidden_act": "gelu"}
 _XLM_V = {"vocab_size": 901_629, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 _SO400M = _sizes(1152, 27, 16, 4304)
 _BERT = _sizes(768, 12, 12)
-_MED = {**_BERT, "is_decoder": False}  # without the cross-attention to pictures, which matching needs
+_MED = {**_BERT, "is_decoder": False}  # without the cross-attention to images, which matching needs
 _BLIP_B = _sizes(768, 12, 12, patch_size=16, image_size=384)
 _BLIP_L = _sizes(1024, 24, 16, patch_size=16, image_size=384)
 _EPS = {"layer_norm_eps": 1e-6}  # as Salesforce's code has it; the default of transformers is 1e-5
@@ -162,10 +167,10 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of pictures and text.
+    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of images and text.
 
-    With a tokenizer alone, pictures get the statistics of the model's family. Raises UnsupportedModelError with the
-    reason where its vision tower cannot be read, InputError where it is in training mode.
+    With a tokenizer alone, images get the statistics of the model's family. Raises UnsupportedModelError with the
+    reason if its vision tower cannot be read, InputError in training mode.
     """
     tower = read_tower(model)
     settings = {}
@@ -185,7 +190,7 @@ def _check_words(model: Any, tokenizer: Any) -> None:
 
 
 def read_tower(model: Any) -> ModuleTower:
-    """What reads the vision tower of `model`; errors as `adapt`."""
+    """The tower that reads the vision half of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
         others = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
@@ -204,11 +209,11 @@ def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str
 
 
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
-    """What `settings`, of a preprocessor_config.json, say; what they leave out is as usual in the family."""
+    """From `settings` of a preprocessor_config.json; what they leave out is as usual in the family."""
     kind, size = MODELS[config.model_type], config.vision_config.image_size
     scale = settings.get("rescale_factor", 1 / 255)
     if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
-        raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
+        raise UnsupportedModelError(f"cannot read {name}: its images are not scaled to [0, 1]")
     resample = Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)).name.lower()
     mean: Any = settings.get("image_mean") or kind.mean
     std: Any = settings.get("image_std") or kind.std
@@ -252,7 +257,7 @@ def load(
 
 
 def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, dict[str, Any]]:
-    """The model of architecture `name` with the weights of a file, in its text half; and what is said of pictures."""
+    """The text half of a model of architecture `name` with the weights of a file, and the settings of its images."""
     if name.startswith("local-dir:"):
         raise UnknownModelError(f"{name!r} brings its own weights; {str(file)!r} cannot be combined with it")
     if not file.is_file():
@@ -263,21 +268,21 @@ def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, di
     else:
         config = architecture.configuration()
     kind = _spec(name, config)
-    made = getattr(transformers, kind.model)
+    model_class = getattr(transformers, kind.model)
     if architecture is not None and architecture.original:
         weights, temperature = _translated(_hub.read_weights(file), config)
     else:
-        weights = _hub.read_weights(file, made, config)
-    model = _hub.fetch(made, str(file), config=config, state_dict=weights)
+        weights = _hub.read_weights(file, model_class, config)
+    model = _hub.fetch(model_class, str(file), config=config, state_dict=weights)
     beside, repository = f"local-dir:{file.parent.absolute()}", "bert-base-uncased" if "/" not in name else name
     if _hub.has_tokenizer(file.parent):
         tokenizer = _hub.fetch_tokenizer(beside, kind=getattr(transformers, kind.tokenizer))
     else:
         tokenizer = _hub.fetch_tokenizer(repository, cache_dir)
     if (file.parent / "preprocessor_config.json").is_file():
-        settings = _hub.picture_settings(beside)
+        settings = _hub.image_settings(beside)
     else:
-        settings = {} if architecture else _hub.picture_settings(name, cache_dir)
+        settings = {} if architecture else _hub.image_settings(name, cache_dir)
     return kind.text(model, tokenizer, **temperature), settings
 
 
@@ -296,10 +301,10 @@ _CONTRASTIVE = r"(vision_model|text_encoder|vision_proj|text_proj)\.(?!.*\.cross
 
 
 def _translated(weights: Mapping[str, Tensor], config: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """What the contrastive half needs of a file of Salesforce's, and the temperature where there is one.
+    """The weights of the contrastive half in a file of Salesforce's, and the temperature if there is one.
 
-    Momentum encoders, queues and the text decoder are left out, and so is what matches pictures to texts (the head that
-    transformers has for it is zero). `config` gets the image size that the position embeddings are for.
+    Momentum encoders, queues, the text decoder and image-text matching are left out (transformers' head for the last is
+    zero). `config` gets the image size that the position embeddings are for.
     """
     renamed = {}
     for name, value in weights.items():

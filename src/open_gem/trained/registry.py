@@ -70,12 +70,12 @@ def load_trained(
 
     Raises UnknownModelError, WeightsError or UnsupportedModelError, and InputError for the device and type.
     """
-    where = find_device(device), find_dtype(dtype)
+    placement = find_device(device), find_dtype(dtype)
     hub, library = _transformers()
     name = as_folder(name)
     kind = hub.configuration(name, cache_dir).model_type
     spec = _find_spec(kind, name)
-    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *where)
+    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *placement)
     tokenizer, settings = hub.fetch_processor(name, cache_dir)
     return spec.read(name, model, tokenizer, getattr(library, spec.processor).from_dict(settings))
 
