@@ -24,7 +24,9 @@ from open_gem.text import (
     ENSEMBLES,
     SCENES,
     TEMPLATE,
+    FrozenModel,
     TextCache,
+    TextTower,
     Vocabulary,
     check_prompts,
     check_template,
@@ -37,29 +39,33 @@ from open_gem.towers.open_clip import adapt
 WORDS = "{}"  # the template that adds nothing
 
 
-class CountingEncoder:
-    """An encoder that knows how often it was asked for each text; a text's embedding says which text it is."""
+class ShortText(TextTower):
+    """A text tower of a small context, in letters."""
 
-    def __init__(self, room: int = 10_000, pause: float = 0.0):
+    context = 10_000
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.stack([CountingEncoder.embedding(text) for text in texts])
+
+    def truncated(self, text: str) -> str:
+        return text[self.context :]
+
+
+class CountingEncoder(FrozenModel):
+    """A model that counts how often it was asked for each text; a text's embedding says which text it is."""
+
+    def __init__(self, context: int = 10_000, pause: float = 0.0):
+        super().__init__("counting", torch.nn.Linear(1, 1), text := ShortText(None, None))
         self.encoded: Counter[str] = Counter()
         self.calls = 0
-        self.room, self.pause = room, pause
+        self.pause, text.context = pause, context
 
-    weights_version = 0
-    concepts: Sequence[str] = ()
-
-    def knows(self, prompt: str) -> bool:
-        return True
-
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        assert prompts, "the encoder was asked for nothing"
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        assert texts, "the encoder was asked for nothing"
         self.calls += 1
-        self.encoded.update(prompts)
+        self.encoded.update(texts)
         sleep(self.pause)
-        return torch.stack([self.embedding(prompt) for prompt in prompts])
-
-    def truncated(self, prompt: str) -> str:
-        return prompt[self.room :]
+        return super().encode_text(texts)
 
     @staticmethod
     def embedding(text: str) -> Tensor:
@@ -299,10 +305,10 @@ def test_threads_never_encode_a_text_twice():
 
 def test_an_encoder_that_fails_leaves_the_cache_usable():
     class Failing(CountingEncoder):
-        def encode_text(self, prompts: Sequence[str]) -> Tensor:
-            if "bad" in prompts:
+        def encode_text(self, texts: Sequence[str]) -> Tensor:
+            if "bad" in texts:
                 raise RuntimeError("no")
-            return super().encode_text(prompts)
+            return super().encode_text(texts)
 
     encoder = Failing()
     cache = TextCache(encoder, WORDS)
@@ -312,7 +318,7 @@ def test_an_encoder_that_fails_leaves_the_cache_usable():
 
 
 def test_a_long_prompt_is_warned_of_once_with_what_is_lost():
-    cache = TextCache(CountingEncoder(room=8), WORDS)
+    cache = TextCache(CountingEncoder(context=8), WORDS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cache(["8 letter"])  # it just fits
@@ -330,7 +336,7 @@ def test_a_long_prompt_is_warned_of_once_with_what_is_lost():
 
 def test_the_warning_stays_short():
     with pytest.warns(UserWarning) as caught:
-        TextCache(CountingEncoder(room=20), WORDS)(["word " * 500])
+        TextCache(CountingEncoder(context=20), WORDS)(["word " * 500])
     assert len(str(caught[0].message)) < 300
 
 
@@ -338,7 +344,8 @@ def test_texts_are_encoded_again_when_the_weights_have_changed():
     encoder = CountingEncoder()
     cache = TextCache(encoder, WORDS)
     cache(["cat"])
-    encoder.weights_version = 1
+    with torch.no_grad():
+        encoder.model.weight += 1
     cache(["cat"])
     assert encoder.encoded["cat"] == 2
 
@@ -406,8 +413,8 @@ def test_an_ensemble_of_embeddings_that_are_not_unit_is_as_long_as_they_are():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_mean_has_the_type_of_what_it_is_made_of(dtype):
     class Typed(CountingEncoder):
-        def encode_text(self, prompts: Sequence[str]) -> Tensor:
-            return super().encode_text(prompts).to(dtype)
+        def encode_text(self, texts: Sequence[str]) -> Tensor:
+            return super().encode_text(texts).to(dtype)
 
     ours = TextCache(Typed(), ["a {}.", "the {}."])(["cat"])
     assert ours.dtype == dtype
@@ -476,7 +483,7 @@ def test_what_is_kept_is_not_what_was_given(template):
 
 
 def test_a_prompt_too_long_for_one_template_of_many_is_warned_of_once():
-    cache = TextCache(CountingEncoder(room=8), ["a {}", "an old {}", "a very old {}"])
+    cache = TextCache(CountingEncoder(context=8), ["a {}", "an old {}", "a very old {}"])
     with pytest.warns(UserWarning, match="'an old cat' is longer") as caught:
         cache(["cat", "dog"])
     assert len(caught) == 1

@@ -1,13 +1,14 @@
-"""From the phrases a person types to text embeddings, encoded once; and labels that several phrases mean."""
+"""Vocabularies of labels and prompts, templates, and text embeddings that are encoded once."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,8 @@ from torch.nn.functional import normalize
 
 from open_gem.checks import close_names, did_you_mean
 from open_gem.errors import PromptError
-from open_gem.numerics import Lock, autocast
+from open_gem.numerics import Lock, autocast, check_finite, cpu_by_default
+from open_gem.tensors import Version, at_least_float32, check_has_numbers, fingerprint
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
 ARTICLES = ("a ", "an ", "the ")
@@ -27,6 +29,7 @@ SCENES = (  # what MaskCLIP and CLIP Surgery add to the templates of ImageNet
     "this is the {} in the scene.",
     "this is one {} in the scene.",
 )
+BATCH = 256  # texts encoded at a time: bounds memory when there are thousands
 
 V = TypeVar("V")
 Template = str | Sequence[str]  # a template, the name of an ensemble, or templates
@@ -161,7 +164,7 @@ def _checked(place: str, phrases: Any) -> tuple[str, ...]:
 
 
 def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
-    """Raises PromptError where a phrase is there twice, articles aside, with both places."""
+    """Raises PromptError if a phrase is there twice, articles aside, with both places."""
     known: dict[str, str] = {}
     for place, phrases in places:
         for phrase in phrases:
@@ -258,45 +261,100 @@ def _bare(prompt: str) -> str:
 # Embeddings -----------------------------------------------------------------------------------------------------------
 
 
-class TextEncoder(Protocol):
-    """What prompts need of a model: its text half."""
+class TextTower(ABC):
+    """The text half of a library's `model`, with the `tokenizer` that goes with it."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self._lock = Lock()  # for tokenizers, which are one thread's at a time: how they cut and pad is their state
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+        return self.model.logit_scale.detach().float().exp().item()
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().item()
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> Float[Tensor, "p e"]:
+        """Text embeddings `(p, e)` of a few texts, of any norm."""
+
+    @abstractmethod
+    def truncated(self, text: str) -> str:
+        """The end of `text` that exceeds the context; empty if it fits."""
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Everything the model can name, if that is a list; empty for an open vocabulary."""
+        return ()
+
+    def knows(self, prompt: str) -> bool:
+        """False if no word of `prompt` means anything to the model, so that all such prompts are alike."""
+        return True
+
+
+@dataclass(eq=False, repr=False)
+class FrozenModel:
+    """A library's model, which is read and never changed, and its text half.
+
+    name   for people
+    model  the library's own, whole
+    text   see `TextTower`
+
+    Raises InputError for weights without numbers (on the device "meta").
+    """
+
+    name: str
+    model: Any
+    text: TextTower
+    _version: Version = field(default_factory=Version, init=False)
+
+    def __post_init__(self) -> None:
+        check_has_numbers(self.model)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
 
     @property
     def weights_version(self) -> Hashable:
-        """Changes whenever the weights do."""
-        ...
+        """Changes whenever the weights do (moved, cast, tuned): see `Version` for what it notices."""
+        return self._version(self.model.parameters())
 
-    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Texts → embeddings `(p, e)`, of unit norm but for models that were trained with others."""
-        ...
+    def fingerprint(self) -> str:
+        """12 hex digits for the weights, see `tensors.fingerprint`."""
+        return fingerprint(self.model)
 
-    def truncated(self, prompt: str) -> str:
-        """The end of a text that the context has no room for."""
-        ...
-
-    @property
-    def concepts(self) -> Sequence[str]:
-        """All that the model can name, where that is a list; empty for an open vocabulary."""
-        ...
-
-    def knows(self, prompt: str) -> bool:
-        """False where no word of `prompt` means anything to the model."""
-        ...
+    @torch.no_grad()
+    @cpu_by_default()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p e"]:
+        """Text embeddings `(p, e)`; at least one text. Raises NotFiniteError if they are no numbers."""
+        batches = (list(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH))
+        rows = torch.cat([self.text.encode(batch) for batch in batches])
+        check_finite("text embeddings", self, rows)
+        return rows
 
 
 class TextCache:
-    """Text embeddings of one encoder, each phrase encoded once; may be shared between threads.
+    """Text embeddings of a model, each prompt encoded once; may be shared between threads.
 
-    `template` as `check_template`, kept as it was given. With an ensemble, a phrase's embedding is the mean over the
-    templates of unit-norm embeddings, brought back to the norm they had: unit norm, as open_clip's zero-shot
-    classifiers, where the encoder's are.
+    `template` as `check_template`. With an ensemble, a prompt's embedding is the mean over the templates of unit-norm
+    embeddings, scaled to the mean norm they had: unit norm for backbones, as open_clip's zero-shot classifiers.
 
-    Keeps the `capacity` most recently used phrases, and forgets all when the encoder's weights change. What was encoded
-    under autocast serves that autocast only. A copy begins empty.
+    Keeps the `capacity` most recently used prompts, and forgets all when the weights change. What was encoded under
+    autocast serves that autocast only. A copy begins empty.
     """
 
-    def __init__(self, encoder: TextEncoder, template: Template = TEMPLATE, capacity: int = 10_000):
-        self.encoder, self.templates, self.capacity = encoder, find_templates(template), capacity
+    def __init__(self, model: FrozenModel, template: Template = TEMPLATE, capacity: int = 10_000):
+        self.model, self.templates, self.capacity = model, find_templates(template), capacity
         self.template: str | tuple[str, ...] = template if isinstance(template, str) else self.templates
         self._known: OrderedDict[Hashable, Tensor] = OrderedDict()  # by phrase, and by how it was computed
         self._version: Hashable = None
@@ -304,37 +362,38 @@ class TextCache:
         self._warned = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.encoder, self.template, self.capacity)
+        return type(self), (self.model, self.template, self.capacity)
 
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Embeddings `(p, e)`, one a prompt, in order. Warns once where one is too long for the model.
+        """Embeddings `(p, e)`, one a prompt, in order. Warns once of a prompt that is too long for the model.
 
         Raises PromptError as `check`.
         """
         phrases = [self._phrase(prompt) for prompt in prompts]
-        asked = dict(zip(phrases, prompts, strict=True))
+        prompt_of = dict(zip(phrases, prompts, strict=True))
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
-            if self._version != (version := self.encoder.weights_version):
+            if self._version != (version := self.model.weights_version):
                 self._known.clear()
                 self._version = version
             how = frozenset(autocast().items())
-            rows = {phrase: self._known[phrase, how] for phrase in asked if (phrase, how) in self._known}
-            missing = {phrase: prompt for phrase, prompt in asked.items() if phrase not in rows}
+            rows = {phrase: self._known[phrase, how] for phrase in prompt_of if (phrase, how) in self._known}
+            missing = {phrase: prompt for phrase, prompt in prompt_of.items() if phrase not in rows}
             if missing:
                 self.check(missing.values())
                 rows.update(zip(missing, self._encode(missing.values()), strict=True))
-            for phrase in asked:
+            for phrase in prompt_of:
                 self._known[phrase, how] = rows[phrase]
                 self._known.move_to_end((phrase, how))
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
         return torch.stack([rows[phrase] for phrase in phrases])
 
+    @cpu_by_default()
     def check(self, prompts: Iterable[str]) -> None:
-        """Raises PromptError for a prompt of which the encoder knows no word: all such would mean the same to it."""
-        known = self.encoder.concepts
+        """Raises PromptError for a prompt of which the model knows no word: all such would mean the same to it."""
+        known = self.model.text.concepts
         for prompt in prompts if known else ():
-            if prompt and not self.encoder.knows(prompt):  # the empty one is what others are compared with
+            if prompt and not self.model.text.knows(prompt):  # the empty one is what others are compared with
                 close = close_names(_bare(prompt), known) or known[:5]
                 raise PromptError(
                     f"the model knows no word of prompt {prompt!r}, only {len(known)} concepts such as "
@@ -347,13 +406,14 @@ class TextCache:
 
     def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
         filled = [[fill(template, prompt) for template in self.templates] for prompt in prompts]
-        texts = list(dict.fromkeys(text for some in filled for text in some))
+        texts = list(dict.fromkeys(chain.from_iterable(filled)))
         self._warn_of_cuts(texts)
-        rows = dict(zip(texts, self.encoder.encode_text(texts), strict=True))
-        return [_mean([rows[text] for text in some]) for some in filled]
+        rows = dict(zip(texts, self.model.encode_text(texts), strict=True))
+        return [_mean([rows[text] for text in own]) for own in filled]
 
+    @cpu_by_default()  # tokenizers make tensors
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:
-        truncated: Callable[[str], str] = self.encoder.truncated
+        truncated = self.model.text.truncated
         cut = next(((text, end) for text in texts if not self._warned and (end := truncated(text))), None)
         if cut is not None:
             self._warned = True
@@ -369,9 +429,9 @@ def _mean(rows: Sequence[Tensor]) -> Tensor:
     if len(rows) == 1:
         return rows[0].clone()  # a row of its own, not a view that keeps all others alive
     stacked = torch.stack(list(rows))
-    wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
-    direction = normalize(normalize(wide, dim=-1).mean(dim=0), dim=-1)
-    return (direction * wide.norm(dim=-1).mean()).to(stacked.dtype)
+    exact = at_least_float32(stacked)
+    direction = normalize(normalize(exact, dim=-1).mean(dim=0), dim=-1)
+    return (direction * exact.norm(dim=-1).mean()).to(stacked.dtype)
 
 
 def _shorten(text: str, length: int = 60) -> str:

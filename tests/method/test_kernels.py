@@ -477,7 +477,7 @@ def test_a_feed_forward_network_of_a_known_kind_is_fused_and_the_same(kind, inpu
     module = network(kind)
     expected = module(inputs)
     close(linear.feed_forward(module)(inputs), expected, 5e-6)
-    monkeypatch.setattr(linear, "ROOM", 64 * 5)  # five rows at a time
+    monkeypatch.setattr(linear, "MAX_VALUES", 64 * 5)  # five rows at a time
     close(linear.feed_forward(module)(inputs), expected, 5e-6)
     assert is_fused(module, inputs)
 

@@ -21,7 +21,8 @@ from open_gem.images.views import Views
 from open_gem.method.table import METHODS
 from open_gem.readout import Boxes
 from open_gem.serve.settings import Settings
-from open_gem.trained.base import Grounding, Trained
+from open_gem.text import TextTower
+from open_gem.trained.base import Grounding, TrainedModel
 from open_gem.trained.localizer import TrainedLocalizer
 
 PROMPTS = ["a cat", "a dog", "tree"]
@@ -367,7 +368,7 @@ def test_a_server_answers_what_its_localizer_says_whatever_its_views_and_refinem
     assert held > 60 * 90 * 3  # the image itself is kept, and counted
 
 
-class Blobs(Trained):
+class Blobs(TrainedModel):
     """A model that was trained to localize, so to speak: every prompt is in the upper left, in one box."""
 
     @property
@@ -378,28 +379,26 @@ class Blobs(Trained):
     def size_rule(self):
         return "square:8"
 
-    @property
-    def _texts(self):
-        return None
-
     def _ground(self, pixels, size, text):
         similarity = torch.zeros(len(text), 4, 4)
         similarity[:, 0, 0] = 0.8
         box = Boxes(torch.tensor([[0, 0, 10, 8]]), torch.tensor([0.8]))
         return Grounding(similarity, torch.full((len(text),), 0.8), (box,) * len(text))
 
-    def _pixels(self, picture, **settings):
+    def _pixels(self, image, **settings):
         return torch.zeros(3, 8, 8)
 
-    def encode_text(self, prompts):
-        return torch.zeros(len(prompts), 2)
 
-    def truncated(self, prompt):
+class Zeros(TextTower):
+    def encode(self, texts):
+        return torch.zeros(len(texts), 2)
+
+    def truncated(self, text):
         return ""
 
 
 def test_a_model_that_was_trained_to_localize_is_served_too():
-    server = Server(TrainedLocalizer(Blobs("blobs", torch.nn.Linear(2, 2), None, None)), Settings())
+    server = Server(TrainedLocalizer(Blobs("blobs", torch.nn.Linear(2, 2), Zeros(None, None), None)), Settings())
     try:
         [model] = server.client.get("/v1/models").json()["models"]
         info = server.upload(png(60, 90))

@@ -115,7 +115,7 @@ class Hub(BaseHTTPRequestHandler):
         if file.is_file():
             self.wfile.write(file.read_bytes())
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:
         pass
 
 

@@ -78,7 +78,7 @@ def test_one_scene_end_to_end(localizer):
 
 
 def test_all_concepts_are_accepted(localizer):
-    assert localizer.backbone.concepts == CONCEPTS
+    assert localizer.backbone.text.concepts == CONCEPTS
     localizer.text.check([*CONCEPTS, *(f"A red {name.upper()}" for name in CONCEPTS), "boat", ""])
 
 

@@ -262,24 +262,25 @@ def test_siglip_reads_lower_case():
 
 
 def test_what_does_not_fit_the_context_is_said(kind, backbone):
-    assert backbone.truncated("a photo of the cat") == ""
+    assert backbone.text.truncated("a photo of the cat") == ""
     long = " ".join(["cat"] * 14 + ["dog", "bus", "grass"])
     room = {"siglip": 15}.get(kind, 14)  # and <eos>, or a token at either end
-    assert backbone.truncated(long).split() == long.split()[room:]
+    assert backbone.text.truncated(long).split() == long.split()[room:]
     assert torch.equal(backbone.encode_text([long]), backbone.encode_text([" ".join(long.split()[:room])]))
 
 
 def test_prompts_can_be_encoded_in_threads(backbone):
     """A tokenizer cannot: how it cuts and pads is its own state."""
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.truncated(PROMPTS[1])), range(64)))
-    assert all(torch.equal(features, found[0][0]) and cut == "" for features, cut in found)
+        tasks = pool.map(lambda _: (backbone.encode_text(PROMPTS), backbone.text.truncated(PROMPTS[1])), range(64))
+        encoded, cut = zip(*tasks, strict=True)
+    assert all(torch.equal(features, encoded[0]) for features in encoded) and not any(cut)
 
 
 def test_blip_reads_35_tokens_of_its_512():
     made = hub.model("blip", max_position_embeddings=64)
     backbone = towers.adapt(made, hub.tokenizer("blip"))
-    assert backbone.truncated(" ".join(["cat"] * 34)) == "cat"
+    assert backbone.text.truncated(" ".join(["cat"] * 34)) == "cat"
 
 
 def test_the_first_siglips_tokenizer(tmp_path):
@@ -289,8 +290,8 @@ def test_the_first_siglips_tokenizer(tmp_path):
     backbone = towers.load(checkpoint(tmp_path / "here", "siglip", made, words), device="cpu")
     features = backbone.encode_text(["A photo of the cat.", "a photo of the cat", "the dog"])
     assert torch.equal(features[0], features[1]) and not torch.equal(features[1], features[2])
-    assert backbone.truncated("cat") == ""
-    assert backbone.truncated("the cat " * 20).endswith("the cat")
+    assert backbone.text.truncated("cat") == ""
+    assert backbone.text.truncated("the cat " * 20).endswith("the cat")
 
 
 def test_the_logit_scale_is_the_models_own(kind, made, backbone):
@@ -530,7 +531,7 @@ def test_code_of_a_tokenizer_is_not_run(own):
 def test_an_error_that_is_its_own_cause_comes_to_an_end():
     error, other = ValueError("one"), ValueError("two")
     error.__cause__, other.__cause__ = other, error
-    with pytest.raises(WeightsError, match="cannot load it: one"), _hub._telling("it"):
+    with pytest.raises(WeightsError, match="cannot load it: one"), _hub._reporting("it"):
         raise error
 
 
@@ -769,7 +770,7 @@ def test_the_same_weights_give_the_same_through_open_clip(quick):
         torch.testing.assert_close(found[name].pooled, expected[name].pooled, rtol=0, atol=2e-5)
     texts = ["a photo of a cat, and 2 dogs!", "it's raining", "the " * 30]
     torch.testing.assert_close(converted.encode_text(texts), native.encode_text(texts), rtol=0, atol=2e-5)
-    assert [converted.truncated(text) for text in texts] == [native.truncated(text) for text in texts]
+    assert [converted.text.truncated(text) for text in texts] == [native.text.truncated(text) for text in texts]
     assert converted.logit_scale == pytest.approx(native.logit_scale)
 
 

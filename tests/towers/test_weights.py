@@ -263,8 +263,8 @@ def test_tokenizers_of_transformers_in_open_clips_format(bert):
     words = text.tokenizer.tokenizer
     room = 8 - words.num_special_tokens_to_add()
     prompt = " ".join(["cat"] * room)
-    assert backbone.truncated(prompt) == ""
-    assert backbone.truncated(f"{prompt} dog") == "dog"
+    assert backbone.text.truncated(prompt) == ""
+    assert backbone.text.truncated(f"{prompt} dog") == "dog"
     tokens = text.tokenizer(["a cat"])
     assert words.sep_token_id not in tokens  # as CLIPA was trained
     expected = torch.nn.functional.normalize(backbone.model.encode_text(tokens), dim=-1)

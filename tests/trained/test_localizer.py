@@ -518,14 +518,14 @@ def test_pictures_of_any_shape_are_seen_as_pictures(size, kinds):
 def test_texts_are_encoded_once_and_anew_when_the_weights_change(kind):
     model = copy.deepcopy(kind.ours.model.model)
     localizer, calls = TrainedLocalizer(adapt_trained(model, kind.processor)), []
-    encode = localizer.model._encode
-    localizer.model._encode = lambda prompts: calls.append(prompts) or encode(prompts)  # pyright: ignore
+    encode = localizer.model.text.encode
+    localizer.model.text.encode = lambda texts: calls.append(texts) or encode(texts)
     full_stop = "" if kind.name.startswith("owl") else "."
     before = localizer(PICTURES[:2], [["cat", "dog"], ["a dog", "cat"]])
     localizer(PICTURES[0], "cat")
     assert calls == [[f"a photo of a cat{full_stop}", f"a photo of a dog{full_stop}"]]
     with torch.no_grad():
-        for weight in localizer.model._texts.text_model.parameters():
+        for weight in localizer.model.text.model.text_model.parameters():
             weight.add_(0.5 * torch.rand_like(weight))
     after = localizer(PICTURES[0], ["cat", "dog"])
     assert len(calls) == 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from open_gem import towers
 from open_gem.localizer import Localizer
-from open_gem.towers.check import pictures
+from open_gem.towers.check import random_images
 from open_gem.towers.loading import ModuleTower, find_device, find_dtype
 from open_gem.types import Size
 
@@ -66,7 +66,9 @@ class Subject:
     @cached_property
     def pixels(self) -> Tensor:
         """Images as the model expects them, `(b, 3, side, side)`."""
-        return pictures(self.size, self.setting.batch).to(self.tower.patch_weight.device, self.tower.patch_weight.dtype)
+        return random_images(self.size, self.setting.batch).to(
+            self.tower.patch_weight.device, self.tower.patch_weight.dtype
+        )
 
     @cached_property
     def photographs(self) -> list[Image.Image]:

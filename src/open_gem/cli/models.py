@@ -137,7 +137,7 @@ def _recommend(as_json: bool) -> None:
 
 
 def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
-    from open_gem.towers.check import check, pictures, rounding, sizes_of
+    from open_gem.towers.check import check, random_images, rounding, sizes_of
     from open_gem.towers.loading import FAMILIES, build_tower, find_device, find_dtype
 
     kind, place = find_dtype(dtype), find_device(device)
@@ -147,7 +147,7 @@ def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
     for name in dict.fromkeys(names):
         tower = build_tower(name)
         tower.module.to(place)
-        costs = [] if dtype == "float32" else rounding(tower, kind, pictures(sizes_of(tower)[1]))
+        costs = [] if dtype == "float32" else rounding(tower, kind, random_images(sizes_of(tower)[1]))
         tower.module.to(kind)
         differences = check(tower)
         fine = all(row.fits(kind) for row in differences)

@@ -1,7 +1,7 @@
 """Ways to mix the values of one transformer block: pure functions on tensors split into heads.
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
-`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores; or, where it can do
+`scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores; or, if it can do
 it, of our own kernel for a CPU. A bias is such a matrix: n² numbers for all images and heads, 0.4 GB at 10,000 patches.
 """
 
@@ -129,7 +129,7 @@ def external(
 
 
 def resize_values(values: Float[Tensor, "b h n c"], grid: Grid, to: Grid) -> Float[Tensor, "b h m c"]:
-    """Values `(b, h, r·k, c)` of patches on `grid`, brought to another grid over the same picture.
+    """Values `(b, h, r·k, c)` of patches on `grid`, resized to another grid over the same image.
 
     Bilinear, corners not aligned, without antialias, as ProxyCLIP has it; in float32 at least. As they are where the
     grids are equal.

@@ -29,7 +29,7 @@ class StepContext:
 
     grid    of the patches, row by row
     taps    patch tokens of the host after each block that `Step.taps` names, `(r·k, d)`, by its number from 1
-    expert  another model's patch tokens for the same image, on its own grid, where the method has one
+    expert  another model's patch tokens for the same image, on its own grid, if the method has one
     """
 
     grid: Grid

@@ -9,7 +9,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,7 +35,7 @@ def _names(value: Any) -> set[str]:
 
 
 def _check(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-    """Raises MethodError where a setting of `owner` is not what it has to be."""
+    """Raises MethodError for a setting of `owner` that does not fit."""
     value = getattr(owner, name)
     if not fits(value):
         raise MethodError(f"{name} is {value!r}, expected {expected}")
@@ -55,7 +54,7 @@ def _is_temperature(value: Any) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """The value itself where JSON can hold it, a NumPy number as Python's, else what `repr` says."""
+    """The value itself if JSON can hold it, a NumPy number as Python's, else its `repr`."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
         return json.loads(to_json(value))
@@ -231,11 +230,16 @@ class SelfSelf(Tempered):
         return len(self.projections)
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        mean = context.cached(_keys(self)[0], lambda: self._mean(heads, context))
+        mean = context.cached(self._key(self.projections), lambda: self._mean(heads, context))
         return mean * len(self.projections) if self.combine == "sum" else mean
 
+    def _key(self, projections: str) -> Hashable:
+        """What decides the mean over these projections, whether a subclass or another `combine` needs it."""
+        temperature = self.temperature, self.temperature_scale
+        return "self-self", projections, self.normalize, temperature, self.iterations, self.gaussian
+
     def _mean(self, heads: Heads, context: BlockContext) -> Tensor:
-        single = [context.known(key) for key in _keys(self)[1]]
+        single = [context.known(self._key(name)) for name in self.projections]
         if (parts := [part for part in single if part is not None]) and len(parts) == len(single):
             return sum(parts[1:], parts[0]) / len(parts)
         bias = None
@@ -252,13 +256,6 @@ class SelfSelf(Tempered):
             iterations=self.iterations,
             bias=bias,
         )
-
-
-@lru_cache(maxsize=256)
-def _keys(attention: SelfSelf) -> tuple[SelfSelf, tuple[SelfSelf, ...]]:
-    """What the mean over all projections is cached by, and that of each projection alone."""
-    mean = replace(attention, combine="mean")
-    return mean, tuple(replace(mean, projections=name) for name in attention.projections)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +313,7 @@ class CrossBlock(SelfSelf):
         return range(round(layers * 5 / 12), max(1, round(layers * 9 / 12)))
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        own = SelfSelf(**{setting.name: getattr(self, setting.name) for setting in fields(SelfSelf)})(heads, context)
+        own = super().__call__(heads, context)
         middle = (context.borrowed[index] for index in self.borrows(context.layers))
         trained = [attention.query_key(block._replace(v=heads.v)) for block in middle]
         borrowed = sum(trained[1:], trained[0]) / len(trained)
@@ -358,7 +355,7 @@ class Method:
 
     @property
     def is_host(self) -> bool:
-        """True where this method is, by construction, the host's own stream."""
+        """True if this method is, by construction, the host's own stream."""
         return self.attention == QUERY_KEY and self.residual and self.mlp
 
     def replace(self, **settings: Any) -> "Method":

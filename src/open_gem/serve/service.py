@@ -106,7 +106,7 @@ class Service:
         side = max(image.height, *(self.localizer.patch or (1, 1)))
         prepared = await self.in_thread(self.localizer.prepare, image.resize((side, side)))
         methods = self._first_methods()
-        phrase = next(iter(self.localizer.text.encoder.concepts), "a photo")
+        phrase = next(iter(self.localizer.text.model.text.concepts), "a photo")
         try:
             encoded = await self.worker.do(self._encode, EncodeJob(prepared, methods, 1))
             await self.worker.do(self._locate, LocateJob(encoded[methods[0]], Vocabulary.of(phrase)))

@@ -1,16 +1,15 @@
-"""The narrow interface between a pretrained vision-language model and everything open_gem does with it.
+"""The interface between a pretrained vision-language model and everything open_gem does with it.
 
-    Backbone = VisionTower + TextTower + what the checkpoint says about its pictures
+    Backbone = VisionTower + TextTower + what the checkpoint says about its images
 
-A tower reads one kind of vision transformer of one library, whoever trained it; a file in `towers/` each. Nothing here
-changes the model: weights are looked up when they are used, so one that is moved, cast or tuned stays current.
+A tower reads one kind of vision transformer of one library, in a file of its own. Nothing here changes the model:
+weights are looked up when they are used, so a model that is moved, cast or tuned stays current.
 """
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -21,11 +20,12 @@ from torch.nn.functional import normalize
 from open_gem.errors import InputError
 from open_gem.images.pixels import Preprocess
 from open_gem.method.tower import VisionTower
-from open_gem.numerics import Lock, check_finite, check_finite_number, cpu_by_default, without_autocast
+from open_gem.numerics import Lock, check_finite_number, cpu_by_default, without_autocast
+from open_gem.tensors import at_least_float32, version
+from open_gem.text import FrozenModel
 from open_gem.types import Grid, Size
 
 T = TypeVar("T")
-TEXT_BATCH = 256  # prompts encoded at a time: bounds memory when there are thousands
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Recommended:
 class ModuleTower(VisionTower):
     """A vision tower read from a library's module.
 
-    Of the class: `reads`, the full names of the library's classes that it reads; `resampling`, how its position
-    embeddings come to grids they were not trained on. Of the instance: `module`, the library's; `trained` size in
-    pixels.
+    reads       full names of the library's classes that this class reads
+    resampling  how position embeddings are resized to other grids, for people
+    module      the library's
+    trained     size in pixels that it was trained at
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -64,12 +65,12 @@ class ModuleTower(VisionTower):
     @classmethod
     @abstractmethod
     def unsupported_reason(cls, module: Any) -> str | None:
-        """Why this `module`, of a class that is read, cannot be; None if it can."""
+        """Why this `module`, of a class that is read, is not supported; None if it is."""
 
     @property
     @abstractmethod
     def patch_weight(self) -> Tensor:
-        """The weight of the patch embedding: where pixels go first, and in what type."""
+        """The weight of the patch embedding: its device and type are those of the tower."""
 
     @property
     @abstractmethod
@@ -78,7 +79,7 @@ class ModuleTower(VisionTower):
 
     @abstractmethod
     def resample_positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, as the library itself resamples them (those trained on it, unchanged)."""
+        """Position embeddings for `grid`, as the library itself resamples them; unchanged on the trained grid."""
 
     @abstractmethod
     def embed_patches(self, pixels: Float[Tensor, "b 3 y x"], grid: Grid) -> Float[Tensor, "b n d"]:
@@ -86,77 +87,39 @@ class ModuleTower(VisionTower):
 
     @abstractmethod
     def library_forward(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b e"]]:
-        """What the library's own forward computes, for checks: tokens `(b, n, d)` after the last block, and the pooled
-        embedding `(b, e)`. Sized for `pixels` in the library's own way, on a copy where that changes the module."""
+        """The library's own forward, for checks: tokens `(b, n, d)` after the last block, and the pooled embedding
+        `(b, e)`. Positions are resized for `pixels` in the library's own way, on a copy if that changes the module."""
 
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         grid = grid_of(pixels, self.patch)
         return self.embed_patches(pixels.to(self.patch_weight.device, self.patch_weight.dtype), grid), grid
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, made once a grid and again when the weights change."""
+        """Position embeddings for `grid`, cached until the weights change."""
         return self._positions(grid, version([self.trained_positions]), self.resample_positions)
 
 
-class TextTower(ABC):
-    """The text half. `encode` gets a few prompts at a time; nothing else needs to be quick."""
-
-    @property
-    @abstractmethod
-    def logit_scale(self) -> float:
-        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
-        return None
-
-    @abstractmethod
-    def encode(self, prompts: list[str]) -> Float[Tensor, "p e"]:
-        """Text embeddings `(p, e)`, of any norm."""
-
-    @abstractmethod
-    def truncated(self, prompt: str) -> str:
-        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
-        return ()
-
-    def knows(self, prompt: str) -> bool:
-        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
-        return True
-
-
-@dataclass(eq=False)
-class Backbone:
+@dataclass(eq=False, repr=False)
+class Backbone(FrozenModel):
     """A frozen vision-language transformer: a `VisionTower` and a `TextTower`.
 
-    `name` for people; `model` the library's own, whole; `preprocess` and `recommended` from its configuration;
-    `caution`, if there is one, says in a line what the model is not for.
+    vision       the vision tower
+    preprocess   how pixels are normalised, from the checkpoint's own configuration
+    recommended  from there too
+    caution      what the model is not for, in one line; None if there is nothing to say
     """
 
-    name: str
-    model: Any
     vision: ModuleTower
-    text: TextTower
     preprocess: Preprocess
     recommended: Recommended = Recommended()
     caution: str | None = None
-    _version: "Version" = field(default_factory=lambda: Version(), repr=False)
-
-    def __post_init__(self) -> None:
-        check_has_numbers(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.vision.patch_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the vision tower computes in."""
         return self.vision.patch_weight.dtype
 
     @property
@@ -170,47 +133,16 @@ class Backbone:
         bias = self.text.logit_bias
         return None if bias is None else check_finite_number("logit bias", self, bias)
 
-    @property
-    def weights_version(self) -> Hashable:
-        """Changes whenever the weights do (moved, cast, tuned), so that what was computed from them can be kept: see
-        `Version` for what it notices."""
-        return self._version(self.model.parameters())
-
-    def fingerprint(self) -> str:
-        """Twelve letters for the weights, see `fingerprint`."""
-        return fingerprint(self.model)
-
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one prompt. Raises NotFiniteError where
-        they are no numbers."""
-        batches = [list(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
-        with cpu_by_default():
-            rows = torch.cat([self.text.encode(batch) for batch in batches])
-        check_finite("text embeddings", self, rows)
-        return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
-
-    def truncated(self, prompt: str) -> str:
-        """The end of `prompt` that the text tower's context has no room for; empty if it fits."""
-        with cpu_by_default():  # a tokenizer makes tensors
-            return self.text.truncated(prompt)
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """All that the model was trained to name, where that is a list; empty for models of an open vocabulary."""
-        return self.text.concepts
-
-    def knows(self, prompt: str) -> bool:
-        """True unless no word of `prompt` means anything to the text tower, so that all such prompts are alike."""
-        with cpu_by_default():
-            return self.text.knows(prompt)
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p e"]:
+        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one text. Raises NotFiniteError."""
+        return normalize(at_least_float32(super().encode_text(texts)), dim=-1)
 
 
 # What towers share ----------------------------------------------------------------------------------------------------
 
 
 def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
-    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError where they are something else, or do not fit."""
+    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError for other tensors, and for parts of patches."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
     if not pixels.is_floating_point():
@@ -224,107 +156,44 @@ def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
 
 
 class GridCache(Generic[T]):
-    """What was made of weights for each of the last few grids; may be shared between threads.
+    """A cache of values made from weights for the last few grids; may be shared between threads.
 
-    No reference to who makes it is kept: a tower goes, and its memory with it, when its last user does. A copy begins
-    empty.
+    It keeps no reference to its maker, so a tower is freed with its last user. A copy begins empty.
     """
 
     def __init__(self, capacity: int = 16):
         self.capacity = capacity
-        self._made: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
+        self._cache: OrderedDict[Grid, tuple[Hashable, T]] = OrderedDict()
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.capacity,)
 
     def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
-        """What `make` made for `grid` when the weights had this `version`."""
+        """The value of `make(grid)`, made again if the weights have another `version`."""
         with self._lock:
-            known = self._made.get(grid)
-            if known is not None and known[0] == version:
-                self._made.move_to_end(grid)
-                return known[1]
-            # What is kept serves others, who may want gradients, or no autocast.
+            cached = self._cache.get(grid)
+            if cached is not None and cached[0] == version:
+                self._cache.move_to_end(grid)
+                return cached[1]
+            # Cached values serve other callers, who may want gradients, or no autocast.
             with torch.inference_mode(False), torch.no_grad(), cpu_by_default(), without_autocast():
-                made = make(grid)
-            self._made[grid] = version, made
-            while len(self._made) > self.capacity:
-                self._made.popitem(last=False)
-            return made
-
-
-class Version:
-    """Tells whether weights have changed: called with them, it gives another value after a move or a write.
-
-    Writes that torch does not count (through `tensor.data`, in inference mode, by a fused optimizer) show in `SAMPLED`
-    values of each tensor, spread over it. What changes none of those, such as a few rows of a table of embeddings
-    written through `.data`, goes unnoticed.
-    """
-
-    SAMPLED = 8
-
-    def __init__(self) -> None:
-        self._samples: tuple[Hashable, list[list[Tensor]]] = (), []
-
-    def __reduce__(self) -> Any:
-        return Version, ()  # copies watch weights of their own
-
-    @torch.no_grad()
-    def __call__(self, weights: Iterable[Tensor]) -> Hashable:
-        weights = list(weights)
-        places = tuple((w.device, w.dtype, w.data_ptr()) for w in weights)
-        counts = tuple(0 if w.is_inference() else w._version for w in weights)
-        known, samples = self._samples
-        if known != places:  # views are kept, for to make them takes longer than to read them
-            samples = self._views(weights)
-            self._samples = places, samples
-        values = tuple(torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in samples)
-        return places, counts, values
-
-    def _views(self, weights: Iterable[Tensor]) -> list[list[Tensor]]:
-        """Some values of each tensor as one-dimensional views, those of one device and type together."""
-        views: dict[Hashable, list[Tensor]] = {}
-        for w in weights:
-            if w.numel() and not w.is_meta:
-                count = min(w.numel(), self.SAMPLED) if w.is_contiguous() else 1
-                view = w.detach().as_strided((count,), (w.numel() // count,))
-                views.setdefault((w.device, w.dtype), []).append(view)
-        return list(views.values())
-
-
-def version(weights: Iterable[Tensor]) -> Hashable:
-    """What a new `Version` says of weights: for a few tensors."""
-    return Version()(weights)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Twelve letters for a model's weights: the same for equal names, shapes, types and values, wherever they are."""
-    sha = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        sha.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:12]
+                value = make(grid)
+            self._cache[grid] = version, value
+            while len(self._cache) > self.capacity:
+                self._cache.popitem(last=False)
+            return value
 
 
 def off_mps(weights: Tensor) -> Tensor:
-    """On the CPU instead of on Apple's GPU, where not every torch can resample with antialias."""
+    """The weights on the CPU if they are on Apple's GPU: not every torch can resample with antialias there."""
     return weights.cpu() if weights.device.type == "mps" else weights
 
 
 def check_evaluating(module: nn.Module) -> None:
-    """Raises InputError where a model is in training mode."""
+    """Raises InputError if a model is in training mode."""
     if any(part.training for part in module.modules()):
         raise InputError("the model is in training mode; call model.eval() before adapting it")
-
-
-def check_has_numbers(model: nn.Module) -> None:
-    """Raises InputError where a model's weights are on the device "meta", which has shapes without numbers."""
-    if any(weight.is_meta for weight in model.parameters()):
-        raise InputError(
-            f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "
-            "device with memory, such as 'cpu': load them first"
-        )
 
 
 def split_heads(tokens: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n c"]:
@@ -338,15 +207,15 @@ def join_heads(mixed: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """True where something listens to one of the modules, and would not hear when its weights are read past it."""
+    """True if a module has forward hooks, which do not run when its weights are read directly."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 @torch.no_grad()
 def watch(block: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """What comes out of `block` while `forward` runs, and what `forward` gives."""
+    """The output of `block` while `forward` runs, and the result of `forward`."""
     seen: list[Any] = []
-    handle = block.register_forward_hook(lambda module, given, result: seen.append(result))
+    handle = block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
         result = forward()
     finally:

@@ -14,7 +14,7 @@ from open_gem.towers.hf import HfTower
 class BlipTower(HfTower):
     """`BlipForImageTextRetrieval`: packed projections; a norm and `vision_proj` of the class token.
 
-    Positions are always resampled. Its own forward, unless told to, cuts them off where a picture is smaller.
+    Positions are always resampled. The library's own forward, by default, cuts them off for smaller images.
     """
 
     reads = ("transformers.models.blip.modeling_blip.BlipForImageTextRetrieval",)

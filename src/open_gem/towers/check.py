@@ -19,7 +19,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, to
 
 
 class Difference(NamedTuple):
-    """How far one way of running the host is from the library's forward on pictures of `size`.
+    """How far one way of running the host is from the library's forward on images of `size`.
 
     `exact`: through the library's own modules, else through fused kernels. `tokens` after the last block and `pooled`:
     largest absolute difference, as a share of the library's largest value.
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     pooled: float
 
     def fits(self, dtype: torch.dtype) -> bool:
-        """True where it is none through modules, and within `TOLERANCES` through fused kernels."""
+        """True if it is 0 through modules, or within `TOLERANCES` through fused kernels."""
         return max(self.tokens, self.pooled) <= (0 if self.exact else TOLERANCES[dtype])
 
 
@@ -60,7 +60,7 @@ def sizes_of(tower: ModuleTower) -> tuple[Size, Size]:
     return Size(height, width), Size(height + rows, max(width // 2 // cols, 1) * cols)
 
 
-def pictures(size: Size, count: int = 2) -> Tensor:
+def random_images(size: Size, count: int = 2) -> Tensor:
     """Random pixels `(count, 3, y, x)`, the same each time."""
     noise = torch.Generator("cpu").manual_seed(0)
     return torch.randn(count, 3, *size, dtype=torch.float32, device="cpu", generator=noise)
@@ -68,10 +68,10 @@ def pictures(size: Size, count: int = 2) -> Tensor:
 
 @torch.no_grad()
 def check(tower: ModuleTower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
-    """The differences on `count` random pictures of each size (by default `sizes_of` the tower), exact and fused."""
+    """The differences on `count` random images of each size (by default `sizes_of` the tower), exact and fused."""
     differences = []
     for size in sizes_of(tower) if sizes is None else sizes:
-        pixels = pictures(size, count).to(tower.patch_weight.device, tower.patch_weight.dtype)
+        pixels = random_images(size, count).to(tower.patch_weight.device, tower.patch_weight.dtype)
         tokens, pooled = tower.library_forward(pixels)
         for exact in (True, False):
             ours = run(_Bare(tower), pixels, {"host": METHODS["clip"]}, pooled=True, exact=exact)["host"]
@@ -94,7 +94,7 @@ def rounding(tower: ModuleTower, dtype: torch.dtype, pixels: Tensor) -> list[Rou
     """What computing in `dtype`, weights included, costs every method on `pixels` `(b, 3, y, x)`."""
     methods = {name: method.fitted(tower.layers) for name, method in METHODS.items()}
     cast = type(tower)(deepcopy(tower.module).to(dtype))
-    exact, rounded = (run(some, pixels, methods, pooled=True) for some in (tower, cast))
+    exact, rounded = run(tower, pixels, methods, pooled=True), run(cast, pixels, methods, pooled=True)
     costs = []
     for name in methods:
         patches = _away(rounded[name].patches, exact[name].patches)
@@ -110,8 +110,8 @@ def _away(ours: Tensor | None, theirs: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def randomize(module: nn.Module) -> None:
-    """Add noise to every parameter that is all one number (zero biases, unit norms, tiny layer scales): what is not
-    read would else go unnoticed."""
+    """Add noise to every constant parameter (zero biases, unit norms, tiny layer scales): otherwise a check could not
+    tell whether it is read."""
     noise = torch.Generator("cpu").manual_seed(0)
     for parameter in module.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():

@@ -3,8 +3,8 @@
     expert = load_expert("facebook/dino-vitb8")
     method = proxyclip(expert, backbone)         # the attention of the host's last block, taken from the expert
 
-An expert sees the picture that the host sees, in about the same pixels; the host's values are brought to its grid.
-Nothing here changes a model, and no code that a checkpoint brings is run.
+An expert sees the host's image in about the same pixels; the host's values are resized to its grid. Nothing here
+changes a model, and no code of a checkpoint is run.
 """
 
 import json
@@ -35,8 +35,8 @@ from open_gem.errors import (
 from open_gem.method.attention import Heads, external, resize_values
 from open_gem.method.table import Attention, BlockContext, Method, TokenGrid
 from open_gem.numerics import check_finite, cpu_by_default
-from open_gem.tensors import at_least_float32
-from open_gem.towers.base import Backbone, check_evaluating, check_has_numbers, off_mps
+from open_gem.tensors import at_least_float32, check_has_numbers
+from open_gem.towers.base import Backbone, check_evaluating, off_mps
 from open_gem.towers.weights import finished, hub_or_cache, in_float32, needs_transformers, quiet, reason_of
 from open_gem.types import Grid, Size
 
@@ -47,9 +47,12 @@ Color = tuple[float, float, float]  # red, green, blue
 class Expert:
     """A frozen vision transformer without a text half.
 
-    `name` for people; `model` the library's own; `patch` (rows, cols) in pixels; `prefix` tokens before the patches
-    ([CLS], registers); `mean` and `std` of its pictures in [0, 1]; `forward`: model, normalised pixels `(b, 3, y, x)` →
-    all tokens `(b, n, e)` after the last block and the final norm.
+    name       for people
+    model      the library's own
+    patch      rows and columns of a patch, in pixels
+    prefix     number of tokens before the patches ([CLS], registers)
+    mean, std  of its images in [0, 1]
+    forward    model, normalised pixels `(b, 3, y, x)` → all tokens `(b, n, e)` after the last block and the final norm
     """
 
     name: str
@@ -64,10 +67,7 @@ class Expert:
         return f"Expert({self.name!r})"
 
     def grid_for(self, size: Size) -> Grid:
-        """The grid whose patches come nearest to a picture of `size` pixels: each side rounded (halves up), 1 at least.
-
-        So CLIP with patches of 16 has, beside DINO with patches of 8, a grid half as fine.
-        """
+        """The grid whose patches come nearest to an image of `size`: each side rounded (halves up), at least 1."""
         return Grid(*(max(1, (2 * side + patch) // (2 * patch)) for side, patch in zip(size, self.patch, strict=True)))
 
     @torch.no_grad()
@@ -75,18 +75,18 @@ class Expert:
     def tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
         """Pixels `(b, 3, y, x)` in [0, 1], of any size and float type → patch tokens `(b, r·k, e)`, not normalised.
 
-        The picture is resized to `grid` patches where it is another size: bicubic with antialias, cut off at 0 and 1.
-        Tokens are in the type, and on the device, of the weights. Raises InputError where pixels do not fit, and
-        NotFiniteError for tokens that are infinite or not a number.
+        An image of another size is resized to `grid` patches: bicubic with antialias, clipped to [0, 1]. Tokens have
+        the type and device of the weights. Raises InputError for other pixels, and NotFiniteError for tokens that are
+        infinite or not a number.
         """
         _check_pixels(pixels)
         weights = next(self.model.parameters())
         size = tuple(side * patch for side, patch in zip(grid, self.patch, strict=True))
-        picture = at_least_float32(pixels)
-        if picture.shape[-2:] != size:
-            picture = interpolate(off_mps(picture), size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        picture = (picture - _column(self.mean, picture)) / _column(self.std, picture)
-        tokens = self.forward(self.model, picture.to(weights.device, weights.dtype))[:, self.prefix :]
+        images = at_least_float32(pixels)
+        if images.shape[-2:] != size:
+            images = interpolate(off_mps(images), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        images = (images - _column(self.mean, images)) / _column(self.std, images)
+        tokens = self.forward(self.model, images.to(weights.device, weights.dtype))[:, self.prefix :]
         check_finite("tokens", self, tokens)
         return tokens
 
@@ -156,8 +156,8 @@ def _is_number(value: Any) -> bool:
 
 
 def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: float = 1.2) -> Method:
-    """ProxyCLIP for pictures as `backbone` gets them: values of the last block, mixed as the expert sees fit, and
-    nothing else of that block. Raises MethodError for impossible settings."""
+    """ProxyCLIP on `backbone`: the last block's values, mixed by the expert's attention; nothing else of that block.
+    Raises MethodError for impossible settings."""
     attention = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
     return Method(attention, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
 
@@ -167,8 +167,12 @@ def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: floa
 
 @dataclass(frozen=True)
 class ExpertSpec:
-    """What goes with a `model_type` of transformers: the class there, what makes it without a pooling head, and what
-    makes it take pictures of any size."""
+    """One kind of expert in transformers.
+
+    model         name of its class
+    without_head  arguments that make it without a pooling head
+    any_size      arguments of its forward that accept images of any size
+    """
 
     model: str
     without_head: Mapping[str, Any] = field(default_factory=dict)
@@ -181,10 +185,10 @@ EXPERTS = {
     "dinov2_with_registers": ExpertSpec("Dinov2WithRegistersModel"),
     "dinov3_vit": ExpertSpec("DINOv3ViTModel"),
 }
-"""`model_type` of a configuration of transformers -> what goes with it."""
+"""`model_type` of a configuration of transformers → its kind."""
 
 TIMM = {"vision_transformer": "VisionTransformer", "eva": "Eva"}
-"""Modules of timm whose models are read -> their class."""
+"""Modules of timm whose models are read → their class."""
 
 _READ = f"{', '.join(kind.model for kind in EXPERTS.values())} of transformers, {' and '.join(TIMM.values())} of timm"
 
@@ -194,16 +198,16 @@ def _of_transformers(model: Any, pixels: Tensor) -> Tensor:
 
 
 def _of_timm(model: Any, pixels: Tensor) -> Tensor:
-    return model.fc_norm(model.forward_features(pixels))  # where it is the final norm there is no other
+    return model.fc_norm(model.forward_features(pixels))  # the only final norm of models that have it
 
 
 def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str | None = None) -> Expert:
     """An expert around a model in memory, of transformers or timm, which it never changes.
 
-    `mean` and `std`: what its pictures in [0, 1] are normalised by, one number a channel (red, green, blue).
+    `mean` and `std` normalise its images in [0, 1]: one number a channel (red, green, blue).
 
-    Raises UnsupportedModelError where it cannot be read, InputError where it is in training mode or on the device
-    "meta", or the statistics are no three numbers.
+    Raises UnsupportedModelError if it cannot be read, InputError in training mode, on the device "meta", or for
+    statistics that are not three numbers.
     """
     mean, std = _color("mean", mean), _color("std", std)
     if min(std) <= 0:
@@ -236,22 +240,22 @@ def _read_timm(model: Any) -> _Anatomy:
     name = type(model).__name__
     if not any(base.__name__ in TIMM.values() for base in type(model).__mro__):
         raise UnsupportedModelError(f"cannot read {name}: it is none of {_READ}")
-    stem: Any = model.patch_embed
-    if not isinstance(stem, PatchEmbed):
-        raise UnsupportedModelError(f"cannot read {name}: its patches come from a {type(stem).__name__}")
+    embed: Any = model.patch_embed
+    if not isinstance(embed, PatchEmbed):
+        raise UnsupportedModelError(f"cannot read {name}: its patches come from a {type(embed).__name__}")
     if not model.dynamic_img_size:
         raise UnsupportedModelError(
-            f"cannot read {name}: it takes pictures of one size; make it with dynamic_img_size=True"
+            f"cannot read {name}: it takes images of one size; make it with dynamic_img_size=True"
         )
-    patch: Any = stem.patch_size
-    return (patch[0], patch[1]), model.num_prefix_tokens, stem.proj.in_channels, _of_timm
+    patch: Any = embed.patch_size
+    return (patch[0], patch[1]), model.num_prefix_tokens, embed.proj.in_channels, _of_timm
 
 
-def _color(what: str, given: Sequence[float]) -> Color:
+def _color(name: str, values: Sequence[float]) -> Color:
     try:
-        red, green, blue = (float(value) for value in given)
+        red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what} is {given!r}, expected three numbers: red, green, blue") from error
+        raise InputError(f"{name} is {values!r}, expected three numbers: red, green, blue") from error
     return red, green, blue
 
 
@@ -275,7 +279,7 @@ def load_expert(
     cache_dir  where downloaded weights are kept, by default the Hugging Face cache
 
     Never returns a model with random weights, and runs no code of a checkpoint. Raises UnknownModelError (no such
-    name), WeightsError (weights missing, unreachable, not fitting, or no statistics of pictures with them),
+    name), WeightsError (weights missing, unreachable, not fitting, or no statistics of images with them),
     UnsupportedModelError (a model that cannot be read; judged before its weights are downloaded), and InputError for
     the device and type.
     """
@@ -295,15 +299,15 @@ def _load_transformers(name: str, device: torch.device, dtype: torch.dtype, cach
     except ImportError as error:
         raise UnsupportedModelError(needs_transformers(error)) from error
 
-    place = _place(name)
-    config = _hub.configuration(place, cache_dir)
+    location = _location(name)
+    config = _hub.configuration(location, cache_dir)
     if config.model_type not in EXPERTS:
         raise UnsupportedModelError(
             f"cannot read {name}: models of type {config.model_type!r} are not read, only {', '.join(EXPERTS)}"
         )
     kind = EXPERTS[config.model_type]
-    mean, std = _statistics(name, _hub.picture_settings(place, cache_dir))
-    model = _hub.fetch(getattr(transformers, kind.model), place, cache_dir=cache_dir, **kind.without_head)
+    mean, std = _statistics(name, _hub.image_settings(location, cache_dir))
+    model = _hub.fetch(getattr(transformers, kind.model), location, cache_dir=cache_dir, **kind.without_head)
     exact = {at: buffer.clone() for at, buffer in model.named_buffers() if buffer.is_floating_point()}
     finished(model, device, dtype)
     for at, buffer in exact.items():  # the frequencies of rotary positions, which the library keeps in float32
@@ -311,8 +315,8 @@ def _load_transformers(name: str, device: torch.device, dtype: torch.dtype, cach
     return adapt_expert(model, mean, std, name=name)
 
 
-def _place(name: str) -> str:
-    """What `_hub` is to be given. Raises UnknownModelError for what is neither repository nor folder."""
+def _location(name: str) -> str:
+    """The repository or folder, for `hub`. Raises UnknownModelError for what is neither."""
     if folder := _folder(name):
         return folder
     if "/" not in name:
@@ -336,7 +340,7 @@ def _folder(name: str) -> str | None:
 def _statistics(name: str, settings: Mapping[str, Any]) -> tuple[Color, Color]:
     """Mean and std, from what a preprocessor_config.json says."""
     if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
+        raise UnsupportedModelError(f"cannot read {name}: its images are not scaled to [0, 1]")
     if not settings.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     mean, std = settings.get("image_mean"), settings.get("image_std")
@@ -351,15 +355,15 @@ def _statistics(name: str, settings: Mapping[str, Any]) -> tuple[Color, Color]:
 def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: str | None) -> Expert:
     inner = name.removeprefix("timm:")
     try:
-        place = inner if _is_of_timm(inner) else _folder(inner)
-        if place is None:
+        location = inner if _is_of_timm(inner) else _folder(inner)
+        if location is None:
             close = close_names(inner, timm.list_models(module=list(TIMM), pretrained=True))
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise UnknownModelError(f"timm has no model called {inner!r}{hint}")
-        _check_timm(name, place)
-        settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-        with quiet(), nullcontext() if place.startswith("local-dir:") else hub_or_cache(name, cache_dir):
-            model: Any = in_float32(lambda: timm.create_model(place, pretrained=True, cache_dir=cache_dir, **settings))
+        _check_timm(name, location)
+        settings: dict[str, Any] = {"pretrained": True, "cache_dir": cache_dir, "num_classes": 0}
+        with quiet(), nullcontext() if location.startswith("local-dir:") else hub_or_cache(name, cache_dir):
+            model: Any = in_float32(lambda: timm.create_model(location, dynamic_img_size=True, **settings))
     except OpenGemError:
         raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
@@ -373,14 +377,16 @@ def _is_of_timm(name: str, read: bool = False) -> bool:
     return name.partition(".")[0] in timm.list_models(module=list(TIMM) if read else "")
 
 
-def _check_timm(name: str, place: str) -> None:
-    """Raises UnsupportedModelError where `place`, a name of timm or a folder, holds what is not read, and
-    UnknownModelError where timm has no such weights."""
-    in_folder = place.startswith("local-dir:")
-    said = json.loads((Path(place.removeprefix("local-dir:")) / "config.json").read_text("utf-8")) if in_folder else {}
-    architecture = str(said.get("architecture")) if in_folder else place
+def _check_timm(name: str, location: str) -> None:
+    """Raises UnsupportedModelError if `location`, a name of timm or a folder, holds a model that is not read, and
+    UnknownModelError if timm has no such weights."""
+    in_folder = location.startswith("local-dir:")
+    architecture = location
+    if in_folder:
+        config = json.loads((Path(location.removeprefix("local-dir:")) / "config.json").read_text("utf-8"))
+        architecture = str(config.get("architecture"))
     if not _is_of_timm(architecture, read=True):
         raise UnsupportedModelError(f"cannot read {name}: {architecture} is none of {_READ}")
-    if not in_folder and not timm.is_model_pretrained(place):
+    if not in_folder and not timm.is_model_pretrained(location):
         tags = timm.list_models(f"{architecture.partition('.')[0]}.*", pretrained=True)
-        raise UnknownModelError(f"timm has no weights called {place!r}; known: {', '.join(tags) or 'none'}")
+        raise UnknownModelError(f"timm has no weights called {location!r}; known: {', '.join(tags) or 'none'}")

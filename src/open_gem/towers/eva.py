@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from open_gem.method.attention import Heads
 from open_gem.method.kernels.linear import apply, feed_forward, linear
 from open_gem.method.tower import Block
-from open_gem.towers.base import GridCache, has_hooks, join_heads, split_heads, version
+from open_gem.tensors import version
+from open_gem.towers.base import GridCache, has_hooks, join_heads, split_heads
 from open_gem.towers.timm import TimmTower
 from open_gem.types import Grid
 
@@ -105,5 +106,5 @@ def _projected(attn: Any, normed: Tensor) -> Sequence[Tensor]:
 
 
 def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Layer scale, where there is one."""
+    """Layer scale, if there is one."""
     return x if gamma is None else gamma * x

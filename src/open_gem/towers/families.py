@@ -20,7 +20,7 @@ class ModelFamily:
 
     name      as people call it
     library   whose models: "open_clip" or "transformers"
-    pattern   a regular expression, found in the names that belong to it
+    pattern   a regular expression that occurs in the names that belong to it
     tower     "file:class" in `towers/` of what reads its vision transformer
     examples  (name, tag or None) for `load`; the first is checked at full size
     about     what is particular about reading it
@@ -200,13 +200,13 @@ def _import(name: str) -> Any:
 
 
 def find_tower(library: str, module: Any) -> type["ModuleTower"] | None:
-    """What reads `module`, by its class; None where nothing does. A subclass is another class: it may differ."""
+    """The tower that reads `module`, by its class; None if none does. A subclass does not count: it may differ."""
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     return next((tower for tower in towers(library) if kind in tower.reads), None)
 
 
 def check_not_trained(name: str, model_type: str) -> None:
-    """Raise UnsupportedModelError where a model of this type is one for `load_trained`, not a backbone."""
+    """Raises UnsupportedModelError for a model type that is for `load_trained`, not a backbone."""
     if model_type in LOCALIZING:
         raise UnsupportedModelError(
             f"{name} ({model_type}) was trained to localize and has no training-free readouts: use "

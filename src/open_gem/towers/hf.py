@@ -16,9 +16,9 @@ from open_gem.types import Grid, Size
 
 
 class HfTower(ModuleTower):
-    """A whole model whose `vision_model` has plain layers: `plain` says of what class, and with attention of which.
+    """A whole model whose `vision_model` has plain layers; `plain` maps their class to that of their attention.
 
-    The parts of a layer are called as modules, so that low-rank adapters put in their places count.
+    The parts of a layer are called as modules, so that low-rank adapters in their places count.
     """
 
     resampling = "bicubic, not antialiased (transformers)"
@@ -57,8 +57,8 @@ class HfTower(ModuleTower):
         side = isqrt(len(positions) - self.prefix)
         if grid == (side, side):
             return positions
-        picture = positions[self.prefix :].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        resized = interpolate(picture, size=tuple(grid), mode="bicubic", align_corners=False)
+        image = positions[self.prefix :].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        resized = interpolate(image, size=tuple(grid), mode="bicubic", align_corners=False)
         return torch.cat([positions[: self.prefix], resized.permute(0, 2, 3, 1).flatten(0, 2)])
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class HfTower(ModuleTower):
 
 
 def _has_foreign_hooks(module: nn.Module) -> bool:
-    """True where something listens to `module` other than transformers itself, whose hooks stay once a model was asked
-    for hidden states or attention, and keep still unless it is asked again."""
+    """True if `module` has hooks other than transformers' own, which stay once a model was asked for hidden states or
+    attention, and do nothing until it is asked again."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)

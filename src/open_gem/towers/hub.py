@@ -1,7 +1,7 @@
 """Checkpoints in Hugging Face's format, from the hub or a folder: read strictly, without running code that they bring.
 
-`name` is "org/repo" or "local-dir:folder" everywhere. Errors are one line: UnknownModelError where the hub has no such
-repository, UnsupportedModelError where it holds something that transformers does not know, WeightsError for the rest.
+`name` is "org/repo" or "local-dir:folder" everywhere. Errors are one line: UnknownModelError if the hub has no such
+repository, UnsupportedModelError if it holds something that transformers does not know, WeightsError for the rest.
 """
 
 import os
@@ -35,7 +35,7 @@ _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which tran
 
 def configuration(name: str, cache_dir: str | None = None) -> Any:
     """The configuration of a checkpoint, of the class that its `model_type` says."""
-    with _telling(name, cache_dir):
+    with _reporting(name, cache_dir):
         return AutoConfig.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
 
 
@@ -43,18 +43,18 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
     """A model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to `from_pretrained`;
     with a `config` and a `state_dict` among them, `name` is only what errors are about.
 
-    Every weight must be there, in its shape: transformers itself makes up what is missing, at random, and only logs it.
-    What is left over is an error in a `state_dict`, and a warning in a checkpoint that has its own configuration, where
-    all that the model needs is there. Buffers `position_ids`, which older versions saved, are no weights.
+    Every weight must be there, in its shape: transformers itself initialises missing ones at random, and only logs it.
+    Extra weights are an error in a `state_dict`, and a warning in a checkpoint that has its own configuration. Buffers
+    `position_ids`, which older versions saved, are no weights.
     """
     brings_weights = "state_dict" in settings
-    with _telling(name, cache_dir):
+    with _reporting(name, cache_dir):
         model, report = kind.from_pretrained(
             None if brings_weights else _place(name),
             cache_dir=cache_dir,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so as to name them: the error it has for them does not
+            ignore_mismatched_sizes=True,  # reported by name below
             **settings,
         )
         missing, extra = report["missing_keys"], report["unexpected_keys"]
@@ -68,35 +68,35 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
 
 
 def fetch_processor(name: str, cache_dir: str | None = None) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer of a checkpoint, and what its preprocessor_config.json says about pictures, as it is written."""
-    return fetch_tokenizer(name, cache_dir), picture_settings(name, cache_dir)
+    """The tokenizer of a checkpoint, and the contents of its preprocessor_config.json."""
+    return fetch_tokenizer(name, cache_dir), image_settings(name, cache_dir)
 
 
 def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTokenizer) -> Any:
-    """The tokenizer of a checkpoint; of class `kind` where the files do not say which."""
-    none = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
-    with _telling(name, cache_dir):
+    """The tokenizer of a checkpoint; of class `kind` if the files do not say which."""
+    missing = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
+    with _reporting(name, cache_dir):
         try:
             tokenizer = kind.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
         except (ValueError, TypeError, RuntimeError) as error:  # without files, each class fails in its own way …
             if "trust_remote_code" in str(error):
                 raise
-            raise none from error
+            raise missing from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # … or makes one up
-            raise none
+            raise missing
     return tokenizer
 
 
-def picture_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
-    """What a checkpoint's preprocessor_config.json says about pictures, as it is written."""
-    with _telling(name, cache_dir):
+def image_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
+    """The contents of a checkpoint's preprocessor_config.json: how images are prepared."""
+    with _reporting(name, cache_dir):
         return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
 
 
 def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, Tensor]:
     """The tensors of a file, under the names that a model of class `kind` has with this `config`: see
     `_weights.read_weights`."""
-    with _telling(str(file)):
+    with _reporting(str(file)):
         expected = ()
         if kind is not None:
             with torch.device("meta"):
@@ -105,12 +105,12 @@ def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, 
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """True where a folder holds the vocabulary of a tokenizer."""
+    """True if a folder holds the vocabulary of a tokenizer."""
     return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
 def _place(name: str) -> str:
-    """What transformers is to be given: the repository, or the folder's path."""
+    """The name that transformers expects: the repository, or the folder's path."""
     if not name.startswith("local-dir:"):
         return name
     folder = Path(name.removeprefix("local-dir:"))
@@ -120,8 +120,8 @@ def _place(name: str) -> str:
 
 
 @contextmanager
-def _telling(name: str, cache_dir: str | None = None) -> Iterator[None]:
-    """Silence inside; and whatever a hub, a file system or a checkpoint throws, as our error about `name`."""
+def _reporting(name: str, cache_dir: str | None = None) -> Iterator[None]:
+    """Silences libraries, and turns what a hub, a file system or a checkpoint raises into our error about `name`."""
     is_local = name.startswith("local-dir:") or Path(name).is_file()
     try:
         with quiet(), _undisturbed(), nullcontext() if is_local else hub_or_cache(name, cache_dir):
@@ -147,8 +147,8 @@ def _telling(name: str, cache_dir: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No progress bar for the moment that weights take from a file into a model (those of downloads are shown), and no
-    request to convert a repository, which transformers sends in a thread where it finds pickles only."""
+    """No progress bar while weights go from a file into a model (those of downloads are shown), and no request to
+    convert a repository, which transformers sends from a thread for one that holds pickles only."""
     before = os.environ.get(_CONVERSION)
     os.environ[_CONVERSION] = "1"
     hooks = hasattr(logging, "set_tqdm_hook")  # not in the first releases of transformers 5

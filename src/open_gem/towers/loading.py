@@ -65,7 +65,7 @@ def load(
     Never returns a model with random weights. Raises UnknownModelError, WeightsError or UnsupportedModelError, and
     InputError for the device and type.
     """
-    where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
+    placement: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
     if name is None:
         name, pretrained = DEFAULT_MODEL[0], pretrained or DEFAULT_MODEL[1]
     if name == EMBEDDED:
@@ -74,11 +74,11 @@ def load(
         from open_gem.towers import open_clip
 
         folder = files("open_gem.towers") / "embedded"
-        backbone = open_clip.load(f"local-dir:{folder}", **where)
+        backbone = open_clip.load(f"local-dir:{folder}", **placement)
         backbone.name, backbone.caution = EMBEDDED, CAUTION
         return backbone
     name = as_folder(name)
-    return library_of(name).load(name, pretrained, cache_dir=cache_dir, **where)
+    return library_of(name).load(name, pretrained, cache_dir=cache_dir, **placement)
 
 
 def as_folder(name: str | PathLike[str]) -> str:
@@ -102,14 +102,14 @@ def as_folder(name: str | PathLike[str]) -> str:
 
 
 def library_of(name: str) -> Any:
-    """The module that loads `name`; open_clip's where nobody knows it, for its error lists names."""
+    """The module that loads `name`; open_clip's for an unknown one, since its error lists names."""
     from open_gem.towers import open_clip
 
     return _transformers() if is_transformers(name) else open_clip
 
 
 def is_transformers(name: str) -> bool:
-    """True for a folder in transformers' format, and for "org/repo" where that is no architecture of open_clip."""
+    """True for a folder in transformers' format, and for "org/repo" unless it is an architecture of open_clip."""
     from open_gem.towers import open_clip
 
     if name.startswith("local-dir:"):
@@ -144,9 +144,8 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def build(name: str) -> Backbone:
-    """A whole model of an architecture of open_clip with random weights, to measure; the embedded one, and folders,
-    have their own. Raises UnknownModelError, WeightsError, UnsupportedModelError or InputError, where it cannot be had
-    without a network."""
+    """A whole model of an architecture of open_clip with random weights, to measure; "embedded" and folders have their
+    own. Raises UnknownModelError, WeightsError, UnsupportedModelError, and InputError if it needs a network."""
     name = as_folder(name)
     if name == EMBEDDED or name.startswith("local-dir:"):
         return load(name, device="cpu")
@@ -166,7 +165,7 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
     model      of open_clip or transformers
     tokenizer  open_clip's, or transformers' tokenizer or processor
 
-    Raises UnsupportedModelError where its vision tower cannot be read, InputError where it is in training mode.
+    Raises UnsupportedModelError if its vision tower cannot be read, InputError if it is in training mode.
     """
     if any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return _transformers().adapt(model, tokenizer)
@@ -176,8 +175,13 @@ def adapt(model: Any, tokenizer: Any) -> Backbone:
 
 
 class ModelName(NamedTuple):
-    """A name that `load` knows by itself: its `tag` (None where it has one set of weights, or none), whose model it is,
-    its `family` (None where none fits), and the `unsupported_reason` to reading it, or None."""
+    """A name that `load` knows.
+
+    tag                 of its weights; None if there is one set of them, or none
+    library             whose model it is
+    family              see `ModelFamily`; None if none fits
+    unsupported_reason  None for a supported model
+    """
 
     name: str
     tag: str | None
@@ -192,11 +196,11 @@ def list_models() -> list[ModelName]:
     from open_gem.towers import open_clip
 
     others = [row for row in FAMILIES if row.library != "open_clip"]
-    theirs = [ModelName(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
-    ours = [
+    examples = [ModelName(name, tag, row.library, row.name, None) for row in others for name, tag in row.examples]
+    architectures = [
         ModelName(name, tag, "open_clip", _family_name(name), reason) for name, tag, reason in open_clip.catalogue()
     ]
-    return [ModelName(EMBEDDED, None, "open_gem", EMBEDDED, None), *ours, *theirs]
+    return [ModelName(EMBEDDED, None, "open_gem", EMBEDDED, None), *architectures, *examples]
 
 
 def _family_name(name: str) -> str | None:
@@ -206,22 +210,22 @@ def _family_name(name: str) -> str | None:
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """The type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for another."""
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind not in (*DTYPES.values(), torch.float64):
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known not in (*DTYPES.values(), torch.float64):
         raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
-    return kind
+    return known
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device for "auto" or a name. Raises InputError where torch does not know or have it."""
+    """The device for "auto" or a name. Raises InputError for one that torch does not know or have."""
     if device != "auto":
         try:
-            place = torch.device(device)
-            torch.empty(0, dtype=torch.float32, device=place)
+            named = torch.device(device)
+            torch.empty(0, dtype=torch.float32, device=named)
         except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot use device {device!r}: {reason}") from error
-        return place
+        return named
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

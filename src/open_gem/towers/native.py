@@ -80,13 +80,13 @@ class NativeTower(ModuleTower):
         return watch(sized.transformer.resblocks[-1], lambda: _embedding(sized(pixels)))
 
     def _resized(self, grid: Grid) -> Tensor:
-        """Positions as open_clip resizes them at loading (`resize_pos_embed`), but for its shortcuts: it takes every
-        trained grid for a square one, and any grid of as many patches for the same."""
+        """Positions as open_clip resizes them at loading (`resize_pos_embed`), without its shortcuts: it assumes that
+        every trained grid is square, and that grids of as many patches are equal."""
         positions, trained = self.trained_positions.detach(), Grid(*self.module.grid_size)
         if grid == trained:
             return positions
-        picture = positions[1:].float().unflatten(0, tuple(trained)).permute(2, 0, 1)
-        resized = interpolate(picture[None], size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)[0]
+        image = positions[1:].float().unflatten(0, tuple(trained)).permute(2, 0, 1)
+        resized = interpolate(image[None], size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)[0]
         return torch.cat([positions[:1], resized.flatten(1).T.to(positions.dtype)])
 
     def _into_joint_space(self, tokens: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _embedding(result: Any) -> Tensor:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """True where reading the weights past the modules computes what the modules would."""
+    """True if the weights, read directly, compute what the modules would."""
     if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
         return False
     return not has_hooks(block, block.attn, block.attn.out_proj)

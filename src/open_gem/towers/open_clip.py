@@ -18,10 +18,11 @@ from torch import Tensor
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.images.pixels import Preprocess
-from open_gem.numerics import Lock
-from open_gem.towers.base import Backbone, ModuleTower, Recommended, TextTower, check_evaluating
+from open_gem.text import TextTower
+from open_gem.towers.base import Backbone, ModuleTower, Recommended, check_evaluating
 from open_gem.towers.families import find_family, find_tower
-from open_gem.towers.weights import cut_off, finished, hub_or_cache, in_float32, quiet, read_weights, reason_of
+from open_gem.towers.hf_text import cut_off
+from open_gem.towers.weights import finished, hub_or_cache, in_float32, quiet, read_weights, reason_of
 from open_gem.types import Size
 
 
@@ -33,17 +34,19 @@ def adapt(
     recommended: Recommended | None = None,
     concepts: Sequence[str] = (),
 ) -> Backbone:
-    """A backbone around an open_clip model in memory; `concepts`: see `Text.concepts`. Raises UnsupportedModelError
-    with the reason where its vision tower cannot be read, InputError where it is in training mode."""
+    """A backbone around an open_clip model in memory; `concepts` as in `TextTower`.
+
+    Raises UnsupportedModelError with the reason if its vision tower cannot be read, InputError in training mode.
+    """
     visual = getattr(model, "visual", None)
     if visual is None:
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it has no vision tower (`model.visual`)")
     tower, text = read_tower(visual, type(model).__name__), OpenClipText(model, tokenizer, concepts)
-    return Backbone(name, model, tower, text, _preprocess(visual), recommended or Recommended())
+    return Backbone(name, model, text, tower, _preprocess(visual), recommended or Recommended())
 
 
 def read_tower(visual: Any, owner: str) -> ModuleTower:
-    """What reads the vision tower `visual` of the model called `owner`; errors as `adapt`."""
+    """The tower that reads `visual`, of the model called `owner`; errors as `adapt`."""
     module = getattr(visual, "trunk", visual)  # timm's are wrapped
     tower = find_tower("open_clip", module)
     if tower is None:
@@ -66,8 +69,8 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def build(name: str) -> Backbone:
-    """A whole model of open_clip's architecture `name` with random weights; errors as `load`, OSError where its
-    tokenizer is not here."""
+    """A whole model of open_clip's architecture `name` with random weights; errors as `load`, OSError if its tokenizer
+    has to be downloaded."""
     architecture = _architecture(name)
     tokenizer = open_clip.get_tokenizer(architecture)
     with quiet():
@@ -79,35 +82,23 @@ class OpenClipText(TextTower):
     """The text half of a CLIP, CoCa or CustomTextCLIP."""
 
     def __init__(self, model: Any, tokenizer: Any, concepts: Sequence[str] = ()):
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer)
         self._concepts = tuple(concepts)
-        self._lock = Lock()  # transformers' tokenizers are one thread's at a time: how they cut and pad is their state
 
-    @property
-    def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().float().exp().item()
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.detach().float().item()
-
-    def encode(self, prompts: list[str]) -> Tensor:
-        device = next(self.model.parameters()).device
+    def encode(self, texts: list[str]) -> Tensor:
         with self._lock:
-            tokens = self.tokenizer(prompts)
-        return self.model.encode_text(tokens.to(device))
+            tokens = self.tokenizer(texts)
+        return self.model.encode_text(tokens.to(self.device))
 
-    def truncated(self, prompt: str) -> str:
+    def truncated(self, text: str) -> str:
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
         if inner is not None:
             with self._lock:
-                return cut_off(inner, prompt, self.tokenizer.context_length)
+                return cut_off(inner, text, self.tokenizer.context_length)
         encode, decode = getattr(self.tokenizer, "encode", None), getattr(self.tokenizer, "decode", None)
         if encode is None or decode is None:  # not a tokenizer of open_clip
             return ""
-        room = self.tokenizer.context_length - 2  # start and end of text
-        return decode(encode(prompt)[room:]).strip()
+        return decode(encode(text)[self.tokenizer.context_length - 2 :]).strip()  # without start and end of text
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -141,7 +132,7 @@ _TRANSFORMERS = 'its text tower needs the package transformers: pip install "ope
 
 
 def unsupported_reason(name: str) -> str | None:
-    """Why open_clip's architecture `name` cannot be read here, judged by its name and configuration; None if it can."""
+    """Why open_clip's architecture `name` is not supported, by its name and configuration; None if it is."""
     config = open_clip.get_model_config(name)
     assert config is not None
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -154,7 +145,7 @@ def unsupported_reason(name: str) -> str | None:
 
 
 def _preprocess(visual: Any) -> Preprocess:
-    """What the checkpoint's own configuration says; open_clip attaches it to the tower."""
+    """From the checkpoint's own configuration, which open_clip attaches to the tower."""
     config = {**open_clip.transform.PreprocessCfg().__dict__, **getattr(visual, "preprocess_cfg", {})}
     return Preprocess(
         mean=tuple(config["mean"]),
@@ -191,9 +182,9 @@ def load(
             _check_runs_no_code(label, sections)
             model = in_float32(lambda: _with_weights(label, config, cache_dir))
             tokenizer = open_clip.get_tokenizer(config["model_name"], cache_dir=cache_dir)
-            ours = dict(sections.get("open_gem", {}))
-            concepts = tuple(ours.pop("concepts", ()))
-            recommended = _recommended(name, ours)
+            settings = dict(sections.get("open_gem", {}))
+            concepts = tuple(settings.pop("concepts", ()))
+            recommended = _recommended(name, settings)
     except OpenGemError:
         raise
     except Exception as error:  # whatever a hub, a file system or a state dict can throw
@@ -207,7 +198,7 @@ def knows(name: str) -> bool:
 
 
 def catalogue() -> list[tuple[str, str | None, str | None]]:
-    """Every (name, tag) of open_clip, with what is in the way of reading it, or None. Untrained names have no tag."""
+    """Every (name, tag) of open_clip with the reason if it is not supported, else None. Untrained names have no tag."""
     tags = {name: open_clip.list_pretrained_tags_by_model(name) or [None] for name in open_clip.list_models()}
     return [(name, tag, reason) for name in tags for reason in [unsupported_reason(name)] for tag in tags[name]]
 
@@ -245,10 +236,10 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
 
 
 def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) -> Any:
-    """The model that `configuration` describes, with its weights: all of them, and none made up or resampled.
+    """The model that `configuration` describes, with all of its weights, none of them random or resampled.
 
-    open_clip's own loading resamples position embeddings to the architecture's grid, and says nothing; here the model
-    is made for the grid that the weights have.
+    open_clip's own loading silently resamples position embeddings to the architecture's grid; here the model is made
+    for the grid of the weights.
     """
     file, config = _file_of_weights(config, cache_dir)
     settings = {**config, "cache_dir": cache_dir, "load_weights": False, "pretrained_text": False}
@@ -270,7 +261,7 @@ def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) 
 
 
 def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[Path, dict[str, Any]]:
-    """The file of weights, downloaded where it has to be, and the arguments for `create_model` that go with it."""
+    """The file of weights, downloaded if necessary, and the arguments for `create_model` that go with it."""
     name, get = config["model_name"], open_clip.factory
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
@@ -287,17 +278,17 @@ def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[
 
 
 def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor]) -> Size | None:
-    """The image size that the position embeddings in `weights` are for, where it is not the model's own.
+    """The image size that the position embeddings in `weights` are for; None for the model's own.
 
-    Raises WeightsError where they are for another number of patches that is no square grid.
+    Raises WeightsError if their number of patches is no square.
     """
     tower, positions = backbone.vision, backbone.vision.trained_positions
     name = next((name for name, weight in backbone.model.named_parameters() if weight is positions), None)
-    theirs = None if name is None else weights.get(name)
-    if theirs is None or theirs.ndim != positions.ndim or theirs.shape[-2] == positions.shape[-2]:
+    loaded = None if name is None else weights.get(name)
+    if loaded is None or loaded.ndim != positions.ndim or loaded.shape[-2] == positions.shape[-2]:
         return None
     rows, cols = (side // patch for side, patch in zip(tower.trained, tower.patch, strict=True))
-    patches = theirs.shape[-2] - (positions.shape[-2] - rows * cols)
+    patches = loaded.shape[-2] - (positions.shape[-2] - rows * cols)
     side = isqrt(max(patches, 0))
     if not side or side * side != patches:
         raise WeightsError(
@@ -323,7 +314,7 @@ def _architecture(name: str) -> str:
 
 
 def _statistics(architecture: str) -> dict[str, Any]:
-    """What all tags of an architecture agree on about pictures: for a file of weights, which says nothing of them."""
+    """Image statistics that all tags of an architecture agree on: for a bare file of weights, which has none."""
     tags = [
         open_clip.get_pretrained_cfg(architecture, tag) for tag in open_clip.list_pretrained_tags_by_model(architecture)
     ]
@@ -339,7 +330,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _sections(name: str, cache_dir: str | None) -> dict[str, Any]:
-    """What a checkpoint's own open_clip_config.json says; nothing for built-in names."""
+    """The contents of a checkpoint's open_clip_config.json; empty for built-in names."""
     if name.startswith("local-dir:"):
         return json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
     if name.startswith("hf-hub:"):
@@ -348,8 +339,8 @@ def _sections(name: str, cache_dir: str | None) -> dict[str, Any]:
 
 
 def _check_runs_no_code(label: str, section: Any) -> None:
-    """Raise UnsupportedModelError where a configuration asks, anywhere in it, to run code that comes with it: open_clip
-    would pass that on to transformers."""
+    """Raises UnsupportedModelError for a configuration that asks, anywhere, to run code of its own: open_clip would
+    pass that on to transformers."""
     if isinstance(section, dict):
         if section.get("trust_remote_code"):
             raise UnsupportedModelError(f"cannot read {label}: it brings its own code, which is never run")
@@ -358,7 +349,7 @@ def _check_runs_no_code(label: str, section: Any) -> None:
 
 
 def _recommended(name: str, settings: dict[str, Any]) -> Recommended:
-    """What a checkpoint's own configuration recommends, in an "open_gem" section that open_clip does not read."""
+    """A checkpoint's own recommendations, from an "open_gem" section that open_clip does not read."""
     known = {field.name for field in fields(Recommended)}
     if not settings.keys() <= known:
         unknown = ", ".join(sorted(settings.keys() - known))

@@ -1,4 +1,4 @@
-"""What open_clip's towers from timm share: the stem, learned positions, and the head. The blocks are their own."""
+"""What open_clip's towers from timm share: patch embedding, learned positions, and the head; not the blocks."""
 
 from abc import abstractmethod
 from copy import deepcopy
@@ -19,7 +19,7 @@ from open_gem.types import Grid, Size
 class TimmTower(ModuleTower):
     """A transformer of timm in open_clip's `TimmModel`: `trunk`, then `head`, which may be empty.
 
-    The trunk's own parts are called, never its forward: that insists on pictures of the size it was made for.
+    The trunk's parts are called, never its forward, which insists on images of the size it was made for.
     """
 
     resampling = "bicubic, antialiased (timm)"
@@ -92,14 +92,14 @@ class TimmTower(ModuleTower):
         return watch(sized.trunk.blocks[-1], lambda: sized(pixels))
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        stem = self.trunk.patch_embed
-        if isinstance(stem, HybridEmbed):  # takes any size
-            return stem(pixels).flatten(1, -2)
-        return stem.norm(stem.proj(pixels).flatten(2).transpose(1, 2))
+        embed = self.trunk.patch_embed
+        if isinstance(embed, HybridEmbed):  # takes any size
+            return embed(pixels).flatten(1, -2)
+        return embed.norm(embed.proj(pixels).flatten(2).transpose(1, 2))
 
 
 def _is_plain(pool: Any) -> bool:
-    """True where `_pool_of_one` computes what the pool would."""
+    """True if `_pool_of_one` computes what the pool would."""
     return type(pool) is AttentionPoolLatent and pool.pos_embed is None and pool.mlp is not None and not has_hooks(pool)
 
 

@@ -1,7 +1,7 @@
 """The package transformers: its CLIP, MetaCLIP 2, SigLIP and BLIP, by repository, folder or file of weights.
 
-Tokenizers and picture statistics are the checkpoint's own. What its text half needs beyond them is a class here; which
-tower reads its pictures `families` says.
+Tokenizers and image statistics are the checkpoint's own. `hf_text` reads its texts, and the tower that `families` names
+its images.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -18,115 +18,25 @@ from torch import Tensor
 
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError
 from open_gem.images.pixels import Preprocess
-from open_gem.numerics import Lock
 from open_gem.towers import hub as _hub
-from open_gem.towers.base import Backbone, ModuleTower, TextTower, check_evaluating
+from open_gem.towers.base import Backbone, ModuleTower, check_evaluating
 from open_gem.towers.families import check_not_trained, find_tower
-from open_gem.towers.weights import cut_off, finished, quiet
+from open_gem.towers.hf_text import BlipText, HfText, SiglipText
+from open_gem.towers.weights import finished, quiet
 from open_gem.types import Size
-
-# Text ----------------------------------------------------------------------------------------------------------------
-
-
-class HfText(TextTower):
-    """The text half of CLIP and MetaCLIP 2: prompts padded to the longest of their batch, and masked."""
-
-    padding: ClassVar[str] = "longest"
-    masked: ClassVar[bool] = True
-
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
-        self._lock = Lock()  # a tokenizer is one thread's at a time: how it cuts and pads is its state
-
-    @property
-    def logit_scale(self) -> float:
-        return self.model.logit_scale.detach().float().exp().item()
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.detach().float().item()
-
-    @property
-    def length(self) -> int:
-        """How many tokens a prompt may have, special ones included."""
-        return self.model.config.text_config.max_position_embeddings
-
-    def clean(self, prompt: str) -> str:
-        """A prompt as its tokenizer is to get it."""
-        return prompt
-
-    def encode(self, prompts: list[str]) -> Tensor:
-        return self.embed(self.tokens(prompts))
-
-    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the model is given for prompts: `(p, n)` each."""
-        with self._lock:
-            made = self.tokenizer(
-                [self.clean(prompt) for prompt in prompts],
-                padding=self.padding,
-                truncation=True,
-                max_length=self.length,
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
-        device = next(self.model.parameters()).device
-        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
-        return {name: made[name].to(device) for name in names}
-
-    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Text embeddings `(p, e)` of tokens."""
-        return self.model.get_text_features(**tokens).pooler_output
-
-    def truncated(self, prompt: str) -> str:
-        with self._lock:
-            return cut_off(self.tokenizer, self.clean(prompt), self.length)
-
-
-class SiglipText(HfText):
-    """The text half of SigLIP: every prompt padded to the full length, and the padding attended to, as in training.
-
-    Both generations were trained on lower case. The tokenizer of the first sees to that, and drops punctuation; that
-    of the second, Gemma's, does not.
-    """
-
-    padding = "max_length"
-    masked = False
-
-    def clean(self, prompt: str) -> str:
-        return prompt.lower()
-
-
-class BlipText(HfText):
-    """The text half of BLIP: a BERT without its cross-attention, 35 tokens, `text_proj` of its [CLS].
-
-    The temperature is a weight of Salesforce's own files. transformers leaves it out; then it is 0.07, where training
-    starts.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, temperature: float = 0.07):
-        super().__init__(model, tokenizer)
-        self.temperature = temperature
-
-    @property
-    def logit_scale(self) -> float:
-        return 1 / self.temperature
-
-    @property
-    def length(self) -> int:
-        return min(35, super().length)
-
-    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        return self.model.text_proj(self.model.text_encoder(**tokens).last_hidden_state[:, 0])
-
 
 # Kinds of models ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What goes with a `model_type`: the class in transformers, the text half, the statistics of its pictures where
-    nothing comes with a checkpoint, and the class of its tokenizer where files do not say it."""
+    """One kind of model.
+
+    model      name of its class in transformers
+    text       what reads its text half
+    mean, std  statistics of its images, for checkpoints without their own
+    tokenizer  name of its tokenizer's class, for files that do not say it
+    """
 
     model: str
     text: type[HfText]
@@ -144,16 +54,16 @@ MODELS = {
     "siglip": ModelSpec("SiglipModel", SiglipText, *_HALF),
     "blip": ModelSpec("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
 }
-"""`model_type` of a configuration -> what goes with it."""
+"""`model_type` of a configuration → its kind."""
 
 UNSUPPORTED = {
-    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each picture in a shape of its own; load one "
+    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each image in a shape of its own; load one "
     "of fixed resolution, such as google/siglip2-base-patch16-224",
 }
 
 
 def _spec(name: str, config: Any) -> ModelSpec:
-    """What goes with a configuration. Raises UnsupportedModelError where nothing does."""
+    """The kind of a configuration. Raises UnsupportedModelError for one that is not read."""
     check_not_trained(name, config.model_type)
     if config.model_type not in MODELS:
         known = f"models of type {config.model_type!r} are not read, only {', '.join(MODELS)}"
@@ -198,7 +108,7 @@ _GELU = {"hidden_act": "gelu"}
 _XLM_V = {"vocab_size": 901_629, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 _SO400M = _sizes(1152, 27, 16, 4304)
 _BERT = _sizes(768, 12, 12)
-_MED = {**_BERT, "is_decoder": False}  # without the cross-attention to pictures, which matching needs
+_MED = {**_BERT, "is_decoder": False}  # without the cross-attention to images, which matching needs
 _BLIP_B = _sizes(768, 12, 12, patch_size=16, image_size=384)
 _BLIP_L = _sizes(1024, 24, 16, patch_size=16, image_size=384)
 _EPS = {"layer_norm_eps": 1e-6}  # as Salesforce's code has it; the default of transformers is 1e-5
@@ -257,10 +167,10 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of pictures and text.
+    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of images and text.
 
-    With a tokenizer alone, pictures get the statistics of the model's family. Raises UnsupportedModelError with the
-    reason where its vision tower cannot be read, InputError where it is in training mode.
+    With a tokenizer alone, images get the statistics of the model's family. Raises UnsupportedModelError with the
+    reason if its vision tower cannot be read, InputError in training mode.
     """
     tower = read_tower(model)
     settings = {}
@@ -280,7 +190,7 @@ def _check_words(model: Any, tokenizer: Any) -> None:
 
 
 def read_tower(model: Any) -> ModuleTower:
-    """What reads the vision tower of `model`; errors as `adapt`."""
+    """The tower that reads the vision half of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
         others = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
@@ -295,15 +205,15 @@ def read_tower(model: Any) -> ModuleTower:
 
 def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str, Any]) -> Backbone:
     model: Any = tower.module
-    return Backbone(name, model, tower, text, _preprocess(name, model.config, settings))
+    return Backbone(name, model, text, tower, _preprocess(name, model.config, settings))
 
 
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
-    """What `settings`, of a preprocessor_config.json, say; what they leave out is as usual in the family."""
+    """From `settings` of a preprocessor_config.json; what they leave out is as usual in the family."""
     kind, size = MODELS[config.model_type], config.vision_config.image_size
     scale = settings.get("rescale_factor", 1 / 255)
     if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
-        raise UnsupportedModelError(f"cannot read {name}: its pictures are not scaled to [0, 1]")
+        raise UnsupportedModelError(f"cannot read {name}: its images are not scaled to [0, 1]")
     resample = Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)).name.lower()
     mean: Any = settings.get("image_mean") or kind.mean
     std: Any = settings.get("image_std") or kind.std
@@ -347,7 +257,7 @@ def load(
 
 
 def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, dict[str, Any]]:
-    """The model of architecture `name` with the weights of a file, in its text half; and what is said of pictures."""
+    """The text half of a model of architecture `name` with the weights of a file, and the settings of its images."""
     if name.startswith("local-dir:"):
         raise UnknownModelError(f"{name!r} brings its own weights; {str(file)!r} cannot be combined with it")
     if not file.is_file():
@@ -358,21 +268,21 @@ def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, di
     else:
         config = architecture.configuration()
     kind = _spec(name, config)
-    made = getattr(transformers, kind.model)
+    model_class = getattr(transformers, kind.model)
     if architecture is not None and architecture.original:
         weights, temperature = _translated(_hub.read_weights(file), config)
     else:
-        weights = _hub.read_weights(file, made, config)
-    model = _hub.fetch(made, str(file), config=config, state_dict=weights)
+        weights = _hub.read_weights(file, model_class, config)
+    model = _hub.fetch(model_class, str(file), config=config, state_dict=weights)
     beside, repository = f"local-dir:{file.parent.absolute()}", "bert-base-uncased" if "/" not in name else name
     if _hub.has_tokenizer(file.parent):
         tokenizer = _hub.fetch_tokenizer(beside, kind=getattr(transformers, kind.tokenizer))
     else:
         tokenizer = _hub.fetch_tokenizer(repository, cache_dir)
     if (file.parent / "preprocessor_config.json").is_file():
-        settings = _hub.picture_settings(beside)
+        settings = _hub.image_settings(beside)
     else:
-        settings = {} if architecture else _hub.picture_settings(name, cache_dir)
+        settings = {} if architecture else _hub.image_settings(name, cache_dir)
     return kind.text(model, tokenizer, **temperature), settings
 
 
@@ -391,10 +301,10 @@ _CONTRASTIVE = r"(vision_model|text_encoder|vision_proj|text_proj)\.(?!.*\.cross
 
 
 def _translated(weights: Mapping[str, Tensor], config: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """What the contrastive half needs of a file of Salesforce's, and the temperature where there is one.
+    """The weights of the contrastive half in a file of Salesforce's, and the temperature if there is one.
 
-    Momentum encoders, queues and the text decoder are left out, and so is what matches pictures to texts (the head that
-    transformers has for it is zero). `config` gets the image size that the position embeddings are for.
+    Momentum encoders, queues, the text decoder and image-text matching are left out (transformers' head for the last is
+    zero). `config` gets the image size that the position embeddings are for.
     """
     renamed = {}
     for name, value in weights.items():

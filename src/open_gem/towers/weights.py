@@ -1,4 +1,4 @@
-"""What every library's loading needs: silence, a reason in one line, and the model in its final place and type."""
+"""Loading with any library: silence, a reason in one line, the hub or its cache, the model in its device and type."""
 
 import logging
 import pickle
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import RLock
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from huggingface_hub import constants
@@ -47,10 +47,10 @@ def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -
 
 
 def in_float32(build: Callable[[], T]) -> T:
-    """A model that `build` makes in torch's default type and reads weights into, once all of them are float32: another
-    thread may change that type at any time, and weights would be rounded on their way.
+    """The model that `build` makes, built again until all its weights are float32: it is made in torch's default type,
+    which another thread may change at any time, and weights would be rounded.
 
-    Raises WeightsError where others keep changing it.
+    Raises WeightsError if threads keep changing that type.
     """
     for _ in range(ATTEMPTS):
         with torch_defaults():
@@ -65,7 +65,7 @@ def in_float32(build: Callable[[], T]) -> T:
 
 # Files of weights -----------------------------------------------------------------------------------------------------
 
-_CHECKPOINT_KEYS = (  # where training loops put the weights; an average of them (EMA) is read where nothing else is
+_CHECKPOINT_KEYS = (  # where training loops put the weights; an average of them (EMA) is the last resort
     "state_dict",
     "model_state_dict",
     "model",
@@ -81,12 +81,12 @@ _LEADING = {*_WRAPPERS, "model"}  # and Lightning's
 
 
 def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickled checkpoint that needs no code to run, under the names that
-    the model has: without what training loops wrap around them.
+    """The tensors of a .safetensors file, or of a pickled checkpoint that needs no code to run, under the model's own
+    names: without the prefixes of training loops.
 
-    `expected`: the model's own names, which are never shortened. Where several models are in the file, those behind
-    the prefix that fits best are read, and a warning counts the others. Raises WeightsError where nothing in the file
-    is a state dict, else whatever a broken file makes libraries raise.
+    `expected`: the model's own names, which are never shortened. From a file of several models, those behind the prefix
+    that fits best are read, and a warning counts the others. Raises WeightsError for a file without a state dict, and
+    what libraries raise for a broken one.
     """
     file = Path(file)
     pickled = file.suffix != ".safetensors"
@@ -104,14 +104,14 @@ def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, 
             prefix, inner_name = _split(name, expected)
             by_prefix[prefix][inner_name] = value
     if not by_prefix:
-        keys = _some(sorted(map(str, content))) or "none"
+        keys = _few(sorted(map(str, content))) or "none"
         raise WeightsError(
             f"cannot load {file}: it holds no tensors under the keys it has ({keys}), expected a state dict, bare or "
             f"as one of {', '.join(_CHECKPOINT_KEYS)}"
         )
     best = max(by_prefix, key=lambda prefix: (len(by_prefix[prefix].keys() & set(expected)), len(by_prefix[prefix])))
-    if others := sorted(name for prefix, some in by_prefix.items() if prefix != best for name in some):
-        warnings.warn(f"{file} holds {len(others)} tensors beside the model, left out: {_some(others)}", stacklevel=3)
+    if others := sorted(name for prefix, tensors in by_prefix.items() if prefix != best for name in tensors):
+        warnings.warn(f"{file} holds {len(others)} tensors beside the model, left out: {_few(others)}", stacklevel=3)
     return by_prefix[best]
 
 
@@ -181,15 +181,15 @@ def is_caused_by(error: BaseException | None, *kinds: type[BaseException]) -> bo
 
 
 def needs_transformers(error: ImportError) -> str:
-    """What to do where transformers, or something that it needs, is not installed."""
+    """What to do if transformers, or something that it needs, is not installed."""
     return f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
 
 
 def reason_of(error: Exception) -> str:
-    """One line: what does not fit where a state dict does not, else the error's first line and what to do."""
+    """One line: what does not fit if it is a state dict, else the error's first line and what to do."""
     message = str(error).strip() or type(error).__name__
-    if found := mismatch_in(message):
-        return found
+    if misfit := mismatch_in(message):
+        return misfit
     if any(
         word in message for word in ("Unsupported global", "is blocked", "TorchScript")
     ):  # torch's words for what would run
@@ -203,15 +203,15 @@ def reason_of(error: Exception) -> str:
 
 
 def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str] = ()) -> str | None:
-    """What of a checkpoint does not fit its architecture, in one line; None where all does."""
-    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    said = [f"{len(names)} {what} ({_some(names)})" for what, some in parts if (names := sorted(some))]
+    """How a checkpoint does not fit its architecture, in one line; None if it fits."""
+    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    counts = [f"{len(names)} {fault} ({_few(names)})" for fault, given in faults if (names := sorted(given))]
     hint = _prefix_hint(set(missing), set(unexpected))
-    return f"the weights do not fit the architecture: {'; '.join(said)}{hint}" if said else None
+    return f"the weights do not fit the architecture: {'; '.join(counts)}{hint}" if counts else None
 
 
 def _prefix_hint(missing: set[str], unexpected: set[str]) -> str:
-    """What to do where names would fit with, or without, a prefix; else nothing."""
+    """What to do if names would fit with, or without, a prefix; else nothing."""
     for long, short, advice in (
         (unexpected, missing, 'names fit without the prefix "{}": save the state dict of that part alone'),
         (missing, unexpected, 'names fit behind the prefix "{}": the file seems to hold that part of a model alone'),
@@ -228,22 +228,16 @@ def mismatch_in(message: str) -> str | None:
     if "state_dict" not in message:
         return None
     missing, unexpected = (
-        re.findall(r'"([^"]+)"', found.group(1))
-        if (found := re.search(rf"{kind} key\(s\) in state_dict: (.*)", message))
+        re.findall(r'"([^"]+)"', match.group(1))
+        if (match := re.search(rf"{kind} key\(s\) in state_dict: (.*)", message))
         else []
         for kind in ("Missing", "Unexpected")
     )
     return mismatch(missing, unexpected, re.findall(r"size mismatch for (\S+):", message))
 
 
-def _some(names: list[str]) -> str:
+def _few(names: list[str]) -> str:
     return ", ".join(names[:FEW]) + (", …" if len(names) > FEW else "")
-
-
-def cut_off(tokenizer: Any, text: str, length: int) -> str:
-    """The end of `text` that does not fit into `length` tokens of a transformers tokenizer, special ones included."""
-    tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return tokenizer.decode(tokens[length - tokenizer.num_special_tokens_to_add() :]).strip()
 
 
 _QUIET = RLock()  # logging and warning filters belong to the whole process
@@ -251,9 +245,8 @@ _QUIET = RLock()  # logging and warning filters belong to the whole process
 
 @contextmanager
 def quiet(*warned: str) -> Iterator[None]:
-    """Silence the libraries and the hub: what they log the error raised next says better. Warnings that begin with one
-    of `warned` have been dealt with. Progress bars of downloads are shown. What
-    they make is on the CPU."""
+    """Silences libraries and the hub, since the error raised next says it better, and warnings that begin with one of
+    `warned`. Progress bars of downloads are shown. Libraries make tensors on the CPU."""
     with _QUIET, warnings.catch_warnings(), cpu_by_default():
         for message in warned:
             warnings.filterwarnings("ignore", message=message)

@@ -1,7 +1,6 @@
-"""GroupViT (Xu et al. 2022), trained on pictures with captions."""
+"""GroupViT (Xu et al. 2022), trained on images with captions."""
 
 from functools import reduce
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -9,20 +8,20 @@ from torch import Tensor
 from open_gem.images.pixels import size_of, target_size
 from open_gem.numerics import check_finite_number
 from open_gem.tensors import similarity
-from open_gem.trained.base import Grounding, Trained
+from open_gem.trained.base import Grounding, TrainedModel
 from open_gem.types import Size
 
 
-class GroupViT(Trained):
-    """Patches are shared out softly between group tokens, which are compared with the prompts.
+class GroupViT(TrainedModel):
+    """Group tokens, between which patches are shared out softly, are compared with the prompts.
 
     A patch's similarity is the mean cosine of its groups, weighed by its shares: what the library's
     `segmentation_logits` are before they are upsampled (bilinear, so either order gives the same) and multiplied by the
     logit scale twice. Scores are cosines of the pooled embedding.
 
-    The library's `forward` takes 224×224 pixels only. Here positions are interpolated, as its embeddings can, so that
-    all of the picture is seen, at the size at which GroupViT's own evaluation sees it. Mean and deviation of pictures
-    are those of the checkpoint: the converted one has CLIP's, where GroupViT's own code has ImageNet's.
+    The library's `forward` takes 224×224 pixels only. Here its embeddings interpolate positions, so that the model sees
+    the whole image, at the size of GroupViT's own evaluation. Mean and deviation are the checkpoint's: the converted
+    checkpoint has CLIP's, GroupViT's own code ImageNet's.
     """
 
     @property
@@ -31,11 +30,7 @@ class GroupViT(Trained):
 
     @property
     def logit_scale(self) -> float:
-        return check_finite_number("logit scale", self, self.model.logit_scale.detach().float().exp().item())
-
-    @property
-    def _texts(self) -> Any:
-        return self.model
+        return check_finite_number("logit scale", self, self.text.logit_scale)
 
     def _target(self, size: Size) -> Size:
         patch = self.model.config.vision_config.patch_size
@@ -45,9 +40,9 @@ class GroupViT(Trained):
         height, width = self._target(size)
         return height * width // self.model.config.vision_config.patch_size**2
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        height, width = self._target(size_of(picture))
-        return self._pixels(picture, size={"height": height, "width": width}, do_resize=True, do_center_crop=False)
+    def prepare(self, image: Image.Image) -> Tensor:
+        height, width = self._target(size_of(image))
+        return self._pixels(image, size={"height": height, "width": width}, do_resize=True, do_center_crop=False)
 
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
         vision, patch = self.model.vision_model, self.model.config.vision_config.patch_size

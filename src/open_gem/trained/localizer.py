@@ -14,7 +14,7 @@ from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.readout import merge_boxes
 from open_gem.text import Prompts, Template, TextCache, Vocabulary, check_template
 from open_gem.trained import registry as trained
-from open_gem.trained.base import Trained
+from open_gem.trained.base import TrainedModel
 from open_gem.types import Size
 
 SQUARE = 448  # pixels: side of the square image that stands for any in `patches`
@@ -59,7 +59,7 @@ class TrainedLocalizer(AnyLocalizer):
     Raises PromptError for a malformed template.
     """
 
-    model: Trained
+    model: TrainedModel
     template: Template | None = None
     text: TextCache = field(init=False, repr=False)
 
@@ -101,8 +101,8 @@ class TrainedLocalizer(AnyLocalizer):
         }
 
     def prepare(self, image: ImageLike) -> Prepared:
-        picture = read_image(image)
-        return Prepared(size_of(picture), pixels=self.model.prepare(picture))
+        rgb = read_image(image)
+        return Prepared(size_of(rgb), pixels=self.model.prepare(rgb))
 
     def methods(self, methods: Methods | None) -> dict[str, Any]:
         return {TRAINED: None}

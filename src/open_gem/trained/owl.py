@@ -1,25 +1,24 @@
 """OWLv2 and OWL-ViT (Minderer et al. 2023, 2022), trained on boxes with names."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from open_gem.numerics import check_finite
 from open_gem.readout import Boxes
-from open_gem.trained.base import Grounding, Trained
+from open_gem.trained.base import Grounding, TrainedModel
 from open_gem.types import Grid, Size
 
 BOXES = 100  # best boxes of a prompt that are kept: the model predicts one a patch, thousands, for every prompt
 
 
-class OWL(Trained):
+class OWL(TrainedModel):
     """A box a patch, and its probability of showing each prompt.
 
-    Pictures are padded to a square at the bottom and right (OWLv2) or squashed (OWL-ViT). Each prompt is judged alone:
-    it has its `BOXES` most probable boxes, whatever else is asked; nothing is suppressed, the model was trained to
-    predict an object once. Edges are rounded to whole pixels, and boxes that hold none of the picture left out. The map
+    Images are padded to a square at the bottom and right (OWLv2) or squashed (OWL-ViT). Each prompt is judged alone: it
+    has its `BOXES` most probable boxes, whatever the other prompts are. Nothing is suppressed, since the model was
+    trained to predict an object once. Edges are rounded to whole pixels; boxes outside the image are left out. The map
     has cells as large as the model's patches; a cell's value is the highest score of a box that covers it, or 0. The
     score of a prompt is that of its best box.
     """
@@ -28,12 +27,8 @@ class OWL(Trained):
 
     @property
     def size_rule(self) -> str:
-        side = self.images.size["height"]
-        return f"pad:{side}" if getattr(self.images, "do_pad", False) else f"square:{side}"
-
-    @property
-    def _texts(self) -> Any:
-        return getattr(self.model, self.model.base_model_prefix)  # "owlv2" or "owlvit"
+        side = self.processor.size["height"]
+        return f"pad:{side}" if getattr(self.processor, "do_pad", False) else f"square:{side}"
 
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
         features = self.model.image_embedder(pixels)[0]
@@ -41,8 +36,8 @@ class OWL(Trained):
         logits = self.model.class_predictor(patches, text[None])[0].float()
         predicted = SimpleNamespace(logits=logits, pred_boxes=self.model.box_predictor(patches, features).float())
         check_finite("maps", self, predicted.logits, predicted.pred_boxes)
-        [found] = self.images.post_process_object_detection(predicted, threshold=-1.0, target_sizes=[tuple(size)])
-        xyxy, inside = _whole_pixels(found["boxes"].cpu(), size)
+        [result] = self.processor.post_process_object_detection(predicted, threshold=-1.0, target_sizes=[tuple(size)])
+        xyxy, inside = _whole_pixels(result["boxes"].cpu(), size)
         best = [_best(xyxy[inside], scores[inside]) for scores in logits[0].sigmoid().T.cpu()]
         longest = max(size)
         grid = Grid(*(max(1, round(features.shape[1] * side / longest)) for side in size))
@@ -51,7 +46,7 @@ class OWL(Trained):
 
 
 def _whole_pixels(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """Boxes `(m, 4)` cut to the picture and rounded, int64; and which of them hold a pixel of it."""
+    """Boxes `(m, 4)` clipped to the image and rounded, int64; and which of them hold a pixel of it."""
     height, width = size
     xyxy = (
         boxes.round()
@@ -72,9 +67,9 @@ def _highest(scores: Tensor) -> Tensor:
 
 
 def paint(boxes: Boxes, size: Size, grid: Grid) -> Tensor:
-    """The highest score of a box in each cell of `grid` over a picture of `size`, 0 where there is none: `(r, k)`.
+    """The highest score of a box in each cell of `grid` over an image of `size`, 0 without one: `(r, k)`.
 
-    Edges are moved to those of the nearest cells; no box is less than one cell.
+    Edges move to those of the nearest cells; no box is less than one cell.
     """
     scale = [grid.cols / size.width, grid.rows / size.height]
     cells = torch.tensor(scale, dtype=torch.float32, device="cpu").repeat(2)

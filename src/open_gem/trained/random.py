@@ -1,4 +1,4 @@
-"""Models that were trained to localize, with random weights: what a pass of them costs does not depend on those."""
+"""Models that were trained to localize, with random weights: the cost of a pass does not depend on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,22 +7,21 @@ import torch
 import transformers
 from torch import Tensor
 
-TOKENS = 16
-"""Of a phrase; what phrases of a few words are padded to in OWL-ViT."""
+TOKENS = 16  # of a prompt: OWL-ViT pads prompts of a few words to so many
 
 
 class _RandomSpec(NamedTuple):
-    """Names of transformers, the sides of its pictures in pixels, and how it is asked: `(model, pixels (b, 3, y, x),
-    tokens (p, t))`."""
+    """One kind of model: names of its classes in transformers, the side of its images in pixels, and its forward pass
+    `(model, pixels (b, 3, y, x), tokens (p, t))`."""
 
     config: str
     model: str
     side: int
-    ask: Callable[[Any, Tensor, Tensor], Any]
+    forward: Callable[[Any, Tensor, Tensor], Any]
 
 
 def _clipseg(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
-    """It wants each picture once a phrase."""
+    """It expects each image once a prompt."""
     texts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return [model(pixel_values=image.expand(len(tokens), -1, -1, -1), **texts) for image in pixels]
 
@@ -44,12 +43,12 @@ _KINDS = {
 
 
 def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
-    """What runs the model of transformers' default configuration once, as its documentation does: "clipseg",
-    "groupvit" or "owlv2", on random pictures of its own size, each with all of `prompts` random phrases."""
+    """A function that runs transformers' default "clipseg", "groupvit" or "owlv2" once, as its documentation does: on
+    random images of its own size, each with all of `prompts` random prompts."""
     kind = _KINDS[name]
     config = getattr(transformers, kind.config)()
     model = getattr(transformers, kind.model)(config).eval()
     pixels = torch.randn(images, 3, kind.side, kind.side, dtype=torch.float32, device="cpu")
     tokens = torch.randint(1, 1000, (prompts, TOKENS), dtype=torch.int64, device="cpu")
     tokens[:, -1] = config.text_config.vocab_size - 1  # where texts end
-    return lambda: kind.ask(model, pixels, tokens)
+    return lambda: kind.forward(model, pixels, tokens)

@@ -1,8 +1,6 @@
-"""Models that were trained to localize, of transformers: what training-free readouts are compared with.
+"""Models of transformers that were trained to localize, to compare training-free readouts with.
 
-    Trained = the library's model, tokenizer and image processor, and what becomes of its output here
-
-A kind of model is a file and a spec of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
+A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
 """
 
 from collections.abc import Callable
@@ -14,17 +12,16 @@ import torch
 from open_gem.errors import UnsupportedModelError
 from open_gem.towers.base import check_evaluating
 from open_gem.towers.families import ORIGINAL
+from open_gem.towers.hf_text import HfText
 from open_gem.towers.loading import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
 from open_gem.towers.weights import finished, needs_transformers
-from open_gem.trained.base import Grounding, Trained
+from open_gem.trained.base import TrainedModel
 from open_gem.trained.clipseg import CLIPSeg
 from open_gem.trained.groupvit import GroupViT
 from open_gem.trained.owl import OWL
 
 __all__ = [
     "TRAINED",
-    "Grounding",
-    "Trained",
     "adapt_trained",
     "forward_pass",
     "is_trained",
@@ -33,22 +30,32 @@ __all__ = [
 
 
 class TrainedSpec(NamedTuple):
-    """One kind of model: what reads it here, and the names of transformers' classes for model and pictures.
+    """One kind of model.
 
-    The image processors are those that resize with PIL, as the models' own code did.
+    reader     what reads it here
+    model      name of its class in transformers
+    processor  name of its image processor there: one that resizes with PIL, as the models' own code did
+    part       attribute of the model that encodes texts; None for the model itself
     """
 
-    reader: type[Trained]
+    reader: type[TrainedModel]
     model: str
-    images: str
+    processor: str
+    part: str | None
+
+    def read(self, name: str, model: Any, tokenizer: Any, processor: Any) -> TrainedModel:
+        """What localizes with a model of this kind."""
+        part = model if self.part is None else getattr(model, self.part)
+        return self.reader(name, model, HfText(part, tokenizer), processor)
 
 
-TRAINED = {  # a configuration's model_type -> its spec
-    "groupvit": TrainedSpec(GroupViT, "GroupViTModel", "CLIPImageProcessorPil"),
-    "clipseg": TrainedSpec(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil"),
-    "owlv2": TrainedSpec(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil"),
-    "owlvit": TrainedSpec(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil"),
+TRAINED = {
+    "groupvit": TrainedSpec(GroupViT, "GroupViTModel", "CLIPImageProcessorPil", None),
+    "clipseg": TrainedSpec(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil", "clip"),
+    "owlv2": TrainedSpec(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil", "owlv2"),
+    "owlvit": TrainedSpec(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil", "owlvit"),
 }
+"""`model_type` of a configuration → its kind."""
 
 
 def load_trained(
@@ -57,26 +64,26 @@ def load_trained(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
-) -> Trained:
+) -> TrainedModel:
     """Load a model that was trained to localize, with its weights: a transformers repository or a folder in its format
     ("local-dir:folder"). Arguments as `towers.load`.
 
     Raises UnknownModelError, WeightsError or UnsupportedModelError, and InputError for the device and type.
     """
-    where = find_device(device), find_dtype(dtype)
+    placement = find_device(device), find_dtype(dtype)
     hub, library = _transformers()
     name = as_folder(name)
     kind = hub.configuration(name, cache_dir).model_type
     spec = _find_spec(kind, name)
-    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *where)
+    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *placement)
     tokenizer, settings = hub.fetch_processor(name, cache_dir)
-    return spec.reader(name, model, tokenizer, getattr(library, spec.images).from_dict(settings))
+    return spec.read(name, model, tokenizer, getattr(library, spec.processor).from_dict(settings))
 
 
-def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> Trained:
-    """The same around a model of transformers that is in memory, and its processor; it never changes either.
+def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> TrainedModel:
+    """A trained model around one of transformers in memory, and its processor; neither is ever changed.
 
-    Raises UnsupportedModelError for another model, InputError where it is in training mode.
+    Raises UnsupportedModelError for another kind of model, InputError for one in training mode.
     """
     kind = type(model).__name__
     spec = next((spec for spec in TRAINED.values() if spec.model == kind), None)
@@ -85,11 +92,11 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
             f"cannot read {kind}: expected {', '.join(spec.model for spec in TRAINED.values())}"
         )
     check_evaluating(model)
-    return spec.reader(name, model, processor.tokenizer, processor.image_processor)
+    return spec.read(name, model, processor.tokenizer, processor.image_processor)
 
 
 def is_trained(name: str, cache_dir: str | None = None) -> bool:
-    """True where `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as there."""
+    """True if `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as there."""
     name = as_folder(name)
     if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
         return False

@@ -63,18 +63,18 @@ class _Job(ctypes.Structure):
 def load() -> Kernel:
     """The kernel for this machine, compiled if it is not there yet."""
     try:
-        asked = shlex.split(os.environ.get("CC", ""))
+        chosen = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
         return Kernel(None, f"CC is {os.environ['CC']!r}, expected a command as a shell takes it: {error}")
-    compiler = asked or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    compiler = chosen or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
     if not compiler:
         return Kernel(None, "no C compiler was found")
     with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
         try:
             library = _loaded(compiler, _cache() or Path(scratch))
         except subprocess.CalledProcessError as error:
-            said = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
-            return Kernel(None, f"it could not be built with {compiler[0]}: {said[-1]}")
+            lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
+            return Kernel(None, f"it could not be built with {compiler[0]}: {lines[-1]}")
         except (OSError, OutputError, AttributeError, subprocess.SubprocessError) as error:
             return Kernel(None, f"it could not be built with {compiler[0]}: {error}")
     return Kernel(library, f"compiled with {compiler[0]}")
@@ -97,8 +97,8 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _compiled(compiler: Sequence[str], folder: Path) -> Path:
-    """Where the compiled kernel is in `folder`, under a name of all that it depends on and of what it contains: part of
-    a library, mapped into memory, ends the process."""
+    """The compiled kernel in `folder`, named by hashes of everything it depends on and of its content: half a library,
+    mapped into memory, would end the process."""
     instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
     depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
     name = _digest("\n".join(depends).encode())
@@ -107,10 +107,10 @@ def _compiled(compiler: Sequence[str], folder: Path) -> Path:
             return path
         path.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch, "made.so")
-        command = (*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm")
+        scratch_file = Path(scratch, "made.so")
+        command = (*compiler, *FLAGS, "-o", str(scratch_file), str(SOURCE), "-lm")
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        content = made.read_bytes()
+        content = scratch_file.read_bytes()
     path = folder / f"{name}-{_digest(content)}.so"
     write_file(path, content, durable=True)
     return path
@@ -121,15 +121,15 @@ def _digest(content: bytes) -> str:
 
 
 def processor(*entries: str) -> str:
-    """What Linux tells of the processor under one of these names, such as "model name"; elsewhere what Python knows."""
+    """Linux's entry about the processor under one of these names, such as "model name"; elsewhere Python's."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    told = next((line for line in lines if line.startswith(entries)), platform.processor())
-    return told.rpartition(":")[2].strip()
+    entry = next((line for line in lines if line.startswith(entries)), platform.processor())
+    return entry.rpartition(":")[2].strip()
 
 
 def _cache() -> Path | None:
-    """The folder where it is kept; None where this user has none that others cannot write to: code is run from it."""
+    """The cache folder; None unless this user has one that others cannot write to, since code is run from it."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

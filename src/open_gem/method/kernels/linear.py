@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from open_gem.method import kernels
 
-ROOM = 1 << 22
+MAX_VALUES = 1 << 22
 """Most numbers that lie between the two layers of a feed-forward network at a time: 16 MiB. The C library keeps blocks
 of such a size; larger ones come fresh from the system, and every page of them costs an interrupt."""
 
@@ -81,7 +81,7 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activation, Any] | None:
-    """The layers of `mlp` that have these names; None where they are not plain, or not all there is."""
+    """The layers of `mlp` that have these names; None if they are not plain, or not all there is."""
     children = dict(mlp.named_children())
     if not children.keys() >= set(names) or _is_watched(mlp, *children.values()):
         return None
@@ -107,8 +107,8 @@ def _fused(x: Tensor, first: Any, activation: _Activation, second: Any) -> Tenso
         out = _product(_product(rows * slope, first.weight, bias, name, how), second.weight).div_(slope)
         return out if second.bias is None else out.add_(second.bias)
 
-    some = max(1, ROOM // len(first.weight))
-    return torch.cat([network(rows) for rows in x.flatten(0, -2).split(some)]).view(*x.shape[:-1], -1)
+    rows_at_once = max(1, MAX_VALUES // len(first.weight))
+    return torch.cat([network(rows) for rows in x.flatten(0, -2).split(rows_at_once)]).view(*x.shape[:-1], -1)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", how: str = "") -> Tensor:
