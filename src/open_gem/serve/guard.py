@@ -198,9 +198,9 @@ class _Request:
 
     async def _refuse(self, error: RequestError) -> None:
         if self.status is None:
-            if error.status != 408:
+            if error.status_code != 408:
                 await self._drain()
-            await error_response(error.status, error.reason, error.headers)(self.scope, self._receive, self.send)
+            await error_response(error)(self.scope, self._receive, self.send)
 
     async def _drain(self) -> None:
         """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""

@@ -9,7 +9,7 @@ from starlette.staticfiles import StaticFiles
 
 import open_gem
 from open_gem.serve import samples
-from open_gem.serve.errors import RequestError, documented
+from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
 from open_gem.serve.service import Service
 
@@ -22,7 +22,7 @@ TEXT: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type"
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/models", tags=["about"], responses=documented())
+    @router.get("/v1/models", tags=["about"])
     async def models() -> Models:
         """The model, its methods, and the limits of requests."""
         localizer = service.localizer
@@ -38,17 +38,18 @@ def routes(service: Service) -> APIRouter:
                     default=service.default,
                     methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
+                    warnings=service.warnings,
                 )
             ]
         )
 
-    @router.get("/v1/samples", tags=["about"], responses=documented())
+    @router.get("/v1/samples", tags=["about"])
     async def list_samples() -> Samples:
         """Built-in images and what is in them."""
-        listed = [(name, await service.in_thread(samples.phrases, name)) for name in samples.SAMPLES]
-        return Samples(samples=[Sample(name=name, phrases=phrases) for name, phrases in listed])
+        labels = [(name, await service.in_thread(samples.labels, name)) for name in samples.SAMPLES]
+        return Samples(samples=[Sample(name=name, labels=listed) for name, listed in labels])
 
-    @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG | documented(404, 422))
+    @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG)
     async def sample(name: str) -> Response:
         """A built-in image."""
         if name not in samples.SAMPLES:
@@ -56,14 +57,14 @@ def routes(service: Service) -> APIRouter:
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
     @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
-    @router.get("/health", tags=["about"], responses=documented(503))
+    @router.get("/health", tags=["about"])
     async def health() -> Health:
         """Whether the server works; Label Studio asks this too."""
         if not service.worker.is_alive:
             raise RequestError(503, "the model's thread has ended: start the server again")
         return Health(status="UP", model_class=service.localizer.name, version=open_gem.__version__)
 
-    @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT | documented())
+    @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT)
     async def metrics() -> Response:
         """Counts for Prometheus."""
         return Response(service.metrics.text(), media_type=service.metrics.media_type)
