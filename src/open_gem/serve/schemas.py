@@ -39,15 +39,17 @@ class Problem(BaseModel):
 class Options(Strict):
     """How prompts are located, the same in every route."""
 
-    method: str | None = Field(None, description="A name of /v1/models; null: its default.")
-    presence: Share = Field(PRESENCE, description="A label with a lower presence is absent, and has no objects.")
-    threshold: Share = Field(0.5, description="A pixel is in the mask if its map, scaled to [0, 1], is above.")
-    instances: Literal["component", "label"] = Field(
-        "component", description="An object is a connected component of a label's mask, or all of it."
+    method: str | None = Field(default=None, description="A name of /v1/models; null: its default.")
+    presence: Share = Field(
+        default=PRESENCE, description="A label with a lower presence is absent, and has no objects."
     )
-    mask: Literal["none", "rle", "png"] = Field("none", description="How objects have their masks.")
-    similarity: bool = Field(False, description="With the cosine of every patch.")
-    objects: bool = Field(True, description="With objects, which take time by the image's pixels.")
+    threshold: Share = Field(default=0.5, description="A pixel is in the mask if its map, scaled to [0, 1], is above.")
+    instances: Literal["component", "label"] = Field(
+        default="component", description="An object is a connected component of a label's mask, or all of it."
+    )
+    mask: Literal["none", "rle", "png"] = Field(default="none", description="How objects have their masks.")
+    similarity: bool = Field(default=False, description="With the cosine of every patch.")
+    objects: bool = Field(default=True, description="With objects, which take time by the image's pixels.")
 
 
 LabelPrompts = Annotated[dict[str, Texts], Field(min_length=1, max_length=MOST_LISTED)]
@@ -104,7 +106,9 @@ class LocatedObject(BaseModel):
     )
     presence: Presence
     box: Four = Field(description="Left, top, right, bottom in pixels; right and bottom exclusive.")
-    mask: Rle | str = Field("", description="COCO's run lengths, or base64 of a PNG of 0 and 255; if asked for.")
+    mask: Rle | str = Field(
+        default="", description="COCO's run lengths, or base64 of a PNG of 0 and 255; if asked for."
+    )
     point: Two | None = Field(description="x and y of the most confident pixel; null for predicted boxes.")
 
 
@@ -113,9 +117,9 @@ class LocatedLabel(BaseModel):
     score: float | None = Field(description="Cosine of the label with the image as a whole, in [-1, 1].")
     presence: Presence
     absent: bool = Field(description="Whether its presence is below the requested one.")
-    objects: list[LocatedObject] = Field([], description="Best first; if asked for.")
+    objects: list[LocatedObject] = Field(default=[], description="Best first; if asked for.")
     similarity: str = Field(
-        "",
+        default="",
         description="If asked for: base64 of little-endian float16, rows × columns, the cosine of each patch with the "
         "most similar prompt.",
     )
@@ -142,13 +146,13 @@ class Batch(BaseModel):
 
 class HuggingFaceParameters(Strict):
     candidate_labels: Texts = Field(examples=[["red square", "cat"]])
-    threshold: Share = Field(PRESENCE, description="Objects with a lower score are left out.")
+    threshold: Share = Field(default=PRESENCE, description="Objects with a lower score are left out.")
 
 
 class HuggingFaceAsk(Strict):
     inputs: str = Field(description="Base64 of an image, or a data: URI. An address is not fetched.", examples=[SQUARE])
     parameters: HuggingFaceParameters
-    options: dict[str, Any] | None = Field(None, description="Sent by Hugging Face's clients; has no effect.")
+    options: dict[str, Any] | None = Field(default=None, description="Sent by Hugging Face's clients; has no effect.")
 
 
 class Corners(BaseModel):
