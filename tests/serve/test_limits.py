@@ -481,7 +481,7 @@ def test_prompts_of_all_kinds(server, client, name):
     body = json.dumps({"prompts": prompts}).encode()  # in ASCII, which can hold halves of letters
     answer = client.post(f"/v1/images/{id}/ground", content=body, headers={"Content-Type": "application/json"})
     if status == 200:
-        assert [label["label"] for label in answer.json()["results"]] == prompts
+        assert [label["label"] for label in answer.json()["labels"]] == prompts
     else:
         error_of(answer, status)
 
@@ -573,8 +573,8 @@ def test_requests_that_wait_share_a_pass_of_the_model(server, client):
 
     alone = server.service.localizer(png(seed=200), ["a cat"])
     asked = {"prompts": ["a cat"]}
-    [result] = client.post(f"/v1/images/{together[0]['id']}/ground", json=asked).json()["results"]
-    assert result["score"] == pytest.approx(alone.scores[0].item(), abs=1e-5)
+    [label] = client.post(f"/v1/images/{together[0]['id']}/ground", json=asked).json()["labels"]
+    assert label["score"] == pytest.approx(alone.scores[0].item(), abs=1e-5)
 
 
 def test_the_bodies_of_pending_requests_have_a_limit_together(server, client):

@@ -106,24 +106,19 @@ def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, met
         "height": 60, "width": 90, "grid": [8, 12], "method": method, "warnings": [],
     }  # fmt: skip
     assert alone == answer
-    for index, label in enumerate(answer["results"]):
+    for index, label in enumerate(answer["labels"]):
         assert label["label"] == PROMPTS[index]
         assert label["score"] == pytest.approx(expected.scores[index].item(), abs=2e-6)
         assert label["presence"] == pytest.approx(expected.presence[index].item(), abs=2e-6)
-        assert label["absent"] == (label["presence"] < options.get("presence", PRESENCE))
-        own = [obj for obj in objects if obj.index == index]
-        assert [(obj["label"], obj["box"], obj["point"]) for obj in label["objects"]] == [
-            (obj.label, list(obj.box), list(obj.point)) for obj in own
-        ]
-        for obj, located, as_png in zip(label["objects"], own, png_answer["results"][index]["objects"], strict=True):
-            assert obj["score"] == pytest.approx(located.score, abs=2e-6)
-            assert obj["confidence"] == pytest.approx(located.presence * located.peak, abs=2e-6)
-            assert (coco.decode(obj["mask"]).astype(bool) == located.mask).all()
-            with Image.open(io.BytesIO(b64decode(as_png["mask"]))) as mask:
-                assert (np.asarray(mask) == located.mask * 255).all()
+        assert label["present"] == (label["presence"] >= options.get("presence", PRESENCE))
         values = np.frombuffer(b64decode(label["similarity"]), "<f2").reshape(answer["grid"])
         assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
-    assert any(label["objects"] for label in answer["results"])
+    for obj, located, as_png in zip(answer["objects"], objects, png_answer["objects"], strict=True):
+        confidence = located.presence * located.peak
+        assert obj == located.to_dict() | {"confidence": pytest.approx(confidence, abs=2e-6)}
+        with Image.open(io.BytesIO(b64decode(as_png["mask"]))) as mask:
+            assert (np.asarray(mask) == located.mask * 255).all()
+    assert answer["objects"]
 
 
 def test_a_label_may_have_several_prompts(server, client, tiny_localizer):
@@ -131,24 +126,20 @@ def test_a_label_may_have_several_prompts(server, client, tiny_localizer):
     expected = tiny_localizer(data, labels)
     body = {"prompts": labels, "presence": 0, "similarity": True}
     answer = client.post(f"/v1/images/{server.upload(data)['id']}/ground", json=body).json()
-    assert [label["label"] for label in answer["results"]] == ["animal", "tree"]
-    boxes = [obj["box"] for label in answer["results"] for obj in label["objects"]]
-    assert boxes == [list(obj.box) for obj in expected.objects(presence=0)]
-    values = np.frombuffer(b64decode(answer["results"][0]["similarity"]), "<f2").reshape(answer["grid"])
+    assert [label["label"] for label in answer["labels"]] == ["animal", "tree"]
+    objects = [(obj["label"], obj["prompt"], tuple(obj["box"])) for obj in answer["objects"]]
+    assert objects == [(obj.label, obj.prompt, obj.box) for obj in expected.objects(presence=0)]
+    values = np.frombuffer(b64decode(answer["labels"][0]["similarity"]), "<f2").reshape(answer["grid"])
     assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[:2].amax(dim=0).half())
 
 
 def test_what_is_not_asked_for_is_left_out(server, client):
-    id = server.upload(png())["id"]
-    for asked, keys in [
-        ({"objects": False}, {"label", "score", "presence", "absent"}),
-        ({"similarity": True, "presence": 1}, {"label", "score", "presence", "absent", "objects", "similarity"}),
-    ]:
-        [label] = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], **asked}).json()["results"]
-        assert label.keys() == keys and label.get("objects", []) == []
-    body = {"prompts": ["x"], "presence": 0}
-    [label] = client.post(f"/v1/images/{id}/ground", json=body).json()["results"]
-    assert label["objects"][0].keys() == {"label", "score", "confidence", "presence", "box", "point"}
+    id, keys = server.upload(png())["id"], {"label", "score", "presence", "present"}
+    for asked, expected in [({"objects": False}, keys), ({"similarity": True, "presence": 1}, keys | {"similarity"})]:
+        answer = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], **asked}).json()
+        assert answer["labels"][0].keys() == expected and answer["objects"] == []
+    answer = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], "presence": 0}).json()
+    assert answer["objects"][0].keys() == {"label", "prompt", "score", "confidence", "presence", "box", "point"}
 
 
 def test_a_model_that_is_not_for_photographs_says_so():
@@ -209,9 +200,11 @@ def test_the_right_object_is_located():
         answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": list(drawn.names)}).json()
     finally:
         server.stop()
-    points = [label["objects"][0]["point"] for label in answer["results"]]
-    inside = [mask[y, x] for mask, (x, y) in zip(drawn.masks, points, strict=True)]
-    assert sum(inside) >= len(inside) - 1 and all(label["presence"] > 0.5 for label in answer["results"])
+    best = {obj["label"]: obj for obj in reversed(answer["objects"])}
+    inside = [
+        mask[y, x] for mask, (x, y) in zip(drawn.masks, (best[name]["point"] for name in drawn.names), strict=True)
+    ]
+    assert sum(inside) >= len(inside) - 1 and all(label["present"] for label in answer["labels"])
 
 
 # Image and prompts in one request ------------------------------------------------------------------------------------
@@ -228,7 +221,7 @@ def test_hugging_faces_clients_get_their_own_shapes(client, tiny_localizer, pref
     }
     boxes = client.post("/v1/huggingface", json=body).json()
     answer = client.post("/v1/ground", files={"file": data}, data={"prompts": PROMPTS, "presence": middle}).json()
-    objects = [obj for label in answer["results"] for obj in label["objects"] if obj["confidence"] >= middle]
+    objects = [obj for obj in answer["objects"] if obj["confidence"] >= middle]
     expected = [
         {
             "label": obj["label"],
@@ -370,12 +363,12 @@ def test_a_server_answers_what_its_localizer_says_whatever_its_views_and_refinem
     finally:
         server.stop()
     assert answer["grid"] == info["grid"] == list(expected.maps.shape[-2:])
-    for index, result in enumerate(answer["results"]):
-        best = result["objects"][0]
+    for index, label in enumerate(answer["labels"]):
+        best = next(obj for obj in answer["objects"] if obj["label"] == label["label"])
         assert best["box"] == expected.boxes()[index].xyxy[0].tolist()
         assert best["point"] == expected.points()[index].tolist()
         assert not (coco.decode(best["mask"]).astype(bool) & ~expected.masks()[index].numpy()).any()
-        values = np.frombuffer(b64decode(result["similarity"]), "<f2").reshape(answer["grid"])
+        values = np.frombuffer(b64decode(label["similarity"]), "<f2").reshape(answer["grid"])
         assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
     assert later.status_code == 200  # encoded from what is kept of the image
     assert alone == answer
@@ -426,5 +419,5 @@ def test_a_model_that_was_trained_to_localize_is_served_too():
     assert (model["default"], model["patch"], info["grid"]) == ("as trained", None, None)
     assert answer["grid"] == [4, 4] and answer["method"] == "as trained"
     expected = {"score": 0.8, "confidence": 0.8, "presence": 0.8, "box": [0, 0, 10, 8], "point": None}
-    assert [label["objects"] for label in answer["results"]] == [[{"label": label, **expected}] for label in PROMPTS]
+    assert answer["objects"] == [{"label": label, "prompt": label, **expected} for label in PROMPTS]
     assert unknown.status_code == 422

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from open_gem.localization import Localization
 from open_gem.objects import Object
-from open_gem.serve.schemas import LocatedLabel, LocatedObject, Options, Rle
+from open_gem.serve.schemas import LocatedLabel, LocatedObject, Options
 from open_gem.text import Vocabulary
 
 
@@ -32,20 +32,18 @@ def by_label(located: Localization) -> Iterator[Localization]:
         )
 
 
-def describe(label: Localization, options: Options) -> LocatedLabel:
-    """The answer for a localization of one label."""
-    presence = _number(label.presence)
+def describe(label: Localization, options: Options) -> tuple[LocatedLabel, list[LocatedObject]]:
+    """The answer for a localization of one label, and its objects."""
     answer = LocatedLabel(
         label=label.labels[0],
         score=_number(label.scores),
-        presence=presence,
-        absent=presence is not None and presence < options.presence,
+        presence=_number(label.presence),
+        present=label.present(options.presence)[0],
     )
-    if options.objects:
-        answer.objects = [_describe_object(obj, options.mask) for obj in objects_of(label, options)]
     if options.similarity:
         answer.similarity = _as_float16(label.similarity.amax(dim=0))
-    return answer
+    objects = objects_of(label, options) if options.objects else []
+    return answer, [_describe_object(obj, options.mask) for obj in objects]
 
 
 def objects_of(label: Localization, options: Options) -> list[Object]:
@@ -65,17 +63,10 @@ def confidence(obj: Object) -> float:
 
 
 def _describe_object(obj: Object, mask: str) -> LocatedObject:
-    answer = LocatedObject(
-        label=obj.label,
-        score=round(obj.score, 6),
-        confidence=confidence(obj),
-        presence=None if obj.presence is None else round(obj.presence, 6),
-        box=list(obj.box),
-        point=None if obj.point is None else list(obj.point),
-    )
-    if obj.rle is not None and obj.mask is not None:
-        answer.mask = _as_png(obj.mask) if mask == "png" else Rle(**obj.rle)
-    return answer
+    fields = obj.to_dict() | {"confidence": confidence(obj)}
+    if mask == "png" and obj.mask is not None:
+        fields["mask"] = _as_png(obj.mask)
+    return LocatedObject(**fields)
 
 
 def _as_png(mask: np.ndarray) -> str:

@@ -8,6 +8,9 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 import open_gem
+from open_gem.files import to_json
+from open_gem.images import colors, draw
+from open_gem.localization import MIN_AREA, PRESENCE
 from open_gem.serve import samples
 from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
@@ -73,12 +76,28 @@ def routes(service: Service) -> APIRouter:
 
 
 def add_page(app: FastAPI) -> None:
-    """The page at `/`, and its parts below `/static`, if the package has it."""
-    if not (PAGE / "index.html").exists():
-        return
+    """The page at `/`, and its parts below `/static`."""
+
+    @app.get("/static/constants.js", include_in_schema=False)
+    async def page_constants() -> Response:
+        return Response(constants(), media_type="text/javascript")
+
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
+
+
+def constants() -> str:
+    """A module of JavaScript with the colours and defaults of the library, for the page."""
+    values = {
+        "HEAT": [channel for color in colors.HEAT for channel in color],
+        "LABELS": colors.LABELS,
+        "OPACITY": colors.OPACITY,
+        "ABSENT_OPACITY": draw.ABSENT_OPACITY,
+        "PRESENCE": PRESENCE,
+        "MIN_AREA": MIN_AREA,
+    }
+    return "".join(f"export const {name} = {to_json(value)};\n" for name, value in values.items())

@@ -53,14 +53,13 @@ def routes(service: Service) -> APIRouter:
         limit = body.parameters.threshold
         options = FormOptions(prompts=body.parameters.candidate_labels, presence=limit)
         located = await answer(await service.in_thread(from_base64, body.inputs), options)
-        objects = (obj for label in located.results for obj in label.objects)
         answers = [
             HuggingFaceObject(
                 label=obj.label,
                 score=obj.confidence,
                 box=Corners(**dict(zip(Corners.model_fields, obj.box, strict=True))),
             )
-            for obj in objects
+            for obj in located.objects
             if obj.presence is None or obj.confidence >= limit
         ]
         return sorted(answers, key=lambda obj: -obj.score)

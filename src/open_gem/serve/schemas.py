@@ -99,6 +99,7 @@ class Rle(BaseModel):
 
 class LocatedObject(BaseModel):
     label: str
+    prompt: str = Field(description="The label's prompt that is most similar at the point.")
     score: float = Field(description="Highest cosine in the object; for models trained to localize, their own score.")
     confidence: float = Field(
         description="To rank objects of all labels: `presence` times the highest value in the object of the label's "
@@ -116,8 +117,7 @@ class LocatedLabel(BaseModel):
     label: str
     score: float | None = Field(description="Cosine of the label with the image as a whole, in [-1, 1].")
     presence: Presence
-    absent: bool = Field(description="Whether its presence is below the requested one.")
-    objects: list[LocatedObject] = Field(default=[], description="Best first; if asked for.")
+    present: bool = Field(description="Whether its presence is not below the requested one.")
     similarity: str = Field(
         default="",
         description="If asked for: base64 of little-endian float16, rows × columns, the cosine of each patch with the "
@@ -134,7 +134,8 @@ class Located(BaseModel):
     model: str
     method: str
     warnings: list[str] = Field(description="What the model is not for.")
-    results: list[LocatedLabel] = Field(description="One per label, in order.")
+    labels: list[LocatedLabel] = Field(description="In the order of the prompts.")
+    objects: list[LocatedObject] = Field(description="In the order of the labels, best first within each.")
 
 
 class Batch(BaseModel):

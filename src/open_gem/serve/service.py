@@ -161,7 +161,7 @@ class Service:
     async def ground(self, image: CachedImage, prompts: Prompts, options: Options) -> Located:
         """The answer to prompts on an encoded image. Raises as `locate` and `each_label`."""
         located = await self.locate(image, prompts, options.method)
-        results = await self.each_label(describe, located, options, maps=options.objects)
+        described = await self.each_label(describe, located, options, maps=options.objects)
         return Located(
             height=image.size.height,
             width=image.size.width,
@@ -169,7 +169,8 @@ class Service:
             model=self.localizer.name,
             method=options.method or self.default,
             warnings=self.warnings,
-            results=results,
+            labels=[label for label, _ in described],
+            objects=[obj for _, objects in described for obj in objects],
         )
 
     async def encode(self, data: bytes, *, keep: bool) -> CachedImage:
