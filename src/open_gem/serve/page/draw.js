@@ -109,6 +109,7 @@ function fade(pixels) {
 
 /** Two diagonals from corner to corner. */
 function crossOut(context, { width, height }, line) {
+  context.setLineDash([]);
   for (const [style, stroke] of [[DARK, line + 2], [LIGHT, line]]) {
     context.strokeStyle = css(style);
     context.lineWidth = stroke;
