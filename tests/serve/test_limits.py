@@ -113,6 +113,44 @@ def test_pages_of_other_sites_are_refused_without_a_token(server, client, guarde
     assert guarded.client.post("/v1/images", files={"file": png()}, headers=authorized).status_code == 201
 
 
+ELSEWHERE = "http://shop.example:3000"
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_pages_of_a_known_origin_are_answered(tiny_localizer, token):
+    server = Server(tiny_localizer, Settings(origins=(ELSEWHERE,), token=token))
+    authorized = {} if token is None else {"Authorization": f"Bearer {token}"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    try:
+        for origin, status in [(ELSEWHERE, 200), ("http://evil.example", 400)]:
+            preflight = server.client.options("/v1/ground", headers={"Origin": origin, **asked})
+            assert preflight.status_code == status
+            assert preflight.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+        page = {"Origin": ELSEWHERE, "Sec-Fetch-Site": "cross-site"}
+        form = {"files": {"file": png()}, "data": {"prompts": "a cat"}}
+        answer = server.client.post("/v1/ground", **form, headers=page | authorized)
+        refused = server.client.post("/v1/ground", headers=page | authorized)
+        assert (answer.status_code, refused.status_code) == (200, 415)
+        assert {one.headers["access-control-allow-origin"] for one in (answer, refused)} == {ELSEWHERE}
+        other = server.client.post("/v1/ground", **form, headers=page | authorized | {"Origin": "http://evil.example"})
+        assert other.status_code == (403 if token is None else 200)
+        assert "access-control-allow-origin" not in other.headers
+        if token is not None:
+            assert "token" in error_of(server.client.post("/v1/ground", **form, headers=page), 401)
+    finally:
+        server.stop()
+
+
+def test_a_proxy_may_have_the_server_at_a_path(guarded):
+    async def statuses(*paths: str) -> list[int]:
+        transport = httpx.ASGITransport(guarded.app, root_path="/gem")
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [(await client.get(path)).status_code for path in paths]
+
+    paths = ("/gem/", "/gem/health", "/gem/static/constants.js", "/gem/v1/models")
+    assert asyncio.run(statuses(*paths)) == [200, 200, 200, 401]
+
+
 def test_the_servers_own_page_links_to_it_and_programs_are_answered(server, client):
     own, link = f"http://127.0.0.1:{server.port}", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     for headers in [{}, {"Origin": own}, {"Origin": own, "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]:
@@ -157,7 +195,16 @@ def test_a_server_listens_on_the_loopback_address_by_default():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"token": "a b"}, {"token": ""}, {"token": "é"}, {"max_queue": 0}, {"seconds": 0.0}, {"methods": ("gme",)}],
+    [
+        {"token": "a b"},
+        {"token": ""},
+        {"token": "é"},
+        {"max_queue": 0},
+        {"seconds": 0.0},
+        {"methods": ("gme",)},
+        {"origins": ("*",)},
+        {"origins": ("http://a/b",)},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError):

@@ -4,6 +4,7 @@ import io
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -63,7 +64,7 @@ def confidence(obj: Object) -> float:
 
 
 def _describe_object(obj: Object, mask: str) -> LocatedObject:
-    fields = obj.to_dict() | {"confidence": confidence(obj)}
+    fields: dict[str, Any] = obj.to_dict() | {"confidence": confidence(obj)}
     if mask == "png" and obj.mask is not None:
         fields["mask"] = _as_png(obj.mask)
     return LocatedObject(**fields)

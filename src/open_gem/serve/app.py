@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 import open_gem
 from open_gem.locate import AnyLocalizer
@@ -52,4 +53,11 @@ def create_app(localizer: AnyLocalizer, settings: Settings | None = None) -> Fas
         app.include_router(routes.routes(service))
     routes_about.add_page(app)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=["Retry-After"],
+    )
     return app
