@@ -32,7 +32,7 @@ TIME = "(text) => performance.getEntriesByName('prompt to image').filter((one) =
 @contextmanager
 def server(port: int) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}/"
-    process = subprocess.Popen([sys.executable, "-c", SERVE, "serve", "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-c", SERVE, "serve", "--model", "embedded", "--port", str(port)])
     try:
         while True:
             try:
