@@ -91,10 +91,16 @@ export function paint(canvas, view, { heat, marks, show, threshold, opacity }) {
 function paintHeat(pixels, { map, absent }, opacity) {
   if (absent) fade(pixels);
   const { low, gain } = stretch(map), strength = absent ? (opacity / OPACITY) * ABSENT_OPACITY : opacity;
+  const left = new Float32Array(256), added = new Float32Array(768); // by level of heat
+  for (let level = 0; level < 256; level++) {
+    const alpha = strength * (level / 255);
+    left[level] = 1 - alpha;
+    for (let channel = 0; channel < 3; channel++) added[3 * level + channel] = alpha * (absent ? 255 : HEAT[3 * level + channel]);
+  }
   for (let at = 0, pixel = 0; at < map.values.length; at++, pixel += 4) {
-    const heat = (map.values[at] - low) * gain, alpha = strength * heat, color = 3 * Math.round(heat * 255);
+    const level = Math.round((map.values[at] - low) * gain * 255), color = 3 * level;
     for (let channel = 0; channel < 3; channel++) {
-      pixels[pixel + channel] = pixels[pixel + channel] * (1 - alpha) + alpha * (absent ? 255 : HEAT[color + channel]);
+      pixels[pixel + channel] = pixels[pixel + channel] * left[level] + added[color + channel];
     }
   }
 }
