@@ -124,7 +124,7 @@ async def one_client(client: httpx.AsyncClient, seen: Seen, data: list[bytes]) -
             answer = await ask(client, seen, "ask", path, json=asked)
             if answer is None or answer.status_code == 404 or time.perf_counter() > seen.end:
                 break
-        labels = {"candidate_labels": random.sample(CONCEPTS, 3)}
+        labels = {"prompts": random.sample(CONCEPTS, 3)}
         await ask(client, seen, "ground", "/v1/ground", files={"file": image}, data=labels)
 
 

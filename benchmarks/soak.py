@@ -94,7 +94,7 @@ def bombs() -> dict[str, dict[str, object]]:
         "PNG of 6300x6300, blank": strip(6300, 6300),
         "TIFF with a tile of 40,000x40,000": huge_tile(),
     }
-    labels = {"candidate_labels": CONCEPTS[:3]}
+    labels = {"prompts": CONCEPTS[:3]}
     requests: dict[str, dict[str, object]] = {
         name: {"url": "/v1/ground", "files": {"file": data}, "data": labels} for name, data in hostile.items()
     }
@@ -132,7 +132,7 @@ async def ask(client: httpx.AsyncClient, seen: Seen, kind: str, **request: objec
 
 async def healthy(client: httpx.AsyncClient, seen: Seen, when: str, data: list[bytes], end: float) -> None:
     while time.perf_counter() < end:
-        form = {"candidate_labels": random.sample(CONCEPTS, 3)}
+        form = {"prompts": random.sample(CONCEPTS, 3)}
         files = {"file": random.choice(data)}
         seconds = await ask(client, seen, f"healthy, {when}", url="/v1/ground", files=files, data=form)
         if seconds is not None:
@@ -149,7 +149,7 @@ async def hostile(client: httpx.AsyncClient, seen: Seen, requests: dict[str, dic
 
 async def many_sizes(client: httpx.AsyncClient, seen: Seen, sized: list[bytes], end: float) -> None:
     while time.perf_counter() < end:
-        files, form = {"file": random.choice(sized)}, {"candidate_labels": random.sample(CONCEPTS, 3)}
+        files, form = {"file": random.choice(sized)}, {"prompts": random.sample(CONCEPTS, 3)}
         await ask(client, seen, "image of 200 to 3000 pixels", url="/v1/ground", files=files, data=form)
         await asyncio.sleep(PAUSE)
 

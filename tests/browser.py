@@ -77,7 +77,7 @@ class Visit:
         self.page.goto(address)
 
     def _note_message(self, message: Any) -> None:
-        if message.type == "error" and "status of 422" not in message.text:  # a phrase that is half typed is refused
+        if message.type == "error" and "status of 422" not in message.text:  # a prompt that is half typed is refused
             self.complaints.append(message.text)
 
     def _note_request(self, request: Any) -> None:
@@ -93,19 +93,19 @@ class Visit:
         self.page.wait_for_selector("#model:not(:empty)")
         return self
 
-    def look_at(self, path: Path, *phrases: str) -> "Visit":
+    def look_at(self, path: Path, *prompts: str) -> "Visit":
         self.page.set_input_files("#file", path)
-        for phrase in phrases:
-            self.page.fill("#phrase", phrase)
-            self.page.press("#phrase", "Enter")
-        return self.shows(phrases[-1]) if phrases else self
+        for prompt in prompts:
+            self.page.fill("#prompt", prompt)
+            self.page.press("#prompt", "Enter")
+        return self.shows(prompts[-1]) if prompts else self
 
-    def shows(self, phrase: str, panels: int = 1) -> "Visit":
-        """Wait until that many panels have painted `phrase`."""
+    def shows(self, prompt: str, panels: int = 1) -> "Visit":
+        """Wait until that many panels have painted `prompt`."""
         self.page.wait_for_function(
-            "([phrase, panels]) => panels ==="
-            " document.querySelectorAll(`canvas[data-shows=${JSON.stringify(phrase)}]`).length",
-            arg=[phrase, panels],
+            "([prompt, panels]) => panels ==="
+            " document.querySelectorAll(`canvas[data-shows=${JSON.stringify(prompt)}]`).length",
+            arg=[prompt, panels],
         )
         return self
 

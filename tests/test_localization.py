@@ -345,7 +345,7 @@ def test_windows_bound_what_is_encoded_at_once(localizer, monkeypatch):
 
 def test_a_picture_that_cannot_be_seen_is_found_before_anything_is_computed(localizer, monkeypatch):
     encoded = watch_encoding(localizer, monkeypatch)
-    with pytest.raises(ImageError, match="image 2: picture is 5x5"):
+    with pytest.raises(ImageError, match="image 2: image is 5x5"):
         replace(localizer, views=Views(flip=True))([PICTURE, PICTURE, PICTURE.crop((0, 0, 5, 5))], "cat")
     assert not encoded
 

@@ -415,11 +415,11 @@ def test_a_server_answers_that_it_failed(tiny_localizer, images):
     try:
         for number, status in ((1, 200), (2, 500)):
             files = {"file": ("any.png", (images / f"{number}.png").read_bytes())}
-            answer = server.client.post("/v1/ground", files=files, data={"candidate_labels": "cat"})
+            answer = server.client.post("/v1/ground", files=files, data={"prompts": "cat"})
             assert answer.status_code == status, answer.text
         assert "features that are infinite or not a number" in answer.json()["error"]
         sent = [("files", ("any.png", (images / f"{number}.png").read_bytes())) for number in range(3)]
-        results = server.client.post("/v1/ground/batch", files=sent, data={"candidate_labels": "cat"}).json()["results"]
+        results = server.client.post("/v1/ground/batch", files=sent, data={"prompts": "cat"}).json()["results"]
         assert ["error" in one for one in results] == [False, False, True]
         uploaded = server.client.post("/v1/images", files={"file": ("any.png", (images / "5.png").read_bytes())})
         assert uploaded.status_code == 500 and list(uploaded.json()) == ["error"]
@@ -432,7 +432,7 @@ def test_a_server_with_a_damaged_model_says_so_to_every_client(tiny_localizer, i
     server = Server(Localizer(damaged(tiny_localizer.backbone, "visual.proj")), Settings())
     try:
         files = {"file": ("any.png", (images / "1.png").read_bytes())}
-        answer = server.client.post("/v1/ground", files=files, data={"candidate_labels": "cat"})
+        answer = server.client.post("/v1/ground", files=files, data={"prompts": "cat"})
         assert answer.status_code == 500 and "its weights are damaged (proj)" in answer.json()["error"]
     finally:
         server.stop()

@@ -64,7 +64,7 @@ def test_a_folder_is_labelled_and_summarised(place, tiny):
     result = label(tiny, "-c", "classes.yaml")
     assert result.exit_code == 1, result.output  # one image has an error
     assert "6 images labelled" in result.stdout
-    assert "1 image with an error: 'in/broken.png' is not a picture of any format that is read" in result.stdout
+    assert "1 image with an error: 'in/broken.png' is not an image of any format that is read" in result.stdout
     files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
     assert {"_manifest.json", "_summary.json", "_samples.html"} < files and len(files) == 4
     assert [name[:5] for name in files if not name.startswith("_")] == ["part-"]

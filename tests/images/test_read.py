@@ -1,4 +1,4 @@
-"""imaging: sizes, every kind of source, every way a picture can be bad, and bit parity with torchvision."""
+"""imaging: sizes, every kind of source, every way an image can be bad, and bit parity with torchvision."""
 
 import io
 import os
@@ -53,7 +53,7 @@ def png(height: int, width: int, depth: int, colour: int, rows: bytes, *extra: b
 
 
 def colour(source: imaging.ImageLike) -> tuple[int, ...]:
-    """The one colour of a picture that has one."""
+    """The one colour of an image that has one."""
     image = read_image(source)
     assert image.mode == "RGB"
     colours = np.unique(np.asarray(image).reshape(-1, 3), axis=0)
@@ -222,7 +222,7 @@ def test_the_limit_of_patches_is_that_of_a_window() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 0.7])
 @pytest.mark.parametrize("patch", [(16, 16), (14, 14), (14, 32)])
-def test_a_picture_behind_windows_has_as_many_pixels_as_may_be_decoded(scale: float, patch: tuple[int, int]) -> None:
+def test_an_image_behind_windows_has_as_many_pixels_as_may_be_decoded(scale: float, patch: tuple[int, int]) -> None:
     size = Size(19000, 20000)
     with pytest.raises(ImageError) as caught:
         target_size("native", size, patch, window=448, scale=scale)
@@ -284,9 +284,9 @@ def test_pixels_need_rgb_and_a_known_interpolation() -> None:
         Preprocess(PREPROCESS.mean, PREPROCESS.std, "cubic", Size(9, 9))
 
 
-def test_one_picture_from_every_source(tmp_path: Path) -> None:
+def test_one_image_from_every_source(tmp_path: Path) -> None:
     image = Image.fromarray(NOISE)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     image.save(path)
     tensor = torch.from_numpy(NOISE).permute(2, 0, 1)
     sources = [path, str(path), path.read_bytes(), image, Image.open(io.BytesIO(path.read_bytes())), NOISE, tensor]
@@ -625,7 +625,7 @@ ONE_OF = "expected uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to
         (io.BytesIO(), ["not BytesIO"]),
     ],
 )
-def test_what_is_no_picture(source: object, expected: list[str]) -> None:
+def test_what_is_no_image(source: object, expected: list[str]) -> None:
     text = message(source)
     for part in expected:
         assert part in text
@@ -641,7 +641,7 @@ PNG = encoded(Image.fromarray(NOISE), "PNG")
     ("data", "expected"),
     [
         (b"", "is empty (0 bytes)"),
-        (b"hello, I am a text\nwith lines", "is not a picture of any format that is read (AVIF, BMP, "),
+        (b"hello, I am a text\nwith lines", "is not an image of any format that is read (AVIF, BMP, "),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, get the file by git lfs pull"),
         (b"<!DOCTYPE html><title>403</title>", "it is HTML or XML"),
         (JPEG[: len(JPEG) // 2], "cannot be read: image file is truncated"),
@@ -652,7 +652,7 @@ PNG = encoded(Image.fromarray(NOISE), "PNG")
     ],
 )
 def test_bad_contents(data: bytes, expected: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
     for source, name in ((path, repr(str(path))), (str(path), repr(str(path))), (data, "image bytes")):
         text = message(source)
@@ -665,7 +665,7 @@ def test_path_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("folder.jpg").mkdir()
     Path("file.jpg").write_bytes(PNG)
     assert message("nowhere/cats.jpg") == "'nowhere/cats.jpg' does not exist"
-    assert message("folder.jpg") == "'folder.jpg' is a directory, not a picture"
+    assert message("folder.jpg") == "'folder.jpg' is a directory, not an image"
     assert message("file.jpg/cats.jpg").startswith("'file.jpg/cats.jpg' cannot be read: ")
     assert message("a\0b").startswith(r"'a\x00b' cannot be read: ")
     assert "download it first" in message("https://example.com/cats.jpg")
@@ -726,7 +726,7 @@ def test_a_closed_pil_image_is_named() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "JPEG2000", "AVIF"])
-def test_corrupted_files_give_a_picture_or_an_image_error(kind: str) -> None:
+def test_corrupted_files_give_an_image_or_an_error(kind: str) -> None:
     data = encoded(Image.fromarray(NOISE), kind)
     random = np.random.default_rng(0)
     for _ in range(40):
@@ -851,7 +851,7 @@ def test_tags_of_exif_that_hold_more_than_it_has_are_not_read() -> None:
 
 def test_formats_that_hold_others_or_run_programs_are_not_opened() -> None:
     for kind in ("ICO", "ICNS", "PCX", "SGI", "DDS"):
-        assert "is not a picture of any format that is read (AVIF, BMP," in message(
+        assert "is not an image of any format that is read (AVIF, BMP," in message(
             encoded(Image.new("RGB", (16, 16)), kind)
         )
 

@@ -421,7 +421,7 @@ def test_every_bad_image_is_a_row_with_the_reason_and_no_neighbour_is_lost(photo
     rows = {row["id"]: row for row in parts.rows()}
     reasons = {
         "empty": "is empty",
-        "text": "is not a picture",
+        "text": "is not an image",
         "cut": "cannot be read",
         "small": "smaller than one 8x8 patch",
         "huge": "more than the 89478485 that are safe",
@@ -661,7 +661,7 @@ def test_the_reason_does_not_quote_what_is_in_the_file(labeling, tmp_path):
     (tmp_path / "key.txt").write_text("s3cret key")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/key.txt\n")
     [row] = label(labeling, open_source(str(tmp_path / "list.txt")).items())
-    assert "is not a picture" in row["error"] and "s3cret" not in row["error"]
+    assert "is not an image" in row["error"] and "s3cret" not in row["error"]
 
 
 def test_further_pages_are_counted(few, labeling, tmp_path):

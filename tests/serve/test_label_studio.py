@@ -216,7 +216,7 @@ def test_controls_of_a_configuration():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "presence"), [("0.8", 0.8), ("1", 1.0), ("2", None), ("-1", None), ("nan", None), ("much", None)]
+    ("threshold", "presence"), [("0.8", 0.8), ("1", 1.0), ("2", 0.5), ("-1", 0.5), ("nan", 0.5), ("much", 0.5)]
 )
 def test_the_least_presence_of_a_control(threshold, presence):
     rectangles, _ = controls_of(CONFIG.replace('threshold="0"', f'threshold="{threshold}"'))

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from open_gem.cli import app as commands
 from open_gem.data.scenes import scene
-from open_gem.images import draw as viz
+from open_gem.images import draw
+from open_gem.images.colors import OPACITY
 
 pytest.importorskip("fastapi", reason="the server is not installed: pip install open_gem[serve]")
 
-PHRASES = ("snail", "rabbit", "hamburger")
+PROMPTS = ("snail", "rabbit", "hamburger")
 
 
 def lit(pixels: np.ndarray, mask: np.ndarray) -> float:
@@ -31,25 +32,44 @@ def lit(pixels: np.ndarray, mask: np.ndarray) -> float:
 # Seeing ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_right_object_is_lit_as_a_phrase_is_typed(visit, picture, drawn):
+def test_the_right_object_is_lit_as_a_prompt_is_typed(visit, picture, drawn):
     page = visit().open().look_at(picture).switch(boxes=False, point=False).slide("opacity", 1)
-    for phrase in PHRASES:
-        page.page.fill("#phrase", "")
-        page.page.type("#phrase", phrase)
-        pixels = page.shows(phrase).pixels()
+    for prompt in PROMPTS:
+        page.page.fill("#prompt", "")
+        page.page.type("#prompt", prompt)
+        pixels = page.shows(prompt).pixels()
         warmth = {name: lit(pixels, mask) for name, mask in zip(drawn.names, drawn.masks, strict=True)}
-        assert max(warmth, key=warmth.__getitem__) == phrase, warmth
+        assert max(warmth, key=warmth.__getitem__) == prompt, warmth
         assert "ms from the last letter" in page.text("#status")
         x, y = map(int, page.rows()[-1][4].split(", "))
-        assert drawn.masks[drawn.names.index(phrase), y, x]
+        assert drawn.masks[drawn.names.index(prompt), y, x]
     page.forgive("422")  # the first letters may be no word that the model knows
 
 
-def test_heat_is_painted_as_viz_paints_it(visit, picture, drawn, embedded):
+def test_heat_has_the_librarys_colours_and_opacity(visit, picture, drawn, embedded):
     page = visit().open().look_at(picture, "snail").switch(boxes=False, point=False)
-    found = embedded(picture, ["snail"])
-    expected = np.asarray(viz.overlay(Image.open(picture), found.heatmaps()[0])).astype(int)
-    assert np.abs(page.pixels() - expected).max() <= 6 and np.abs(page.pixels() - expected).mean() < 0.5
+    heat = embedded(picture, ["snail"]).heatmaps()[0].numpy()
+    opacity = OPACITY * heat[..., None]
+    expected = np.asarray(Image.open(picture)) * (1 - opacity) + draw.heat_colors(heat) * opacity
+    assert np.abs(page.pixels() - expected).max() <= 6 and np.abs(page.pixels() - expected).mean() < 0.6
+
+
+def test_boxes_and_points_of_absent_labels_are_not_drawn(visit, picture):
+    page = visit().open().look_at(picture, "fire engine")
+    assert [row[4:] for row in page.rows()] == [["", ""]]
+    drawn = page.pixels()
+    assert (page.switch(boxes=False, point=False, mask=True).pixels() == drawn).all()
+    page.slide("limit", 0)
+    assert all(page.rows()[0][4:])
+
+
+def test_a_model_that_is_not_for_photographs_says_so_of_a_file_but_not_of_a_sample(visit, picture, embedded):
+    page = visit().open()
+    assert not page.page.is_visible("#caution")
+    page.look_at(picture, "snail")
+    assert embedded.caution in page.text("#caution")
+    page.page.click("#samples button >> nth=0")
+    page.page.wait_for_selector("#caution", state="hidden")
 
 
 def test_masks_are_those_of_the_server(visit, picture, drawn, embedded):
@@ -60,25 +80,23 @@ def test_masks_are_those_of_the_server(visit, picture, drawn, embedded):
         page.page.click("#json")
     document = json.loads(download.value.path().read_text("utf-8"))
     [answer] = document["answers"]
-    [result] = answer["results"]
-    mask = coco.decode(result["mask"]).astype(bool)
+    mask = np.any([coco.decode(obj["mask"]) for obj in answer["objects"]], axis=0)
     assert (marked & mask).sum() / (marked | mask).sum() > 0.99
-    assert np.array_equal(mask, embedded(picture, ["rabbit"]).masks(0.35)[0])
     [row] = page.rows()
-    assert row[4:] == [", ".join(map(str, result[part])) for part in ("point", "box")]
+    assert row[4:] == [", ".join(map(str, answer["objects"][0][part])) for part in ("point", "box")]
 
 
-def test_what_is_not_there_is_said_and_grey(visit, picture, drawn):
+def test_absent_labels_are_faded(visit, picture, drawn):
     page = visit().open().look_at(picture, "fire engine").switch(boxes=False, point=False).slide("opacity", 1)
-    assert "not there" in page.text(".chip") and "probably not there" in page.text(".caption")
+    assert "absent" in page.text(".chip") and "is absent" in page.text(".caption")
     assert np.ptp(page.pixels()[150:, 200:], axis=-1).max() < np.ptp(drawn.image[150:, 200:].astype(int), axis=-1).max()
     page.slide("limit", 0)
     assert np.ptp(page.pixels()[150:, 200:], axis=-1).max() > 200  # in colours again
-    assert "not there" not in page.text(".chip")
+    assert "absent" not in page.text(".chip")
 
 
 def test_sliders_and_layers_ask_nothing_of_the_server(visit, picture):
-    page = visit().open().look_at(picture, *PHRASES)
+    page = visit().open().look_at(picture, *PROMPTS)
     page.page.wait_for_load_state("networkidle")
     asked: list[str] = []
     page.page.on("request", lambda request: asked.append(request.url))
@@ -90,32 +108,34 @@ def test_sliders_and_layers_ask_nothing_of_the_server(visit, picture):
         seen.append(page.switch(**{layer: not page.page.is_checked(f"input[name={layer}]")}).pixels())
     assert all((one != other).any() for one, other in pairwise(seen)) and asked == []
     page.page.click(".chip >> nth=0 >> .choose")
-    page.shows(PHRASES[0])
+    page.shows(PROMPTS[0])
     assert asked == []  # what was answered once is known
 
 
 def test_two_methods_side_by_side(visit, picture, drawn):
-    page = visit().open().look_at(picture, *PHRASES).switch(boxes=False, point=False, compare=True)
-    page.shows(PHRASES[-1], panels=2).slide("opacity", 1)
+    page = visit().open().look_at(picture, *PROMPTS).switch(boxes=False, point=False, compare=True)
+    page.shows(PROMPTS[-1], panels=2).slide("opacity", 1)
     assert page.page.locator("select").evaluate_all("(all) => all.map((one) => one.value)") == ["clip", "gem"]
-    mask = drawn.masks[drawn.names.index(PHRASES[-1])]
+    mask = drawn.masks[drawn.names.index(PROMPTS[-1])]
     clip, gem = (lit(page.pixels(panel), mask) for panel in (0, 1))
     assert gem > clip + 30  # the paper in one glance
     page.page.hover("canvas >> nth=1", position={"x": 5, "y": 5})
     for reading in page.texts(".readout"):
-        assert re.fullmatch(rf"x \d+, y \d+ · {PHRASES[-1]} \S+ \(heat \d\.\d\d\) · nearest: \w+ -?0\.\d+", reading)
+        assert re.fullmatch(
+            rf"x \d+, y \d+ · {PROMPTS[-1]} \S+ \(heat \d\.\d\d\) · most similar: \w+ -?0\.\d+", reading
+        )
     page.page.select_option("select >> nth=0", "maskclip")
     page.page.wait_for_function(NAMED, arg="maskclip,gem")
-    page.shows(PHRASES[-1], panels=2)
-    page.switch(compare=False).shows(PHRASES[-1], panels=1)
+    page.shows(PROMPTS[-1], panels=2)
+    page.switch(compare=False).shows(PROMPTS[-1], panels=1)
 
 
-READING = re.compile(r"x (\d+), y (\d+) · hamburger (\S+) \(heat (\S+)\) · nearest: (.+) (\S+)")
+READING = re.compile(r"x (\d+), y (\d+) · hamburger (\S+) \(heat (\S+)\) · most similar: (.+) (\S+)")
 
 
 def test_the_probe_reads_the_librarys_values(visit, picture, drawn, embedded):
-    page = visit().open().look_at(picture, *PHRASES)
-    result = embedded(picture, list(PHRASES))
+    page = visit().open().look_at(picture, *PROMPTS)
+    result = embedded(picture, list(PROMPTS))
     cosines = result.heatmaps("cosine").stack().numpy()
     frame = page.page.locator("canvas").bounding_box()
     for y, x in [(40, 60), (200, 130), (300, 400)]:
@@ -126,7 +146,7 @@ def test_the_probe_reads_the_librarys_values(visit, picture, drawn, embedded):
         assert abs(int(read[1]) - x) <= 1 and abs(int(read[2]) - y) <= 1
         assert abs(float(read[3]) - cosines[2, y, x]) < 0.01
         assert abs(float(read[4]) - result.heatmaps()[2][y, x]) < 0.02
-        assert read[5] == PHRASES[cosines[:, y, x].argmax()] and abs(float(read[6]) - cosines[:, y, x].max()) < 0.01
+        assert read[5] == PROMPTS[cosines[:, y, x].argmax()] and abs(float(read[6]) - cosines[:, y, x].max()) < 0.01
 
 
 # Bringing and taking --------------------------------------------------------------------------------------------------
@@ -144,16 +164,16 @@ GIVE = """async ([kind, bytes]) => {
 
 def test_a_picture_is_dropped_or_pasted(visit, picture):
     page = visit().open()
-    page.page.fill("#phrase", "rabbit")
+    page.page.fill("#prompt", "rabbit")
     for kind in ("drop", "paste"):
         page.page.evaluate(GIVE, [kind, b64encode(picture.read_bytes()).decode()])
         page.page.wait_for_function(NAMED, arg=f"{kind}.png")
         page.shows("rabbit")
 
 
-def test_a_sample_brings_its_phrases_and_what_was_typed_stays(visit):
+def test_a_sample_brings_its_prompts_and_what_was_typed_stays(visit):
     page = visit().open()
-    page.page.fill("#phrase", "fire engine, ")
+    page.page.fill("#prompt", "fire engine, ")
     page.page.click("#samples button >> nth=0")
     page.page.wait_for_selector("canvas[data-shows]:not([data-shows=''])")
     first = page.texts(".chip .text")
@@ -166,28 +186,23 @@ def test_a_sample_brings_its_phrases_and_what_was_typed_stays(visit):
 
 
 def test_the_lines_reproduce_the_view(visit, picture, monkeypatch):
-    page = visit().open().look_at(picture, *PHRASES).switch(compare=True).slide("threshold", 0.4)
-    page.shows(PHRASES[-1], panels=2)
+    page = visit().open().look_at(picture, *PROMPTS).switch(compare=True).slide("threshold", 0.4)
+    page.shows(PROMPTS[-1], panels=2)
     rows = page.rows()
     monkeypatch.chdir(picture.parent)
     _, *words = shlex.split(page.text("#cli"))
     ran = CliRunner().invoke(commands, [*words, "--json", "--quiet"])
     assert ran.exit_code == 0, ran.output
-    found = {
-        (prompt["prompt"], document["method"]["name"]): prompt
-        for document in map(json.loads, ran.stdout.splitlines())
-        for prompt in document["prompts"]
-    }
+    documents = {document["method"]["name"]: document for document in map(json.loads, ran.stdout.splitlines())}
     names: dict[str, Any] = {}
     exec(page.text("#python"), names)
-    assert len(rows) == len(found) == 6
-    for row in rows:
-        phrase, method, _, score, point, box = row
-        expected = found[phrase, method]
-        assert score == f"{expected['score']:.3f}" and point == ", ".join(map(str, expected["point"]))
-        assert box == ", ".join(map(str, expected["boxes"][0]["xyxy"]))
-        best = names["results"][method].boxes(0.4)[PHRASES.index(phrase)].xyxy[0].tolist()
-        assert best == expected["boxes"][0]["xyxy"]
+    assert len(rows) == 6 and documents.keys() == {"clip", "gem"}
+    for label, method, _, score, point, box in rows:
+        described = next(each for each in documents[method]["labels"] if each["label"] == label)
+        best = next(obj for obj in documents[method]["objects"] if obj["label"] == label)
+        assert score == f"{described['score']:.3f}" and point == ", ".join(map(str, described["point"]))
+        assert box == ", ".join(map(str, best["box"]))
+        assert names["results"][method].boxes(0.4)[PROMPTS.index(label)].xyxy[0].tolist() == best["box"]
     assert names["masks"].stack().shape == (3, 336, 448)
 
 

@@ -27,19 +27,19 @@ window.fetch = async (address, options = {}) => {
 """
 
 
-def test_one_request_in_flight_and_only_the_newest_phrase_waits(visit, picture):
+def test_one_request_in_flight_and_only_the_newest_prompt_waits(visit, picture):
     page = visit(script=SLOWLY).open().look_at(picture)
-    page.page.type("#phrase", "a white rabbit", delay=15)
+    page.page.type("#prompt", "a white rabbit", delay=15)
     page.shows("a white rabbit").switch(compare=True).shows("a white rabbit", panels=2)
     flights = page.page.evaluate("flights")
-    asked = [phrase for phrases in flights["asked"] for phrase in phrases]
+    asked = [prompt for prompts in flights["asked"] for prompt in prompts]
     assert flights["most"] == 1 and asked[-2:] == ["a white rabbit"] * 2  # by gem, then by clip
-    assert len(asked) < len("a white rabbit") and all(len(phrases) == 1 for phrases in flights["asked"])
+    assert len(asked) < len("a white rabbit") and all(len(prompts) == 1 for prompts in flights["asked"])
 
 
 def test_a_picture_given_up_for_another_is_no_trouble(visit, picture):
     page = visit(script=SLOWLY).open()
-    page.page.fill("#phrase", "snail")
+    page.page.fill("#prompt", "snail")
     for _ in range(3):
         page.look_at(picture)
     assert not page.shows("snail").page.is_visible("#trouble")
@@ -60,7 +60,7 @@ def test_the_picture_that_was_picked_last_is_shown(visit, picture, tmp_path):
     page = visit(script=SECOND_IS_FASTER).open()
     slow = tmp_path / "slow.png"
     slow.write_bytes(picture.read_bytes())
-    page.page.fill("#phrase", "snail")
+    page.page.fill("#prompt", "snail")
     page.look_at(slow).look_at(picture).shows("snail")
     page.page.wait_for_timeout(500)
     assert "a scene.png" in page.text("#cli")
@@ -69,7 +69,7 @@ def test_the_picture_that_was_picked_last_is_shown(visit, picture, tmp_path):
 def test_a_server_that_is_gone_and_comes_back(visit, picture):
     page = visit().open().look_at(picture, "snail")
     page.page.context.set_offline(True)
-    page.page.fill("#phrase", "rabbit")
+    page.page.fill("#prompt", "rabbit")
     page.page.wait_for_selector("#trouble:not([hidden])")
     assert page.text("#trouble p") == "The server cannot be reached."
     page.page.context.set_offline(False)
@@ -83,7 +83,7 @@ def test_a_busy_server_is_asked_again(visit, picture):
     page = visit().open()
     busy = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": "Too many requests."}}
     page.page.route("**/ground", lambda route: route.fulfill(**busy), times=1)
-    page.page.fill("#phrase", "snail")
+    page.page.fill("#prompt", "snail")
     page.look_at(picture)
     page.page.wait_for_function("() => document.querySelector('#status').textContent.includes('Trying again in 1 s')")
     assert not page.shows("snail").page.is_visible("#trouble")
@@ -96,7 +96,7 @@ def test_an_image_that_the_server_no_longer_has_is_sent_again(visit, picture):
         page.look_at(picture, "snail")
     gone = page.page.evaluate("(id) => fetch(`v1/images/${id}`, { method: 'DELETE' })", uploaded.value.json()["id"])
     assert gone is not None
-    page.page.fill("#phrase", "rabbit")
+    page.page.fill("#prompt", "rabbit")
     assert not page.shows("rabbit").page.is_visible("#trouble")
     page.forgive(FAILED)
 
@@ -104,7 +104,7 @@ def test_an_image_that_the_server_no_longer_has_is_sent_again(visit, picture):
 def test_a_document_is_not_asked_of_a_server_that_has_no_picture_yet(visit, picture):
     page = visit().open()
     page.page.route("**/v1/images", lambda route: None)
-    page.page.fill("#phrase", "snail")
+    page.page.fill("#prompt", "snail")
     page.look_at(picture)
     page.page.click("#json")
     page.page.wait_for_selector("#trouble:not([hidden])")
@@ -140,10 +140,10 @@ def test_a_server_that_asks_for_a_token_and_has_limits(visit, picture, start, tm
         page.open().look_at(picture, "snail")
         assert "Authorization: Bearer $OPEN_GEM_TOKEN" not in page.text("#cli")  # the picture is no sample
         page.page.reload()
-        page.open().look_at(picture, "rabbit", "a phrase longer than twenty letters", "snail")
+        page.open().look_at(picture, "rabbit", "a prompt longer than twenty letters", "snail")
         assert not page.page.is_visible("dialog")  # asked for once
         page.page.wait_for_selector(".chip.failed")
-        assert page.texts(".chip.failed .text") == ["a phrase longer than twenty letters"]
+        assert page.texts(".chip.failed .text") == ["a prompt longer than twenty letters"]
         assert page.texts(".chip:not(.failed) .presence") != []
         large = tmp_path / "large.png"
         large.write_bytes(picture.read_bytes() + bytes(4000))
@@ -163,7 +163,7 @@ FOCUSED = """() => {
   const one = document.activeElement, seen = one.id === "file" ? one.nextElementSibling : one;
   return [one.id || one.name || one.className || one.localName, getComputedStyle(seen).outlineStyle];
 }"""
-CONTROLS = {"skip", "file", "phrase", "heat", "mask", "boxes", "point", "all", "threshold", "opacity", "limit"} | {
+CONTROLS = {"skip", "file", "prompt", "heat", "mask", "boxes", "point", "all", "threshold", "opacity", "limit"} | {
     "compare",
     "canvas",
     "png",
@@ -183,7 +183,7 @@ def test_everything_can_be_done_by_keyboard(visit, picture):
         assert outline != "none" or name == "body", f"nobody sees the focus on {name}"
         reached.append(name)
     assert not CONTROLS.difference(reached)
-    page.page.focus("#phrase")
+    page.page.focus("#prompt")
     keyboard.type("hamburger, rabbit")
     keyboard.press("Enter")
     page.shows("rabbit")
@@ -212,9 +212,9 @@ TOLD = "(text) => document.querySelector('#live').textContent.startsWith(text)"
 
 def test_what_was_found_is_told(visit, picture):
     page = visit().open().look_at(picture, "rabbit")
-    page.page.wait_for_function(TOLD, arg="rabbit: there, presence")
-    page.page.fill("#phrase", "fire engine")
-    page.page.wait_for_function(TOLD, arg="fire engine: probably not there")
+    page.page.wait_for_function(TOLD, arg="rabbit: present, presence")
+    page.page.fill("#prompt", "fire engine")
+    page.page.wait_for_function(TOLD, arg="fire engine: absent")
     assert "fire engine" in page.page.get_attribute("canvas", "aria-label")
 
 
@@ -244,16 +244,16 @@ def test_no_barrier_that_axe_knows(visit, picture):
     assert min(light) > 220 and max(dark) < 60
 
 
-def test_a_small_screen_and_phrases_of_all_kinds(visit, picture):
+def test_a_small_screen_and_prompts_of_all_kinds(visit, picture):
     hostile = ["<img src=x onerror=alert(1)>", "w" * 60, "猫 \u202eevil\u202c 🐈", "' \" ` $HOME"]
     page = visit(viewport={"width": 360, "height": 740}, has_touch=True).open().look_at(picture, *hostile)
     page.switch(compare=True).shows(hostile[-1], panels=2)
     assert page.page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.page.locator("main img[src=x]").count() == 0
     assert page.texts(".chip .text")[:2] == hostile[:2]
-    tops = [page.page.locator(part).bounding_box()["y"] for part in ("#phrases", "#stage", "#layers", "#results")]
+    tops = [page.page.locator(part).bounding_box()["y"] for part in ("#prompts", "#stage", "#layers", "#results")]
     assert tops == sorted(tops)
-    page.forgive("422")  # the model knows no word of these phrases
+    page.forgive("422")  # the model knows no word of these prompts
 
 
 def test_the_page_is_small_and_needs_nothing_from_elsewhere():

@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from browser import chromium
 
 import open_gem
 from open_gem import Localization, readout
-from open_gem.images import draw as viz
+from open_gem.serve.routes_about import constants
 from open_gem.types import Size
 
 PAGE = Path(open_gem.__file__).parent / "serve" / "page"
@@ -25,7 +24,7 @@ READ = """async ([rows, cols, values, height, width, threshold]) => {
   const maps = await import("/maps.js");
   const map = maps.upsample({ rows, cols, values: maps.decodeHalf(values) }, { height, width });
   const mask = maps.maskOf(map, threshold);
-  return { values: [...map.values], mask: [...mask], boxes: maps.boxesOf(mask, map), peak: maps.peakOf(map) };
+  return { values: [...map.values], mask: [...mask], boxes: maps.boxesOf(mask, map, 0), peak: maps.peakOf(map) };
 }"""
 
 
@@ -35,7 +34,9 @@ def modules() -> Iterator[Any]:
 
     def answer(route: Any) -> None:
         name = route.request.url.removeprefix(ORIGIN)
-        if name:
+        if name == "constants.js":
+            route.fulfill(body=constants(), content_type="text/javascript")
+        elif name:
             route.fulfill(path=PAGE / name, content_type="text/javascript")
         else:
             route.fulfill(body="<!doctype html>", content_type="text/html")
@@ -81,7 +82,7 @@ def test_components_meet_at_corners_and_in_bends(modules):
     height, width = mask.shape
     script = """async ([mask, height, width]) => {
       const { boxesOf } = await import("/maps.js");
-      return boxesOf(mask, { height, width, values: mask.map((_, at) => at) });
+      return boxesOf(mask, { height, width, values: mask.map((_, at) => at) }, 0);
     }"""
     joined = modules.evaluate(script, [mask.int().flatten().tolist(), height, width])
     [expected] = Localization(("it",), values.where(mask, -1.0)[None], Size(height, width)).boxes(-0.5, "cosine")
@@ -103,9 +104,16 @@ def test_every_half_is_read(modules):
     assert np.array_equal(np.array(read, dtype=np.float32), finite.view("<f2").astype(np.float32))
 
 
-def test_colours_are_those_of_viz():
-    digits = "".join(re.findall(r'"([0-9a-f]+)"', (PAGE / "turbo.js").read_text("utf-8")))
-    assert np.array_equal(np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(256, 3), viz._turbo())
+def test_small_components_are_left_out(modules):
+    mask = torch.zeros(20, 20, dtype=torch.int)
+    mask[2:6, 3:9], mask[15, 15:17] = 1, 1
+    script = """async ([mask, least]) => {
+      const { boxesOf } = await import("/maps.js");
+      return boxesOf(mask, { height: 20, width: 20, values: mask }, least).map(({ box, area }) => [...box, area]);
+    }"""
+    large, small = [3, 2, 9, 6, 24], [15, 15, 17, 16, 2]
+    for least, expected in [(0, [large, small]), (2 / 400, [large, small]), (3 / 400, [large]), (25 / 400, [])]:
+        assert modules.evaluate(script, [mask.flatten().tolist(), least]) == expected
 
 
 def test_a_value_is_read_where_the_probe_is(modules):
@@ -134,13 +142,13 @@ NASTY = [
 ]
 
 
-def test_lines_say_any_phrase(modules):
+def test_lines_say_any_prompt(modules):
     view = {
         "file": "-my cats.jpg",
         "origin": None,
         "token": None,
         "model": {"name": "ViT-B-16, openai", "size": "short:448", "dtype": "bfloat16", "template": "a {}"},
-        "phrases": NASTY,
+        "prompts": NASTY,
         "methods": ["clip", "gem"],
         "threshold": 0.3,
     }
@@ -154,7 +162,7 @@ def test_lines_say_any_phrase(modules):
     shell, python = modules.evaluate(script, view)
     assert shlex.split(shell) == [
         *("open-gem", "ground", "./-my cats.jpg"),
-        *(word for phrase in NASTY for word in ("-p", " @file" if phrase == "@file" else phrase)),
+        *(word for prompt in NASTY for word in ("-p", " @file" if prompt == "@file" else prompt)),
         *("--model", "ViT-B-16", "--pretrained", "openai", "--image-size", "short:448", "--dtype", "bfloat16"),
         *("--template", "a {}", "--method", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
     ]

@@ -41,7 +41,7 @@ def test_replicas_of_a_local_ray(tiny):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert client.get("/v1/models").status_code == 401
             client.headers["Authorization"] = "Bearer secret"
-            form = {"candidate_labels": "a cat,a dog", "threshold": "0"}
+            form = {"prompts": ["a cat", "a dog"], "presence": "0"}
             answers = [client.post("/v1/ground", files={"file": png()}, data=form) for _ in range(30)]
             assert {one.status_code for one in answers} == {200}
             assert len({one.text for one in answers}) == 1  # of whichever replica

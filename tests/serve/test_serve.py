@@ -18,6 +18,7 @@ from serving import Server, encoded, png, wait_until
 import open_gem
 from open_gem.data.scenes import HELD_OUT, scene
 from open_gem.images.views import Views
+from open_gem.localization import PRESENCE
 from open_gem.method.table import METHODS
 from open_gem.readout import Boxes
 from open_gem.serve.settings import Settings
@@ -82,39 +83,78 @@ def test_a_dropped_image_is_gone(server, client):
         assert list(answer.json()) == ["error"] and "upload it again" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(("method", "threshold"), [("gem", None), ("gem", 0.0), ("clip", 0.7), ("maskclip", 0.2)])
-def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, method, threshold):
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("gem", {}),
+        ("gem", {"threshold": 0.0, "presence": 0.0}),
+        ("clip", {"threshold": 0.7, "instances": "label", "presence": 0.0}),
+        ("maskclip", {"threshold": 0.2, "presence": 0.3}),
+    ],
+)
+def test_ground_says_what_the_localizer_says(server, client, tiny_localizer, method, options):
     data = png(60, 90)
     id = server.upload(data)["id"]
     expected = tiny_localizer.locate(tiny_localizer.encode(data, method), PROMPTS)
-    asked = {"prompts": PROMPTS, "method": method, "threshold": threshold, "mask": "rle", "similarity": True}
+    objects = expected.objects(**{"presence": PRESENCE} | options)
+    asked = {"prompts": PROMPTS, "method": method, "mask": "rle", "similarity": True, **options}
     answer = client.post(f"/v1/images/{id}/ground", json=asked).json()
+    form = {"file": png(60, 90)}
+    alone = client.post("/v1/ground", files=form, data=asked).json()
     png_answer = client.post(f"/v1/images/{id}/ground", json={**asked, "mask": "png"}).json()
 
-    assert {key: answer[key] for key in ("id", "height", "width", "grid", "method")} == {
-        "id": id, "height": 60, "width": 90, "grid": [8, 12], "method": method,
+    assert {key: answer[key] for key in ("height", "width", "grid", "method", "warnings")} == {
+        "height": 60, "width": 90, "grid": [8, 12], "method": method, "warnings": [],
     }  # fmt: skip
-    masks = expected.masks() if threshold is None else expected.masks(threshold)
-    boxes = expected.boxes() if threshold is None else expected.boxes(threshold)
-    assert expected.scores is not None and expected.presence is not None
-    for index, one in enumerate(answer["results"]):
-        assert one["prompt"] == PROMPTS[index]
-        assert one["score"] == pytest.approx(expected.scores[index].item(), abs=2e-6)
-        assert one["presence"] == pytest.approx(expected.presence[index].item(), abs=2e-6)
-        assert one["box"] == boxes[index].xyxy[0].tolist()
-        assert one["point"] == expected.points()[index].tolist()
-        assert (coco.decode(one["mask"]).astype(bool) == masks[index].numpy()).all()
-        with Image.open(io.BytesIO(b64decode(png_answer["results"][index]["mask"]))) as mask:
-            assert (np.asarray(mask) == masks[index].numpy() * 255).all()
-        values = np.frombuffer(b64decode(one["similarity"]), "<f2").reshape(answer["grid"])
+    assert alone == answer
+    for index, label in enumerate(answer["labels"]):
+        assert label["label"] == PROMPTS[index]
+        assert label["score"] == pytest.approx(expected.scores[index].item(), abs=2e-6)
+        assert label["presence"] == pytest.approx(expected.presence[index].item(), abs=2e-6)
+        assert label["present"] == (label["presence"] >= options.get("presence", PRESENCE))
+        values = np.frombuffer(b64decode(label["similarity"]), "<f2").reshape(answer["grid"])
         assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
+    for obj, located, as_png in zip(answer["objects"], objects, png_answer["objects"], strict=True):
+        confidence = located.presence * located.peak
+        assert obj == located.to_dict() | {"confidence": pytest.approx(confidence, abs=2e-6)}
+        with Image.open(io.BytesIO(b64decode(as_png["mask"]))) as mask:
+            assert (np.asarray(mask) == located.mask * 255).all()
+    assert answer["objects"]
 
 
-def test_what_is_not_asked_for_is_null(server, client):
-    id = server.upload(png())["id"]
-    [one] = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], "place": False}).json()["results"]
-    assert (one["box"], one["point"], one["mask"], one["similarity"]) == (None, None, None, None)
-    assert isinstance(one["score"], float)
+def test_a_label_may_have_several_prompts(server, client, tiny_localizer):
+    data, labels = png(), {"animal": ["a cat", "a dog"], "tree": ["tree"]}
+    expected = tiny_localizer(data, labels)
+    body = {"prompts": labels, "presence": 0, "similarity": True}
+    answer = client.post(f"/v1/images/{server.upload(data)['id']}/ground", json=body).json()
+    assert [label["label"] for label in answer["labels"]] == ["animal", "tree"]
+    objects = [(obj["label"], obj["prompt"], tuple(obj["box"])) for obj in answer["objects"]]
+    assert objects == [(obj.label, obj.prompt, obj.box) for obj in expected.objects(presence=0)]
+    values = np.frombuffer(b64decode(answer["labels"][0]["similarity"]), "<f2").reshape(answer["grid"])
+    assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[:2].amax(dim=0).half())
+
+
+def test_what_is_not_asked_for_is_left_out(server, client):
+    id, keys = server.upload(png())["id"], {"label", "score", "presence", "present"}
+    for asked, expected in [({"objects": False}, keys), ({"similarity": True, "presence": 1}, keys | {"similarity"})]:
+        answer = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], **asked}).json()
+        assert answer["labels"][0].keys() == expected and answer["objects"] == []
+    answer = client.post(f"/v1/images/{id}/ground", json={"prompts": ["x"], "presence": 0}).json()
+    assert answer["objects"][0].keys() == {"label", "prompt", "score", "confidence", "presence", "box", "point"}
+
+
+def test_a_model_that_is_not_for_photographs_says_so():
+    localizer = open_gem.load("embedded", device="cpu")
+    server = Server(localizer, Settings())
+    try:
+        info = server.upload(png())
+        body = {"prompts": ["cat"], "objects": False}
+        answer = server.client.post(f"/v1/images/{info['id']}/ground", json=body).json()
+        [model] = server.client.get("/v1/models").json()["models"]
+    finally:
+        server.stop()
+    assert info["warnings"] == answer["warnings"] == model["warnings"] == [localizer.caution]
+    assert "photographs" in str(localizer.caution)
 
 
 def test_an_image_is_encoded_once_by_each_method(server, client):
@@ -142,7 +182,7 @@ def test_work_stops_at_the_next_prompt_when_the_client_has_left(server, tiny_loc
         worked.append(label.labels)
 
     async def ask_and_leave():
-        asking = asyncio.create_task(server.service.each_prompt(work, tiny_localizer(png(), PROMPTS)))
+        asking = asyncio.create_task(server.service.each_label(work, tiny_localizer(png(), PROMPTS)))
         await asyncio.to_thread(begun.wait, 10)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -153,7 +193,7 @@ def test_work_stops_at_the_next_prompt_when_the_client_has_left(server, tiny_loc
     assert server.upload(png(seed=8)) and worked == [(PROMPTS[0],)]
 
 
-def test_the_right_object_is_found():
+def test_the_right_object_is_located():
     drawn = scene(HELD_OUT + 3, (192, 256))  # an octopus among others
     server = Server(open_gem.load("embedded", device="cpu"), Settings())
     try:
@@ -161,84 +201,52 @@ def test_the_right_object_is_found():
         answer = server.client.post(f"/v1/images/{id}/ground", json={"prompts": list(drawn.names)}).json()
     finally:
         server.stop()
-    inside = [mask[y, x] for mask, (x, y) in zip(drawn.masks, (one["point"] for one in answer["results"]), strict=True)]
-    assert sum(inside) >= len(inside) - 1 and all(one["presence"] > 0.5 for one in answer["results"])
+    best = {obj["label"]: obj for obj in reversed(answer["objects"])}
+    inside = [
+        mask[y, x] for mask, (x, y) in zip(drawn.masks, (best[name]["point"] for name in drawn.names), strict=True)
+    ]
+    assert sum(inside) >= len(inside) - 1 and all(label["present"] for label in answer["labels"])
 
 
-# Hugging Face's shapes ---------------------------------------------------------------------------------------------
+# Image and prompts in one request ------------------------------------------------------------------------------------
 
 
-def test_detections_and_segments(client, tiny_localizer):
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_hugging_faces_clients_get_their_own_shapes(client, tiny_localizer, prefix):
     data = png()
-    expected = tiny_localizer(data, PROMPTS)
-    assert expected.presence is not None
-    form = {"candidate_labels": PROMPTS, "threshold": "0"}
-    boxes = client.post("/v1/ground", files={"file": data}, data=form).json()
-    assert {one["label"] for one in boxes} == set(PROMPTS)
-    assert [one["score"] for one in boxes] == sorted((one["score"] for one in boxes), reverse=True)
-    for one in boxes:
-        index = PROMPTS.index(one["label"])
-        assert list(one) == ["label", "score", "presence", "box"]
-        assert one["presence"] == pytest.approx(expected.presence[index].item(), abs=2e-6)
-        corners = [one["box"][corner] for corner in ("xmin", "ymin", "xmax", "ymax")]
-        [at] = [at for at, box in enumerate(expected.boxes()[index].xyxy.tolist()) if box == corners]
-        cosine, map = expected.boxes()[index].scores[at], expected.heatmaps("cosine")[index]
-        peak = (cosine - map.min()) / (map.max() - map.min())
-        assert one["score"] == pytest.approx((peak * expected.presence[index]).item(), abs=2e-6)
-
-    masks = client.post("/v1/ground", files={"file": data}, data={**form, "task": "image-segmentation"}).json()
-    assert sorted(one["label"] for one in masks) == sorted(PROMPTS)
-    for one in masks:
-        with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
-            assert (np.asarray(mask) == expected.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
+    middle = float(tiny_localizer(data, PROMPTS).presence.sort().values[1]) - 1e-4
+    body = {
+        "inputs": prefix + b64encode(data).decode(),
+        "parameters": {"candidate_labels": PROMPTS, "threshold": middle},
+        "options": {"wait_for_model": True},
+    }
+    boxes = client.post("/v1/huggingface", json=body).json()
+    answer = client.post("/v1/ground", files={"file": data}, data={"prompts": PROMPTS, "presence": middle}).json()
+    objects = [obj for obj in answer["objects"] if obj["confidence"] >= middle]
+    expected = [
+        {
+            "label": obj["label"],
+            "score": obj["confidence"],
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), obj["box"], strict=True)),
+        }
+        for obj in sorted(objects, key=lambda obj: -obj["confidence"])
+    ]
+    assert boxes == expected and len({box["label"] for box in boxes}) == 2
 
 
-def test_labels_below_the_threshold_are_left_out(client, tiny_localizer):
-    data = png()
-    presence = tiny_localizer(data, PROMPTS).presence
-    middle = float(presence.sort().values[1])
-    for task in ("object-detection", "image-segmentation"):
-        form = {"candidate_labels": PROMPTS, "threshold": str(middle - 1e-4), "task": task}
-        reported = {one["label"] for one in client.post("/v1/ground", files={"file": data}, data=form).json()}
-        assert reported == {label for label, share in zip(PROMPTS, presence, strict=True) if share >= middle - 1e-4}
-
-
-@pytest.mark.parametrize("labels", ["a cat, a dog,tree", '["a cat", "a dog", "tree"]', PROMPTS])
-def test_labels_may_be_fields_commas_or_json(client, labels):
-    data = png()
-    parameters = {"candidate_labels": PROMPTS, "threshold": 0}
-    form = {"candidate_labels": labels, "threshold": "0"}
-    by_form = client.post("/v1/ground", files={"file": data}, data=form)
-    for inputs in (b64encode(data).decode(), "data:image/png;base64," + b64encode(data).decode()):
-        by_json = client.post("/v1/ground", json={"inputs": inputs, "parameters": parameters})
-        assert by_form.status_code == by_json.status_code == 200
-        assert by_form.json() == by_json.json()
-
-
-@pytest.mark.parametrize(("labels", "words"), [('["a", 1]', "something else than text"), ('["a"', "no JSON list")])
-def test_malformed_labels_are_refused(client, labels, words):
-    answer = client.post("/v1/ground", files={"file": png()}, data={"candidate_labels": labels})
-    assert answer.status_code == 422 and words in answer.json()["error"]
-
-
-def test_an_image_of_a_single_request_is_not_cached(server, client, tiny_localizer):
-    data, kept = png(seed=9), len(server.service.cache)
-    form = {"candidate_labels": PROMPTS, "threshold": "0", "task": "image-segmentation", "method": "sclip"}
-    answer = client.post("/v1/ground", files={"file": data}, data=form).json()
-    expected = tiny_localizer.locate(tiny_localizer.encode(data, "sclip"), PROMPTS)
-    for one in answer:
-        with Image.open(io.BytesIO(b64decode(one["mask"]))) as mask:
-            assert (np.asarray(mask) == expected.masks()[PROMPTS.index(one["label"])].numpy() * 255).all()
-    assert len(answer) == 3 and len(server.service.cache) == kept
+def test_an_image_of_a_single_request_is_not_cached(server, client):
+    kept = len(server.service.cache)
+    answer = client.post("/v1/ground", files={"file": png(seed=9)}, data={"prompts": PROMPTS, "method": "sclip"})
+    assert answer.status_code == 200 and len(server.service.cache) == kept
 
 
 def test_an_unreadable_image_does_not_spoil_its_batch(client):
     other = encoded(Image.new("RGB", (20, 20)), "PPM")
     files = [("files", data) for data in (png(), b"no image", png(seed=1), other)]
-    form = {"candidate_labels": PROMPTS, "threshold": "0"}
+    form = {"prompts": PROMPTS, "presence": "0"}
     results = client.post("/v1/ground/batch", files=files, data=form).json()["results"]
     alone = [client.post("/v1/ground", files={"file": data}, data=form).json() for data in (png(), png(seed=1))]
-    assert [results[0]["found"], results[2]["found"]] == alone
+    assert [results[0], results[2]] == alone
     assert list(results[1]) == ["error"]
     assert results[3]["error"].startswith("an image of format PPM, expected JPEG")
 
@@ -248,7 +256,7 @@ def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
     files = [("files", png(seed=seed)) for seed in range(20, 24)]
     before = list(map(server.metric, lines))
     with ThreadPoolExecutor(1) as threads, server.busy():
-        answer = threads.submit(client.post, "/v1/ground/batch", files=files, data={"candidate_labels": PROMPTS})
+        answer = threads.submit(client.post, "/v1/ground/batch", files=files, data={"prompts": PROMPTS})
         wait_until(lambda: len(server.service.worker) == 4)
     assert len(answer.result().json()["results"]) == 4
     assert list(map(server.metric, lines)) == [before[0] + 1, before[1] + 4]
@@ -284,7 +292,7 @@ def test_null_stands_for_the_default_method(shallow):
         bodies = [{"prompts": ["a cat"]}, {"prompts": ["a cat"], "method": default}]
         answers = [server.client.post(f"/v1/images/{id}/ground", json=body).json() for body in bodies]
         assert answers[0] == answers[1] and answers[0]["method"] == default
-        form = {"candidate_labels": "a cat"}
+        form = {"prompts": "a cat"}
         assert server.client.post("/v1/ground", files={"file": png()}, data=form).status_code == 200
         assert server.client.post("/v1/ground/batch", files={"files": png()}, data=form).status_code == 200
     finally:
@@ -297,7 +305,7 @@ def test_samples_are_held_out_scenes(client):
     first = samples[0]
     with Image.open(io.BytesIO(client.get(f"/v1/samples/{first['name']}").content)) as image:
         drawn = scene(HELD_OUT, (image.height, image.width))
-        assert (np.asarray(image) == drawn.image).all() and first["phrases"] == list(drawn.names)
+        assert (np.asarray(image) == drawn.image).all() and first["labels"] == list(drawn.names)
     assert client.get("/v1/samples/none").status_code == 404
 
 
@@ -310,7 +318,7 @@ def test_health_and_metrics(server, client):
     client.get("/v1/images/none")
     assert server.metric(line) == before + 1
     assert server.metric("open_gem_pending_requests") == 0
-    line = 'open_gem_cache_lookups_total{found="false"}'
+    line = 'open_gem_cache_lookups_total{hit="false"}'
     before = server.metric(line)
     client.get("/v1/images/none")
     assert server.metric(line) == before + 1
@@ -349,22 +357,22 @@ def test_a_server_answers_what_its_localizer_says_whatever_its_views_and_refinem
     try:
         info = server.upload(data)
         held = server.service.cache.nbytes
-        body = {"prompts": PROMPTS, "mask": "rle", "similarity": True}
+        body = {"prompts": PROMPTS, "mask": "rle", "similarity": True, "presence": 0}
         answer = server.client.post(f"/v1/images/{info['id']}/ground", json=body).json()
         later = server.client.post(f"/v1/images/{info['id']}/ground", json={**body, "method": "clip"})
-        form = {"candidate_labels": PROMPTS, "threshold": "0"}
-        detections = server.client.post("/v1/ground", files={"file": data}, data=form).json()
+        alone = server.client.post("/v1/ground", files={"file": data}, data=body).json()
     finally:
         server.stop()
     assert answer["grid"] == info["grid"] == list(expected.maps.shape[-2:])
-    for index, result in enumerate(answer["results"]):
-        assert result["box"] == expected.boxes()[index].xyxy[0].tolist()
-        assert result["point"] == expected.points()[index].tolist()
-        assert (coco.decode(result["mask"]).astype(bool) == expected.masks()[index].numpy()).all()
-        values = np.frombuffer(b64decode(result["similarity"]), "<f2").reshape(answer["grid"])
+    for index, label in enumerate(answer["labels"]):
+        best = next(obj for obj in answer["objects"] if obj["label"] == label["label"])
+        assert best["box"] == expected.boxes()[index].xyxy[0].tolist()
+        assert best["point"] == expected.points()[index].tolist()
+        assert not (coco.decode(best["mask"]).astype(bool) & ~expected.masks()[index].numpy()).any()
+        values = np.frombuffer(b64decode(label["similarity"]), "<f2").reshape(answer["grid"])
         assert torch.equal(torch.from_numpy(values.copy()), expected.similarity[index].half())
     assert later.status_code == 200  # encoded from what is kept of the image
-    assert {one["label"] for one in detections} == set(PROMPTS)
+    assert alone == answer
     assert held > 60 * 90 * 3  # the image itself is kept, and counted
 
 
@@ -404,14 +412,11 @@ def test_a_model_that_was_trained_to_localize_is_served_too():
         info = server.upload(png(60, 90))
         path = f"/v1/images/{info['id']}/ground"
         answer = server.client.post(path, json={"prompts": PROMPTS, "mask": "rle", "similarity": True}).json()
-        form = {"candidate_labels": PROMPTS}
-        detections = server.client.post("/v1/ground", files={"file": png(60, 90)}, data=form).json()
         unknown = server.client.post(path, json={"prompts": PROMPTS, "method": "gem"})
     finally:
         server.stop()
     assert (model["default"], model["patch"], info["grid"]) == ("as trained", None, None)
     assert answer["grid"] == [4, 4] and answer["method"] == "as trained"
-    assert {(*result["box"], *result["point"]) for result in answer["results"]} == {(0, 0, 10, 8, 4, 3)}
-    box = {"xmin": 0, "ymin": 0, "xmax": 10, "ymax": 8}
-    assert detections == [{"label": label, "score": 0.8, "presence": 0.8, "box": box} for label in PROMPTS]
+    expected = {"score": 0.8, "confidence": 0.8, "presence": 0.8, "box": [0, 0, 10, 8], "point": None}
+    assert answer["objects"] == [{"label": label, "prompt": label, **expected} for label in PROMPTS]
     assert unknown.status_code == 422

@@ -34,6 +34,14 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar=TOKEN, help="Token that clients send as `Authorization: Bearer`.")
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of pages that may ask, such as https://example.com (repeatable)."),
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path at which a proxy has the server, such as /gem.")] = "",
+    forwarded_from: Annotated[
+        str, typer.Option(help="Addresses of proxies whose X-Forwarded headers are trusted, by commas.")
+    ] = "127.0.0.1",
     cache_mb: Annotated[int, typer.Option(min=1, help="MiB for encoded images.")] = 512,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum pending requests; further ones get HTTP 429.")] = 32,
     max_patches: Annotated[
@@ -64,6 +72,7 @@ def serve(
     settings = Settings(
         token=token or None,
         hosts=hosts_of(host),
+        origins=tuple(cors_origin or ()),
         cache_bytes=cache_mb * MIB,
         max_queue=max_queue,
         max_patches=max_patches,
@@ -73,12 +82,19 @@ def serve(
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     _check_free(host, port)
     limit_arenas()
-    run(create_app(model.load(size=image_size), settings), settings, host, port)
+    run(
+        create_app(model.load(size=image_size), settings),
+        settings,
+        host,
+        port,
+        root_path=root_path,
+        forwarded_allow_ips=forwarded_from,
+    )
 
 
-def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> None:
+def run(app: Callable[..., Any], settings: "Settings", host: str, port: int, **options: Any) -> None:
     """Serve until a signal comes. Pending requests then have `stop_seconds`, after which the process ends, whatever its
-    threads are doing; a second signal ends it at once."""
+    threads are doing; a second signal ends it at once. `options` as of `uvicorn.Config`."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -90,7 +106,7 @@ def run(app: Callable[..., Any], settings: "Settings", host: str, port: int) -> 
             watch.daemon = True
             watch.start()
 
-    options: dict[str, Any] = {"host": host, "port": port, "access_log": False, "server_header": False}
+    options |= {"host": host, "port": port, "access_log": False, "server_header": False}
     server = Server(uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(settings.stop_seconds), **options))
     with suppress(KeyboardInterrupt):
         server.run()

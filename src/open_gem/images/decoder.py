@@ -18,8 +18,9 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,21 +73,15 @@ class Decoder:
             ImageError: as `read_image` does, and for an image that takes too long or too much memory to decode, or
                 whose decoder crashes.
         """
-        image = self._ask("read", source, seconds, max_pixels)
-        assert isinstance(image, Image.Image)
-        return image
+        return self._ask("read", source, seconds, max_pixels)
 
     def read_header(
         self, source: bytes | str | os.PathLike[str], *, seconds: float, max_pixels: int = MAX_PIXELS
     ) -> Header:
         """What `read.read_header` says, likewise: a header too can be made to take long. Raises ImageError."""
-        header = self._ask("read_header", source, seconds, max_pixels)
-        assert isinstance(header, Header)
-        return header
+        return self._ask("read_header", source, seconds, max_pixels)
 
-    def _ask(
-        self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int
-    ) -> Image.Image | Header:
+    def _ask(self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> Any:
         if not isinstance(source, bytes | str | os.PathLike):
             raise ImageError(f"expected a path or the bytes of a file, not {type(source).__name__}")
         seconds = min(max(seconds, 0.001), 86_400.0)  # no time is no time, and no alarm is set for zero
@@ -291,7 +286,7 @@ def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limi
             reply["error"] = str(error)
     signal.setitimer(signal.ITIMER_REAL, 0)
     limit.lift()
-    reply["warnings"] = [str(one.message) for one in caught if one.category is ImageWarning]
+    reply["warnings"] = [str(warning.message) for warning in caught if warning.category is ImageWarning]
     replies.write(to_json(reply, ascii=True).encode() + b"\n")
     if image is not None:
         for top, bottom in _strips(size_of(image)):
@@ -300,38 +295,30 @@ def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limi
 
 
 class _Limit:
-    """Of this process's address space, where the system has such limits and says how large it is."""
+    """The limit of this process's address space, where the system has such limits and says how large it is."""
 
     def __init__(self) -> None:
-        try:
+        self._start = self._hard = self._most = 0
+        self._set: Callable[[tuple[int, int]], None] = lambda limits: None  # macOS: the deadline has to do
+        with suppress(ImportError, OSError):
             import resource
 
-            self._resource = resource
             self._start = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
             self._hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        except (ImportError, OSError):  # macOS: the deadline has to do
-            self._resource = None
+            self._most = sys.maxsize if self._hard == resource.RLIM_INFINITY else self._hard
+            self._set = partial(resource.setrlimit, resource.RLIMIT_AS)
 
     def allow(self, source: bytes | str, pixels: int) -> None:
         """What the file and so many pixels need, beyond what the process had at its start."""
-        if self._resource is not None:
-            file = len(source) if isinstance(source, bytes) else _size(source)
-            self._set(self._start + file + pixels * PIXEL_BYTES + SPARE_BYTES)
+        file = len(source) if isinstance(source, bytes) else _size(source)
+        self._set((min(self._start + file + pixels * PIXEL_BYTES + SPARE_BYTES, self._most), self._hard))
 
     def lift(self) -> None:
-        if self._resource is not None:
-            self._set(self._hard)
-
-    def _set(self, soft: int) -> None:
-        resource = self._resource
-        assert resource is not None
-        if self._hard != resource.RLIM_INFINITY:
-            soft = min(soft, self._hard)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, self._hard))
+        self._set((self._hard, self._hard))
 
 
 def _size(path: str) -> int:
-    """Of a file, which PIL may map into memory; 0 where there is none, as reading will say."""
+    """Bytes of a file, which PIL may map into memory; 0 for a missing one, as reading will say."""
     try:
         return Path(path).stat().st_size
     except (OSError, ValueError):

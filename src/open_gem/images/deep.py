@@ -135,6 +135,6 @@ def unit_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite([low, high]).all():
         raise ImageError(f"{name} has NaN or infinite values: expected finite values in [0, 1]")
     if low * 255 < -0.5 or high * 255 > 255.5:
-        hint = "pass the picture before it was normalised" if low < 0 else "divide 8-bit values by 255"
+        hint = "pass the image before it was normalised" if low < 0 else "divide 8-bit values by 255"
         raise ImageError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1] ({hint})")
     return np.rint(np.clip(values.astype(np.float32), 0, 1) * 255).astype(np.uint8)

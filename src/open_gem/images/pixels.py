@@ -7,7 +7,7 @@ Three steps, each a pure function:
     pixels = to_pixels(image, size, preprocess)                   # float32 (3, y, x), as the checkpoint was trained
 
 Everything becomes 8-bit RGB first because that is what every checkpoint's own preprocessing resized; a 16-bit or float
-picture therefore gives the pixels that its 8-bit copy gives. Height before width everywhere; PIL's (width, height)
+image therefore gives the pixels that its 8-bit copy gives. Height before width everywhere; PIL's (width, height)
 appears only in calls to PIL.
 """
 
@@ -83,9 +83,9 @@ SIZE_RULES: dict[str, Callable[[Size, int], _Sides]] = {
     "short:N": lambda size, n: _scaled(size, Fraction(n, min(size))),  # shorter side N, aspect kept
     "long:N": lambda size, n: _scaled(size, Fraction(n, max(size))),  # longer side N, aspect kept
     "square:N": lambda size, n: _Sides(Fraction(n), Fraction(n)),  # squashed to N×N: what the published GEM code does
-    "native": lambda size, n: _scaled(size, Fraction(1)),  # the picture's own size
+    "native": lambda size, n: _scaled(size, Fraction(1)),  # the image's own size
 }
-"""Size rules, N a positive whole number of pixels -> the wanted sides of a picture."""
+"""Size rules, N a positive whole number of pixels -> the wanted sides of an image."""
 
 
 def _parse(rule: str) -> tuple[Callable[[Size, int], _Sides], int]:
@@ -116,15 +116,15 @@ def target_size(
     max_patches: int = MAX_PATCHES,
     max_aspect: float = inf,
 ) -> Size:
-    """The size at which a backbone shall see a picture of `size` pixels: a whole number of patches each way.
+    """The size at which a backbone shall see an image of `size` pixels: a whole number of patches each way.
 
     `rule` is one of `SIZE_RULES`, e.g. "short:448"; `patch` is (height, width) in pixels. Each side is rounded to the
     nearest whole number of patches (a tie rounds up; at least one) and reached by resizing, neither cropping nor
-    padding, so that every pixel lies under a patch and a map covers exactly the picture: short:448 makes 480×640 into
+    padding, so that every pixel lies under a patch and a map covers exactly the image: short:448 makes 480×640 into
     448×592 with 16×16 patches.
 
     scale         multiplies what the rule gives, before rounding; above 0
-    window        side of the square windows, in whole patches, through which the picture is encoded; None: all at once
+    window        side of the square windows, in whole patches, through which the image is encoded; None: all at once
     whole_pixels  with windows: a side longer than one is rounded to whole pixels (a tie rounds up) instead of patches,
                   as by evaluators that slide windows over pixels: short:448 makes 480×640 into 448×597 then
     max_patches   most patches that the backbone may see at once; what they cost grows with their square
@@ -132,16 +132,16 @@ def target_size(
 
     Raises:
         InputError: for an unknown or malformed rule.
-        ImageError: for a picture smaller than one patch, one that would need more than `max_patches` patches at once,
+        ImageError: for an image smaller than one patch, one that would need more than `max_patches` patches at once,
             one that would have more than `MAX_PIXELS` pixels, or a strip of more than `max_aspect`.
     """
     row, n = _parse(rule)
     size = Size(*size)
     if size.height < patch[0] or size.width < patch[1]:
-        raise ImageError(f"picture is {_by(size)} pixels, smaller than one {_by(patch)} patch: nothing to localize")
+        raise ImageError(f"image is {_by(size)} pixels, smaller than one {_by(patch)} patch: nothing to localize")
     if max(size) > max_aspect * min(size):
         raise ImageError(
-            f"picture of {_by(size)} pixels is {max(size) / min(size):.3g} times as long as it is short, "
+            f"image of {_by(size)} pixels is {max(size) / min(size):.3g} times as long as it is short, "
             f"the limit is {max_aspect:g}: crop it"
         )
     factor = Fraction(str(scale))  # 1.1 is eleven tenths, not the float next to it
@@ -151,8 +151,8 @@ def target_size(
     grid = Grid(at_once.height // patch[0], at_once.width // patch[1])
     by = f"with size rule {rule!r}" if factor == 1 else f"with size rule {rule!r} at scale {scale:g}"
     if grid.patches > max_patches:
-        safe = isqrt(max_patches) * min(patch)  # a picture or window of this size fits even when square
-        what = "picture" if window is None else "window"
+        safe = isqrt(max_patches) * min(patch)  # an image or window of this size fits even when square
+        what = "image" if window is None else "window"
         advice = f"'long:N' with N up to {floor(safe / factor)}" if window is None else f"windows of up to {safe}"
         raise ImageError(
             f"{what} of {_by(size if window is None else at_once)} pixels needs a grid of {_by(grid)} = {grid.patches} "
@@ -161,7 +161,7 @@ def target_size(
     if target.height * target.width > MAX_PIXELS:
         safe = min(isqrt(MAX_PIXELS) // step * step for step in patch)
         raise ImageError(
-            f"picture of {_by(size)} pixels becomes {_by(target)} {by}, the limit is {MAX_PIXELS} pixels: "
+            f"image of {_by(size)} pixels becomes {_by(target)} {by}, the limit is {MAX_PIXELS} pixels: "
             f"use 'long:N' with N up to {floor(safe / factor)}"
         )
     return target

@@ -35,7 +35,7 @@ ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarr
 _Check = Callable[[ImageFile.ImageFile, str], None]
 
 MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, in pixels: PIL's default threshold for a decompression bomb (256 MiB of RGB)."""
+"""Largest image that is decoded, in pixels: PIL's default threshold for a decompression bomb (256 MiB of RGB)."""
 
 
 def size_of(image: Image.Image) -> Size:
@@ -51,7 +51,7 @@ def height_x_width(sides: tuple[int, int]) -> str:
 def read_image(
     source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[int], None] = lambda pixels: None
 ) -> Image.Image:
-    """Any picture as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
+    """Any image as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
 
     * A path, or the bytes of a file, of one of `bounds.FORMATS`: first frame, up to `max_pixels`. Where a TIFF has more
       pages, `info["pages"]` of the result says how many. HEIF needs the extra open_gem[heif].
@@ -70,7 +70,7 @@ def read_image(
     Files from strangers can still take long, or more memory than their header says: `decoder.Decoder` stops them.
 
     Raises:
-        ImageError: in one line, for anything that cannot be read or makes no sense as a picture.
+        ImageError: in one line, for anything that cannot be read or makes no sense as an image.
     """
 
     def check(image: ImageFile.ImageFile, name: str) -> None:
@@ -86,12 +86,12 @@ def read_image(
     torch = sys.modules.get("torch")  # where nobody imported it, nothing is a tensor
     if torch is not None and isinstance(source, torch.Tensor):
         return _from_tensor(source)
-    given = type(source).__name__
-    raise ImageError(f"expected a path, the bytes of a file, a PIL image, an array or a tensor, not {given}")
+    kind = type(source).__name__
+    raise ImageError(f"expected a path, the bytes of a file, a PIL image, an array or a tensor, not {kind}")
 
 
 class Header(NamedTuple):
-    """What a picture's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG" (also
+    """What an image's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG" (also
     for an MPO, a JPEG with further frames behind it), its size as stored, before EXIF orientation, and how many pages
     it has, if it is a TIFF; only the first is read."""
 
@@ -101,7 +101,7 @@ class Header(NamedTuple):
 
 
 def read_header(source: str | os.PathLike[str] | bytes) -> Header:
-    """The header of a picture's file, given as a path or its bytes. Raises ImageError for what is none."""
+    """The header of an image's file, given as a path or its bytes. Raises ImageError for what is none."""
     with _open_file(source) as (image, _):
         return Header("JPEG" if image.format == "MPO" else image.format or "", size_of(image), _pages(image))
 
@@ -112,11 +112,11 @@ def _open_file(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.I
     if isinstance(source, bytes):
         yield _opened(io.BytesIO(source), "image bytes"), "image bytes"
         return
-    given = os.fsdecode(source)
-    name = repr(given)
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+://", given):
+    path = os.fsdecode(source)
+    name = repr(path)
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+://", path):
         raise ImageError(f"{name} is a URL, expected a path or the bytes of a file: download it first")
-    with _decoding(name), Path(given).open("rb") as file:
+    with _decoding(name), Path(path).open("rb") as file:
         stream = file if file.seekable() else io.BytesIO(file.read())  # a pipe cannot be rewound
         yield _opened(stream, name), name
 
@@ -127,7 +127,7 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
     if not start:
         raise ImageError(f"{name} is empty (0 bytes)")
     if start.startswith(b"%!PS"):  # PIL would run Ghostscript on it, a programming language
-        raise ImageError(f"{name} is a PostScript (EPS) drawing, not a picture: render it to PNG first")
+        raise ImageError(f"{name} is a PostScript (EPS) drawing, not an image: render it to PNG first")
     with _decoding(name):
         check_blocks(stream, start, name)
         try:
@@ -139,7 +139,7 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
             # Not how it starts: a list of others may name any file, and its errors are read by whoever made the list.
             known = next((f": it is {kind}" for begin, kind in _NO_IMAGES if start.startswith(begin)), "")
             formats = ", ".join(FORMATS)
-            raise ImageError(f"{name} is not a picture of any format that is read ({formats}){known}") from error
+            raise ImageError(f"{name} is not an image of any format that is read ({formats}){known}") from error
 
 
 _NO_IMAGES = (  # what is often met in place of one
@@ -203,7 +203,7 @@ def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> 
     if image.format in ("JPEG", "MPO") and image.fp is not None:
         check_scans(image, name, max_pixels)
     if image.format == "EPS":  # opened by the caller; see `_opened`
-        raise ImageError(f"{name} is a PostScript (EPS) drawing, not a picture: render it to PNG first")
+        raise ImageError(f"{name} is a PostScript (EPS) drawing, not an image: render it to PNG first")
     return pixels
 
 
@@ -213,7 +213,7 @@ def _too_many(limit: int) -> str:
 
 _FILE_TROUBLE: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist",
-    IsADirectoryError: "is a directory, not a picture",
+    IsADirectoryError: "is a directory, not an image",
     PermissionError: "may not be read: permission denied",
     MemoryError: "needs more memory to decode than there is",
     Image.DecompressionBombError: f"has {_too_many(MAX_PIXELS)}",  # PIL's own limit, at twice ours
@@ -252,7 +252,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-_TURNS = {  # EXIF orientation -> what makes the picture upright; 1 is upright, anything else is not a value
+_TURNS = {  # EXIF orientation -> what makes the image upright; 1 is upright, anything else is not a value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -266,7 +266,7 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright; 1 is upright, 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation of a loaded image, 1 where there is none.
 
-    Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and so fails on pictures whose block is broken.
+    Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and so fails on images whose block is broken.
     """
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes) and not tags_fit(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
@@ -274,7 +274,7 @@ def _orientation(image: Image.Image) -> int:
     with _quiet():
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # metadata that cannot be parsed says nothing, and the picture itself is fine
+        except Exception:  # metadata that cannot be parsed says nothing, and the image itself is fine
             return 1
 
 
@@ -335,35 +335,26 @@ def _check_shape(shape: tuple[int, ...], layout: _Layout, name: str) -> None:
     if len(shape) == 2 or (len(shape) == 3 and shape[layout.channels] in _CHANNELS):
         return
     mistaken = len(shape) == 3 and shape[layout.mistaken] in _CHANNELS
-    hint = layout.hint if mistaken else "it looks like a batch: pass one picture at a time" if len(shape) == 4 else ""
+    hint = layout.hint if mistaken else "it looks like a batch: pass one image at a time" if len(shape) == 4 else ""
     raise ImageError(f"{name}: expected {layout.shapes}" + (f"; {hint}" if hint else ""))
 
 
 def _from_values(values: np.ndarray, name: str) -> Image.Image:
-    """Values (y, x) or (y, x, 1 | 3 | 4), channels last, of any type `_to_8_bits` takes -> RGB."""
+    """Values (y, x) or (y, x, 1 | 3 | 4), channels last, of a type that `_to_8_bits` takes → RGB."""
     bands = np.ascontiguousarray(_to_8_bits(values, name))
     image = Image.fromarray(bands[..., 0] if bands.shape[2:] == (1,) else bands)
     return _on_white(image) if image.mode == "RGBA" else image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """uint8 of the same shape; the full range of each type in `_DEPTHS` becomes 0..255, rounded to nearest."""
-    depth = _DEPTHS.get(f"{values.dtype.kind}{values.dtype.itemsize}")
-    if depth is None:
-        expected = "uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to 1)"
-        raise ImageError(f"{name} has values of type {values.dtype}: expected {expected}")
-    return depth(values, name)
-
-
-def _from_uint16(values: np.ndarray, name: str) -> np.ndarray:
-    deep.warn_if_dark(int(values.max()))
-    return deep.scaled(values, 65535)
-
-
-_DEPTHS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {  # NumPy's kind and bytes a value
-    "u1": lambda values, name: values,
-    "u2": _from_uint16,
-    "f2": deep.unit_to_8_bits,
-    "f4": deep.unit_to_8_bits,
-    "f8": deep.unit_to_8_bits,
-}
+    """uint8 of the same shape; the full range of a type becomes 0 to 255, rounded to nearest."""
+    kind, size = values.dtype.kind, values.dtype.itemsize  # in either byte order
+    if (kind, size) == ("u", 1):
+        return values
+    if (kind, size) == ("u", 2):
+        deep.warn_if_dark(int(values.max()))
+        return deep.scaled(values, 65535)
+    if kind == "f" and size <= 8:
+        return deep.unit_to_8_bits(values, name)
+    expected = "uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to 1)"
+    raise ImageError(f"{name} has values of type {values.dtype}: expected {expected}")

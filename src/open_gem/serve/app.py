@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 import open_gem
 from open_gem.locate import AnyLocalizer
 from open_gem.serve import routes_about, routes_ground, routes_images, routes_label_studio
-from open_gem.serve.errors import add_handlers
+from open_gem.serve.errors import DOCUMENTED, add_handlers
 from open_gem.serve.guard import Guard
 from open_gem.serve.memory import keep_trimmed
 from open_gem.serve.metrics import Metrics
 from open_gem.serve.service import Service
 from open_gem.serve.settings import Settings
 
-ABOUT = """Where phrases are in an image, by a pretrained vision-language model without training.
+ABOUT = """Where things are in an image, by a pretrained vision-language model without training.
 
 Rows come before columns; boxes are left, top, right, bottom in pixels, right and bottom exclusive; points are x, y.
 Every error is `{"error": "one line"}`."""
@@ -44,6 +45,7 @@ def create_app(localizer: AnyLocalizer, settings: Settings | None = None) -> Fas
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=DOCUMENTED,
     )
     app.state.service = service
     add_handlers(app)
@@ -51,4 +53,11 @@ def create_app(localizer: AnyLocalizer, settings: Settings | None = None) -> Fas
         app.include_router(routes.routes(service))
     routes_about.add_page(app)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=["Retry-After"],
+    )
     return app

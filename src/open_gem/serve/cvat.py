@@ -36,7 +36,7 @@ def create(
     classes     a class file with labels and prompts, as `open-gem label --classes` reads it
     model …     as `open_gem.load`; "" for the default
     shape       "mask" (polygons, if CVAT asks to convert them) or "rectangle"
-    presence    default image-level presence threshold of labels; without it, the file's, or 0.9. `cvat-cli
+    presence    default image-level presence threshold of labels; without it, the file's, or 0.5. `cvat-cli
                 --conf-threshold` replaces those of all labels
     threshold   default heatmap threshold of labels, in [0, 1]; without it, the file's, or 0.5
 

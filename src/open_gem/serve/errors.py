@@ -1,6 +1,6 @@
 """Errors as answers: one line, and the status that says whose fault it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +15,7 @@ from open_gem.serve.schemas import Problem
 STATUSES = {
     400: "The request makes no sense.",
     401: "The token is missing or wrong.",
-    403: "Sent by a page of another site to a server without a token.",
+    403: "Sent by a page of another site that may not use this server.",
     404: "It does not exist, or no longer: upload the image again.",
     408: "The request did not arrive in time.",
     413: "Something is larger than the limits.",
@@ -26,56 +26,45 @@ STATUSES = {
     503: "The answer took too long, or the server is stopping.",
 }
 
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description} for status, description in STATUSES.items()
+}
+"""For the OpenAPI document: the errors of every route."""
 
-class RequestError(Exception):
+
+class RequestError(HTTPException):
     """A request that is not served: a status of `STATUSES` and one line."""
 
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None):
-        super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers
+    def __str__(self) -> str:
+        return self.detail
 
 
-def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(error: HTTPException) -> Response:
     """`{"error": "one line"}`; in ASCII, whatever characters a client's own words have."""
-    body = to_json({"error": " ".join(reason.split())}, ascii=True)
-    return Response(body, status, headers, media_type="application/json")
+    body = to_json({"error": " ".join(error.detail.split())}, ascii=True)
+    return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
 def add_handlers(app: FastAPI) -> None:
     """Make every error of the application one of these."""
 
-    @app.exception_handler(RequestError)
-    async def _(request: Request, error: RequestError) -> Response:
-        return error_response(error.status, error.reason, error.headers)
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        return error_response(error)
 
     @app.exception_handler(OpenGemError)
     async def _(request: Request, error: OpenGemError) -> Response:
         status = 422 if isinstance(error, InputError) else 500 if isinstance(error, ModelError) else 503
-        return error_response(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def _(request: Request, error: HTTPException) -> Response:
-        return error_response(error.status_code, str(error.detail), error.headers)
+        return error_response(RequestError(status, str(error)))
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        return error_response(422, describe(error.errors()))
-
-
-def describe(problems: Sequence[Any]) -> str:
-    """The first few validation errors of pydantic as one line."""
-    return "; ".join(map(_describe, problems[:3]))
+        return error_response(RequestError(422, "; ".join(map(_describe, error.errors()[:3]))))
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
+    """A validation error of pydantic."""
     place = ".".join(str(part) for part in problem["loc"] if part != "body")
     if not place:
         return "the body is no JSON object, expected one, sent as Content-Type: application/json"
     return f"{place}: {problem['msg']}"
-
-
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: the errors that a route may answer."""
-    return {
-        status: {"model": Problem, "description": STATUSES[status]} for status in sorted({401, 403, 500, *statuses})
-    }

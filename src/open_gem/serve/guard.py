@@ -104,11 +104,12 @@ class _Request:
             raise RequestError(
                 401, "expected the server's token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
             )
-        if self.settings.token is None and (page := _foreign_page(self.headers, path)) is not None:
+        is_known = self.headers.get("origin") in self.settings.origins
+        if self.settings.token is None and not is_known and (page := _foreign_page(self.headers, path)) is not None:
             raise RequestError(
                 403,
                 f"the request comes from {page}, a page of another site, expected this server's own page or a program: "
-                "only a server with --token answers other sites",
+                "see --cors-origin and --token",
             )
         if self._declared() > self.max_bytes:
             raise self._too_large()
@@ -198,9 +199,9 @@ class _Request:
 
     async def _refuse(self, error: RequestError) -> None:
         if self.status is None:
-            if error.status != 408:
+            if error.status_code != 408:
                 await self._drain()
-            await error_response(error.status, error.reason, error.headers)(self.scope, self._receive, self.send)
+            await error_response(error)(self.scope, self._receive, self.send)
 
     async def _drain(self) -> None:
         """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""
@@ -240,8 +241,7 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
     """The page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
-    `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome. A
-    list of origins that may ask belongs here: they are compared with what this returns.
+    `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site == "same-origin":

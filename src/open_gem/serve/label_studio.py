@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from open_gem.errors import InputError
 from open_gem.export.label_studio import TAGS, host_of, quoted
 from open_gem.files import to_json
+from open_gem.localization import PRESENCE
 from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
 
@@ -28,8 +29,8 @@ class Control(NamedTuple):
     name      what regions come from
     to        the name of the image's tag
     key       of a task's data that has the image
-    labels    each with the phrases that mean it
-    presence  labels less probable in the image than this have no regions; None: the server's own limit
+    labels    each with its prompts
+    presence  labels with a lower presence have no regions
     """
 
     kind: str
@@ -37,7 +38,7 @@ class Control(NamedTuple):
     to: str
     key: str
     labels: Mapping[str, tuple[str, ...]]
-    presence: float | None
+    presence: float
 
 
 def controls_of(config: str) -> list[Control]:
@@ -65,23 +66,24 @@ def _control(tag: ElementTree.Element, images: Mapping[str | None, str]) -> Cont
     if kind is None or to is None or to not in images:
         return None
     labels = dict(map(_label, tag.iter("Label")))
-    presence = _number(tag.get("model_score_threshold"))
+    presence = _presence(tag.get("model_score_threshold", ""))
     return Control(kind, tag.get("name", ""), to, images[to], labels, presence)
 
 
 def _label(tag: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
-    """A label and its phrases: those of `predicted_values`, as Label Studio's own examples have it, or its name."""
+    """A label and its prompts: those of `predicted_values`, as Label Studio's own examples have it, or its name."""
     name = tag.get("value", "")
-    phrases = tuple(phrase.strip() for phrase in tag.get("predicted_values", "").split(",") if phrase.strip())
-    return name, phrases or (name,)
+    prompts = tuple(prompt.strip() for prompt in tag.get("predicted_values", "").split(",") if prompt.strip())
+    return name, prompts or (name,)
 
 
-def _number(text: str | None) -> float | None:
+def _presence(text: str) -> float:
+    """A threshold in [0, 1]; the default for anything else."""
     try:
-        number = None if text is None else float(text)
+        presence = float(text)
     except ValueError:
-        return None
-    return number if number is not None and 0 <= number <= 1 else None
+        return PRESENCE
+    return presence if 0 <= presence <= 1 else PRESENCE
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
@@ -178,6 +180,6 @@ def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
 # Regions --------------------------------------------------------------------------------------------------------------
 
 
-def phrases_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
-    """Each label once, with the phrases of the first control that has it."""
-    return {label: phrases for control in reversed(controls) for label, phrases in control.labels.items()}
+def prompts_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
+    """Each label once, with the prompts of the first control that has it."""
+    return {label: prompts for control in reversed(controls) for label, prompts in control.labels.items()}

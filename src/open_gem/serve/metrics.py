@@ -33,7 +33,7 @@ class Metrics:
         self._images = Gauge("open_gem_cache_images", "Images in the cache.", registry=self.registry)
         self._bytes = Gauge("open_gem_cache_bytes", "Bytes of the cache.", registry=self.registry)
         self._lookups = Counter(
-            "open_gem_cache_lookups", "Images looked up in the cache.", ("found",), registry=self.registry
+            "open_gem_cache_lookups", "Images looked up in the cache.", ("hit",), registry=self.registry
         )
 
     def answered(self, route: str, status: int, seconds: float) -> None:

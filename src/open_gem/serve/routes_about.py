@@ -8,8 +8,11 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 import open_gem
+from open_gem.files import to_json
+from open_gem.images import colors, draw
+from open_gem.localization import MIN_AREA, PRESENCE
 from open_gem.serve import samples
-from open_gem.serve.errors import RequestError, documented
+from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
 from open_gem.serve.service import Service
 
@@ -22,7 +25,7 @@ TEXT: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type"
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/models", tags=["about"], responses=documented())
+    @router.get("/v1/models", tags=["about"])
     async def models() -> Models:
         """The model, its methods, and the limits of requests."""
         localizer = service.localizer
@@ -38,17 +41,18 @@ def routes(service: Service) -> APIRouter:
                     default=service.default,
                     methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
+                    warnings=service.warnings,
                 )
             ]
         )
 
-    @router.get("/v1/samples", tags=["about"], responses=documented())
+    @router.get("/v1/samples", tags=["about"])
     async def list_samples() -> Samples:
         """Built-in images and what is in them."""
-        listed = [(name, await service.in_thread(samples.phrases, name)) for name in samples.SAMPLES]
-        return Samples(samples=[Sample(name=name, phrases=phrases) for name, phrases in listed])
+        labels = [(name, await service.in_thread(samples.labels, name)) for name in samples.SAMPLES]
+        return Samples(samples=[Sample(name=name, labels=listed) for name, listed in labels])
 
-    @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG | documented(404, 422))
+    @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG)
     async def sample(name: str) -> Response:
         """A built-in image."""
         if name not in samples.SAMPLES:
@@ -56,14 +60,14 @@ def routes(service: Service) -> APIRouter:
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
     @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
-    @router.get("/health", tags=["about"], responses=documented(503))
+    @router.get("/health", tags=["about"])
     async def health() -> Health:
         """Whether the server works; Label Studio asks this too."""
         if not service.worker.is_alive:
             raise RequestError(503, "the model's thread has ended: start the server again")
         return Health(status="UP", model_class=service.localizer.name, version=open_gem.__version__)
 
-    @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT | documented())
+    @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT)
     async def metrics() -> Response:
         """Counts for Prometheus."""
         return Response(service.metrics.text(), media_type=service.metrics.media_type)
@@ -72,12 +76,28 @@ def routes(service: Service) -> APIRouter:
 
 
 def add_page(app: FastAPI) -> None:
-    """The page at `/`, and its parts below `/static`, if the package has it."""
-    if not (PAGE / "index.html").exists():
-        return
+    """The page at `/`, and its parts below `/static`."""
+
+    @app.get("/static/constants.js", include_in_schema=False)
+    async def page_constants() -> Response:
+        return Response(constants(), media_type="text/javascript")
+
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
+
+
+def constants() -> str:
+    """A module of JavaScript with the colours and defaults of the library, for the page."""
+    values = {
+        "HEAT": [channel for color in colors.HEAT for channel in color],
+        "LABELS": colors.LABELS,
+        "OPACITY": colors.OPACITY,
+        "ABSENT_OPACITY": draw.ABSENT_OPACITY,
+        "PRESENCE": PRESENCE,
+        "MIN_AREA": MIN_AREA,
+    }
+    return "".join(f"export const {name} = {to_json(value)};\n" for name, value in values.items())

@@ -2,75 +2,46 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, File, Path, Response
 
-from open_gem.serve import answers
 from open_gem.serve.cache import CachedImage
-from open_gem.serve.errors import RequestError, documented
-from open_gem.serve.schemas import Ask, Grounded, ImageInfo
+from open_gem.serve.errors import RequestError
+from open_gem.serve.schemas import Ask, ImageForm, ImageInfo, Located
 from open_gem.serve.service import Service
-from open_gem.serve.uploads import JsonRoute, files_of, form_of
+from open_gem.serve.uploads import LimitedRoute
 
 Id = Annotated[str, Path(description="Of an uploaded image.", max_length=64)]
 
-FILE = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "The image."}},
-            }
-        }
-    },
-}
-BODY = documented(400, 408, 413, 415, 422, 429, 503)
-
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1/images", tags=["images"], route_class=JsonRoute)
+    router = APIRouter(prefix="/v1/images", tags=["images"], route_class=LimitedRoute)
 
-    @router.post("", status_code=201, responses=BODY, openapi_extra={"requestBody": FILE})
-    async def upload(request: Request) -> ImageInfo:
+    @router.post("", status_code=201)
+    async def upload(form: Annotated[ImageForm, File()]) -> ImageInfo:
         """Encode an image. It stays in the cache until others need its place."""
-        async with form_of(request, files=1) as form:
-            [data] = await files_of(form, "file")
-        return _info(service, await service.encode(data, keep=True))
+        return _info(service, await service.encode(await form.file.read(), keep=True))
 
-    @router.get("/{id}", responses=documented(404, 422))
+    @router.get("/{id}")
     async def look_up(id: Id) -> ImageInfo:
         """Whether it is in the cache; answers as the upload did."""
-        return _info(service, _find(service, id))
+        return _info(service, _cached(service, id))
 
-    @router.delete("/{id}", status_code=204, responses=documented(404, 422))
+    @router.delete("/{id}", status_code=204)
     async def drop(id: Id) -> Response:
         """Forget it."""
         if not service.drop(id):
             raise _unknown(id)
         return Response(status_code=204)
 
-    @router.post("/{id}/ground", responses=documented(400, 404, 408, 413, 415, 422, 429, 503))
-    async def ground(id: Id, ask: Ask) -> Grounded:
-        """Where each phrase is. 404: the image is no longer in the cache, upload it again."""
-        image, method = _find(service, id), service.named(ask.method)
-        located = await service.locate(image, ask.prompts, method)
-        results = await service.each_prompt(
-            answers.result, located, places=ask.place or ask.mask != "none",
-            threshold=ask.threshold, mask=ask.mask, similarity=ask.similarity, place=ask.place,
-        )  # fmt: skip
-        about = {
-            "id": id,
-            "height": image.size.height,
-            "width": image.size.width,
-            "grid": list(located.maps.shape[-2:]),
-        }
-        return Grounded(**about, method=method, model=service.localizer.name, results=results)
+    @router.post("/{id}/ground", response_model_exclude_unset=True)
+    async def ground(id: Id, ask: Ask) -> Located:
+        """Where the prompts are. 404: the image is no longer in the cache, upload it again."""
+        return await service.ground(_cached(service, id), ask.prompts, ask)
 
     return router
 
 
-def _find(service: Service, id: str) -> CachedImage:
+def _cached(service: Service, id: str) -> CachedImage:
     if (image := service.find(id)) is None:
         raise _unknown(id)
     return image
@@ -88,4 +59,5 @@ def _info(service: Service, image: CachedImage) -> ImageInfo:
         grid=None if image.grid is None else list(image.grid),
         model=service.localizer.name,
         methods=list(service.methods),
+        warnings=service.warnings,
     )

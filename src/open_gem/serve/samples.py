@@ -12,7 +12,7 @@ SAMPLES = {"sample-1": 0, "sample-2": 1, "sample-3": 2, "sample-4": 3, "sample-5
 """Names -> which held-out scene."""
 
 
-def phrases(name: str) -> list[str]:
+def labels(name: str) -> list[str]:
     """The names of what is in it."""
     return _sample(name)[0]
 

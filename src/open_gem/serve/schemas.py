@@ -2,19 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from open_gem.localization import PRESENCE
 
 SQUARE = (  # a red square of 16 pixels on white, 32 x 32
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////IHh7kMBY6AAAAF0lEQVR42mNgIBb8/8/AxMDAQCWCWAAA9BUC"
     "HTVYa/EAAAAASUVORK5CYII="
 )
+MOST_LISTED = 1000  # items of any list in a request, however high the limits of `Settings` are
+LONGEST = 100_000  # characters of a labelling configuration
+
 Two = Annotated[list[int], Field(min_length=2, max_length=2)]
 Four = Annotated[list[int], Field(min_length=4, max_length=4)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-METHOD = "A name of /v1/models; null: its default."
-PRESENCE = "Probability that the label is in the image at all; null for models that give none."
-MOST_LISTED = 1000  # items of any list in a request, however high the limits of `Settings` are
-LONGEST = 100_000  # characters of a labelling configuration
+Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_LISTED)]
+Presence = Annotated[
+    float | None, Field(description="Probability that the label is in the image; null for models that give none.")
+]
 
 
 class Strict(BaseModel):
@@ -27,6 +33,55 @@ class Problem(BaseModel):
     error: str = Field(description="What is wrong, in one line.")
 
 
+# Locating -------------------------------------------------------------------------------------------------------------
+
+
+class Options(Strict):
+    """How prompts are located, the same in every route."""
+
+    method: str | None = Field(default=None, description="A name of /v1/models; null: its default.")
+    presence: Share = Field(
+        default=PRESENCE, description="A label with a lower presence is absent, and has no objects."
+    )
+    threshold: Share = Field(default=0.5, description="A pixel is in the mask if its map, scaled to [0, 1], is above.")
+    instances: Literal["component", "label"] = Field(
+        default="component", description="An object is a connected component of a label's mask, or all of it."
+    )
+    mask: Literal["none", "rle", "png"] = Field(default="none", description="How objects have their masks.")
+    similarity: bool = Field(default=False, description="With the cosine of every patch.")
+    objects: bool = Field(default=True, description="With objects, which take time by the image's pixels.")
+
+
+LabelPrompts = Annotated[dict[str, Texts], Field(min_length=1, max_length=MOST_LISTED)]
+Prompts = Annotated[
+    Annotated[Texts, Tag("list")] | Annotated[LabelPrompts, Tag("object")],
+    Discriminator(lambda value: "object" if isinstance(value, dict) else "list"),  # so that errors are about one
+]
+
+
+class Ask(Options):
+    prompts: Prompts = Field(
+        description="Texts that are their own labels; or an object of labels with their prompts.",
+        examples=[["a cat", "remote control"], {"cat": ["cat", "kitten"]}],
+    )
+
+
+class FormOptions(Options):
+    prompts: Texts = Field(description="Texts that are their own labels, a field each.", examples=[["red square"]])
+
+
+class ImageForm(Strict):
+    file: UploadFile = Field(description="An image.")
+
+
+class AskForm(FormOptions):
+    file: UploadFile = Field(description="An image.")
+
+
+class BatchForm(FormOptions):
+    files: Annotated[list[UploadFile], Field(min_length=1, max_length=MOST_LISTED)] = Field(description="Images.")
+
+
 class ImageInfo(BaseModel):
     id: str = Field(description="For later requests. The same bytes have the same id until the server restarts.")
     height: int = Field(description="Pixels of the image, upright as its EXIF orientation says.")
@@ -34,19 +89,7 @@ class ImageInfo(BaseModel):
     grid: Two | None = Field(description="Rows and columns of patches; null if the prompts decide.")
     model: str
     methods: list[str] = Field(description="Names for `method`.")
-
-
-class Ask(Strict):
-    prompts: list[str] = Field(
-        description="Phrases.", min_length=1, max_length=MOST_LISTED, examples=[["a cat", "remote control"]]
-    )
-    method: str | None = Field(None, description=METHOD)
-    threshold: Share | None = Field(
-        None, description="A pixel is in the mask where its map, stretched to [0, 1], is above; null: 0.5."
-    )
-    mask: Literal["rle", "png", "none"] = "none"
-    similarity: StrictBool = Field(False, description="With the cosine of every patch.")
-    place: StrictBool = Field(True, description="With box and point, which take time by the image's pixels.")
+    warnings: list[str] = Field(description="What the model is not for.")
 
 
 class Rle(BaseModel):
@@ -54,48 +97,63 @@ class Rle(BaseModel):
     counts: str = Field(description="COCO's compressed run lengths.")
 
 
-class Result(BaseModel):
-    prompt: str
-    score: float | None = Field(description="Cosine of the phrase with the image as a whole, in [-1, 1].")
-    presence: float | None = Field(description="That score as the probability that it is in the image.")
-    box: Four | None = Field(
-        description="Left, top, right, bottom of the best connected part of the mask; right and bottom exclusive."
+class LocatedObject(BaseModel):
+    label: str
+    prompt: str = Field(description="The label's prompt that is most similar at the point.")
+    score: float = Field(description="Highest cosine in the object; for models trained to localize, their own score.")
+    confidence: float = Field(
+        description="To rank objects of all labels: `presence` times the highest value in the object of the label's "
+        "map, scaled to [0, 1]; `score` for models without presence."
     )
-    point: Two | None = Field(description="x and y of the most confident pixel.")
-    mask: Rle | str | None = Field(description="COCO's run lengths, or base64 of a PNG of 0 and 255.")
-    similarity: str | None = Field(
-        description="Base64 of little-endian float16, rows × columns: the raw cosine of each patch, row by row."
+    presence: Presence
+    box: Four = Field(description="Left, top, right, bottom in pixels; right and bottom exclusive.")
+    mask: Rle | str = Field(
+        default="", description="COCO's run lengths, or base64 of a PNG of 0 and 255; if asked for."
+    )
+    point: Two | None = Field(description="x and y of the most confident pixel; null for predicted boxes.")
+
+
+class LocatedLabel(BaseModel):
+    label: str
+    score: float | None = Field(description="Cosine of the label with the image as a whole, in [-1, 1].")
+    presence: Presence
+    present: bool = Field(description="Whether its presence is not below the requested one.")
+    similarity: str = Field(
+        default="",
+        description="If asked for: base64 of little-endian float16, rows × columns, the cosine of each patch with the "
+        "most similar prompt.",
     )
 
 
-class Grounded(BaseModel):
-    id: str
+class Located(BaseModel):
+    """Where the prompts are in one image."""
+
     height: int
     width: int
     grid: Two
-    method: str
     model: str
-    results: list[Result]
+    method: str
+    warnings: list[str] = Field(description="What the model is not for.")
+    labels: list[LocatedLabel] = Field(description="In the order of the prompts.")
+    objects: list[LocatedObject] = Field(description="In the order of the labels, best first within each.")
 
 
-class Parameters(Strict):
-    """Parameters of `/v1/ground`, with Hugging Face's names."""
-
-    candidate_labels: list[str] = Field(min_length=1, max_length=MOST_LISTED, examples=[["red square", "cat"]])
-    task: Literal["object-detection", "image-segmentation"] = "object-detection"
-    threshold: Share = Field(0.5, description="Objects whose score is below are left out.")
-    mask_threshold: Share = Field(
-        0.5, description="A pixel is in the mask where its map, stretched to [0, 1], is above."
-    )
-    method: str | None = Field(None, description=METHOD)
+class Batch(BaseModel):
+    results: list[Located | Problem] = Field(description="One per image, in order; an error if it cannot be read.")
 
 
-class Inference(Strict):
-    """Hugging Face's inference API."""
+# Hugging Face ---------------------------------------------------------------------------------------------------------
 
+
+class HuggingFaceParameters(Strict):
+    candidate_labels: Texts = Field(examples=[["red square", "cat"]])
+    threshold: Share = Field(default=PRESENCE, description="Objects with a lower score are left out.")
+
+
+class HuggingFaceAsk(Strict):
     inputs: str = Field(description="Base64 of an image, or a data: URI. An address is not fetched.", examples=[SQUARE])
-    parameters: Parameters
-    options: dict[str, Any] | None = Field(None, description="Sent by Hugging Face's clients; has no effect.")
+    parameters: HuggingFaceParameters
+    options: dict[str, Any] | None = Field(default=None, description="Sent by Hugging Face's clients; has no effect.")
 
 
 class Corners(BaseModel):
@@ -105,32 +163,13 @@ class Corners(BaseModel):
     ymax: int
 
 
-class Detection(BaseModel):
+class HuggingFaceObject(BaseModel):
     label: str
-    score: float = Field(
-        description="Confidence of this object, to rank objects: the label's presence times the highest value in the "
-        "object of the label's map, stretched to [0, 1]; for models without presence, the highest cosine in it."
-    )
-    presence: float | None = Field(description=PRESENCE)
+    score: float = Field(description="The object's confidence.")
     box: Corners
 
 
-class Segment(BaseModel):
-    label: str
-    score: float = Field(description="The label's presence; of models without presence, its cosine with the image.")
-    presence: float | None = Field(description=PRESENCE)
-    mask: str = Field(description="Base64 of a PNG of the image's size, 255 inside and 0 outside.")
-
-
-class BatchItem(BaseModel):
-    """The answer for one image of a batch, or why it could not be read."""
-
-    found: list[Detection] | list[Segment] | None = None
-    error: str | None = None
-
-
-class Batch(BaseModel):
-    results: list[BatchItem] = Field(description="One per image, in order.")
+# About ----------------------------------------------------------------------------------------------------------------
 
 
 class MethodInfo(BaseModel):
@@ -143,10 +182,11 @@ class ModelInfo(BaseModel):
     size: str = Field(description="How images are resized for it.")
     patch: Two | None = Field(description="Height and width of a patch in pixels; null if trained to localize.")
     dtype: str
-    template: str | list[str] = Field(description="What a phrase is put into.")
+    template: str | list[str] = Field(description="What a prompt is put into.")
     default: str = Field(description="The method that null stands for.")
     methods: list[MethodInfo]
     limits: dict[str, Any]
+    warnings: list[str] = Field(description="What the model is not for.")
 
 
 class Models(BaseModel):
@@ -155,7 +195,7 @@ class Models(BaseModel):
 
 class Sample(BaseModel):
     name: str
-    phrases: list[str]
+    labels: list[str]
 
 
 class Samples(BaseModel):
@@ -166,6 +206,9 @@ class Health(BaseModel):
     status: str
     model_class: str
     version: str
+
+
+# Label Studio ---------------------------------------------------------------------------------------------------------
 
 
 class Task(BaseModel):

@@ -9,9 +9,8 @@ import hashlib
 import secrets
 import warnings
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from open_gem.errors import NotFiniteError
@@ -20,21 +19,21 @@ from open_gem.images.read import Header
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Prepared
 from open_gem.method.table import METHODS
-from open_gem.serve.answers import by_prompt
+from open_gem.serve.answers import by_label, describe
 from open_gem.serve.cache import Cache, CachedImage
 from open_gem.serve.errors import RequestError
 from open_gem.serve.metrics import Metrics
-from open_gem.serve.schemas import SQUARE
+from open_gem.serve.schemas import SQUARE, Located, Options
 from open_gem.serve.settings import Settings
 from open_gem.serve.uploads import parse_json
 from open_gem.serve.worker import JobKind, Worker
-from open_gem.text import Vocabulary
+from open_gem.text import Prompts, Vocabulary
 from open_gem.types import Size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PHRASES = 32  # that count as much as one image in a batch
+PROMPTS = 32  # that count as much as one image in a batch
 LARGE = 4_000_000  # pixels: images of more are decoded, and their maps made, one at a time
 STRIP = 6  # times as many patches as a square image has are allowed by default
 
@@ -53,7 +52,7 @@ class EncodeJob(NamedTuple):
 
 
 class LocateJob(NamedTuple):
-    """Phrases to be located in an encoded image."""
+    """Prompts to be located in an encoded image."""
 
     encoded: Any
     vocabulary: Vocabulary
@@ -63,7 +62,8 @@ class Service:
     """What routes ask for. One event loop owns it; `close` ends its threads."""
 
     def __init__(self, localizer: AnyLocalizer, settings: Settings, metrics: Metrics):
-        self.localizer, self.settings, self.metrics = localizer, settings, metrics
+        self.localizer, self.settings, self.metrics = localizer.acknowledge(), settings, metrics
+        self.warnings = [] if localizer.caution is None else [localizer.caution]
         self.methods = {name: METHODS[name].about if name in METHODS else name for name in localizer.methods(METHODS)}
         self.default = next(iter(self.methods))
         self.cache = Cache(settings.cache_bytes)
@@ -88,7 +88,7 @@ class Service:
             self._locate_all,
             lambda job: None,
             lambda job: len(job.vocabulary.all_prompts),
-            settings.max_batch * PHRASES,
+            settings.max_batch * PROMPTS,
         )
 
     def close(self) -> None:
@@ -106,10 +106,10 @@ class Service:
         side = max(image.height, *(self.localizer.patch or (1, 1)))
         prepared = await self.in_thread(self.localizer.prepare, image.resize((side, side)))
         methods = self._first_methods()
-        phrase = next(iter(self.localizer.text.model.text.concepts), "a photo")
+        prompt = next(iter(self.localizer.text.model.text.concepts), "a photo")
         try:
             encoded = await self.worker.do(self._encode, EncodeJob(prepared, methods, 1))
-            await self.worker.do(self._locate, LocateJob(encoded[methods[0]], Vocabulary.of(phrase)))
+            await self.worker.do(self._locate, LocateJob(encoded[methods[0]], Vocabulary.of(prompt)))
         except NotFiniteError as error:  # clients get the same error
             warnings.warn(str(error), stacklevel=1)
 
@@ -139,24 +139,39 @@ class Service:
             started = [tasks.create_task(work_on(item)) for item in items]
         return [task.result() for task in started]
 
-    async def each_prompt(
-        self, work: Callable[..., Result], located: Localization, *, places: bool = True, **options: Any
+    async def each_label(
+        self, work: Callable[..., Result], located: Localization, *arguments: Any, maps: bool = True
     ) -> list[Result]:
-        """`work(label, **options)` for each prompt, in a thread. Others come between two prompts, and nothing more is
-        begun once nobody waits for it.
+        """`work(label, *arguments)` for each label, in a thread. Others come between two labels, and nothing more is
+        begun once the client has disconnected.
 
-        places: whether `work` makes maps of the image's size. Raises RequestError for too many of them.
+        maps: whether `work` makes maps of the image's size. Raises RequestError for too many of them.
         """
-        size, most = located.size, self.settings.max_map_pixels
+        size, limit = located.size, self.settings.max_map_pixels
         pixels = size.height * size.width
-        if places and pixels * len(located.labels) > most:
+        if maps and pixels * len(located.labels) > limit:
             raise RequestError(
                 413,
-                f"{len(located.labels)} prompts on an image of {size.height}x{size.width} pixels make maps of "
-                f"{pixels * len(located.labels)} pixels, expected {most} at most: ask {most // pixels} at a time",
+                f"{len(located.labels)} labels on an image of {size.height}x{size.width} pixels make maps of "
+                f"{pixels * len(located.labels)} pixels, expected {limit} at most: ask {limit // pixels} at a time",
             )
-        pool, loop = self._large if places and is_large(size) else self._threads, asyncio.get_running_loop()
-        return [await loop.run_in_executor(pool, partial(work, label, **options)) for label in by_prompt(located)]
+        pool, loop = self._large if maps and is_large(size) else self._threads, asyncio.get_running_loop()
+        return [await loop.run_in_executor(pool, work, label, *arguments) for label in by_label(located)]
+
+    async def ground(self, image: CachedImage, prompts: Prompts, options: Options) -> Located:
+        """The answer to prompts on an encoded image. Raises as `locate` and `each_label`."""
+        located = await self.locate(image, prompts, options.method)
+        described = await self.each_label(describe, located, options, maps=options.objects)
+        return Located(
+            height=image.size.height,
+            width=image.size.width,
+            grid=list(located.maps.shape[-2:]),
+            model=self.localizer.name,
+            method=options.method or self.default,
+            warnings=self.warnings,
+            labels=[label for label, _ in described],
+            objects=[obj for _, objects in described for obj in objects],
+        )
 
     async def encode(self, data: bytes, *, keep: bool) -> CachedImage:
         """The image of an upload, encoded by the settings' methods; from the cache if the same bytes are there.
@@ -187,36 +202,28 @@ class Service:
         self.metrics.holds(self.cache)
         return dropped
 
-    async def locate(
-        self, image: CachedImage, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str
-    ) -> Localization:
-        """Where a method sees the prompts, on the CPU. Raises RequestError and PromptError for phrases beyond the
-        limits, or a method that is not served."""
-        vocabulary = self.check(prompts, method)
+    async def locate(self, image: CachedImage, prompts: Prompts, method: str | None = None) -> Localization:
+        """Where a method sees the prompts, on the CPU; None for the default method. Raises as `check`."""
+        vocabulary, method = self.check(prompts, method), method or self.default
         if method not in image.encoded:
             job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.original))
             image = image.with_encoded(await self.worker.do(self._encode, job))
-            if (kept := self.cache.get(image.id)) is not None:
-                self._keep(kept.with_encoded(image.encoded))
+            if (cached := self.cache.get(image.id)) is not None:
+                self._keep(cached.with_encoded(image.encoded))
         return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary))
 
-    # Checks -----------------------------------------------------------------------------------------------------------
-
-    def named(self, method: str | None) -> str:
-        """The name of a method; the default for None."""
-        return self.default if method is None else method
-
-    def check(self, prompts: Sequence[str] | Mapping[str, Sequence[str]], method: str) -> Vocabulary:
-        """The phrases, as labels. Raises as `locate`, before anything is computed."""
-        if method not in self.methods:
+    def check(self, prompts: Prompts, method: str | None = None) -> Vocabulary:
+        """The prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for prompts
+        beyond the limits or a method that is not served."""
+        if method is not None and method not in self.methods:
             raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
-        if len(vocabulary.all_prompts) > limits.max_prompts:
-            raise RequestError(422, f"{len(vocabulary.all_prompts)} phrases, expected {limits.max_prompts} at most")
-        longest = max(map(len, vocabulary.all_prompts))
-        if longest > limits.max_prompt:
-            raise RequestError(422, f"a phrase has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(vocabulary.all_prompts)  # later it would fail all requests of its batch
+        texts = vocabulary.all_prompts
+        if len(texts) > limits.max_prompts:
+            raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
+        if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
+            raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
+        self.localizer.text.check(texts)  # later it would fail all requests of its batch
         return vocabulary
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -261,9 +268,9 @@ class Service:
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         localizer = self.localizer
-        phrases = (phrase for job in jobs for phrase in job.vocabulary.all_prompts)
-        localizer.text(tuple(dict.fromkeys(phrases)))  # all new ones in one pass
-        return [localizer.locate(encoded.to(localizer.device), prompts).to("cpu") for encoded, prompts in jobs]
+        prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts)
+        localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
+        return [localizer.locate(job.encoded.to(localizer.device), job.vocabulary).to("cpu") for job in jobs]
 
 
 def is_large(size: Size) -> bool:

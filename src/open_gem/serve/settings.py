@@ -1,6 +1,7 @@
 """Limits of a server: one value, made once, that everything reads."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +21,7 @@ class Settings:
     token          what clients have to send as `Authorization: Bearer`; None: nothing
     hosts          names that a request's Host header may have; None: any. On a loopback address these are its own
                    names, so that no page on the web reaches the server through a name of its own (DNS rebinding)
+    origins        of pages of other sites that may ask, such as "https://example.com"
     cache_bytes    of uploaded images as the model sees them; the least recently used go first
     max_queue      pending requests, waiting or worked on; further ones get HTTP 429
     max_batch      images, or 32 times as many phrases, that the model sees at a time
@@ -49,6 +51,7 @@ class Settings:
 
     token: str | None = None
     hosts: tuple[str, ...] | None = None
+    origins: tuple[str, ...] = ()
     cache_bytes: int = 512 * MIB
     max_queue: int = 32
     max_batch: int = 8
@@ -81,6 +84,9 @@ class Settings:
                 raise InputError(f"{field.name} is {value!r}, expected a number above 0")
         for name in self.methods:
             find_method(name)
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[^/?#@\s*]+", origin):
+                raise InputError(f"origin {origin!r}: expected scheme and host alone, such as https://example.com")
         if self.token is not None and not _is_token(self.token):
             raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
 

@@ -1,11 +1,12 @@
 // The page: what is wanted of the server, what is painted of its answers, and what people do.
 import { Client, Loop } from "./api.js";
 import { Chips, fillTable, sentence } from "./chips.js";
+import { OPACITY, PRESENCE } from "./constants.js";
 import { boxInImage, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
 import { fileName, pythonLines, shellLines } from "./lines.js";
 import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
-import { allPhrases, AT_ONCE, keepAnswer, keepPhrase, keepSamples, keepTyped, looked, newImage, removePhrase, setModel, state, tidy } from "./state.js";
+import { allPrompts, AT_ONCE, keepAnswer, keepPrompt, keepSamples, keepTyped, looked, newImage, removePrompt, setModel, state, tidy } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
 
 const SETTLED = 100, PAUSE = 500; // milliseconds without a change: until the table is filled, until words are spoken
@@ -15,8 +16,8 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const number = (id) => Number($(id).value);
 const switches = () => Object.fromEntries(all("input[type=checkbox]").map(({ name, checked }) => [name, checked]));
 const settings = () => ({ show: switches(), threshold: number("threshold"), opacity: number("opacity") });
-const phrasesOf = (method) => allPhrases(method, number("limit"));
-const texts = () => phrasesOf("").map(({ text }) => text);
+const promptsOf = (method) => allPrompts(method, number("limit"));
+const texts = () => promptsOf("").map(({ text }) => text);
 const shownMethods = () => (switches().compare ? state.methods : state.methods.slice(-1));
 
 const client = new Client(askToken);
@@ -28,46 +29,46 @@ const stage = new Stage($("panels"), $("panel"), { chooseMethod, say: tell });
 
 /** The most wanted request, or null: see `Loop`. */
 function nextRequest() {
-  const { picture } = state;
-  if (!picture || picture.refused || !state.model) return null;
-  if (!picture.id) return (signal) => upload(picture, signal);
+  const { image } = state;
+  if (!image || image.refused || !state.model) return null;
+  if (!image.id) return (signal) => upload(image, signal);
   for (const method of shownMethods()) {
-    const missing = phrasesOf(method).filter(({ answer }) => !answer);
-    missing.sort((one, other) => other.chosen - one.chosen);
-    const asked = missing.slice(0, picture.singly ? 1 : AT_ONCE).map(({ text }) => text);
-    if (asked.length) return (signal) => ask(picture, method, asked, signal);
+    const missing = promptsOf(method).filter(({ answer }) => !answer);
+    missing.sort((first, second) => second.chosen - first.chosen);
+    const asked = missing.slice(0, image.singly ? 1 : AT_ONCE).map(({ text }) => text);
+    if (asked.length) return (signal) => ask(image, method, asked, signal);
   }
   return null;
 }
 
-async function upload(picture, signal) {
+async function upload(image, signal) {
   say("Sending the image …");
   try {
-    const { id, height, width } = await client.upload(picture.blob, picture.name, signal);
-    const { image } = picture.view;
-    if (height !== image.height || width !== image.width) picture.view = viewOf(picture.bitmap, { height, width });
-    picture.id = id;
+    const { id, height, width } = await client.upload(image.blob, image.name, signal);
+    const { image: size } = image.view;
+    if (height !== size.height || width !== size.width) image.view = viewOf(image.bitmap, { height, width });
+    image.id = id;
     say("");
   } catch (error) {
-    if ([400, 413, 415, 422].includes(error.status)) picture.refused = error.message;
+    if ([400, 413, 415, 422].includes(error.status)) image.refused = error.message;
     throw error;
   } finally {
     refresh();
   }
 }
 
-async function ask(picture, method, prompts, signal) {
+async function ask(image, method, prompts, signal) {
   try {
-    const asked = { prompts, method, threshold: null, mask: "none", place: false, similarity: true };
-    const { grid, results } = await client.ground(picture.id, asked, signal);
-    results.forEach((result, index) => keepAnswer(picture, method, prompts[index], answerFrom(result, grid)));
-    picture.lost = 0;
+    const asked = { prompts, method, objects: false, similarity: true };
+    const { grid, labels } = await client.ground(image.id, asked, signal);
+    labels.forEach((label, index) => keepAnswer(image, method, prompts[index], answerFrom(label, grid)));
+    image.lost = 0;
     if (state.typed === null) say("");
   } catch (error) {
-    if (error.status === 404 && ++picture.lost < 3) picture.id = null; // the server no longer has it: send it again
+    if (error.status === 404 && ++image.lost < 3) image.id = null; // the server no longer has it: send it again
     else if (![400, 413, 422].includes(error.status)) throw error;
-    else if (prompts.length > 1) picture.singly = true; // one of them is at fault: which?
-    else keepAnswer(picture, method, prompts[0], { error: error.message, presence: null });
+    else if (prompts.length > 1) image.singly = true; // one of them is at fault: which?
+    else keepAnswer(image, method, prompts[0], { error: error.message, presence: null });
   }
   refresh();
 }
@@ -81,7 +82,7 @@ function waiting({ message, retryAfter }) {
 }
 
 function failed(error) {
-  complain(error.message, state.picture?.refused ? null : refresh);
+  complain(error.message, state.image?.refused ? null : refresh);
 }
 
 let asking = null;
@@ -112,69 +113,70 @@ function refresh() {
 function show() {
   scheduled = false;
   for (const output of all("output")) output.value = number(output.htmlFor.value).toFixed(2);
-  const main = phrasesOf(shownMethods().at(-1));
+  const main = promptsOf(shownMethods().at(-1));
   chips.update(main);
-  const { picture } = state;
-  for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === picture?.origin);
+  const { image } = state;
+  for (const sample of all("#samples button")) sample.setAttribute("aria-pressed", sample.value === image?.origin);
   $("limit-row").hidden = main.some(({ answer }) => answer?.presence === null && !answer.error);
-  $("empty").hidden = Boolean(picture);
-  $("panels").hidden = !picture;
-  $("results").hidden = !picture || Boolean(picture.refused) || !main.length;
-  if (!picture || !state.model) return;
-  const shown = shownMethods().map((method) => panelOf(method, picture.view));
-  stage.update(picture.view, shown, settings());
+  $("caution").hidden = !image || image.origin !== null || !$("caution").textContent; // a sample is no photograph
+  $("empty").hidden = Boolean(image);
+  $("panels").hidden = !image;
+  $("results").hidden = !image || Boolean(image.refused) || !main.length;
+  if (!image || !state.model) return;
+  const shown = shownMethods().map((method) => panelOf(method, image.view));
+  stage.update(image.view, shown, settings());
   if (shown.every(({ chosen }) => chosen?.answer)) painted();
   showLines();
   showTable(shown, main.every(({ answer }) => answer));
 }
 
-/** What one method shows of the image. While a phrase is awaited, the one before stays. */
+/** What one method shows of the image. While a prompt is awaited, the one before stays. */
 function panelOf(method, view) {
-  const { painted } = state.picture;
-  const others = phrasesOf(method);
-  const chosen = others.find((phrase) => phrase.chosen) ?? null;
+  const { painted } = state.image;
+  const others = promptsOf(method);
+  const chosen = others.find((prompt) => prompt.chosen) ?? null;
   if (chosen?.answer) painted.set(method, chosen);
   const heated = chosen && !chosen.answer ? painted.get(method) : chosen;
   const seen = others.filter(({ answer }) => answer?.grid);
-  const marked = seen.filter(({ text, absent }) => text === heated?.text || (switches().all && !absent));
-  if (heated?.answer.grid && !marked.some(({ text }) => text === heated.text)) marked.push(heated);
+  const marked = seen.filter(({ text, absent }) => !absent && (text === heated?.text || switches().all));
+  if (heated?.answer.grid && !heated.absent && !marked.some(({ text }) => text === heated.text)) marked.push(heated);
   return {
     method,
     others,
     chosen,
-    refused: state.picture.refused,
+    refused: state.image.refused,
     heat: heated?.answer.grid ? { map: mapOf(view, heated.answer), absent: heated.absent } : null,
     marks: marked.map(({ answer, color }) => ({ map: mapOf(view, answer), color })),
   };
 }
 
-/** The phrases that a method has answered, with point and best box in pixels of the image. */
-function foundBy(method, phrases) {
-  const { view } = state.picture, threshold = number("threshold");
-  return phrases.filter(({ answer }) => answer).map((phrase) => {
-    const marks = phrase.answer.grid && marksOf(mapOf(view, phrase.answer), threshold);
-    return { ...phrase, method, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
+/** The prompts that a method has answered, with point and best box in pixels of the image. */
+function rowsOf(method, prompts) {
+  const { view } = state.image, threshold = number("threshold");
+  return prompts.filter(({ answer }) => answer).map((prompt) => {
+    const marks = prompt.answer.grid && !prompt.absent ? marksOf(mapOf(view, prompt.answer), threshold) : null;
+    return { ...prompt, method, box: marks?.boxes[0] && boxInImage(marks.boxes[0].box, view), point: marks && pointInImage(marks.point, view) };
   });
 }
 
 let filling = 0;
 
-/** Fill the table once nothing has changed for a moment: it needs the maps of all phrases, the image that of one. */
+/** Fill the table once nothing has changed for a moment: it needs the maps of all prompts, the image that of one. */
 function showTable(shown, complete) {
   clearTimeout(filling);
   $("results").ariaBusy = "true";
   filling = setTimeout(() => {
-    const found = shown.flatMap(({ method, others }) => foundBy(method, others));
-    fillTable($("results").querySelector("tbody"), found);
+    const rows = shown.flatMap(({ method, others }) => rowsOf(method, others));
+    fillTable($("results").querySelector("tbody"), rows);
     $("results").ariaBusy = "false";
-    if (complete) announce(found.filter(({ chosen }) => chosen).slice(-1));
+    if (complete) announce(rows.filter(({ chosen }) => chosen).slice(-1));
   }, SETTLED);
 }
 
 function showLines() {
-  const { name, origin } = state.picture, threshold = number("threshold");
-  const phrases = texts(), methods = [...new Set(shownMethods())];
-  const lines = { file: name, origin, token: client.token, model: state.model, phrases, methods, threshold };
+  const { name, origin } = state.image, threshold = number("threshold");
+  const prompts = texts(), methods = [...new Set(shownMethods())];
+  const lines = { file: name, origin, token: client.token, model: state.model, prompts, methods, threshold };
   $("cli").textContent = shellLines(lines);
   $("python").textContent = pythonLines(lines);
 }
@@ -186,7 +188,7 @@ function painted() {
   state.typed = null;
   const channel = new MessageChannel();
   channel.port1.onmessage = () => {
-    const { duration } = performance.measure("phrase to image", { start, end: performance.now(), detail: text });
+    const { duration } = performance.measure("prompt to image", { start, end: performance.now(), detail: text });
     say(`${Math.round(duration)} ms from the last letter to the image`);
   };
   channel.port2.postMessage(null);
@@ -199,9 +201,9 @@ function say(text) {
 let speaking = 0, spoken = "";
 
 /** Tell those who hear the page, once typing pauses. */
-function announce(found) {
+function announce(rows) {
   clearTimeout(speaking);
-  const text = found.map(sentence).join(" ");
+  const text = rows.map(sentence).join(" ");
   speaking = setTimeout(() => text !== spoken && tell((spoken = text)), PAUSE);
 }
 
@@ -237,8 +239,8 @@ async function look(blob, name, origin = null) {
   if (latest !== blob) return bitmap.close();
   calm();
   loop.abort();
-  state.picture?.bitmap.close();
-  state.picture = newImage({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
+  state.image?.bitmap.close();
+  state.image = newImage({ blob, name: fileName(name), origin, bitmap, view: viewOf(bitmap, bitmap) });
   stage.move(null);
   return refresh();
 }
@@ -250,15 +252,15 @@ function lookAtFiles(files) {
 
 async function offerSamples() {
   $("samples").replaceChildren();
-  for (const { name, phrases } of await client.samples()) {
+  for (const { name, labels } of await client.samples()) {
     const blob = await client.sample(name);
     const file = /\.\w+$/.test(name) ? name : `${name}.png`;
     const origin = new URL(`v1/samples/${encodeURIComponent(name)}`, location.href).href;
-    const button = Object.assign(document.createElement("button"), { type: "button", title: phrases.join(", ") });
-    button.setAttribute("aria-label", `Sample scene: ${phrases.join(", ")}`);
+    const button = Object.assign(document.createElement("button"), { type: "button", title: labels.join(", ") });
+    button.setAttribute("aria-label", `Sample scene: ${labels.join(", ")}`);
     button.append(Object.assign(new Image(), { src: URL.createObjectURL(blob), alt: "", width: 72, height: 72 }));
     button.value = origin;
-    button.addEventListener("click", () => (keepSamples(phrases), look(blob, file, origin)));
+    button.addEventListener("click", () => (keepSamples(labels), look(blob, file, origin)));
     const item = document.createElement("li");
     item.append(button);
     $("samples").append(item);
@@ -268,10 +270,10 @@ async function offerSamples() {
 // What people do -------------------------------------------------------------------------------------------------------
 
 function typing(event) {
-  const parts = $("phrase").value.split(/[,\n]/), before = looked();
+  const parts = $("prompt").value.split(/[,\n]/), before = looked();
   if (parts.length > 1) {
     keepTyped(parts.slice(0, -1).join(","));
-    $("phrase").value = parts.at(-1).trimStart();
+    $("prompt").value = parts.at(-1).trimStart();
   }
   state.draft = tidy(parts.at(-1));
   if (!state.draft) state.typed = null;
@@ -281,22 +283,22 @@ function typing(event) {
 
 function keepDraft(event) {
   event.preventDefault();
-  keepPhrase(state.draft);
+  keepPrompt(state.draft);
   if (state.draft) state.chosen = state.draft;
-  state.draft = $("phrase").value = "";
+  state.draft = $("prompt").value = "";
   refresh();
 }
 
 function choose(text) {
-  if (text === state.draft) return $("phrase").focus();
-  state.draft = $("phrase").value = "";
+  if (text === state.draft) return $("prompt").focus();
+  state.draft = $("prompt").value = "";
   state.chosen = text;
   return refresh();
 }
 
 function remove(text) {
-  if (text === state.draft) state.draft = $("phrase").value = "";
-  removePhrase(text);
+  if (text === state.draft) state.draft = $("prompt").value = "";
+  removePrompt(text);
   refresh();
 }
 
@@ -318,21 +320,21 @@ const isImage = ({ dataTransfer: { types } }) => types.includes("Files") || type
 
 /** The server's document; where it no longer has the image, it gets it again before the next try. */
 async function takeJson() {
-  const { picture } = state;
+  const { image } = state;
   try {
-    if (!picture.id) throw new Error("The server does not have the image yet.");
-    await saveJson(client, picture, texts(), new Set(shownMethods()), number("threshold"));
+    if (!image.id) throw new Error("The server does not have the image yet.");
+    await saveJson(client, image, texts(), new Set(shownMethods()), { threshold: number("threshold"), presence: number("limit") });
   } catch (error) {
-    if (error.status === 404) picture.id = null;
+    if (error.status === 404) image.id = null;
     refresh();
     throw error;
   }
 }
 
 function listen() {
-  $("phrase").addEventListener("input", typing);
+  $("prompt").addEventListener("input", typing);
   $("add").addEventListener("submit", keepDraft);
-  $("phrase").addEventListener("keydown", (event) => event.key === "Backspace" && !event.target.value && !event.repeat && state.phrases.length && remove(state.phrases.at(-1).text));
+  $("prompt").addEventListener("keydown", (event) => event.key === "Backspace" && !event.target.value && !event.repeat && state.prompts.length && remove(state.prompts.at(-1).text));
   for (const control of all("input[type=checkbox], input[type=range]")) control.addEventListener("input", refresh);
   $("file").addEventListener("change", ({ target }) => (lookAtFiles(target.files), (target.value = "")));
   document.addEventListener("paste", (event) => event.clipboardData.files.length && (event.preventDefault(), lookAtFiles(event.clipboardData.files)));
@@ -341,7 +343,7 @@ function listen() {
   document.addEventListener("drop", (event) => isImage(event) && (event.preventDefault(), ($("dropping").hidden = true), lookAtFiles(event.dataTransfer.files)));
   $("token").addEventListener("cancel", (event) => event.preventDefault());
   $("dismiss").addEventListener("click", calm);
-  $("png").addEventListener("click", orComplain(() => savePng(state.picture, (view) => shownMethods().map((method) => panelOf(method, view)), settings())));
+  $("png").addEventListener("click", orComplain(() => savePng(state.image, (view) => shownMethods().map((method) => panelOf(method, view)), settings())));
   $("json").addEventListener("click", orComplain(takeJson));
   for (const button of all(".copy")) button.addEventListener("click", () => (copyText($(button.dataset.copies), button), tell("Copied")));
 }
@@ -351,10 +353,13 @@ async function start() {
   setModel(models[0]);
   stage.offer(state.model.methods);
   $("model").textContent = `Model: ${state.model.name}`;
+  $("caution").textContent = state.model.warnings.map((warning) => `Note: ${warning}.`).join(" ");
   refresh();
   await offerSamples();
 }
 
+$("limit").value = PRESENCE;
+$("opacity").value = OPACITY;
 listen();
 refresh();
 orComplain(start)();

@@ -1,6 +1,4 @@
-// Phrases as chips with colours, and the table of results.
-
-export const COLORS = [[255, 45, 150], [0, 190, 120], [255, 170, 0], [60, 170, 255], [175, 110, 255], [255, 95, 40], [165, 200, 30], [0, 195, 200]];
+// Prompts as chips with colours, and the table of results.
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const number = (value) => (value === null || value === undefined ? "" : value.toFixed(3));
@@ -14,30 +12,30 @@ export class Chips {
     Object.assign(this, { list, template, choose, remove, items: new Map() });
   }
 
-  /** phrases: [{text, color, draft, chosen, absent, answer}], `answer` null while it is awaited. */
-  update(phrases) {
-    const texts = new Set(phrases.map(keyOf));
+  /** prompts: [{text, color, draft, chosen, absent, answer}], `answer` null while it is awaited. */
+  update(prompts) {
+    const texts = new Set(prompts.map(keyOf));
     for (const [key, item] of this.items) if (!texts.has(key)) this.drop(key, item);
-    phrases.forEach((phrase, index) => {
-      const item = this.items.get(keyOf(phrase)) ?? this.make(phrase);
+    prompts.forEach((prompt, index) => {
+      const item = this.items.get(keyOf(prompt)) ?? this.make(prompt);
       if (this.list.children[index] !== item) this.list.insertBefore(item, this.list.children[index] ?? null);
-      this.fill(item, phrase);
+      this.fill(item, prompt);
     });
   }
 
-  make(phrase) {
+  make(prompt) {
     const item = this.template.content.firstElementChild.cloneNode(true);
-    item.querySelector(".choose").addEventListener("click", () => this.choose(item.phrase));
+    item.querySelector(".choose").addEventListener("click", () => this.choose(item.prompt));
     item.querySelector(".remove").addEventListener("click", () => this.removeAt(item));
     item.addEventListener("keydown", (event) => {
       if (event.key === "Delete" || event.key === "Backspace") this.removeAt(item);
     });
-    this.items.set(keyOf(phrase), item);
+    this.items.set(keyOf(prompt), item);
     return item;
   }
 
   fill(item, { text, color, draft, chosen, absent, answer }) {
-    item.phrase = text;
+    item.prompt = text;
     item.style.setProperty("--color", `rgb(${color.join(" ")})`);
     item.style.setProperty("--presence", absent ? 0 : (answer?.presence ?? 0));
     item.classList.toggle("draft", draft);
@@ -48,7 +46,7 @@ export class Chips {
     choose.setAttribute("aria-pressed", chosen);
     choose.title = answer ? (answer.error ?? `image score ${number(answer.score)}`) : "";
     choose.querySelector(".text").textContent = text;
-    choose.querySelector(".presence").textContent = answer ? (absent ? `${brief(answer)} · not there` : brief(answer)) : "…";
+    choose.querySelector(".presence").textContent = answer ? (absent ? `${brief(answer)} · absent` : brief(answer)) : "…";
     item.querySelector(".remove").setAttribute("aria-label", `Remove ${text}`);
   }
 
@@ -56,8 +54,8 @@ export class Chips {
   removeAt(item) {
     const next = item.nextElementSibling ?? item.previousElementSibling;
     const focused = item.contains(document.activeElement);
-    this.remove(item.phrase);
-    if (focused) (next?.querySelector(".choose") ?? document.getElementById("phrase")).focus();
+    this.remove(item.prompt);
+    if (focused) (next?.querySelector(".choose") ?? document.getElementById("prompt")).focus();
   }
 
   drop(key, item) {
@@ -77,10 +75,10 @@ export function fillTable(body, rows) {
       const heading = document.createElement("th");
       heading.scope = "row";
       heading.textContent = text;
-      const presence = answer.presence === null ? "" : percent(answer.presence) + (absent ? " (not there)" : "");
+      const presence = answer.presence === null ? "" : percent(answer.presence) + (absent ? " (absent)" : "");
       const cells = answer.error
         ? [method, answer.error]
-        : [method, presence, number(answer.score), point.join(", "), box?.join(", ") ?? ""];
+        : [method, presence, number(answer.score), point?.join(", ") ?? "", box?.join(", ") ?? ""];
       row.append(heading, ...cells.map(cellOf));
       if (answer.error) row.lastChild.colSpan = 4;
       return row;
@@ -97,7 +95,7 @@ function cellOf(text) {
 /** A sentence on a result, for screen readers. */
 export function sentence({ text, absent, answer, point }) {
   if (answer.error) return `${text}: ${answer.error}`;
-  const where = `; likest at ${point.join(", ")}`;
+  const where = point ? `; most similar at ${point.join(", ")}` : "";
   if (answer.presence === null) return `${text}: score ${number(answer.score)}${where}.`;
-  return `${text}: ${absent ? "probably not there" : "there"}, presence ${percent(answer.presence)}${where}.`;
+  return `${text}: ${absent ? "absent" : "present"}, presence ${percent(answer.presence)}${where}.`;
 }

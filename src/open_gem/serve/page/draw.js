@@ -1,13 +1,12 @@
 // An image with heat, masks, boxes and points on a canvas, as open_gem.images.draw draws them. Colours are [red, green, blue].
 import { boxesOf, maskOf, peakOf, stretch, upsample } from "./maps.js";
-import { TURBO } from "./turbo.js";
+import { ABSENT_OPACITY, HEAT, MIN_AREA, OPACITY } from "./constants.js";
 
 const READABLE = 320; // pixels of the shorter side up to which a small image is enlarged, by a whole factor
 const LIVE = 700_000; // pixels that are painted again at every letter and every move of a slider
 const SAVED = 16_000_000; // pixels of an image that is saved
-const COOL = 1 / 7; // opacity of heat where it is 0, as a share of that where it is 1
-const BOXES = 3; // drawn of a phrase: more hide the image
-const DARK = [0, 0, 0];
+const BOXES = 3; // drawn of a prompt: more hide the image
+const DARK = [16, 16, 20], LIGHT = [255, 255, 255];
 
 /** What is drawn on for a bitmap of an image: its size in pixels, and the pixels. A whole multiple of the image, or itself,
  *  where that is small enough to be painted live. */
@@ -47,7 +46,7 @@ export function mapOf(view, answer) {
 export function marksOf(map, threshold) {
   if (map.marks?.threshold !== threshold) {
     const mask = maskOf(map, threshold);
-    map.marks = { threshold, mask, boxes: boxesOf(mask, map), point: peakOf(map) };
+    map.marks = { threshold, mask, boxes: boxesOf(mask, map, MIN_AREA), point: peakOf(map) };
   }
   return map.marks;
 }
@@ -68,8 +67,8 @@ const scaleOf = ({ image, width, height }) => [image.width / width, image.height
 
 /** Paint a view on a canvas of its size.
  *
- *  heat    {map, absent} of the phrase that is looked at, or null; what is absent is painted in greys
- *  marks   [{map, color}] of the phrases whose masks, boxes and points are wanted
+ *  heat    {map, absent} of the prompt that is looked at, or null; what is absent is faded and crossed out
+ *  marks   [{map, color}] of the prompts whose masks, boxes and points are wanted
  *  show    {heat, mask, boxes, point}: which layers
  */
 export function paint(canvas, view, { heat, marks, show, threshold, opacity }) {
@@ -84,22 +83,48 @@ export function paint(canvas, view, { heat, marks, show, threshold, opacity }) {
   const drawn = marks.map(({ map, color }) => ({ color, ...marksOf(map, threshold) }));
   if (show.mask) for (const { mask, color } of drawn) paintMask(image, mask, color, hot ? 0 : opacity, line);
   context.putImageData(image, 0, 0);
+  if (hot && heat.absent) crossOut(context, view, line);
   if (show.boxes) for (const { boxes, color } of drawn) boxes.slice(0, BOXES).forEach(({ box }, rank) => strokeBox(context, box, color, line, rank > 0));
   if (show.point) for (const { point, color } of drawn) drawPoint(context, point, color, dot, line);
 }
 
 function paintHeat(pixels, { map, absent }, opacity) {
-  const { low, gain } = stretch(map), left = new Float32Array(256), added = new Float32Array(768);
+  if (absent) fade(pixels);
+  const { low, gain } = stretch(map), strength = absent ? (opacity / OPACITY) * ABSENT_OPACITY : opacity;
+  const left = new Float32Array(256), added = new Float32Array(768); // by level of heat
   for (let level = 0; level < 256; level++) {
-    const alpha = opacity * (COOL + (1 - COOL) * (level / 255));
+    const alpha = strength * (level / 255);
     left[level] = 1 - alpha;
-    for (let channel = 0; channel < 3; channel++) added[3 * level + channel] = alpha * (absent ? level : TURBO[3 * level + channel]);
+    for (let channel = 0; channel < 3; channel++) added[3 * level + channel] = alpha * (absent ? 255 : HEAT[3 * level + channel]);
   }
   for (let at = 0, pixel = 0; at < map.values.length; at++, pixel += 4) {
     const level = Math.round((map.values[at] - low) * gain * 255), color = 3 * level;
     for (let channel = 0; channel < 3; channel++) {
       pixels[pixel + channel] = pixels[pixel + channel] * left[level] + added[color + channel];
     }
+  }
+}
+
+/** Almost grey and lighter: what an image looks like below the heat of an absent label. */
+function fade(pixels) {
+  for (let pixel = 0; pixel < pixels.length; pixel += 4) {
+    const grey = 50 + (0.55 * (pixels[pixel] + pixels[pixel + 1] + pixels[pixel + 2])) / 3;
+    for (let channel = 0; channel < 3; channel++) pixels[pixel + channel] = 0.25 * pixels[pixel + channel] + grey;
+  }
+}
+
+/** Two diagonals from corner to corner. */
+function crossOut(context, { width, height }, line) {
+  context.setLineDash([]);
+  for (const [style, stroke] of [[DARK, line + 2], [LIGHT, line]]) {
+    context.strokeStyle = css(style);
+    context.lineWidth = stroke;
+    context.beginPath();
+    for (const [from, to] of [[0, height], [height, 0]]) {
+      context.moveTo(0, from);
+      context.lineTo(width, to);
+    }
+    context.stroke();
   }
 }
 
@@ -127,7 +152,7 @@ function blend(data, pixel, color, alpha) {
 
 const css = (color) => `rgb(${color.join(" ")})`;
 
-/** The best box of a phrase is drawn in full, others dashed. */
+/** The best box of a prompt is drawn in full, others dashed. */
 function strokeBox(context, [left, top, right, bottom], color, line, dashed) {
   for (const [style, width] of [[DARK, line + 2], [color, line]]) {
     context.strokeStyle = css(style);
@@ -138,7 +163,7 @@ function strokeBox(context, [left, top, right, bottom], color, line, dashed) {
 }
 
 function drawPoint(context, [x, y], color, dot, line) {
-  for (const [radius, style] of [[dot + line, DARK], [dot, [255, 255, 255]], [dot / 2, color]]) {
+  for (const [radius, style] of [[dot + line, DARK], [dot, LIGHT], [dot / 2, color]]) {
     context.fillStyle = css(style);
     context.beginPath();
     context.arc(x + 0.5, y + 0.5, radius, 0, 2 * Math.PI);

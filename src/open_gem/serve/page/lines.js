@@ -11,7 +11,7 @@ const options = { size: "image-size" }; // of the command line, where they are n
 /** The arguments of `open_gem.load` that give the server's model, by name. */
 function settingsOf({ name, size, dtype, template }) {
   const [, base, pretrained] = /^(.*?)(?:, (.*))?$/s.exec(name); // a name of open_clip goes with a tag or a file
-  const settings = { model: base === "embedded" ? null : base, pretrained, size };
+  const settings = { model: base, pretrained, size };
   if (dtype && dtype !== usual.dtype) settings.dtype = dtype;
   if (template && template !== usual.template) settings.template = template;
   return Object.fromEntries(Object.entries(settings).filter(([, value]) => value));
@@ -19,14 +19,14 @@ function settingsOf({ name, size, dtype, template }) {
 
 /** A shell's lines: where the image is a sample, the first gets it.
  *
- *  view: {file, origin, token, model, phrases, methods, threshold}; `origin` is where a sample comes from, else null, and
+ *  view: {file, origin, token, model, prompts, methods, threshold}; `origin` is where a sample comes from, else null, and
  *  `model` as GET /v1/models has it.
  */
-export function shellLines({ file, origin, token, model, phrases, methods, threshold }) {
+export function shellLines({ file, origin, token, model, prompts, methods, threshold }) {
   if (Array.isArray(model.template)) return "# The command line takes one template, and this server has several: see Python.";
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
-  for (const phrase of phrases) words.push("-p", phrase.startsWith("@") ? ` ${phrase}` : phrase); // "@…" would be a file
+  for (const prompt of prompts) words.push("-p", prompt.startsWith("@") ? ` ${prompt}` : prompt); // "@…" would be a file
   for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${options[name] ?? name}`, String(value));
   words.push("--method", methods.join(","));
   if (threshold !== usual.threshold) words.push("--threshold", String(threshold));
@@ -35,7 +35,7 @@ export function shellLines({ file, origin, token, model, phrases, methods, thres
 }
 
 /** Python's lines. `view` as for the shell. */
-export function pythonLines({ file, model, phrases, methods, threshold }) {
+export function pythonLines({ file, model, prompts, methods, threshold }) {
   const { model: name, pretrained, ...settings } = settingsOf(model);
   const words = [name, pretrained].filter(Boolean).map((word) => literal(word));
   for (const [setting, value] of Object.entries(settings)) words.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
@@ -45,7 +45,7 @@ export function pythonLines({ file, model, phrases, methods, threshold }) {
     "",
     `localizer = open_gem.load(${words.join(", ")})`,
     `encoded = localizer.encode(${literal(file)}, ${list(methods)})`,
-    `results = {method: localizer.locate(image, ${list(phrases)}) for method, image in encoded.items()}`,
+    `results = {method: localizer.locate(image, ${list(prompts)}) for method, image in encoded.items()}`,
     "for method, result in results.items():",
     "    print(method, result.presence, result.scores)",
     `    heatmaps, masks = result.heatmaps(), result.masks(${limit})`,

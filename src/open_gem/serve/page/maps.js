@@ -66,10 +66,11 @@ export function maskOf(map, threshold) {
   return mask;
 }
 
-/** A box around each 8-connected component of a mask, best first: [{box: [left, top, right, bottom], score}], right and
- *  bottom exclusive; the score is the highest value of the map in it. */
-export function boxesOf(mask, map) {
-  const found = []; // what each label has seen; `same` leads to the label that it was joined with
+/** A box around each 8-connected component of a mask, best first: [{box: [left, top, right, bottom], score, area}], right
+ *  and bottom exclusive; the score is the highest value of the map in it. Components of less than a share `minArea` of the
+ *  map are left out. */
+export function boxesOf(mask, map, minArea) {
+  const parts = []; // what each label has seen; `same` leads to the label that it was joined with
   const same = [];
   const root = (label) => {
     while (same[label] !== label) label = same[label] = same[same[label]];
@@ -80,16 +81,17 @@ export function boxesOf(mask, map) {
     const runs = runsOf(mask, map, y);
     let from = 0;
     for (const run of runs) {
-      run.label = found.push({ box: [run.start, y, run.end, y + 1], score: run.score }) - 1;
+      run.label = parts.push({ box: [run.start, y, run.end, y + 1], score: run.score, area: run.end - run.start }) - 1;
       same.push(run.label);
       while (from < above.length && above[from].end < run.start) from++;
       for (let next = from; next < above.length && above[next].start <= run.end; next++) {
-        join(found, same, root(above[next].label), root(run.label));
+        join(parts, same, root(above[next].label), root(run.label));
       }
     }
     above = runs;
   }
-  return found.filter((_, label) => same[label] === label).sort((one, other) => other.score - one.score);
+  const least = minArea * mask.length;
+  return parts.filter(({ area }, label) => same[label] === label && area >= least).sort((first, second) => second.score - first.score);
 }
 
 /** The stretches of a mask's row, with the highest value in each. */
@@ -105,13 +107,14 @@ function runsOf(mask, map, y) {
   return runs;
 }
 
-function join(found, same, first, second) {
+function join(parts, same, first, second) {
   if (first === second) return;
   const [kept, gone] = first < second ? [first, second] : [second, first]; // the first in reading order stays
   same[gone] = kept;
-  const [one, other] = [found[kept].box, found[gone].box];
-  found[kept].score = Math.max(found[kept].score, found[gone].score);
-  found[kept].box = [0, 1].map((side) => Math.min(one[side], other[side])).concat([2, 3].map((side) => Math.max(one[side], other[side])));
+  const into = parts[kept], part = parts[gone];
+  into.score = Math.max(into.score, part.score);
+  into.area += part.area;
+  into.box = into.box.map((side, index) => (index < 2 ? Math.min : Math.max)(side, part.box[index]));
 }
 
 /** Where a map is highest: [x, y], the first in reading order among equals. */
@@ -126,7 +129,7 @@ export function valueAt(grid, [x, y]) {
     const at = Math.min(Math.max(share * cells - 0.5, 0), cells - 1), low = Math.floor(at);
     return { low, high: Math.min(low + 1, cells - 1), part: at - low };
   });
-  const mix = (one, other, part) => one + (other - one) * part;
+  const mix = (from, to, part) => from + (to - from) * part;
   const along = (at) => mix(grid.values[at * grid.cols + col.low], grid.values[at * grid.cols + col.high], col.part);
   return mix(along(row.low), along(row.high), row.part);
 }

@@ -18,7 +18,7 @@ export class Stage {
   }
 
   /** Show an image's view, one panel for each of `shown`:
-   *  [{method, chosen, others, refused, heat, marks}], `chosen` the phrase that is looked at with its answer, or null, and
+   *  [{method, chosen, others, refused, heat, marks}], `chosen` the prompt that is looked at with its answer, or null, and
    *  `refused` why the server does not take the image, or null. */
   update(view, shown, settings) {
     this.shown = shown;
@@ -26,7 +26,7 @@ export class Stage {
     this.place.classList.toggle("two", shown.length > 1);
     while (this.panels.length > shown.length) this.panels.pop().remove();
     while (this.panels.length < shown.length) this.panels.push(this.place.appendChild(this.make(this.panels.length)));
-    shown.forEach((one, index) => this.fill(this.panels[index], one, settings));
+    shown.forEach((panel, index) => this.fill(this.panels[index], panel, settings));
     this.read();
   }
 
@@ -103,26 +103,26 @@ export class Stage {
       words.push(`${chosen.text} ${value.toFixed(3)} (heat ${heat.toFixed(2)})`);
     }
     const nearest = nearestOf(others, this.probe);
-    if (nearest) words.push(`nearest: ${nearest.text} ${nearest.value.toFixed(3)}`);
+    if (nearest) words.push(`most similar: ${nearest.text} ${nearest.value.toFixed(3)}`);
     return words.join(" · ");
   }
 }
 
 const gridOf = ({ others }) => others.find(({ answer }) => answer?.grid)?.answer.grid;
 
-const isSame = (some, others = []) => some.length === others.length && some.every((one, index) => one === others[index]);
+const isSame = (values, others = []) => values.length === others.length && values.every((value, index) => value === others[index]);
 
-/** Of several phrases the one that is most like what is at a place. */
-function nearestOf(phrases, at) {
-  const values = phrases.filter(({ answer }) => answer?.grid).map(({ text, answer }) => ({ text, value: valueAt(answer.grid, at) }));
-  return values.reduce((best, one) => (best && best.value >= one.value ? best : one), null);
+/** The prompt that is most similar at a place. */
+function nearestOf(prompts, at) {
+  const values = prompts.filter(({ answer }) => answer?.grid).map(({ text, answer }) => ({ text, value: valueAt(answer.grid, at) }));
+  return values.reduce((best, next) => (best && best.value >= next.value ? best : next), null);
 }
 
 function captionOf(chosen) {
-  if (!chosen) return "No phrase yet.";
+  if (!chosen) return "No prompt yet.";
   const { text, answer, absent } = chosen;
   if (!answer) return `Looking for “${text}” …`;
   if (answer.error) return answer.error;
   const best = Math.max(...answer.grid.values).toFixed(3);
-  return absent ? `“${text}” is probably not there. Greys show where it would be likest (${best}).` : `“${text}”, likest at ${best}.`;
+  return absent ? `“${text}” is absent. Light shows where the image is most similar (${best}).` : `“${text}”, highest similarity ${best}.`;
 }

@@ -16,20 +16,20 @@ export async function savePng({ bitmap, view: { image }, name }, panels, setting
 }
 
 function captionOf({ method, chosen }) {
-  const said = chosen?.answer && brief(chosen.answer) + (chosen.absent ? ", not there" : "");
+  const said = chosen?.answer && brief(chosen.answer) + (chosen.absent ? ", absent" : "");
   return [method, chosen?.text, said].filter(Boolean).join(" · ");
 }
 
 /** The server's own answers at this threshold, with masks, so that numbers are the library's. */
-export async function saveJson(client, { id, name }, prompts, methods, threshold) {
+export async function saveJson(client, { id, name }, prompts, methods, { threshold, presence }) {
   const answers = [];
   for (const method of methods) {
     for (let start = 0; start < prompts.length; start += AT_ONCE) {
-      const some = prompts.slice(start, start + AT_ONCE);
-      answers.push(await client.ground(id, { prompts: some, method, threshold, mask: "rle", similarity: true }));
+      const batch = prompts.slice(start, start + AT_ONCE);
+      answers.push(await client.ground(id, { prompts: batch, method, threshold, presence, mask: "rle", similarity: true }));
     }
   }
-  const document = JSON.stringify({ image: name, threshold, answers }, null, 1);
+  const document = JSON.stringify({ image: name, threshold, presence, answers }, null, 1);
   download(new Blob([document], { type: "application/json" }), name, "json");
 }
 
