@@ -104,4 +104,4 @@ def test_sc_clip_is_the_published_one():
         image, tokens, pooled = (torch.from_numpy(arrays[name]) for name in ("image", "tokens", "pooled"))
     encoded = run(backbone.vision, image, {"sc-clip": METHODS["sc-clip"]}, pooled=True)["sc-clip"]
     close(encoded.patches, tokens)
-    close(encoded.pooled, pooled)
+    close(encoded.pooled, pooled)  # type: ignore[arg-type]

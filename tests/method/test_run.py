@@ -172,8 +172,8 @@ def explicit_calibrated(mix: SelfCalibrated, stream: Sequence[Tensor], last: Blo
         summed = torch.stack([tokens[image] for tokens in stream[early : end + 1]]).sum(dim=0)
         guide = normalize(patches[early], dim=-1)
         parts = [torch.cat([stream[before][image, :1], calibrated]), summed]
-        result = sum(aggregated(attended(part, unit @ unit.T), guide @ guide.T) for part in parts)
-        results.append(torch.cat([stream[before][image, :1], result]))
+        first, second = (aggregated(attended(part, unit @ unit.T), guide @ guide.T) for part in parts)
+        results.append(torch.cat([stream[before][image, :1], first + second]))
     return torch.stack(results)
 
 

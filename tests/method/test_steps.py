@@ -59,7 +59,8 @@ def test_lposs_run_to_its_end_solves_the_equations():
     windows, locations = torch.tensor([[3, 4], [3, 4]]), torch.tensor([[0.0, 48, 0, 64], [0, 48, 32, 96]])
     ours = lposs(features, windows, locations, logits, k=5, iterations=100, tolerance=1e-12)
     places = [(top + 16 * y, left + 16 * x) for top, left in ((0, 0), (0, 32)) for y in range(3) for x in range(4)]
-    distances = torch.cdist(*[torch.tensor(places, dtype=torch.float64)] * 2)
+    centers = torch.tensor(places, dtype=torch.float64)
+    distances = torch.cdist(centers, centers)
     cosines = features @ features.T
     kept = torch.zeros_like(cosines).scatter_(1, cosines.topk(5).indices, 1)
     affinity = kept * cosines.clamp(min=0) ** 3 * torch.exp(-0.01 * distances)
