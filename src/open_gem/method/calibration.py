@@ -1,4 +1,4 @@
-"""What SC-CLIP does to tokens: it repairs outliers and averages tokens that intermediate blocks find similar.
+"""Tokens averaged by similarities that are not the host's attention: what SC-CLIP and RADSeg are made of.
 
 Nothing here stores an n×n matrix: similarities are made a strip of rows at a time.
 """
@@ -76,3 +76,18 @@ def correlate(values: Float[Tensor, "n d"], guide: Float[Tensor, "n f"], scale: 
         return (scale * excess).masked_fill_(excess < 0, -torch.inf).softmax(dim=-1) @ values
 
     return by_strips(strip, unit)
+
+
+def attend_by_direction(
+    tokens: Float[Tensor, "b h n c"], values: Float[Tensor, "b h n c"], scale: float
+) -> Float[Tensor, "b h n c"]:
+    """softmax(scale · S, negatives left out) `values`, with S the cosines of `tokens`, head by head."""
+    unit = normalize(tokens, dim=-1)
+    keys = unit.transpose(-2, -1)
+
+    def strip(queries: Tensor) -> Tensor:
+        cosines = queries @ keys
+        return (scale * cosines).masked_fill_(cosines < 0, -torch.inf).softmax(dim=-1) @ values
+
+    rows = max(1, STRIP // keys[..., 0, :].numel())
+    return torch.cat([strip(queries) for queries in unit.split(rows, dim=-2)], dim=-2)

@@ -22,9 +22,9 @@ from open_gem.errors import MethodError
 from open_gem.files import to_json
 from open_gem.method import attention
 from open_gem.method.attention import Heads, to_unit
-from open_gem.method.calibration import aggregate, correlate, outliers, repair
+from open_gem.method.calibration import aggregate, attend_by_direction, correlate, outliers, repair
 from open_gem.method.kmeans import means, spherical_kmeans
-from open_gem.method.steps import Step
+from open_gem.method.steps import Scga, Step
 from open_gem.method.tower import Block
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
@@ -339,6 +339,30 @@ class CrossBlock(SelfSelf):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recursive(Attention):
+    """RADSeg's self-correlating recursive attention (SCRA): softmax(scale · t tᵀ, negatives left out) v, per head.
+
+    t is what the trained attention gives after the output projection, cut into heads again, of unit norm.
+
+    scale  above 0; 10 as published
+    """
+
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check(self, "scale", is_positive, "a number above 0")
+
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        """The first half: the attention that the model was trained with."""
+        return attention.query_key(heads)
+
+    def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
+        tokens = block.out(self(heads, context)).unflatten(-1, (heads.v.shape[1], -1)).transpose(1, 2)
+        values = at_least_float32(heads.v)
+        return block.out(attend_by_direction(at_least_float32(tokens), values, self.scale).to(heads.v))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelfCalibrated(Attention):
     """SC-CLIP: the last block once more, on the host's stream with its outliers repaired and similar tokens averaged.
 
@@ -517,6 +541,7 @@ METHODS: dict[str, Method] = {
         attention=CrossBlock(**{name: getattr(_NACLIP, name) for name in sorted(_names(_NACLIP))}),
         about="ResCLIP's cross-block attention: NACLIP's, mixed with that of the middle blocks",
     ),
+    "radseg": _KEPT.replace(attention=Recursive(), steps=(Scga(),), about="RADSeg: recursive attention, then SCGA"),
     "sc-clip": Method(
         SelfCalibrated(), depth=1, residual=False, about="SC-CLIP: outliers repaired, similar patches averaged"
     ),
