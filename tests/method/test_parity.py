@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import PARITY
 
-from open_gem import METHODS, Method, run
+from open_gem import METHODS, Method, run, towers
 from open_gem.readout import min_max, upsample
 from open_gem.tensors import similarity
 
@@ -95,3 +96,12 @@ def test_fused_stream_is_the_hosts_own_within_tolerance(square):
     features = run(square.backbone.vision, image, METHODS, pooled=True)["clip"]
     assert features.pooled is not None
     close(features.pooled, model.encode_image(image))
+
+
+def test_sc_clip_is_the_published_one():
+    backbone = towers.load(f"local-dir:{PARITY / 'sc_clip'}", device="cpu")
+    with np.load(PARITY / "sc_clip" / "sc_clip.npz") as arrays:
+        image, tokens, pooled = (torch.from_numpy(arrays[name]) for name in ("image", "tokens", "pooled"))
+    encoded = run(backbone.vision, image, {"sc-clip": METHODS["sc-clip"]}, pooled=True)["sc-clip"]
+    close(encoded.patches, tokens)
+    close(encoded.pooled, pooled)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from open_gem import METHODS, Localizer, Views
 from open_gem.errors import MethodError
-from open_gem.method import steps
-from open_gem.method.steps import STEPS, Scga, Step, StepContext, find_step, scga
+from open_gem.method import calibration, steps
+from open_gem.method.steps import STEPS, Lposs, Scga, Step, StepContext, find_step, lposs, scga
 from open_gem.types import Grid
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "parity" / "steps").glob("*.npz"))
@@ -34,8 +34,72 @@ def test_scga_is_its_formula_strip_by_strip(monkeypatch):
     cosines = normalize(features, dim=-1) @ normalize(features, dim=-1).T
     excess = cosines - cosines.mean()
     weights = (10 * excess).masked_fill(excess < 0, -torch.inf).softmax(dim=-1)
-    monkeypatch.setattr(steps, "STRIP", 7 * 30)  # seven rows at a time
+    monkeypatch.setattr(calibration, "STRIP", 7 * 30)  # seven rows at a time
     torch.testing.assert_close(scga(features), weights @ features, rtol=0, atol=1e-6)
+
+
+def published_lposs(file: Path) -> tuple[dict[str, Tensor], int]:
+    with np.load(file) as arrays:
+        values = {name.removeprefix("lposs_"): arrays[name] for name in arrays if name.startswith("lposs_")}
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}, int(values["k"])
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_lposs_gives_the_published_numbers(file, dense, monkeypatch):
+    monkeypatch.setattr(steps, "DENSE", len(np.load(file)["lposs_features"]) if dense else 0)
+    monkeypatch.setattr(steps, "STRIP", 100_000)  # several strips
+    arrays, k = published_lposs(file)
+    ours = lposs(arrays["features"], arrays["windows"], arrays["locations"], arrays["logits"], k=k)
+    torch.testing.assert_close(ours.double(), arrays["out"], rtol=0, atol=2e-5)
+
+
+def test_lposs_run_to_its_end_solves_the_equations():
+    features, logits = normalize(random(24, 6), dim=-1).double(), random(24, 3).double()
+    windows, locations = torch.tensor([[3, 4], [3, 4]]), torch.tensor([[0.0, 48, 0, 64], [0, 48, 32, 96]])
+    ours = lposs(features, windows, locations, logits, k=5, iterations=100, tolerance=1e-12)
+    places = [(top + 16 * y, left + 16 * x) for top, left in ((0, 0), (0, 32)) for y in range(3) for x in range(4)]
+    centers = torch.tensor(places, dtype=torch.float64)
+    distances = torch.cdist(centers, centers)
+    cosines = features @ features.T
+    kept = torch.zeros_like(cosines).scatter_(1, cosines.topk(5).indices, 1)
+    affinity = kept * cosines.clamp(min=0) ** 3 * torch.exp(-0.01 * distances)
+    graph = affinity + affinity.T
+    graph.fill_diagonal_(0)
+    degree = graph.sum(dim=1)
+    graph = graph / (degree[:, None] * degree[None]).sqrt()
+    expected = torch.linalg.solve(torch.eye(24, dtype=torch.float64) - 0.95 * graph, logits)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_a_patch_without_neighbours_keeps_its_label_under_lposs():
+    features = torch.eye(6)[:4]
+    logits = random(4, 2)
+    step = lposs(features, torch.tensor([[2, 2]]), torch.zeros(1, 4), logits, k=4)
+    torch.testing.assert_close(step, logits)
+
+
+def test_lposs_reads_the_values_of_the_last_block(tiny_localizer):
+    image = (random(64, 64, 3).abs().clamp(max=1)).numpy()
+    encoded = tiny_localizer.encode(image, {"stepped": METHODS["gem"].replace(steps=(Lposs(),))})["stepped"]
+    plain = tiny_localizer.encode(image, {"gem": METHODS["gem"]})["gem"]
+    pixels = tiny_localizer.prepare(image).pixels[None]
+    tower = tiny_localizer.backbone.vision
+    x, grid = tower.embed(pixels)
+    *before, last = tower.blocks(grid)
+    for block in before:
+        x = block.forward(x)
+    values = last.qkv(last.norm(x)).v[0].transpose(0, 1).flatten(1)[tower.prefix :]
+    expected = Lposs()(plain.patches[0], StepContext(grid, values=values))
+    torch.testing.assert_close(encoded.patches[0], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("neighbors", 0), ("gamma", 0), ("sigma", -1), ("alpha", 1), ("iterations", 0)]
+)
+def test_impossible_settings_of_lposs_are_refused(name, value):
+    with pytest.raises(MethodError, match=f"{name} is {value}, expected a"):
+        Lposs(**{name: value})
 
 
 def test_half_precision_is_computed_in_float32():

@@ -24,7 +24,7 @@ from torch import Tensor
 from open_gem.errors import InputError, MethodError, NotFiniteError
 from open_gem.method import attention
 from open_gem.method.attention import Heads
-from open_gem.method.steps import Step, StepContext
+from open_gem.method.steps import VALUES, Step, StepContext
 from open_gem.method.table import METHODS, Attention, BlockContext, Method, TokenGrid
 from open_gem.method.tower import Block, VisionTower
 from open_gem.numerics import are_finite, check_finite, cpu_by_default
@@ -44,7 +44,8 @@ class Encoded:
     original  size of the image that the pixels were made of, if it is known
     trace     if asked for, this method's stream after each of its blocks, by the block's number from 1:
               `(b, prefix + r·k, d)` in the model's own width, before the final norm
-    taps      the host's patch tokens after the blocks that the method's steps read: `(b, r·k, d)`
+    taps      the host's patch tokens after the blocks that the method's steps read, by the block's number from 1, and
+              the values of its last block as number `VALUES`, if a step reads them: `(b, r·k, d)`
     source    the image itself, if a refinement needs it
     """
 
@@ -91,7 +92,8 @@ class Encoded:
             return self
         features = []
         for index, patches in enumerate(self.patches):
-            context = StepContext(self.grid, {block: tokens[index] for block, tokens in self.taps.items()})
+            taps = {block: tokens[index] for block, tokens in self.taps.items()}
+            context = StepContext(self.grid, taps, taps.pop(VALUES, None))
             features.append(reduce(lambda values, step, context=context: step(values, context), steps, patches))
         return replace(self, tokens=torch.stack(features), prefix=0)
 
@@ -171,6 +173,8 @@ def run(
     beside = {name: method for name, method in methods.items() if not method.is_host}
     lenders = {index for method in beside.values() for index in method.attention.borrows(tower.layers)}
     tapped = {index for method in methods.values() for step in method.steps for index in step.taps(tower.layers)}
+    reads_values = any(step.reads_values for method in methods.values() for step in method.steps)
+    tapped |= {index for method in beside.values() for index in method.attention.taps(tower.layers)}
     borrowed: dict[int, Heads] = {}  # q, k and v of the lenders
     streams: dict[str, Tensor] = {}  # the second streams that have begun
     traces: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -181,18 +185,20 @@ def run(
     for index, block in enumerate(blocks):
         active = {name: method for name, method in beside.items() if index >= len(blocks) - method.depth}
         heads = None
-        if active or index in lenders:
+        if active or index in lenders or (reads_values and index == len(blocks) - 1):
             normed = block.norm(x)
             heads = block.qkv(normed)
             if index in lenders:
                 borrowed[index] = heads
             streams |= {name: x for name in active.keys() - streams.keys() if active[name].residual}
-            context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed)
+            context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed, taps)
+            if reads_values and index == len(blocks) - 1:
+                taps[VALUES] = heads.v.transpose(1, 2).flatten(2)
             _advance_streams(block, heads, context, active, streams)
         if needs_host or index < len(blocks) - 1 or index + 1 in tapped:
             x = block.forward(x) if exact else _forward_fused(block, x, heads or block.qkv(block.norm(x)))
         if index + 1 in tapped:
-            taps[index + 1] = x[:, tower.prefix :]
+            taps[index + 1] = x
         for name in trace:
             if name not in beside or name in active:
                 traces[name][index + 1] = streams[name] if name in beside else x
@@ -203,7 +209,10 @@ def run(
     for name, method in methods.items():
         layout = method.attention.layout(size) or TokenGrid(grid, tower.prefix)
         tokens = tower.project(x if method.is_host else streams[name])
-        own_taps = {index: taps[index] for step in method.steps for index in step.taps(tower.layers)}
+        read = {index for step in method.steps for index in step.taps(tower.layers)}
+        if layout.grid == grid and any(step.reads_values for step in method.steps):
+            read.add(VALUES)
+        own_taps = {index: taps[index][:, tower.prefix :] for index in read}
         encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
     pooled_too = [] if embedding is None else [embedding]
     _check_finite(tower, pixels, [*(features.tokens for features in encoded.values()), *pooled_too])
@@ -232,7 +241,7 @@ def _advance_streams(
     """Add to each stream what its method mixes at this block; equal attentions are computed once."""
 
     def mixed_by(attention: Attention) -> Tensor:
-        return context.cached(("out", attention), lambda: block.out(attention(heads, context)))
+        return context.cached(("out", attention), lambda: attention.update(block, heads, context))
 
     for name, method in sorted(active.items(), key=lambda pair: pair[1].attention.order):
         mixed = mixed_by(method.attention)

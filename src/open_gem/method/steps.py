@@ -10,17 +10,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from open_gem.checks import did_you_mean, is_positive
+from open_gem.checks import did_you_mean, is_count, is_positive
 from open_gem.errors import MethodError
+from open_gem.method.calibration import STRIP, correlate
+from open_gem.numerics import without_autocast
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid
 
-STRIP = 1 << 22
-"""Affinities that `scga` holds at a time: 16 MiB in float32, whatever the number of patches."""
+VALUES = 0
+"""The number under which `Encoded.taps` holds the values of the last block."""
+
+DENSE = 4096
+"""Patches up to which `lposs` keeps its graph as a dense matrix, which is faster: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +34,13 @@ class StepContext:
 
     grid    of the patches, row by row
     taps    patch tokens of the host after each block that `Step.taps` names, `(r·k, d)`, by its number from 1
-    expert  another model's patch tokens for the same image, on its own grid, if the method has one
+    values  of the host's last block, all heads side by side, `(r·k, d)`, if `Step.reads_values`; None for features
+            that lie on another grid than the host's patches
     """
 
     grid: Grid
     taps: Mapping[int, Float[Tensor, "n d"]] = field(default_factory=dict)
-    expert: tuple[Float[Tensor, "m f"], Grid] | None = None
+    values: Float[Tensor, "n d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Step(ABC):
     def taps(self, layers: int) -> range:
         """Blocks, by their numbers from 1, after which this step needs the host's tokens: `StepContext.taps`."""
         return range(0)
+
+    @property
+    def reads_values(self) -> bool:
+        """True if this step needs the values of the host's last block: `StepContext.values`."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """The step's name and settings, as values that JSON can hold."""
@@ -71,7 +82,61 @@ class Scga(Step):
         return scga(features, self.scale)
 
 
-STEPS: Mapping[str, Callable[[], Step]] = {"scga": Scga}
+@dataclass(frozen=True)
+class Lposs(Step):
+    """Label propagation of LPOSS: see `lposs`. It works on features, which all prompts then share.
+
+    Propagation is linear, so the best label of a patch is the one that propagated logits give; cosines are on another
+    scale, for the propagated features are compared by their direction. One graph spans the merged windows of an image.
+    Affinities are cosines of the values of the host's last block, where LPOSS takes those of a DINO.
+
+    neighbors   of each patch in the graph, 1 or more
+    gamma       power of the cosines, above 0
+    sigma       fall of affinities by pixel of distance, for patches of 16 pixels, 0 or more
+    alpha       share of the neighbours' labels, in (0, 1)
+    iterations  most steps of conjugate gradients, 1 or more
+    """
+
+    neighbors: int = 400
+    gamma: float = 3.0
+    sigma: float = 0.01
+    alpha: float = 0.95
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("neighbors", is_count(self.neighbors, 1), "a whole number, 1 or more"),
+            ("gamma", is_positive(self.gamma), "a number above 0"),
+            ("sigma", self.sigma == 0 or is_positive(self.sigma), "a number, 0 or more"),
+            ("alpha", is_positive(self.alpha) and self.alpha < 1, "a number above 0 and below 1"),
+            ("iterations", is_count(self.iterations, 1), "a whole number, 1 or more"),
+        ):
+            if not fits:
+                raise MethodError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+    @property
+    def reads_values(self) -> bool:
+        return True
+
+    def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
+        guide = features if context.values is None else context.values
+        windows = torch.tensor([tuple(context.grid)], dtype=torch.int64, device=features.device)
+        locations = torch.zeros(1, 4, dtype=torch.float32, device=features.device)
+        propagated = lposs(
+            normalize(at_least_float32(guide), dim=-1),
+            windows,
+            locations,
+            normalize(at_least_float32(features), dim=-1),
+            k=self.neighbors,
+            gamma=self.gamma,
+            sigma=self.sigma,
+            alpha=self.alpha,
+            iterations=self.iterations,
+        )
+        return propagated.to(features.dtype)
+
+
+STEPS: Mapping[str, Callable[[], Step]] = {"scga": Scga, "lposs": Lposs}
 """Names of steps → what makes them with their usual settings."""
 
 
@@ -85,16 +150,88 @@ def find_step(name: str) -> Step:
 def scga(features: Float[Tensor, "n e"], scale: float = 10.0) -> Float[Tensor, "n e"]:
     """F ← softmax(scale · (S − mean S), pairs below the mean left out) F, with S the cosines of F `(n, e)`.
 
-    RADSeg's step on a stitched feature map. Memory grows with n, not n²: strips of at most `STRIP` affinities. The
+    RADSeg's step on a stitched feature map. Memory grows with n, not n². The
     result has the type of `features`, computed in float32 at least.
     """
     values = at_least_float32(features)
-    unit = normalize(values, dim=-1)
-    mean = unit.mean(dim=0).square().sum()  # of all pairs: ‖mean F̂‖²
-    rows = max(1, STRIP // len(unit))
+    return correlate(values, values, scale).to(features.dtype)
 
-    def strip(queries: Tensor) -> Tensor:
-        excess = queries @ unit.T - mean
-        return (scale * excess).masked_fill_(excess < 0, -torch.inf).softmax(dim=-1) @ values
 
-    return torch.cat([strip(queries) for queries in unit.split(rows)]).to(features.dtype)
+@without_autocast()
+def lposs(
+    features: Float[Tensor, "n f"],
+    windows: Int[Tensor, "w 2"],
+    locations: Float[Tensor, "w 4"],
+    logits: Float[Tensor, "n c"],
+    *,
+    k: int = 400,
+    gamma: float = 3.0,
+    sigma: float = 0.01,
+    alpha: float = 0.95,
+    patch: int = 16,
+    iterations: int = 10,
+    tolerance: float = 1e-6,
+) -> Float[Tensor, "n c"]:
+    """Labels propagated over one graph of the patches of all windows: (I − α W) P = `logits`, as LPOSS has it.
+
+    W is symmetric and normalised, D^-½ (A + Aᵀ) D^-½ without its diagonal, and A holds max(0, cosine)^γ ·
+    exp(−σ · distance in pixels) for the `k` patches most similar to each. Conjugate gradients from 0, every column by
+    itself, end after `iterations` steps or once the residual is below `tolerance` of the logits, and so give what the
+    published code gives, not the exact solution. Memory grows with n·k: similarities are made by strips.
+
+    features   unit vectors of all patches, window after window, row by row
+    windows    rows and columns of each window, in patches
+    locations  top, bottom, left and right of each window in pixels
+    logits     similarities with each class, or any other columns
+    patch      side of a patch in pixels
+    """
+    places = []
+    for (rows, cols), (top, _, left, _) in zip(windows.tolist(), locations.tolist(), strict=True):
+        y, x = (torch.arange(count, dtype=torch.float32, device=features.device) * patch for count in (rows, cols))
+        places.append(torch.cartesian_prod(y + top, x + left))
+    graph = _graph(features, torch.cat(places), min(k, len(features)), gamma, sigma)
+    degrees = graph @ features.new_ones(len(features), 1)
+    scale = torch.where(degrees > 0, degrees, 1).rsqrt()
+    return _solve(lambda columns: columns - alpha * scale * (graph @ (scale * columns)), logits, iterations, tolerance)
+
+
+def _graph(features: Tensor, places: Float[Tensor, "n 2"], k: int, gamma: float, sigma: float) -> Tensor:
+    """A + Aᵀ of `lposs` without its diagonal, `(n, n)`; sparse for more than `DENSE` patches."""
+    count = len(features)
+    every = torch.arange(count, dtype=torch.int64, device=features.device)
+
+    def strip(rows: Tensor) -> tuple[Tensor, Tensor]:
+        cosines, nearest = (features[rows] @ features.T).topk(k, sorted=False)
+        distances = (places[rows, None] - places[nearest]).norm(dim=-1)
+        affinities = cosines.clamp(min=0) ** gamma * torch.exp(-sigma * distances)
+        return affinities.masked_fill_(rows[:, None] == nearest, 0), nearest
+
+    affinities, nearest = map(torch.cat, zip(*map(strip, every.split(max(1, STRIP // count))), strict=True))
+    if count <= DENSE:
+        graph = affinities.new_zeros(count, count).scatter_(1, nearest, affinities)
+        return graph + graph.T
+    indices = torch.stack([every.repeat_interleave(k), nearest.flatten()])
+    values = affinities.flatten()
+    return torch.sparse_coo_tensor(
+        torch.cat([indices, indices.flip(0)], dim=1), values.repeat(2), (count, count), check_invariants=False
+    ).coalesce()
+
+
+def _solve(
+    operator: Callable[[Tensor], Tensor], target: Float[Tensor, "n c"], iterations: int, tolerance: float
+) -> Float[Tensor, "n c"]:
+    """Conjugate gradients from 0, each column with step sizes of its own; a column that has converged stays."""
+    solution, residual = torch.zeros_like(target), target.clone()
+    direction, energy = residual.clone(), residual.square().sum(dim=0)
+    enough = tolerance**2 * energy
+    for _ in range(iterations):
+        moving = energy > enough
+        if not moving.any():
+            break
+        image = operator(direction)
+        size = torch.where(moving, energy / (direction * image).sum(dim=0), 0)
+        solution += size * direction
+        residual -= size * image
+        before, energy = energy, residual.square().sum(dim=0)
+        direction = residual + torch.where(moving, energy / before, 0) * direction
+    return solution

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,8 +21,11 @@ from open_gem.errors import MethodError
 from open_gem.files import to_json
 from open_gem.method import attention
 from open_gem.method.attention import Heads, to_unit
+from open_gem.method.calibration import aggregate, attend_by_direction, correlate, outliers, repair
 from open_gem.method.kmeans import means, spherical_kmeans
-from open_gem.method.steps import Step
+from open_gem.method.steps import Scga, Step
+from open_gem.method.tower import Block
+from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
 
 A = TypeVar("A", bound="Attention")
@@ -75,6 +79,8 @@ class BlockContext:
     prefix    number of tokens before them
     layers    number of blocks of the host
     borrowed  q, k and v of the earlier blocks that some method borrows from: see `Attention.borrows`
+    taps      the host's stream after the earlier blocks that some method reads, by their numbers from 1, `(b, n, d)`:
+              see `Attention.taps`
     """
 
     normed: Float[Tensor, "b n d"]
@@ -83,6 +89,7 @@ class BlockContext:
     prefix: int
     layers: int
     borrowed: Mapping[int, Heads]
+    taps: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
     _cache: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def cached(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
@@ -118,6 +125,14 @@ class Attention(ABC):
     def borrows(self, layers: int) -> range:
         """The earlier blocks, of a host that has `layers`, whose q, k and v `BlockContext.borrowed` must hold."""
         return range(0)
+
+    def taps(self, layers: int) -> range:
+        """The earlier blocks, by their numbers from 1, after which `BlockContext.taps` must hold the host's stream."""
+        return range(0)
+
+    def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
+        """What the block adds to the method's stream: the mixed values through its output projection."""
+        return block.out(self(heads, context))
 
     def layout(self, size: Size) -> TokenGrid | None:
         """The grid that mixed values lie on, for pixels of `size`; None for the host's own."""
@@ -320,6 +335,107 @@ class CrossBlock(SelfSelf):
         return self.gain * ((1 - self.share) * own + self.share * borrowed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recursive(Attention):
+    """RADSeg's self-correlating recursive attention (SCRA): softmax(scale · t tᵀ, negatives left out) v, per head.
+
+    t is what the trained attention gives after the output projection, cut into heads again, of unit norm.
+
+    scale  above 0; 10 as published
+    """
+
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check(self, "scale", is_positive, "a number above 0")
+
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        """The first half: the attention that the model was trained with."""
+        return attention.query_key(heads)
+
+    def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
+        tokens = block.out(self(heads, context)).unflatten(-1, (heads.v.shape[1], -1)).transpose(1, 2)
+        values = at_least_float32(heads.v)
+        return block.out(attend_by_direction(at_least_float32(tokens), values, self.scale).to(heads.v))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCalibrated(Attention):
+    """SC-CLIP: the last block once more, on the host's stream with its outliers repaired and similar tokens averaged.
+
+    Both halves of its result are out(½ [softmax(scale · (M − mean M)) + softmax(k kᵀ/√c)] v) + cls · [CLS], aggregated
+    by the cosines of an early block. One is of the last block's own input, repaired and aggregated by M; the other of
+    the sum of the intermediate streams. M holds the cosines of an intermediate block's repaired patches. Blocks are
+    those of the published code for 12 blocks (9 for M, 4 for the early one, 4 to 10 for the sum), and the same part of
+    any other depth. See `method.calibration`; a `Method` needs residual=False and depth=1 with it.
+
+    neighbors  of the local outlier factor, 1 or more
+    share      of patches that are outliers, in [0, 1)
+    least      cosines below it have no weight where patches are aggregated
+    scale      of M before its softmax, above 0
+    cls        weight of the [CLS] token, 0 or more
+    """
+
+    neighbors: int = 30
+    share: float = 0.05
+    least: float = 0.4
+    scale: float = 3.0
+    cls: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self, "neighbors", lambda number: is_count(number, 1), "a whole number, 1 or more")
+        _check(self, "share", lambda share: share == 0 or (is_positive(share) and share < 1), "a number in [0, 1)")
+        _check(self, "least", lambda least: least == 0 or (is_positive(least) and least < 1), "a number in [0, 1)")
+        _check(self, "scale", is_positive, "a number above 0")
+        _check(self, "cls", lambda cls: cls == 0 or is_positive(cls), "a number, 0 or more")
+
+    def taps(self, layers: int) -> range:
+        if layers < 2:
+            raise MethodError(
+                f"SC-CLIP reads the block before the last, but the model has {layers}: use another method"
+            )
+        return range(_share_of(layers, 4), layers)
+
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        """½ softmax(k kᵀ/√c) v: the half of the mix that needs no other block."""
+        return attention.query_key(Heads(heads.k, heads.k, heads.v)) / 2
+
+    def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
+        last = context.taps[context.layers - 1]
+        images = [self._update_image(block, context, index) for index in range(len(last))]
+        return torch.cat([last[:, : context.prefix], torch.stack(images).to(last)], dim=1)
+
+    def _update_image(self, block: Block, context: BlockContext, index: int) -> Float[Tensor, "n d"]:
+        """The patches `(r·k, d)` of one image: outliers and mean cosines are an image's own."""
+        first, middle, end = (_share_of(context.layers, number) for number in (4, 9, 10))
+        taps = {number: at_least_float32(tokens[index]) for number, tokens in context.taps.items()}
+        patches = {number: tokens[context.prefix :] for number, tokens in taps.items()}
+        last = context.layers - 1
+        wrong = outliers(patches[last], self.neighbors, self.share)
+        guide = repair(patches[middle], context.grid, wrong)
+        calibrated = aggregate(repair(patches[last], context.grid, wrong), guide, self.least)
+        summed = sum((taps[number] for number in range(first + 1, end + 1)), taps[first])
+        parts = [
+            self._attend(block, context, taps[last][: context.prefix], calibrated, guide),
+            self._attend(block, context, summed[: context.prefix], summed[context.prefix :], guide),
+        ]
+        return sum(aggregate(part, patches[first], self.least) for part in parts)  # pyright: ignore[reportReturnType]
+
+    def _attend(self, block: Block, context: BlockContext, prefix: Tensor, patches: Tensor, guide: Tensor) -> Tensor:
+        """The calibrated attention over `patches`, with the share of [CLS], the first of the `prefix` tokens."""
+        tokens = torch.cat([prefix, patches]).to(context.normed.dtype)[None]
+        heads = Heads(*(part[:, :, context.prefix :] for part in block.qkv(block.norm(tokens))))
+        values = at_least_float32(heads.v[0]).transpose(0, 1)  # (r·k, h, c)
+        mixed = correlate(values.flatten(1), guide, self.scale).view_as(values).transpose(0, 1)
+        out = block.out(self(heads, context) + mixed.to(heads.v)[None] / 2)[0]
+        return at_least_float32(out) + self.cls * prefix[:1]
+
+
+def _share_of(layers: int, number: int) -> int:
+    """The block of a host of `layers` blocks that lies where block `number` lies among 12, before the last."""
+    return min(max(1, round(layers * number / 12)), layers - 1)
+
+
 # Methods --------------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +537,10 @@ METHODS: dict[str, Method] = {
     "resclip-rcs": _REDUCED.replace(
         attention=CrossBlock(**{name: getattr(_NACLIP, name) for name in sorted(_names(_NACLIP))}),
         about="ResCLIP's cross-block attention: NACLIP's, mixed with that of the middle blocks",
+    ),
+    "radseg": _KEPT.replace(attention=Recursive(), steps=(Scga(),), about="RADSeg: recursive attention, then SCGA"),
+    "sc-clip": Method(
+        SelfCalibrated(), depth=1, residual=False, about="SC-CLIP: outliers repaired, similar patches averaged"
     ),
     "gem-q": _GEM.replace(projections="q", about="GEM with q alone (Table 1)"),
     "gem-k": _GEM.replace(projections="k", about="GEM with k alone (Table 1)"),
