@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from open_gem.serve.errors import RequestError
@@ -23,12 +23,19 @@ class LimitedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_limited(request: Request) -> Response:
-            return await handle(_LimitedRequest(request.scope, request.receive))
+            limited = _LimitedRequest(request.scope, request.receive)
+            try:
+                return await handle(limited)
+            finally:
+                for file in limited.files:
+                    file.file.close()  # at once, even if the request is cancelled
 
         return handle_limited
 
 
 class _LimitedRequest(Request):
+    files: tuple[UploadFile, ...] = ()
+
     async def json(self) -> Any:
         return await self.app.state.service.parse(await self.body())
 
@@ -42,8 +49,8 @@ class _LimitedRequest(Request):
             raise RequestError(400, f"cannot read the form: {error.detail}") from error
         except Exception as error:  # such as text in an unknown character set
             raise RequestError(400, f"cannot read the form: {type(error).__name__}") from error
+        self.files = tuple(file for _, file in form.multi_items() if isinstance(file, UploadFile))
         if len(form.getlist("file")) > 1:
-            await form.close()
             raise RequestError(400, "the form has several fields 'file', expected one")
         return form
 
