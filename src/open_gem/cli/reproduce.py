@@ -124,7 +124,6 @@ class Reproduction:
     """The settings of a reproduction and its results so far.
 
     outcomes  of each finished job
-    layers    blocks of each model, by the label of its outcome
     sheets    drawn figures, by name
     faults    what failed, and why
     """
@@ -136,7 +135,6 @@ class Reproduction:
     out: Path
     quiet: bool
     outcomes: "list[Outcome]" = field(default_factory=list)
-    layers: dict[str, int] = field(default_factory=dict)
     sheets: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -202,8 +200,7 @@ class Reproduction:
             self.faults.append(f"{job.model or self.models.model}: {error}")
             return
         self.outcomes.append(outcome)
-        self.layers[outcome.label] = localizer.layers
-        self.faults += [f"{image}: {error}" for image, error in outcome.failed.items()]
+        self.faults += [f"{image}: {error}" for image, error in outcome.run.failed.items()]
 
     def draw(self, names: Sequence[str], label: str | None, images: "Dataset") -> None:
         """Draw figures; those that can be drawn, or what failed, are added."""
@@ -235,7 +232,7 @@ class Reproduction:
         for name in names:
             if name in EXPERIMENTS and any(name in outcome.rows for outcome in self.outcomes):
                 parts.append(markdown(name, self.outcomes))
-                for file, plot in curves(name, self.outcomes, self.layers).items():
+                for file, plot in curves(name, self.outcomes).items():
                     save_picture(self.out / f"{file}.png", plot)
                     parts.append(f"![{title(name)}]({file}.png)\n")
             elif name in self.sheets:
@@ -248,6 +245,6 @@ class Reproduction:
 
 
 def _summary_line(outcome: "Outcome") -> str:
-    failures = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
-    images = f"{outcome.counted} of {outcome.total} images{failures}"
-    return f"* {outcome.label} on {outcome.dataset} ({outcome.split}): {images}\n"
+    run = outcome.run
+    failures = f", {len(run.failed)} could not be read" if run.failed else ""
+    return f"* {outcome.label} on {run.dataset} ({run.split}): {run.images} of {run.total} images{failures}\n"
