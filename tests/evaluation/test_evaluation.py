@@ -15,7 +15,8 @@ from PIL import Image
 from open_gem import METHODS, Localization, Localizer, Views
 from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluation.metrics import Records, box_overlap, mask_overlap
+from open_gem.evaluation.metrics.counts import Records
+from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap
 from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, find_protocol
 from open_gem.evaluation.run import evaluate, gather, measure
 from open_gem.evaluation.store import Store, run, settings_of, shard
@@ -183,8 +184,8 @@ def test_objects_use_the_threshold_of_the_protocol(tiny_localizer):
     found = tiny_localizer(sample.read_image(), sample.scene.names)
     boxes = [box.xyxy for box in found.boxes(0.7, instances="label")]
     rows = asked.count(found)
-    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes)).row
-    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks)).row
+    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes))
+    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks))
 
 
 def test_differences_cover_scores_that_both_methods_have():

@@ -14,14 +14,16 @@ from typer.testing import CliRunner
 from open_gem import METHODS, cli, towers
 from open_gem.data import Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, WeightsError
-from open_gem.evaluation.metrics import object_contrast, patch_similarity, text_contrast, to_grid
+from open_gem.evaluation.metrics.contrast import object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import Estimate, scores
-from open_gem.paper import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
 from open_gem.paper.figures import plot
+from open_gem.paper.measuring import Outcome, jobs, reproduce, union
 from open_gem.paper.numbers import MODELS, TABLES
 from open_gem.paper.pictures import failures
+from open_gem.paper.rendering import curves, markdown
+from open_gem.paper.rows import EXPERIMENTS
 from open_gem.paper.runs import Run, Scores
 from open_gem.text import Vocabulary
 
@@ -193,8 +195,8 @@ def test_a_table_has_intervals_and_the_papers_values():
     assert "| GEM | 46.1 [45.0, 47.0] | 46.2 (-0.1) |" in text
     assert "| GEM, K = 2 | 46.1 [45.0, 47.0] |  |" in text
     assert "| PACL (quoted by the paper, not measured) |  | 72.3 |" in text
-    others = ({"model": "embedded"}, {"split": "train"}, {"images": 8}, {"protocol": "field"}, {"dataset": "scenes"})
-    for other in others:
+    others: list[dict[str, Any]] = [{"images": 8}, {"model": "embedded"}, {"split": "train"}, {"protocol": "field"}]
+    for other in [*others, {"dataset": "scenes"}]:
         assert "46.2" not in markdown("table3", [an_outcome(rows, **other)])
     assert "paper" not in markdown("table3", [an_outcome(rows, dataset="scenes")])
 

@@ -11,7 +11,8 @@ import pytest
 from open_gem import METHODS
 from open_gem.data import scenes
 from open_gem.errors import InputError
-from open_gem.evaluation.metrics import bootstrap_difference, mean_iou
+from open_gem.evaluation.metrics.intervals import bootstrap_difference
+from open_gem.evaluation.metrics.scores import mean_iou
 from open_gem.evaluation.protocol import PROTOCOLS
 from open_gem.evaluation.store import Store, run, settings_of
 from open_gem.evaluation.tasks import SCORES, Estimate

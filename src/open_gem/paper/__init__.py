@@ -9,23 +9,3 @@ rendering   tables and curves, beside the paper's values
 runs        stored runs with their scores
 report      stored runs as tables
 """
-
-from open_gem.paper.measuring import Job, Outcome, jobs, load_of, reproduce, union
-from open_gem.paper.pictures import PICTURES
-from open_gem.paper.rendering import curves, markdown, title
-from open_gem.paper.rows import EXPERIMENTS, Experiment
-
-__all__ = [
-    "EXPERIMENTS",
-    "PICTURES",
-    "Experiment",
-    "Job",
-    "Outcome",
-    "curves",
-    "jobs",
-    "load_of",
-    "markdown",
-    "reproduce",
-    "title",
-    "union",
-]

@@ -11,7 +11,6 @@ from open_gem.evaluation.tasks import Dataset
 from open_gem.files import digest
 from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
-from open_gem.paper.numbers import GROUPVIT, MODELS
 from open_gem.paper.rows import EXPERIMENTS
 from open_gem.paper.runs import Run, Scores, read_run
 
@@ -96,9 +95,3 @@ def reproduce(
         methods = EXPERIMENTS[name].rows(layers)
         rows[name] = {row: measured.scores[digest(method.describe())] for row, method in methods.items()}
     return Outcome(label or localizer.name, layers, measured, rows)
-
-
-def load_of(label: str) -> tuple[str, str | None, bool]:
-    """Name and tag of one of the paper's models, and whether it was trained to localize."""
-    model = MODELS[label]
-    return model.name, model.pretrained, label == GROUPVIT
