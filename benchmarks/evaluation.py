@@ -22,7 +22,7 @@ from open_gem.data import open_dataset
 from open_gem.evaluation.protocol import PROTOCOLS
 from open_gem.evaluation.run import measure
 from open_gem.localizer import Localizer
-from open_gem.paper import EXPERIMENTS
+from open_gem.paper.rows import EXPERIMENTS
 
 
 def write_voc(root: Path, images: int) -> None:

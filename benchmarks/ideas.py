@@ -21,7 +21,7 @@ from open_gem.method import kernels
 from open_gem.method.kernels import attention, linear
 from open_gem.method.run import run
 from open_gem.method.table import METHODS
-from open_gem.towers.check import pictures
+from open_gem.towers.check import random_images
 from open_gem.towers.loading import build_tower
 from open_gem.types import Size
 
@@ -178,7 +178,7 @@ def linears() -> Cases:
 
 def wholes() -> Cases:
     """GEM from pixels to tokens."""
-    pixels, gem = pictures(Size(448, 448), IMAGES), {"gem": METHODS["gem"]}
+    pixels, gem = random_images(Size(448, 448), IMAGES), {"gem": METHODS["gem"]}
     tower, half = build_tower("ViT-B-16"), build_tower("ViT-B-16")
     half.module.bfloat16()
     expected = run(tower, pixels, gem)["gem"].patches

@@ -268,10 +268,11 @@ def test_a_recommended_temperature_is_for_names_whose_temperature_adapts(sharper
 def test_what_a_name_computes_follows_the_recommendation(name, sharper):
     pixels = batch_of(sharper, PICTURES[0])
     assert pixels.shape == (1, 3, 32, 32)  # the recommended size
-    ours = replace(sharper, method=name).encode(PICTURES[0]).tokens
+    ours = replace(sharper, method=name).encode(PICTURES[0]).tokens  # with its steps
     adaptive = name in ("gem", "gem-q", "gem-k", "gem-v", "gem-mlp")
     settings = METHODS[name].replace(temperature_scale=0.25) if adaptive else METHODS[name]
-    assert torch.equal(ours, run(sharper.backbone.vision, pixels, {"it": settings}, pooled=True)["it"].tokens)
+    encoded = run(sharper.backbone.vision, pixels, {"it": settings}, pooled=True)["it"]
+    assert torch.equal(ours, encoded.stepped(settings.steps).tokens)
     as_is = sharper.encode(PICTURES[0], METHODS[name]).tokens
     assert torch.equal(ours, as_is) == (not adaptive)
 

@@ -1,4 +1,4 @@
-"""What settings may be, and what was perhaps meant: small questions that many modules ask."""
+"""Checks of settings, and words for the messages of errors."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ def is_positive(value: Any) -> bool:
         return False
 
 
-def close_names(given: Any, known: Iterable[str], most: int = 3) -> list[str]:
-    """Up to `most` of the known names that are spelled like the given one, the closest first; case does not count."""
+def close_names(name: Any, known: Iterable[str], most: int = 3) -> list[str]:
+    """Up to `most` of the known names that are spelled like `name`, the closest first; case does not count."""
     by_letters: dict[str, list[str]] = {}
-    for name in known:
-        by_letters.setdefault(name.lower(), []).append(name)
-    close = get_close_matches(str(given).lower(), by_letters, n=most)
-    return [name for letters in close for name in by_letters[letters]][:most]
+    for candidate in known:
+        by_letters.setdefault(candidate.lower(), []).append(candidate)
+    close = get_close_matches(str(name).lower(), by_letters, n=most)
+    return [candidate for letters in close for candidate in by_letters[letters]][:most]
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -43,9 +43,9 @@ _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
-def did_you_mean(given: Any, known: Iterable[str]) -> str:
-    """What to put behind a name that is not known: " (did you mean gem?)", or nothing where none is close."""
-    close = close_names(given, known, 1)
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Words behind an unknown name in a message: " (did you mean gem?)", or nothing where none is close."""
+    close = close_names(name, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

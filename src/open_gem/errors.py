@@ -1,12 +1,12 @@
-"""What can go wrong, as a tree. Every message says what was given, what was expected and what exists.
+"""What can go wrong, as a tree. Every message says what was given, what is expected and what to do.
 
 OpenGemError
 ├── InputError (also ValueError)     something the caller passed
-│   ├── ImageError                   a picture that cannot be read or makes no sense
-│   ├── PromptError                  phrases that cannot be grounded
-│   ├── MethodError                 an unknown method or impossible settings of one
+│   ├── ImageError                   an image that cannot be read or is impossible
+│   ├── PromptError                  prompts that cannot be located
+│   ├── MethodError                  an unknown method or impossible settings of one
 │   └── DatasetError                 an unknown data set, or files of one that are missing or not as they should be
-├── ModelError                       a backbone that cannot be had
+├── ModelError                       a model that cannot be used
 │   ├── UnknownModelError            no such name or tag
 │   ├── WeightsError                 weights missing, unreachable or not fitting
 │   ├── UnsupportedModelError        an architecture that open_gem cannot read
@@ -26,11 +26,11 @@ class InputError(OpenGemError, ValueError):
 
 
 class ImageError(InputError):
-    """A picture that cannot be read or makes no sense."""
+    """An image that cannot be read or is impossible."""
 
 
 class PromptError(InputError):
-    """Phrases that cannot be grounded."""
+    """Prompts that cannot be located."""
 
 
 class MethodError(InputError):
@@ -42,7 +42,7 @@ class DatasetError(InputError):
 
 
 class ModelError(OpenGemError):
-    """A backbone that cannot be had."""
+    """A model that cannot be used."""
 
 
 class UnknownModelError(ModelError):

@@ -1,4 +1,4 @@
-"""What torch's settings of a process or thread must not decide, and numbers that are no answer.
+"""Independence of torch's defaults and of autocast; checks for numbers that are not finite.
 
 `torch.set_default_dtype` and `set_default_device` belong to whoever called them, perhaps in another thread:
 transformers sets the default type while it loads a model. Our own code names type and device at every tensor it makes
@@ -49,8 +49,8 @@ def cpu_by_default() -> Iterator[None]:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """The same, and float32 as the type of what a library makes without naming one. The default type belongs to all
-    threads: only for the time in which a model is built."""
+    """Like `cpu_by_default`; what a library makes without naming a type is float32, too. The default type belongs to
+    all threads: only for the time in which a model is built."""
     before = torch.get_default_dtype()
     if before != torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -116,18 +116,18 @@ def check_finite_number(what: str, model: Any, value: float) -> float:
 
 
 def _cause(what: str, model: Any) -> str:
-    name, given = _name(model), "infinite or not a number"
+    name, problem = _name(model), "infinite or not a number"
     weights = _weights(model)
     if damaged := [at for at, weight in weights.named_parameters() if not are_finite(weight.detach())]:
         names = ", ".join(damaged[:FEW]) + (f" … ({len(damaged)} in all)" if len(damaged) > FEW else "")
-        return f"{name} gives {what} that are {given}, for its weights are damaged ({names}): load them again"
+        return f"{name} gives {what} that are {problem}, for its weights are damaged ({names}): load them again"
     types = [weight.dtype for weight in weights.parameters() if weight.ndim > 1]
     narrow = next((kind for kind in (*types, *autocast().values()) if kind.itemsize < 4), None)
     if narrow is not None:
         kind, most = str(narrow).removeprefix("torch."), torch.finfo(narrow).max
         other = "" if narrow == torch.bfloat16 else " or bfloat16"
-        return f"{name} gives {what} that are {given}: {kind} ends at {most:.5g}; compute in float32{other} (`dtype`)"
-    return f"{name} gives {what} that are {given}: its weights are too large, or not those of this architecture"
+        return f"{name} gives {what} that are {problem}: {kind} ends at {most:.5g}; compute in float32{other} (`dtype`)"
+    return f"{name} gives {what} that are {problem}: its weights are too large, or not those of this architecture"
 
 
 def _name(model: Any) -> str:

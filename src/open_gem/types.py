@@ -22,7 +22,7 @@ class Grid(NamedTuple):
 
 
 class Size(NamedTuple):
-    """A picture's size in pixels, height before width."""
+    """An image's size in pixels, height before width."""
 
     height: int
     width: int

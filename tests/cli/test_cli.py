@@ -911,17 +911,19 @@ def test_a_table_and_a_report_of_all_runs(tiny: str, place: Path):
     for protocol in ("paper", "official"):
         table = call("evaluate", "--limit", 1, "--method", "gem", "--model", tiny, "--protocol", protocol)
         assert table.exit_code == 0, table.output
-        assert "pointing_game" in table.stdout and "gem" in table.stdout
+        assert "pointing" in table.stdout and "gem" in table.stdout
     report = call("report")
     assert report.exit_code == 0
-    assert report.stdout.count("| scenes |") == 2
-    assert {"| paper |", "| official |"} <= set(re.findall(r"\| (?:paper|official) \|", report.stdout))
+    assert report.stdout.count("## scenes held-out") == 2
+    assert set(re.findall(r"protocol (\w+)", report.stdout)) == {"paper", "official"}
     alone = call("report", "--against", "gem")
     assert alone.exit_code == 2 and "has counts of 'gem' and of another method" in alone.stderr
     assert call("evaluate", "--limit", 1, "--method", "gem,clip", "--model", tiny).exit_code == 0
     assert call("report", "--against", "gem").stdout.count("| clip − gem |") == 1
-    assert call("report", "--format", "csv", "--out", "all.csv").exit_code == 0
+    assert call("report", "--out", "all.csv").exit_code == 0
     assert Path("all.csv").read_text().count("\n") == 5
+    assert call("report", "--out", "report.html").exit_code == 0
+    assert Path("report.html").read_text().startswith("<!doctype html>")
 
 
 def test_evaluate_scales_adaptive_temperatures_only(tiny: str, place: Path):

@@ -1,7 +1,5 @@
 """Evaluation counts what it says, once an image, in shards and after interruptions as in one piece."""
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -17,17 +15,16 @@ from PIL import Image
 from open_gem import METHODS, Localization, Localizer, Views
 from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, OutputError
-from open_gem.evaluation.metrics import Records, bootstrap_difference, box_overlap, mask_overlap, mean_iou
+from open_gem.evaluation.metrics.counts import Records
+from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap
 from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, find_protocol
 from open_gem.evaluation.run import evaluate, gather, measure
 from open_gem.evaluation.store import Store, run, settings_of, shard
 from open_gem.evaluation.tasks import Estimate, differences, scores, tasks_of
 from open_gem.files import digest
 from open_gem.images.pixels import size_of
-from open_gem.paper import numbers as paper
-from open_gem.paper.report import Line, collect, render, summary
+from open_gem.paper.runs import read_run
 from open_gem.text import Vocabulary
-from open_gem.trained.localizer import TRAINED
 from open_gem.types import Size
 
 TWO = {name: METHODS[name] for name in ("clip", "maskclip")}
@@ -187,8 +184,8 @@ def test_objects_use_the_threshold_of_the_protocol(tiny_localizer):
     found = tiny_localizer(sample.read_image(), sample.scene.names)
     boxes = [box.xyxy for box in found.boxes(0.7, instances="label")]
     rows = asked.count(found)
-    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes)).row
-    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks)).row
+    assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes))
+    assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks))
 
 
 def test_differences_cover_scores_that_both_methods_have():
@@ -273,7 +270,7 @@ def test_shards_give_the_same_numbers_as_one_run(tiny_localizer, tmp_path):
     for part in parts:
         run(shards, tiny_localizer, TWO, data, PAPER, ids=part, batch_size=3)
     assert json.dumps(documents(shards)) == json.dumps(documents(whole))
-    assert [line.scores for line in summary(shards)] == [line.scores for line in summary(whole)]
+    assert read_run(shards).scores == read_run(whole).scores
 
 
 def test_an_interrupted_run_resumes_and_counts_nothing_twice(tiny_localizer, tmp_path, monkeypatch):
@@ -410,13 +407,13 @@ def test_a_failed_image_is_tried_again(tiny_localizer, tmp_path):
     store = store_of(tmp_path / "runs", tiny_localizer, data)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert list(store.read().failed) == ["2"] and "2" not in store.read().done
-    assert [[line.failed for line in summary(store, ids)] for ids in (None, ["1", "3"])] == [[1, 1], [0, 0]]
+    assert [list(read_run(store, ids).failed) for ids in (None, ["1", "3"])] == [["2"], []]
     (tmp_path / "2.png").write_bytes(whole)
     run(store, tiny_localizer, TWO, data, PAPER)
     assert not store.read().failed and "2" in store.read().done
 
 
-def test_the_summary_covers_the_requested_images(tiny_localizer, tmp_path):
+def test_scores_cover_the_requested_images(tiny_localizer, tmp_path):
     data = scenes(range(5), 64)
     store = store_of(tmp_path, tiny_localizer, data)
     run(store, tiny_localizer, TWO, data, PAPER)
@@ -425,10 +422,10 @@ def test_the_summary_covers_the_requested_images(tiny_localizer, tmp_path):
     assert few.read().total == 5
     turned = dict(reversed(TWO.items()))
     again = Store.at(tmp_path, settings_of(tiny_localizer, turned, data, PAPER))
-    assert [line.method for line in summary(again)] == list(turned)
-    lines = summary(store, data.ids[:2])
-    assert [(line.images, line.total) for line in lines] == [(2, 5)] * 2
-    assert [line.scores for line in lines] == [line.scores for line in summary(few)]
+    assert list(read_run(again).scores) == list(turned)
+    first = read_run(store, data.ids[:2])
+    assert (first.images, first.total) == (2, 5)
+    assert first.scores == read_run(few).scores
 
 
 def test_shards_do_not_depend_on_which_images_a_machine_has():
@@ -477,7 +474,7 @@ def test_a_killed_run_resumes(tiny, tiny_localizer, tmp_path):
     assert documents(store) == documents(whole)
 
 
-# Protocols and reports ------------------------------------------------------------------------------------------------
+# Protocols ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -498,139 +495,3 @@ def test_the_field_protocol_has_a_threshold_for_each_data_set():
     assert PROTOCOLS["field"].background_of("voc2012") == 0.5
     assert PROTOCOLS["field"].background_of("another") == 0.0
     assert PROTOCOLS["paper"].background_of("voc2012") == 0.8
-
-
-@pytest.mark.parametrize("format", ["markdown", "html", "csv"])
-def test_reports_have_every_run(format, tiny_localizer, tmp_path):
-    data = scenes(range(3), 64)
-    for protocol in (PAPER, PROTOCOLS["official"]):
-        store = Store.at(tmp_path, settings_of(tiny_localizer, TWO, data, replace(protocol, size="short:32")))
-        run(store, tiny_localizer, TWO, data, replace(protocol, size="short:32"))
-    text = render(collect(tmp_path), format)
-    assert text.count("maskclip") == 2
-    assert text.count("3 of 3") == 4
-    assert "pointing_game" in text
-    with pytest.raises(InputError, match="pdf"):
-        render([], "pdf")
-    assert [line.run for line in collect(tmp_path)[::2]] == sorted(path.name for path in tmp_path.iterdir())
-    for against in (None, "gem"):
-        with pytest.raises(InputError, match="no runs in"):
-            collect(tmp_path / "nothing", against)
-
-
-def test_differences_to_a_method(tiny_localizer, tmp_path):
-    """Beside runs that do not have it, and against the same by hand."""
-    data, short = scenes(range(4), 64), replace(PAPER, size="short:32")
-    run(store := Store.at(tmp_path, settings_of(tiny_localizer, TWO, data, short)), tiny_localizer, TWO, data, short)
-    [one, other], rows = TWO, store.read().counts()
-    alone = {one: TWO[one]}
-    run(Store.at(tmp_path, settings_of(tiny_localizer, alone, data, short)), tiny_localizer, alone, data, short)
-    [line] = collect(tmp_path, against=other)
-    assert (line.method, line.against, line.images) == (one, other, 4)
-    assert line.scores.keys() == summary(store)[0].scores.keys()
-    mine, theirs = rows[one]["pixels"], rows[other]["pixels"]
-    assert line.scores["mean_iou"] == (
-        mine.value(mean_iou) - theirs.value(mean_iou),
-        *bootstrap_difference(mine, theirs, mean_iou),
-    )
-    text = render([line])
-    assert f"| {one} − {other} |" in text
-    value = 100 * line.scores["mean_iou"].value
-    assert f"| {value:+.1f} [" in text
-    [row] = csv.DictReader(io.StringIO(render([line], "csv")))
-    assert (row["method"], row["against"]) == (one, other)
-    with pytest.raises(InputError, match=rf"no run has method '{other}x' \(did you mean {other}\?\), expected one of"):
-        collect(tmp_path, against=other + "x")
-
-
-def test_a_difference_to_a_tuned_method_says_so(tiny_localizer, tmp_path):
-    data, short = scenes(range(2), 64), replace(PAPER, size="short:32")
-    methods = {"clip": METHODS["clip"], "gem": METHODS["gem"].replace(temperature_scale=0.5)}
-    store = Store.at(tmp_path, settings_of(tiny_localizer, methods, data, short))
-    run(store, tiny_localizer, methods, data, short)
-    assert "| clip − gem (tuned) |" in render(collect(tmp_path, against="gem"))
-    assert "| gem (tuned) − clip |" in render(collect(tmp_path, against="clip"))
-    assert "against" not in summary(store)[0].document()
-
-
-LINE = Line(
-    "voc2012",
-    "val",
-    1449,
-    0,
-    1449,
-    "ViT-B-16, openai",
-    "paper",
-    "short:448",
-    "run",
-    "gem",
-    False,
-    {"mean_iou": Estimate(0.47, 0.45, 0.49)},
-)
-
-
-@pytest.mark.parametrize(
-    ("method", "value"), [("clip", 10.4), ("maskclip", 28.6), ("clip_surgery", 41.2), (TRAINED, 42.8)]
-)
-def test_methods_of_reproduced_runs_have_readable_names(method, value):
-    model = "nvidia/groupvit-gcc-yfcc" if method == TRAINED else LINE.model
-    assert f"paper {value} " in render([replace(LINE, method=method, model=model)])
-
-
-def test_every_cell_of_the_tables():
-    """Scores that a line lacks or that have no value, names that a format has to quote."""
-    nan, top = float("nan"), Estimate(0.5, 0.25, 0.75)
-    undefined = Estimate(nan, nan, nan)
-    lines = [
-        replace(LINE, images=3, failed=1, total=5, tuned=True, run="<a|b>", scores={"mean_iou": undefined}),
-        replace(LINE, dataset="scenes", images=5, total=5, scores={"top1": top, "text_contrast@7": top}),
-        replace(LINE, images=5, total=5, scores={"top1": Estimate(-0.125, -0.25, -0.0001)}, against="clip"),
-    ]
-    head = ["data set", "split", "images", "model", "protocol", "size", "run", "method", "mean_iou", "top1"]
-    told = ["voc2012", "val", "3 of 5, 1 failed", "ViT-B-16, openai", "paper", "short:448", "<a|b>", "gem (tuned)"]
-    more = ["scenes", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run", "gem"]
-    less = ["voc2012", "val", "5 of 5", "ViT-B-16, openai", "paper", "short:448", "run"]
-    rows = [head, ["---"] * 10, [*told, "nothing counted", ""], [*more, "", "50.0 [25.0, 75.0]"]]
-    rows.append([*less, "gem − clip", "", "-12.5 [-25.0, +0.0]"])
-    assert render(lines) == "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("a|b", "a/b")
-    page = render(lines, "html")
-    assert page.count("<tr>") == 4 and "<tr><th>data set</th>" in page and "<td>&lt;a|b&gt;</td>" in page
-    parts = [f"{name}{part}" for name in ("mean_iou", "top1") for part in ("", " low", " high", " paper")]
-    numbers = [[*head[:8], "against", *parts], [*told, *[""] * 9], [*more, *[""] * 5, "0.5", "0.25", "0.75", ""]]
-    numbers.append([*less, "gem", "clip", *[""] * 4, "-0.125", "-0.25", "-0.0001", ""])
-    text = render(lines, "csv")
-    assert list(csv.reader(io.StringIO(text))) == numbers and "\r" not in text
-
-
-def test_the_papers_value_is_shown_for_the_same_setting():
-    assert "| 47.0 [45.0, 49.0]; paper 46.2 (+0.8) |" in render([LINE])
-    assert "mean_iou paper" in render([LINE], "csv") and ",0.47,0.45,0.49,0.462" in render([LINE], "csv")
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"model": "embedded"},
-        {"protocol": "field"},
-        {"protocol": "own"},
-        {"split": "train"},
-        {"images": 1448},
-        {"tuned": True},
-        {"method": "kk"},
-        {"against": "clip"},
-    ],
-)
-def test_the_papers_value_is_not_shown_for_other_settings(other):
-    assert "46.2" not in render([replace(LINE, **other)])
-
-
-def test_the_papers_models_are_recognised_by_their_names_in_runs():
-    assert paper.label_of("ViT-B-16, openai") == paper.label_of("openai/clip-vit-base-patch16") == paper.B16
-    assert paper.label_of("embedded") is None
-    assert paper.value("table4", "ViT-L-14, openai", "GEM", "context59", "val", "official") == 28.6
-
-
-def test_a_score_without_a_value_is_null():
-    nothing = replace(LINE, scores={"mean_iou": Estimate(*[float("nan")] * 3)})
-    assert "nothing counted" in render([nothing])
-    assert json.dumps(nothing.document(), allow_nan=False).count("null") == 3

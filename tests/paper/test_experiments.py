@@ -1,6 +1,7 @@
 """The paper's tables and figures: rows that are what they say, one pass over the data, reports that can be read."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from typer.testing import CliRunner
 from open_gem import METHODS, cli, towers
 from open_gem.data import Points, Sample, SceneSample, Segmentation, scenes
 from open_gem.errors import ImageError, InputError, WeightsError
-from open_gem.evaluation.metrics import object_contrast, patch_similarity, text_contrast, to_grid
+from open_gem.evaluation.metrics.contrast import object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import Estimate, scores
-from open_gem.paper import EXPERIMENTS, Outcome, curves, jobs, markdown, reproduce, union
 from open_gem.paper.figures import plot
+from open_gem.paper.measuring import Outcome, jobs, reproduce, union
 from open_gem.paper.numbers import MODELS, TABLES
 from open_gem.paper.pictures import failures
+from open_gem.paper.rendering import curves, markdown
+from open_gem.paper.rows import EXPERIMENTS
+from open_gem.paper.runs import Run, Scores
 from open_gem.text import Vocabulary
 
 GEM = METHODS["gem"]
@@ -108,9 +112,8 @@ def test_unreadable_images_are_reported(tiny_localizer, tmp_path, monkeypatch):
     data, read = scenes(range(3), 64), Sample.read_image
     monkeypatch.setattr(Sample, "read_image", lambda self: broken(self) if self.id == "scene-1" else read(self))
     found = reproduce(["table3"], tiny_localizer, data, tmp_path)
-    assert (found.counted, found.requested, found.total) == (2, 3, 3)
-    assert found.failed == {"scene-1": "cannot read scene-1"}
-    assert not found.complete
+    assert (found.run.images, found.run.total) == (2, 3)
+    assert found.run.failed == {"scene-1": "cannot read scene-1"}
     assert found.rows["table3"]["GEM"]["pointing_game"].value >= 0
     monkeypatch.setattr(Sample, "read_image", broken)
     with pytest.raises(InputError, match="none of 3 images of scenes could be read: cannot read scene"):
@@ -175,59 +178,62 @@ def test_an_image_without_classes_has_no_contrast(tiny_localizer):
 
 
 ESTIMATE = Estimate(0.461, 0.45, 0.47)
-OUTCOME = Outcome("ViT-B-16, openai", "CLIP ViT-B/16", "voc2012", "val", "paper", 9, 9, 9, {}, {})
+GEM_ROW = {"GEM": {"mean_iou": ESTIMATE}}
+
+
+def an_outcome(rows: Mapping[str, Scores], label: str = "CLIP ViT-B/16", images: int = 9, **setting: str) -> Outcome:
+    """Of a run over PascalVOC with the paper's model and protocol, or of another `setting`."""
+    settings: dict[str, Any] = {"dataset": "voc2012", "split": "val", "model": "ViT-B-16, openai"} | setting
+    settings["protocol"] = {"name": setting.get("protocol", "paper")}
+    return Outcome(label, 12, Run("run", settings, images, {}, 9, {}), rows)
 
 
 def test_a_table_has_intervals_and_the_papers_values():
-    rows = {"GEM": {"mean_iou": ESTIMATE}, "GEM, K = 2": {"mean_iou": ESTIMATE}}
-    outcome = OUTCOME._replace(rows={"table3": rows})
-    text = markdown("table3", [outcome])
+    rows = {"table3": {**GEM_ROW, "GEM, K = 2": {"mean_iou": ESTIMATE}}}
+    text = markdown("table3", [an_outcome(rows)])
     assert "## Table 3" in text
     assert "| GEM | 46.1 [45.0, 47.0] | 46.2 (-0.1) |" in text
     assert "| GEM, K = 2 | 46.1 [45.0, 47.0] |  |" in text
     assert "| PACL (quoted by the paper, not measured) |  | 72.3 |" in text
-    others = ({"model": "embedded"}, {"split": "train"}, {"counted": 8}, {"protocol": "field"}, {"dataset": "scenes"})
-    for other in others:
-        assert "46.2" not in markdown("table3", [outcome._replace(**other)])
-    assert "paper" not in markdown("table3", [outcome._replace(dataset="scenes")])
+    others: list[dict[str, Any]] = [{"images": 8}, {"model": "embedded"}, {"split": "train"}, {"protocol": "field"}]
+    for other in [*others, {"dataset": "scenes"}]:
+        assert "46.2" not in markdown("table3", [an_outcome(rows, **other)])
+    assert "paper" not in markdown("table3", [an_outcome(rows, dataset="scenes")])
 
 
 def test_models_are_listed_below_each_other():
-    gem = {"GEM": {"mean_iou": ESTIMATE}}
-    trained = OUTCOME._replace(
-        model="nvidia/groupvit-gcc-yfcc", label="GroupViT", rows={"table3": {"as trained": {"mean_iou": ESTIMATE}}}
-    )
-    text = markdown("table3", [OUTCOME._replace(rows={"table3": gem}), trained])
+    rows = {"table3": {"as trained": {"mean_iou": ESTIMATE}}}
+    trained = an_outcome(rows, "GroupViT", model="nvidia/groupvit-gcc-yfcc")
+    text = markdown("table3", [an_outcome({"table3": GEM_ROW}), trained])
     assert "| CLIP ViT-B/16 · GEM | 46.1 [45.0, 47.0] | 46.2 (-0.1) |" in text
     assert "| GroupViT · as trained | 46.1 [45.0, 47.0] | 42.8 (+3.3) |" in text
 
 
 def test_seeds_are_merged_into_mean_and_deviation():
     rows = {f"k-means, 3, seed {seed}": {"mean_iou": Estimate(0.4 + seed / 100, 0, 1)} for seed in range(3)}
-    text = markdown("table2", [OUTCOME._replace(rows={"table2": {"GEM": {"mean_iou": ESTIMATE}, **rows}})])
+    text = markdown("table2", [an_outcome({"table2": GEM_ROW | rows})])
     assert "| k-means, 3 (3 seeds) | 41.0 ± 1.0 |" in text
     assert "seed 0" not in text
 
 
 def test_a_table_without_scores_says_so():
-    text = markdown("figure3", [OUTCOME._replace(rows={"figure3": {"CLIP": {}}}, dataset="openimages")])
-    assert "openimages has no scores of the kind that this needs: patch_similarity" in text
+    text = markdown("figure3", [an_outcome({"figure3": {"CLIP": {}}}, dataset="openimages")])
+    assert "openimages has no scores of the kind that this needs: patch similarity" in text
 
 
 def test_figures_have_plots_and_tables_do_not():
     estimate = {"mean_iou": Estimate(0.4, 0.3, 0.5)}
-    one = OUTCOME._replace(rows={"figure5": dict.fromkeys(EXPERIMENTS["figure5"].rows(12), estimate)})
-    two = one._replace(label="another")
-    layers = {one.label: 12, two.label: 12}
-    [(file, picture)] = curves("figure5", [one, two], layers).items()
+    rows = {"figure5": dict.fromkeys(EXPERIMENTS["figure5"].rows(12), estimate)}
+    outcome = an_outcome(rows)
+    [(file, picture)] = curves("figure5", [outcome, an_outcome(rows, "another")]).items()
     assert file == "figure5.mean_iou"
     assert isinstance(picture, Image.Image) and min(picture.size) > 300
-    assert curves("table1", [one], layers) == {}
+    assert curves("table1", [outcome]) == {}
 
 
 def test_figure_3_is_drawn_over_iterations_and_over_blocks(tiny_localizer, tmp_path):
     found = reproduce(["figure3"], tiny_localizer, scenes(range(2), 64), tmp_path)
-    files = curves("figure3", [found], {found.label: 6})
+    files = curves("figure3", [found])
     kinds = ("patch_similarity", "object_contrast", "text_contrast")
     assert set(files) == {f"figure3{over}.{kind}" for over in ("", ".blocks") for kind in kinds}
 

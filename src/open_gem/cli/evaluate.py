@@ -1,10 +1,13 @@
 """`open-gem evaluate` and `open-gem report`: methods measured on a data set, and the tables of all runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from open_gem.cli.app import app, new_console, new_table, print_json, progress_bar, resumable, say
 from open_gem.cli.options import (
@@ -21,9 +24,12 @@ from open_gem.errors import InputError
 if TYPE_CHECKING:
     from open_gem.localizer import Localizer
     from open_gem.method.table import Method
+    from open_gem.paper.report import Cell
+    from open_gem.paper.runs import Run
 
 OUT = Path("open_gem_results")
 DEFAULT = "clip,maskclip,clip_surgery,gem"
+MIN_COLUMNS = 3  # of a table on a narrow terminal
 
 
 @app.command()
@@ -65,7 +71,7 @@ def evaluate(
     from open_gem.images.pixels import check_size_rule
     from open_gem.localizer import Localizer
     from open_gem.method.table import METHODS
-    from open_gem.paper.report import summary
+    from open_gem.paper.runs import read_run
 
     # Checked before a model is loaded.
     names, protocol = parse_methods(method or DEFAULT), find_protocol(data.protocol)
@@ -86,16 +92,16 @@ def evaluate(
     store = runs.Store.at(out, runs.settings_of(localizer, methods, images, protocol))
     with resumable(), progress_bar(len(ids), quiet) as advance:
         runs.run(store, localizer, methods, images, protocol, ids=ids, progress=advance, **data.loop)
-    lines = summary(store, ids)
-    failed = {image: error for image, error in store.read().failed.items() if image in set(ids)}
-    for image, error in failed.items():
+    results = read_run(store, ids)
+    for image, error in results.failed.items():
         say(f"error: {image}: {error}")
     if as_json:
-        for line in lines:
-            print_json(line.document())
-    elif lines:
-        print_scores(lines, f"{images.name} {images.split}", len(failed), out)
-    if failed:
+        for document in results.documents():
+            print_json(document)
+    elif results.scores:
+        print_runs([results])
+        typer.echo(f"All runs so far: open-gem report {out}")
+    if results.failed:
         raise typer.Exit(1)
 
 
@@ -120,34 +126,66 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def print_scores(lines: list[Any], data: str, failed: int, out: Path) -> None:
-    """Print a row of scores for each method."""
-    images = f"{lines[0].images} of {lines[0].total} images" + (f", {failed} failed" if failed else "")
-    table = new_table("method", *lines[0].scores, title=f"{data}, {images}")
-    for line in lines:
-        table.add_row(line.method, *(f"{estimate.value:.3f}" for estimate in line.scores.values()))
+def print_runs(runs: "Sequence[Run]") -> None:
+    """Print a table for each run; of scores for which there is no room, the names."""
+    from open_gem.paper.report import tables
+
     console = new_console()
-    console.print(table)
-    console.print(f"With intervals and all other runs: open-gem report {out}")
+    for title, about, head, rows in tables(runs):
+        shown, unlimited = len(head), console.options.update(max_width=1000)
+        while console.measure(table := _table(head[:shown], rows), options=unlimited).maximum > console.width:
+            if shown == MIN_COLUMNS:
+                break  # the table wraps
+            shown -= 1
+        console.print(Text(title, style="bold"))
+        console.print(Text(", ".join(f"{name} {value}" for name, value in about.items()), style="dim"))
+        console.print(table)
+        if hidden := head[shown:]:
+            console.print(Text(f"No room for {', '.join(hidden)}: see --out report.html", style="dim"))
+        console.print()
+
+
+def _table(head: Sequence[str], rows: "Sequence[tuple[str, list[Cell]]]") -> Table:
+    """A table of the columns in `head`: the first score with its interval, the others without."""
+    table = new_table()
+    for index, name in enumerate(head):
+        # A name of several words takes as many lines as it has words.
+        heading = name if index < 2 else name.replace(" ", "\n")
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for name, cells in rows:
+        first, *others = cells[: len(head) - 1]
+        table.add_row(name, str(first), *(cell.value for cell in others))
+    return table
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The --out folder of `open-gem evaluate` or `reproduce`.")] = OUT,
-    format: Annotated[str, typer.Option(help="markdown, html or csv.")] = "markdown",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="markdown, html or csv.",
+            show_default="that of --out's name; without --out, a table on a terminal and Markdown elsewhere",
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="A method: how much better each other method of its runs is, with paired intervals."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the table.", show_default="stdout")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the report: .html, .csv or .md.", show_default="stdout")
+    ] = None,
 ) -> None:
-    """Print the scores of all runs in one table: per cent, 95 % intervals, and the paper's values if it has any; or the
-    differences between methods of one run."""
+    """Print the scores of all runs, a table each: per cent, 95 % intervals, and the paper's values if it has any; or
+    the differences between methods of one run."""
     from open_gem.files import write_file
-    from open_gem.paper.report import collect, render
+    from open_gem.paper.report import ENDINGS, render
+    from open_gem.paper.runs import collect
 
-    text = render(collect(folder, against), format)
-    if out is None:
-        typer.echo(text, nl=False)
+    runs = collect(folder, against)
+    if out is not None:
+        write_file(out, render(runs, format or ENDINGS.get(out.suffix.lower(), "markdown")).encode())
+    elif format is None and new_console().is_terminal:
+        print_runs(runs)
     else:
-        write_file(out, text.encode())
+        typer.echo(render(runs, format or "markdown"), nl=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from open_gem.evaluation.protocol import EvalProtocol
     from open_gem.evaluation.tasks import Dataset
     from open_gem.locate import AnyLocalizer
-    from open_gem.paper import Job, Outcome
+    from open_gem.paper.measuring import Job, Outcome
 
 PROBE = 4  # images that a plan is timed on
 
@@ -66,8 +66,10 @@ def reproduce(
     from open_gem.data import Segmentation, find_dataset
     from open_gem.evaluation.protocol import find_protocol
     from open_gem.files import check_writable
-    from open_gem.paper import EXPERIMENTS, PICTURES, jobs
+    from open_gem.paper.measuring import jobs
     from open_gem.paper.numbers import B16
+    from open_gem.paper.pictures import PICTURES
+    from open_gem.paper.rows import EXPERIMENTS
 
     names = find_experiments(experiments or ["all"])
     tables = [name for name in names if name in EXPERIMENTS]
@@ -109,7 +111,8 @@ def reproduce(
 
 def find_experiments(names: Sequence[str]) -> list[str]:
     """The experiments that were asked for. Raises InputError for an unknown one."""
-    from open_gem.paper import EXPERIMENTS, PICTURES
+    from open_gem.paper.pictures import PICTURES
+    from open_gem.paper.rows import EXPERIMENTS
 
     known = [*EXPERIMENTS, *PICTURES]
     if list(names) == ["all"]:
@@ -125,7 +128,6 @@ class Reproduction:
     """The settings of a reproduction and its results so far.
 
     outcomes  of each finished job
-    layers    blocks of each model, by the label of its outcome
     sheets    drawn figures, by name
     faults    what failed, and why
     """
@@ -137,7 +139,6 @@ class Reproduction:
     out: Path
     quiet: bool
     outcomes: "list[Outcome]" = field(default_factory=list)
-    layers: dict[str, int] = field(default_factory=dict)
     sheets: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ class Reproduction:
 
     def load(self, label: str | None) -> "AnyLocalizer":
         """A model of the paper by its label, or the user's own model (None), which must have methods."""
-        from open_gem.paper import load_of
+        from open_gem.paper.numbers import MODELS
 
         if label is None:
             localizer = self.models.load_any()
@@ -158,14 +159,12 @@ class Reproduction:
                 name = self.models.model
                 raise InputError(f"{name} was trained to localize and has no methods: use open-gem evaluate")
             return localizer
-        name, tag, may_be_trained = load_of(label)
-        models = replace(self.models, model=name, pretrained=tag)
-        return models.load_any() if may_be_trained else models.load()
+        return replace(self.models, model=MODELS[label].name, pretrained=MODELS[label].pretrained).load_any()
 
     def plan(self, job: "Job") -> str:
         """One line on what a job would do, and for how long."""
         from open_gem.evaluation.run import measure
-        from open_gem.paper import union
+        from open_gem.paper.measuring import union
 
         images, experiments = self.open_data(job.split), ", ".join(job.experiments)
         count = self._count(images)
@@ -184,7 +183,7 @@ class Reproduction:
 
     def measure(self, job: "Job") -> None:
         """Run a job; its outcome, or what failed, is added."""
-        from open_gem.paper import reproduce as measure_all
+        from open_gem.paper.measuring import reproduce as measure_all
 
         images = self.open_data(job.split)
         try:
@@ -205,12 +204,11 @@ class Reproduction:
             self.faults.append(f"{job.model or self.models.model}: {error}")
             return
         self.outcomes.append(outcome)
-        self.layers[outcome.label] = localizer.layers
-        self.faults += [f"{image}: {error}" for image, error in outcome.failed.items()]
+        self.faults += [f"{image}: {error}" for image, error in outcome.run.failed.items()]
 
     def draw(self, names: Sequence[str], label: str | None, images: "Dataset") -> None:
         """Draw figures; those that can be drawn, or what failed, are added."""
-        from open_gem.paper import PICTURES
+        from open_gem.paper.pictures import PICTURES
 
         try:
             localizer: Any = self.load(label)
@@ -227,7 +225,9 @@ class Reproduction:
         """Write the report and its figures."""
         from open_gem.cli.save import save_image
         from open_gem.files import write_file
-        from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
+        from open_gem.paper.pictures import PICTURES
+        from open_gem.paper.rendering import curves, markdown, title
+        from open_gem.paper.rows import EXPERIMENTS
 
         parts = [
             f"# The paper's experiments, protocol {self.data.protocol}\n",
@@ -238,7 +238,7 @@ class Reproduction:
         for name in names:
             if name in EXPERIMENTS and any(name in outcome.rows for outcome in self.outcomes):
                 parts.append(markdown(name, self.outcomes))
-                for file, plot in curves(name, self.outcomes, self.layers).items():
+                for file, plot in curves(name, self.outcomes).items():
                     save_image(self.out / f"{file}.png", plot)
                     parts.append(f"![{title(name)}]({file}.png)\n")
             elif name in self.sheets:
@@ -251,6 +251,6 @@ class Reproduction:
 
 
 def _summary_line(outcome: "Outcome") -> str:
-    failures = f", {len(outcome.failed)} could not be read" if outcome.failed else ""
-    images = f"{outcome.counted} of {outcome.total} images{failures}"
-    return f"* {outcome.label} on {outcome.dataset} ({outcome.split}): {images}\n"
+    run = outcome.run
+    failures = f", {len(run.failed)} could not be read" if run.failed else ""
+    return f"* {outcome.label} on {run.dataset} ({run.split}): {run.images} of {run.total} images{failures}\n"

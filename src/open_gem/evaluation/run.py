@@ -15,7 +15,7 @@ from typing import Any
 
 from open_gem.data import PointSample, Sample
 from open_gem.errors import DatasetError, ImageError, InputError, NotFiniteError
-from open_gem.evaluation.metrics import ImageCounts, Records
+from open_gem.evaluation.metrics.counts import ImageCounts, Records
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset, EvalTask, analyse, tasks_of
 from open_gem.localizer import Localizer

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import open_gem
 from open_gem.errors import InputError, OutputError
-from open_gem.evaluation.metrics import Records
+from open_gem.evaluation.metrics.counts import Records
 from open_gem.evaluation.protocol import EvalProtocol, name_of
 from open_gem.evaluation.run import Counts, ImageScores, gather, measure
 from open_gem.evaluation.tasks import SCORES, Dataset

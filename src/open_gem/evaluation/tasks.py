@@ -13,33 +13,22 @@ from torch import Tensor
 
 from open_gem.data import IGNORE, Points, PointSample, Sample, SceneSample, Segmentation
 from open_gem.errors import DatasetError
-from open_gem.evaluation.metrics import (
-    ImageCounts,
-    Mean,
-    Records,
+from open_gem.evaluation.metrics.contrast import object_contrast, patch_similarity, text_contrast, to_grid
+from open_gem.evaluation.metrics.counts import ImageCounts, Records, mean_counts
+from open_gem.evaluation.metrics.intervals import bootstrap, bootstrap_difference
+from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap, pointing_game
+from open_gem.evaluation.metrics.points import image_means, pair_means, point_counts
+from open_gem.evaluation.metrics.scores import (
     Score,
-    bootstrap,
-    bootstrap_difference,
-    boundary,
-    box_overlap,
-    confusion,
     frequency_weighted_iou,
-    image_means,
-    mask_overlap,
     mean_accuracy,
     mean_iou,
     micro_iou,
-    object_contrast,
-    pair_means,
-    patch_similarity,
     pixel_accuracy,
     point_accuracy,
-    point_counts,
-    pointing_game,
     ratio,
-    text_contrast,
-    to_grid,
 )
+from open_gem.evaluation.metrics.segmentation import boundary_counts, region_counts
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.localization import Localization
 from open_gem.method.run import Encoded
@@ -75,7 +64,7 @@ def _is_best_present(result: Localization, sample: SceneSample) -> ImageCounts:
     """Whether the concept with the highest image-level score is in the scene."""
     assert result.scores is not None
     best = result.labels[int(result.scores.argmax())]
-    return Mean.of([int(best in sample.scene.names)]).row
+    return mean_counts([int(best in sample.scene.names)])
 
 
 def _names(dataset: Segmentation, protocol: EvalProtocol) -> str | None:
@@ -96,8 +85,8 @@ def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: Ev
     def count(result: Localization) -> dict[str, ImageCounts]:
         predicted = class_of[result.segment(threshold).cpu()]
         rows: dict[str, ImageCounts] = {
-            "pixels": confusion(predicted, true, classes).row,
-            "boundaries": boundary(predicted, true, classes),
+            "pixels": region_counts(predicted, true, classes),
+            "boundaries": boundary_counts(predicted, true, classes),
         }
         return rows | {"top1": _is_best_present(result, sample)} if isinstance(sample, SceneSample) else rows
 
@@ -127,9 +116,9 @@ def _objects_task(sample: SceneSample, protocol: EvalProtocol) -> EvalTask:
     def count(result: Localization) -> dict[str, ImageCounts]:
         best = [predicted.xyxy for predicted in result.boxes(protocol.threshold, instances="label")]
         return {
-            "pointing": pointing_game(result.points(), masks).row,
-            "masks": mask_overlap(result.masks(protocol.threshold).stack().cpu(), masks).row,
-            "boxes": box_overlap(best, boxes).row,
+            "pointing": pointing_game(result.points(), masks),
+            "masks": mask_overlap(result.masks(protocol.threshold).stack().cpu(), masks),
+            "boxes": box_overlap(best, boxes),
         }
 
     return EvalTask(Vocabulary.of(sample.scene.names), count)
@@ -166,11 +155,11 @@ def analyse(
     text = encode_text([label_of[index] for index in present]).cpu() if present else None
 
     def measures(patches: Tensor, joint: Tensor, grid: Grid, name: str) -> Iterator[tuple[str, ImageCounts]]:
-        yield f"patch_similarity{name}", Mean.of([patch_similarity(patches).item()]).row
+        yield f"patch_similarity{name}", mean_counts([patch_similarity(patches).item()])
         if masks is not None and text is not None:
             sides = to_grid(masks, grid, void)
-            yield f"object_contrast{name}", Mean.of(object_contrast(patches, sides).tolist()).row
-            yield f"text_contrast{name}", Mean.of(text_contrast(joint, text, sides).tolist()).row
+            yield f"object_contrast{name}", mean_counts(object_contrast(patches, sides).tolist())
+            yield f"text_contrast{name}", mean_counts(text_contrast(joint, text, sides).tolist())
 
     patches = encoded.patches[0].cpu()
     rows = dict(measures(patches, patches, encoded.grid, ""))

@@ -6,26 +6,6 @@ pictures    the figures without numbers
 clustering  self-self attention as clustering (section 4.2), drawn by `figures`
 numbers     the paper's values
 rendering   tables and curves, beside the paper's values
-report      all stored runs as one table
+runs        stored runs with their scores
+report      stored runs as tables
 """
-
-from open_gem.paper.measuring import Job, Outcome, Scores, jobs, load_of, reproduce, union
-from open_gem.paper.pictures import PICTURES
-from open_gem.paper.rendering import curves, markdown, title
-from open_gem.paper.rows import EXPERIMENTS, Experiment
-
-__all__ = [
-    "EXPERIMENTS",
-    "PICTURES",
-    "Experiment",
-    "Job",
-    "Outcome",
-    "Scores",
-    "curves",
-    "jobs",
-    "load_of",
-    "markdown",
-    "reproduce",
-    "title",
-    "union",
-]

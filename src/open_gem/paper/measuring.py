@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_gem.errors import InputError
-from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, name_of
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
 from open_gem.evaluation.store import Store, run, settings_of
-from open_gem.evaluation.tasks import Dataset, Estimate, scores
+from open_gem.evaluation.tasks import Dataset
 from open_gem.files import digest
 from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
-from open_gem.paper.numbers import GROUPVIT, MODELS
 from open_gem.paper.rows import EXPERIMENTS
-
-Scores = Mapping[str, Mapping[str, Estimate]]  # by row of an experiment, then by score
+from open_gem.paper.runs import Run, Scores, read_run
 
 
 class Job(NamedTuple):
@@ -47,30 +45,16 @@ def jobs(names: Sequence[str], own: bool, splits: Sequence[str], split: str | No
 class Outcome(NamedTuple):
     """The results of one job.
 
-    model      as runs call it
     label      the model's name for people
-    counted    number of images that count
-    requested  number of images that were to be measured
-    total      number of images of the split
-    failed     images that could not be read, and why
+    layers     number of blocks of the model; 0 for one that was trained to localize
+    run        its scores, by method
     rows       by experiment: the scores of each row
     """
 
-    model: str
     label: str
-    dataset: str
-    split: str
-    protocol: str
-    counted: int
-    requested: int
-    total: int
-    failed: Mapping[str, str]
+    layers: int
+    run: Run
     rows: Mapping[str, Scores]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every image of the split counts: only then are the paper's values comparable."""
-        return self.counted == self.total
 
 
 def union(names: Sequence[str], layers: int) -> dict[str, Method]:
@@ -102,31 +86,12 @@ def reproduce(
     ids = dataset.ids[:limit]
     store = Store.at(folder, settings_of(localizer, methods, dataset, protocol, analysed))
     run(store, localizer, methods, dataset, protocol, ids=ids, progress=progress, analysed=analysed, **settings)
-    results = store.read()
-    failed = {image: error for image, error in results.failed.items() if image in set(ids)}
-    if not results.done.intersection(ids):
-        raise InputError(f"none of {len(ids)} images of {dataset.name} could be read: {next(iter(failed.values()))}")
-    by_method = {method: scores(counts) for method, counts in results.counts(ids).items()}
-    return Outcome(
-        localizer.name,
-        label or localizer.name,
-        dataset.name,
-        dataset.split,
-        name_of(protocol),
-        len(results.done.intersection(ids)),
-        len(ids),
-        len(dataset),
-        failed,
-        {
-            name: {row: by_method[digest(method.describe())] for row, method in EXPERIMENTS[name].rows(layers).items()}
-            if layers
-            else by_method
-            for name in names
-        },
-    )
-
-
-def load_of(label: str) -> tuple[str, str | None, bool]:
-    """Name and tag of one of the paper's models, and whether it was trained to localize."""
-    model = MODELS[label]
-    return model.name, model.pretrained, label == GROUPVIT
+    measured = read_run(store, ids)
+    if not measured.images:
+        reason = next(iter(measured.failed.values()))
+        raise InputError(f"none of {len(ids)} images of {dataset.name} could be read: {reason}")
+    rows: dict[str, Scores] = dict.fromkeys(names, measured.scores)
+    for name in names if layers else ():
+        methods = EXPERIMENTS[name].rows(layers)
+        rows[name] = {row: measured.scores[digest(method.describe())] for row, method in methods.items()}
+    return Outcome(label or localizer.name, layers, measured, rows)

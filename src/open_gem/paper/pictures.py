@@ -1,6 +1,7 @@
 """The paper's figures without numbers: clusterings, methods side by side, and where GEM fails."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from open_gem.data import IGNORE, PointSample, Sample, Segmentation
 from open_gem.errors import DatasetError, ImageError, InputError
-from open_gem.evaluation.metrics import point_counts
+from open_gem.evaluation.metrics.points import point_counts
 from open_gem.evaluation.protocol import EvalProtocol
 from open_gem.evaluation.tasks import Dataset
 from open_gem.images.draw import overlay
@@ -98,7 +99,7 @@ def qualitative(
 def failures(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
     """Where GEM fails: the classes whose masks fit worst in the first images, worst first, by four methods.
 
-    The paper shows two images that it does not name; these are found by measuring.
+    The paper shows two images that it does not name; these are the worst that were measured.
     """
     localizer = protocol.settle(localizer)
     worst: list[tuple[float, int, str]] = []
@@ -121,26 +122,17 @@ def _sheet(panels: Sequence[Image.Image], dataset: Dataset) -> Image.Image:
     return contact_sheet(panels, columns=len(METHODS))
 
 
-def clustering(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """Section 4.2 on random vectors, all panels: needs neither model nor data."""
-    return clustering_figure(random_vectors())
-
-
-def clustering_in_short(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """One temperature of the same."""
-    return clustering_figure(random_vectors(), temperatures=(0.2,), clusters=(7,))
-
-
-def more_images(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """The images after those of `qualitative`."""
-    return qualitative(localizer, dataset, protocol, first=4, count=8)
-
-
 PICTURES: Mapping[str, tuple[str, Callable[[AnyLocalizer, Dataset, EvalProtocol], Image.Image]]] = {
-    "figure2": ("self-self attention is clustering", clustering_in_short),
+    "figure2": (
+        "self-self attention is clustering",
+        lambda *_: clustering_figure(random_vectors(), temperatures=(0.2,), clusters=(7,)),
+    ),
     "figure4": ("four methods on the first images of the data set", qualitative),
-    "figure7": ("self-self attention beside k-means, over iterations and temperatures", clustering),
+    "figure7": (
+        "self-self attention beside k-means, over iterations and temperatures",
+        lambda *_: clustering_figure(random_vectors()),
+    ),
     "figure8": ("where GEM fails: the prompts whose masks fit worst", failures),
-    "figure9": ("four methods on more images", more_images),
+    "figure9": ("four methods on more images", partial(qualitative, first=4, count=8)),
 }
 """Figures without numbers."""

@@ -6,10 +6,12 @@ from statistics import mean, stdev
 from PIL import Image
 
 from open_gem.evaluation.tasks import Estimate
-from open_gem.paper import numbers as paper
+from open_gem.paper import numbers
 from open_gem.paper.figures import plot
 from open_gem.paper.measuring import Outcome
+from open_gem.paper.report import cell_of, markdown_table, paper_cell
 from open_gem.paper.rows import EXPERIMENTS, Plot
+from open_gem.paper.runs import LABELS, Scores
 
 SEED = ", seed "
 
@@ -31,20 +33,24 @@ def markdown(name: str, outcomes: Sequence[Outcome]) -> str:
     shown = _shown_scores(name, outcomes)
     head = f"## {title(name)}: {experiment.about}\n"
     if not shown:
-        data = " and ".join(dict.fromkeys(outcome.dataset for outcome in outcomes)) or "this data"
-        return f"{head}\n{data} has no scores of the kind that this needs: {', '.join(experiment.shown)}.\n"
+        data = " and ".join(dict.fromkeys(outcome.run.dataset for outcome in outcomes)) or "this data"
+        expected = ", ".join(LABELS[score] for score in experiment.shown)
+        return f"{head}\n{data} has no scores of the kind that this needs: {expected}.\n"
     rows = [
         row
         for outcome in outcomes
         for row in (
-            _over_seeds(name, outcome, shown) if experiment.seeds else _rows(name, outcome, shown, len(outcomes) > 1)
+            _over_seeds(outcome.rows[name], shown)
+            if experiment.seeds
+            else _rows(name, outcome, shown, f"{outcome.label} · " if len(outcomes) > 1 else "")
         )
     ]
     if name == "table3":
-        rows += _quoted(outcomes[0].dataset, shown)
-    compared = any(row[-1] for row in rows)
-    lines = [["", *shown, "paper"], ["---"] * (len(shown) + 2), *rows]
-    return f"{head}\n" + "".join(f"| {' | '.join(line if compared else line[:-1])} |\n" for line in lines)
+        rows += _quoted(outcomes[0].run.dataset, shown)
+    columns = ["", *(LABELS[score] for score in shown), "paper"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return f"{head}\n{markdown_table(columns, rows)}"
 
 
 def _shown_scores(name: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -52,61 +58,48 @@ def _shown_scores(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     return [score for score in EXPERIMENTS[name].shown if score in measured]
 
 
-def _rows(name: str, outcome: Outcome, shown: Sequence[str], several: bool) -> Iterator[list[str]]:
+def _rows(name: str, outcome: Outcome, shown: Sequence[str], prefix: str) -> Iterator[list[str]]:
     for row, scores in outcome.rows[name].items():
-        label = f"{outcome.label} · {row}" if several else row
-        yield [label, *(_cell(scores[score]) if score in scores else "" for score in shown), _paper(name, outcome, row)]
+        compared = scores.get(numbers.DATASETS.get(outcome.run.dataset, ""))
+        paper = paper_cell(outcome.run.published(name, row), compared)
+        yield [prefix + row, *(str(cell_of(scores.get(score))) for score in shown), str(paper)]
 
 
-def _cell(estimate: Estimate) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in estimate))
-
-
-def _paper(name: str, outcome: Outcome, row: str) -> str:
-    """The paper's value, and the difference of ours to it."""
-    published = paper.value(name, outcome.model, row, outcome.dataset, outcome.split, outcome.protocol)
-    if published is None or not outcome.complete:
-        return ""
-    measured = outcome.rows[name][row][paper.DATASETS[outcome.dataset]].value
-    return f"{published:.1f} ({100 * measured - published:+.1f})"
-
-
-def _over_seeds(name: str, outcome: Outcome, shown: Sequence[str]) -> Iterator[list[str]]:
+def _over_seeds(rows: Scores, shown: Sequence[str]) -> Iterator[list[str]]:
     """Rows that differ in their seed alone as one row: mean and standard deviation over seeds."""
     by_seed: dict[str, list[Mapping[str, Estimate]]] = {}
-    for row, scores in outcome.rows[name].items():
+    for row, scores in rows.items():
         by_seed.setdefault(row.partition(SEED)[0], []).append(scores)
     for row, seeds in by_seed.items():
         if len(seeds) == 1:
-            yield [row, *(_cell(seeds[0][score]) for score in shown), ""]
+            yield [row, *(str(cell_of(seeds[0][score])) for score in shown), ""]
             continue
         columns = [[100 * scores[score].value for scores in seeds] for score in shown]
-        cells = [f"{mean(column):.1f} ± {stdev(column):.1f}" for column in columns]
-        yield [f"{row} ({len(seeds)} seeds)", *cells, ""]
+        yield [f"{row} ({len(seeds)} seeds)", *(f"{mean(column):.1f} ± {stdev(column):.1f}" for column in columns), ""]
 
 
 def _quoted(dataset: str, shown: Sequence[str]) -> Iterator[list[str]]:
-    for row, values in paper.QUOTED.items():
+    for row, values in numbers.QUOTED.items():
         if dataset in values:
             yield [f"{row} (quoted by the paper, not measured)", *[""] * len(shown), f"{values[dataset]:.1f}"]
 
 
-def curves(name: str, outcomes: Sequence[Outcome], layers: Mapping[str, int]) -> dict[str, Image.Image]:
-    """A figure's plots by the names of their files; none for a table. `layers`: number of blocks by a model's label."""
+def curves(name: str, outcomes: Sequence[Outcome]) -> dict[str, Image.Image]:
+    """A figure's plots by the names of their files; none for a table."""
     outcomes = [outcome for outcome in outcomes if name in outcome.rows]
     return {
-        ".".join(filter(None, (name, plotted.name, score))): _draw(name, plotted, score, outcomes, layers)
+        ".".join(filter(None, (name, plotted.name, score))): _draw(name, plotted, score, outcomes)
         for plotted in EXPERIMENTS[name].plots
         for score in _shown_scores(name, outcomes)
     }
 
 
-def _draw(name: str, plotted: Plot, score: str, outcomes: Sequence[Outcome], layers: Mapping[str, int]) -> Image.Image:
+def _draw(name: str, plotted: Plot, score: str, outcomes: Sequence[Outcome]) -> Image.Image:
     series = {
         f"{outcome.label} · {curve}" if len(outcomes) > 1 else curve: [
             (point.x, outcome.rows[name][point.row][point.score(score)]) for point in points
         ]
         for outcome in outcomes
-        for curve, points in plotted.curves(layers[outcome.label]).items()
+        for curve, points in plotted.curves(outcome.layers).items()
     }
-    return plot(series, title=f"{title(name)}: {score.replace('_', ' ')}", axis=plotted.axis)
+    return plot(series, title=f"{title(name)}: {LABELS[score]}", axis=plotted.axis)

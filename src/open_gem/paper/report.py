@@ -1,247 +1,213 @@
-"""All stored runs as one table, beside the paper's values."""
+"""Stored runs as tables for people (a terminal, Markdown, a page) and for programs (CSV)."""
 
 import csv
 import html
 import io
-import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from open_gem.checks import did_you_mean, listed
+from open_gem.data import DATASETS, MapSource
 from open_gem.errors import InputError
-from open_gem.evaluation.store import Store
-from open_gem.evaluation.tasks import Estimate, differences, scores
-from open_gem.files import digest, to_json
-from open_gem.method.table import METHODS
-from open_gem.paper import numbers as paper
+from open_gem.evaluation.tasks import Estimate
+from open_gem.paper.runs import LABELS, Run
 
-# Methods → rows of Table 3.
-TABLE_3 = {
-    "clip": "CLIP",
-    "maskclip": "MaskCLIP",
-    "clip_surgery": "CLIPSurgery",
-    "gem": "GEM",
-    "as trained": "as trained",
-}
+STYLE = """
+:root { color-scheme: light dark; --text: #1f2328; --soft: #656d76; --line: #d0d7de; --page: #fff }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --page: #0d1117 } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 1240px; color: var(--text);
+  background: var(--page) }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 0 } p { margin: .25rem 0 }
+.soft, dt, small { color: var(--soft) }
+dl { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin: .4rem 0; font-size: .9rem }
+dl div { display: flex; gap: .4rem } dd { margin: 0; overflow-wrap: anywhere }
+.scroll { overflow-x: auto; margin: .75rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
+th { font-weight: 600; font-size: .85rem; vertical-align: bottom; min-width: 3.5rem }
+small { display: block; font-size: .72rem; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  min-width: 6rem; max-width: 16rem; overflow-wrap: anywhere }
+td:nth-child(2) { font-weight: 600; min-width: 6.5rem } td:nth-child(2) small { font-weight: 400 }
+"""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One method of one run.
+class Cell(NamedTuple):
+    """A number for people, and its interval behind or below it; both may be empty."""
 
-    images   number of images that count
-    failed   number of images that could not be read
-    total    number of images of the split
-    size     size rule
-    run      name of the run's folder
-    tuned    whether the method's settings are not the usual ones
-    scores   every score, or its difference to that of the method `against` on the same images
+    value: str = ""
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} [{self.interval}]" if self.interval else self.value
+
+
+class RunTable(NamedTuple):
+    """A run for people.
+
+    title  data set, split and model
+    about  what decides the numbers: images, protocol, thresholds …
+    head   "method", the most important score, "paper" if the paper has a value, the other scores
+    rows   a name and the cells behind it for each method, the best first
     """
 
-    dataset: str
-    split: str
-    images: int
-    failed: int
-    total: int
-    model: str
-    protocol: str
-    size: str
-    run: str
-    method: str
-    tuned: bool
-    scores: Mapping[str, Estimate]
-    against: str | None = None
-
-    def paper(self, score: str) -> float | None:
-        """The value of the paper's Table 3 in [0, 1]; None if it has none for the same model, data, split, settings and
-        protocol, if images are missing, and for differences."""
-        if (
-            self.against is not None
-            or self.tuned
-            or self.images < self.total
-            or paper.DATASETS.get(self.dataset) != score
-        ):
-            return None
-        row = TABLE_3.get(self.method, "")
-        published = paper.value("table3", self.model, row, self.dataset, self.split, self.protocol)
-        return None if published is None else published / 100
-
-    def document(self) -> dict[str, Any]:
-        """The line as values that JSON can hold; a score without a value is null."""
-        numbers = {
-            name: {part: None if math.isnan(number) else number for part, number in estimate._asdict().items()}
-            for name, estimate in self.scores.items()
-        }
-        fields = {name: value for name, value in asdict(self).items() if name != "against" or value is not None}
-        return fields | {"scores": numbers}
+    title: str
+    about: Mapping[str, str]
+    head: list[str]
+    rows: list[tuple[str, list[Cell]]]
 
 
-def summary(store: Store, ids: Collection[str] | None = None, against: str | None = None) -> list[Line]:
-    """A line for each method of a run, over these images or over all that were measured so far.
-
-    With `against`, a line for each other method, with the differences to that one; none if the run does not have it.
-    """
-    settings, results = store.settings, store.read()
-    names = _names(settings["methods"])
-    done = results.done if ids is None else results.done.intersection(ids)
-    failed = results.failed if ids is None else results.failed.keys() & set(ids)
-    counts, other = {names[method]: counted for method, counted in results.counts(ids).items()}, None
-    if against is not None and (other := counts.pop(against, None)) is None:
-        return []
-    usual = _usual()
-    tuned = {names[name]: method != usual.get(name, method) for name, method in settings["methods"].items()}
-    return [
-        Line(
-            settings["dataset"],
-            settings["split"],
-            len(done),
-            len(failed),
-            results.total,
-            settings["model"],
-            settings["protocol"]["name"],
-            settings["size_rule"],
-            store.folder.name,
-            name,
-            tuned[name],
-            scores(counted) if other is None else differences(counted, other),
-            None if against is None else _marked(against, tuned[against]),
-        )
-        for name, counted in counts.items()
-    ]
+def tables(runs: Iterable[Run]) -> list[RunTable]:
+    """A table for each run, in per cent with 95 % intervals; the best run of each data set first. Scores of single
+    blocks are not shown."""
+    ordered = sorted(runs, key=lambda run: (run.dataset, run.split, -max(_best_first(run).values())))
+    return [_table(run) for run in ordered]
 
 
-def _marked(method: str, tuned: bool) -> str:
-    return f"{method} (tuned)" if tuned else method
+def score_names(runs: Iterable[Run]) -> list[str]:
+    """The scores that any of these runs has, the most important first, without those of single blocks."""
+    measured = {name for run in runs for scores in run.scores.values() for name in scores}
+    return [name for name in LABELS if name in measured]
 
 
-def _names(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Names for people of the methods of a run. Runs of `reproduce` name methods by the hash of their settings: these
-    get a description, such as "gem, iterations 0"."""
-    return {name: _description(method) if name == digest(method) else name for name, method in methods.items()}
-
-
-def _description(method: Mapping[str, Any]) -> str:
-    """The known method with the fewest different settings, and these settings."""
-    changed = {name: [key for key in method if method[key] != usual.get(key)] for name, usual in _usual().items()}
-    name = min(changed, key=lambda name: len(changed[name]))
-    return ", ".join([name, *(f"{key} {method[key]}" for key in changed[name])])
-
-
-@cache
-def _usual() -> Mapping[str, Mapping[str, Any]]:
-    """The settings of all known methods, as read from JSON."""
-    return {name: json.loads(to_json(method.describe())) for name, method in METHODS.items()}
-
-
-def collect(folder: Path, against: str | None = None) -> list[Line]:
-    """The lines of all runs in or below a folder; with `against`, the differences to that method in each run that has
-    it. Raises InputError if there are none."""
-    stores = [Store.open(path.parent) for path in sorted(folder.rglob("run.json"))]
-    lines = [line for store in stores for line in summary(store, against=against)]
-    names = {name for store in stores for name in _names(store.settings["methods"]).values()}
-    if stores and against is not None and against not in names:
-        raise InputError(
-            f"no run has method {against!r}{did_you_mean(against, names)}, expected one of {listed(sorted(names))}"
-        )
-    if stores and not lines and against is not None:
-        raise InputError(f"no run below {str(folder)!r} has counts of {against!r} and of another method")
-    if not lines:
-        what = f"{len(stores)} runs without any counts" if stores else "no runs"
-        raise InputError(
-            f"{what} in {str(folder)!r}, expected folders with a run.json and parts, as open-gem evaluate makes them"
-        )
-    return lines
-
-
-Table = tuple[list[str], list[list[str]]]
-
-
-def _subject(line: Line) -> list[str]:
-    """The cells before the scores of a line."""
-    images = f"{line.images} of {line.total}" + (f", {line.failed} failed" if line.failed else "")
-    method = _marked(line.method, line.tuned)
-    return [line.dataset, line.split, images, line.model, line.protocol, line.size, line.run, method]
-
-
-SUBJECT = ["data set", "split", "images", "model", "protocol", "size", "run", "method"]
-
-
-def table(lines: Sequence[Line]) -> Table:
-    """Head and rows of a table for people: per cent, the 95 % interval, and the paper's value with the difference.
-    Scores of single blocks are not shown."""
-    names = _score_names(lines)
-    rows = []
-    for line in lines:
-        *run, method = _subject(line)
-        compared = method if line.against is None else f"{method} − {line.against}"
-        rows.append([*run, compared, *(_cell(line, name) if name in line.scores else "" for name in names)])
-    return [*SUBJECT, *names], rows
-
-
-def numbers(lines: Sequence[Line]) -> Table:
-    """Head and rows of a table for programs: one column for each number, in [0, 1] and in full precision."""
-    names = _score_names(lines)
-    head = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
-    rows = [
-        [*_subject(line), line.against or "", *(cell for name in names for cell in _numbers(line, name))]
-        for line in lines
-    ]
-    return [*SUBJECT, "against", *head], rows
-
-
-def _score_names(lines: Sequence[Line]) -> list[str]:
-    return [name for name in dict.fromkeys(name for line in lines for name in line.scores) if "@" not in name]
-
-
-def _cell(line: Line, name: str) -> str:
-    value, low, high = (100 * number for number in line.scores[name])
+def cell_of(estimate: Estimate | None, sign: str = "") -> Cell:
+    """An estimate in per cent; `sign` "+" for a difference."""
+    if estimate is None:
+        return Cell()
+    value, low, high = (100 * number for number in estimate)
     if math.isnan(value):
-        return "nothing counted"
-    sign = "" if line.against is None else "+"
-    text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
-    published = line.paper(name)
-    return text if published is None else f"{text}; paper {100 * published:.1f} ({value - 100 * published:+.1f})"
+        return Cell("nothing counted")
+    return Cell(f"{value:{sign}z.1f}", f"{low:{sign}z.1f}, {high:{sign}z.1f}")
 
 
-def _numbers(line: Line, name: str) -> list[str]:
-    if name not in line.scores:
-        return [""] * 4
-    published = line.paper(name)
-    values = [*line.scores[name], math.nan if published is None else published]
-    return ["" if math.isnan(number) else repr(number) for number in values]
+def paper_cell(published: float | None, estimate: Estimate | None) -> Cell:
+    """The paper's value in per cent, and how much the measured one is above it."""
+    if published is None or estimate is None:
+        return Cell()
+    return Cell(f"{published:.1f} ({100 * estimate.value - published:+.1f})")
 
 
-def _markdown(lines: Sequence[Line]) -> str:
-    head, rows = table(lines)
-    printed = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in printed) + "\n"
+def _best_first(run: Run) -> dict[str, float]:
+    """The most important score of each method, the highest first; −∞ where there is none."""
+    [main, *_] = [*score_names([run]), ""]
+    estimates = {method: scores.get(main) for method, scores in run.scores.items()}
+    values = {
+        method: -math.inf if estimate is None or math.isnan(estimate.value) else estimate.value
+        for method, estimate in estimates.items()
+    }
+    return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
-def _html(lines: Sequence[Line]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
+def _table(run: Run) -> RunTable:
+    names, sign = score_names([run]), "" if run.against is None else "+"
+    published = {method: run.published_of(method) for method in run.scores}
+    is_compared = any(value is not None for value in published.values())
+    rows = []
+    for method in _best_first(run):
+        cells = [cell_of(run.scores[method].get(name), sign) for name in names]
+        if is_compared:
+            cells.insert(1, paper_cell(published[method], run.scores[method].get(names[0])))
+        title = run.title_of(method)
+        rows.append((title if run.against is None else f"{title} − {run.against}", cells))
+    labels = [LABELS[name] for name in names]
+    head = ["method", *labels[:1], *(["paper"] if is_compared else []), *labels[1:]]
+    return RunTable(f"{run.dataset} {run.split}: {run.model}", _about(run), head, rows)
 
-    head, rows = table(lines)
-    body = line("th", head) + "".join(line("td", row) for row in rows)
-    return f'<!doctype html><meta charset="utf-8"><title>open_gem</title>\n<table>\n{body}</table>\n'
+
+def _images(run: Run) -> str:
+    return f"{run.images} of {run.total}" + (f", {len(run.failed)} failed" if run.failed else "")
 
 
-def _csv(lines: Sequence[Line]) -> str:
-    file = io.StringIO()
-    head, rows = numbers(lines)
-    csv.writer(file, lineterminator="\n").writerows([head, *rows])
+def _about(run: Run) -> dict[str, str]:
+    protocol, source = run.settings["protocol"], DATASETS.get(run.dataset)
+    about = {"images": _images(run), "protocol": run.protocol, "image size": run.settings["size_rule"]}
+    if "template" in run.settings:
+        about["template"] = repr(run.settings["template"])
+    if isinstance(source, MapSource) and source.background:
+        thresholds = protocol["background"]
+        about["background threshold"] = str(thresholds.get(run.dataset, thresholds[""]))
+    if {"mask_iou", "class_pooled"} & set(score_names([run])):
+        about["mask threshold"] = str(protocol["threshold"])
+    return about | {"run": run.folder}
+
+
+# Formats --------------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def _markdown(runs: Sequence[Run]) -> str:
+    parts = []
+    for table in tables(runs):
+        about = ", ".join(f"{name} {value}" for name, value in table.about.items())
+        rows = [[name, *map(str, cells)] for name, cells in table.rows]
+        parts.append(f"## {table.title}\n\n{about}\n\n{markdown_table(table.head, rows)}")
+    return "\n".join(parts)
+
+
+def _html(runs: Sequence[Run]) -> str:
+    """One page without scripts: readable at any width, in light and dark."""
+    sections = []
+    for title, about, head, rows in tables(runs):
+        pairs = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in about.items())
+        heads = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
+        body = "".join(
+            f"<tr><td>{html.escape(name)}</td>{''.join(map(_html_cell, cells))}</tr>\n" for name, cells in rows
+        )
+        sections.append(
+            f"<h2>{html.escape(title)}</h2>\n<dl>{pairs}</dl>\n"
+            f"<div class='scroll' tabindex='0'><table><thead><tr>{heads}</tr></thead>\n"
+            f"<tbody>{body}</tbody></table></div>\n"
+        )
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>open_gem: scores</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{STYLE}</style>\n<h1>Scores</h1>\n"
+        "<p class='soft'>In per cent, with 95 % intervals over images; the best method of a run is first.</p>\n"
+        + "".join(sections)
+    )
+
+
+def _html_cell(cell: Cell) -> str:
+    interval = f"<small>{cell.interval.replace(', ', ' to ')}</small>" if cell.interval else ""
+    return f"<td>{cell.value}{interval}</td>"
+
+
+def _csv(runs: Sequence[Run]) -> str:
+    """One line a method, with a column for each number: in [0, 1] and in full precision."""
+    names, file = score_names(runs), io.StringIO()
+    subject = ["data set", "split", "images", "model", "protocol", "size", "run", "method", "against"]
+    parts = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*subject, *parts])
+    for run in runs:
+        setting = [run.dataset, run.split, _images(run), run.model, run.protocol, run.settings["size_rule"], run.folder]
+        for method in run.scores:
+            cells = [cell for name in names for cell in _numbers(run, method, name)]
+            writer.writerow([*setting, run.title_of(method), run.against or "", *cells])
     return file.getvalue()
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Line]], str]] = {"markdown": _markdown, "html": _html, "csv": _csv}
+def _numbers(run: Run, method: str, name: str) -> list[str]:
+    if name not in run.scores[method]:
+        return [""] * 4
+    published = run.published_of(method) if name == score_names([run])[0] else None
+    values = [*run.scores[method][name], math.nan if published is None else published / 100]
+    return ["" if math.isnan(number) else repr(number) for number in values]
 
 
-def render(lines: Sequence[Line], format: str = "markdown") -> str:
-    """The table of these lines as text. Raises InputError for an unknown format."""
+FORMATS: Mapping[str, Callable[[Sequence[Run]], str]] = {"markdown": _markdown, "html": _html, "csv": _csv}
+ENDINGS = {".html": "html", ".htm": "html", ".csv": "csv"}
+"""End of a file's name → format; others are Markdown."""
+
+
+def render(runs: Sequence[Run], format: str = "markdown") -> str:
+    """These runs as text. Raises InputError for an unknown format."""
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
-    return FORMATS[format](lines)
+    return FORMATS[format](runs)

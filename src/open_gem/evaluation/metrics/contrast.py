@@ -39,7 +39,7 @@ class Sides(NamedTuple):
 
 
 def to_grid(masks: Tensor, grid: Grid, void: Tensor | None = None) -> Sides:
-    """Pixel masks `(p, y, x)` bool on the patch grid, which covers the whole picture.
+    """Pixel masks `(p, y, x)` bool on the patch grid, which covers the whole image.
 
     A patch is inside where more than half of its area is. One of which more than half is `void` `(y, x)` bool is
     neither inside nor outside. Areas are exact, also where pixels straddle patches. Raises InputError where shapes
@@ -89,8 +89,8 @@ def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
     """C^M of each mask (eqs. 7–8): `(n, e)` → `(p,)` float64, in [-1, 1].
 
     C = (S_in,in − S_in,out) / (S_in,in + S_in,out) from the mean cosine, negative ones as 0, of two different patches
-    inside and of one inside with one outside; 0 where both are 0. NaN for a mask that is not `usable`. MC, the mean
-    over masks, is `Mean.of` it. Cosines are in float32 at least, their sums in float64. Raises InputError where the
+    inside and of one inside with one outside; 0 where both are 0. NaN for a mask that is not `usable`. MC is the mean
+    over masks. Cosines are in float32 at least, their sums in float64. Raises InputError where the
     numbers of patches differ.
     """
     inside, outside = _checked(patches, sides)

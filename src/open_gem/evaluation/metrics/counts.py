@@ -1,10 +1,9 @@
-"""Counts that add: means with exact sums, and small counts for each image."""
+"""Counts that add: what each image adds to the scores of a data set."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
 
@@ -18,51 +17,16 @@ ImageCounts = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
 classes, are class 0 with (sum, count)."""
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean as its sum and count: of hits (the pointing game, top-1), whose sum is a whole number, or of IoUs.
+def mean_counts(values: Iterable[float]) -> dict[int, tuple[float, ...]]:
+    """What a mean over `values` adds, for the score `ratio`: their sum, rounded once, and their number.
 
-    The sum of floats is kept as a fraction, so that it is the same in any order. Raises InputError where it is not
-    finite.
+    NaN, a value that is not defined, does not count; nothing is added if all are. Raises InputError for infinite ones.
     """
-
-    sum: Fraction | float = 0
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sum", _exact(self.sum))
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        """The mean of `values`; NaN, a value that is not defined, does not count."""
-        defined = [_exact(value) for value in values if not math.isnan(value)]
-        return cls(sum(defined, Fraction()), len(defined))
-
-    def __add__(self, other: Self) -> "Mean":
-        return Mean(self.sum + other.sum, self.count + other.count)
-
-    @property
-    def value(self) -> float:
-        """Sum over count, rounded once; NaN before anything was counted."""
-        return float(Fraction(self.sum) / self.count) if self.count else math.nan
-
-    @property
-    def row(self) -> dict[int, tuple[float, ...]]:
-        """The same as what one image adds to `Records`: (sum, count), for the score `ratio`."""
-        total = Fraction(self.sum)
-        return {0: (int(total) if total.denominator == 1 else float(total), self.count)} if self.count else {}
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"sum": "7/8", "count": 2}`: the fraction as text, since its parts may have more digits than a float."""
-        return {"sum": str(self.sum), "count": self.count}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """What `to_json` gave; raises InputError where it is something else."""
-        try:
-            return cls(Fraction(stored["sum"]), int(stored["count"]))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            raise InputError(f'{stored!r} is no stored mean, expected {{"sum": "7/8", "count": 2}}') from None
+    defined = [float(value) for value in values if not math.isnan(value)]
+    if not all(map(math.isfinite, defined)):
+        raise InputError(f"a mean of {defined} given, expected finite numbers")
+    total = math.fsum(defined)
+    return {0: (int(total) if total.is_integer() else total, len(defined))} if defined else {}
 
 
 @dataclass(frozen=True)
@@ -90,19 +54,6 @@ class Records:
         for image, row in self.rows.items():
             if not all(_is_plain(count) for counts in row.values() for count in counts):
                 raise InputError(f"image {image!r} with counts {dict(row)} given, expected finite int or float")
-
-    def __add__(self, other: "Records") -> "Records":
-        return Records.merge([self, other])
-
-    @classmethod
-    def merge(cls, parts: Iterable["Records"]) -> "Records":
-        """All parts as one; raises InputError where two of them have the same image, which would count twice."""
-        rows: dict[str, ImageCounts] = {}
-        for part in parts:
-            if twice := rows.keys() & part.rows.keys():
-                raise InputError(f"{len(twice)} images are in two parts, {min(twice)!r} for one, expected each once")
-            rows.update(part.rows)
-        return cls(rows)
 
     @cached_property
     def images(self) -> list[str]:
@@ -146,13 +97,6 @@ class Records:
             raise
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"no stored records ({error}), expected {{image: [[class, count, …], …]}}") from None
-
-
-def _exact(value: Fraction | float) -> Fraction:
-    try:
-        return Fraction(value)
-    except (ValueError, OverflowError):
-        raise InputError(f"a mean with {value} given, expected finite numbers") from None
 
 
 def _is_plain(count: float) -> bool:

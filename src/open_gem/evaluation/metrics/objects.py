@@ -1,4 +1,5 @@
-"""One object for each prompt: do the predicted points, masks and boxes agree with the true ones?"""
+"""One object for each label: do the predicted points, masks and boxes agree with the true ones? Each returns the counts
+of a mean, for the score `ratio`."""
 
 from collections.abc import Sequence
 
@@ -6,10 +7,10 @@ import torch
 from torch import Tensor
 
 from open_gem.errors import InputError
-from open_gem.evaluation.metrics.counts import Mean
+from open_gem.evaluation.metrics.counts import ImageCounts, mean_counts
 
 
-def pointing_game(points: Tensor, masks: Tensor) -> Mean:
+def pointing_game(points: Tensor, masks: Tensor) -> ImageCounts:
     """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`? Raises InputError for points off the masks, or
     masks that are not bool."""
     _check_bool(masks)
@@ -19,10 +20,10 @@ def pointing_game(points: Tensor, masks: Tensor) -> Mean:
     if bool(((x < 0) | (x >= width) | (y < 0) | (y >= height)).any()):
         raise InputError(f"points {points.tolist()} given, expected x below {width} and y below {height}")
     inside = [bool(mask[y, x]) for (x, y), mask in zip(points.tolist(), masks, strict=True)]
-    return Mean(sum(inside), len(inside))
+    return mean_counts(inside)
 
 
-def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
+def mask_overlap(predicted: Tensor, true: Tensor) -> ImageCounts:
     """IoU of each pair of bool masks `(p, y, x)`; two empty ones agree fully. Raises InputError where shapes differ, or
     masks are not bool."""
     _check_bool(predicted, true)
@@ -30,22 +31,22 @@ def mask_overlap(predicted: Tensor, true: Tensor) -> Mean:
         raise InputError(f"masks {tuple(predicted.shape)} and {tuple(true.shape)} given, expected one shape")
     intersection = (predicted & true).flatten(1).sum(1).double()
     union = (predicted | true).flatten(1).sum(1).double()
-    return Mean.of(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist())
+    return mean_counts(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist())
 
 
-def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> Mean:
-    """IoU of the best box of each prompt with the true one.
+def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> ImageCounts:
+    """IoU of the best box of each label with the true one.
 
-    predicted  for each prompt its boxes `(m, 4)` `xyxy`, the best first (as `Boxes.xyxy`); IoU is 0 if m = 0
+    predicted  for each label its boxes `(m, 4)` `xyxy`, the best first (as `Boxes.xyxy`); IoU is 0 if m = 0
     true       `(p, 4)` `xyxy`, right and bottom exclusive
 
     Two boxes without area agree fully. Raises InputError where there are not as many of both.
     """
     if len(predicted) != len(true):
-        raise InputError(f"boxes of {len(predicted)} phrases and {len(true)} true ones given, expected as many")
+        raise InputError(f"boxes of {len(predicted)} labels and {len(true)} true ones given, expected as many")
     nothing = [0.0, 0.0, 0.0, 0.0]
     best = [boxes[0].tolist() if len(boxes) else nothing for boxes in predicted]
-    return Mean.of([_box_iou(*pair) for pair in zip(best, true.tolist(), strict=True)])
+    return mean_counts([_box_iou(*pair) for pair in zip(best, true.tolist(), strict=True)])
 
 
 def _check_bool(*masks: Tensor) -> None:

@@ -36,7 +36,7 @@ def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, i
     if not bool(positive.any()):
         raise InputError("no positive point given, expected at least one: a class without is not asked for")
     if not bool(((points >= 0) & (points <= 1)).all()):
-        raise InputError(f"points from {points.min()} to {points.max()} given, expected parts of the picture, 0 to 1")
+        raise InputError(f"points from {points.min()} to {points.max()} given, expected parts of the image, 0 to 1")
     height, width = mask.shape
     sides = torch.tensor([width, height], dtype=torch.float64, device="cpu")
     x, y = torch.minimum((points.cpu().double() * sides).long(), sides.long() - 1).unbind(-1)

@@ -1,0 +1,71 @@
+"""The images that numbers were published for: downloaded once, or taken from a folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from PIL import Image
+
+from open_gem.errors import ImageError
+from open_gem.files import write_file
+from open_gem.images.pixels import read_image
+
+TIMEOUT = 20  # seconds for one image
+
+_HUB = "https://huggingface.co"
+_DOCUMENTATION = f"{_HUB}/datasets/huggingface/documentation-images/resolve/main/transformers/tasks"
+_RAW = "https://raw.githubusercontent.com"
+
+CATS, CATS_PNG, DIAGRAM, BEACH = "000000039769.jpg", "000000039769.png", "CLIP.png", "demo.jpg"
+OWL, CAR, CAT = "owl.jpg", "car.jpg", "cat.png"
+URLS = {
+    CATS: "http://images.cocodataset.org/val2017/000000039769.jpg",
+    CATS_PNG: f"{_RAW}/huggingface/transformers/main/tests/fixtures/tests_samples/COCO/000000039769.png",
+    DIAGRAM: f"{_RAW}/openai/CLIP/main/CLIP.png",
+    BEACH: f"{_HUB}/hf-internal-testing/blip-test-image/resolve/main/demo.jpg",
+    OWL: f"{_DOCUMENTATION}/owl.jpg",
+    CAR: f"{_DOCUMENTATION}/car.jpg",
+    CAT: f"{_RAW}/facebookresearch/perception_models/main/apps/pe/docs/assets/cat.png",
+}
+"""Name of a file → where it is."""
+
+
+def cache_folder() -> Path:
+    """Where downloaded images are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "open_gem" / "verify"
+
+
+@dataclass
+class ImageStore:
+    """Images by name, from `folder`; with `downloads`, missing ones are downloaded into it."""
+
+    folder: Path
+    downloads: bool = True
+
+    def __post_init__(self) -> None:
+        self._errors: dict[str, str] = {}  # what failed once is not tried again
+
+    def __call__(self, name: str) -> Image.Image:
+        """The image as RGB. Raises ImageError that says why it cannot be had."""
+        path = self.folder / name
+        if not path.is_file():
+            if name not in self._errors:
+                self._errors[name] = self._download(name)
+            if self._errors[name]:
+                raise ImageError(self._errors[name])
+        return read_image(path)
+
+    def _download(self, name: str) -> str:
+        """Put the image into the folder; returns why it could not be, or nothing."""
+        if not self.downloads:
+            return f"image {name} is not in {str(self.folder)!r}"
+        try:
+            with urlopen(URLS[name], timeout=TIMEOUT) as response:
+                write_file(self.folder / name, response.read())
+        except HTTPError as error:
+            return f"image {URLS[name]} cannot be downloaded: {error}"
+        except (URLError, OSError) as error:
+            return f"images cannot be downloaded: {getattr(error, 'reason', error)}; name a folder with them (--images)"
+        return ""

@@ -1,0 +1,248 @@
+"""Published numbers of real checkpoints. Nobody of this project could run these checkpoints where it was built: the
+numbers are copied from their sources."""
+
+from open_gem.verify.checkers import ExpertTokens, Framing, Masks, Published, Scores, Tokens, TrainedScores
+from open_gem.verify.images import BEACH, CAR, CAT, CATS, CATS_PNG, DIAGRAM, OWL
+
+_TESTS = "transformers: tests/models"
+_PIPELINES = "transformers: tests/pipelines/test_pipelines_zero_shot_image_classification.py"
+_TASKS = "transformers: docs/source/en/tasks/zero_shot_image_classification.md"
+_CAT_OR_DOG = ("a photo of a cat", "a photo of a dog")
+_DIAGRAM = ("a diagram", "a dog", "a cat")
+_B32, _SIGLIP = "openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"
+_OPENAI = "timm/vit_base_patch32_clip_224.openai"
+_CAT_OR_DOG_LOGITS = "logits of 'a photo of a cat', 'a photo of a dog'"
+
+
+def _photos(*names: str) -> tuple[str, ...]:
+    """The template of transformers' pipelines."""
+    return tuple(f"This is a photo of {name}." for name in names)
+
+
+VALUES: tuple[Published, ...] = (
+    *(
+        Scores(
+            checkpoint=name,
+            pretrained=pretrained,
+            repository=repository,
+            image=CATS,
+            compared=_CAT_OR_DOG_LOGITS,
+            expected=(24.5701, 19.3049),
+            tolerance=0.05,
+            source=f"{_TESTS}/clip/test_modeling_clip.py",
+            prompts=_CAT_OR_DOG,
+        )
+        for name, pretrained, repository in ((_B32, None, ""), ("ViT-B-32", "openai", _OPENAI))
+    ),
+    Scores(
+        checkpoint=_B32,
+        image=CATS_PNG,
+        compared="probabilities of cat, plane, remote",
+        expected=(0.485, 0.004, 0.511),
+        tolerance=5e-3,
+        source=_PIPELINES,
+        prompts=_photos("cat", "plane", "remote"),
+        output="softmax",
+    ),
+    Scores(
+        checkpoint="ViT-B-32",
+        pretrained="openai",
+        repository=_OPENAI,
+        image=DIAGRAM,
+        compared="probabilities of 'a diagram', 'a dog', 'a cat'",
+        expected=(0.9927937, 0.00421068, 0.00299572),
+        tolerance=2e-3,
+        source="openai/CLIP: README.md",
+        certainty="B",
+        prompts=_DIAGRAM,
+        output="softmax",
+    ),
+    Scores(
+        checkpoint="openai/clip-vit-large-patch14",
+        image=OWL,
+        compared="probabilities of fox, bear, seagull, owl",
+        expected=(7.3929e-5, 5.9607e-5, 1.9940e-4, 0.9996670),
+        tolerance=5e-4,
+        source=_TASKS,
+        certainty="B",
+        prompts=_photos("fox", "bear", "seagull", "owl"),
+        output="softmax",
+    ),
+    Scores(
+        checkpoint="openai/clip-vit-large-patch14",
+        image=CAR,
+        compared="probabilities of tree, car, bike, cat",
+        expected=(3.3937e-4, 0.998572, 1.0570e-3, 3.1572e-5),
+        tolerance=5e-4,
+        source=_TASKS,
+        certainty="B",
+        prompts=("tree", "car", "bike", "cat"),
+        output="softmax",
+    ),
+    *(
+        Scores(
+            checkpoint=name,
+            pretrained=pretrained,
+            repository=repository,
+            image=CATS,
+            compared="logits of 'a photo of 2 cats', 'a photo of 2 dogs'",
+            expected=(-0.7567, -10.3354),
+            tolerance=0.05,
+            source=f"{_TESTS}/siglip/test_modeling_siglip.py",
+            prompts=("a photo of 2 cats", "a photo of 2 dogs"),
+            framing=Framing(224),
+        )
+        for name, pretrained, repository in (
+            (_SIGLIP, None, ""),
+            ("ViT-B-16-SigLIP", "webli", "timm/ViT-B-16-SigLIP"),
+        )
+    ),
+    Scores(
+        checkpoint=_SIGLIP,
+        image=CATS_PNG,
+        compared="probabilities of 2 cats, a plane, a remote",
+        expected=(0.198, 0.0, 0.0),
+        tolerance=0.01,
+        source=_PIPELINES,
+        prompts=_photos("2 cats", "a plane", "a remote"),
+        framing=Framing(224),
+        output="sigmoid",
+    ),
+    Scores(
+        checkpoint="facebook/metaclip-2-worldwide-huge-quickgelu",
+        image=CATS,
+        compared=_CAT_OR_DOG_LOGITS,
+        expected=(19.9799, 13.6169),
+        tolerance=0.05,
+        source=f"{_TESTS}/metaclip_2/test_modeling_metaclip_2.py",
+        prompts=_CAT_OR_DOG,
+    ),
+    Scores(
+        checkpoint="Salesforce/blip-itm-base-coco",
+        image=BEACH,
+        compared="cosine of 'A woman and her dog sitting in a beach'",
+        expected=(0.5162,),  # 0.5053 before a correction in transformers
+        tolerance=2e-3,
+        source=f"{_TESTS}/blip/test_modeling_blip.py",
+        prompts=("A woman and her dog sitting in a beach",),
+        framing=Framing(384),
+        output="cosine",
+    ),
+    Scores(
+        checkpoint="EVA02-B-16",
+        pretrained="merged2b_s8b_b131k",
+        repository="timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k",
+        image=DIAGRAM,
+        compared="probabilities of 'a diagram', 'a dog', 'a cat'",
+        expected=(0.8275, 0.1372, 0.0352),
+        tolerance=0.02,
+        source="baaivision/EVA: EVA-CLIP/README.md",
+        certainty="B",
+        prompts=_DIAGRAM,
+        output="softmax",
+    ),
+    Scores(
+        checkpoint="PE-Core-L-14-336",
+        pretrained="meta",
+        repository="timm/PE-Core-L-14-336",
+        image=CAT,
+        compared="probabilities of 'a diagram', 'a dog', 'a cat'",
+        expected=(0.0, 0.0, 1.0),
+        tolerance=0.01,
+        source="facebookresearch/perception_models: apps/pe/README.md",
+        certainty="B",
+        prompts=_DIAGRAM,
+        framing=Framing(336),
+        output="softmax",
+    ),
+    Scores(
+        checkpoint="ViT-B-32",
+        pretrained="laion2b_s34b_b79k",
+        repository="laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+        image=DIAGRAM,
+        compared="probabilities of 'a diagram', 'a dog', 'a cat'",
+        expected=(1.0, 0.0, 0.0),
+        tolerance=0.01,
+        source="mlfoundations/open_clip: README.md",
+        certainty="C",
+        prompts=_DIAGRAM,
+        output="softmax",
+    ),
+    TrainedScores(
+        checkpoint="nvidia/groupvit-gcc-yfcc",
+        image=CATS,
+        compared=_CAT_OR_DOG_LOGITS,
+        expected=(13.3523, 6.3629),
+        tolerance=0.05,
+        source=f"{_TESTS}/groupvit/test_modeling_groupvit.py",
+        prompts=_CAT_OR_DOG,
+    ),
+    TrainedScores(
+        checkpoint="nvidia/groupvit-gcc-redcaps",
+        image=CATS,
+        compared=_CAT_OR_DOG_LOGITS,
+        expected=(16.1873, 8.6230),
+        tolerance=0.05,
+        source="transformers: src/transformers/models/groupvit/convert_groupvit_nvlab_to_hf.py",
+        certainty="B",
+        prompts=_CAT_OR_DOG,
+    ),
+    Tokens(
+        checkpoint=_B32,
+        image=CATS_PNG,
+        compared="tokens at 180×180, positions resampled",
+        expected=(-0.1538, 0.0322, -0.3235, 0.2893, 0.1135, -0.5708, 0.0461, 0.1540, -0.6018),
+        tolerance=5e-3,
+        source=f"{_TESTS}/clip/test_modeling_clip.py",
+        framing=Framing(180),
+    ),
+    ExpertTokens(
+        checkpoint="facebook/dino-vits8",
+        image=CATS_PNG,
+        compared="tokens at 480×480, positions resampled",
+        expected=(4.2325, 4.3882, -6.6678, 4.5372, 1.8933, -6.7355, 4.4454, 0.8514, -5.8747),
+        tolerance=0.02,  # another interpolation of positions, in older versions of transformers, moves them by 0.016
+        source=f"{_TESTS}/vit/test_modeling_vit.py",
+        framing=Framing(480),
+        resampling="bilinear",
+    ),
+    ExpertTokens(
+        checkpoint="facebook/dinov2-base",
+        image=CATS_PNG,
+        compared="tokens",
+        expected=(-2.1747, -0.4729, 1.0936, -3.2780, -0.8269, -0.9210, -2.9129, 1.1284, -0.7306),
+        tolerance=0.02,
+        source=f"{_TESTS}/dinov2/test_modeling_dinov2.py",
+        framing=Framing(224, 256),
+    ),
+    ExpertTokens(
+        checkpoint="facebook/dinov2-with-registers-base",
+        image=CATS_PNG,
+        compared="class token and registers",
+        expected=(-0.4638, -1.4563, -0.0289, -1.4736, -0.8866, 0.3005, 0.0720, -0.2406, -1.5943),
+        tolerance=0.02,
+        source=f"{_TESTS}/dinov2_with_registers/test_modeling_dinov2_with_registers.py",
+        framing=Framing(224, 256),
+    ),
+    ExpertTokens(
+        checkpoint="facebook/dinov3-vits16-pretrain-lvd1689m",
+        image=CATS_PNG,
+        compared="class token and first patch",
+        expected=(0.4637, -0.4160, 0.4086, -0.1265, -0.2865, -0.0386, -0.2509, -0.0161, -0.4556, 0.5716),
+        tolerance=5e-3,
+        source=f"{_TESTS}/dinov3_vit/test_modeling_dinov3_vit.py",
+        framing=Framing(224),
+        rows=(0, 5),
+        columns=5,
+        resampling="bilinear",
+    ),
+    Masks(
+        checkpoint="CIDAS/clipseg-rd64-refined",
+        image=CATS,
+        compared="corner of the map of 'a cat', as logits",
+        expected=(-7.4613, -7.4785, -7.3628, -7.3268, -7.0899, -7.1333, -6.9838, -6.7900, -6.8913),
+        tolerance=0.02,
+        source=f"{_TESTS}/clipseg/test_modeling_clipseg.py",
+        prompts=("a cat", "a remote", "a blanket"),
+    ),
+)
