@@ -57,7 +57,7 @@ class VisionTower(ABC):
         """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
 
         What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
-        projection; where it pools by attention, see `docs/backbones.md`.
+        projection; where it pools by attention, see `docs/explanation/joint-space.md`.
         """
 
     @abstractmethod
