@@ -12,6 +12,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,9 +66,8 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     original = towers.load
 
-    def load(name=None, pretrained=None, **settings):
-        is_folder = name is not None and Path(name).is_dir()
-        return original(name if is_folder else towers.EMBEDDED, **settings)
+    def load(name: Any = None, pretrained: Any = None, **settings: Any):
+        return original(name if name and Path(name).is_dir() else towers.EMBEDDED, **settings)
 
     monkeypatch.setattr(towers, "load", load)
     images = {"cats.jpg": CAT, "party.jpg": PARTY, **{f"photos/{seed}.jpg": seed for seed in (CAT, PARTY, 3)}}

@@ -1,6 +1,7 @@
 """Models with LoRA adapters of PEFT, merged and not: the table in docs/guides/fine-tuned.md."""
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -31,7 +32,7 @@ def maps_of(model, words):
 @pytest.fixture
 def of_open_clip():
     folder = f"local-dir:{Path(open_gem.__file__).parent / 'towers' / 'embedded'}"
-    model, _ = open_clip.create_model_from_pretrained(folder)
+    model: Any = open_clip.create_model_from_pretrained(folder, return_transform=False)
     return model.eval(), open_clip.get_tokenizer(folder)
 
 
