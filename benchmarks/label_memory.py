@@ -1,4 +1,4 @@
-"""Peak memory of labelling large files: `python benchmarks/label_memory.py`, see docs/labelling.md.
+"""Peak memory of labelling large files: `python benchmarks/label_memory.py`, see docs/validation/performance.md.
 
 Makes the files, labels each by `open-gem label` in a process of its own, and prints the most that process had.
 """

@@ -1,4 +1,4 @@
-"""What labelling costs besides the model: `python benchmarks/labelling.py`, see docs/reliability.md.
+"""What labelling costs besides the model: `python benchmarks/labelling.py`, see docs/validation/performance.md.
 
 Scenes as JPEG files of 640 × 480 are labelled several ways, in turns, and the best time of each counts, by the clock
 and by what processors did:

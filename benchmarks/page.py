@@ -1,4 +1,4 @@
-"""How long a prompt takes from its last letter to the painted map: `python benchmarks/page.py`, see docs/page.md.
+"""How long a prompt takes from its last letter to the painted map: see docs/validation/performance.md.
 
 `open-gem serve` with the model in the package and a headless Chromium share this machine. Prompts that were never asked
 before are typed letter by letter into the page, which looks at a scene; the browser itself takes the time from the

@@ -1,4 +1,4 @@
-"""The screenshots of docs/page.md: `python benchmarks/screenshots.py docs/images`."""
+"""The screenshots of docs/reference/page.md: `python benchmarks/screenshots.py docs/images`."""
 
 import io
 import sys

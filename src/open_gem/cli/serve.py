@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: an API for programs, a page for people. Listens on this machine alone by default.
 
-    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json, and docs/serving.md.
+    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json, and docs/reference/http.md.
     """
     try:
         import uvicorn  # noqa: F401

@@ -278,7 +278,7 @@ class KMeans(Tempered):
     """GEM-Kmeans (paper eq. 10, Fig. 6b): values attend to the centroids of their own clusters, softmax(v μᵀ/τ) μ.
 
     Spherical k-means for each image and head, over all tokens; μ are the means of the raw values. `normalize` and
-    `temperature` hold for v μᵀ. The paper leaves distance, heads and τ open: see `docs/methods.md`.
+    `temperature` hold for v μᵀ. The paper leaves distance, heads and τ open: see `docs/reference/methods.md`.
 
     clusters  K, 1 or more; with fewer tokens, each is its own cluster
     seed      of the k-means++ seeding, the same for every image

@@ -45,19 +45,19 @@ class VisionTower(ABC):
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
 
-        Pixels come from any device and in any float type. Raises InputError for other pixels.
+        Pixels come from any device and in any float type. Raises InputError where they do not fit.
         """
 
     @abstractmethod
     def blocks(self, grid: Grid) -> Sequence[Block]:
-        """The blocks, for tokens on `grid` (which matters for attention that knows positions)."""
+        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
 
     @abstractmethod
     def project(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
 
         What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
-        projection; if it pools by attention, see `docs/backbones.md`.
+        projection; if it pools by attention, see `docs/explanation/joint-space.md`.
         """
 
     @abstractmethod
