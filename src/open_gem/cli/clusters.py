@@ -24,7 +24,7 @@ def clusters(
     seed: Annotated[int, typer.Option(help="Seed of the vectors and of k-means.")] = 0,
 ) -> None:
     """Draw how self-self attention makes clusters of random vectors, beside k-means (Figs. 2, 7). Needs no network."""
-    from open_gem.cli.save import save_picture
+    from open_gem.cli.save import save_image
     from open_gem.files import check_writable
     from open_gem.paper.clustering import components, random_vectors, self_self_clustering
     from open_gem.paper.figures import clustering_figure
@@ -36,7 +36,7 @@ def clusters(
     sizes = parse_numbers("clusters", clusters, int)
     check_writable(out.parent)
     points = random_vectors(vectors, width, seed)
-    save_picture(out, clustering_figure(points, steps, degrees, sizes, seed))
+    save_image(out, clustering_figure(points, steps, degrees, sizes, seed))
 
     table = new_table("iterations", *(f"τ = {degree:g}" for degree in degrees), title="clusters by self-self attention")
     for count in steps:

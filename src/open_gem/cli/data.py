@@ -95,7 +95,7 @@ def context(
     """
     from PIL import Image
 
-    from open_gem.cli.save import save_picture
+    from open_gem.cli.save import save_image
     from open_gem.data import MapSource, find_dataset, read_context
     from open_gem.files import write_file
 
@@ -115,7 +115,7 @@ def context(
         for image in images:
             path = home / "SegmentationClassContext" / f"{image.id}.png"
             if not path.exists():
-                save_picture(path, Image.fromarray(image.labels()))
+                save_image(path, Image.fromarray(image.labels()))
                 written += 1
             advance(1)
     for phase, ids in lists.items():

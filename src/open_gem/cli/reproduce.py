@@ -225,7 +225,7 @@ class Reproduction:
 
     def write_report(self, names: Sequence[str], faults: Sequence[str]) -> None:
         """Write the report and its figures."""
-        from open_gem.cli.save import save_picture
+        from open_gem.cli.save import save_image
         from open_gem.files import write_file
         from open_gem.paper import EXPERIMENTS, PICTURES, curves, markdown, title
 
@@ -239,10 +239,10 @@ class Reproduction:
             if name in EXPERIMENTS and any(name in outcome.rows for outcome in self.outcomes):
                 parts.append(markdown(name, self.outcomes))
                 for file, plot in curves(name, self.outcomes, self.layers).items():
-                    save_picture(self.out / f"{file}.png", plot)
+                    save_image(self.out / f"{file}.png", plot)
                     parts.append(f"![{title(name)}]({file}.png)\n")
             elif name in self.sheets:
-                save_picture(self.out / f"{name}.png", self.sheets[name])
+                save_image(self.out / f"{name}.png", self.sheets[name])
                 parts.append(f"## {title(name)}: {PICTURES[name][0]}\n\n![{title(name)}]({name}.png)\n")
         write_file(self.out / "report.md", "\n".join(parts).encode())
 
