@@ -15,7 +15,7 @@ from open_gem.images.pixels import Preprocess, size_of, to_pixels
 from open_gem.method.run import run
 from open_gem.method.table import METHODS
 from open_gem.towers.dino import Expert, load_expert
-from open_gem.trained.base import Trained
+from open_gem.trained.base import TrainedModel
 from open_gem.trained.registry import load_trained
 from open_gem.types import Size
 
@@ -191,7 +191,7 @@ class Masks(Published):
     prompts: tuple[str, ...]
     corner: int = 3
 
-    def load(self, **where: Any) -> Trained:
+    def load(self, **where: Any) -> TrainedModel:
         return load_trained(self.checkpoint, **where)
 
     @torch.no_grad()
@@ -200,6 +200,6 @@ class Masks(Published):
         return similarity[0, : self.corner, : self.corner].logit().flatten()
 
 
-def _ground(model: Trained, image: Image.Image, prompts: tuple[str, ...]) -> Any:
-    pixels = model.images(images=image, return_tensors="pt")["pixel_values"][0]
+def _ground(model: TrainedModel, image: Image.Image, prompts: tuple[str, ...]) -> Any:
+    pixels = model.processor(images=image, return_tensors="pt")["pixel_values"][0]
     return model.ground(pixels, size_of(image), model.encode_text(prompts))
