@@ -21,6 +21,7 @@ from open_gem.data.scenes import CONCEPTS, scene
 from open_gem.errors import ImageError, InputError, PromptError
 from open_gem.images.pixels import to_pixels
 from open_gem.images.views import Views
+from open_gem.localization import ABSENT
 from open_gem.method.run import Encoded
 from open_gem.method.steps import Scga, StepContext
 from open_gem.refine.pamr import Pamr
@@ -76,6 +77,58 @@ def test_labels_are_segmented_by_the_softmax_over_all_phrases(localizer):
     close(found.heatmaps("probability").stack(), best[1:], 1e-5)
     close(found.heatmaps("minmax")["cat"], readout.min_max(pixelwise(found)[:2].amax(0)))
     assert torch.equal(found.masks(0.4, "probability").stack(), found.heatmaps("probability").stack() > 0.4)
+
+
+def refer_absent(found, rule: str) -> list[bool]:
+    """Whether each label is present, from the definitions."""
+    if rule == "none":
+        return [True] * 3
+    if rule == "presence":
+        return [value >= 0.5 for value in found.presence.tolist()]
+    maps = found.maps if isinstance(found.maps, torch.Tensor) else found.maps.stack()
+    highest = (found.logit_scale * maps).softmax(0).flatten(1).amax(1)
+    return [highest[:2].max() >= 0.5, highest[2:5].max() >= 0.5, highest[5] >= 0.5]
+
+
+@pytest.mark.parametrize("background", [None, 0.4])
+@pytest.mark.parametrize("merge", ["features", "logits"])
+@pytest.mark.parametrize("rule", ABSENT)
+def test_absent_labels_win_no_pixel_and_have_no_mask(localizer, rule, merge, background):
+    views = replace(localizer, views=Views(window=32, stride=16, merge=merge))
+    found = views(PICTURE, Vocabulary.of(SYNONYMS).with_background(["sky"]))
+    found = replace(found, presence=torch.tensor([0.7, 0.2, 0.5]), logit_scale=20.0)
+    present = refer_absent(found, rule)
+    assert list(found.present(absent=rule)) == present
+    probability = (found.logit_scale * pixelwise(found)).softmax(0)
+    best = torch.stack([probability[6], probability[:2].amax(0), probability[2:5].amax(0), probability[5]])
+    best[1:][~torch.tensor(present)] = 0
+    confidence, label = best.max(0)
+    expected = label - 1 if background is None else (label - 1).masked_fill(confidence < background, -1)
+    assert torch.equal(found.segment(background, absent=rule), expected)
+    for mask, full, is_present in zip(found.masks(absent=rule), found.masks(), present, strict=True):
+        assert torch.equal(mask, full & is_present)
+    labels = {obj.label for obj in found.objects(absent=rule)}
+    assert labels <= {label for label, is_present in zip(found.labels, present, strict=True) if is_present}
+
+
+def test_an_image_without_any_present_label_is_background(localizer):
+    found = replace(localizer(PICTURE, ["cat", "dog"]), presence=torch.tensor([0.1, 0.2]))
+    assert (found.segment(absent="presence") == -1).all()
+    assert not found.masks(absent="presence").stack().any()
+
+
+def test_denoising_uses_what_a_trained_model_calls_probable(localizer):
+    found = replace(localizer(PICTURE, ["cat", "dog"]), logit_scale=None)
+    values = torch.zeros_like(found.maps)
+    values[0, 0, 0] = 0.6
+    assert replace(found, maps=values).present(absent="denoise") == (True, False)
+
+
+def test_an_unknown_rule_of_absence_lists_the_known(localizer):
+    found = localizer(PICTURE, ["cat", "dog"])
+    for ask in (found.segment, found.masks, found.objects, found.present):
+        with pytest.raises(InputError, match="absent is 'maybe', expected one of none, presence, denoise"):
+            ask(absent="maybe")
 
 
 def test_a_phrase_of_label_and_background_is_background(localizer):

@@ -486,6 +486,12 @@ def test_a_protocol_can_be_stored_and_hashed(name):
     assert find_protocol(name) is PROTOCOLS[name]
 
 
+def test_absent_classes_are_part_of_a_protocol():
+    assert digest(PAPER.describe()) != digest(replace(PAPER, absent="denoise").describe())
+    with pytest.raises(InputError, match="absent is 'some', expected one of none, presence, denoise"):
+        replace(PAPER, absent="some")
+
+
 def test_an_unknown_protocol_lists_the_known():
     with pytest.raises(InputError, match=r"papre.*did you mean paper.*official"):
         find_protocol("papre")

@@ -52,6 +52,14 @@ def evaluate(
             show_default="the model's recommendation",
         ),
     ] = None,
+    absent: Annotated[
+        str | None,
+        typer.Option(
+            help='Labels that win no pixel of an image: "presence" (a low image-level presence), "denoise" (no pixel '
+            'clearly theirs) or "none".',
+            show_default="the protocol's: none",
+        ),
+    ] = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs; each has a folder of its own in it.")] = OUT,
@@ -79,6 +87,8 @@ def evaluate(
     index, count = parse_shard(shard)
     if image_size is not None:
         protocol = replace(protocol, size=check_size_rule(image_size))
+    if absent is not None:
+        protocol = replace(protocol, absent=absent)
     images = open_dataset(dataset, data.data_root, data.split)
     ids = runs.shard(images.ids[: data.limit], index, count)
     if not ids:

@@ -9,7 +9,7 @@ from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.files import to_json
 from open_gem.images.views import Views
-from open_gem.localization import Localization
+from open_gem.localization import ABSENT, Localization
 from open_gem.locate import AnyLocalizer
 from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template
@@ -30,6 +30,7 @@ class EvalProtocol:
     refinement  of maps
     remove_redundancy
                 see `Localizer`
+    absent      which labels win no pixel of an image: a rule of `localization.ABSENT`, see `Localization.present`
     """
 
     size: str | None = None
@@ -41,6 +42,11 @@ class EvalProtocol:
     threshold: float = 0.5
     refinement: Refinement | None = None
     remove_redundancy: bool = False
+    absent: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.absent not in ABSENT:
+            raise InputError(f"absent is {self.absent!r}, expected one of {', '.join(ABSENT)}")
 
     def background_of(self, dataset: str) -> float:
         """The threshold of the background of a data set that has one."""

@@ -83,7 +83,7 @@ def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: Ev
         raise DatasetError(f"labels of {sample.id!r} are {actual} (height × width), expected its image's {expected}")
 
     def count(result: Localization) -> dict[str, ImageCounts]:
-        predicted = class_of[result.segment(threshold).cpu()]
+        predicted = class_of[result.segment(threshold, absent=protocol.absent).cpu()]
         rows: dict[str, ImageCounts] = {
             "pixels": region_counts(predicted, true, classes),
             "boundaries": boundary_counts(predicted, true, classes),

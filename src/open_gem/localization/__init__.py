@@ -1,5 +1,6 @@
 """`Localization`, the result for one image and its prompts. How it is drawn: `drawing`."""
 
+from open_gem.localization.result import ABSENT as ABSENT
 from open_gem.localization.result import INSTANCES as INSTANCES
 from open_gem.localization.result import MIN_AREA as MIN_AREA
 from open_gem.localization.result import PRESENCE as PRESENCE

@@ -42,6 +42,12 @@ that is no detection. Recalibrate it for other models, prompts and images."""
 MIN_AREA = 0.0005
 """Default share of the image's pixels that an object has at least."""
 
+ABSENT = ("none", "presence", "denoise")
+"""Rules for which labels are absent: none; those with a low presence; or those that win no pixel clearly (RADSeg)."""
+
+DENOISE = 0.5
+"""Softmax probability that a label reaches somewhere, or the rule "denoise" finds it absent."""
+
 RegionVisitor = Callable[[int, Span, np.ndarray, np.ndarray], None]
 
 
@@ -148,10 +154,13 @@ class Localization:
         stretch = self._stretch(scale)
         return Maps(self.labels, lambda index: stretch(self._label_map(index)))
 
-    def masks(self, threshold: float = 0.5, scale: str = "minmax") -> Maps:
-        """One bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5)."""
-        heatmaps = self.heatmaps(scale)
-        return Maps(self.labels, lambda index: heatmaps[index] > threshold)
+    def masks(self, threshold: float = 0.5, scale: str = "minmax", *, absent: str = "none") -> Maps:
+        """One bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5).
+
+        Masks of labels that are absent by the rule `absent`, a name of `ABSENT`, are empty.
+        """
+        heatmaps, present = self.heatmaps(scale), self.present(absent=absent)
+        return Maps(self.labels, lambda index: (heatmaps[index] > threshold) & present[index])
 
     def boxes(
         self, threshold: float | Sequence[float] = 0.5, scale: str = "minmax", *, instances: str = "component"
@@ -163,15 +172,34 @@ class Localization:
             by_label[obj.index].append(obj)
         return [readout.boxes_of([obj.box for obj in own], [obj.score for obj in own]) for own in by_label]
 
-    def present(self, presence: float | Sequence[float] = PRESENCE) -> tuple[bool, ...]:
-        """Whether each label is in the image: its presence is not below the threshold, one for all or one per label.
+    def present(self, presence: float | Sequence[float] = PRESENCE, *, absent: str = "presence") -> tuple[bool, ...]:
+        """Return whether each label is in the image, by a rule of `ABSENT`.
 
-        True for all labels if nothing is known of their presence. Raises InputError for a wrong number of thresholds.
+        "presence"  its presence is not below the threshold `presence`, one for all or one per label; every label if
+                    nothing is known of presence
+        "denoise"   its softmax probability, against all prompts, is `DENOISE` or more somewhere on the maps: RADSeg's
+                    prompt denoising. With a single prompt the softmax is 1 and the label always present
+        "none"      every label
+
+        Raises InputError for another rule or a wrong number of thresholds.
         """
+        if absent not in ABSENT:
+            raise InputError(f"absent is {absent!r}, expected one of {', '.join(ABSENT)}")
         thresholds = self._each(presence)
-        if self.presence is None:
+        if absent == "denoise":
+            return tuple(max(self._highest[prompt] for prompt in own) >= DENOISE for own in self._prompts)
+        if absent == "none" or self.presence is None:
             return (True,) * len(self.labels)
         return tuple(not value < threshold for value, threshold in zip(self.presence.tolist(), thresholds, strict=True))
+
+    @cached_property
+    def _highest(self) -> list[float]:
+        """The highest softmax probability of each prompt on the unrefined maps."""
+        if self.logit_scale is None:
+            return [values.max().item() for values in self.maps]
+        scale = self.logit_scale
+        log_sum_exp = readout.softmax_argmax(scale * values for values in self.maps).log_sum_exp
+        return [(scale * at_least_float32(values) - log_sum_exp).max().exp().item() for values in self.maps]
 
     def objects(
         self,
@@ -179,6 +207,7 @@ class Localization:
         scale: str = "minmax",
         *,
         presence: float | Sequence[float] = PRESENCE,
+        absent: str = "presence",
         min_area: float = MIN_AREA,
         instances: str = "component",
         masks: bool = True,
@@ -191,6 +220,7 @@ class Localization:
                    Predicted boxes are kept if their score is above it: as a share of the label's best with "minmax",
                    as it is with other scales
         presence   labels below it are absent and have no objects, see `present`; 0 keeps all
+        absent     another rule for it, see `present`
         min_area   share of the image's pixels, in [0, 1], that an object has at least
         instances  "component", or "label": one object for all of a label's mask, or the best predicted box
         masks      False leaves out `Object.rle`
@@ -205,7 +235,9 @@ class Localization:
         if instances not in INSTANCES:
             raise InputError(f"instances is {instances!r}, expected one of {', '.join(INSTANCES)}")
         objects = []
-        for index, (limit, is_present) in enumerate(zip(self._each(threshold), self.present(presence), strict=True)):
+        for index, (limit, is_present) in enumerate(
+            zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
+        ):
             if not is_present:
                 continue
             if self.detections is not None:
@@ -220,21 +252,32 @@ class Localization:
         (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
         return torch.tensor([self._point(index) for index in range(len(self.labels))], dtype=torch.int64, device="cpu")
 
-    def segment(self, background: float | None = None) -> Int[Tensor, "y x"]:
+    def segment(self, background: float | None = None, *, absent: str = "none") -> Int[Tensor, "y x"]:
         """The most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
 
         A pixel is background if a background prompt of the vocabulary is best there, or if the best softmax probability
         (of logit_scale × cosine over all prompts) is below `background`, a number in [0, 1]; None has no such limit.
         The paper uses 0.8 with PascalVOC's 20 classes. With one prompt the softmax is 1 everywhere: use `masks` then.
         Without `logit_scale` there is no softmax: the values are probabilities already.
+
+        Labels that are absent by the rule `absent`, see `present`, win no pixel; probabilities stay those against all
+        prompts.
         """
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
-        groups = [self._groups[index] for index in self._order]
-        if self.logit_scale is not None:
+        present = self.present(absent=absent)
+        order = [index for index in self._order if self._groups[index] < 0 or present[self._groups[index]]]
+        if not order:
+            return torch.full(tuple(self.size), -1, dtype=torch.int64, device=self.maps.device)
+        groups = [self._groups[index] for index in order]
+        if self.logit_scale is not None and len(order) == len(self._order):
             return readout.segment(self._softmax, groups, background)
-        labels = readout.segment(self._softmax, groups, None)
-        return labels if background is None else labels.masked_fill_(self._softmax.best < background, -1)
+        best = self._contest(order)
+        labels = readout.segment(best, groups, None)
+        if background is None:
+            return labels
+        probability = best.best if self.logit_scale is None else (best.best - self._softmax.log_sum_exp).exp()
+        return labels.masked_fill_(probability < background, -1)
 
     # One label, another device ---------------------------------------------------------------------------------------
 
@@ -451,10 +494,14 @@ class Localization:
 
     @cached_property
     def _softmax(self) -> readout.SoftmaxArgmax:
+        """All prompts against each other, in `_order`."""
+        return self._contest(self._order)
+
+    def _contest(self, prompts: Sequence[int]) -> readout.SoftmaxArgmax:
         scale = 1.0 if self.logit_scale is None else self.logit_scale
         if self.refiner is None and isinstance(self.maps, Tensor):
-            return readout.grid_softmax_argmax(scale * self.maps[self._order], self.size)
-        return readout.softmax_argmax(scale * self._prompt_map(index) for index in self._order)
+            return readout.grid_softmax_argmax(scale * self.maps[prompts], self.size)
+        return readout.softmax_argmax(scale * self._prompt_map(index) for index in prompts)
 
     @property
     def _order(self) -> list[int]:
