@@ -301,7 +301,7 @@ def png(height: int, width: int) -> bytes:
 
 BAD_IMAGES = {
     "empty.jpg": (b"", "is empty"),
-    "text.jpg": (b"hello, I am text\n", "not a picture"),
+    "text.jpg": (b"hello, I am text\n", "not an image"),
     "cut.jpg": (cut_jpeg(), "truncated"),
     "dot.png": (png(1, 1), "smaller than one 8x8 patch"),
     "missing.png": (None, "does not exist"),

@@ -151,7 +151,7 @@ def test_every_method_reads_a_tiny_model_of_every_family(row, shape):
 
 
 def test_the_documentation_has_every_family():
-    document = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text("utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text("utf-8")
     for row in FAMILIES:
         assert f"| {row.name} | {row.library} |" in document
         assert f"| {row.about} |" in document, row.name

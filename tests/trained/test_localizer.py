@@ -704,7 +704,7 @@ def test_the_command_grounds_with_it(kind, place):
     assert document["template"] == kind.ours.model.template
     assert "method" not in document
     found = kind.ours("cat.png", ["cat", "sky"])
-    assert [entry["score"] for entry in document["prompts"]] == pytest.approx(found.scores.tolist(), abs=0.05)
+    assert [entry["score"] for entry in document["labels"]] == pytest.approx(found.scores.tolist(), abs=0.05)
     assert len(list(place.glob("open_gem_out/*"))) == 9  # three pictures a phrase; one segmentation, npz and json
 
 

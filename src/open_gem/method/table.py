@@ -134,6 +134,11 @@ class Attention(ABC):
         """What the block adds to the method's stream: the mixed values through its output projection."""
         return block.out(self(heads, context))
 
+    @property
+    def stands_alone(self) -> bool:
+        """True if this variant replaces the last block and so has no stream to add to: depth 1, no residual."""
+        return False
+
     def layout(self, size: Size) -> TokenGrid | None:
         """The grid that mixed values lie on, for pixels of `size`; None for the host's own."""
         return None
@@ -389,6 +394,10 @@ class SelfCalibrated(Attention):
         _check(self, "scale", is_positive, "a number above 0")
         _check(self, "cls", lambda cls: cls == 0 or is_positive(cls), "a number, 0 or more")
 
+    @property
+    def stands_alone(self) -> bool:
+        return True
+
     def taps(self, layers: int) -> range:
         if layers < 2:
             raise MethodError(
@@ -428,7 +437,7 @@ class SelfCalibrated(Attention):
         values = at_least_float32(heads.v[0]).transpose(0, 1)  # (r·k, h, c)
         mixed = correlate(values.flatten(1), guide, self.scale).view_as(values).transpose(0, 1)
         out = block.out(self(heads, context) + mixed.to(heads.v)[None] / 2)[0]
-        return at_least_float32(out) + self.cls * prefix[:1]
+        return at_least_float32(out) + self.cls * prefix[:1].sum(dim=0)  # nothing if there is no [CLS]
 
 
 def _share_of(layers: int, number: int) -> int:
@@ -463,9 +472,9 @@ class Method:
         _check(self, "depth", lambda number: is_count(number, 1), "a whole number of blocks, 1 or more")
         for switch in ("residual", "mlp"):
             _check(self, switch, _is_bool, "True or False")
-        if type(self.attention).layout is not Attention.layout and (self.residual or self.depth > 1):
+        if self.attention.stands_alone and (self.residual or self.depth > 1):
             name = type(self.attention).__name__
-            raise MethodError(f"{name} lays tokens on a grid of its own: it needs residual=False and depth=1")
+            raise MethodError(f"{name} replaces the last block: it needs residual=False and depth=1")
         object.__setattr__(self, "steps", tuple(self.steps))
         _check(self, "steps", lambda steps: all(isinstance(step, Step) for step in steps), "steps such as Scga()")
 

@@ -135,6 +135,10 @@ class External(Attention):
         if not _is_number(self.beta) or self.beta < 0:
             raise MethodError(f"beta is {self.beta!r}, expected a number, 0 or more")
 
+    @property
+    def stands_alone(self) -> bool:
+        return True
+
     def layout(self, size: Size) -> TokenGrid:
         """The expert's grid for the host's pixels, of this `size`, and no token before the patches."""
         return TokenGrid(self.expert.grid_for(size), 0)
