@@ -147,6 +147,7 @@ def tool(name: str, monkeypatch):
 
 def test_every_method_is_in_the_table_of_methods_with_its_settings():
     rows = re.findall(r"^\| `([a-z_-]+)` \|(.*)\|$", TEXTS[DOCS / "reference" / "methods.md"], re.MULTILINE)
+    rows = [(name, row) for name, row in rows if row.count(" | ") == 7]  # steps have fewer columns
     assert [name for name, _ in rows] == list(METHODS)
     for name, row in rows:
         mix, depth, residual, mlp, source, evidence, flops, time = (cell.strip() for cell in row.split(" | "))

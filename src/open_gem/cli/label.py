@@ -42,7 +42,7 @@ class ObjectOptions:
     presence: Annotated[
         float | None,
         typer.Option(
-            help="Image-level confidence threshold of labels without their own.",
+            help="Presence below which a label is absent and has no objects; for labels without their own.",
             show_default="the class file's, or 0.5",
             rich_help_panel=OBJECTS,
         ),
@@ -50,7 +50,7 @@ class ObjectOptions:
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Map threshold of labels without their own.",
+            help="Heatmaps above it are the mask; for labels without their own.",
             show_default="the class file's, or 0.5",
             rich_help_panel=OBJECTS,
         ),
@@ -81,9 +81,9 @@ class SourceOptions:
     """How images are read."""
 
     column: Annotated[
-        str | None, typer.Option(help="Column of images or paths, of a table.", rich_help_panel=SOURCE)
+        str | None, typer.Option(help="Table column holding images or paths.", rich_help_panel=SOURCE)
     ] = None
-    id_column: Annotated[str | None, typer.Option(help="Column of ids, of a table.", rich_help_panel=SOURCE)] = None
+    id_column: Annotated[str | None, typer.Option(help="Table column holding ids.", rich_help_panel=SOURCE)] = None
     read_timeout: Annotated[
         float,
         typer.Option(
@@ -187,7 +187,7 @@ def label(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label a folder, or ten million images: objects with boxes, masks and points into Parquet, one row an image.
+    """Label a folder, or ten million images: objects with boxes, masks and points into Parquet, one row per image.
 
     Rerun the same command to resume an interrupted job. Unreadable images are recorded with the error. Several GPUs:
     `torchrun --nproc-per-node N --no-python open-gem label …`.

@@ -38,15 +38,15 @@ def serve(
         list[str] | None,
         typer.Option(help="Origin of pages that may ask, such as https://example.com (repeatable)."),
     ] = None,
-    root_path: Annotated[str, typer.Option(help="Path at which a proxy has the server, such as /gem.")] = "",
+    root_path: Annotated[str, typer.Option(help="URL path under which a proxy serves it, such as /gem.")] = "",
     forwarded_from: Annotated[
-        str, typer.Option(help="Addresses of proxies whose X-Forwarded headers are trusted, by commas.")
+        str, typer.Option(help="Addresses of proxies whose X-Forwarded headers are trusted, comma-separated.")
     ] = "127.0.0.1",
     cache_mb: Annotated[int, typer.Option(min=1, help="MiB for encoded images.")] = 512,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum pending requests; further ones get HTTP 429.")] = 32,
     max_patches: Annotated[
         int | None,
-        typer.Option(min=1, help="Most patches of an image.", show_default="6 times a square image's"),
+        typer.Option(min=1, help="Maximum patches per image.", show_default="6 times a square image's"),
     ] = None,
     label_studio_url: Annotated[
         str | None, typer.Option(help="A Label Studio whose images are fetched to predict its tasks.")
@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: an API for programs, a page for people. Listens on this machine alone by default.
 
-    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json, and docs/reference/http.md.
+    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json.
     """
     try:
         import uvicorn  # noqa: F401
