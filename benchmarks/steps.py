@@ -1,4 +1,4 @@
-"""Time and peak memory of each step by the number of patches: `python benchmarks/steps.py`, see docs/reference/methods.md.
+"""Time and peak memory of each step: `python benchmarks/steps.py`, see docs/reference/methods.md.
 
 Features are random, 512 a patch, and the last block's values 768; the process's peak so far is printed.
 """
