@@ -15,7 +15,6 @@ from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import differences, scores
 from open_gem.localizer import load
 from open_gem.method.steps import Lposs, Scga
-from open_gem.method.table import METHODS
 from open_gem.refine.pamr import Pamr
 
 NAMES = ("mean_iou", "mask_iou", "pointing_game")
