@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from open_gem.errors import InputError
+from open_gem.images.colors import label_color
 from open_gem.method.kmeans import spherical_kmeans
 from open_gem.paper.clustering import block_order, components, self_self_clustering
 
@@ -92,11 +93,11 @@ def plot(
         raise InputError("no curve given, expected one or more")
     figure = Figure(figsize=(6, 4), dpi=DPI, facecolor="white", layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    for name, points in series.items():
-        x = [x for x, _ in points]
+    for index, (name, points) in enumerate(series.items()):
+        x, color = [x for x, _ in points], np.array(label_color(index)) / 255
         value, low, high = (np.array(column) for column in zip(*(estimate for _, estimate in points), strict=True))
-        [line] = axes.plot(x, value, marker="o", markersize=4, label=name)
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.plot(x, value, marker="o", markersize=4, label=name, color=color)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     if min(xs) > 0 and max(xs) >= 10 * min(xs):
         axes.set_xscale("log")
     axes.set_title(title, loc="left", color=INK)
