@@ -16,7 +16,7 @@ PACKAGE = str(Path(open_gem.__file__).parent)
 
 
 def main() -> None:
-    localizer = open_gem.load("embedded", device="cpu")
+    localizer = open_gem.load("embedded", device="cpu").acknowledge()
     image = scene(0, size=512).image
     prompts = ["a cat", "a dog", "a bicycle"]
     localizer(image, prompts)
