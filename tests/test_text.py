@@ -184,7 +184,7 @@ def test_a_mistaken_template_is_told_what_there_is(template):
         check_template(template)
     message = str(caught.value)
     assert f"template is {template!r}" in message
-    assert "one {} where the phrase goes" in message
+    assert "one {} where the prompt goes" in message
     assert "imagenet-80, imagenet-7, clip-surgery-85" in message
 
 

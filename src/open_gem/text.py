@@ -156,25 +156,25 @@ class Vocabulary:
 Prompts = str | Iterable[str] | Mapping[str, str | Iterable[str]] | Vocabulary  # what `Vocabulary.of` takes
 
 
-def _checked(place: str, phrases: Any) -> tuple[str, ...]:
+def _checked(place: str, prompts: Any) -> tuple[str, ...]:
     try:
-        return check_prompts(phrases)
+        return check_prompts(prompts)
     except PromptError as error:
         raise PromptError(f"{place}: {error}") from error
 
 
 def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
-    """Raises PromptError if a phrase is there twice, articles aside, with both places."""
+    """Raise PromptError, with both places, if a prompt is repeated, articles aside."""
     known: dict[str, str] = {}
-    for place, phrases in places:
-        for phrase in phrases:
-            if (bare := _bare(phrase)) in known:
-                raise PromptError(f"{phrase!r} of {place} is in {known[bare]} already, expected each phrase once")
+    for place, prompts in places:
+        for prompt in prompts:
+            if (bare := _bare(prompt)) in known:
+                raise PromptError(f"{prompt!r} of {place} is in {known[bare]} already, expected each prompt once")
             known[bare] = place
 
 
 def _class_lines(path: str | PathLike[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """The number, from 1, and the phrases of each line that is not blank."""
+    """Return the number, from 1, and the prompts of each line that is not blank."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -186,8 +186,8 @@ def _class_lines(path: str | PathLike[str]) -> list[tuple[int, tuple[str, ...]]]
     classes = []
     for number, line in enumerate(text.splitlines(), start=1):
         parts = line.split(";" if ";" in line else ",")
-        if phrases := tuple(phrase for part in parts if (phrase := part.strip())):
-            classes.append((number, phrases))
+        if prompts := tuple(prompt for part in parts if (prompt := part.strip())):
+            classes.append((number, prompts))
         elif line.strip():
             raise PromptError(f"line {number} of {str(path)!r} is {line.strip()!r}, expected a class and its synonyms")
     return classes
@@ -213,19 +213,19 @@ T = TypeVar("T", bound=Template)
 
 
 def check_template(template: T) -> T:
-    """The template itself: text with exactly one place `{}` for the phrase, a name of `ENSEMBLES`, or a list or tuple
+    """The template itself: text with exactly one place `{}` for the prompt, a name of `ENSEMBLES`, or a list or tuple
     of such texts. Raises PromptError for anything else."""
     if isinstance(template, list | tuple):
         if not template:
-            raise PromptError("no template given, expected at least one text with one {} where the phrase goes")
+            raise PromptError("no template given, expected at least one text with one {} where the prompt goes")
         for index, text in enumerate(template):
-            if not _has_one_place(text):
-                raise PromptError(f"template {index} is {text!r}, expected text with one {{}} where the phrase goes")
+            if not _has_single_placeholder(text):
+                raise PromptError(f"template {index} is {text!r}, expected text with one {{}} where the prompt goes")
     elif not isinstance(template, str):
         raise PromptError(f"template is {type(template).__name__}, expected text, or a list of texts")
-    elif template not in ENSEMBLES and not _has_one_place(template):
+    elif template not in ENSEMBLES and not _has_single_placeholder(template):
         raise PromptError(
-            f"template is {template!r}, expected text with one {{}} where the phrase goes, a list of such texts, or "
+            f"template is {template!r}, expected text with one {{}} where the prompt goes, a list of such texts, or "
             f"one of {', '.join(ENSEMBLES)}{did_you_mean(template, ENSEMBLES)}"
         )
     return template
@@ -239,12 +239,12 @@ def find_templates(template: Template) -> tuple[str, ...]:
     return tuple(template)
 
 
-def _has_one_place(template: Any) -> bool:
+def _has_single_placeholder(template: Any) -> bool:
     return isinstance(template, str) and template.count("{}") == 1
 
 
 def fill(template: str, prompt: str) -> str:
-    """The sentence that is encoded. A leading article goes, so that "a cat" and "cat" are the same phrase.
+    """The sentence that is encoded. A leading article goes, so that "a cat" and "cat" are encoded alike.
 
     The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
     they are, but for space around them. An empty prompt leaves the template with nothing in it.
@@ -253,9 +253,10 @@ def fill(template: str, prompt: str) -> str:
 
 
 def _bare(prompt: str) -> str:
-    phrase = prompt.strip()
-    article = next((word for word in ARTICLES if phrase.lower().startswith(word)), "")
-    return phrase[len(article) :].strip() or phrase
+    """Return the prompt without its leading article."""
+    stripped = prompt.strip()
+    article = next((word for word in ARTICLES if stripped.lower().startswith(word)), "")
+    return stripped[len(article) :].strip() or stripped
 
 
 # Embeddings -----------------------------------------------------------------------------------------------------------
@@ -356,7 +357,7 @@ class TextCache:
     def __init__(self, model: FrozenModel, template: Template = TEMPLATE, capacity: int = 10_000):
         self.model, self.templates, self.capacity = model, find_templates(template), capacity
         self.template: str | tuple[str, ...] = template if isinstance(template, str) else self.templates
-        self._known: OrderedDict[Hashable, Tensor] = OrderedDict()  # by phrase, and by how it was computed
+        self._known: OrderedDict[Hashable, Tensor] = OrderedDict()  # by prompt, and by how it was computed
         self._version: Hashable = None
         self._lock = Lock()
         self._warned = False
@@ -369,24 +370,24 @@ class TextCache:
 
         Raises PromptError as `check`.
         """
-        phrases = [self._phrase(prompt) for prompt in prompts]
-        prompt_of = dict(zip(phrases, prompts, strict=True))
+        keys = [self._key(prompt) for prompt in prompts]
+        prompt_of = dict(zip(keys, prompts, strict=True))
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
             if self._version != (version := self.model.weights_version):
                 self._known.clear()
                 self._version = version
             how = frozenset(autocast().items())
-            rows = {phrase: self._known[phrase, how] for phrase in prompt_of if (phrase, how) in self._known}
-            missing = {phrase: prompt for phrase, prompt in prompt_of.items() if phrase not in rows}
+            rows = {key: self._known[key, how] for key in prompt_of if (key, how) in self._known}
+            missing = {key: prompt for key, prompt in prompt_of.items() if key not in rows}
             if missing:
                 self.check(missing.values())
                 rows.update(zip(missing, self._encode(missing.values()), strict=True))
-            for phrase in prompt_of:
-                self._known[phrase, how] = rows[phrase]
-                self._known.move_to_end((phrase, how))
+            for key in prompt_of:
+                self._known[key, how] = rows[key]
+                self._known.move_to_end((key, how))
             while len(self._known) > self.capacity:
                 self._known.popitem(last=False)
-        return torch.stack([rows[phrase] for phrase in phrases])
+        return torch.stack([rows[key] for key in keys])
 
     @cpu_by_default()
     def check(self, prompts: Iterable[str]) -> None:
@@ -400,7 +401,7 @@ class TextCache:
                     f"{', '.join(close)}; expected one of them, or an open-vocabulary model (`open-gem models`)"
                 )
 
-    def _phrase(self, prompt: str) -> str:
+    def _key(self, prompt: str) -> str:
         """The same for prompts that fill all templates alike, and for no others."""
         return fill("{}", prompt) if "{}" in self.templates else _bare(prompt)
 

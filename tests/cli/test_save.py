@@ -24,14 +24,14 @@ def test_slugs_are_short_plain_and_distinct():
     made = save.slugs(phrases)
     assert made[:4] == ["cat-3", "cat", "cat-3-3", "cat-4"]
     assert len(set(made)) == len(phrases)
-    assert max(map(len, made)) <= save.SLUG + 5
+    assert max(map(len, made)) <= save.MAX_SLUG + 5
     assert made[-1] == "e-e"
     assert len(set(save.slugs(["x"] * 5000))) == 5000
 
 
 def test_stems_are_distinct_where_case_does_not_count_and_never_too_long():
-    assert save.stems(["a/x.png", "b/X.jpg", "x.tar.gz"]) == ["x", "X-2", "x.tar"]
-    assert len(save.stems(["猫" * 80 + ".png"])[0].encode()) <= save.STEM
+    assert save.base_names(["a/x.png", "b/X.jpg", "x.tar.gz"]) == ["x", "X-2", "x.tar"]
+    assert len(save.base_names(["猫" * 80 + ".png"])[0].encode()) <= save.MAX_BASE_NAME
 
 
 def test_write_file_replaces_and_reports(tmp_path: Path):

@@ -128,13 +128,13 @@ def test_images_may_be_moved_but_those_of_another_folder_are_others(tmp_path):
     one, two = (tmp_path / name for name in ("one", "two"))
     one.mkdir()
     Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(one)))
-    with pytest.raises(InputError, match=r"of images in '.*one', which is still there"):
+    with pytest.raises(InputError, match=r"of images in '.*one', which still exists"):
         Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two)))
     one.rename(two)
     assert Parts.claim(tmp_path / "labels", replace(MANIFEST, root=str(two))).manifest.root == str(two)
     assert Parts.open(tmp_path / "labels").manifest.root == str(two)
     Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://a"))
-    with pytest.raises(InputError, match="which is still there"):
+    with pytest.raises(InputError, match="which still exists"):
         Parts.claim(tmp_path / "remote", replace(MANIFEST, root="s3://b"))
 
 

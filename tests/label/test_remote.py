@@ -18,7 +18,7 @@ from pyarrow import parquet
 from open_gem.errors import ImageError, InputError
 from open_gem.images.pixels import read_image
 from open_gem.label.paths import PassedOver
-from open_gem.label.reading import Item, one_line, read
+from open_gem.label.reading import Item, describe_error, read
 from open_gem.label.remote import encoded
 from open_gem.label.sources import Columns, Source, open_source
 
@@ -154,9 +154,9 @@ def test_what_is_new_in_a_remote_folder_is_seen_at_the_next_look():
 
 def test_the_reason_behind_a_file_that_is_said_not_to_be_there():
     error = FileNotFoundError("http://host/x")
-    assert one_line(error) == "no such file: http://host/x"
+    assert describe_error(error) == "no such file: http://host/x"
     error.__cause__ = PermissionError("403, Forbidden")
-    assert one_line(error) == "403, Forbidden"
+    assert describe_error(error) == "403, Forbidden"
 
 
 def test_an_image_without_bytes_in_a_tar_is_not_asked_for(store):

@@ -21,7 +21,7 @@ from open_gem.evaluation.tasks import Estimate, scores
 from open_gem.paper.figures import plot
 from open_gem.paper.measuring import Outcome, jobs, reproduce, union
 from open_gem.paper.numbers import MODELS, TABLES
-from open_gem.paper.pictures import failures
+from open_gem.paper.qualitative import failures
 from open_gem.paper.rendering import curves, markdown
 from open_gem.paper.rows import EXPERIMENTS
 from open_gem.paper.runs import Run, Scores
@@ -287,7 +287,7 @@ def test_failures_are_the_classes_that_fit_worst(tiny_localizer, monkeypatch):
         drawn.append(caption)
         return picture
 
-    monkeypatch.setattr("open_gem.paper.pictures.overlay", keep)
+    monkeypatch.setattr("open_gem.paper.qualitative.overlay", keep)
     data = scenes(range(6), 64)
     failures(tiny_localizer, data, PROTOCOLS["paper"])
     given = [caption for caption in drawn if caption.startswith("gem")]

@@ -40,8 +40,8 @@ def clusters(
 
     table = new_table("iterations", *(f"τ = {degree:g}" for degree in degrees), title="clusters by self-self attention")
     for count in steps:
-        labels = [components(self_self_clustering(points, count, degree).moved) for degree in degrees]
-        table.add_row(str(count), *(str(int(some.max()) + 1) for some in labels))
+        assignments = [components(self_self_clustering(points, count, degree).moved) for degree in degrees]
+        table.add_row(str(count), *(str(int(labels.max()) + 1) for labels in assignments))
     console = new_console()
     console.print(table)
     console.print(Text(f"Look at {out}; its last row is k-means with {', '.join(map(str, sizes))} clusters"))

@@ -139,7 +139,7 @@ def ground(
     thing has a maximum too: absent labels are crossed out, and have boxes only with --presence 0. Several methods are
     read from one pass of the model; each has a folder of its own, and a sheet shows them side by side.
     """
-    from open_gem.cli.save import stems
+    from open_gem.cli.save import base_names
 
     vocabulary = read_vocabulary(classes, negative or [])
     kinds = files.kinds()
@@ -149,14 +149,14 @@ def ground(
     tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
     has_failed = False
     with progress_bar(len(images), quiet) as advance:
-        for path, stem in zip(images, stems(images), strict=True):
+        for path, base_name in zip(images, base_names(images), strict=True):
             try:
                 located = locate(localizer, path, vocabulary, methods, files)
             except ImageError as error:  # of this image alone
                 has_failed = True
                 report_failure(path, error, as_json)
             else:
-                write(located, stem, kinds, few, settings, files.out)
+                write(located, base_name, kinds, few, settings, files.out)
                 for name, image in located.items():
                     tables.append((f"{path} · {name}" if image.method else path, image.rows(MANY)))
                     if as_json:
@@ -266,7 +266,7 @@ def report_failure(path: str, error: ImageError, as_json: bool) -> None:
 
 def write(
     located: "Mapping[str, ImageResult]",
-    stem: str,
+    base_name: str,
     kinds: Sequence[str],
     few: int,
     settings: Mapping[str, dict[str, Any]],
@@ -278,9 +278,9 @@ def write(
     from open_gem.images.sheet import png
 
     for name, image in located.items():
-        image.write(out / folder_name(name) if image.method else out, stem, kinds, few, settings[name])
+        image.write(out / folder_name(name) if image.method else out, base_name, kinds, few, settings[name])
     if len(located) > 1 and "overlay" in kinds:
-        write_file(out / f"{stem}.compare.png", png(side_by_side(list(located.values()), few)))
+        write_file(out / f"{base_name}.compare.png", png(side_by_side(list(located.values()), few)))
 
 
 def folder_name(method: str) -> str:

@@ -68,12 +68,12 @@ def reproduce(
     from open_gem.files import check_writable
     from open_gem.paper.measuring import jobs
     from open_gem.paper.numbers import B16
-    from open_gem.paper.pictures import PICTURES
+    from open_gem.paper.qualitative import QUALITATIVE
     from open_gem.paper.rows import EXPERIMENTS
 
     names = find_experiments(experiments or ["all"])
     tables = [name for name in names if name in EXPERIMENTS]
-    figures = [name for name in names if name in PICTURES]
+    figures = [name for name in names if name in QUALITATIVE]
     has_own_model = model is not None or dataset == "scenes"
     if pretrained is not None and model is None:
         raise InputError("--pretrained given without --model")
@@ -111,10 +111,10 @@ def reproduce(
 
 def find_experiments(names: Sequence[str]) -> list[str]:
     """The experiments that were asked for. Raises InputError for an unknown one."""
-    from open_gem.paper.pictures import PICTURES
+    from open_gem.paper.qualitative import QUALITATIVE
     from open_gem.paper.rows import EXPERIMENTS
 
-    known = [*EXPERIMENTS, *PICTURES]
+    known = [*EXPERIMENTS, *QUALITATIVE]
     if list(names) == ["all"]:
         return known
     for name in names:
@@ -208,7 +208,7 @@ class Reproduction:
 
     def draw(self, names: Sequence[str], label: str | None, images: "Dataset") -> None:
         """Draw figures; those that can be drawn, or what failed, are added."""
-        from open_gem.paper.pictures import PICTURES
+        from open_gem.paper.qualitative import QUALITATIVE
 
         try:
             localizer: Any = self.load(label)
@@ -217,7 +217,7 @@ class Reproduction:
             return
         for name in names:
             try:
-                self.sheets[name] = PICTURES[name][1](localizer, images, self.protocol)
+                self.sheets[name] = QUALITATIVE[name][1](localizer, images, self.protocol)
             except OpenGemError as error:
                 self.faults.append(f"{name}: {error}")
 
@@ -225,7 +225,7 @@ class Reproduction:
         """Write the report and its figures."""
         from open_gem.cli.save import save_image
         from open_gem.files import write_file
-        from open_gem.paper.pictures import PICTURES
+        from open_gem.paper.qualitative import QUALITATIVE
         from open_gem.paper.rendering import curves, markdown, title
         from open_gem.paper.rows import EXPERIMENTS
 
@@ -243,7 +243,7 @@ class Reproduction:
                     parts.append(f"![{title(name)}]({file}.png)\n")
             elif name in self.sheets:
                 save_image(self.out / f"{name}.png", self.sheets[name])
-                parts.append(f"## {title(name)}: {PICTURES[name][0]}\n\n![{title(name)}]({name}.png)\n")
+                parts.append(f"## {title(name)}: {QUALITATIVE[name][0]}\n\n![{title(name)}]({name}.png)\n")
         write_file(self.out / "report.md", "\n".join(parts).encode())
 
     def _count(self, images: "Dataset") -> int:

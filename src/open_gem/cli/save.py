@@ -18,7 +18,7 @@ from open_gem.localization import MIN_AREA, PRESENCE, Localization
 from open_gem.localization.drawing import BARS, best, head_of, overlay_of
 from open_gem.objects import Object
 
-SLUG, STEM = 40, 120  # most characters of a label and bytes of an image's name in a file name
+MAX_SLUG, MAX_BASE_NAME = 40, 120  # most characters of a label and bytes of an image's name in a file name
 
 
 # Names of files -------------------------------------------------------------------------------------------------------
@@ -32,14 +32,13 @@ def slugs(labels: Sequence[str]) -> list[str]:
 def _slug(label: str) -> str:
     letters = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     words = "".join(letter if letter.isalnum() else " " for letter in letters).split()
-    return "-".join(words)[:SLUG].strip("-")
+    return "-".join(words)[:MAX_SLUG].strip("-")
 
 
-def stems(paths: Sequence[str]) -> list[str]:
-    """What the file names of each image's results begin with: the image's own name, distinct."""
-    return _distinct(
-        [Path(path).stem.encode("utf-8", "ignore")[:STEM].decode("utf-8", "ignore") or "image" for path in paths]
-    )
+def base_names(paths: Sequence[str]) -> list[str]:
+    """Return the beginning of the file names of each image's results: the image's own name, distinct."""
+    names = [Path(path).stem.encode("utf-8", "ignore")[:MAX_BASE_NAME] for path in paths]
+    return _distinct([name.decode("utf-8", "ignore") or "image" for name in names])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -151,15 +150,15 @@ class ImageResult:
             bar=bar,
         )
 
-    def write(self, out: Path, stem: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
+    def write(self, out: Path, base_name: str, kinds: Iterable[str], few: int, settings: dict[str, Any]) -> None:
         """Write files of these kinds; drawings of single labels only for the `few` with the highest scores."""
         for kind in kinds:
             if kind in DRAWINGS:
                 for index in best(self.result, few):
-                    save_image(out / f"{stem}.{self.slugs[index]}.{kind}.png", DRAWINGS[kind](self, index))
+                    save_image(out / f"{base_name}.{self.slugs[index]}.{kind}.png", DRAWINGS[kind](self, index))
             else:
                 ending, write = DOCUMENTS[kind]
-                write_file(out / f"{stem}.{ending}", partial(write, self, settings))
+                write_file(out / f"{base_name}.{ending}", partial(write, self, settings))
 
 
 def save_image(path: Path, image: Image.Image) -> None:

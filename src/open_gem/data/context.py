@@ -101,9 +101,9 @@ def read_context(path: Path) -> tuple[ContextImage, ...]:
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"{str(path)!r} is not as trainval_merged.json should be: {what}") from error
-    twice = [id for id, times in Counter(image.id for image in images).items() if times > 1]
-    if twice:
-        raise DatasetError(f"{str(path)!r} holds {first_few(twice)} more than once, expected each image once")
+    repeated = [id for id, times in Counter(image.id for image in images).items() if times > 1]
+    if repeated:
+        raise DatasetError(f"{str(path)!r} holds {first_few(repeated)} more than once, expected each image once")
     return images
 
 

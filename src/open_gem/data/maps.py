@@ -186,7 +186,7 @@ def _names_below(folder: Path, suffix: str) -> set[str]:
 def read_list(path: Path) -> tuple[str, ...]:
     """The ids of a list, one a line; ignores blank lines, CRLF and space around ids.
 
-    Raises DatasetError for a line with more than one word, and for an id that is listed twice.
+    Raises DatasetError for a line with more than one word, and for an id that is listed repeated.
     """
     try:
         lines = [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines()]
@@ -197,9 +197,9 @@ def read_list(path: Path) -> tuple[str, ...]:
         if len(line.split()) > 1:
             raise DatasetError(f"line {number} of {str(path)!r} is {line!r}, expected one id a line")
     ids = [line for line in lines if line]
-    twice = [id for id, times in Counter(ids).items() if times > 1]
-    if twice:
-        raise DatasetError(f"{str(path)!r} lists {first_few(twice)} more than once, expected each id once")
+    repeated = [id for id, times in Counter(ids).items() if times > 1]
+    if repeated:
+        raise DatasetError(f"{str(path)!r} lists {first_few(repeated)} more than once, expected each id once")
     return tuple(ids)
 
 
@@ -212,7 +212,7 @@ def _same(count: int) -> dict[int, int]:
     return {id: id for id in range(count)}
 
 
-def _less_one(count: int) -> dict[int, int]:
+def _reduce_zero(count: int) -> dict[int, int]:
     """Class k is k + 1 in the file, whose 0 is ignored: "reduce zero label"."""
     return {0: IGNORE, **{index + 1: index for index in range(count)}}
 
@@ -238,7 +238,7 @@ VOCdevkit/VOC{year}/                      (or the folder above, or VOC{year} its
         background=background,
         homes=("", f"VOC{year}", f"VOCdevkit/VOC{year}"),
         images=("JPEGImages",),
-        maps=(Maps("SegmentationClass", ".png", _same(21) if background else _less_one(20)),),
+        maps=(Maps("SegmentationClass", ".png", _same(21) if background else _reduce_zero(20)),),
         listed="ImageSets/Segmentation/{split}.txt",
         own=_SPLITS,
     )
@@ -266,7 +266,7 @@ VOCdevkit/VOC2010/                       (or the folder above, or VOC2010 itself
         background=background,
         homes=("", "VOC2010", "VOCdevkit/VOC2010"),
         images=("JPEGImages",),
-        maps=(Maps("SegmentationClassContext", ".png", _same(60) if background else _less_one(59)),),
+        maps=(Maps("SegmentationClassContext", ".png", _same(60) if background else _reduce_zero(59)),),
         listed="ImageSets/SegmentationContext/{split}.txt",
         own=_SPLITS,
     )
@@ -350,7 +350,7 @@ ADEChallengeData2016/                    (or the folder above)
         family="ade20k",
         homes=("", "ADEChallengeData2016", "ade/ADEChallengeData2016"),
         images=("images/{split}",),
-        maps=(Maps("annotations/{split}", ".png", _less_one(150)),),
+        maps=(Maps("annotations/{split}", ".png", _reduce_zero(150)),),
     ),
     MapSource(
         name="cityscapes",

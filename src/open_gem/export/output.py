@@ -43,9 +43,9 @@ def name_of(image_id: str, odd: str = ODD) -> PurePosixPath:
 
 
 def _marked(name: PurePosixPath, image_id: str) -> PurePosixPath:
-    """The name with letters behind its stem that are the id's own."""
-    stem, ending = _split(name.name)
-    return name.with_name(f"{stem}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}{ending}")
+    """The name with letters behind its base that are the id's own."""
+    base, ending = _split(name.name)
+    return name.with_name(f"{base}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}{ending}")
 
 
 def path_of(image_id: str) -> str:
@@ -55,9 +55,9 @@ def path_of(image_id: str) -> str:
 
 def _short(part: str, odd: str) -> str:
     """Without odd letters, and within the length that file systems allow; the ending stays."""
-    stem, ending = (re.sub(odd, "_", text) for text in _split(part))
+    base, ending = (re.sub(odd, "_", text) for text in _split(part))
     limit = LONGEST - len(ending.encode())
-    return stem.encode()[:limit].decode("utf-8", "ignore") + ending
+    return base.encode()[:limit].decode("utf-8", "ignore") + ending
 
 
 def _split(name: str) -> tuple[str, str]:

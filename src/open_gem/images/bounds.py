@@ -142,7 +142,7 @@ def _pages(stream: IO[bytes]) -> Iterator[dict[int, _Tag]]:
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
     number, count, entry = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
-    entry, wide = struct.Struct(order + entry), struct.calcsize(order + number)
+    entry, offset_size = struct.Struct(order + entry), struct.calcsize(order + number)
     seen: set[int] = set()
     try:
         (position,) = struct.unpack_from(order + number, head, 8 if big else 4)
@@ -156,7 +156,7 @@ def _pages(stream: IO[bytes]) -> Iterator[dict[int, _Tag]]:
                 form = {3: "H", 4: "I"}.get(kind)
                 page[tag] = _Tag(values * _WIDTHS.get(kind, 0), struct.unpack_from(order + form, raw)[0] if form else 0)
             yield page
-            (position,) = struct.unpack(order + number, stream.read(wide))
+            (position,) = struct.unpack(order + number, stream.read(offset_size))
     except struct.error:
         return
 

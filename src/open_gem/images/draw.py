@@ -188,9 +188,9 @@ def _paste_shape(
 
 def _draw_contour(image: Image.Image, mask: np.ndarray, style: Style) -> None:
     """A light line just inside the mask, with a dark one inside that: visible on any ground."""
-    once, twice = (_shrunk(mask, by * style.line) for by in (1, 2))
-    image.paste(DARK, mask=Image.fromarray(once - twice))
-    image.paste(LIGHT, mask=Image.fromarray(mask - once))
+    inside, core = (_shrunk(mask, by * style.line) for by in (1, 2))
+    image.paste(DARK, mask=Image.fromarray(inside - core))
+    image.paste(LIGHT, mask=Image.fromarray(mask - inside))
 
 
 def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -254,9 +254,9 @@ def draw_caption(image: Image.Image, caption: str, note: str = "", *, struck: bo
     style = style_of(image)
     font, pad, inset = font_of(style.text), style.text // 2, style.text // 3
     gap = style.text // 2 if caption and note else 0
-    room = image.width - 2 * pad - 2 * inset - gap
-    note = shortened(note, font, room)
-    caption = shortened(caption, font, room - font.getlength(note))
+    available = image.width - 2 * pad - 2 * inset - gap
+    note = shortened(note, font, available)
+    caption = shortened(caption, font, available - font.getlength(note))
     width, tail = font.getlength(caption), font.getlength(note)
     height = round(1.7 * style.text)
     left, middle = inset + pad, inset + height / 2
@@ -293,13 +293,13 @@ def _draw_bar(image: Image.Image, style: Style) -> None:
 # Text -----------------------------------------------------------------------------------------------------------------
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """As much of a text as fits on one line of `room` pixels, with an ellipsis if not all of it does."""
+def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
+    """As much of a text as fits on one line of `max_width` pixels, with an ellipsis if not all of it does."""
     words = drawable(text)
-    if font.getlength(words) <= room:
+    if font.getlength(words) <= max_width:
         return words
     for length in range(len(words) - 1, 0, -1):
-        if font.getlength(line := words[:length].rstrip() + "…") <= room:
+        if font.getlength(line := words[:length].rstrip() + "…") <= max_width:
             return line
     return ""
 

@@ -95,15 +95,15 @@ def _fitted(image: Image.Image, tile: int) -> Image.Image:
     return copy
 
 
-def _draw_head(page: Image.Image, head: Head, left: float, middle: float, room: float, text: int) -> float:
+def _draw_head(page: Image.Image, head: Head, left: float, middle: float, max_width: float, text: int) -> float:
     """Draw a heading that starts at `left`; returns where it ends."""
     draw, bold, font = ImageDraw.Draw(page), font_of(text, True), font_of(round(0.85 * text))
     if head.color is not None:
         side = round(0.8 * text)
         draw.rounded_rectangle([left, middle - side / 2, left + side, middle + side / 2], text // 6, fill=head.color)
-        left, room = left + 1.4 * side, room - 1.4 * side
+        left, max_width = left + 1.4 * side, max_width - 1.4 * side
     gap = text // 2 if head.note else 0
-    words = shortened(head.text, bold, room - font.getlength(head.note) - gap)
+    words = shortened(head.text, bold, max_width - font.getlength(head.note) - gap)
     width, color = bold.getlength(words), MUTED if head.struck else DARK
     draw.text((left, middle), words, font=bold, fill=color, anchor="lm")
     if head.struck:

@@ -25,7 +25,7 @@ from open_gem.label.decoding import decode
 from open_gem.label.label_map import LabelMap
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import LabelRow, Manifest, row_of
-from open_gem.label.reading import READ_TIMEOUT, absolute, one_line, read
+from open_gem.label.reading import READ_TIMEOUT, absolute, describe_error, read
 from open_gem.label.sources import Item, Source, printable
 from open_gem.localization import INSTANCES, MIN_AREA, SCALES, Localization
 from open_gem.localizer import load
@@ -227,11 +227,11 @@ PIXELS = PixelBudget(2**26)
 def failed(item: Item, error: BaseException, seconds: float) -> LabelRow:
     """The row of an image that could not be labelled."""
     if isinstance(error, OpenGemError):
-        reason = one_line(error)
+        reason = describe_error(error)
     elif isinstance(error, MemoryError):
         reason = "does not fit into memory"
     else:
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {describe_error(error)}"
     return _row(item, status="error", error=printable(reason), seconds=seconds)
 
 

@@ -141,19 +141,19 @@ class Parts:
     @classmethod
     def check_claim(cls, folder: Path, manifest: Manifest) -> None:
         """Raises InputError as `claim`; writes nothing."""
-        if (there := Manifest.read(folder)) is None:
+        if (existing := Manifest.read(folder)) is None:
             if next(folder.glob(PARTS), None) is not None:
                 raise InputError(f"{str(folder)!r} has parts without a {MANIFEST}: expected an empty or new folder")
             return
-        if there.fingerprint != manifest.fingerprint:
+        if existing.fingerprint != manifest.fingerprint:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
-                + _differences(there, manifest)
+                + _differences(existing, manifest)
             )
-        if there.root != manifest.root and there.root is not None and _is_elsewhere(there.root, manifest.root):
+        if existing.root != manifest.root and existing.root is not None and _is_elsewhere(existing.root, manifest.root):
             raise InputError(
-                f"{str(folder)!r} holds labels of images in {there.root!r}, which is still there, and ids are relative "
-                f"to it: expected another folder for those in {manifest.root!r}"
+                f"{str(folder)!r} holds labels of images in {existing.root!r}, which still exists, and ids are "
+                f"relative to it: expected another folder for those in {manifest.root!r}"
             )
 
     def paths(self) -> list[Path]:
@@ -251,9 +251,9 @@ def _is_elsewhere(root: str, now: str | None) -> bool:
     return Path(root).exists() and (now is None or not Path(now).exists() or not Path(root).samefile(now))
 
 
-def _differences(there: Manifest, here: Manifest) -> str:
+def _differences(existing: Manifest, wanted: Manifest) -> str:
     """How two manifests differ, for a message: the first few settings; a change common to many is listed once."""
-    old, new = ({**_flat(manifest.settings), "labels": list(manifest.labels)} for manifest in (there, here))
+    old, new = ({**_flat(manifest.settings), "labels": list(manifest.labels)} for manifest in (existing, wanted))
     changes: dict[str, list[str]] = {}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):

@@ -9,7 +9,7 @@ from glob import has_magic
 from importlib.util import find_spec
 from pathlib import Path
 
-from open_gem.label.reading import READ_TIMEOUT, Item, is_url, one_line, within
+from open_gem.label.reading import READ_TIMEOUT, Item, describe_error, is_url, within
 from open_gem.label.remote import folder
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
@@ -98,7 +98,7 @@ def walk(
             elif len(segments) in after and (passed_over is None or passed_over.takes(name)):
                 yield Item(printable(inside), f"{top}{inside}")
     except Exception as error:  # of whichever library stands behind a URL
-        yield Item(printable(below or "."), place, error=f"cannot list this folder: {one_line(error)}")
+        yield Item(printable(below or "."), place, error=f"cannot list this folder: {describe_error(error)}")
 
 
 def _entries(place: str, seconds: float) -> Iterator[tuple[str, bool]]:

@@ -64,7 +64,7 @@ def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
     except ImageError:
         raise
     except Exception as error:  # of whichever library stands behind the URL
-        raise ImageError(f"cannot be read: {one_line(error)}") from error
+        raise ImageError(f"cannot be read: {describe_error(error)}") from error
 
 
 def _read(item: Item, seconds: float) -> bytes | Path:
@@ -307,7 +307,7 @@ def _check_protocol(protocol: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise InputError(f"cannot read {protocol}:// URLs: {one_line(error)}") from error
+        raise InputError(f"cannot read {protocol}:// URLs: {describe_error(error)}") from error
 
 
 @contextmanager
@@ -318,11 +318,11 @@ def input_errors(address: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, InputError) and not isinstance(error, ImageError):  # the latter do not name it
             raise
-        raise InputError(f"cannot read {address!r}: {one_line(error)}") from error
+        raise InputError(f"cannot read {address!r}: {describe_error(error)}") from error
 
 
-def one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's: a name alone, whatever happened
-        return one_line(error.__cause__) if error.__cause__ else f"no such file: {error}"
+        return describe_error(error.__cause__) if error.__cause__ else f"no such file: {error}"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(reason).split())

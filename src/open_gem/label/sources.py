@@ -36,10 +36,10 @@ from open_gem.label.reading import (
     READ_TIMEOUT,
     Item,
     check_protocol,
+    describe_error,
     input_errors,
     is_url,
     local_path,
-    one_line,
     open_file,
     parquet_file,
     saved_dataset,
@@ -336,7 +336,7 @@ def _containers(kind: str, address: str, inside: _Inside, seconds: float, note: 
             try:
                 yield from inside(file.source, file.id, passed_over)
             except Exception as error:
-                yield file._replace(error=f"cannot be read to its end: {one_line(error)}")
+                yield file._replace(error=f"cannot be read to its end: {describe_error(error)}")
 
     return Source(kind, root_of(address), listing, note=note)
 
@@ -457,7 +457,7 @@ def _parquet_paths(address: str, seconds: float, choice: Choice) -> Iterator[_En
                     yield _Entry(f"row {number} of {file.id}", _id(id), path)
                     number += 1
         except Exception as error:
-            yield _Entry(file.id, file.id, file.source, f"cannot be read to its end: {one_line(error)}")
+            yield _Entry(file.id, file.id, file.source, f"cannot be read to its end: {describe_error(error)}")
 
 
 def _below(folder: str, path: str | None) -> str | None:

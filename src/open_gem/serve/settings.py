@@ -24,7 +24,7 @@ class Settings:
     origins        of pages of other sites that may ask, such as "https://example.com"
     cache_bytes    of uploaded images as the model sees them; the least recently used go first
     max_queue      pending requests, waiting or worked on; further ones get HTTP 429
-    max_batch      images, or 32 times as many phrases, that the model sees at a time
+    max_batch      images, or 32 times as many prompts, that the model sees at a time
     max_body       bytes of a form, which can hold image files
     max_json       bytes of any other request: JSON, with images in base64 of up to three quarters of this
     max_values     values in a JSON document, judged by its punctuation before it is parsed
@@ -33,8 +33,8 @@ class Settings:
     max_patches    patches that the model may see of an image, by its header; attention costs their square.
                    None: six times those of a square image, so that a strip may be six times as long as high
     max_map_pixels pixels of an image times prompts whose places (boxes, points, masks) are asked for at once
-    max_prompts    phrases of a request
-    max_prompt     characters of a phrase
+    max_prompts    prompts of a request
+    max_prompt     characters of a prompt
     max_files      images of a batch
     body_seconds   in which a request has to have arrived
     seconds        in which it has to be answered, from when it has arrived

@@ -32,7 +32,7 @@ class NativeTower(ModuleTower):
         self.layers = len(module.transformer.resblocks)
         self._blocks = tuple(_read(block) for block in module.transformer.resblocks)
         pooler = module.attn_pool
-        self._alone = nn.Identity() if pooler is None else partial(_pool_of_one, pooler)
+        self._alone = nn.Identity() if pooler is None else partial(_pool_each, pooler)
 
     @classmethod
     def unsupported_reason(cls, module: Any) -> str | None:
@@ -119,7 +119,7 @@ def _read(block: ResidualAttentionBlock) -> Block:
     return Block(norm=block.ln_1, qkv=qkv, out=out, mlp=lambda x: block.ls_2(mlp(block.ln_2(x))), forward=block)
 
 
-def _pool_of_one(pooler: Any, tokens: Tensor) -> Tensor:
+def _pool_each(pooler: Any, tokens: Tensor) -> Tensor:
     """What an attention pool makes of each token alone: over one key the softmax is 1, whatever the query asks."""
     attn = pooler.attn
     packed = attn.v_proj_weight is None

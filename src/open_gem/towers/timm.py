@@ -80,7 +80,7 @@ class TimmTower(ModuleTower):
         trunk = self.trunk
         tokens = trunk.norm(tokens)
         if trunk.attn_pool is not None:
-            tokens = _pool_of_one(trunk.attn_pool, tokens)
+            tokens = _pool_each(trunk.attn_pool, tokens)
         return self.module.head(trunk.head(trunk.fc_norm(tokens)))
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -99,11 +99,11 @@ class TimmTower(ModuleTower):
 
 
 def _is_plain(pool: Any) -> bool:
-    """True if `_pool_of_one` computes what the pool would."""
+    """True if `_pool_each` computes what the pool would."""
     return type(pool) is AttentionPoolLatent and pool.pos_embed is None and pool.mlp is not None and not has_hooks(pool)
 
 
-def _pool_of_one(pool: Any, tokens: Tensor) -> Tensor:
+def _pool_each(pool: Any, tokens: Tensor) -> Tensor:
     """What an attention pool makes of each token alone: over one key the softmax is 1, whatever the latent asks."""
     _, values = pool.kv(tokens).chunk(2, dim=-1)
     pooled = pool.proj(values)

@@ -205,7 +205,7 @@ def reason_of(error: Exception) -> str:
 def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str] = ()) -> str | None:
     """How a checkpoint does not fit its architecture, in one line; None if it fits."""
     faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    counts = [f"{len(names)} {fault} ({_few(names)})" for fault, given in faults if (names := sorted(given))]
+    counts = [f"{len(names)} {fault} ({_few(names)})" for fault, keys in faults if (names := sorted(keys))]
     hint = _prefix_hint(set(missing), set(unexpected))
     return f"the weights do not fit the architecture: {'; '.join(counts)}{hint}" if counts else None
 

@@ -1,4 +1,4 @@
-"""CLIPSeg (Lüddecke & Ecker 2022), trained on masks with phrases."""
+"""CLIPSeg (Lüddecke & Ecker 2022), trained on masks with captions of objects."""
 
 import torch
 from torch import Tensor

@@ -54,7 +54,7 @@ class TrainedLocalizer(AnyLocalizer):
     """Prompts in, localizations out, by a model that was trained to localize: what to compare a `Localizer` with.
 
     model     from `trained.registry.load_trained` or `adapt_trained`
-    template  what a phrase is put into, see `text.fill`; by default the one that the model is used with
+    template  what a prompt is put into, see `text.fill`; by default the one that the model is used with
 
     Raises PromptError for a malformed template.
     """

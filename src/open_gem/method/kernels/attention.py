@@ -157,9 +157,9 @@ def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
     """A scaled score of two unit vectors is 1/τ at most."""
     if not isinstance(inverse_temperature, Tensor):
         return 0 < inverse_temperature <= SHARPEST
-    one_an_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
+    is_per_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
     fit = (inverse_temperature > 0) & (inverse_temperature <= SHARPEST)
-    return kernels.is_plain(inverse_temperature) and one_an_image and bool(fit.all())
+    return kernels.is_plain(inverse_temperature) and is_per_image and bool(fit.all())
 
 
 def self_self(
@@ -188,7 +188,7 @@ def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iterations: int) -> Tensor:
-    out = _room(values)
+    out = _empty_output(values)
     _check(inverse, values.shape[:1])
     for heads in (*projections, values, out):
         _check(heads, values.shape)
@@ -201,16 +201,16 @@ def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iter
     return out
 
 
-def _check(given: Tensor, shape: torch.Size) -> None:
+def _check(tensor: Tensor, shape: torch.Size) -> None:
     """Raises TypeError for what the kernel, which sees an address, would read as something else."""
-    fits = given.dtype == torch.float32 and given.device.type == "cpu" and given.shape == shape
-    if not fits or given.stride(-1) != 1:
-        said = f"{given.dtype} of shape {tuple(given.shape)} and strides {given.stride()} on {given.device}"
-        raise TypeError(f"the kernel was given {said}, expected float32 of shape {tuple(shape)}, the last stride 1")
+    fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.shape == shape
+    if not fits or tensor.stride(-1) != 1:
+        actual = f"{tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}"
+        raise TypeError(f"the kernel got {actual}, expected float32 of shape {tuple(shape)}, the last stride 1")
 
 
-def _room(values: Tensor) -> Tensor:
-    """Room for the outcome, `(b, h, n, c)`, as the output projection reads it: the heads of a token together."""
+def _empty_output(values: Tensor) -> Tensor:
+    """Return an uninitialised result `(b, h, n, c)` as the output projection reads it: a token's heads together."""
     return torch.empty_like(values.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
@@ -222,12 +222,12 @@ def _library() -> ctypes.CDLL:
 
 @_self_self.register_fake
 def _(projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor, iterations: int) -> Tensor:
-    return _room(values)
+    return _empty_output(values)
 
 
 @_query_key.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _room(v)
+    return _empty_output(v)
 
 
 @register_flop_formula(torch.ops.open_gem.self_self)

@@ -122,7 +122,7 @@ def _sheet(panels: Sequence[Image.Image], dataset: Dataset) -> Image.Image:
     return contact_sheet(panels, columns=len(METHODS))
 
 
-PICTURES: Mapping[str, tuple[str, Callable[[AnyLocalizer, Dataset, EvalProtocol], Image.Image]]] = {
+QUALITATIVE: Mapping[str, tuple[str, Callable[[AnyLocalizer, Dataset, EvalProtocol], Image.Image]]] = {
     "figure2": (
         "self-self attention is clustering",
         lambda *_: clustering_figure(random_vectors(), temperatures=(0.2,), clusters=(7,)),
