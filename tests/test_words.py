@@ -1,4 +1,4 @@
-"""Names say what things are, and docstrings say what functions do."""
+"""Names say what things are, and docstrings of functions say what these do."""
 
 import ast
 import re
@@ -8,14 +8,26 @@ from pathlib import Path
 import open_gem
 
 SOURCE = Path(open_gem.__file__).parent
-BANNED = set(
-    "anew found given house obstacle one phrase phrases picture pictures room rooms some speck specks stem stems "
-    "there told twice wide".split(" ")  # noqa: SIM905 - readable
+BANNED = frozenset(
+    re.findall(
+        r"\w+",
+        "anew found given house obstacle one phrase phrases picture pictures room rooms some speck specks stem stems "
+        "there told twice wide",
+    )
+)
+FRAGMENT = re.compile(
+    r"(A|An|As|By|For|From|How|In|Its|Like|Of|That|The|There|Those|What|When|Where|Whether|Which|Why)\b"
 )
 
 
-def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Names that the code itself gives: variables, parameters, attributes, functions, classes, aliases."""
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if (name := path.relative_to(SOURCE)).parts[0] != "verify":
+            yield name.as_posix(), ast.parse(path.read_text("utf-8"))
+
+
+def bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield each name that the code itself chooses, with its line; names of libraries do not count."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -23,7 +35,7 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
                 yield node.lineno, name
             case ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
-                yield getattr(node, "lineno", 0), name
+                yield node.lineno, name
 
 
 def banned_in(name: str) -> set[str]:
@@ -31,21 +43,22 @@ def banned_in(name: str) -> set[str]:
 
 
 def test_names_say_what_things_are():
-    assert banned_in("_pool_of_one") == {"one"} and banned_in("OneThing") == {"one"} and not banned_in("everyone")
-    named = [f"{path.relative_to(SOURCE)}: {path.stem}" for path in SOURCE.rglob("*.py") if banned_in(path.stem)]
-    for path in sorted(SOURCE.rglob("*.py")):
-        if "verify" not in path.relative_to(SOURCE).parts:
-            tree = ast.parse(path.read_text("utf-8"))
-            named += [
-                f"{path.relative_to(SOURCE)}:{line}: {name}" for line, name in bound_names(tree) if banned_in(name)
-            ]
-    assert not named, "rename each to what it is: " + ", ".join(named)
+    assert banned_in("_pool_of_one") == banned_in("OneThing") == {"one"} and not banned_in("everyone")
+    files = [path.as_posix() for path in SOURCE.rglob("*.py") if banned_in(path.stem)]
+    names = [f"{file}:{line} {name}" for file, tree in trees() for line, name in bound_names(tree) if banned_in(name)]
+    assert not files + names, "rename each to what it is"
 
 
-def openings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The first words of each docstring."""
+def fragments(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and name of each function, no property, whose docstring does not start with a verb."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield getattr(node, "lineno", 1), text
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            is_property = any(ast.unparse(decorator).endswith("property") for decorator in node.decorator_list)
+            if not is_property and FRAGMENT.match(ast.get_docstring(node) or ""):
+                yield node.lineno, node.name
+
+
+def test_docstrings_of_functions_start_with_a_verb():
+    assert list(fragments(ast.parse('def f():\n    """Whether it is."""'))) == [(1, "f")]
+    unclear = [f"{file}:{line} {name}" for file, tree in trees() for line, name in fragments(tree)]
+    assert not unclear, 'write "Return …", "Yield …", "Raise …" or what else the function does'

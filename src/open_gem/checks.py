@@ -9,12 +9,12 @@ from typing import Any
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """A whole number, `least` or more."""
+    """Return True for a whole number of `least` or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_positive(value: Any) -> bool:
-    """A finite number above 0."""
+    """Return True for a finite number above 0."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) > 0
     except OverflowError:  # a whole number too large for a float
@@ -22,7 +22,7 @@ def is_positive(value: Any) -> bool:
 
 
 def close_names(name: Any, known: Iterable[str], most: int = 3) -> list[str]:
-    """Up to `most` of the known names that are spelled like `name`, the closest first; case does not count."""
+    """Return up to `most` of the known names that are spelled like `name`, the closest first; case does not count."""
     by_letters: dict[str, list[str]] = {}
     for candidate in known:
         by_letters.setdefault(candidate.lower(), []).append(candidate)
@@ -31,7 +31,7 @@ def close_names(name: Any, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as an error quotes it, whatever it is: a number of 5000 digits and lists in lists as well."""
+    """Return any value as an error quotes it, shortened: long numbers and nested lists too."""
     try:
         text = _SHORT.repr(value)
     except Exception:  # Python refuses to write very long numbers
@@ -44,12 +44,13 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Words behind an unknown name in a message: " (did you mean gem?)", or nothing where none is close."""
+    """Return what follows an unknown name in a message: " (did you mean gem?)", or nothing if no known name is
+    close."""
     close = close_names(name, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names in a message, those with a comma in quotation marks, and of many the first: "cat, 'car, parked'"."""
+    """Return the first names as a message lists them, those with a comma in quotation marks: "cat, 'car, parked'"."""
     shown = ", ".join(repr(name) if "," in name else name for name in names[:most])
     return shown if len(names) <= most else f"{shown} … ({len(names)} in all)"

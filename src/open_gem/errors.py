@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree. Every message says what was given, what is expected and what to do.
+"""The errors that open_gem raises, as a tree. Every message says what was given, what is expected and what to do.
 
 OpenGemError
 ├── InputError (also ValueError)     something the caller passed
@@ -66,4 +66,4 @@ class OutputError(OpenGemError):
 
 
 class OpenGemWarning(UserWarning):
-    """What will be wrong about results, such as photographs given to a model that knows drawn objects alone."""
+    """Results that are not to be trusted, such as those for photographs from a model that knows drawn objects alone."""

@@ -34,7 +34,7 @@ _OLD = 86400  # seconds without a change after which nobody writes any more, whe
 
 
 def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) -> None:
-    """Make a file in one go: written beside its place under another name, then moved there. Raises OutputError.
+    """Write a file atomically: under another name beside its place, then moved there. Raises OutputError.
 
     durable  safe on disk before it has its name: or a power cut may leave the name without the content
     """
@@ -54,7 +54,7 @@ def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) ->
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name when all went well, and is gone otherwise. Raises OutputError."""
+    """Open a folder to write into, which gets its name on success and is removed otherwise. Raises OutputError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent)
@@ -67,7 +67,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new file or folder beside `path`, as `make` makes it, which is removed afterwards unless it was moved.
+    """Make a new file or folder beside `path` with `make`; it is removed afterwards unless it was moved.
 
     It is locked while this lasts: so `remove_leftovers` knows it from what a killed process left.
     """
@@ -90,7 +90,7 @@ def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`; what is being written stays.
+    """Remove what killed processes left half-written in `folder`; files that are being written stay.
 
     The system frees the locks of a process that dies. Where a lock says nothing (a file system without locks, or the
     file of another machine, whose locks may not be seen here), a day without a change has to have passed.
@@ -118,12 +118,12 @@ def remove_leftovers(folder: Path) -> None:
 
 @lru_cache(maxsize=1024)
 def _remove_leftovers_once(folder: Path) -> None:
-    """For folders that get many files."""
+    """Remove leftovers once per folder, for folders that get many files."""
     remove_leftovers(folder)
 
 
 def _lock(path: Path) -> int:
-    """A descriptor that holds the lock of a file or folder until it is closed.
+    """Return a descriptor that holds the lock of a file or folder until it is closed.
 
     Raises BlockingIOError where another one holds it, FileNotFoundError where the path is gone, and another OSError
     where there are no locks.
@@ -142,7 +142,7 @@ def _lock(path: Path) -> int:
 
 
 def _changed(path: Path) -> float:
-    """When a file, or something in a folder, was last changed."""
+    """Return when a file, or something in a folder, was last changed."""
     return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
 
 
@@ -167,7 +167,7 @@ def check_writable(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii: bool = False, sort_keys: bool = False) -> str:
-    """JSON as its standard has it: NaN and infinities, which it does not know, become null.
+    """Return standard JSON: NaN and infinities, which it does not have, become null.
 
     ascii  with escapes for all other characters: for streams whose encoding may not have them
     """
@@ -188,5 +188,5 @@ def _finite(value: Any) -> Any:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 of settings as JSON: the order of their names does not count."""
+    """Return the first 12 hex digits of the SHA-256 of settings as JSON; the order of names does not count."""
     return hashlib.sha256(to_json(settings, ascii=True, sort_keys=True).encode()).hexdigest()[:12]

@@ -134,7 +134,7 @@ class Localizer(AnyLocalizer):
         return [self.method if isinstance(self.method, str) else f"{attention} of the last {self.method.depth} blocks"]
 
     def resolve(self, method: str | Method) -> Method:
-        """The settings that a method has on this backbone, see `resolve`."""
+        """Return the settings that a method has on this backbone, see `resolve`."""
         return resolve(self.backbone, method)
 
     def methods(self, methods: Methods | None) -> dict[str, Method]:
@@ -172,7 +172,7 @@ class Localizer(AnyLocalizer):
     def _run(
         self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
     ) -> Iterator[dict[str, Encoded]]:
-        """Each window encoded, by the methods' labels; neighbours of one size share a pass."""
+        """Encode each window, by the methods' labels; neighbours of one size share a pass."""
         for batch in stacked(windows, batch_size):
             try:
                 by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
@@ -184,7 +184,7 @@ class Localizer(AnyLocalizer):
     def _merged(
         self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Encoded]]], label: str, method: Method
     ) -> Encoded | EncodedWindows:
-        """One image by one method, from its windows, canvas by canvas, with the method's steps applied."""
+        """Merge the windows of one image by one method, canvas by canvas, and apply the method's steps."""
         source = prepared.image if self.refinement is not None else None
         own = [[by_label[label] for by_label in row] for row in windows]
         if self.merges_maps:
@@ -209,7 +209,7 @@ class Localizer(AnyLocalizer):
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
 
         def adjust(maps: Tensor) -> Tensor:
-            """Cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
+            """Adjust cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
             own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
             if not self.remove_redundancy:
                 return own
@@ -235,7 +235,8 @@ class Localizer(AnyLocalizer):
         return self.refinement.refine(encoded.source, located)
 
     def _presence(self, vocabulary: Vocabulary, cosines: Tensor) -> Tensor:
-        """Presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty one."""
+        """Return presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty
+        one."""
         scale, scores = self.backbone.logit_scale, vocabulary.best(cosines[:-1])
         if (bias := self.backbone.logit_bias) is not None:
             return (scale * scores + bias).sigmoid()
@@ -244,9 +245,9 @@ class Localizer(AnyLocalizer):
 
 
 def resolve(backbone: Backbone, method: str | Method) -> Method:
-    """The settings of a method on a backbone: a name with the temperature that the checkpoint recommends for adaptive
-    ones, and on a model of few blocks no deeper than these; settings as they are. "proxyclip:NAME" is ProxyCLIP with
-    the expert NAME, which is loaded then.
+    """Return the settings of a method on a backbone. A name has the temperature that the checkpoint recommends for
+    adaptive methods, and no more depth than the model; settings are returned unchanged. "proxyclip:NAME" is ProxyCLIP
+    with the expert NAME, which is loaded then.
 
     Raises MethodError for an unknown name, and errors as `towers.dino.load_expert`.
     """
@@ -283,7 +284,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
 ) -> Localizer:
-    """A `Localizer` on pretrained weights: `load()` for OpenAI's CLIP ViT-B/16, `load("ViT-L-14", "openai")`,
+    """Load a `Localizer` with pretrained weights: `load()` for OpenAI's CLIP ViT-B/16, `load("ViT-L-14", "openai")`,
     `load("openai/clip-vit-base-patch16")`, `load("hf-hub:org/repo")`, `load("folder")`; `load("embedded")` for the
     model in the package, which knows drawn objects alone.
 
@@ -299,6 +300,6 @@ def load(
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:
-    """A `Localizer` on a model already in memory, which it reads and never changes. `settings` as of a `Localizer`;
-    errors as `towers.adapt`."""
+    """Make a `Localizer` of a model already in memory, which it reads and never changes. `settings` as of a
+    `Localizer`; errors as `towers.adapt`."""
     return Localizer(towers.adapt(model, tokenizer), **settings)

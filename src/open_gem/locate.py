@@ -52,7 +52,7 @@ class Prepared:
 
     @property
     def shape(self) -> Hashable:
-        """Images of one shape can be encoded together; None for an image that fills batches by itself."""
+        """Images with equal shapes can be encoded together; None for an image that fills batches by itself."""
         return None if self.pixels is None else tuple(self.pixels.shape)
 
     @property
@@ -98,7 +98,7 @@ class AnyLocalizer(ABC):
 
     @abstractmethod
     def patches(self, size: Size | None = None) -> int:
-        """Number of patches that the model sees of an image of `size`, in all views; this is what encoding costs.
+        """Return the number of patches that the model sees of an image of `size`, in all views: encoding costs this.
 
         None stands for a square image, such as the model was trained on. Raises ImageError as `prepare`.
         """
@@ -109,7 +109,7 @@ class AnyLocalizer(ABC):
         return False
 
     def acknowledge(self: L) -> L:
-        """The same localizer, which gives no warning of its `caution`: for callers that report it themselves, or whose
+        """Return the same localizer without warnings of its `caution`: for callers that report it themselves, or whose
         images it does not concern."""
         object.__setattr__(self, "_is_acknowledged", True)
         return self
@@ -122,30 +122,32 @@ class AnyLocalizer(ABC):
 
     @abstractmethod
     def configured(self, **settings: Any) -> "AnyLocalizer":
-        """The same model with other settings of a `Localizer`; a model that was trained to localize keeps its own."""
+        """Return the same model with other settings of a `Localizer`; a model that was trained to localize keeps its
+        own."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """12 hex digits for the weights: the same for equal names, shapes, types and values, wherever they are."""
+        """Return 12 hex digits for the weights: the same for equal names, shapes, types and values, on any device."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Everything that decides a result, except the prompts, as values that JSON can hold."""
+        """Return everything that decides a result, except the prompts, as values that JSON can hold."""
 
     @abstractmethod
     def prepare(self, image: ImageLike) -> Prepared:
-        """One image made ready for the model. Raises ImageError if it cannot be read, or is too small or too large."""
+        """Prepare one image for the model. Raises ImageError if it cannot be read, or is too small or too large."""
 
     @abstractmethod
     def methods(self, methods: Methods | None) -> dict[str, Any]:
-        """Settings by label: of one method, or of several by name or by label. A trained model has one nameless way.
+        """Return settings by label, for one method, or for several by name or by label. A trained model has a single
+        one without a name.
 
         Raises MethodError for an unknown name, or settings without a label.
         """
 
     @abstractmethod
     def locate(self, encoded: Any, prompts: Prompts) -> Localization:
-        """Where the prompts are in one encoded image. Prompts and errors as when called.
+        """Locate prompts in one encoded image. Prompts and errors as when called.
 
         The result does not know the image: call `result.plot(image)` to draw it.
         """
@@ -154,7 +156,7 @@ class AnyLocalizer(ABC):
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Any], trace: Collection[str], batch_size: int
     ) -> list[dict[str, Any]]:
-        """Images of one shape, by every method."""
+        """Encode images of one shape, by every method."""
 
     @overload
     def __call__(self, images: ImageLike, prompts: Prompts, *, progress: bool = False) -> Localization: ...
@@ -193,7 +195,7 @@ class AnyLocalizer(ABC):
         return f"<{type(self).__name__} {self.name}: {', '.join([*self._traits(), *settings])}>"
 
     def _traits(self) -> list[str]:
-        """What `repr` says first, such as the method."""
+        """Return what `repr` says first, such as the method."""
         return []
 
     def encode(
@@ -204,7 +206,8 @@ class AnyLocalizer(ABC):
         trace: Collection[str] = (),
         batch_size: int = BATCH,
     ) -> Any:
-        """What methods make of images, before any prompt: to keep, and to ask again with `locate`.
+        """Encode images by one or several methods, before any prompt: keep the result, and call `locate` as often as
+        you like.
 
         images      an image, or what `prepare` made of it; or a list of them, then a list comes back, in order
         methods     None for the localizer's own, one name or `Method`: an `Encoded` per image. Several names, or a
@@ -237,7 +240,7 @@ class AnyLocalizer(ABC):
 
 
 def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], T]) -> list[T]:
-    """Each image prepared. Raises ImageError that says which image it was."""
+    """Prepare each image. Raises ImageError that says which image it was."""
     prepared = []
     for index, image in enumerate(images):
         try:
@@ -250,7 +253,7 @@ def prepare_all(images: Sequence[ImageLike], prepare: Callable[[ImageLike], T]) 
 def by_shape(
     items: Iterable[T], shape: Callable[[T], Hashable], limit: int | Callable[[], int], waiting: int | None = None
 ) -> Iterator[list[T]]:
-    """Items in groups of one shape, `limit` at most; an item whose shape is None is a group by itself.
+    """Group items by shape, `limit` at most; an item whose shape is None is a group by itself.
 
     waiting  with so many items at hand the largest group goes, full or not; None: none goes before it is full
     """
@@ -271,7 +274,7 @@ def by_shape(
 
 
 def prompts_by_image(prompts: ImagePrompts, count: int) -> list[Vocabulary]:
-    """A vocabulary for each image, from prompts for all or a list of prompts per image."""
+    """Return a vocabulary for each image, from prompts for all or a list of prompts per image."""
     listed = prompts
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
         listed = list(prompts)

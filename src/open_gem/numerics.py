@@ -41,16 +41,15 @@ class Lock:
 
 @contextmanager
 def cpu_by_default() -> Iterator[None]:
-    """While it lasts, what a library makes without naming a device is on the CPU, as libraries expect. Also a
-    decorator."""
+    """Make libraries that name no device use the CPU, as they expect. Also a decorator."""
     with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         yield
 
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Like `cpu_by_default`; what a library makes without naming a type is float32, too. The default type belongs to
-    all threads: only for the time in which a model is built."""
+    """Do as `cpu_by_default`, and make float32 of tensors whose type a library does not name. The default type belongs
+    to all threads: use it only while a model is built."""
     before = torch.get_default_dtype()
     if before != torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -69,14 +68,13 @@ DEVICES = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_a
 
 
 def autocast() -> dict[str, torch.dtype]:
-    """On which kinds of devices autocast is on in this thread, and what it makes products in."""
+    """Return the kinds of devices for which autocast is on in this thread, and the type of its products."""
     return {kind: torch.get_autocast_dtype(kind) for kind in DEVICES if torch.is_autocast_enabled(kind)}
 
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """While it lasts, tensors are computed with in their own types; what is called then may ask for others. Also a
-    decorator."""
+    """Compute with tensors in their own types; functions called inside may enable autocast again. Also a decorator."""
     with ExitStack() as stack:
         for kind in autocast():
             stack.enter_context(torch.autocast(kind, enabled=False))
@@ -87,21 +85,21 @@ def without_autocast() -> Iterator[None]:
 
 
 def is_traced() -> bool:
-    """Whether torch compiles, maps or differentiates a function now: tensors stand for others then."""
+    """Return True if torch compiles, maps or differentiates a function now: tensors are then placeholders."""
     level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
     return torch.compiler.is_compiling() or level is not None
 
 
 def are_finite(*values: Tensor) -> bool:
-    """Whether no entry is infinite or not a number: one sum of each tensor, and one answer for all, which have to be on
-    one device."""
+    """Return True if all entries are finite: one sum of each tensor, and one answer for all, which must be on one
+    device."""
     sums = (value.sum(dtype=torch.promote_types(value.dtype, torch.float32)).isfinite() for value in values)
     return bool(torch.stack(list(sums)).all())
 
 
 def check_finite(what: str, model: Any, *values: Tensor) -> None:
-    """Raises NotFiniteError, which names the model and the likely cause, where some of `values`, called `what`, are
-    infinite or not a number. `model`: a backbone or tower that made them."""
+    """Raise NotFiniteError, which names the model and the likely cause, if any of `values`, called `what`, are infinite
+    or not a number. `model`: a backbone or tower that made them."""
     if is_traced() or any(type(value) is not Tensor or value.is_meta for value in values):
         return  # no numbers to look at
     if not are_finite(*values):
@@ -109,7 +107,7 @@ def check_finite(what: str, model: Any, *values: Tensor) -> None:
 
 
 def check_finite_number(what: str, model: Any, value: float) -> float:
-    """The number itself. Raises NotFiniteError where it is infinite or not a number."""
+    """Return the number itself. Raises NotFiniteError if it is infinite or not a number."""
     if not isfinite(value):
         raise NotFiniteError(f"the {what} of {_name(model)} is {value}: its weights are damaged; load them again")
     return value

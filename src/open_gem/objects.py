@@ -1,4 +1,4 @@
-"""One object of an image: what boxes, rows of labelling, exports and answers of a server are made of."""
+"""One object of an image: boxes, rows of labelling, exports and answers of a server are made of it."""
 
 import warnings
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Object:
         return int(coco.area(cast(Any, self.rle)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Label, prompt, score, presence, box, mask as run lengths and point, as values that JSON can hold."""
+        """Return label, prompt, score, presence, box, mask as run lengths and point, as values that JSON can hold."""
         return {
             "label": self.label,
             "prompt": self.prompt,
@@ -81,7 +81,7 @@ class Object:
 
 
 def to_frame(objects: Sequence[Object]) -> "DataFrame":
-    """Objects as a table of pandas, one per row. Raises InputError if pandas is missing."""
+    """Return objects as a table of pandas, one per row. Raises InputError if pandas is missing."""
     try:
         import pandas
     except ImportError as error:
@@ -96,7 +96,7 @@ def to_frame(objects: Sequence[Object]) -> "DataFrame":
 
 @lru_cache(maxsize=1)
 def supervision() -> Any:
-    """The package. Raises InputError if it is missing."""
+    """Return the package supervision. Raises InputError if it is missing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OpenCV")  # its own contours are all we need
         try:
@@ -107,7 +107,7 @@ def supervision() -> Any:
 
 
 def to_detections(objects: Sequence[Object], size: Size) -> "Detections":
-    """Objects of an image of `size` as supervision's `Detections`, for its annotators, trackers and metrics.
+    """Return objects of an image of `size` as supervision's `Detections`, for its annotators, trackers and metrics.
 
     `xyxy`, `mask`, `confidence` (the raw cosine), `class_id` (the label's position), and per object in `data`
     `class_name`, `prompt`, `presence` (NaN for none). If only some objects have masks, those of the others are empty.

@@ -19,7 +19,8 @@ from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
 CELLS = 1 << 18
-"""Numbers that `grid_softmax_argmax` works on at a time: 1 MiB in float32, which stays in a core's cache."""
+"""Maximum number of values that `grid_softmax_argmax` works on at a time: 1 MiB in float32, which stays in a core's
+cache."""
 
 
 BAND = 1 << 20
@@ -35,7 +36,8 @@ class Boxes(NamedTuple):
 
 
 def upsample(grid_map: Float[Tensor, "*p r k"], size: Size) -> Float[Tensor, "*p y x"]:
-    """Bilinear (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y, x)`.
+    """Upsample bilinearly (corners not aligned), as the published code: `(r, k)` → `(y, x)`, or `(p, r, k)` → `(p, y,
+    x)`.
 
     In float32 at least: half precision would make steps of what should be slopes.
     """
@@ -51,7 +53,7 @@ def min_max(heatmap: Float[Tensor, "y x"]) -> Float[Tensor, "y x"]:
 
 
 def min_max_of(heatmap: Float[Tensor, "y x"]) -> Callable[[Tensor], Tensor]:
-    """What `min_max` does to a map, for any part of it."""
+    """Return what `min_max` does to a map, as a function for any part of it."""
     low, high = heatmap.aminmax()
     # Interpolation weights add up to 1 only nearly, so a constant patch map comes here with noise in its last digits.
     noise = 8 * torch.finfo(heatmap.dtype).eps * torch.maximum(low.abs(), high.abs())
@@ -61,14 +63,14 @@ def min_max_of(heatmap: Float[Tensor, "y x"]) -> Callable[[Tensor], Tensor]:
 
 
 def peak(heatmap: Float[Tensor, "y x"]) -> tuple[int, int]:
-    """Where a map `(y, x)` is highest, as `(x, y)` in pixels; the first in reading order among equals."""
+    """Return where a map `(y, x)` is highest, as `(x, y)` in pixels; the first in reading order among equals."""
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[-1])
     return x, y
 
 
 def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"]) -> tuple[int, int]:
-    """Where values `(y, x)` are highest inside a region that is not empty, as `(x, y)` in pixels; the first in reading
-    order among equals."""
+    """Return where values `(y, x)` are highest inside a region that is not empty, as `(x, y)` in pixels; the first in
+    reading order among equals."""
     best = None
     for band in bands(*region.shape):
         inside = np.where(region[band], values[band], -np.inf)
@@ -80,13 +82,13 @@ def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"
 
 
 def extent(flags: Bool[Tensor, " n"]) -> slice:
-    """From the first true flag to the last; at least one is true."""
+    """Return the range from the first true flag to the last; at least one is true."""
     at = torch.nonzero(flags)[:, 0]
     return slice(int(at[0]), int(at[-1]) + 1)
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """Bands of rows with about `BAND` pixels each."""
+    """Yield bands of rows with about `BAND` pixels each."""
     step = max(1, BAND // width)
     return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
@@ -100,26 +102,26 @@ class Components(NamedTuple):
 
 
 def components(mask: Bool[Tensor, "y x"]) -> Components:
-    """The components of `mask` `(y, x)`, in reading order of their first pixels."""
+    """Return the components of `mask` `(y, x)`, in reading order of their first pixels."""
     labels = np.empty(tuple(mask.shape), dtype=np.int32)
     ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3)), output=labels)
     return Components(labels, ndimage.find_objects(labels))
 
 
 def whole(mask: Bool[Tensor, "y x"]) -> Components:
-    """All of `mask` `(y, x)` as one component, connected or not; none if it is empty."""
+    """Return all of `mask` `(y, x)` as one component, connected or not; none if it is empty."""
     labels = mask.cpu().numpy().astype(np.int32)
     return Components(labels, ndimage.find_objects(labels))
 
 
 def boxes_of(edges: Sequence[tuple[int, int, int, int]], scores: Sequence[float]) -> Boxes:
-    """`Boxes` of corners and scores, in the order they come in."""
+    """Return `Boxes` of corners and scores, in the order they come in."""
     xyxy = torch.tensor(edges, dtype=torch.int64, device="cpu").reshape(-1, 4)
     return Boxes(xyxy, torch.tensor(scores, dtype=torch.float32, device="cpu"))
 
 
 def merge_boxes(by_prompt: Sequence[Boxes]) -> Boxes:
-    """The boxes of all prompts of a label, best first."""
+    """Merge the boxes of all prompts of a label, best first."""
     xyxy, scores = (torch.cat(parts) for parts in zip(*by_prompt, strict=True))
     order = scores.argsort(descending=True, stable=True)
     return Boxes(xyxy[order], scores[order])
@@ -135,12 +137,12 @@ class SoftmaxArgmax(NamedTuple):
 
     @property
     def log_sum_exp(self) -> Float[Tensor, "y x"]:
-        """log Σ exp(logit): what a logit has to be compared with to give its softmax."""
+        """log Σ exp(logit): subtract it from a logit to get its log-softmax."""
         return self.best + self.sum_exp.log()
 
 
 def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
-    """Logits against each other, one map per prompt, at least one: a pass that keeps three maps, float32 at least."""
+    """Compare logits, one map per prompt, at least one: a pass that keeps three maps, float32 at least."""
     maps = map(at_least_float32, logits)
     best = next(maps)
     winner, sum_exp = torch.zeros_like(best, dtype=torch.int64), torch.ones_like(best)
@@ -153,7 +155,7 @@ def softmax_argmax(logits: Iterable[Float[Tensor, "y x"]]) -> SoftmaxArgmax:
 
 
 def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxArgmax:
-    """`softmax_argmax` of logits on the patch grid, upsampled to `size` as `upsample` does.
+    """Compute `softmax_argmax` of logits on the patch grid, upsampled to `size` as `upsample` does.
 
     Band by band of pixels between two rows of the grid, all prompts side by side in memory: several times faster than
     map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of prompts.
@@ -180,8 +182,8 @@ def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxAr
 
 
 def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Between which two cells each pixel lies along one side, and how far towards the second: bilinear, corners not
-    aligned, in float32 as torch's own."""
+    """Return between which two cells each pixel lies along one side, and how far towards the second: bilinear, corners
+    not aligned, in float32 as torch's own."""
     at = (torch.arange(pixels, dtype=torch.float32, device="cpu") + 0.5) * (cells / pixels) - 0.5
     at = at.clamp(min=0)
     low = at.long().clamp(max=cells - 1)
@@ -190,14 +192,14 @@ def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where each run of equal values starts and ends."""
+    """Yield where each run of equal values starts and ends."""
     start = 0
     for _, run in groupby(values):
         yield start, (start := start + len(list(run)))
 
 
 def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None) -> Int[Tensor, "y x"]:
-    """The label of the best prompt of each pixel: `(y, x)` int64, −1 for background.
+    """Return the label of the best prompt of each pixel: `(y, x)` int64, −1 for background.
 
     `groups` has the label of each prompt, −1 for those of the background. A pixel whose best softmax probability is
     below `background` is background too (PascalVOC protocol of the paper): over all prompts, of which the best alone

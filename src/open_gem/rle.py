@@ -12,7 +12,8 @@ Span = tuple[slice, slice]  # rows and columns of an image
 
 
 def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
-    """A mask `(y, x)` of some rows and columns of an image of `size`, in COCO's compressed run-length encoding."""
+    """Encode a mask `(y, x)` of some rows and columns of an image of `size`, in COCO's compressed run-length
+    encoding."""
     import numpy as np
     from pycocotools.mask import frPyObjects
 
@@ -28,7 +29,7 @@ def run_lengths(mask: "np.ndarray", span: Span, size: Size) -> dict[str, Any]:
 
 
 def mask_of(rle: Mapping[str, Any]) -> "np.ndarray":
-    """COCO's compressed run-length encoding -> a mask `(y, x)` bool."""
+    """Decode COCO's compressed run-length encoding to a mask `(y, x)` bool."""
     import warnings
 
     from pycocotools import mask

@@ -14,13 +14,14 @@ from open_gem.numerics import without_autocast
 
 
 def at_least_float32(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """The same in float32 at least: sums and norms in half precision lose what they are about."""
+    """Convert to float32 at least: sums and norms in half precision lose too many digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @without_autocast()
 def similarity(patches: Float[Tensor, "*b n e"], text: Float[Tensor, "p e"]) -> Float[Tensor, "*b p n"]:
-    """Cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at least."""
+    """Return the cosine in [-1, 1] of every patch with every text: `(..., n, e)`, `(p, e)` → `(..., p, n)`, float32 at
+    least."""
     patches, text = map(at_least_float32, (patches, text))
     return normalize(text, dim=-1) @ normalize(patches, dim=-1).transpose(-2, -1)
 
@@ -57,7 +58,7 @@ class Version:
         return places, counts, values
 
     def _views(self, weights: Iterable[Tensor]) -> list[list[Tensor]]:
-        """Samples of each tensor as one-dimensional views, grouped by device and type."""
+        """Return samples of each tensor as one-dimensional views, grouped by device and type."""
         views: dict[Hashable, list[Tensor]] = {}
         for w in weights:
             if w.numel() and not w.is_meta:
@@ -68,12 +69,12 @@ class Version:
 
 
 def version(weights: Iterable[Tensor]) -> Hashable:
-    """The value of a new `Version`, for a few tensors."""
+    """Return the value of a new `Version`, for a few tensors."""
     return Version()(weights)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """12 hex digits for a model's weights: equal for equal names, shapes, types and values, on any device."""
+    """Return 12 hex digits for a model's weights: equal for equal names, shapes, types and values, on any device."""
     sha = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         sha.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -82,7 +83,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_has_numbers(model: nn.Module) -> None:
-    """Raises InputError for weights on the device "meta", which holds shapes without numbers."""
+    """Raise InputError for weights on the device "meta", which holds shapes without numbers."""
     if any(weight.is_meta for weight in model.parameters()):
         raise InputError(
             f"the weights of {type(model).__name__} are on the device 'meta', which holds no numbers, expected a "

@@ -39,7 +39,8 @@ Template = str | Sequence[str]  # a template, the name of an ensemble, or templa
 
 
 def check_prompts(prompts: Any) -> tuple[str, ...]:
-    """The prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text ones."""
+    """Return the prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text
+    ones."""
     if not isinstance(prompts, Iterable):
         raise PromptError(f"prompts are {type(prompts).__name__}, expected texts")
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
@@ -105,7 +106,7 @@ class Vocabulary:
         return (*indices, *[-1] * len(self.background))
 
     def by_label(self, values: Sequence[V]) -> list[list[V]]:
-        """One value a prompt → the values of each label's prompts."""
+        """Group values of prompts by label: one value a prompt → the values of each label's prompts."""
         of_label: list[list[V]] = [[] for _ in self.labels]
         for value, group in zip(values, self.groups, strict=True):
             if group >= 0:
@@ -113,12 +114,13 @@ class Vocabulary:
         return of_label
 
     def best(self, scores: Float[Tensor, " q"]) -> Float[Tensor, " p"]:
-        """The maximum over each label's prompts of their scores `(q,)`: `(p,)`."""
+        """Return the maximum over each label's prompts of their scores `(q,)`: `(p,)`."""
         return torch.stack([torch.stack(own).max() for own in self.by_label(list(scores))])
 
     @classmethod
     def of(cls, prompts: "Prompts") -> "Vocabulary":
-        """A vocabulary of prompts that are their own labels, or of a mapping of labels to one or more prompts each.
+        """Make a vocabulary of prompts that are their own labels, or of a mapping of labels to one or more prompts
+        each.
 
         Raises PromptError as the class.
         """
@@ -131,8 +133,8 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | PathLike[str], background: bool = False) -> "Vocabulary":
-        """A class file as SCLIP, ClearCLIP, NACLIP and ProxyCLIP have them, UTF-8: one class a line, its synonyms after
-        commas. The first prompt of a line is the label.
+        """Read a class file as SCLIP, ClearCLIP, NACLIP and ProxyCLIP have them, UTF-8: one class a line, its synonyms
+        after commas. The first prompt of a line is the label.
 
         A line with a semicolon is split there only, and keeps its commas (ProxyCLIP). Blank lines and space around
         prompts do not count. `background`: the first line holds the distractors.
@@ -149,7 +151,7 @@ class Vocabulary:
         return cls(tuple(first for first, *_ in prompts), prompts, lines[0][1] if background else ())
 
     def with_background(self, prompts: str | Iterable[str]) -> "Vocabulary":
-        """The same labels, with more distractors. Raises PromptError as `check_prompts`."""
+        """Return the same labels with more distractors. Raises PromptError as `check_prompts`."""
         return replace(self, background=(*self.background, *_checked("background", prompts)))
 
 
@@ -213,7 +215,7 @@ T = TypeVar("T", bound=Template)
 
 
 def check_template(template: T) -> T:
-    """The template itself: text with exactly one place `{}` for the prompt, a name of `ENSEMBLES`, or a list or tuple
+    """Return the template itself: text with exactly one `{}` for the prompt, a name of `ENSEMBLES`, or a list or tuple
     of such texts. Raises PromptError for anything else."""
     if isinstance(template, list | tuple):
         if not template:
@@ -232,7 +234,8 @@ def check_template(template: T) -> T:
 
 
 def find_templates(template: Template) -> tuple[str, ...]:
-    """The texts of a template, one or an ensemble, each with one `{}`. Raises PromptError as `check_template`."""
+    """Return the texts of a template, one or an ensemble, each with one `{}`. Raises PromptError as
+    `check_template`."""
     check_template(template)
     if isinstance(template, str):
         return ENSEMBLES[template]() if template in ENSEMBLES else (template,)
@@ -244,7 +247,7 @@ def _has_single_placeholder(template: Any) -> bool:
 
 
 def fill(template: str, prompt: str) -> str:
-    """The sentence that is encoded. A leading article goes, so that "a cat" and "cat" are encoded alike.
+    """Fill a template with a prompt without its leading article, so that "a cat" and "cat" are encoded alike.
 
     The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
     they are, but for space around them. An empty prompt leaves the template with nothing in it.
@@ -276,22 +279,22 @@ class TextTower(ABC):
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+        """The factor of cosines before a softmax over prompts (about 100 for CLIP)."""
         return self.model.logit_scale.detach().float().exp().item()
 
     @property
     def logit_bias(self) -> float | None:
-        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        """The bias of scaled cosines before the sigmoid of a model that was trained with one; None for others."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.detach().float().item()
 
     @abstractmethod
     def encode(self, texts: list[str]) -> Float[Tensor, "p e"]:
-        """Text embeddings `(p, e)` of a few texts, of any norm."""
+        """Encode a few texts: embeddings `(p, e)`, of any norm."""
 
     @abstractmethod
     def truncated(self, text: str) -> str:
-        """The end of `text` that exceeds the context; empty if it fits."""
+        """Return the end of `text` that exceeds the context; empty if it fits."""
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -299,7 +302,7 @@ class TextTower(ABC):
         return ()
 
     def knows(self, prompt: str) -> bool:
-        """False if no word of `prompt` means anything to the model, so that all such prompts are alike."""
+        """Return False if no word of `prompt` means anything to the model, so that all such prompts are alike."""
         return True
 
 
@@ -327,17 +330,17 @@ class FrozenModel:
 
     @property
     def weights_version(self) -> Hashable:
-        """Changes whenever the weights do (moved, cast, tuned): see `Version` for what it notices."""
+        """A value that changes whenever the weights do (moved, cast, tuned): see `Version` for what it notices."""
         return self._version(self.model.parameters())
 
     def fingerprint(self) -> str:
-        """12 hex digits for the weights, see `tensors.fingerprint`."""
+        """Return 12 hex digits for the weights, see `tensors.fingerprint`."""
         return fingerprint(self.model)
 
     @torch.no_grad()
     @cpu_by_default()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Text embeddings `(p, e)`; at least one text. Raises NotFiniteError if they are no numbers."""
+        """Encode texts: embeddings `(p, e)`; at least one text. Raises NotFiniteError if they are not finite."""
         batches = (list(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH))
         rows = torch.cat([self.text.encode(batch) for batch in batches])
         check_finite("text embeddings", self, rows)
@@ -366,7 +369,7 @@ class TextCache:
         return type(self), (self.model, self.template, self.capacity)
 
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Embeddings `(p, e)`, one a prompt, in order. Warns once of a prompt that is too long for the model.
+        """Return embeddings `(p, e)`, one per prompt, in order. Warns once of a prompt that is too long for the model.
 
         Raises PromptError as `check`.
         """
@@ -391,7 +394,7 @@ class TextCache:
 
     @cpu_by_default()
     def check(self, prompts: Iterable[str]) -> None:
-        """Raises PromptError for a prompt of which the model knows no word: all such would mean the same to it."""
+        """Raise PromptError for a prompt of which the model knows no word: all such would mean the same to it."""
         known = self.model.text.concepts
         for prompt in prompts if known else ():
             if prompt and not self.model.text.knows(prompt):  # the empty one is what others are compared with
@@ -402,7 +405,7 @@ class TextCache:
                 )
 
     def _key(self, prompt: str) -> str:
-        """The same for prompts that fill all templates alike, and for no others."""
+        """Return a key that is equal for prompts that fill all templates alike, and for no others."""
         return fill("{}", prompt) if "{}" in self.templates else _bare(prompt)
 
     def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
@@ -426,7 +429,7 @@ class TextCache:
 
 
 def _mean(rows: Sequence[Tensor]) -> Tensor:
-    """The mean direction of embeddings `(e,)`, as long as they are on average; one embedding is itself."""
+    """Return the mean direction of embeddings `(e,)`, as long as they are on average; one embedding is itself."""
     if len(rows) == 1:
         return rows[0].clone()  # a row of its own, not a view that keeps all others alive
     stacked = torch.stack(list(rows))

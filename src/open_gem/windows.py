@@ -58,21 +58,22 @@ class EncodedWindows:
         return sum(part.nbytes for parts in self.windows for part in parts)
 
     def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> "MergedMaps":
-        """Cosines of each window's patches with `text`, adjusted by canvas `(w, p, r, k)`, as maps of the image."""
+        """Return cosines of each window's patches with `text`, adjusted by canvas `(w, p, r, k)`, as maps of the
+        image."""
         cosines = (torch.cat([part.similarity(text) for part in parts]) for parts in self.windows)
         return MergedMaps(self.canvases, [adjust(maps) for maps in cosines])
 
     def to(self, device: torch.device | str) -> "EncodedWindows":
-        """The same on another device."""
+        """Move to another device."""
         return replace(self, windows=[[part.to(device) for part in parts] for parts in self.windows])
 
     def clone(self) -> "EncodedWindows":
-        """A copy that shares no memory."""
+        """Return a copy that shares no memory."""
         return replace(self, windows=[[part.clone() for part in parts] for parts in self.windows])
 
 
 def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encoded]]) -> Encoded:
-    """One `Encoded` of the whole image, as if it had been seen at once: one image, no prefix tokens.
+    """Merge windows into one `Encoded` of the whole image: one image, no prefix tokens.
 
     encoded  for each canvas its encoded windows, in batches, in the order of the windows
 
@@ -98,7 +99,8 @@ def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encode
 def _merge(
     canvases: Sequence[Canvas], patches: Sequence[Sequence[Tensor]], encoded: Sequence[Sequence[Encoded]]
 ) -> tuple[Tensor, Grid]:
-    """Patch tokens `(b, n, c)` of each canvas's windows → `(1, r·k, c)` of the image, and their grid."""
+    """Merge patch tokens `(b, n, c)` of each canvas's windows into those of the image, `(1, r·k, c)`, and return their
+    grid."""
     merged = None
     for canvas, parts, known in zip(canvases, patches, encoded, strict=True):
         cells = _unmirror(_join_patches(canvas, parts, known[0].grid), canvas)
@@ -113,7 +115,7 @@ def _merge(
 
 
 def _join_patches(canvas: Canvas, parts: Sequence[Tensor], grid: Grid) -> Tensor:
-    """Patch tokens of all windows side by side on the canvas's own grid, averaged where they overlap: `(c, r, k)`."""
+    """Join patch tokens of all windows on the canvas's own grid, averaged where they overlap: `(c, r, k)`."""
     window = canvas.windows[0]
 
     def in_cells(pixels: tuple[int, int]) -> tuple[int, int]:
@@ -131,8 +133,8 @@ def _join_patches(canvas: Canvas, parts: Sequence[Tensor], grid: Grid) -> Tensor
 
 
 def merge_pooled(encoded: Sequence[Sequence[Encoded]]) -> Float[Tensor, "1 e"] | None:
-    """The mean `(1, e)` of all views' image-level embeddings, each of unit norm first; that of a single view as it is;
-    None if a view has none."""
+    """Return the mean `(1, e)` of all views' image-level embeddings, each of unit norm first; that of a single view as
+    it is; None if a view has none."""
     pooled = [part.pooled for parts in encoded for part in parts]
     known = [embedding for embedding in pooled if embedding is not None]
     if len(known) < len(pooled) or not known:
@@ -192,20 +194,20 @@ class MergedMaps(Sequence[Tensor]):
 
     @property
     def device(self) -> torch.device:
-        """Where maps are made."""
+        """The device on which maps are made."""
         return self.maps[0].device
 
     def to(self, device: torch.device | str) -> "MergedMaps":
-        """The same on another device."""
+        """Move to another device."""
         return MergedMaps(self.canvases, [maps.to(device) for maps in self.maps])
 
     def stack(self) -> Float[Tensor, "p y x"]:
-        """All maps at once, `(p, y, x)`."""
+        """Return all maps at once, `(p, y, x)`."""
         return torch.stack(list(self))
 
 
 def _join_maps(canvas: Canvas, maps: Tensor) -> Tensor:
-    """Maps `(w, r, k)` of the windows, upsampled, on the canvas `(y, x)`, averaged where they overlap."""
+    """Join maps `(w, r, k)` of the windows, upsampled, on the canvas `(y, x)`, averaged where they overlap."""
     window = Size(canvas.windows[0].height, canvas.windows[0].width)
     return _average(
         (readout.upsample(window_map, window) for window_map in maps),
@@ -215,7 +217,7 @@ def _join_maps(canvas: Canvas, maps: Tensor) -> Tensor:
 
 
 def _average(pieces: Iterable[Tensor], places: Sequence[tuple[int, int]], size: Size) -> Tensor:
-    """Pieces `(..., wy, wx)` laid on one `(..., y, x)` at their (top, left), their mean where they overlap."""
+    """Average pieces `(..., wy, wx)` laid on one `(..., y, x)` at their (top, left), where they overlap."""
     total = count = None
     for piece, (top, left) in zip(pieces, places, strict=True):
         if total is None or count is None:

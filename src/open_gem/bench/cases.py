@@ -37,7 +37,7 @@ class Case:
 
 
 def methods_pass(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
-    """Methods, read from one pass."""
+    """Read methods from one pass."""
 
     def make(subject: Subject) -> Work:
         methods = {name: METHODS[name].fitted(subject.tower.layers) for name in names}
@@ -51,7 +51,7 @@ def _plain(subject: Subject) -> Work:
 
 
 def _matrix_product(subject: Subject) -> Work:
-    """All tokens by the first layer of an MLP: the shape of most of the work."""
+    """Multiply all tokens by the first layer of an MLP: the shape of most of the work."""
     tokens, _ = subject.tower.embed(subject.pixels)
     rows, width = tokens.flatten(0, -2), tokens.shape[-1]
     weights = torch.randn(width, 4 * width, dtype=rows.dtype, device=rows.device)
@@ -67,18 +67,18 @@ def _texts(subject: Subject, warm: bool) -> Work:
 
 
 def _masks(subject: Subject) -> Work:
-    """From images of 480 × 640 to a mask of that size for each prompt; texts are cached."""
+    """Locate prompts in images of 480 × 640 pixels, a mask of that size for each; texts are cached."""
     return lambda: [result.masks().stack() for result in subject.localizer(subject.photographs, subject.prompts)]
 
 
 def _label_map(subject: Subject) -> Work:
-    """From similarities on the grid of patches to a label for each of 480 × 640 pixels."""
+    """Make a label for each of 480 × 640 pixels from similarities on the grid of patches."""
     results = subject.localizer(subject.photographs, subject.prompts)
     return lambda: [replace(result).segment() for result in results]  # a copy, since a localization caches
 
 
 def _trained(name: str) -> Callable[[Subject], Work]:
-    """A model that was trained to localize, as transformers runs it, each image with all prompts."""
+    """Run a model that was trained to localize through transformers, each image with all prompts."""
 
     def make(subject: Subject) -> Work:
         from open_gem.trained.registry import forward_pass
@@ -111,7 +111,8 @@ GROUPS = {
 
 
 def find_cases(names: Iterable[str]) -> dict[str, Case]:
-    """Cases by their names and names of groups, after the two yardsticks. Raises InputError for unknown names."""
+    """Return cases by their names and names of groups, after the two yardsticks. Raises InputError for unknown
+    names."""
     chosen = [name for group in names for name in GROUPS.get(group, (group,))]
     for name in chosen:
         if name not in CASES:

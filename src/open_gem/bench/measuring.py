@@ -19,12 +19,12 @@ LARGE = 1e9
 """Operations above which a matrix product shows what the machine can do."""
 
 Turn = Callable[[], float]
-"""Does the work once and returns its seconds."""
+"""A function that does the work once and returns its seconds."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one case costs.
+    """The cost of one case.
 
     seconds      of each turn, for the whole batch
     time_ratio   their median over that of the plain forward pass
@@ -46,14 +46,14 @@ class Cost:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Operations in matrix products and convolutions, including attention; no other work."""
+    """Count operations in matrix products and convolutions, including attention; no other work."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not all counted
         work()
     return counter.get_total_flops()
 
 
 def turn_of(work: Callable[[], object]) -> Turn:
-    """The work as a turn, which waits for the device to finish."""
+    """Return the work as a turn, which waits for the device to finish."""
 
     def turn() -> float:
         start = perf_counter()
@@ -66,7 +66,8 @@ def turn_of(work: Callable[[], object]) -> Turn:
 
 
 def interleave(turns: Mapping[str, Turn], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of each repeat of each case; the cases take turns, after a warm-up turn that is dropped."""
+    """Return the seconds of each repeat of each case. Cases take turns; the first turn of each is a warm-up and
+    dropped."""
     rounds = [{name: turn() for name, turn in turns.items()} for _ in range(repeats + 1)]
     return {name: tuple(seconds[name] for seconds in rounds[1:]) for name in turns}
 
@@ -75,7 +76,7 @@ def interleave(turns: Mapping[str, Turn], repeats: int) -> dict[str, tuple[float
 def measure(
     setting: Setting, cases: Mapping[str, Case], repeats: int = 5, others: Mapping[str, Turn] | None = None
 ) -> list[Cost]:
-    """The cost of each case, and of `others`: turns that are made elsewhere.
+    """Measure the cost of each case, and of `others`: turns that are made elsewhere.
 
     Operations are counted on one image; those of the plain forward pass in this package's loop, since some of the
     library's kernels cannot be counted. Raises what making a case raises.
@@ -103,7 +104,7 @@ def _cost(
 
 
 def machine() -> str:
-    """The machine and the versions of its software, for people."""
+    """Return the machine and the versions of its software, for people."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     library = load().reason if are_on() else "off"
     return (

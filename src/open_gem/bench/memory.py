@@ -23,7 +23,7 @@ class Memory(NamedTuple):
 
 
 def resident() -> Memory:
-    """The memory of this process now, and its peak. Raises InputError on systems without /proc."""
+    """Return the memory of this process now, and its peak. Raises InputError on systems without /proc."""
     if not STATUS.is_file():
         raise InputError("memory is measured on Linux only")
     lines = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
@@ -31,12 +31,12 @@ def resident() -> Memory:
 
 
 def measure_memory(case: str, setting: Setting) -> Memory:
-    """The memory of `case` in a new process. Raises InputError if that fails."""
+    """Measure the memory of `case` in a new process. Raises InputError if that fails."""
     return run_alone([sys.executable, "-m", "open_gem.bench.memory", case, to_json(asdict(setting))])
 
 
 def run_alone(command: Sequence[str]) -> Memory:
-    """The `Memory` that a command prints as JSON. Raises InputError if it fails."""
+    """Run a command and return the `Memory` that it prints as JSON. Raises InputError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]

@@ -22,7 +22,8 @@ NAME = "gem_torch, published"
 
 @contextmanager
 def published(interpreter: str, model: str, side: int, batch: int, threads: int) -> Iterator["Published"]:
-    """The published code in a process of `interpreter`, while this lasts. Raises InputError if it cannot be run."""
+    """Run the published code in a process of `interpreter` inside a `with` block. Raises InputError if it cannot be
+    run."""
     command = [interpreter, __file__, *map(str, (model, side, batch, threads))]
     from open_gem.errors import InputError
 
@@ -67,7 +68,7 @@ class Published:
 
 
 def memory(field: str) -> float:
-    """MiB of this process, by a name of Linux's /proc/self/status."""
+    """Return MiB of this process, by a name of Linux's /proc/self/status."""
     return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) / 1024
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a model with random weights, and its inputs."""
+"""The subject of a measurement: a model with random weights, and its inputs."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ IMAGE_SIZE = Size(480, 640)
 
 @dataclass(frozen=True)
 class Setting:
-    """What to measure.
+    """The settings of a measurement.
 
     model    an architecture of `open-gem models`
     side     of the square that the model sees, in pixels

@@ -1,4 +1,4 @@
-"""What all commands share: the application, one line for each error, JSON, tables and progress. Options: `options`."""
+"""What commands share: the application, one line for each error, JSON, tables and progress. Options: `options`."""
 
 import sys
 import warnings
@@ -66,7 +66,7 @@ def print_json(document: Any) -> None:
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 image", "2 images"."""
+    """Return "1 image" or "2 images"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
@@ -107,7 +107,7 @@ def open_gem_command(
 
 
 def new_console(to_stderr: bool = False) -> Console:
-    """A console on stdout or stderr; wide unless it is a terminal."""
+    """Return a console on stdout or stderr. It does not wrap lines unless it is a terminal."""
     console = Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = 240  # do not wrap tables in a file or pipe
@@ -115,7 +115,7 @@ def new_console(to_stderr: bool = False) -> Console:
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
-    """An empty table."""
+    """Return an empty table."""
     table = Table(title=Text(title) if title else None, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -123,7 +123,7 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 
 def comma_separated(numbers: Sequence[int] | None) -> str:
-    """ "1, 2", or "none"."""
+    """Return "1, 2", or "none"."""
     return "none" if numbers is None else ", ".join(map(str, numbers))
 
 
@@ -136,8 +136,8 @@ class SpeedColumn(progress.ProgressColumn):
 
 @contextmanager
 def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if there are several images and stderr is a terminal; yields the function that advances
-    it."""
+    """Show a progress bar on stderr if there are several images and stderr is a terminal; yield the function that
+    advances it."""
     console = Console(stderr=True)
     if quiet or total < 2 or not console.is_terminal:
         yield lambda images: None

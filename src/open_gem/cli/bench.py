@@ -104,7 +104,7 @@ def _measure(
 
 
 def _markdown(setting: "Setting", costs: "list[Cost]") -> Iterator[str]:
-    """A table in Markdown, under a line with the setting."""
+    """Yield the lines of a table in Markdown, under a line with the setting."""
     threads = f", {setting.threads} threads" if setting.threads else ""
     yield (
         f"{setting.model}, {setting.side} px, {setting.batch} images at a time, {setting.prompts} prompts, "

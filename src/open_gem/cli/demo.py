@@ -57,7 +57,7 @@ def demo(
 
 
 def scene_and_prompts(seed: int) -> "tuple[Scene, list[str]]":
-    """A scene, its objects and one that it does not show."""
+    """Return a scene, the names of its objects, and a name that it does not show."""
     from open_gem.data.scenes import CONCEPTS, scene
 
     drawn = scene(seed, size=SIZE)
@@ -95,7 +95,7 @@ def _demo(localizer: "Localizer", seed: int, out: Path) -> dict[str, Any]:
 
 
 def demo_sheet(by_method: "Mapping[str, ImageResult]") -> "Image.Image":
-    """The image and its label map, and each prompt by CLIP's own patches above GEM."""
+    """Return a sheet: the image and its label map, and each prompt by CLIP's own patches above GEM."""
     from open_gem.images.draw import draw_caption, plain, segmentation
     from open_gem.images.sheet import Head, sheet
     from open_gem.localization.drawing import BARS
@@ -114,7 +114,7 @@ def demo_sheet(by_method: "Mapping[str, ImageResult]") -> "Image.Image":
 
 
 def colored_heads(result: "Localization") -> "list[Head]":
-    """Labels with their presence and their colours in label maps."""
+    """Return labels with their presence and their colours in label maps."""
     from open_gem.images.colors import label_color
     from open_gem.localization.drawing import head_of
 

@@ -116,12 +116,12 @@ def evaluate(
 
 
 def chosen_methods(localizer: "Localizer", names: list[str], temperature_scale: float | None) -> "dict[str, Method]":
-    """The methods on this model, by name."""
+    """Return the methods on this model, by name."""
     return {name: with_temperature_scale(localizer.resolve(name), temperature_scale) for name in names}
 
 
 def with_temperature_scale(method: "Method", scale: float | None) -> "Method":
-    """The method with another temperature scale, if its temperature is adaptive. Raises MethodError."""
+    """Return the method with another temperature scale, if its temperature is adaptive. Raises MethodError."""
     from open_gem.method.table import Tempered
 
     is_adaptive = isinstance(method.attention, Tempered) and method.attention.is_adaptive
@@ -129,7 +129,7 @@ def with_temperature_scale(method: "Method", scale: float | None) -> "Method":
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """The numbers of "0/4". Raises InputError."""
+    """Parse "0/4" as the numbers 0 and 4. Raises InputError."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise InputError(f"shard is {text!r}, expected i/n with i from 0 to n - 1, such as 0/4")
@@ -137,7 +137,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def print_runs(runs: "Sequence[Run]") -> None:
-    """Print a table for each run; of scores for which there is no room, the names."""
+    """Print a table for each run; scores that do not fit are named below it."""
     from open_gem.paper.report import tables
 
     console = new_console()
@@ -156,7 +156,7 @@ def print_runs(runs: "Sequence[Run]") -> None:
 
 
 def _table(head: Sequence[str], rows: "Sequence[tuple[str, list[Cell]]]") -> Table:
-    """A table of the columns in `head`: the first score with its interval, the others without."""
+    """Return a table of the columns in `head`: the first score with its interval, the others without."""
     table = new_table()
     for index, name in enumerate(head):
         # A name of several words takes as many lines as it has words.

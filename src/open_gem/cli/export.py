@@ -80,7 +80,7 @@ def export(
 
 @dataclass
 class ImageWarnings:
-    """Warnings about images: a line for each of the first ones, and the number of the others."""
+    """Warns about images: a line for each of the first, and the number of the others."""
 
     consequence: str
     count: int = 0
@@ -96,7 +96,8 @@ class ImageWarnings:
 
 
 def labels_of(values: list[str], known: Container[str]) -> list[str]:
-    """The labels that values of --labels mean: a known label as it is, commas and all, otherwise a line of CSV."""
+    """Return the labels that --labels names: a value that is a known label counts as it is, commas and all; others are
+    lines of CSV."""
     return [label for value in values for label in ([value] if value in known else _split_csv(value))]
 
 

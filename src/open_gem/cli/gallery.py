@@ -1,4 +1,4 @@
-"""The pictures of `open-gem demo --gallery`: every method side by side, refinements and label maps, with a page."""
+"""The images of `open-gem demo --gallery`: every method side by side, refinements and label maps, with a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_gallery(localizer: "Localizer", seeds: Sequence[int], out: Path) -> Pa
 
 
 def _methods(image: Image.Image, results: "dict[str, Localization]") -> Image.Image:
-    """The first object of a scene by every method."""
+    """Draw the first object of a scene by every method."""
     tiles = [plain(image, "image")]
     tiles += [overlay_of(result, image, 0, result.objects(), caption=name) for name, result in results.items()]
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
@@ -65,7 +65,7 @@ def _methods(image: Image.Image, results: "dict[str, Localization]") -> Image.Im
 
 
 def _maps(image: Image.Image, results: "dict[str, Localization]") -> Image.Image:
-    """The first object with and without refinements, and label maps."""
+    """Draw the first object with and without refinements, and label maps."""
     gem = results["gem"]
     refined = {f"gem, {name}": find_refinement(name).refine(image, gem) for name in REFINEMENTS}
     tiles = {

@@ -38,7 +38,7 @@ DEFAULT_METHOD = "gem"
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What is drawn and written."""
+    """Which files are written, and what is drawn."""
 
     heatmap_scale: Annotated[
         str | None,
@@ -68,7 +68,7 @@ class FileOptions:
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("open_gem_out")
 
     def kinds(self) -> list[str]:
-        """The kinds of files to write. Raises InputError for values that make no sense, and OutputError if nothing can
+        """Return the kinds of files to write. Raises InputError for impossible values, and OutputError if nothing can
         be written."""
         from open_gem.cli.save import find_kinds
         from open_gem.files import check_writable
@@ -88,7 +88,7 @@ class FileOptions:
         return kinds
 
     def most_overlays(self, labels: int) -> int:
-        """Labels that get an overlay each: all with `--save`, those with the highest scores otherwise."""
+        """Return how many labels get an overlay: all with `--save`, those with the highest scores otherwise."""
         if self.save is not None or labels <= MANY:
             return labels
         say(f"warning: {labels} labels: overlays of the {MANY} with the highest scores only, --save overlay draws all")
@@ -172,7 +172,7 @@ def ground(
 
 
 def read_vocabulary(classes: ClassOptions, negatives: Sequence[str]) -> "Vocabulary":
-    """Labels, prompts and distractors."""
+    """Return labels, prompts and distractors."""
     from open_gem.text import check_template
 
     vocabulary = classes.vocabulary()
@@ -190,7 +190,7 @@ def load(
     tuning: TuneOptions,
     views: ViewOptions,
 ) -> "tuple[AnyLocalizer, dict[str, Method]]":
-    """The localizer and its methods by name; none if it was trained to localize."""
+    """Load the localizer and its methods by name; none if it was trained to localize."""
     from open_gem.method.run import check_depth
     from open_gem.method.table import METHODS
 
@@ -211,7 +211,7 @@ def load(
 
 
 def settings_of(localizer: "AnyLocalizer", methods: "Mapping[str, Method]") -> dict[str, dict[str, Any]]:
-    """All settings that decide each method's result, for the JSON document."""
+    """Return all settings that decide each method's result, for the JSON document."""
     from open_gem.trained.localizer import TRAINED
 
     settings = {"open_gem": open_gem.__version__, **localizer.describe()}
@@ -226,7 +226,7 @@ def settings_of(localizer: "AnyLocalizer", methods: "Mapping[str, Method]") -> d
 def locate(
     localizer: "AnyLocalizer", path: str, vocabulary: "Vocabulary", methods: "Mapping[str, Method]", files: FileOptions
 ) -> "dict[str, ImageResult]":
-    """What each method locates in an image, all from one pass of the model. Raises ImageError."""
+    """Locate the vocabulary in an image by each method, all from one pass of the model. Raises ImageError."""
     from open_gem.cli.save import ImageResult
     from open_gem.images.pixels import read_image
 
@@ -284,7 +284,7 @@ def write(
 
 
 def folder_name(method: str) -> str:
-    """The folder for a method's files, if there are several."""
+    """Return the name of the folder for a method's files, if there are several methods."""
     from open_gem.cli.save import slugs
     from open_gem.method.table import METHODS
 

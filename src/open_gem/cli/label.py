@@ -37,7 +37,7 @@ OBJECTS, SOURCE, RUN = "Objects", "Source", "Run"  # panels of the help
 
 @dataclass(frozen=True)
 class ObjectOptions:
-    """What is an object, and what is stored of it."""
+    """Which objects count, and what is stored of them."""
 
     presence: Annotated[
         float | None,
@@ -105,7 +105,7 @@ class SourceOptions:
     ] = 2.0
 
     def open(self, source: str) -> "Source":
-        """The source of images. Raises InputError for one that has none, unless it is watched."""
+        """Open the source of images. Raises InputError for an empty source, unless it is watched."""
         from open_gem.label.sources import Columns, open_source
 
         images = open_source(source, Columns(self.column, self.id_column, self.read_timeout))
@@ -145,7 +145,8 @@ class RunOptions:
     ] = False
 
     def find_engine(self) -> Engine:
-        """The function that runs a labelling. Raises InputError for an unknown engine, or one that is not installed."""
+        """Return the function that runs a labelling. Raises InputError for an unknown engine, or one that is not
+        installed."""
         if self.engine not in ENGINES:
             raise InputError(f"engine is {self.engine!r}, expected one of {', '.join(ENGINES)}")
         if self.engine == "ray":
@@ -155,7 +156,7 @@ class RunOptions:
         return import_module(ENGINES[self.engine]).run
 
     def settings(self, make: "Callable[[], Labeling]") -> dict[str, Any]:
-        """Settings of the engine."""
+        """Return the settings of the engine."""
         settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers}
         if self.images_per_part is not None:
             settings["images_per_part"] = self.images_per_part
@@ -227,8 +228,8 @@ def labeling_maker(
     views: ViewOptions,
     read_timeout: float,
 ) -> "Callable[[], Labeling]":
-    """A function that loads the model, here or in another process. Raises InputError and PromptError for settings that
-    make no sense; the function raises those of the model, too."""
+    """Return a function that loads the model, here or in another process. Raises InputError and PromptError for invalid
+    settings; the function raises those of the model, too."""
     from open_gem.label.labeling import load_labeling
     from open_gem.text import TEMPLATE
 
@@ -250,7 +251,7 @@ def labeling_maker(
 
 
 def find_device(device: str) -> str:
-    """The device; under torchrun, "auto" is the GPU of the process's own number."""
+    """Return the device; under torchrun, "auto" is the GPU of the process's own number."""
     if device == "auto" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
         import torch
 
@@ -263,7 +264,7 @@ def find_device(device: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LabelJob:
-    """A labelling and where its rows go."""
+    """A labelling job and the folder of its rows."""
 
     labeling: "Labeling"
     source: "Source"
@@ -274,7 +275,7 @@ class LabelJob:
     hides_progress: bool
 
     def run(self, reading: SourceOptions, retry_errors: bool, quiet: bool) -> "tuple[Parts, Tally, Stop]":
-        """Label once, or again and again while the source is watched: the parts, and the counts of the last time."""
+        """Label once, or repeatedly while the source is watched; return the parts, and the counts of the last round."""
         from open_gem.label import control
         from open_gem.label.done import Tally, done_in, writing
         from open_gem.label.parts import Parts
@@ -323,7 +324,7 @@ class LabelJob:
 
 @contextmanager
 def _exit_on_second_signal(stop: "Stop") -> Iterator[None]:
-    """End the process at once on a second signal, after the code inside has written what it had."""
+    """End the process at once on a second signal, once the code inside has written its results."""
     from open_gem.label.control import leave
 
     try:
@@ -340,12 +341,12 @@ ENGINES = {"local": "open_gem.label.local", "ray": "open_gem.label.on_ray"}
 
 
 def _count(source: "Source") -> int:
-    """The number of images if a terminal shows a progress bar, otherwise 0."""
+    """Return the number of images if a terminal shows a progress bar, otherwise 0."""
     return sum(1 for _ in source.items()) if new_console(to_stderr=True).is_terminal else 0
 
 
 def estimate(labeling: "Labeling", source: "Source", out: Path, shard: "Shard", running: RunOptions) -> "Estimate":
-    """What a run would do, from a few images."""
+    """Print what a run would do, extrapolated from a few images."""
     from open_gem.label import control
     from open_gem.label.done import done_in
     from open_gem.label.parts import Parts
@@ -371,7 +372,7 @@ def report(parts: "Parts", tally: "Tally", shard: "Shard", samples: int, as_json
 
 
 def counts_of(tally: "Tally") -> str:
-    """ "3 images labelled, 1 with an error"."""
+    """Return "3 images labelled, 1 with an error"."""
     return f"{counted(tally.labeled, 'image')} labelled, {tally.failed} with an error"
 
 
@@ -395,7 +396,7 @@ def print_estimate(result: "Estimate", as_json: bool) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """In the largest unit of which there are two at least."""
+    """Return a duration in the largest unit that gives at least two of it."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -203,7 +203,7 @@ def methods(as_json: JsonOption = False) -> None:
 
 
 def _cells(settings: dict[str, Any]) -> tuple[str, ...]:
-    """The attention of a method, and its settings."""
+    """Return the name of a method's attention, and its settings."""
     shown = [_to_text(settings.pop(name)) for name in ("attention", "depth", "residual", "mlp")]
     others = (f"{name} {_to_text(value)}" for name, value in settings.items() if value is not None)
     return (*shown, ", ".join(others))

@@ -50,7 +50,7 @@ PretrainedOption = Annotated[
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, with the fields of each parameter that is a dataclass as parameters of their own."""
+    """Decorate a command so that the fields of each dataclass parameter become options of their own."""
     signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
     groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
     parameters: list[inspect.Parameter] = []
@@ -85,12 +85,12 @@ def _parameters_of(group: Any) -> list[inspect.Parameter]:
 
 
 def names_of_options(group: Any) -> list[str]:
-    """The options of a group that have another value than their default, such as "--image-size"."""
+    """Return the options of a group that differ from their defaults, such as "--image-size"."""
     return [option_name(field.name) for field in fields(group) if getattr(group, field.name) != field.default]
 
 
 def option_name(name: str) -> str:
-    """ "--min-area" for "min_area"."""
+    """Return "--min-area" for "min_area"."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -98,12 +98,12 @@ def option_name(name: str) -> str:
 
 
 def split_commas(text: str) -> list[str]:
-    """The values of a comma-separated list, each once."""
+    """Split a comma-separated list into distinct values."""
     return list(dict.fromkeys(value.strip() for value in text.split(",")))
 
 
 def parse_methods(text: str) -> list[str]:
-    """The names of a comma-separated list of methods, or all of them. Raises MethodError for an unknown one."""
+    """Parse a comma-separated list of methods, or "all". Raises MethodError for an unknown name."""
     from open_gem.method.table import METHODS, check_name
 
     names = [name for value in split_commas(text) for name in (METHODS if value == "all" else [check_name(value)])]
@@ -111,7 +111,7 @@ def parse_methods(text: str) -> list[str]:
 
 
 def parse_numbers(option: str, text: str, kind: Callable[[str], Number] = float) -> tuple[Number, ...]:
-    """The numbers of a comma-separated list. Raises InputError if one is not a number."""
+    """Parse a comma-separated list of numbers. Raises InputError if a value is not a number."""
     try:
         return tuple(kind(number) for number in text.split(","))
     except ValueError as error:
@@ -120,7 +120,7 @@ def parse_numbers(option: str, text: str, kind: Callable[[str], Number] = float)
 
 
 def read_prompts(option: str, prompts: Iterable[str]) -> list[str]:
-    """The prompts, with the lines of FILE for each "@FILE". Warns of one that looks like several."""
+    """Return the prompts, with "@FILE" replaced by the lines of FILE. Warns if one prompt looks like several."""
     lines = [line for prompt in prompts for line in (_lines(prompt[1:]) if prompt.startswith("@") else [prompt])]
     for line in lines:
         parts = [part.strip() for part in line.split(",") if part.strip()]
@@ -160,11 +160,11 @@ class ModelOptions:
     dtype: DtypeOption = "float32"
 
     def or_embedded(self) -> "ModelOptions":
-        """The same options, with the model in the package if none is named."""
+        """Return these options, with the embedded model if none is named."""
         return replace(self, model=self.model or "embedded")
 
     def load(self, **settings: Any) -> "Localizer":
-        """A localizer without training, with the `settings` that are not None."""
+        """Load a training-free localizer, with the `settings` that are not None."""
         from open_gem import towers
         from open_gem.localizer import Localizer
 
@@ -172,7 +172,8 @@ class ModelOptions:
         return Localizer(backbone, **{name: value for name, value in settings.items() if value is not None})
 
     def load_any(self, **settings: Any) -> "AnyLocalizer":
-        """A localizer, which may be one that was trained to localize; it takes the template of the `settings` only."""
+        """Load a localizer, which may be one that was trained to localize; that one takes only the template of the
+        `settings`."""
         if self.model is None or not self.is_trained():
             return self.load(**settings)
         from open_gem.trained.localizer import load_trained
@@ -180,13 +181,13 @@ class ModelOptions:
         return load_trained(self.model, template=settings.get("template"), device=self.device, dtype=self.dtype)
 
     def is_trained(self) -> bool:
-        """True if the name is that of a model that was trained to localize."""
+        """Return True if the name is that of a model that was trained to localize."""
         from open_gem.trained.registry import is_trained
 
         return self.model is not None and self.pretrained is None and is_trained(self.model)
 
     def check_untrained(self, options: Iterable[str]) -> None:
-        """Raises InputError if the model was trained to localize, and so has none of the options that are given."""
+        """Raise InputError if the model was trained to localize but options for methods are set."""
         names = ", ".join(options)
         if names and self.is_trained():
             raise InputError(f"{self.model} was trained to localize: it has no methods, and no {names}")
@@ -211,7 +212,8 @@ class TuneOptions:
     ] = None
 
     def tune(self, name: str, method: "Method") -> "Method":
-        """The method called `name` with these settings. Raises MethodError for one that it does not have."""
+        """Return the method called `name` with these settings. Raises MethodError for a setting that it does not
+        have."""
         from open_gem.method.steps import find_step
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -227,7 +229,7 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How an image is looked at, and refined."""
+    """The views and the refinement of an image."""
 
     image_size: ImageSizeOption = None
     window: Annotated[
@@ -259,7 +261,7 @@ class ViewOptions:
     ] = None
 
     def views(self) -> "Views":
-        """The views. Raises InputError for values that make no sense; warns of --merge without effect."""
+        """Return the views. Raises InputError for impossible values; warns if --merge has no effect."""
         from open_gem.images.pixels import check_size_rule
         from open_gem.images.views import Views
 
@@ -272,7 +274,7 @@ class ViewOptions:
         return views
 
     def refinement(self) -> "Refinement | None":
-        """Raises InputError for an unknown name."""
+        """Return the refinement, if any. Raises InputError for an unknown name."""
         from open_gem.refine import find_refinement
 
         return None if self.refine is None else find_refinement(self.refine)
@@ -280,7 +282,7 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class ClassOptions:
-    """What to look for."""
+    """What to look for: prompts or a class file."""
 
     prompt: Annotated[
         list[str] | None,
@@ -317,8 +319,8 @@ class ClassOptions:
     ] = None
 
     def prompts(self) -> list[str]:
-        """The prompts on the command line, with the lines of files. Raises PromptError, and InputError if there is a
-        class file too."""
+        """Return the prompts on the command line, with the lines of files. Raises PromptError, and InputError if there
+        is a class file too."""
         prompts = read_prompts("-p", self.prompt or [])
         if self.classes is not None and prompts:
             raise InputError("--classes and --prompt given, expected one of them")
@@ -329,7 +331,7 @@ class ClassOptions:
         return prompts
 
     def read(self, **thresholds: float | None) -> "Ontology":
-        """Labels, prompts and thresholds; `thresholds` are of labels without their own. Raises PromptError and
+        """Return labels, prompts and thresholds; `thresholds` apply to labels without their own. Raises PromptError and
         InputError."""
         from open_gem.label.ontology import Ontology
 
@@ -339,8 +341,8 @@ class ClassOptions:
         return Ontology.read(self.classes, self.first_is_background, **thresholds)
 
     def vocabulary(self) -> "Vocabulary":
-        """Labels and prompts without thresholds, also labels that are there twice. Raises PromptError and InputError;
-        warns of thresholds in a class file."""
+        """Return labels and prompts without thresholds; labels may repeat. Raises PromptError and InputError; warns of
+        thresholds in a class file."""
         from open_gem.label.ontology import DEFAULTS, FILES
         from open_gem.text import Vocabulary
 
@@ -368,5 +370,5 @@ class DataOptions:
 
     @property
     def loop(self) -> dict[str, int]:
-        """Settings of `evaluation.run.measure`."""
+        """Return the settings of `evaluation.run.measure`."""
         return {"batch_size": self.batch_size, "workers": self.workers}

@@ -110,7 +110,7 @@ def reproduce(
 
 
 def find_experiments(names: Sequence[str]) -> list[str]:
-    """The experiments that were asked for. Raises InputError for an unknown one."""
+    """Return the requested experiments. Raises InputError for an unknown one."""
     from open_gem.paper.qualitative import QUALITATIVE
     from open_gem.paper.rows import EXPERIMENTS
 
@@ -148,7 +148,7 @@ class Reproduction:
         return open_dataset(self.dataset, self.data.data_root, split)
 
     def load(self, label: str | None) -> "AnyLocalizer":
-        """A model of the paper by its label, or the user's own model (None), which must have methods."""
+        """Load a model of the paper by its label, or the user's own model (None), which must have methods."""
         from open_gem.paper.numbers import MODELS
 
         if label is None:
@@ -162,7 +162,7 @@ class Reproduction:
         return replace(self.models, model=MODELS[label].name, pretrained=MODELS[label].pretrained).load_any()
 
     def plan(self, job: "Job") -> str:
-        """One line on what a job would do, and for how long."""
+        """Return one line about what a job would do, and for how long."""
         from open_gem.evaluation.run import measure
         from open_gem.paper.measuring import union
 
@@ -182,7 +182,7 @@ class Reproduction:
         return f"{experiments}: {rows} from {source} with {job.model or localizer.name}, about {minutes:.0f} minutes"
 
     def measure(self, job: "Job") -> None:
-        """Run a job; its outcome, or what failed, is added."""
+        """Run a job; add its outcome, or what failed."""
         from open_gem.paper.measuring import reproduce as measure_all
 
         images = self.open_data(job.split)
@@ -207,7 +207,7 @@ class Reproduction:
         self.faults += [f"{image}: {error}" for image, error in outcome.run.failed.items()]
 
     def draw(self, names: Sequence[str], label: str | None, images: "Dataset") -> None:
-        """Draw figures; those that can be drawn, or what failed, are added."""
+        """Draw figures; add those that can be drawn, or what failed."""
         from open_gem.paper.qualitative import QUALITATIVE
 
         try:

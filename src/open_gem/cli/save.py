@@ -25,7 +25,7 @@ MAX_SLUG, MAX_BASE_NAME = 40, 120  # most characters of a label and bytes of an 
 
 
 def slugs(labels: Sequence[str]) -> list[str]:
-    """A short plain ASCII name for each label, distinct even if case is ignored."""
+    """Return a short plain ASCII name for each label, distinct even if case is ignored."""
     return _distinct([_slug(label) or "label" for label in labels])
 
 
@@ -42,7 +42,7 @@ def base_names(paths: Sequence[str]) -> list[str]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with their position appended if an earlier one is equal (ignoring case)."""
+    """Return the names, with their position appended if an earlier one is equal (ignoring case)."""
     taken: set[str] = set()
     distinct = []
     for position, name in enumerate(names, start=1):
@@ -70,7 +70,7 @@ class LabelRow:
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """An image with its localization, and how they become files.
+    """An image with its localization, and its drawings and documents.
 
     scale     of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
     presence  below which a label is absent, min_area of objects: see `Localization.objects`
@@ -103,7 +103,7 @@ class ImageResult:
         return slugs(self.result.labels)
 
     def rows(self, count: int) -> list[LabelRow]:
-        """The `count` labels with the highest scores, for a table."""
+        """Return the `count` labels with the highest scores, for a table."""
         boxes = {obj.index: list(obj.box) for obj in reversed(self.objects)}  # the best one
         entries = self._labels
         return [
@@ -123,7 +123,7 @@ class ImageResult:
         return self.result.labels_to_dict(self.presence)
 
     def document(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Everything about the image that JSON can hold."""
+        """Return everything about the image that JSON can hold."""
         return {
             "path": self.path,
             "size": self.result.size._asdict(),
@@ -138,7 +138,7 @@ class ImageResult:
         }
 
     def overlay(self, index: int, *, caption: str | None = None, bar: bool = False) -> Image.Image:
-        """One label's heatmap, boxes and point on the image, see `overlay_of`."""
+        """Draw one label's heatmap, boxes and point on the image, see `overlay_of`."""
         return overlay_of(
             self.result,
             self.image,
@@ -167,8 +167,8 @@ def save_image(path: Path, image: Image.Image) -> None:
 
 
 def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
-    """The image, and overlays of the `few` labels with the highest scores, one a row, by several methods, one a
-    column. A label's presence is that of the image: it does not depend on the method, so it stands above its row."""
+    """Draw the image, and overlays of the `few` labels with the highest scores: a row for each label, a column for each
+    method. A label's presence does not depend on the method, so it stands above its row."""
     first = by_method[0]
     shown = best(first.result, few)
     rows = [[plain(first.image), *(located.overlay(index, caption="") for located in by_method)] for index in shown]
@@ -182,7 +182,8 @@ def _overlay(located: ImageResult, index: int) -> Image.Image:
 
 
 def _heatmap(located: ImageResult, index: int) -> Image.Image:
-    """16 bits: 0 to 65535 for the lowest to the highest value, probabilities of 0 to 1, or cosines of -1 to 1."""
+    """Return a map in 16 bits: 0 to 65535 for the lowest to the highest value, probabilities of 0 to 1, or cosines of
+    -1 to 1."""
     heatmap = located.result.heatmaps(located.scale)[index].cpu().numpy()
     shares = (heatmap + 1) / 2 if located.scale == "cosine" else heatmap
     return Image.fromarray((shares.clip(0, 1) * 65535).round().astype("uint16"))
@@ -238,7 +239,7 @@ KINDS = (*DRAWINGS, *DOCUMENTS)
 
 
 def find_kinds(text: str) -> list[str]:
-    """The kinds in a comma-separated list, in the order of `KINDS`. Raises InputError for an unknown one."""
+    """Return the kinds in a comma-separated list, in the order of `KINDS`. Raises InputError for an unknown one."""
     kinds = {kind.strip() for kind in text.split(",")}
     unknown = sorted(kinds - {*KINDS, "none"})
     if unknown:

@@ -93,8 +93,8 @@ def serve(
 
 
 def run(app: Callable[..., Any], settings: "Settings", host: str, port: int, **options: Any) -> None:
-    """Serve until a signal comes. Pending requests then have `stop_seconds`, after which the process ends, whatever its
-    threads are doing; a second signal ends it at once. `options` as of `uvicorn.Config`."""
+    """Serve until a signal comes. Pending requests then have `stop_seconds`, after which the process ends, even if its
+    threads still work; a second signal ends it at once. `options` as of `uvicorn.Config`."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -121,7 +121,7 @@ def _end(sig: int) -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises InputError if the address cannot be listened on."""
+    """Raise InputError if the address cannot be listened on."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:

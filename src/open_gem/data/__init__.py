@@ -55,7 +55,8 @@ ALIASES = {
 
 
 def find_dataset(name: str) -> Source:
-    """A row of `DATASETS`, by its name or an alias; ignores case, and treats _ as -. Raises DatasetError."""
+    """Return the row of `DATASETS` with this name or alias; case does not count, and _ equals -. Raises
+    DatasetError."""
     plain = name.strip().lower().replace("_", "-")
     if (source := DATASETS.get(ALIASES.get(plain, plain))) is not None:
         return source
@@ -64,7 +65,7 @@ def find_dataset(name: str) -> Source:
 
 
 def open_dataset(name: str, root: str | PathLike[str] | None = None, split: str | None = None) -> Segmentation | Points:
-    """The data set `name` below the folder `root` (scenes need none); `split` None: its default split.
+    """Open the data set `name` below the folder `root` (scenes need none); `split` None: its default split.
 
     Raises DatasetError for an unknown name or split, and for missing files: it says which and where.
     """

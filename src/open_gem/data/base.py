@@ -42,8 +42,8 @@ class LabelFile:
     ids: Mapping[int, int]
 
     def read(self) -> NDArray[np.uint8]:
-        """`(y, x)`, classes and IGNORE. Raises DatasetError that names the file if it cannot be read or has unknown
-        ids."""
+        """Return the classes of all pixels `(y, x)`, or IGNORE. Raises DatasetError that names the file if it cannot be
+        read or has unknown ids."""
         raw = self._raw()
         meanings = {255: IGNORE, **self.ids}
         present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
@@ -72,7 +72,7 @@ class LabelFile:
         return raw if colours is None else self._ids_of(raw, colours)
 
     def _ids_of(self, raw: NDArray[np.uint8], colours: NDArray[np.int_]) -> NDArray[np.uint8]:
-        """The ids of a palette's indices.
+        """Return the id of each index of a palette.
 
         They are the indices themselves, unless the palette has VOC's colours in another order, as after a program that
         quantises colours: then each index is the id of its colour. Raises DatasetError if the palette mixes VOC's
@@ -107,7 +107,7 @@ VOC_COLOURS = [voc_color(id - 1) for id in range(256)]  # of PascalVOC's label m
 
 
 def _ranges(ids: Mapping[int, int]) -> str:
-    """Whole numbers as ranges: 0–20, 255."""
+    """Format whole numbers as ranges: 0–20, 255."""
     runs: list[list[int]] = []
     for id in sorted(ids):
         if runs and id == runs[-1][1] + 1:
@@ -118,8 +118,8 @@ def _ranges(ids: Mapping[int, int]) -> str:
 
 
 def read_stored_image(path: Path) -> Image.Image:
-    """An image of a data set as RGB, the pixels as stored: annotations refer to those, so the EXIF orientation is not
-    applied, unlike in `images.read_image`. Raises ImageError that names a file that cannot be read."""
+    """Read an image of a data set as RGB, the pixels as stored: annotations refer to those, so the EXIF orientation is
+    not applied, unlike in `images.read_image`. Raises ImageError that names a file that cannot be read."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -148,11 +148,11 @@ class Sample:
     truth: LabelFile | NDArray[np.uint8]
 
     def read_image(self) -> Image.Image:
-        """RGB, as stored (see `read_stored_image`). Raises ImageError."""
+        """Read the image as RGB, as stored (see `read_stored_image`). Raises ImageError."""
         return read_stored_image(self.image) if isinstance(self.image, Path) else Image.fromarray(self.image)
 
     def labels(self) -> NDArray[np.uint8]:
-        """`(y, x)`: the class of each pixel, IGNORE for pixels that do not count. Raises DatasetError."""
+        """Return the class of each pixel `(y, x)`, IGNORE for pixels that do not count. Raises DatasetError."""
         return self.truth.read() if isinstance(self.truth, LabelFile) else self.truth
 
 
@@ -187,11 +187,11 @@ class Segmentation(Sequence[Sample]):
 
     @property
     def foreground(self) -> tuple[int, ...]:
-        """The class of each label of a vocabulary: all except the background."""
+        """Return the class of each label of a vocabulary: all except the background."""
         return tuple(index for index in range(len(self.classes)) if index != self.background)
 
     def vocabulary(self, variant: str | None = None) -> "Vocabulary":
-        """The names of a variant; None: the first. Raises DatasetError for an unknown one."""
+        """Return the names of a variant; None: the first. Raises DatasetError for an unknown one."""
         chosen = next(iter(self.vocabularies)) if variant is None else variant
         if chosen not in self.vocabularies:
             known = ", ".join(self.vocabularies)
@@ -231,11 +231,11 @@ class PointSample:
 
     @property
     def positive(self) -> tuple[int, ...]:
-        """Indices into `names` of the classes with at least one positive point."""
+        """Return the indices into `names` of the classes with at least one positive point."""
         return tuple(np.unique(self.of[self.yes]).tolist())
 
     def read_image(self) -> Image.Image:
-        """RGB, as stored (see `read_stored_image`). Raises ImageError."""
+        """Read the image as RGB, as stored (see `read_stored_image`). Raises ImageError."""
         return read_stored_image(self.image)
 
 
@@ -323,29 +323,29 @@ class Source:
     names: tuple[str, ...] = ()
 
     def open(self, root: str | Path | None = None, split: str | None = None) -> Segmentation | Points:
-        """The data set below the folder `root`; `split` as in `splits`, None: the first. Raises DatasetError that says
-        which files are missing, and where they were expected."""
+        """Open the data set below the folder `root`; `split` as in `splits`, None: the first. Raises DatasetError that
+        says which files are missing, and where they were expected."""
         raise NotImplementedError
 
     def check(self, root: str | Path | None = None, split: str | None = None) -> Survey:
-        """Which of its files exist. Raises DatasetError if folders or lists are missing."""
+        """Check which of its files exist. Raises DatasetError if folders or lists are missing."""
         raise NotImplementedError
 
     def error(self, text: str) -> DatasetError:
-        """An error with `text` and where to read on."""
+        """Return an error with `text` and where to read on."""
         return DatasetError(
             f"{self.name}: {text} (the expected files: open-gem data show {self.name}; download: {self.page})"
         )
 
     def split_of(self, split: str | None) -> str:
-        """The split itself, the first for None. Raises DatasetError for an unknown one."""
+        """Return the split itself, or the first for None. Raises DatasetError for an unknown one."""
         chosen = next(iter(self.splits)) if split is None else split
         if chosen not in self.splits:
             raise DatasetError(f"{self.name} has no split {split!r}, expected one of {', '.join(self.splits)}")
         return chosen
 
     def folder(self, root: str | Path | None) -> Path:
-        """The folder `root`. Raises DatasetError if it does not exist."""
+        """Return the folder `root`. Raises DatasetError if it does not exist."""
         if root is None:
             raise self.error("no folder was given, expected the one that holds its files")
         if not (folder := Path(root)).is_dir():
@@ -355,5 +355,5 @@ class Source:
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:
-    """The first names, then "…" if there are more."""
+    """Format the first names, then "…" if there are more."""
     return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

@@ -48,7 +48,8 @@ class ContextImage:
     segments: tuple[tuple[int, Mapping[str, Any]], ...]
 
     def labels(self) -> NDArray[np.uint8]:
-        """`(y, x)`: 0 background, 1 to 59. Raises DatasetError that names the image if a segment is malformed."""
+        """Return the map `(y, x)`: 0 background, 1 to 59. Raises DatasetError that names the image if a segment is
+        malformed."""
         painted = np.zeros((self.height, self.width), dtype=np.int32)
         for category, encoded in self.segments:
             try:
@@ -66,7 +67,7 @@ class ContextImage:
 
 
 def read_context(path: Path) -> tuple[ContextImage, ...]:
-    """The images of `trainval_merged.json`, in its order. Raises DatasetError that names any other file.
+    """Read the images of `trainval_merged.json`, in its order. Raises DatasetError that names any other file.
 
     The whole file is in memory while it is read.
     """
@@ -111,7 +112,7 @@ _TEXT = re.compile("(?:[P-o]{0,6}[0-O])+")  # numbers of at most 7 letters, 5 bi
 
 
 def decode_runs(encoded: Any) -> NDArray[np.bool_]:
-    """A mask `(y, x)` from COCO's run-length encoding: compressed text, or a list of lengths.
+    """Decode a mask `(y, x)` from COCO's run-length encoding: compressed text, or a list of lengths.
 
     Raises DatasetError for anything else, also for runs that do not cover the mask, which pycocotools does not notice.
     """

@@ -16,8 +16,8 @@ READ_BY_CHECK = 16  # label maps that `check` reads
 
 
 class Maps(NamedTuple):
-    """One way in which label maps are stored: their folder, with {split} for the split's own name, the end of their
-    names, and what their ids mean (see `LabelFile`)."""
+    """One way of storing label maps: their folder, with {split} for the split's own name, the end of their names, and
+    the meaning of their ids (see `LabelFile`)."""
 
     folder: str
     suffix: str
@@ -25,7 +25,7 @@ class Maps(NamedTuple):
 
 
 class _Paths(NamedTuple):
-    """Where the files of one split are."""
+    """The places of the files of one split."""
 
     home: Path
     images: Path
@@ -84,7 +84,7 @@ class MapSource(Source):
         return Survey(paths.home, len(samples), self.splits[split], missing, notes, tuple(broken))
 
     def home(self, root: str | Path | None) -> Path:
-        """The folder, at or below `root`, that holds its image folders. Raises DatasetError."""
+        """Return the folder, at or below `root`, that holds its image folders. Raises DatasetError."""
         folder = self.folder(root)
         images = list(dict.fromkeys(path.format(split=own) for path in self.images for own in self.own.values()))
         homes = [folder / home for home in self.homes if home or self._may_be_home(folder)]
@@ -95,7 +95,7 @@ class MapSource(Source):
         return existing
 
     def _survey(self, root: str | Path | None, split: str) -> tuple[_Paths, tuple[Sample, ...], tuple[str, ...]]:
-        """Where the split is, all its samples, and the missing files."""
+        """Return the places of the split, all its samples, and the missing files."""
         paths = self._find(self.folder(root), self.own[split])
         images = _names_below(paths.images, self.suffix)
         ids = sorted(images) if paths.listed is None else read_list(paths.listed)
@@ -117,7 +117,7 @@ class MapSource(Source):
         return paths, samples, tuple(missing)
 
     def _stored(self, paths: _Paths, own: str, ids: Iterable[str]) -> tuple[Path, Maps]:
-        """The folder and the row of `maps` with the most label maps."""
+        """Return the folder and the row of `maps` with the most label maps."""
 
         def present(maps: Maps) -> int:
             return len(_names_below(paths.home / maps.folder.format(split=own), maps.suffix).intersection(ids))
@@ -144,13 +144,13 @@ class MapSource(Source):
         return _Paths(home, images, existing, _first(home, needed["list"]) if self.listed else None)
 
     def _may_be_home(self, root: Path) -> bool:
-        """False if the folder's name says that it is of another year."""
+        """Return False if the folder's name says that it is of another year."""
         year = re.fullmatch(r"VOC\d{4}", root.resolve().name)
         return year is None or any(home.endswith(year[0]) for home in self.homes)
 
 
 def _error_of(sample: Sample) -> str | None:
-    """What is wrong with an image or its label map; None if nothing is."""
+    """Return what is wrong with an image or its label map; None if nothing is."""
     try:
         (height, width), image = sample.labels().shape, sample.read_image()
     except (DatasetError, ImageError) as error:
@@ -174,7 +174,7 @@ def _files(sample: Sample) -> tuple[Path, Path]:
 
 
 def _names_below(folder: Path, suffix: str) -> set[str]:
-    """The files below `folder` that end in `suffix`, without it: "a" of a.png, "aachen/b" of aachen/b.png."""
+    """Return the files below `folder` that end in `suffix`, without it: "a" of a.png, "aachen/b" of aachen/b.png."""
     return {
         (Path(parent).relative_to(folder) / name).as_posix().removesuffix(suffix)
         for parent, _, names in os.walk(folder, followlinks=True)  # data sets often consist of links
@@ -184,7 +184,7 @@ def _names_below(folder: Path, suffix: str) -> set[str]:
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """The ids of a list, one a line; ignores blank lines, CRLF and space around ids.
+    """Read the ids of a list, one a line; blank lines, CRLF and space around ids do not count.
 
     Raises DatasetError for a line with more than one word, and for an id that is listed repeated.
     """
@@ -213,12 +213,12 @@ def _same(count: int) -> dict[int, int]:
 
 
 def _reduce_zero(count: int) -> dict[int, int]:
-    """Class k is k + 1 in the file, whose 0 is ignored: "reduce zero label"."""
+    """Return ids → classes: class k is k + 1 in the file, whose 0 is ignored ("reduce zero label")."""
     return {0: IGNORE, **{index + 1: index for index in range(count)}}
 
 
 def _classes(ids: Sequence[int]) -> dict[int, int]:
-    """These ids are classes 0, 1, …"""
+    """Return ids → classes: these ids are classes 0, 1, …"""
     return {id: index for index, id in enumerate(ids)}
 
 
@@ -281,8 +281,8 @@ _FOLDERS = ("annotations/{split}", "stuffthingmaps/{split}")
 
 
 def _objects(ids: Sequence[int]) -> dict[int, int]:
-    """The first 80 of `ids` are classes 1 to 80; all others are background, and so are pixels without a label, as in
-    GroupViT's conversion."""
+    """Return ids → classes: the first 80 of `ids` are classes 1 to 80; all others are background, and so are pixels
+    without a label, as in GroupViT's conversion."""
     return {255: 0, **{id: index + 1 if index < 80 else 0 for index, id in enumerate(ids)}}
 
 

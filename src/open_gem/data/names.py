@@ -25,7 +25,7 @@ WITH_BACKGROUND = {("voc", "sclip"), ("context", "sclip"), ("coco_object", "scli
 
 
 def read_names(family: str, variant: str, background: bool) -> "Vocabulary":
-    """Names of a row of `NAMES`, with words for the background only if `background`."""
+    """Return the names of a row of `NAMES`, with words for the background only if `background`."""
     from open_gem.text import Vocabulary  # imports torch, which listing data sets can do without
 
     with resources.as_file(resources.files("open_gem.data") / "classes" / f"{family}.{variant}.txt") as path:

@@ -87,7 +87,7 @@ openimages/
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """All .jpg files below `folder`: name without ending → path."""
+    """Return all .jpg files below `folder`: name without ending → path."""
     return {
         name[:-4]: Path(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
@@ -97,7 +97,7 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def read_descriptions(path: Path) -> dict[str, str]:
-    """Class descriptions: LabelName → DisplayName. A first row that does not start with "/" is a header.
+    """Read class descriptions: LabelName → DisplayName. A first row that does not start with "/" is a header.
 
     Raises DatasetError that names the line for a row without two columns or a name.
     """
@@ -118,7 +118,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
 
 
 def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path], name: str, split: str) -> Points:
-    """The points of a CSV file as published, `names` of classes as in their descriptions.
+    """Read the points of a CSV file as published, `names` of classes as in their descriptions.
 
     Rows are read a chunk at a time and kept as arrays; points of missing images are dropped. Images come in the order
     in which the file first names them, points in the file's order.

@@ -37,7 +37,7 @@ class _Scenes(LazySamples):
 
 
 def scenes(seeds: range = range(HELD_OUT, HELD_OUT + _COUNT), size: int = SCENE_SIZE, split: str = "") -> Segmentation:
-    """The scenes of `seeds` at `size` × `size` pixels, as `SceneSample`s: classes are `CONCEPTS`, background is
+    """Return the scenes of `seeds` at `size` × `size` pixels, as `SceneSample`s: classes are `CONCEPTS`, background is
     IGNORE."""
     from open_gem.text import Vocabulary
 

@@ -55,7 +55,7 @@ class Scene:
 
 
 class _Placement(NamedTuple):
-    """Where and how one sprite is drawn; lengths in shares of the image."""
+    """The place and look of one sprite; lengths in shares of the image."""
 
     sprite: int
     center: tuple[float, float]  # (y, x), shares of height and width
@@ -73,7 +73,7 @@ CONCEPTS: tuple[str, ...] = tuple(dict.fromkeys(_SPRITE_CONCEPTS))
 
 
 def scene(seed: int, size: int | tuple[int, int] = 128) -> Scene:
-    """The scene of `seed`, drawn at `size` pixels: one side of a square, or (height, width)."""
+    """Draw the scene of `seed` at `size` pixels: one side of a square, or (height, width)."""
     height, width = _checked(seed, size)
     random = np.random.default_rng(seed)
     placements = _plan(random, height / width)
@@ -90,7 +90,7 @@ def scene(seed: int, size: int | tuple[int, int] = 128) -> Scene:
 
 
 def _checked(seed: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of `size`. Raises InputError for an impossible seed or size."""
+    """Return the height and width of `size`. Raises InputError for an impossible seed or size."""
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}")
     height, width = (size, size) if isinstance(size, int) else size
@@ -103,7 +103,7 @@ def _checked(seed: int, size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _plan(random: np.random.Generator, aspect: float) -> list[_Placement]:
-    """Placements, back to front, such that each object keeps MIN_VISIBLE of its area; `aspect` is height / width.
+    """Plan placements, back to front, such that each object keeps MIN_VISIBLE of its area; `aspect` is height / width.
 
     Decided on a small canvas of its own, so that the outcome does not depend on the size of the image.
     """
@@ -127,7 +127,7 @@ def _plan(random: np.random.Generator, aspect: float) -> list[_Placement]:
 
 
 def _random_placement(random: np.random.Generator, sprite: int, largest: float, height: int, width: int) -> _Placement:
-    """A placement that leaves at most _OUTSIDE of the object's side beyond the frame of height x width."""
+    """Return a placement that leaves at most _OUTSIDE of the object's side beyond the frame of height x width."""
     side = random.uniform(_SMALLEST, largest)
     margins = ((0.5 - _OUTSIDE) * side * min(height, width) / length for length in (height, width))
     y, x = (random.uniform(margin, 1 - margin) for margin in margins)
@@ -135,7 +135,8 @@ def _random_placement(random: np.random.Generator, sprite: int, largest: float, 
 
 
 def _cover(placement: _Placement, height: int, width: int) -> tuple[np.ndarray, int]:
-    """Which pixels of a height x width canvas the object covers (bool), and how many it has inside and outside."""
+    """Return which pixels of a height x width canvas the object covers (bool), and how many it has inside and
+    outside."""
     stamp = np.asarray(_stamp(_alphas()[placement.sprite], placement, min(height, width))) >= 128
     covered = np.zeros((height, width), dtype=bool)
     inside, part = _overlap(stamp.shape, placement.center, height, width)
@@ -148,7 +149,8 @@ def _cover(placement: _Placement, height: int, width: int) -> tuple[np.ndarray, 
 
 @cache
 def _sprites() -> tuple[Image.Image, ...]:
-    """Every atlas cell, with premultiplied alpha ("RGBa"): resampling then leaks no colour of transparent pixels."""
+    """Return every atlas cell, with premultiplied alpha ("RGBa"): resampling then leaks no colour of transparent
+    pixels."""
     cell, columns = _TABLE["cell"], _TABLE["columns"]
     with _FOLDER.joinpath("sprites.png").open("rb") as file:
         atlas = Image.open(file).convert("RGBA").convert("RGBa")
@@ -160,7 +162,7 @@ def _sprites() -> tuple[Image.Image, ...]:
 
 @cache
 def _alphas() -> tuple[Image.Image, ...]:
-    """The opacity of every sprite ("L"), small: enough to plan a layout with."""
+    """Return the opacity of every sprite ("L"), small: enough to plan a layout with."""
     return tuple(sprite.getchannel("a").resize((_PLAN_SIDE, _PLAN_SIDE)) for sprite in _sprites())
 
 
@@ -170,7 +172,7 @@ def _cells_of(concept: str) -> tuple[int, ...]:
 
 
 def _stamp(sprite: Image.Image, placement: _Placement, shorter: int) -> Image.Image:
-    """The sprite mirrored, scaled and turned, for an image whose shorter side has `shorter` pixels."""
+    """Return the sprite mirrored, scaled and turned, for an image whose shorter side has `shorter` pixels."""
     side = max(1, round(placement.side * shorter))
     if placement.mirrored:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -182,7 +184,8 @@ def _stamp(sprite: Image.Image, placement: _Placement, shorter: int) -> Image.Im
 def _overlap(
     shape: tuple[int, ...], center: tuple[float, float], height: int, width: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a stamp of `shape` (height, width) meets the canvas: (rows, columns) of the canvas and of the stamp."""
+    """Return where a stamp of `shape` (height, width) meets the canvas: (rows, columns) of the canvas and of the
+    stamp."""
     inside, part = [], []
     for length, middle, limit in zip(shape, center, (height, width), strict=True):
         first = round(middle * limit - length / 2)
@@ -207,7 +210,7 @@ def _draw(canvas: Floats, mask: np.ndarray, placement: _Placement, light: float)
 
 
 def _box(mask: np.ndarray) -> np.ndarray:
-    """The tight xyxy box of a mask that is not empty, right and bottom exclusive."""
+    """Return the tight xyxy box of a mask that is not empty, right and bottom exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.int64)
 
@@ -216,7 +219,7 @@ def _box(mask: np.ndarray) -> np.ndarray:
 
 
 def _lit(random: np.random.Generator, canvas: Floats) -> np.ndarray:
-    """`canvas` (0..1) in a random light (brightness, contrast and tint), as uint8."""
+    """Return `canvas` (0..1) in a random light (brightness, contrast and tint), as uint8."""
     contrast, brightness = random.uniform(0.7, 1.15), random.uniform(-0.12, 0.12)
     tint = random.uniform(0.88, 1.12, size=3)
     gain = (contrast * tint).astype(np.float32)
@@ -225,7 +228,8 @@ def _lit(random: np.random.Generator, canvas: Floats) -> np.ndarray:
 
 
 def _background(random: np.random.Generator, height: int, width: int) -> Floats:
-    """An image without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, with clouds and grain."""
+    """Return an image without objects, (height, width, 3) in 0..1: two colours mixed by a pattern, with clouds and
+    grain."""
     pattern = _PATTERNS[int(random.integers(len(_PATTERNS)))]
     y, x = np.meshgrid(*(_coordinates(length, min(height, width)) for length in (height, width)), indexing="ij")
     first, second = (random.uniform(0, 1, size=3).astype(np.float32) for _ in range(2))
@@ -238,25 +242,25 @@ def _background(random: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def _coordinates(length: int, unit: int) -> Floats:
-    """Centres of `length` pixels, from -length / 2 to length / 2, in units of `unit` pixels."""
+    """Return the centres of `length` pixels, from -length / 2 to length / 2, in units of `unit` pixels."""
     return ((np.arange(length, dtype=np.float32) + 0.5 - length / 2) / unit).astype(np.float32)
 
 
 def _noise(random: np.random.Generator, height: int, width: int, cells: int) -> Floats:
-    """Smooth noise in about -1..1, (height, width): a grid of `cells` knots a side, interpolated."""
+    """Return smooth noise in about -1..1, (height, width): a grid of `cells` knots a side, interpolated."""
     knots = random.uniform(-1, 1, size=(cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _turned(random: np.random.Generator, y: Floats, x: Floats) -> tuple[Floats, Floats]:
-    """The coordinates (y, x), turned by a random angle."""
+    """Return the coordinates (y, x), turned by a random angle."""
     angle = random.uniform(0, math.pi)
     sine, cosine = np.float32(math.sin(angle)), np.float32(math.cos(angle))
     return y * cosine - x * sine, y * sine + x * cosine
 
 
 def _wave(random: np.random.Generator, along: Floats) -> Floats:
-    """Bands across `along`, 0..1, 2 to 9 to the image's shorter side, with soft edges."""
+    """Return bands across `along`, 0..1, 2 to 9 to the image's shorter side, with soft edges."""
     frequency, phase = random.uniform(2, 9), random.uniform(0, 1)
     return np.clip(0.5 + 1.5 * np.sin(2 * math.pi * (along * np.float32(frequency) + np.float32(phase))), 0, 1)
 

@@ -17,7 +17,7 @@ from open_gem.text import TEMPLATE, Template
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How a data set is evaluated.
+    """The settings of an evaluation.
 
     size        size rule; None: what the checkpoint recommends, else "short:448"
     template    what class names are put into
@@ -49,11 +49,11 @@ class EvalProtocol:
             raise InputError(f"absent is {self.absent!r}, expected one of {', '.join(ABSENT)}")
 
     def background_of(self, dataset: str) -> float:
-        """The threshold of the background of a data set that has one."""
+        """Return the threshold of the background, for a data set that has one."""
         return self.background.get(dataset, self.background[""])
 
     def settle(self, localizer: AnyLocalizer) -> AnyLocalizer:
-        """The same model with the settings of this protocol; a model that was trained to localize keeps its own."""
+        """Return the model with the settings of this protocol; a model that was trained to localize keeps its own."""
         return localizer.configured(
             size=self.size,
             template=self.template,
@@ -63,13 +63,13 @@ class EvalProtocol:
         )
 
     def rescaled(self, result: Localization) -> Localization:
-        """The result with this protocol's logit scale, if both have one."""
+        """Return the result with this protocol's logit scale, if both have one."""
         if self.logit_scale is None or result.logit_scale is None:
             return result
         return replace(result, logit_scale=self.logit_scale)
 
     def describe(self) -> dict[str, Any]:
-        """The protocol as values that JSON can hold."""
+        """Return the protocol as values that JSON can hold."""
         return json.loads(to_json(asdict(self)))
 
 
@@ -93,12 +93,12 @@ PROTOCOLS: Mapping[str, EvalProtocol] = {
 
 
 def name_of(protocol: EvalProtocol) -> str:
-    """The protocol's name in `PROTOCOLS`, or "own"."""
+    """Return the protocol's name in `PROTOCOLS`, or "own"."""
     return next((name for name, row in PROTOCOLS.items() if row == protocol), "own")
 
 
 def find_protocol(name: str) -> EvalProtocol:
-    """The row of `PROTOCOLS` called `name`. Raises InputError that lists the known ones."""
+    """Return the row of `PROTOCOLS` called `name`. Raises InputError that lists the known ones."""
     if name not in PROTOCOLS:
         hint = did_you_mean(name, PROTOCOLS)
         raise InputError(f"unknown protocol {name!r}{hint}; known: {', '.join(PROTOCOLS)}")

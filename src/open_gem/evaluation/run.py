@@ -28,7 +28,7 @@ Counts = dict[str, Records]  # of one method, by what is counted
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What one image adds.
+    """The counts of one image.
 
     rows   by method and by what is counted
     error  why the image could not be read or localized; then there are no rows
@@ -59,7 +59,7 @@ class _Evaluator:
     analysed: Collection[str]
 
     def prepare(self, index: int) -> _PreparedSample | ImageScores:
-        """One sample; or its error if it cannot be read."""
+        """Prepare one sample; return the error if it cannot be read."""
         sample = self.dataset[index]
         try:
             prepared = self.localizer.prepare(sample.read_image())
@@ -68,7 +68,8 @@ class _Evaluator:
             return ImageScores(sample.id, {}, str(error))
 
     def score(self, group: Sequence[_PreparedSample]) -> Iterator[ImageScores]:
-        """A group of samples of one shape; if the model's output for one is not finite, that one has the error."""
+        """Score a group of samples of one shape; a sample for which the model's output is not finite gives the
+        error."""
         try:
             encoded = self.localizer.encode([item.prepared for item in group], self.methods, trace=self.analysed)
             scores = [
@@ -85,7 +86,7 @@ class _Evaluator:
         yield from scores
 
     def _rows(self, item: _PreparedSample, method: str, encoded: Any) -> dict[str, ImageCounts]:
-        """What one method's results for one image add to each count."""
+        """Return what one method's results for one image add to each count."""
         # An image with points but without any class that is present counts as seen.
         rows: dict[str, ImageCounts] = {"points": {}} if isinstance(item.sample, PointSample) else {}
         for task in item.tasks:
@@ -130,7 +131,7 @@ def measure(
 
 
 def gather(measured: Iterable[ImageScores]) -> dict[str, Counts]:
-    """The counts of each method over the images without an error."""
+    """Return the counts of each method over the images without an error."""
     rows: dict[str, dict[str, dict[str, ImageCounts]]] = defaultdict(lambda: defaultdict(dict))
     for image in measured:
         for method, counted in image.rows.items():
@@ -148,7 +149,7 @@ def evaluate(
     progress: Callable[[int], None] = lambda images: None,
     **settings: Any,
 ) -> dict[str, Counts]:
-    """The counts of each method over a whole data set, in memory; `settings` as of `measure`.
+    """Count each method over a whole data set, in memory; `settings` as of `measure`.
 
     `progress` is called with the number of images that were just finished. Raises ImageError for the first image that
     cannot be read or localized, and InputError for a data set without images.

@@ -26,7 +26,7 @@ REQUIRED = ("open_gem", "dataset", "split", "model", "size_rule", "protocol", "m
 
 @dataclass(frozen=True, eq=False)
 class RunResults:
-    """What all parts of a run hold together.
+    """The combined contents of all parts of a run.
 
     rows    by method, by what is counted and by image; an image that was measured twice counts once
     done    images that were measured
@@ -40,7 +40,7 @@ class RunResults:
     total: int
 
     def counts(self, ids: Collection[str] | None = None) -> dict[str, Counts]:
-        """The counts of each method over these images, or over all that were measured."""
+        """Return the counts of each method over these images, or over all that were measured."""
         wanted = self.done if ids is None else set(ids)
         return {
             method: {
@@ -67,8 +67,8 @@ class Store:
 
     @classmethod
     def at(cls, place: Path, settings: Mapping[str, Any]) -> "Store":
-        """The store of a run below `place`, created if it does not exist. Its name has the data set and a hash of the
-        settings, so that runs with different settings are stored separately."""
+        """Return the store of a run below `place`, created if it does not exist. Its name has the data set and a hash
+        of the settings, so that runs with different settings are stored separately."""
         store = cls(place / f"{settings['dataset']}-{digest(settings)}", settings)
         try:
             cls.open(store.folder)
@@ -78,7 +78,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """The store in `folder`. Raises InputError if there is none."""
+        """Open the store in `folder`. Raises InputError if there is none."""
         try:
             settings = json.loads((folder / "run.json").read_text("utf-8"))
             missing = [name for name in REQUIRED if name not in settings]
@@ -100,7 +100,7 @@ class Store:
         write_file(self.folder / f"part-{uuid4().hex}.json", to_json(part).encode())
 
     def read(self) -> RunResults:
-        """What all parts hold. Raises OutputError that names the part that cannot be read."""
+        """Read all parts. Raises OutputError that names a part that cannot be read."""
         rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
         done: set[str] = set()
         failed: dict[str, str] = {}
@@ -164,7 +164,8 @@ def run(
 
 
 def shard(ids: Sequence[str], index: int, count: int) -> list[str]:
-    """The images of one of `count` shards, decided by their ids alone: the same on a machine that lacks some images."""
+    """Return the images of one of `count` shards, decided by their ids alone: the same on a machine that lacks some
+    images."""
     return [image for image in ids if crc32(image.encode()) % count == index]
 
 
@@ -175,7 +176,7 @@ def settings_of(
     protocol: EvalProtocol,
     analysed: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, as values that JSON can hold."""
+    """Return everything that decides the numbers of a run, as values that JSON can hold."""
     described = protocol.settle(localizer).describe()
     described.pop("method", None)
     return json.loads(

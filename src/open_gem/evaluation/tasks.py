@@ -42,14 +42,14 @@ Dataset = Segmentation | Points
 
 @dataclass(frozen=True, eq=False)
 class EvalTask:
-    """What is located in one image, and how the result is counted: a row of `Records` for some names of `SCORES`."""
+    """A question about one image, and how the result is counted: a row of `Records` for some names of `SCORES`."""
 
     vocabulary: Vocabulary
     count: Callable[[Localization], dict[str, ImageCounts]]
 
 
 def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protocol: EvalProtocol) -> list[EvalTask]:
-    """The tasks of a sample whose image has this `size`; none if no class has a positive point.
+    """Return the tasks of a sample whose image has this `size`; none if no class has a positive point.
 
     Raises DatasetError if its labels cannot be read or have another size than the image.
     """
@@ -61,7 +61,7 @@ def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protoco
 
 
 def _is_best_present(result: Localization, sample: SceneSample) -> ImageCounts:
-    """Whether the concept with the highest image-level score is in the scene."""
+    """Count whether the concept with the highest image-level score is in the scene."""
     assert result.scores is not None
     best = result.labels[int(result.scores.argmax())]
     return mean_counts([int(best in sample.scene.names)])
@@ -72,7 +72,7 @@ def _names(dataset: Segmentation, protocol: EvalProtocol) -> str | None:
 
 
 def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: EvalProtocol) -> EvalTask:
-    """One class for each pixel; the background class if no label is probable enough."""
+    """Return the task of one class for each pixel: the background class if no label is probable enough."""
     threshold = None if dataset.background is None else protocol.background_of(dataset.name)
     no_label = -1 if dataset.background is None else dataset.background
     all_classes = [*dataset.foreground, no_label]  # −1, no label, takes the last
@@ -94,7 +94,7 @@ def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: Ev
 
 
 def _points_task(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
-    """Each present class by itself: its min-max map above a threshold, at the points that people have labelled."""
+    """Return a task per present class: its min-max map above a threshold, at the points that people have labelled."""
     xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
 
     def count(result: Localization) -> dict[str, ImageCounts]:
@@ -110,7 +110,7 @@ def _points_task(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
 
 
 def _objects_task(sample: SceneSample, protocol: EvalProtocol) -> EvalTask:
-    """Where each object of a scene is, by its name."""
+    """Return the task of locating each object of a scene by its name."""
     masks, boxes = (torch.from_numpy(values) for values in (sample.scene.masks, sample.scene.boxes))
 
     def count(result: Localization) -> dict[str, ImageCounts]:
@@ -136,7 +136,8 @@ def analyse(
     encode_text: Callable[[list[str]], Tensor],
     project: Callable[[Tensor], Tensor],
 ) -> dict[str, ImageCounts]:
-    """The paper's analysis of one image's patches (section 5): in the joint space, and after each traced block ("@7").
+    """Analyse one image's patches as the paper does (section 5): in the joint space, and after each traced block
+    ("@7").
 
     encoded      of this image alone; its `trace` is analysed too
     encode_text  labels → their embeddings `(p, e)`
@@ -201,7 +202,7 @@ SCORES: Mapping[str, Mapping[str, _Scored]] = {
     "object_contrast": {"object_contrast": (_as_counted, ratio)},
     "text_contrast": {"text_contrast": (_as_counted, ratio)},
 }
-"""What is counted → the scores made of it: a function of the records, then the score of their sum."""
+"""The scores of each kind of count: a function of the records, then the score of their sum."""
 
 
 class Estimate(NamedTuple):
@@ -214,14 +215,14 @@ class Estimate(NamedTuple):
 
 
 def scores(counts: Mapping[str, Records]) -> dict[str, Estimate]:
-    """Every score of one method, with bootstrap intervals over images; NaN if nothing was counted. Names of scores of a
-    single block end in its number: "patch_similarity@7"."""
+    """Return every score of one method, with bootstrap intervals over images; NaN if nothing was counted. Names of
+    scores of a single block end in its number: "patch_similarity@7"."""
     return {name: _estimate(score, records) for name, score, records in _scored(counts)}
 
 
 def differences(counts: Mapping[str, Records], other: Mapping[str, Records]) -> dict[str, Estimate]:
-    """Every score of one method minus that of another on the same images, with the paired interval of the difference;
-    NaN if nothing was counted for one of them.
+    """Return every score of one method minus that of another on the same images, with the paired interval of the
+    difference; NaN if nothing was counted for one of them.
 
     Raises InputError if the images are not the same.
     """
@@ -230,7 +231,7 @@ def differences(counts: Mapping[str, Records], other: Mapping[str, Records]) -> 
 
 
 def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Score, Records]]:
-    """Every score by its name, with the records that it is made of."""
+    """Yield every score by its name, with the records that it is made of."""
     for counted, records in counts.items():
         kind, at, block = counted.partition("@")
         for name, (prepare, score) in SCORES[kind].items():
@@ -238,7 +239,7 @@ def _scored(counts: Mapping[str, Records]) -> Iterator[tuple[str, Score, Records
 
 
 def _estimate(score: Score, records: Records, other: Records | None = None) -> Estimate:
-    """A score, or its difference to that of `other`."""
+    """Return a score, or its difference from that of `other`."""
     if not records.classes or (other is not None and not other.classes):
         return Estimate(math.nan, math.nan, math.nan)
     if other is None:

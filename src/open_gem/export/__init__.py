@@ -1,4 +1,4 @@
-"""From the parts that labelling writes to the formats of other tools, one image in memory at a time.
+"""Export labels: from the parts that labelling writes to the formats of other tools, one image in memory at a time.
 
     from open_gem.export import export
     export("labels", ["coco", "yolo"], "out")  # out/coco, out/yolo
@@ -55,7 +55,7 @@ class Format:
     needs: str = ""
 
     def missing(self) -> str | None:
-        """What to install; None if nothing is missing."""
+        """Return what to install; None if nothing is missing."""
         if not self.needs or find_spec(self.needs) is not None:
             return None
         return f'{self.needs} is not installed: pip install "open_gem[{self.extra}]"'
@@ -81,7 +81,8 @@ FORMATS: dict[str, Format] = {
 
 
 def find_formats(names: Sequence[str]) -> dict[str, Format]:
-    """The formats of these names. Raises InputError for an unknown one, or one whose package is not installed."""
+    """Return the formats of these names. Raises InputError for an unknown one, or one whose package is not
+    installed."""
     for name in names:
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}; known: {', '.join(FORMATS)}")
@@ -132,7 +133,8 @@ def write_formats(
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
     note: Callable[[str, str], None] = lambda image_id, what: None,
 ) -> None:
-    """As `export`, from parts opened before: all formats get the same images, whatever labelling adds meanwhile."""
+    """Export as `export` does, from parts opened before: all formats get the same images, even if labelling adds more
+    meanwhile."""
     chosen, place = find_formats(formats), Path(out)
     for name in chosen:
         if (place / name).exists():

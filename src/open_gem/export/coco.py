@@ -14,7 +14,7 @@ from open_gem.export.output import Output, json_array, json_arrays
 
 
 def write_coco(labelled: Labelled, output: Output) -> None:
-    """`instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
+    """Write `instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
     object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, `prompt`.
@@ -35,7 +35,7 @@ def write_coco(labelled: Labelled, output: Output) -> None:
 
 
 def write_panoptic(labelled: Labelled, output: Output) -> None:
-    """`panoptic.json` and one PNG an image in `panoptic/`, whose id at a pixel is red + 256 green + 65536 blue.
+    """Write `panoptic.json` and one PNG an image in `panoptic/`, whose id at a pixel is red + 256 green + 65536 blue.
 
     Where objects overlap, `maps.pixels` says which has the pixel; one that has no pixel left, or no mask, is left out.
     Ids of segments count from 1 in each image; 0 is no segment.

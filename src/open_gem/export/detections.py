@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def to_supervision(image: LabelledImage | Localization, **settings: Any) -> "Detections":
-    """The objects of a labelled image, or of a `Localization` by `settings` as of its `objects`; see
+    """Return the objects of a labelled image, or of a `Localization` by `settings` as of its `objects`; see
     `objects.to_detections`. Raises InputError if supervision is missing."""
     if isinstance(image, Localization):
         return image.to_supervision(**settings)

@@ -1,4 +1,4 @@
-"""FiftyOne: a data set to look at, with objects, points and heatmaps. Owns fiftyone, which writing does without."""
+"""FiftyOne: a data set to look at, with objects, points and heatmaps. Owns fiftyone, which only `to_fiftyone` needs."""
 
 import io
 import re
@@ -18,8 +18,8 @@ from open_gem.types import Size
 
 
 def write_fiftyone(labelled: Labelled, output: Output) -> None:
-    """`samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; images stay where they
-    are. `sample_of` says what there is of each, but for heatmaps: those are `to_fiftyone`'s."""
+    """Write `samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; images stay where
+    they are. See `sample_of` for the contents; heatmaps need `to_fiftyone`."""
     info = {"description": "labelled by open_gem", "default_classes": labelled.labels}
     (output.folder / "metadata.json").write_text(to_json({"media_type": "image", "info": info}), "utf-8")
     with json_arrays(output.folder / "samples.json", info, "samples") as (samples,):
@@ -28,7 +28,7 @@ def write_fiftyone(labelled: Labelled, output: Output) -> None:
 
 
 def to_fiftyone(labelled: Labelled, name: str | None = None, heatmaps: bool = False) -> Any:
-    """A `fiftyone.Dataset` called `name`, filled a few images at a time: `sample_of` says what of each.
+    """Make a `fiftyone.Dataset` called `name`, filled a few images at a time; see `sample_of` for the contents.
 
     heatmaps  also cosines on the patch grid, where labelling has written similarities
 
@@ -42,15 +42,15 @@ def to_fiftyone(labelled: Labelled, name: str | None = None, heatmaps: bool = Fa
 
 
 def samples(labelled: Labelled, heatmaps: bool = False) -> Iterator[Any]:
-    """A `fiftyone.Sample` an image."""
+    """Yield a `fiftyone.Sample` for each image."""
     fo = _fiftyone()
     for image in labelled.each("similarity") if heatmaps else labelled:
         yield fo.Sample.from_dict(sample_of(image, labelled.labels if heatmaps else ()))
 
 
 def sample_of(image: LabelledImage, heatmaps: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A sample as JSON can hold it: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints) and, of
-    `heatmaps`, the labels, `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid."""
+    """Return a sample as JSON can hold it: `objects` (Detections, their masks cut to the boxes), `points` (Keypoints)
+    and, for the labels in `heatmaps`, `heatmap_<position>_<label>`: cosines -1 to 1 on the patch grid."""
     return {
         "filepath": image.source if "://" in image.source else str(Path(image.source).absolute()),
         "tags": [],
@@ -106,7 +106,7 @@ def _heatmaps(image: LabelledImage, labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _packed(values: np.ndarray) -> str:
-    """An array as FiftyOne has it in JSON: NumPy's own format, zlib, base64."""
+    """Encode an array as FiftyOne does in JSON: NumPy's own format, zlib, base64."""
     file = io.BytesIO()
     np.save(file, values, allow_pickle=False)
     return b64encode(zlib.compress(file.getvalue())).decode()

@@ -15,7 +15,7 @@ from open_gem.types import Size
 
 
 def write_geojson(labelled: Labelled, output: Output) -> None:
-    """`objects.geojson`: a feature an object, WGS 84, along the edges of its pixels, holes included.
+    """Write `objects.geojson`: a feature for each object, WGS 84, along the edges of its pixels, holes included.
 
     A feature is a Polygon, of several parts a MultiPolygon; an object without a mask is its box. The tiles are opened
     for their transforms, and turned as EXIF says; an image that is no tile, or has another size now, is left out and
@@ -33,14 +33,14 @@ def write_geojson(labelled: Labelled, output: Output) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """Where an image lies: `transform` takes its pixels (x, y), upright, to coordinates of `crs`."""
+    """The place of an image: `transform` takes its pixels (x, y), upright, to coordinates of `crs`."""
 
     transform: Any
     crs: Any
 
 
 def _tile(image: LabelledImage) -> Tile | str:
-    """The tile, or why the image is none."""
+    """Return the tile, or why the image is none."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -75,7 +75,8 @@ _TURNS = {  # EXIF orientation -> how columns and rows of the file follow from x
 
 
 def _turn(orientation: int, size: Size) -> np.ndarray:
-    """`(3, 3)` from pixels upright, as they were labelled, to those of the file, which is what lies somewhere.
+    """Return the matrix `(3, 3)` from upright pixels, as they were labelled, to pixels of the file, which the transform
+    refers to.
 
     size  of the file's pixels as they are stored
     """
@@ -87,7 +88,8 @@ def _turn(orientation: int, size: Size) -> np.ndarray:
 
 
 def _orientation(source: str) -> int:
-    """What EXIF says; 1, upright, where nothing does. GDAL ignores it, so that its transform is of pixels as stored."""
+    """Return the EXIF orientation, 1 (upright) by default. GDAL ignores it, so that its transform is of pixels as
+    stored."""
     try:
         with warnings.catch_warnings(), open_file(source) as file:
             warnings.simplefilter("ignore")
@@ -113,7 +115,7 @@ def _feature(obj: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
 
 
 def _outline(obj: Object, size: Size, tile: Tile) -> Mapping[str, Any]:
-    """In the coordinates of the tile."""
+    """Return the outline in the coordinates of the tile."""
     from rasterio.features import shapes
 
     mask = obj.mask

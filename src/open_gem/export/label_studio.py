@@ -22,7 +22,7 @@ Regions = Callable[
 
 
 def write_polygons(labelled: Labelled, output: Output) -> None:
-    """`tasks.json`, to import, and `config.xml`, to paste into the project's settings.
+    """Write `tasks.json`, to import, and `config.xml`, to paste into the project's settings.
 
     One polygon per connected component of an object; a box if it has no mask or is too thin for a polygon. Images with
     a URL keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
@@ -32,7 +32,8 @@ def write_polygons(labelled: Labelled, output: Output) -> None:
 
 
 def write_brush(labelled: Labelled, output: Output) -> None:
-    """As `write_polygons`, with exact masks in Label Studio's own run-length encoding; a box if there is no mask."""
+    """Write as `write_polygons` does, with exact masks in Label Studio's own run-length encoding; a box if there is no
+    mask."""
     _write(labelled, output, brush_regions, ("box", "brush"))
 
 
@@ -63,13 +64,13 @@ def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
 
 
 def _score(image: LabelledImage) -> float:
-    """Of the image as a whole: its best object's."""
+    """Return the score of the image as a whole: its best object's."""
     return image.objects[0].score if image.objects else 0.0
 
 
 def _address(image: LabelledImage) -> str:
-    """Where Label Studio finds the image. It serves no file right in its document root, only of folders in that: so
-    the root is above the folder of the ids, or / if ids are not paths in one folder."""
+    """Return the address at which Label Studio serves the image. It serves no file right in its document root, only
+    files in folders there: the root is the folder above that of the ids, or / if ids are not paths in one folder."""
     if re.match(r"https?://", image.source, re.IGNORECASE):
         return quoted(image.source)
     if re.match(r"\w+://", image.source):  # of a store, which Label Studio asks by the names themselves
@@ -81,14 +82,14 @@ def _address(image: LabelledImage) -> str:
 
 
 def quoted(address: str) -> str:
-    """An address, or its path, with escapes for what addresses do not have (spaces, accents); those in it stay."""
+    """Escape characters that addresses cannot have (spaces, accents); existing escapes stay."""
     host = host_of(address)
     path = quote(address.removeprefix(host), safe="%/:?#[]@!$&'()*+,;=")
     return host + re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
 
 
 def host_of(address: str) -> str:
-    """Scheme and host of an address; "" of a path."""
+    """Return the scheme and host of an address; "" for a path."""
     match = re.match(r"\w+://[^/?#]*", address)
     return match[0] if match else ""
 
@@ -102,8 +103,9 @@ def region(
     from_name: str | None = None,
     to_name: str = "image",
 ) -> dict[str, Any]:
-    """An object as a region: `control` a key of `TAGS` and `value` what it has, as a member of `Regions` gives them.
-    `from_name` and `to_name`: of the tags in the configuration; by default those of the one that is written here."""
+    """Return an object as a region: `control` is a key of `TAGS`, `value` a value that a member of `Regions` gives.
+    `from_name` and `to_name` name the tags in the configuration; the defaults are those of the one that is written
+    here."""
     kind = TAGS[control].lower()
     return {
         "id": id,
@@ -120,7 +122,7 @@ def region(
 
 
 def polygon_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One polygon per connected component of the mask; a box if there is no mask."""
+    """Yield one polygon per connected component of the mask; a box if there is no mask."""
     mask = obj.mask
     parts = [] if mask is None else polygons(mask)
     for corners in parts:
@@ -130,7 +132,7 @@ def polygon_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, di
 
 
 def brush_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The exact mask; a box if there is none."""
+    """Yield the exact mask; a box if there is none."""
     from label_studio_sdk.converter.brush import mask2rle  # pyright: ignore[reportMissingImports]
 
     mask = obj.mask
@@ -141,11 +143,11 @@ def brush_regions(obj: Object, image: LabelledImage) -> Iterator[tuple[str, dict
 
 
 def box_region(obj: Object, image: LabelledImage) -> tuple[str, dict[str, Any]]:
-    """Its box."""
+    """Return an object's box as the kind and value of a region."""
     left, top, right, bottom = _percent(np.reshape(obj.box, (2, 2)), image).ravel().tolist()
     return "box", {"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}
 
 
 def _percent(points: np.ndarray, image: LabelledImage) -> np.ndarray:
-    """Pixels `(n, 2)`, `xy` → percent of the width and height."""
+    """Convert pixels `(n, 2)`, `xy`, to percent of the width and height."""
     return points * 100 / [image.size.width, image.size.height]

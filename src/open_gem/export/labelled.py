@@ -1,4 +1,4 @@
-"""What exporters read: images and their objects, from the Parquet parts that labelling writes, one at a time."""
+"""The input of exporters: images and their objects, from the Parquet parts that labelling writes, one at a time."""
 
 import io
 import math
@@ -46,7 +46,7 @@ class LabelledImage:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Parts, and what of them is asked for. Iterating reads them from the start, a few rows at a time.
+    """Parts, and which of their objects are exported. Iterating reads them from the start, a few rows at a time.
 
     parts         what labelling wrote, up to when it was opened
     labels        that are exported, in the order of the manifest: their positions are the class indices
@@ -65,8 +65,8 @@ class Labelled:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], labels: Sequence[str] | None = None, **settings: Any) -> "Labelled":
-        """Raises InputError where there are no parts, for no label, one that none of them can have, or a limit that is
-        no number."""
+        """Open the parts. Raises InputError if there are none, for no label, an unknown label, or a limit that is not a
+        number."""
         for name in ("min_score", "min_presence"):
             if (least := settings.get(name)) is not None and not math.isfinite(least):
                 raise InputError(f"{name} is {least}, expected a number")
@@ -82,7 +82,7 @@ class Labelled:
         return cls(parts, tuple(label for label in known if labels is None or label in labels), **settings)
 
     def count(self) -> Counter[str]:
-        """How many images are "ok" and how many are an "error"."""
+        """Count images that are "ok" and images that are an "error"."""
         statuses: Counter[str] = Counter()
         for batch in self.parts.columns("status"):
             statuses.update(batch.column(0).to_pylist())
@@ -92,8 +92,8 @@ class Labelled:
         return self.each()
 
     def each(self, *more: str) -> Iterator[LabelledImage]:
-        """Images without an error, with the large columns that are asked for: labelmap, similarity. Raises OutputError
-        for a part that cannot be read."""
+        """Yield images without an error, with the large columns that are requested: labelmap, similarity. Raises
+        OutputError for a part that cannot be read."""
         for batch in self.parts.columns(*COLUMNS, *more):
             for start in range(0, len(batch), FEW):
                 few = batch.slice(start, FEW).to_pylist()
@@ -127,7 +127,7 @@ class Labelled:
         )
 
     def _labelmap(self, png: bytes | None) -> np.ndarray | None:
-        """None where objects were left out by their scores too: a map has none, so it cannot follow."""
+        """Return the label map; None if objects are left out by their scores: a map has none, so it cannot follow."""
         if png is None or self.min_score is not None or self.min_presence is not None:
             return None
         with Image.open(io.BytesIO(png)) as image:
@@ -141,7 +141,7 @@ def _reaches(value: float | None, least: float | None) -> bool:
 
 
 def object_of(stored: dict[str, Any], index: int) -> Object:
-    """An object from a row, whose label has that position."""
+    """Return an object from a row; `label` is the name at its label's position."""
     return Object(
         stored["label"],
         index,

@@ -11,7 +11,7 @@ from open_gem.files import to_json
 
 
 def write_labelme(labelled: Labelled, output: Output) -> None:
-    """`<image>.json`, to be put next to the images: `imagePath` is relative to it.
+    """Write `<image>.json`, to be put next to the images: `imagePath` is relative to it.
 
     One polygon per connected component of an object, which share a group; a rectangle if it has no mask or is too thin
     for a polygon. The score and the prompt are in its description.

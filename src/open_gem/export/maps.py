@@ -13,7 +13,7 @@ MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and th
 
 
 def write_semantic(labelled: Labelled, output: Output) -> None:
-    """One PNG an image, 0 background and otherwise 1 + the label's position, and `labels.txt`, background first.
+    """Write one PNG an image, 0 background and otherwise 1 + the label's position, and `labels.txt`, background first.
 
     The label of a pixel is that of `pixels`. Up to 254 labels 8 bits in Pascal VOC's colours, beyond them 16 bits.
     """
@@ -26,13 +26,13 @@ def write_semantic(labelled: Labelled, output: Output) -> None:
 
 
 def write_labels(output: Output, labels: Sequence[str]) -> None:
-    """`labels.txt`: the label of a value in the line of that number, counted from 0."""
+    """Write `labels.txt`: the label of a value in the line of that number, counted from 0."""
     lines = ["background", *(" ".join(label.splitlines()) for label in labels)]
     (output.folder / "labels.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
-    """Which label and which object has each pixel: two maps `(y, x)` that agree, 0 where there is none.
+    """Return which label and which object has each pixel: two maps `(y, x)` that agree, 0 for none.
 
     labels   otherwise 1 + the label's position: from the map that labelling wrote; if it wrote none, or objects are
              left out by their scores, from the object
@@ -49,12 +49,12 @@ def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 def colors_of_labels() -> bytes:
-    """Pascal VOC's 256 colours."""
+    """Return Pascal VOC's 256 colours."""
     return bytes(channel for index in range(-1, 255) for channel in voc_color(index))
 
 
 def check_labels(labelled: Labelled) -> None:
-    """Raises InputError if there are more labels than an 8-bit map holds."""
+    """Raise InputError if there are more labels than an 8-bit map holds."""
     if len(labelled.labels) > MOST:
         raise InputError(
             f"Pascal VOC's maps hold {MOST} labels, here are {len(labelled.labels)}: choose some with --labels, "

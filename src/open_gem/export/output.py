@@ -1,4 +1,4 @@
-"""How exporters write: a folder that is there whole or not at all, files named by image ids, JSON item by item."""
+"""Output of exporters: a folder that exists whole or not at all, files named by image ids, JSON item by item."""
 
 import errno
 import hashlib
@@ -29,8 +29,8 @@ OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  #
 
 
 def name_of(image_id: str, odd: str = ODD) -> PurePosixPath:
-    """An image's id as a relative path that every file system takes: no scheme, no way out of the folder, no letters
-    that the pattern `odd` finds in one of its parts.
+    """Return an image's id as a relative path that every file system accepts: no scheme, no way out of the folder, no
+    characters that the pattern `odd` matches in one of its parts.
 
     "a/b.jpg" and "https://host/b.jpg" keep what they say; one that loses letters has some of its hash behind, so that
     it is no other's: "b?.jpg" becomes "b_-42768118.jpg".
@@ -43,32 +43,32 @@ def name_of(image_id: str, odd: str = ODD) -> PurePosixPath:
 
 
 def _marked(name: PurePosixPath, image_id: str) -> PurePosixPath:
-    """The name with letters behind its base that are the id's own."""
+    """Return the name with a few digits of the id's hash behind its base."""
     base, ending = _split(name.name)
     return name.with_name(f"{base}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}{ending}")
 
 
 def path_of(image_id: str) -> str:
-    """Where the image is: its id; for a URL, where it would be once it is downloaded."""
+    """Return where the image is: its id; for a URL, where it would be once it is downloaded."""
     return str(name_of(image_id)) if re.match(SCHEME, image_id) else image_id
 
 
 def _short(part: str, odd: str) -> str:
-    """Without odd letters, and within the length that file systems allow; the ending stays."""
+    """Return the part of a path without odd characters, within the length that file systems allow; the ending stays."""
     base, ending = (re.sub(odd, "_", text) for text in _split(part))
     limit = LONGEST - len(ending.encode())
     return base.encode()[:limit].decode("utf-8", "ignore") + ending
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Before and from the ending, if it is an image's: "v1.2" has none."""
+    """Split a name before its ending, if that is an image's: "v1.2" has none."""
     path = PurePosixPath(name)
     return (path.stem, path.suffix) if path.suffix.lower() in IMAGE_ENDINGS else (name, "")
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a format is written, and what to call for images that it cannot hold.
+    """The folder of a format, and what to call for images that it cannot hold.
 
     folder  new and empty
     skip    called with an image's id and the reason: it is left out
@@ -80,7 +80,7 @@ class Output:
     note: Callable[[str, str], None]
 
     def place(self, kind: str, image_id: str, ending: str, **settings: Any) -> Path | None:
-        """The path of an image's file of some kind; `settings` as of `places`."""
+        """Return the path of an image's file of some kind; `settings` as of `places`."""
         paths = self.places(image_id, (kind, ending), **settings)
         return None if paths is None else paths[0]
 
@@ -91,7 +91,7 @@ class Output:
         odd: str = ODD,
         move: Callable[[PurePosixPath], PurePosixPath] = lambda file: file,
     ) -> list[Path] | None:
-        """The paths of an image's files, one for each (folder, ending), all of one name, their folders made.
+        """Return the paths of an image's files, one for each (folder, ending), all with one name; make their folders.
 
         odd   see `name_of`
         move  gives the path, relative to the format's folder, at which the file of such a path has to be
@@ -115,7 +115,7 @@ class Output:
         return None
 
     def _why_not(self, path: Path) -> str | None:
-        """Why no file can be made there, None if one can; its folder is made."""
+        """Return why no file can be made there, None if one can; make its folder."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             taken = path.exists()
@@ -127,7 +127,7 @@ class Output:
 
 
 def xml_text(text: str) -> str:
-    """Without the characters that XML cannot hold."""
+    """Return the text without the characters that XML cannot hold."""
     return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
 
 
@@ -144,7 +144,7 @@ class Items:
 
 @contextmanager
 def json_array(path: Path) -> Iterator[Items]:
-    """A file that is one JSON array."""
+    """Open a file that holds one JSON array."""
     with path.open("xb") as file:
         file.write(b"[")
         yield Items(file)
@@ -153,7 +153,8 @@ def json_array(path: Path) -> Iterator[Items]:
 
 @contextmanager
 def json_arrays(path: Path, head: dict[str, Any], *names: str) -> Iterator[tuple[Items, ...]]:
-    """A file that is one JSON object: what `head` has, and arrays called `names`, which may grow side by side."""
+    """Open a file that holds one JSON object: the contents of `head`, and arrays called `names`, which may grow side by
+    side."""
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in names]
         yield tuple(Items(file) for file in files)
@@ -168,7 +169,7 @@ def json_arrays(path: Path, head: dict[str, Any], *names: str) -> Iterator[tuple
 
 
 def save_map(path: Path | BinaryIO, labels: Any, colors: bytes | None = None) -> None:
-    """Integers `(y, x)` as PNG: with a palette, 8 bits; without, 16 bits."""
+    """Save integers `(y, x)` as PNG: with a palette, 8 bits; without, 16 bits."""
     image = Image.fromarray(labels.astype("uint16" if colors is None else "uint8"))
     if colors is not None:
         image.putpalette(colors)

@@ -6,7 +6,7 @@ from open_gem.objects import supervision
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """One polygon `(n, 2)` int, `xy`, for each 8-connected part of a mask `(y, x)`: n ≥ 3 vertices.
+    """Return one polygon `(n, 2)` int, `xy`, for each 8-connected part of a mask `(y, x)`: n ≥ 3 vertices.
 
     Vertices are the outermost pixels themselves, as OpenCV's are and as readers of the formats fill them: filled with
     its border, a polygon gives back every pixel of its part. A hole is joined to the outside by a seam. A part too thin

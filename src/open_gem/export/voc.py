@@ -19,9 +19,9 @@ FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject
 
 
 def write_voc(labelled: Labelled, output: Output) -> None:
-    """`VOCdevkit/VOC2012`, where readers look, without the images (JPEGImages): Annotations, SegmentationClass,
-    SegmentationObject and ImageSets, whose one set is `trainval`, and `labelmap.txt`, the colours of labels, which
-    datumaro and CVAT ask for; and `labels.txt`: its lines are the values of SegmentationClass.
+    """Write `VOCdevkit/VOC2012`, which readers expect, without the images (JPEGImages): Annotations, SegmentationClass,
+    SegmentationObject and ImageSets, whose one set is `trainval`; `labelmap.txt`, the colours of labels, which datumaro
+    and CVAT need; and `labels.txt`, whose lines are the values of SegmentationClass.
 
     Both maps are those of `maps.pixels`: an object has its own label in all its pixels. An image with a label map but
     without masks has no SegmentationObject. With more objects than it has values, pixels of the rest are 255 there,
@@ -55,8 +55,9 @@ def write_voc(labelled: Labelled, output: Output) -> None:
 
 
 def names_of(labels: Sequence[str]) -> list[str]:
-    """What labels are called in all files of the format: each in its line of `labelmap.txt`, where a colon parts fields
-    and # begins a comment, in other words than all others and than the background. Warns of those that are changed."""
+    """Return the names of labels in all files of the format: each fits a line of `labelmap.txt`, in which a colon
+    separates fields and # begins a comment, and differs from all others and from the background. Warns of changed
+    names."""
     names = ["background"]
     for number, label in enumerate(labels, start=1):
         name = re.sub(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]|^#", "_", label.strip())

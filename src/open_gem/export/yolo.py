@@ -15,7 +15,7 @@ DIGITS = 6  # of a share
 
 
 def write_yolo(labelled: Labelled, output: Output) -> None:
-    """`labels/<image>.txt` and `data.yaml`; images belong in `images/` next to them, under the same names. If an
+    """Write `labels/<image>.txt` and `data.yaml`; images belong in `images/` next to them, under the same names. If an
     image itself lies in a folder `images`, its labels are in a folder `labels` next to that: see `labels_of`.
 
     A line is the class and the corners of a polygon as shares of width and height, one line a connected part; of an
@@ -33,7 +33,7 @@ def write_yolo(labelled: Labelled, output: Output) -> None:
 
 
 def labels_of(file: PurePosixPath) -> PurePosixPath:
-    """Where readers look for the labels of an image: the last `images` among its folders is `labels`."""
+    """Return where readers look for the labels of an image: the last `images` among its folders becomes `labels`."""
     parts = list(file.parts)
     last = max(index for index, part in enumerate(parts[:-1]) if part == "images")
     return PurePosixPath(*parts[:last], "labels", *parts[last + 1 :])

@@ -1,4 +1,5 @@
-"""What a file may ask of a decoder, checked on its header: PIL looks at the number of pixels only, with its own limit.
+"""Limits on what a file may demand of a decoder, checked on its header: PIL only checks the number of pixels, with its
+own limit.
 
 A file of a few bytes can say that it has a tile of 40,000×40,000 pixels, a megabyte can hold 20,000 scans of one image,
 and blocks before an image are read one by one. Each is counted here without decoding anything, and without reading more
@@ -16,20 +17,21 @@ from PIL import ImageFile, TiffImagePlugin
 from open_gem.errors import ImageError
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""What is opened, as PIL names it. PIL's other decoders are for formats that no camera or editor of photographs writes;
-some of them run programs (EPS), hold files of other formats (ICO, ICNS) or unpack without limit (FITS)."""
+"""Formats that are opened, as PIL names them. PIL's other decoders are for formats that no camera or photo editor
+writes; some of them run programs (EPS), hold files of other formats (ICO, ICNS) or unpack without limit (FITS)."""
 
 MAX_BLOCKS = 65_536
-"""Most chunks, segments, blocks or tags of a file: PIL reads each in Python, those of 8 KiB of a PNG of 500 MB too."""
+"""Maximum number of chunks, segments, blocks or tags of a file: PIL reads each in Python, including those of 8 KiB of a
+PNG of 500 MB."""
 
 MAX_GIF_BLOCKS = 4_096
-"""Most blocks before the first frame of a GIF: PIL joins those of a comment by copying all before."""
+"""Maximum number of blocks before the first frame of a GIF: PIL joins those of a comment by copying all before."""
 
 MAX_PAGES = 65_536
-"""Pages of a TIFF that are counted; there may be more."""
+"""Maximum number of pages of a TIFF that are counted; there may be more."""
 
 MAX_SCANS = 100
-"""Most scans of a JPEG: progressive ones have about ten, and each goes over the whole image."""
+"""Maximum number of scans of a JPEG: progressive ones have about ten, and each goes over the whole image."""
 
 SCANNED_IMAGES = 16
 """Scans times pixels, as a multiple of the limit of pixels."""
@@ -39,7 +41,7 @@ SCANNED_IMAGES = 16
 
 
 def check_blocks(stream: IO[bytes], start: bytes, name: str) -> None:
-    """Refuse files of so many blocks that opening them would take long. `stream` ends at its start, where it began.
+    """Refuse files with so many blocks that opening them would take long. Leaves `stream` at its start.
 
     Raises:
         ImageError: for too many.
@@ -53,7 +55,7 @@ def check_blocks(stream: IO[bytes], start: bytes, name: str) -> None:
 
 
 def _png(stream: IO[bytes]) -> Iterator[bytes]:
-    """The names of its chunks; the stream stands at the chunk's data."""
+    """Yield the names of a PNG's chunks; the stream stands at the chunk's data."""
     position = 8
     while len(head := _at(stream, position, 8)) == 8:
         yield head[4:]
@@ -69,7 +71,7 @@ def _riff(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _jpeg(stream: IO[bytes]) -> Iterator[bytes]:
-    """Markers up to the first scan."""
+    """Yield the markers of a JPEG up to the first scan."""
     position = 2
     while len(head := _at(stream, position, 4)) == 4 and head[1:2] != b"\xda":
         yield head[1:2]
@@ -78,7 +80,7 @@ def _jpeg(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _gif(stream: IO[bytes]) -> Iterator[bytes]:
-    """Extensions and their blocks up to the first frame."""
+    """Yield the extensions of a GIF and their blocks up to the first frame."""
     flags = _at(stream, 10, 1)
     position = 13 + (3 << (flags[0] & 7) + 1 if flags and flags[0] & 128 else 0)
     while (kind := _at(stream, position, 1)) not in (b"", b",", b";"):
@@ -92,7 +94,7 @@ def _gif(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _tiff(stream: IO[bytes]) -> Iterator[bytes]:
-    """The tags of the first page; those that do not fit count as too many."""
+    """Yield the tags of a TIFF's first page; those that do not fit count as too many."""
     yield from (b"" for _ in range(0 if tags_fit(stream) else MAX_BLOCKS + 1))
 
 
@@ -122,7 +124,7 @@ _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 1
 
 
 def count_pages(stream: IO[bytes]) -> int:
-    """Of a TIFF: images of its own, neither smaller copies nor masks of others."""
+    """Count the pages of a TIFF that are images of their own, neither smaller copies nor masks of others."""
     place = stream.tell()
     kinds = [page.get(254, _Tag(0, 0)).value for page in islice(_pages(stream), MAX_PAGES)]
     stream.seek(place)
@@ -130,14 +132,14 @@ def count_pages(stream: IO[bytes]) -> int:
 
 
 def tags_fit(stream: IO[bytes]) -> bool:
-    """Whether the tags of a TIFF's first page, or of EXIF, hold no more than the file does: they may all point to the
-    same bytes, of which PIL makes a copy for each."""
+    """Return True if the tags of a TIFF's first page, or of EXIF, hold no more than the file does: they may all point
+    to the same bytes, of which PIL makes a copy for each."""
     size = stream.seek(0, 2)
     return sum(min(tag.bytes, size) for tag in next(_pages(stream), {}).values()) <= 2 * size + 65_536
 
 
 def _pages(stream: IO[bytes]) -> Iterator[dict[int, _Tag]]:
-    """The tags of each page; ends where the file is broken or goes in a circle."""
+    """Yield the tags of each page; ends if the file is broken or its pages form a circle."""
     head = _at(stream, 0, 16)
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
@@ -165,19 +167,19 @@ def _pages(stream: IO[bytes]) -> Iterator[dict[int, _Tag]]:
 
 
 def pixels_to_decode(image: ImageFile.ImageFile) -> int:
-    """How many pixels the decoder has at a time: those of the image, or of a tile that is larger."""
+    """Return how many pixels the decoder holds at a time: those of the image, or of a tile that is larger."""
     return max(image.width * image.height, *_LARGER.get(image.format or "", lambda image: [0])(image))
 
 
 def _tiff_tiles(image: ImageFile.ImageFile) -> list[int]:
-    """Of tiles, which are decoded whole; libtiff cuts strips itself."""
+    """Return the sizes of tiles, which are decoded whole; libtiff cuts strips itself."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     sides = [image.tag_v2.get(tag, 0) for tag in (322, 323)]
     return [sides[0] * sides[1]] if all(isinstance(side, int) for side in sides) else [0]
 
 
 def _jpeg2000_grids(image: ImageFile.ImageFile) -> list[int]:
-    """Of code streams, which say their size again; all there are, for the box around them may be another."""
+    """Return the grids of all code streams, which repeat their size: the box around them may say another."""
     if image.fp is None:  # decoded already
         return [0]
     sizes = []
@@ -204,7 +206,7 @@ _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # but for RST and TEM, which
 
 
 def _scans(data: bytes, limit: int) -> int:
-    """How many there are up to the end of the image, but no more than one above the limit."""
+    """Count the scans up to the end of the image, but no more than one above the limit."""
     if data.count(b"\xff\xda") <= limit:  # of which some may be no markers: data of thumbnails or behind the image
         return 0
     scans, position = 0, 2
@@ -215,7 +217,7 @@ def _scans(data: bytes, limit: int) -> int:
 
 
 def _rest(stream: IO[bytes]) -> bytes:
-    """All of a file; it stands where it stood afterwards."""
+    """Return all bytes of a file; its position does not change."""
     place = stream.tell()
     stream.seek(0)
     data = stream.read()

@@ -52,12 +52,13 @@ HEAT: tuple[Color, ...] = tuple(
 
 
 def label_color(index: int) -> Color:
-    """The colour of label `index`: one of `LABELS`, and after these one of Pascal VOC's."""
+    """Return the colour of label `index`: one of `LABELS`, and after these one of Pascal VOC's."""
     return LABELS[index] if index < len(LABELS) else voc_color(index)
 
 
 def voc_color(index: int) -> Color:
-    """The colour of label `index` in Pascal VOC's files, whose first colour (black, the background) is skipped."""
+    """Return the colour of label `index` in Pascal VOC's files, whose first colour (black, the background) is
+    skipped."""
     label, channels = int(index) + 1, [0, 0, 0]
     for bit in range(7, -1, -1):
         for channel in range(3):

@@ -1,4 +1,4 @@
-"""Decoding in processes of its own: only a process can be stopped, and PIL's decoders know no deadline and no limit.
+"""Decodes in separate processes: only a process can be stopped, and PIL's decoders know no deadline and no limit.
 
     with Decoder(workers=2) as decoder:
         image = decoder.read(data, seconds=10)       # as read_image(data): RGB, upright; or an ImageError
@@ -32,17 +32,17 @@ from open_gem.images.read import MAX_PIXELS, Header, ImageWarning, read_header, 
 from open_gem.types import Size
 
 START_SECONDS = 60.0
-"""How long a process may take until it is ready: its imports, on a machine that is busy."""
+"""Timeout in seconds until a process is ready: its imports, on a busy machine."""
 
 GRACE_SECONDS = 5.0
-"""How long after the deadline the parent ends a process that did not end itself."""
+"""Seconds after the deadline until the parent ends a process that did not end itself."""
 
 PIXEL_BYTES = 40
 """Memory allowed a pixel of the image. Measured: 8 for a JPEG, 12 if it is progressive, 16 with transparency, 20 for an
 AVIF, 30 for a JPEG2000 or an animated WebP with transparency."""
 
 SPARE_BYTES = 64 << 20
-"""Memory allowed beside that, for what decoders need whatever the size."""
+"""Memory allowed in addition, which decoders need for images of any size."""
 
 STRIP_BYTES = 1 << 18
 
@@ -65,7 +65,7 @@ class Decoder:
     def read(
         self, source: bytes | str | os.PathLike[str], *, seconds: float, max_pixels: int = MAX_PIXELS
     ) -> Image.Image:
-        """What `read_image` makes of the bytes of a file, or of a path, within so many seconds.
+        """Return what `read_image` makes of the bytes of a file, or of a path, within a timeout in seconds.
 
         The time that a call waits for a process does not count; that of reading a path does.
 
@@ -78,7 +78,8 @@ class Decoder:
     def read_header(
         self, source: bytes | str | os.PathLike[str], *, seconds: float, max_pixels: int = MAX_PIXELS
     ) -> Header:
-        """What `read.read_header` says, likewise: a header too can be made to take long. Raises ImageError."""
+        """Return what `read.read_header` does, within the same limits: a header can be made to take long, too. Raises
+        ImageError."""
         return self._ask("read_header", source, seconds, max_pixels)
 
     def _ask(self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> Any:
@@ -101,7 +102,7 @@ class Decoder:
         return reply
 
     def close(self) -> None:
-        """End all processes; whoever waits for one gets an ImageError."""
+        """End all processes; pending calls get an ImageError."""
         with self._lock:  # no other is just being started
             self._end()
 
@@ -112,7 +113,7 @@ class Decoder:
         self.close()
 
     def _take(self) -> "_Child":
-        """One that waits, or a new one."""
+        """Return a waiting process, or a new one."""
         while True:
             with self._lock:
                 if not self._end.alive:
@@ -200,7 +201,7 @@ class _Child:
         self._requests.flush()
 
     def _line(self, seconds: float) -> bytes:
-        """The next line, if its first byte comes in time."""
+        """Return the next line, if its first byte comes in time."""
         poll = select.poll()
         poll.register(self._replies, select.POLLIN)
         if not poll.poll(seconds * 1000):
@@ -225,7 +226,7 @@ class _Child:
         return image
 
     def _fate(self, seconds: float, late: bool) -> str:
-        """What became of the image, after the process has ended or has to."""
+        """Return the error that says what became of the image, once the process has ended or must be ended."""
         if not late:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
@@ -237,7 +238,8 @@ class _Child:
 
 
 def _strips(size: Size) -> Iterator[tuple[int, int]]:
-    """Rows to send at once, first and past the last: small enough for a processor's cache, which halves the cost."""
+    """Yield ranges of rows to send at once, first and past the last: small enough for a processor's cache, which halves
+    the cost."""
     rows = max(1, STRIP_BYTES // (size.width * 3))
     return ((top, min(top + rows, size.height)) for top in range(0, size.height, rows))
 
@@ -295,7 +297,7 @@ def _answer(request: dict[str, Any], requests: BinaryIO, replies: BinaryIO, limi
 
 
 class _Limit:
-    """The limit of this process's address space, where the system has such limits and says how large it is."""
+    """The limit of this process's address space, if the system has such limits and says how large it is."""
 
     def __init__(self) -> None:
         self._start = self._hard = self._most = 0
@@ -309,7 +311,7 @@ class _Limit:
             self._set = partial(resource.setrlimit, resource.RLIMIT_AS)
 
     def allow(self, source: bytes | str, pixels: int) -> None:
-        """What the file and so many pixels need, beyond what the process had at its start."""
+        """Allow memory for the file and so many pixels, beyond that of the process at its start."""
         file = len(source) if isinstance(source, bytes) else _size(source)
         self._set((min(self._start + file + pixels * PIXEL_BYTES + SPARE_BYTES, self._most), self._hard))
 
@@ -318,7 +320,8 @@ class _Limit:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, which PIL may map into memory; 0 for a missing one, as reading will say."""
+    """Return the size in bytes of a file, which PIL may map into memory; 0 for a missing one, since reading it gives
+    the error."""
     try:
         return Path(path).stat().st_size
     except (OSError, ValueError):

@@ -17,11 +17,11 @@ from open_gem.errors import ImageError
 
 
 class ImageWarning(UserWarning):
-    """An image was read, but perhaps not as it was meant."""
+    """An image was read, but perhaps not as intended."""
 
 
 class Range(NamedTuple):
-    """What a file says of its values.
+    """The range of values that a file declares.
 
     maximum   the value of white, 0 where that is not said
     inverted  whether zero is white and the maximum black
@@ -38,7 +38,8 @@ _DARK = 1 << 14
 
 
 def declared(image: Image.Image, name: str) -> Range:
-    """By an image that is open but not decoded. Raises ImageError for colours of 16 bits that PIL would make black."""
+    """Return the range that an open, not yet decoded image declares. Raises ImageError for colours of 16 bits that PIL
+    would make black."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
         bits, maximum = _largest(tags.get(258, 1)), _largest(tags.get(281, 0))
@@ -55,13 +56,13 @@ def declared(image: Image.Image, name: str) -> Range:
 
 
 def _largest(value: object) -> int:
-    """Of a tag that has a number for each band, or one for all."""
+    """Return the largest value of a tag that has a number for each band, or one for all."""
     numbers = value if isinstance(value, tuple) else (value,)
     return max((number for number in numbers if isinstance(number, int)), default=0)
 
 
 def _significant_bits(image: ImageFile.ImageFile) -> int:
-    """Of a PNG's sBIT chunk, 0 where there is none."""
+    """Return the significant bits in a PNG's sBIT chunk, 0 if there is none."""
     if image.fp is None:
         return 0
     place, position, bits = image.fp.tell(), 8, 0
@@ -79,8 +80,8 @@ def _significant_bits(image: ImageFile.ImageFile) -> int:
 
 
 def _from_integers(image: Image.Image, known: Range, name: str) -> Image.Image:
-    """Modes I;16 and its byte orders; and I, signed 32 bits, which is how PIL holds some 16-bit files. L, or LA where
-    the file names a transparent grey."""
+    """Convert modes I;16 and its byte orders; and I, signed 32 bits, which is how PIL holds some 16-bit files. Returns
+    L, or LA if the file names a transparent grey."""
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     limit = known.maximum or 65535
@@ -100,7 +101,7 @@ def _from_integers(image: Image.Image, known: Range, name: str) -> Image.Image:
 
 
 def _from_floats(image: Image.Image, known: Range, name: str) -> Image.Image:
-    """Mode F, floats in [0, 1]."""
+    """Convert mode F, floats in [0, 1]."""
     bands = unit_to_8_bits(np.asarray(image), f"{name} of mode F")
     return Image.fromarray(255 - bands if known.inverted else bands)
 
@@ -112,14 +113,14 @@ MODES: dict[str, Callable[[Image.Image, Range, str], Image.Image]] = {  # whose 
 
 
 def scaled(values: np.ndarray, maximum: int) -> np.ndarray:
-    """Whole numbers from 0 to `maximum` as 0 to 255, rounded to nearest: uint8."""
+    """Scale whole numbers from 0 to `maximum` to 0 to 255, rounded to nearest: uint8."""
     return ((values.astype(np.uint64 if maximum > 1 << 22 else np.uint32) * 255 + maximum // 2) // maximum).astype(
         np.uint8
     )
 
 
 def warn_if_dark(high: int) -> None:
-    """Where values go up to `high` and nobody says that they might go further."""
+    """Warn if values only go up to `high` and the file does not declare their range."""
     if 0 < high < _DARK:  # without the image's name: Python remembers each text that it has shown
         warnings.warn(
             f"a 16-bit image declares no range and has values up to {high}: it is read as 0 to 65535 and so comes out "
@@ -130,7 +131,7 @@ def warn_if_dark(high: int) -> None:
 
 
 def unit_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """Floats in [0, 1]; up to half an 8-bit step outside is the noise of a resize, and rounds away."""
+    """Convert floats in [0, 1]. Up to half an 8-bit step outside is the noise of a resize, and rounds away."""
     low, high = float(values.min()), float(values.max())  # NaN if there is one
     if not np.isfinite([low, high]).all():
         raise ImageError(f"{name} has NaN or infinite values: expected finite values in [0, 1]")

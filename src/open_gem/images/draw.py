@@ -34,7 +34,7 @@ class Style(NamedTuple):
 
 
 def heat_colors(heatmap: Any) -> np.ndarray:
-    """Values `(y, x)` in [0, 1] → colours `(y, x, 3)` uint8, see `colors.HEAT`."""
+    """Map values `(y, x)` in [0, 1] to colours `(y, x, 3)` uint8, see `colors.HEAT`."""
     return np.array(HEAT, dtype=np.uint8)[np.rint(np.clip(_array(heatmap), 0, 1) * 255).astype(np.uint8)]
 
 
@@ -49,7 +49,7 @@ def overlay(
     absent: bool = False,
     bar: bool = False,
 ) -> Image.Image:
-    """A heatmap `(y, x)` in [0, 1] over its image, more opaque where hotter, with marks on top.
+    """Draw a heatmap `(y, x)` in [0, 1] over its image, more opaque where hotter, with marks on top.
 
     mask     `(y, x)` bool, drawn as a contour
     boxes    xyxy in pixels of `image`, right and bottom exclusive; the first is drawn with a thicker line
@@ -85,14 +85,14 @@ def overlay(
 
 
 def plain(image: Image.Image, caption: str = "") -> Image.Image:
-    """An image as large as its overlays, with a caption."""
+    """Return the image at the size of its overlays, with a caption."""
     drawn = _zoom(image.convert("RGB"), _enlargement(image))
     draw_caption(drawn, caption)
     return drawn
 
 
 def segmentation(image: Image.Image, labels: Any, names: Sequence[str], *, legend: bool = True) -> Image.Image:
-    """A label map `(y, x)` over its image, with a legend below; −1, the background, stays as it is.
+    """Draw a label map `(y, x)` over its image, with a legend below; −1, the background, stays as it is.
 
     The legend names the labels in the image, largest first, `LEGEND` at most. Raises InputError if the label map does
     not have the image's size.
@@ -118,7 +118,7 @@ BILINEAR = Image.Resampling.BILINEAR
 
 
 def _array(values: Any) -> np.ndarray:
-    """An array of anything array-like; a tensor comes from its device."""
+    """Return a NumPy array of anything array-like; a tensor comes from its device."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
@@ -146,20 +146,20 @@ def _enlarge(values: np.ndarray, factor: int, filter: Image.Resampling) -> np.nd
 
 
 def _blend(base: np.ndarray, colors: np.ndarray, opacity: np.ndarray) -> Image.Image:
-    """Colours `(y, x, 3)` over others, by an opacity `(y, x)`."""
+    """Blend colours `(y, x, 3)` over others, by an opacity `(y, x)`."""
     share = opacity[..., None]
     return Image.fromarray(np.rint(base * (1 - share) + colors * share).clip(0, 255).astype(np.uint8))
 
 
 def style_of(image: Image.Image) -> Style:
-    """The sizes of marks and text on an image."""
+    """Return the sizes of marks and text on an image."""
     shorter = min(image.size)
     return Style(text=max(13, shorter // 18), line=max(2, shorter // 150), dot=max(4, shorter // 70))
 
 
 @lru_cache(maxsize=64)
 def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans of a height in pixels."""
+    """Return DejaVu Sans of a height in pixels."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -187,14 +187,14 @@ def _paste_shape(
 
 
 def _draw_contour(image: Image.Image, mask: np.ndarray, style: Style) -> None:
-    """A light line just inside the mask, with a dark one inside that: visible on any ground."""
+    """Draw a light line just inside the mask, with a dark one inside that: visible on any background."""
     inside, core = (_shrunk(mask, by * style.line) for by in (1, 2))
     image.paste(DARK, mask=Image.fromarray(inside - core))
     image.paste(LIGHT, mask=Image.fromarray(mask - inside))
 
 
 def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask without its outermost pixels, except at the image's border."""
+    """Return the mask without its outermost pixels, except at the image's border."""
     image = Image.fromarray(mask)
     for _ in range(pixels):
         image = image.filter(ImageFilter.MinFilter(3))
@@ -202,7 +202,7 @@ def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _draw_cross(image: Image.Image, style: Style) -> None:
-    """Two diagonals from corner to corner."""
+    """Draw two diagonals from corner to corner."""
     width, height = image.size[0] * SMOOTH, image.size[1] * SMOOTH
     for color, line in ((DARK, 2 * style.line + 2), (LIGHT, 2 * style.line)):
 
@@ -236,7 +236,7 @@ def _draw_point(image: Image.Image, point: Sequence[float], style: Style) -> Non
 
 
 def _draw_plate(image: Image.Image, box: Sequence[float], radius: int) -> None:
-    """A dark plate with round corners, on which light text can be read over any image."""
+    """Draw a dark plate with round corners, on which light text can be read over any image."""
     size = [(box[2] - box[0]) * SMOOTH - 1, (box[3] - box[1]) * SMOOTH - 1]
     _paste_shape(
         image,
@@ -269,12 +269,12 @@ def draw_caption(image: Image.Image, caption: str, note: str = "", *, struck: bo
 
 
 def bar_of(width: int, height: int) -> Image.Image:
-    """The colours of heat from 0 to 1, left to right."""
+    """Return the colours of heat from 0 to 1, left to right."""
     return Image.fromarray(heat_colors(np.broadcast_to(np.linspace(0, 1, width), (height, width))))
 
 
 def _draw_bar(image: Image.Image, style: Style) -> None:
-    """The colour bar, in the lower right corner; left out where there is no room for it."""
+    """Draw the colour bar in the lower right corner, if it fits."""
     font, pad, inset = font_of(max(11, round(0.8 * style.text))), style.text // 3, style.text // 3
     width, height = 6 * style.text, max(6, style.text // 2)
     ends = [ceil(font.getlength(end)) for end in ("0", "1")]
@@ -294,7 +294,7 @@ def _draw_bar(image: Image.Image, style: Style) -> None:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
-    """As much of a text as fits on one line of `max_width` pixels, with an ellipsis if not all of it does."""
+    """Return as much of a text as fits on one line of `max_width` pixels, with an ellipsis if it is cut."""
     words = drawable(text)
     if font.getlength(words) <= max_width:
         return words
@@ -305,13 +305,13 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
 
 
 def drawable(text: str, longest: int = 200) -> str:
-    """A text as one line can show it: no line breaks, no control characters, no halves of surrogate pairs."""
+    """Return a text as one line can show it: no line breaks, no control characters, no lone surrogates."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * longest])
     return " ".join(plain.split())[:longest]
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """The image with a strip below it: a patch of colour and a label each, in as many rows as they need."""
+    """Add a strip below the image: a patch of colour and a label each, in as many rows as they need."""
     if not entries:
         return image
     text = style_of(image).text

@@ -34,7 +34,7 @@ from open_gem.images.read import size_of as size_of
 from open_gem.types import Grid, Size
 
 MAX_PATCHES = 65_536
-"""Largest patch grid that is attempted by default, e.g. 256×256: self-self attention costs the square of this."""
+"""Default maximum number of patches, e.g. 256×256: the cost of self-self attention is quadratic in this."""
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -46,7 +46,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a checkpoint's own configuration says about its input; never hard-coded elsewhere.
+    """The preprocessing that a checkpoint's own configuration says; never hard-coded elsewhere.
 
     `mean` and `std` are per channel (R, G, B) for values in [0, 1]; `interpolation` is a key of `INTERPOLATIONS`;
     `image_size` is the size the checkpoint was trained at.
@@ -89,7 +89,7 @@ SIZE_RULES: dict[str, Callable[[Size, int], _Sides]] = {
 
 
 def _parse(rule: str) -> tuple[Callable[[Size, int], _Sides], int]:
-    """The row of `SIZE_RULES` that `rule` names, and its N (0 where it has none)."""
+    """Parse a rule: return its row of `SIZE_RULES`, and its N (0 if it has none)."""
     name, colon, number = rule.partition(":") if isinstance(rule, str) else ("", "", "")
     n = int(number) if re.fullmatch("[0-9]{1,9}", number) else 0
     row = SIZE_RULES.get(f"{name}:N" if colon else name)
@@ -100,7 +100,7 @@ def _parse(rule: str) -> tuple[Callable[[Size, int], _Sides], int]:
 
 
 def check_size_rule(rule: str) -> str:
-    """The rule itself. Raises InputError unless it is one of `SIZE_RULES`."""
+    """Return the rule itself. Raises InputError unless it is one of `SIZE_RULES`."""
     _parse(rule)
     return rule
 
@@ -116,7 +116,7 @@ def target_size(
     max_patches: int = MAX_PATCHES,
     max_aspect: float = inf,
 ) -> Size:
-    """The size at which a backbone shall see an image of `size` pixels: a whole number of patches each way.
+    """Return the size at which a backbone sees an image of `size` pixels: a whole number of patches each way.
 
     `rule` is one of `SIZE_RULES`, e.g. "short:448"; `patch` is (height, width) in pixels. Each side is rounded to the
     nearest whole number of patches (a tie rounds up; at least one) and reached by resizing, neither cropping nor
@@ -168,7 +168,7 @@ def target_size(
 
 
 def _rounded(side: Fraction, step: int, free_above: int | None) -> int:
-    """The nearest multiple of `step`, at least one; the nearest whole number where that is more than `free_above`."""
+    """Round to the nearest multiple of `step`, at least one; to the nearest whole number above `free_above`."""
     pixels = floor(side + Fraction(1, 2))
     if free_above is not None and pixels > free_above:
         return pixels
@@ -179,7 +179,7 @@ def _rounded(side: Fraction, step: int, free_above: int | None) -> int:
 
 
 def to_pixels(image: Image.Image, size: Size, preprocess: Preprocess) -> Float[torch.Tensor, "3 y x"]:
-    """An RGB image resized to `size` and normalised: float32 (3, y, x), contiguous, on the CPU.
+    """Resize and normalise an RGB image: float32 (3, y, x), contiguous, on the CPU.
 
     Bit for bit what torchvision's Resize (on a PIL image), ToTensor and Normalize give: the resizing happens on 8-bit
     values with PIL's antialiased filters, as in training, which tensor resizing does not reproduce.

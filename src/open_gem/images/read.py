@@ -39,19 +39,19 @@ MAX_PIXELS = 89_478_485
 
 
 def size_of(image: Image.Image) -> Size:
-    """The size of a PIL image in pixels, height before width."""
+    """Return the size of a PIL image in pixels, height before width."""
     return Size(image.height, image.width)
 
 
 def height_x_width(sides: tuple[int, int]) -> str:
-    """For messages; a plain x, for terminals that know no other."""
+    """Format a size for messages; with a plain x, for terminals that lack ×."""
     return f"{sides[0]}x{sides[1]}"
 
 
 def read_image(
     source: ImageLike, *, max_pixels: int = MAX_PIXELS, before_decoding: Callable[[int], None] = lambda pixels: None
 ) -> Image.Image:
-    """Any image as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
+    """Read any image as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
 
     * A path, or the bytes of a file, of one of `bounds.FORMATS`: first frame, up to `max_pixels`. Where a TIFF has more
       pages, `info["pages"]` of the result says how many. HEIF needs the extra open_gem[heif].
@@ -91,9 +91,9 @@ def read_image(
 
 
 class Header(NamedTuple):
-    """What an image's file says of itself before anything is decoded: its format as PIL names it, such as "JPEG" (also
-    for an MPO, a JPEG with further frames behind it), its size as stored, before EXIF orientation, and how many pages
-    it has, if it is a TIFF; only the first is read."""
+    """What an image's file declares before anything is decoded: its format as PIL names it, such as "JPEG" (also for an
+    MPO, a JPEG with further frames behind it), its size as stored, before EXIF orientation, and how many pages it has,
+    if it is a TIFF; only the first is read."""
 
     format: str
     size: Size
@@ -101,14 +101,14 @@ class Header(NamedTuple):
 
 
 def read_header(source: str | os.PathLike[str] | bytes) -> Header:
-    """The header of an image's file, given as a path or its bytes. Raises ImageError for what is none."""
+    """Read the header of an image file, from its path or its bytes. Raises ImageError if it is no image."""
     with _open_file(source) as (image, _):
         return Header("JPEG" if image.format == "MPO" else image.format or "", size_of(image), _pages(image))
 
 
 @contextmanager
 def _open_file(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.Image, str]]:
-    """The image in a file, of which only the header was read, and what to call it."""
+    """Open the image in a file, reading only its header; return it and its name for messages."""
     if isinstance(source, bytes):
         yield _opened(io.BytesIO(source), "image bytes"), "image bytes"
         return
@@ -149,7 +149,7 @@ _NO_IMAGES = (  # what is often met in place of one
 
 
 def _register_heif(start: bytes, name: str) -> None:
-    """Let PIL open HEIC and the like, if this is such a file. Raises ImageError where nothing can."""
+    """Let PIL open HEIC and the like, if this is such a file. Raises ImageError if no package can."""
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
         try:
             from pillow_heif import options, register_heif_opener  # pyright: ignore[reportMissingImports]
@@ -190,12 +190,12 @@ def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
 
 
 def _pages(image: Image.Image) -> int:
-    """How many a TIFF has that was just opened, 1 for all else."""
+    """Return how many pages a newly opened TIFF has, 1 for all else."""
     return count_pages(image.fp) if isinstance(image, TiffImagePlugin.TiffImageFile) and image.fp is not None else 1
 
 
 def _check_decodable(image: ImageFile.ImageFile, name: str, max_pixels: int) -> int:
-    """How many pixels will be decoded at a time. Refuses, from the header alone, what must not be."""
+    """Return how many pixels are decoded at a time. Refuses, from the header alone, images beyond the limits."""
     size, pixels = size_of(image), pixels_to_decode(image)
     if pixels > max_pixels:
         more = "" if pixels == size.height * size.width else f" and has tiles of {pixels} pixels"
@@ -242,7 +242,7 @@ _WARNINGS = threading.Lock()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back PIL's warnings about bombs and odd metadata: the first are our error, the second no one's business.
+    """Suppress PIL's warnings about bombs and odd metadata: the first are our error, the second concern nobody.
 
     Warning filters belong to the whole process, so one thread at a time, and only around the short reads of headers
     and EXIF, where these warnings arise; decoding stays parallel, but for the formats in `_NOISY`.
@@ -264,7 +264,7 @@ _TURNS = {  # EXIF orientation -> what makes the image upright; 1 is upright, an
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image, 1 where there is none.
+    """Return the EXIF orientation of a loaded image, 1 if there is none.
 
     Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and so fails on images whose block is broken.
     """
@@ -279,13 +279,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _has_alpha(image: Image.Image) -> bool:
-    """Whether any pixel may be transparent: an alpha band, a transparent colour, or a palette with alpha."""
+    """Return True if any pixel may be transparent: an alpha band, a transparent colour, or a palette with alpha."""
     palette = image.palette.mode if image.palette else ""
     return image.mode.endswith(("A", "a")) or "transparency" in image.info or palette.endswith("A")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Composite over white: RGB."""
+    """Composite over white, as RGB."""
     image = image.convert("LA") if image.mode == "La" else image  # PIL has no way from La to RGBA but this
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -340,14 +340,14 @@ def _check_shape(shape: tuple[int, ...], layout: _Layout, name: str) -> None:
 
 
 def _from_values(values: np.ndarray, name: str) -> Image.Image:
-    """Values (y, x) or (y, x, 1 | 3 | 4), channels last, of a type that `_to_8_bits` takes → RGB."""
+    """Convert values (y, x) or (y, x, 1 | 3 | 4), channels last, of a type that `_to_8_bits` takes, to RGB."""
     bands = np.ascontiguousarray(_to_8_bits(values, name))
     image = Image.fromarray(bands[..., 0] if bands.shape[2:] == (1,) else bands)
     return _on_white(image) if image.mode == "RGBA" else image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """uint8 of the same shape; the full range of a type becomes 0 to 255, rounded to nearest."""
+    """Convert to uint8 of the same shape; the full range of a type becomes 0 to 255, rounded to nearest."""
     kind, size = values.dtype.kind, values.dtype.itemsize  # in either byte order
     if (kind, size) == ("u", 1):
         return values

@@ -32,7 +32,7 @@ def sheet(
     bar: str = "",
     tile: int = TILE,
 ) -> Image.Image:
-    """Drawings in a grid, each shrunk to `tile` pixels if larger; None leaves a place empty.
+    """Arrange drawings in a grid, each shrunk to `tile` pixels if larger; None leaves a place empty.
 
     columns  headings of the columns, as many as the longest row has drawings
     names    headings of the rows, one or several each, above the row
@@ -71,13 +71,14 @@ def sheet(
 def contact_sheet(
     images: Sequence[Image.Image], columns: int | None = None, *, bar: str = "", tile: int = TILE
 ) -> Image.Image:
-    """Drawings in a grid, in reading order; `columns` by default make it square. Settings and errors as `sheet`."""
+    """Arrange drawings in a grid, in reading order; `columns` by default make it square. Settings and errors as
+    `sheet`."""
     columns = columns or max(1, ceil(sqrt(len(images))))
     return sheet([images[start : start + columns] for start in range(0, len(images), columns)], bar=bar, tile=tile)
 
 
 def png(image: Image.Image) -> bytes:
-    """A PNG of few colours."""
+    """Encode a PNG with few colours."""
     ours = [channel for color in (LIGHT, DARK, MUTED, ACCENT, *LABELS, *HEAT[::12]) for channel in color]
     free = 3 * COLORS - len(ours)
     palette = image.quantize(free // 3, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).getpalette() or []

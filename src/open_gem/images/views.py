@@ -1,4 +1,4 @@
-"""How an image is looked at: at once or through sliding windows, at one or several scales, mirrored too.
+"""The views of an image: whole or through sliding windows, at one or several scales, mirrored too.
 
     for canvas in plan(views, "short:448", original, patch):   # the image at each scale, upright and mirrored
         for crop in crops(pixels_of(canvas), canvas): …
@@ -21,12 +21,12 @@ from open_gem.images.pixels import target_size
 from open_gem.types import Size
 
 MERGES = ("features", "logits")
-"""What `Views.merge` may be."""
+"""Values of `Views.merge`."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is looked at.
+    """The views of an image that the model sees.
 
     window  side of the square windows that slide over it, in pixels, whole patches; None: the whole image at once
     stride  pixels from one window to the next, at most `window`; by default half of it (in whole patches if features
@@ -99,7 +99,7 @@ class Canvas:
 
 
 def check_views(views: Views, patch: tuple[int, int]) -> None:
-    """Raises InputError, with the nearest numbers, if window or stride do not fit patches of (height, width)."""
+    """Raise InputError, with the nearest numbers, if window or stride do not fit patches of (height, width)."""
     numbers = {"window": views.window, "stride": views.stride if views.merge == "features" else None}
     step = math.lcm(*patch)
     for name, number in numbers.items():
@@ -111,8 +111,8 @@ def check_views(views: Views, patch: tuple[int, int]) -> None:
 
 
 def plan(views: Views, rule: str, original: Size, patch: tuple[int, int]) -> tuple[Canvas, ...]:
-    """The canvases on which an image of `original` pixels is seen; the first, upright and of the first scale, is the
-    base, at whose size results come.
+    """Plan the canvases on which an image of `original` pixels is seen; the first, upright and of the first scale, is
+    the base: results come at its size.
 
     `rule` and `patch` as in `pixels.target_size`, which gives each canvas its size. Sides are whole patches, except
     if maps of windows are merged: then a side longer than the window is whole pixels, as a window has whole patches
@@ -134,7 +134,7 @@ def plan(views: Views, rule: str, original: Size, patch: tuple[int, int]) -> tup
 
 
 def _stride(views: Views, step: int) -> int:
-    """The stride of the views, by default half the window in whole steps; 1 without a window."""
+    """Return the stride of the views, by default half the window in whole steps; 1 without a window."""
     if views.window is None:
         return 1
     return views.stride or max(1, views.window // 2 // step) * step
@@ -150,7 +150,8 @@ def _windows(size: Size, window: int | None, stride: int) -> tuple[Window, ...]:
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Starts of windows along one side: every `stride`, the last moved back so that it ends with the side."""
+    """Return the starts of windows along one side: every `stride`, the last moved back so that it ends with the
+    side."""
     last = side - window
     return [min(start, last) for start in range(0, last + stride, stride)]
 
@@ -159,7 +160,7 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def crops(pixels: Float[Tensor, "3 y x"], canvas: Canvas) -> Iterator[Float[Tensor, "3 wy wx"]]:
-    """The pixels of each window of a canvas, `(3, wy, wx)`, in the order of the windows.
+    """Yield the pixels of each window of a canvas, `(3, wy, wx)`, in the order of the windows.
 
     `pixels` `(3, y, x)` of the canvas's size, upright also for a mirrored canvas. Raises InputError for another size.
     """
@@ -171,7 +172,7 @@ def crops(pixels: Float[Tensor, "3 y x"], canvas: Canvas) -> Iterator[Float[Tens
 
 
 def stacked(windows: Iterable[Float[Tensor, "3 _ _"]], limit: int) -> Iterator[Float[Tensor, "_ 3 _ _"]]:
-    """Windows `(3, wy, wx)` as batches `(≤ limit, 3, wy, wx)`: neighbours of one size together, in order."""
+    """Yield windows `(3, wy, wx)` as batches `(≤ limit, 3, wy, wx)`: neighbours of one size together, in order."""
     for _, same in groupby(windows, key=lambda window: window.shape):
         while batch := list(islice(same, limit)):
             yield torch.stack(batch)

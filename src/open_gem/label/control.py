@@ -1,4 +1,4 @@
-"""What surrounds a run: estimates before it, and signals that end it in order."""
+"""Around a run: estimates before it, and signals that end it in order."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from open_gem.label.sources import Source
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: how many images, and, extrapolated from `sampled` images, how long and how large.
+    """An estimate of a run: the number of images, and, extrapolated from `sampled` images, its duration and size.
 
     seconds  for all images that are left; None if there are none
     size     bytes of their rows
@@ -37,7 +37,7 @@ class Estimate:
 def estimate(
     labeling: Labeling, source: Source, done: HashedIdSet, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
 ) -> Estimate:
-    """Lists all images and labels the first that are left; nothing is written. `settings` as of `local.label`."""
+    """List all images and label the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
     items = pending(source.items(tally.passed_over), done, shard, tally)
     first = list(islice(items, sample))
@@ -66,7 +66,7 @@ class Stop:
 
 @contextmanager
 def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP shut a run down cleanly while this lasts; a second one raises KeyboardInterrupt.
+    """Shut a run down cleanly on Ctrl-C, SIGTERM and SIGHUP; a second signal raises KeyboardInterrupt.
 
     Signals that the process ignores (nohup) stay ignored.
     """
@@ -102,7 +102,7 @@ def _be_quiet() -> None:
 
 
 def leave(number: int) -> NoReturn:
-    """End the process at once, as after a second signal, whatever threads of other libraries still wait for.
+    """End the process at once, as after a second signal, even if threads of other libraries still wait.
 
     Call it when everything is written: nothing else of the process is cleaned up.
     """

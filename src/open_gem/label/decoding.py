@@ -20,8 +20,8 @@ PNG, PROFILE = b"\x89PNG\r\n\x1a\n", b"iCCP"
 
 
 def decode(source: bytes | Path, seconds: float) -> Image.Image:
-    """What `read_image` makes of the bytes of a file, or of a path; decoding other than plain small JPEG and PNG files
-    ends after so many seconds.
+    """Return what `read_image` makes of the bytes of a file, or of a path, within a timeout in seconds, except for
+    small plain JPEG and PNG files.
 
     Raises ImageError as `read_image`, and for what takes too long or too much memory.
     """
@@ -39,8 +39,8 @@ def _decoder() -> Decoder:
 
 
 def _may_be_plain(source: bytes | Path) -> bool:
-    """Whether decoding is quick if there are not too many pixels: a small PNG, or a JPEG of a few scans, each of which
-    takes the time that its pixels do."""
+    """Return True if decoding is quick unless there are too many pixels: a small PNG, or a JPEG of a few scans, each of
+    which takes the time that its pixels do."""
     content = source
     if isinstance(content, Path):
         try:
@@ -56,7 +56,7 @@ def _may_be_plain(source: bytes | Path) -> bool:
 
 
 class _NotPlainError(ImageError):
-    """Has too many pixels to be decoded here."""
+    """The image has too many pixels to be decoded here."""
 
 
 def _check_plain(pixels: int) -> None:

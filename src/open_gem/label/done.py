@@ -1,4 +1,4 @@
-"""Which images are in some part, in little memory; and the lock of a folder that is written to."""
+"""The ids of images in the parts, in little memory; and the lock of a folder that is written to."""
 
 import os
 import shutil
@@ -31,12 +31,12 @@ class Shard:
         return f"{self.index}-of-{self.of}"
 
     def has(self, id: str) -> bool:
-        """Whether an image is this one's."""
+        """Return True if an image belongs to this shard."""
         return self.of == 1 or key(id) % self.of == self.index
 
     @classmethod
     def of_environment(cls) -> "Shard":
-        """What torchrun says in RANK and WORLD_SIZE; without it, all there is."""
+        """Return the shard in torchrun's RANK and WORLD_SIZE; without it, everything."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
@@ -44,7 +44,7 @@ WHOLE = Shard()  # nobody to share with
 
 
 def key(id: str) -> int:
-    """Eight bytes for an id. Of ten million, two are the same with a chance of three in a million."""
+    """Return eight bytes for an id. Of ten million, two are the same with a chance of three in a million."""
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
@@ -87,7 +87,7 @@ class HashedIdSet:
 
 
 def done_in(parts: Parts, errors: bool = True) -> HashedIdSet:
-    """The ids in all parts, or only those of images that could be labelled: reads no other columns.
+    """Return the ids in all parts, or only those of images that could be labelled; reads no other columns.
 
     Raises OutputError for a part that cannot be read.
     """
@@ -98,7 +98,7 @@ def done_in(parts: Parts, errors: bool = True) -> HashedIdSet:
 
 @dataclass
 class Tally:
-    """What became of the images of a source so far."""
+    """Counts of the images of a source so far."""
 
     listed: int = 0
     done: int = 0  # in some part already
@@ -111,7 +111,7 @@ class Tally:
     is_whole: bool = False  # the listing came to its end
 
     def count(self, row: LabelRow) -> None:
-        """One row more."""
+        """Count one more row."""
         self.labeled += row["status"] == "ok"
         self.failed += row["status"] != "ok"
         self.seconds += row["seconds"]
@@ -122,7 +122,7 @@ class Tally:
 
 @contextmanager
 def writing(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
-    """Locks the folder: nobody else writes this shard, nor shards of another division.
+    """Lock the folder against other writers of this shard, and of shards of another division.
 
     The system frees the lock of a process that dies, however it does. Raises InputError if somebody is writing,
     OutputError if the folder cannot be written to.
@@ -158,7 +158,8 @@ def _note(folder: Path, shard: str) -> Path:
 
 
 def _others(folder: Path, shard: Shard) -> list[str]:
-    """Shards of other divisions that were once written here: if one is at work, images would be labelled twice."""
+    """Return the locks of shards of other divisions that were once written here: if one is at work, images would be
+    labelled twice."""
     shards = [path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")]
     return [other for other in shards if not other.endswith(f"-of-{shard.of}")]
 
@@ -171,7 +172,7 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Remove what killed writers left half-written, and their task lists; not what other shards write."""
+    """Remove what killed writers left half-written, and their task lists; files of other shards stay."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
     remove_leftovers(folder)

@@ -24,7 +24,7 @@ class LabelMap:
         best[ahead], winner[ahead] = values[ahead], index + 1
 
     def png(self, labels: int) -> bytes:
-        """As a PNG, 0 for background and else 1 + the label's index: 8 bit up to 255 labels, else 16."""
+        """Encode as PNG, 0 for background and otherwise 1 + the label's index: 8 bits up to 255 labels, 16 above."""
         file = io.BytesIO()
         Image.fromarray(self._winner.astype(np.uint8) if labels <= 255 else self._winner).save(file, format="PNG")
         return file.getvalue()

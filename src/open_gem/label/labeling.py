@@ -1,4 +1,4 @@
-"""From an image to a row, in steps that any engine can spread over threads and machines:
+"""Label images in steps that any engine can spread over threads and machines:
 
     prepared = labeling.prepare(item)              # read and decoded; a row with the reason if that fails
     located  = labeling.locate([prepared, …])      # the model, on images of one shape
@@ -42,7 +42,7 @@ def check_settings(
     min_area: float = MIN_AREA,
     read_timeout: float = READ_TIMEOUT,
 ) -> None:
-    """Raises InputError for values of settings of a `Labeling` that do not exist."""
+    """Raise InputError for invalid settings of a `Labeling`."""
     if unknown := [name for name in outputs if name not in OUTPUTS]:
         raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
     for name, value, known in (("heatmap scale", heatmap_scale, SCALES), ("instances", instances, INSTANCES)):
@@ -62,7 +62,7 @@ class PreparedImage(NamedTuple):
 
 
 class LocatedImage(NamedTuple):
-    """What the model says of an image; on the CPU."""
+    """The model's result for an image; on the CPU."""
 
     item: Item
     localization: Localization
@@ -72,7 +72,7 @@ class LocatedImage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Labeling:
-    """How images are labelled.
+    """The settings of labelling.
 
     classes        labels, their prompts and thresholds
     outputs        names from `OUTPUTS`; boxes are always written
@@ -99,7 +99,7 @@ class Labeling:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
 
     def manifest(self, source: "Source") -> Manifest:
-        """All that decides a row, and where the images are."""
+        """Return the manifest: all that decides a row, and where the images are."""
         settings = {
             "open_gem": open_gem.__version__,
             **({} if source.columns is None else {"columns": source.columns}),
@@ -115,7 +115,7 @@ class Labeling:
         return Manifest(json.loads(to_json(settings)), self.classes.labels, source.root, warnings)
 
     def prepare(self, item: Item) -> PreparedImage | LabelRow:
-        """The image read and made ready for the model; a row with the reason if that fails."""
+        """Read the image and prepare it for the model; return a row with the error if that fails."""
         start = perf_counter()
         try:
             image = decode(read(item, self.read_timeout), self.read_timeout)
@@ -125,8 +125,8 @@ class Labeling:
             return failed(item, error, perf_counter() - start)
 
     def locate(self, group: Sequence[PreparedImage]) -> list[LocatedImage]:
-        """What the model says of images of one shape. Raises NotFiniteError if its output is not finite for one of
-        them, and whatever torch raises when memory runs out."""
+        """Run the model on images of one shape. Raises NotFiniteError if its output is not finite for one of them, and
+        torch's errors when memory runs out."""
         start = perf_counter()
         with torch.no_grad():
             prepared = [image.prepared for image in group]
@@ -139,7 +139,7 @@ class Labeling:
         ]
 
     def objects(self, localization: Localization, label_map: LabelMap | None = None) -> list[Object]:
-        """The objects of one image, in the order of the labels; painted on `label_map` too."""
+        """Return the objects of one image, in the order of the labels; paint them on `label_map` too."""
         return localization.objects(
             self.classes.threshold,
             self.heatmap_scale,
@@ -151,7 +151,7 @@ class Labeling:
         )
 
     def row(self, located: LocatedImage) -> LabelRow:
-        """The row of one image."""
+        """Return the row of one image."""
         start, result = perf_counter(), located.localization
         try:
             label_map = LabelMap(result.size) if "labelmap" in self.outputs else None
@@ -225,7 +225,7 @@ PIXELS = PixelBudget(2**26)
 
 
 def failed(item: Item, error: BaseException, seconds: float) -> LabelRow:
-    """The row of an image that could not be labelled."""
+    """Return the row of an image that could not be labelled."""
     if isinstance(error, OpenGemError):
         reason = describe_error(error)
     elif isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""The engine of one machine: threads that read and decode -> the model -> threads that find objects -> parts.
+"""The engine of one machine: threads that read and decode -> the model -> threads that make objects -> parts.
 
     with writing(folder):
         tally = run(Parts.claim(folder, labeling.manifest(source)), labeling, source)
@@ -57,7 +57,7 @@ def run(
     progress: Callable[[int], None] = lambda images: None,
     **limits: Any,
 ) -> Tally:
-    """Label what of `source` is this shard's and in no part yet; `limits` as of `PartWriter`.
+    """Label the images of `source` that are this shard's and in no part yet; `limits` as of `PartWriter`.
 
     batch_size  images of one shape that the model sees at a time; halved for the rest of the run if memory runs out
     workers     threads that read, decode and make objects, see `default_workers`
@@ -80,7 +80,7 @@ def run(
 
 
 def pending(items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally) -> Iterator[Item]:
-    """The items that are this shard's, new, and not there twice; counted as they pass."""
+    """Yield the items that are this shard's and new, each once; count them as they pass."""
     for item in items:
         if not shard.has(item.id):
             continue
@@ -105,7 +105,7 @@ def label(
     workers: int | None = None,
     stop: Event | None = None,
 ) -> Iterator[LabelRow]:
-    """A row for each item, in the order in which images of one shape come together.
+    """Yield a row for each item, in the order in which images of one shape come together.
 
     Once `stop` is set, reads under way are not waited for, images that wait for others of their shape are left for the
     next run, and what the model has seen still becomes rows. On a CPU threads that anyone begins meanwhile have half of
@@ -138,7 +138,7 @@ def _row(labeling: Labeling, image: LocatedImage | LabelRow) -> LabelRow:
 
 
 class Threads:
-    """Daemon threads that do what is put before them, `begin` first."""
+    """Daemon threads that work through their queue; each calls `begin` first."""
 
     def __init__(self, count: int, begin: Callable[[], object] = lambda: None):
         self._jobs: SimpleQueue[Any] = SimpleQueue()
@@ -164,13 +164,13 @@ class Threads:
             del job, future, work, item  # an image must not live on while the thread waits
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no further work."""
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
 
     def wait(self, end: float) -> None:
-        """Let threads at work end, until then."""
+        """Wait until threads have finished their work, or until a deadline."""
         for thread in self._threads:
             thread.join(max(0.0, end - monotonic()))
 
@@ -189,7 +189,7 @@ def _ahead(
     limit: int,
     take: "Callable[[deque[Future[B]]], Future[B] | None]" = deque.popleft,
 ) -> Iterator[B]:
-    """The results of `work` with up to `limit` items under way: in order, or as `take` says; None ends it."""
+    """Yield the results of `work` with up to `limit` items pending: in order, or as `take` says; None ends it."""
     waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
@@ -202,8 +202,7 @@ def _ahead(
 
 
 class OldestOrReady:
-    """Takes the oldest item, but one that keeps others waiting lets whichever is ready go first; nothing once `stop` is
-    set."""
+    """Takes the oldest item, or any that is ready once the oldest keeps others waiting; nothing once `stop` is set."""
 
     def __init__(self, stop: Event):
         self._stop, self._late = stop, set[Any]()
@@ -225,15 +224,15 @@ class OldestOrReady:
 
 
 class BatchLimits:
-    """What fits into memory, as far as is known: `passes` of the model at a time, each of `size` images."""
+    """The known limits of memory: `passes` of the model at a time, each with `size` images."""
 
     def __init__(self, size: int, passes: int):
         self.size, self.passes = size, passes
         self.turn, self._lock = Semaphore(passes), Lock()
 
     def shrink_after_oom(self, size: int, passes: int) -> int:
-        """How many images to try next after `size` images in one of `passes` passes did not fit: as many, but alone
-        from now on; or half of them if they were alone; 0 after a single image."""
+        """Return how many images to try next after `size` images in one of `passes` passes did not fit: as many, in a
+        single pass from now on; half of them if it was the only pass; 0 after a single image."""
         with self._lock:
             if passes > 1:
                 if self.passes > 1:
@@ -251,8 +250,8 @@ def _shape(image: PreparedImage | LabelRow) -> Hashable:
 def _locate(
     labeling: Labeling, limits: BatchLimits, group: list[PreparedImage | LabelRow]
 ) -> list[LocatedImage | LabelRow]:
-    """What the model says of each image of a group; if memory runs out, of fewer at a time from then on. An image for
-    which the model's output is not finite is a row with the reason, and rows stay as they are."""
+    """Run the model on a group of images; if memory runs out, on fewer at a time from then on. An image for which the
+    model's output is not finite becomes a row with the error; rows stay as they are."""
     located: list[LocatedImage | LabelRow] = [image for image in group if isinstance(image, dict)]
     prepared = [image for image in group if not isinstance(image, dict)]
     todo = [prepared] if prepared else []
@@ -277,7 +276,7 @@ def _locate(
 
 
 def _located_unless_oom(labeling: Labeling, group: list[PreparedImage]) -> list[LocatedImage] | None:
-    """What the model says of a group, None if memory ran out; the traceback, which keeps tensors, is gone then."""
+    """Run the model on a group; return None if memory ran out, with the traceback, which keeps tensors, released."""
     try:
         return labeling.locate(group)
     except (RuntimeError, MemoryError) as error:
@@ -289,7 +288,7 @@ def _located_unless_oom(labeling: Labeling, group: list[PreparedImage]) -> list[
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended, of the machine or of a device."""
+    """Return True if the machine or a device ran out of memory."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
@@ -298,7 +297,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def stamp() -> str:
-    """What names of parts begin with: the time, and letters that no other run has."""
+    """Return the prefix of names of parts: the time, and a random suffix that no other run has."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
 
 
@@ -354,11 +353,11 @@ class PartWriter:
 
 
 def size_of(row: LabelRow) -> int:
-    """About how many bytes a row has in memory."""
+    """Estimate how many bytes a row takes in memory."""
     maps = len(row["labelmap"] or b"") + len((row["similarity"] or {}).get("values", b""))
     return 500 + maps + sum(500 + len((stored["rle"] or {}).get("counts", "")) for stored in row["objects"])
 
 
 def default_workers() -> int:
-    """Threads that are worth having: one a processor that this process may use, but not more than 16."""
+    """Return a good number of threads: one per processor that this process may use, 16 at most."""
     return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

@@ -50,7 +50,8 @@ def run(
     progress: Callable[[int], None] = lambda images: None,
     images_per_part: int = PART_ROWS,
 ) -> Tally:
-    """As `local.run`, on all machines of the Ray cluster that RAY_ADDRESS or `ray start` tell of, else on this one.
+    """Label as `local.run` does, on all machines of the Ray cluster in RAY_ADDRESS or of `ray start`, otherwise on this
+    one.
 
     make      gives `labeling` in an actor; raises there where it does not
     workers   actors, each with a model; by default one a graphics card, else one a processor but one
@@ -83,7 +84,7 @@ def run(
 
 
 def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
-    """Write files with a row for each part: its name, and its items as JSON. Return their paths.
+    """Write files with a row for each part: its name, and its items as JSON; return their paths.
 
     The list of all images is never in memory.
     """
@@ -110,7 +111,7 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _items_of(text: str) -> list[Item]:
-    """The items in a row of such a file."""
+    """Return the items in a row of such a file."""
     return [Item(*fields) for fields in json.loads(text)]
 
 
@@ -118,14 +119,14 @@ def _items_of(text: str) -> list[Item]:
 
 
 def check_installed() -> None:
-    """Raises InputError where Ray is not."""
+    """Raise InputError if Ray is not installed."""
     if find_spec("ray") is None:
         raise InputError("ray is not installed: pip install 'open_gem[ray]'")
 
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """A Ray cluster: the one that is there, or one on this machine while this lasts."""
+    """Connect to the Ray cluster that is running, or start one on this machine inside the `with` block."""
     check_installed()
     import ray
 
@@ -147,7 +148,7 @@ def _cluster() -> Iterator[None]:
 
 @contextmanager
 def _telling(stop: Event, file: Path) -> Iterator[None]:
-    """Put `file` there once `stop` is set, for actors on all machines to see; it goes when this ends."""
+    """Create `file` once `stop` is set, which actors on all machines see; remove it on exit."""
     file.unlink(missing_ok=True)
     over = Event()
 
@@ -168,7 +169,7 @@ def _telling(stop: Event, file: Path) -> Iterator[None]:
 
 
 def _results(todo: list[str], actor: "partial[Actor]", workers: int | None) -> Iterator[dict[str, Any]]:
-    """Fields of rows, as actors finish parts. Errors of ours come out as they were raised."""
+    """Yield fields of rows as actors finish parts. Our own errors are raised as they were in the actor."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -197,15 +198,15 @@ def _results(todo: list[str], actor: "partial[Actor]", workers: int | None) -> I
 
 
 class Node(NamedTuple):
-    """What a machine of the cluster has, by Ray's names."""
+    """The resources of a machine of the cluster, by Ray's names."""
 
     CPU: int
     GPU: int = 0
 
 
 def _count(nodes: Sequence[Node], wanted: int | None) -> int:
-    """How many actors there are: `wanted`, at most one per graphics card if there are any; by default one per card, or
-    one per processor with one processor left free."""
+    """Return the number of actors: `wanted`, at most one per graphics card if there are any; by default one per card,
+    or one per processor with one processor left free."""
     gpus = sum(node.GPU for node in nodes)
     if gpus:
         return min(wanted or gpus, gpus)
@@ -213,8 +214,8 @@ def _count(nodes: Sequence[Node], wanted: int | None) -> int:
 
 
 def _share(nodes: Sequence[Node], count: int) -> int:
-    """The most processors that each of `count` actors can have; 0, of which Ray has enough for any number, where not
-    even one each is left.
+    """Return how many processors each of `count` actors can have at most; 0 if there is not one for each, which Ray
+    grants to any number.
 
     One processor in all stays free for what feeds the actors, and no actor is larger than the machine that it has to
     fit on: both would wait for ever.
@@ -230,7 +231,7 @@ def _share(nodes: Sequence[Node], count: int) -> int:
 
 
 def _ours(error: BaseException) -> BaseException:
-    """The error that our own code raised in an actor, where it did; else `error`."""
+    """Return the error that our own code raised in an actor, if it did; otherwise `error`."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OpenGemError):
@@ -275,7 +276,7 @@ class Actor:
         return {name: [row[name] for row in rows] for name in COUNTED}
 
     def _rows(self, name: str, items: list[Item]) -> list[LabelRow]:
-        """The rows of a part, which is on disk then; one that is there already, from a try before, stays."""
+        """Return the rows of a part, which is then on disk; a part that an earlier attempt wrote stays."""
         if (path := self.parts.path(name)).exists():
             return list(rows_in(path, *COUNTED))
         rows = list(local.label(self.labeling, items, stop=_StopFile(self.parts.folder / STOP), **self.settings))
@@ -287,7 +288,7 @@ class Actor:
 
 
 class _StopFile(Event):
-    """An event that is set where a file is there."""
+    """An event that is set while a file exists."""
 
     def __init__(self, path: Path):
         super().__init__()

@@ -23,8 +23,8 @@ from open_gem.localization import PRESENCE
 from open_gem.text import Vocabulary
 
 DEFAULTS = {"presence": PRESENCE, "threshold": 0.5}
-"""Thresholds of a label, in [0, 1]: of image-level presence (`Localization.presence`), below which it is not looked
-for, and of its heatmap, above which a pixel belongs to it."""
+"""Default thresholds of a label, in [0, 1]: of image-level presence (`Localization.presence`), below which the label is
+absent, and of its heatmap, above which a pixel belongs to it."""
 
 TOP, OF_LABEL = ("labels", "background", *DEFAULTS), ("prompts", *DEFAULTS)  # names that a file may use
 FILES = (".yaml", ".yml", ".json")
@@ -59,7 +59,8 @@ class Ontology:
 
     @classmethod
     def of(cls, document: Any, **thresholds: float | None) -> "Ontology":
-        """From what a file holds: a mapping as above, a mapping of labels alone, or a list of labels.
+        """Make an ontology of the contents of a file: a mapping as above, a mapping of labels alone, or a list of
+        labels.
 
         `thresholds` that are not None replace the document's defaults, not those of single labels. Raises InputError or
         PromptError.
@@ -82,7 +83,7 @@ class Ontology:
     def read(
         cls, path: str | PathLike[str], first_is_background: bool = False, **thresholds: float | None
     ) -> "Ontology":
-        """From a file: YAML or JSON as above, or with any other ending a class file, see `Vocabulary.read`.
+        """Read a file: YAML or JSON as above, or with any other ending a class file, see `Vocabulary.read`.
 
         Raises InputError or PromptError, with the path.
         """
@@ -97,7 +98,7 @@ class Ontology:
             raise type(error)(f"{str(path)!r}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides a result, as values that JSON can hold."""
+        """Return everything that decides a result, as values that JSON can hold."""
         labels = {
             label: {"prompts": list(prompts), "presence": presence, "threshold": threshold}
             for label, prompts, presence, threshold in zip(
@@ -108,7 +109,7 @@ class Ontology:
 
 
 def _labels(entries: Any) -> dict[str, Any]:
-    """Labels and their entries."""
+    """Return labels and their entries."""
     if isinstance(entries, str) or not isinstance(entries, Mapping | Sequence):
         raise InputError(f"labels are {shown(entries)}, expected a mapping of labels to prompts, or a list of labels")
     if not isinstance(entries, Mapping) and (odd := [label for label in entries if isinstance(label, Mapping | list)]):
@@ -126,7 +127,7 @@ def _labels(entries: Any) -> dict[str, Any]:
 
 
 def _prompts(label: str, entry: Any) -> Any:
-    """The prompts of a label from its entry: nothing, a prompt, prompts, or a mapping."""
+    """Return the prompts of a label from its entry: nothing, a prompt, prompts, or a mapping."""
     if isinstance(entry, Mapping):
         _check_names(f"label {label!r}", entry, OF_LABEL)
         entry = entry.get("prompts")
@@ -145,7 +146,7 @@ def _check_names(place: str, entries: Mapping[str, Any], known: tuple[str, ...])
 
 
 def _load(path: Path) -> Any:
-    """What a YAML or JSON file holds. Raises InputError if it cannot be read, or has a key twice."""
+    """Load a YAML or JSON file. Raises InputError if it cannot be read, or repeats a key."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 LabelRow = dict[str, Any]  # an image, with the fields of `schema`
 
 MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
-"""What a folder has beside its parts: readers of folders of Parquet pass over names that start with _ or a dot."""
+"""Names of files beside the parts: readers of folders of Parquet skip names that start with _ or a dot."""
 FOR_DATASETS = (".huggingface.yaml", b"configs:\n- config_name: default\n  data_files: part-*.parquet\n")
-"""`datasets` would take JSON for data: here it looks for what is."""
+"""`datasets` would read JSON as data: this file names the data."""
 PARTS = "part-*.parquet"
 STATUSES = ("ok", "error")
 READ = 64  # rows decoded to Python at a time: bounds memory where rows hold label maps
@@ -37,7 +37,8 @@ READ = 64  # rows decoded to Python at a time: bounds memory where rows hold lab
 
 @cache
 def schema() -> "pyarrow.Schema":
-    """The fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are `xy`.
+    """Return the fields of a row. Boxes are `xyxy` pixels of the original image, right and bottom exclusive; points are
+    `xy`.
 
     id           of a file in a folder: its path relative to the folder, with /
     source       absolute path, also of a file:// URL; else the URL as given
@@ -68,13 +69,13 @@ def schema() -> "pyarrow.Schema":
 
 
 def row_of(id: str, source: str, **fields: Any) -> LabelRow:
-    """A row with these fields; the others are empty."""
+    """Return a row with these fields; the others are empty."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made the parts of a folder.
+    """The settings that made the parts of a folder.
 
     settings  all that decides a row, as values that JSON can hold
     labels    in order
@@ -94,7 +95,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest of a folder, None if there is none. Raises InputError if it cannot be read."""
+        """Return the manifest of a folder, None if there is none. Raises InputError if it cannot be read."""
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text("utf-8"))
@@ -121,7 +122,7 @@ class Parts:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Parts":
-        """The parts in `folder`. Raises InputError if there are none."""
+        """Return the parts in `folder`. Raises InputError if there are none."""
         place = Path(folder)
         if (manifest := Manifest.read(place)) is None:
             raise InputError(f"no labels in {str(folder)!r}: expected a folder that `open-gem label --out` filled")
@@ -129,7 +130,7 @@ class Parts:
 
     @classmethod
     def claim(cls, folder: Path, manifest: Manifest) -> "Parts":
-        """The folder, for parts by these settings; created if needed.
+        """Prepare the folder for parts by these settings; create it if needed.
 
         Raises InputError if it holds labels made with other settings, OutputError if it cannot be written.
         """
@@ -140,7 +141,7 @@ class Parts:
 
     @classmethod
     def check_claim(cls, folder: Path, manifest: Manifest) -> None:
-        """Raises InputError as `claim`; writes nothing."""
+        """Raise InputError as `claim` does; write nothing."""
         if (existing := Manifest.read(folder)) is None:
             if next(folder.glob(PARTS), None) is not None:
                 raise InputError(f"{str(folder)!r} has parts without a {MANIFEST}: expected an empty or new folder")
@@ -157,20 +158,20 @@ class Parts:
             )
 
     def paths(self) -> list[Path]:
-        """The parts, in the order of their names, which is that of their making."""
+        """Return the parts, ordered by name and so by time."""
         return sorted(self.folder.glob(PARTS)) if self.listed is None else list(self.listed)
 
     def snapshot(self) -> "Parts":
-        """The parts that are there now: reading them again does not see those that labelling adds meanwhile."""
+        """Return the current parts: later reads do not see parts that labelling adds meanwhile."""
         return replace(self, listed=tuple(self.paths()))
 
     def write(self, name: str, rows: Sequence[LabelRow]) -> Path:
-        """One part more, or the same one again: name is unique to its images. Raises OutputError."""
+        """Write a part, or the same part again: a name stands for the same images. Raises OutputError."""
         _write(self.path(name), rows)
         return self.path(name)
 
     def path(self, name: str) -> Path:
-        """Where the part of this name is or would be."""
+        """Return the path of the part with this name."""
         return self.folder / f"part-{name}.parquet"
 
     def forget_errors(self, which: Callable[[LabelRow], bool] = lambda row: True) -> list[str]:
@@ -188,7 +189,8 @@ class Parts:
         return forgotten
 
     def columns(self, *names: str) -> Iterator["pyarrow.RecordBatch"]:
-        """All rows, or some of their columns (fields within, too: "objects.list.element.label"), a few rows at a time.
+        """Yield all rows, or some of their columns (nested fields, too: "objects.list.element.label"), a few rows at a
+        time.
 
         Raises OutputError for a part that cannot be read.
         """
@@ -196,12 +198,14 @@ class Parts:
             yield from _batches(path, names)
 
     def rows(self, *names: str) -> Iterator[LabelRow]:
-        """All rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as `columns`."""
+        """Yield all rows as dicts, or some of their fields, with a few of them in memory at a time. Errors as
+        `columns`."""
         for path in self.paths():
             yield from rows_in(path, *names)
 
     def find(self, places: Mapping[str, Path], *names: str) -> Iterator[LabelRow]:
-        """Rows, or some of their fields with their id, by ids and the parts that have them. Errors as `columns`."""
+        """Yield rows, or some of their fields with their id, by ids and the parts that have them. Errors as
+        `columns`."""
         for path in sorted(set(places.values())):
             for batch in _batches(path, names):
                 ids = enumerate(batch.column("id").to_pylist())
@@ -209,18 +213,18 @@ class Parts:
 
 
 def rows_in(path: Path, *names: str) -> Iterator[LabelRow]:
-    """The rows of one part, or some of their fields. Errors as `Parts.columns`."""
+    """Yield the rows of one part, or some of their fields. Errors as `Parts.columns`."""
     for batch in _batches(path, names):
         yield from batch.to_pylist()
 
 
 def errors_in(path: Path) -> Iterator[LabelRow]:
-    """Id, source and status of the images of a part that could not be labelled. Errors as `Parts.columns`."""
+    """Yield id, source and status of the images of a part that could not be labelled. Errors as `Parts.columns`."""
     return (row for row in rows_in(path, "id", "source", "status") if row["status"] == "error")
 
 
 def encode(rows: Sequence[LabelRow]) -> bytes:
-    """A part."""
+    """Encode rows as a part."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -245,14 +249,16 @@ def _batches(path: Path, names: Sequence[str]) -> Iterator["pyarrow.RecordBatch"
 
 
 def _is_elsewhere(root: str, now: str | None) -> bool:
-    """Whether images may still be at `root`, and `now` is not another name for it; remote roots are not looked at."""
+    """Return True if images may still exist at `root`, and `now` is not another name for it; remote roots are not
+    checked."""
     if "://" in root:
         return True
     return Path(root).exists() and (now is None or not Path(now).exists() or not Path(root).samefile(now))
 
 
 def _differences(existing: Manifest, wanted: Manifest) -> str:
-    """How two manifests differ, for a message: the first few settings; a change common to many is listed once."""
+    """Describe how two manifests differ, for a message: the first few settings; a change common to many is listed
+    once."""
     old, new = ({**_flat(manifest.settings), "labels": list(manifest.labels)} for manifest in (existing, wanted))
     changes: dict[str, list[str]] = {}
     for name in {**old, **new}:

@@ -13,7 +13,7 @@ from open_gem.label.reading import READ_TIMEOUT, Item, describe_error, is_url, w
 from open_gem.label.remote import folder
 
 HEIF = frozenset({".heic", ".heif", ".hif"})
-"""Endings of what phones write, which PIL reads with the package `pillow_heif` alone."""
+"""Endings of phones' images, which PIL reads with the package `pillow_heif` alone."""
 
 ENDINGS = frozenset(
     {
@@ -22,11 +22,11 @@ ENDINGS = frozenset(
         *(HEIF if find_spec("pillow_heif") else ()),
     }
 )
-"""What names of images in folders and tars end with, in either case; other files are passed over, and counted."""
+"""Endings of images in folders and tars, in either case; other files are skipped, and counted."""
 
 
 class PassedOver(Counter[str]):
-    """What a listing left out: how many files by ending, or by what else they are ("hidden", "symbolic links")."""
+    """Counts of files that a listing left out, by ending, or by kind ("hidden", "symbolic links")."""
 
     MOST = 50  # kinds that are counted each by itself, for what follows the last dot may be anything
 
@@ -34,7 +34,7 @@ class PassedOver(Counter[str]):
         self[kind if kind in self or len(self) < self.MOST else "others"] += count
 
     def takes(self, name: str) -> bool:
-        """Whether a file name is an image's, by its ending; counted where it is not."""
+        """Return True if a file name is an image's, by its ending; count it otherwise."""
         base = re.split(r"[/\\]", name)[-1]
         ending = os.path.splitext(base)[1].lower()  # noqa: PTH122 - of any system
         if base.startswith("."):
@@ -46,11 +46,11 @@ class PassedOver(Counter[str]):
         return False
 
     def ordered(self) -> dict[str, int]:
-        """The counts, most first; whatever order the files came in."""
+        """Return the counts, largest first, whatever order the files came in."""
         return dict(sorted(self.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def __str__(self) -> str:
-        """For a person: "2 .heic (pip install 'open_gem[heif]'), 1 hidden"."""
+        """Format for people: "2 .heic (pip install 'open_gem[heif]'), 1 hidden"."""
         hints = dict.fromkeys(HEIF, " (pip install 'open_gem[heif]')")
         return ", ".join(f"{count} {kind}{hints.get(kind, '')}" for kind, count in self.ordered().items())
 
@@ -70,7 +70,8 @@ def walk(
     at: frozenset[int] | None = None,
     above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Item]:
-    """The files below `top`, a path or URL that ends with /, whose names match a pattern; ids are relative to `top`.
+    """Yield the files below `top`, a path or URL that ends with /, whose names match a pattern; ids are relative to
+    `top`.
 
     segments     the pattern between its slashes
     passed_over  counts what is no image; None: every file is meant
@@ -102,7 +103,7 @@ def walk(
 
 
 def _entries(place: str, seconds: float) -> Iterator[tuple[str, bool]]:
-    """The names in a folder, and whether each is a folder; a link that leads nowhere, or round in circles, is none."""
+    """Yield the names in a folder, and whether each is a folder; broken and circular links are none."""
     if is_url(place):
         yield from within(seconds, folder, place, seconds)
         return
@@ -115,7 +116,7 @@ def _entries(place: str, seconds: float) -> Iterator[tuple[str, bool]]:
 
 
 def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[int]:
-    """Which segments may match next after a name, if those `at` may match it; their number after the last one.
+    """Return which segments may match next after a name, if those `at` may match it; their number after the last one.
 
     ** stands for any folders, or none; no wildcard stands for the dot of a hidden name.
     """
@@ -133,7 +134,7 @@ def _after(name: str, segments: Sequence[str], at: frozenset[int]) -> frozenset[
 
 
 def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
-    """The same segments, and those behind any ** among them."""
+    """Return the segments, and those behind any ** among them."""
     after = set(at)
     for index, segment in enumerate(segments):
         if index in after and segment == "**":
@@ -142,7 +143,7 @@ def _with_skipped(segments: Sequence[str], at: Iterable[int]) -> frozenset[int]:
 
 
 def matches(address: str, passed_over: PassedOver | None = None, seconds: float = READ_TIMEOUT) -> Iterator[Item]:
-    """The files that a path, URL or pattern means; `passed_over` and `seconds` as of `walk`."""
+    """Yield the files that a path, URL or pattern means; `passed_over` and `seconds` as of `walk`."""
     root, has_pattern = root_of(address), is_pattern(address)
     for path in expand(address) if has_pattern else [address]:
         if not has_pattern or not _has_wildcards(path):
@@ -159,14 +160,14 @@ def matches(address: str, passed_over: PassedOver | None = None, seconds: float 
 
 
 def is_pattern(address: str) -> bool:
-    """Whether a path or URL has wildcards or braces; a file that is called so is none."""
+    """Return True if a path or URL has wildcards or braces, unless a file has that very name."""
     return (_has_wildcards(address) or bool(BRACES.search(address))) and (
         is_url(address) or not os.path.lexists(address)
     )
 
 
 def _has_wildcards(address: str) -> bool:
-    """A question mark in a web address is none."""
+    """Return True if there are wildcards. A question mark in a web address is none."""
     return "*" in address if address.startswith(("http://", "https://")) else has_magic(address)
 
 
@@ -174,7 +175,7 @@ BRACES = re.compile(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{},]*(?:,[^{},]*)+))\}")
 
 
 def expand(address: str) -> Iterator[str]:
-    """All that braces mean: "{0..2}", "{008..010}", "{a,b}", as shells and WebDataset have them."""
+    """Expand braces: "{0..2}", "{008..010}", "{a,b}", as shells and WebDataset do."""
     if (braces := BRACES.search(address)) is None:
         yield address
         return
@@ -190,14 +191,14 @@ def expand(address: str) -> Iterator[str]:
 
 
 def _before(address: str) -> str:
-    """What comes before the last / of a path, or of a pattern before its first wildcard; / included."""
+    """Return what comes before the last / of a path, or of a pattern before its first wildcard; / included."""
     wild = re.search(r"[*?\[{]", address) if is_pattern(address) else None
     before, slash, _ = address[: wild.start() if wild else None].rpartition("/")
     return before + slash
 
 
 def root_of(address: str) -> str:
-    """The folder of a file, or of a pattern that before the first wildcard; absolute where it is local."""
+    """Return the folder of a file, or of a pattern before its first wildcard; absolute if it is local."""
     before = _before(address)
     return before.removesuffix("/") if is_url(address) else str(Path(before or ".").absolute())
 
@@ -211,5 +212,5 @@ def below_root(root: str, path: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a name that are none become escapes."""
+    """Return text that UTF-8 can hold: other bytes of a name become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

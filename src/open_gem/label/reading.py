@@ -1,4 +1,4 @@
-"""The bytes of an item, wherever it is: the only place that opens files of others, local or remote.
+"""Reads the bytes of an item, local or remote: the only module that opens files of users.
 
 What is remote may hang for ever, and libraries do not let go of it, so a thread of its own does each such read and is
 left behind when its time is over. Of what is local only regular files are opened: a pipe would wait for a writer.
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
-    """What `read_image` takes: the bytes of the file, or the path of a local one.
+    """Return what `read_image` takes: the bytes of the file, or the path of a local one.
 
     Raises ImageError in one line, also where something remote takes longer than `seconds`.
     """
@@ -81,11 +81,11 @@ def _read(item: Item, seconds: float) -> bytes | Path:
 
 
 class LateError(ImageError):
-    """Something remote took too long."""
+    """A remote read took too long."""
 
 
 def within(seconds: float, work: Callable[..., R], *arguments: Any) -> R:
-    """What `work` gives. Raises LateError where it takes longer; the thread that does it is then left to hang."""
+    """Return the result of `work`. Raises LateError after a timeout; its thread is then left behind."""
     future: Future[R] = Future()
 
     def act() -> None:
@@ -113,7 +113,8 @@ NOT_FILES = {
 
 
 def _regular(path: str) -> Path:
-    """A local path or file:// URL of a regular file: others may wait for ever. Raises ImageError, OSError."""
+    """Return the local path of a path or file:// URL of a regular file: others may block for ever. Raises ImageError,
+    OSError."""
     place = Path(local_path(path))
     if (kind := stat.S_IFMT(place.stat().st_mode)) != stat.S_IFREG:
         raise ImageError(f"{str(place)!r} is {NOT_FILES.get(kind, 'no regular file')}, expected a file")
@@ -121,7 +122,7 @@ def _regular(path: str) -> Path:
 
 
 def _member(item: Item, seconds: float) -> bytes:
-    """What a tar has of an image."""
+    """Return the bytes of an image in a tar."""
     if is_url(item.container):
         return fetch_part(item.container, item.offset, item.size, seconds)
     with _regular(item.container).open("rb") as file:
@@ -130,7 +131,7 @@ def _member(item: Item, seconds: float) -> bytes:
 
 
 def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
-    """A image in a row of a table: bytes, or the path beside them."""
+    """Return an image in a row of a table: bytes, or the path beside them."""
     row, column = int(where["row"]), where["column"]
     folder = place
     if "split" in where or not place.lower().endswith((".parquet", ".pq")):
@@ -199,7 +200,7 @@ def _of_dataset(place: str, split: str, column: str) -> Any:
 
 
 def is_url(address: str) -> bool:
-    """Whether this is the address of something that may be elsewhere."""
+    """Return True if this is the address of something that may be remote."""
     return re.match("[A-Za-z][A-Za-z0-9+.-]+://", address) is not None and not address.startswith(LOCAL)
 
 
@@ -207,7 +208,7 @@ LOCAL = ("file://", "local://")  # how URLs of local files begin
 
 
 def local_path(address: str) -> str:
-    """A file:// URL as the path it means; others as they are."""
+    """Return a file:// URL as a path; other values are unchanged."""
     if not address.startswith(LOCAL):
         return address
     from fsspec.core import strip_protocol
@@ -216,7 +217,7 @@ def local_path(address: str) -> str:
 
 
 def local_file(address: str) -> str | None:
-    """The local file in which something is that `Item.source` names; None if that is remote."""
+    """Return the local file that holds what `Item.source` names; None if that is remote."""
     if match := ROW.fullmatch(address):
         address = match[1]
     if address.startswith("tar://"):
@@ -226,7 +227,7 @@ def local_file(address: str) -> str | None:
 
 
 def absolute(item: Item) -> str:
-    """Its `source` for whoever looks from elsewhere: local paths are absolute, also those of file:// URLs."""
+    """Return `source` so that it is valid elsewhere: local paths are absolute, also those of file:// URLs."""
     if item.container:
         return item.source.removesuffix(item.container) + _absolute(item.container)
     match = ROW.fullmatch(item.source)
@@ -240,7 +241,7 @@ def _absolute(place: str) -> str:
 
 
 def open_file(address: str, seconds: float = READ_TIMEOUT) -> BinaryIO:
-    """A local file, or what fsspec makes of a URL; then no single read takes longer than `seconds`."""
+    """Open a local file, or a URL by fsspec; then no single read takes longer than `seconds`."""
     if not is_url(address):
         return _regular(address).open("rb")
     patient = _Patient(within(seconds, open_remote, address), seconds)
@@ -284,7 +285,7 @@ def parquet_file(address: str, seconds: float = READ_TIMEOUT) -> "ParquetFile":
 
 @lru_cache(maxsize=4)
 def saved_dataset(folder: str) -> Mapping[str, Any]:
-    """The splits of what `save_to_disk` wrote; one data set alone goes under "". Raises InputError."""
+    """Open the splits that `save_to_disk` wrote; a single data set is under "". Raises InputError."""
     try:
         import datasets
     except ImportError as error:
@@ -295,7 +296,7 @@ def saved_dataset(folder: str) -> Mapping[str, Any]:
 
 
 def check_protocol(address: str) -> None:
-    """Raises InputError for a URL that nothing here can read, with what to install."""
+    """Raise InputError for a URL that no installed package can read, with what to install."""
     if is_url(address):
         _check_protocol(address.partition("://")[0])
 
@@ -312,7 +313,7 @@ def _check_protocol(protocol: str) -> None:
 
 @contextmanager
 def input_errors(address: str) -> Iterator[None]:
-    """Raises any error inside as an InputError about `address`: libraries behind URLs raise almost anything."""
+    """Raise any error inside as an InputError about `address`: libraries behind URLs raise almost anything."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Bytes of files elsewhere, in one request where the store can, and no more of them than asked for.
+"""Bytes of remote files, in one request if the store allows it, and only those requested.
 
 The libraries' own files ask for the size first and read ahead (50 MB of S3, for one image of a tar), and a read that
 nobody waits for any more keeps its connection, of which there are few. So what is read or listed here ends when its
@@ -18,7 +18,7 @@ WHOLE = "the server gives files as a whole only (no range requests)"
 
 
 def fetch(url: str, seconds: float) -> bytes:
-    """All that is behind a URL. Raises ImageError where that is too much, and whatever a library raises."""
+    """Return all bytes behind a URL. Raises ImageError if they are too many, and any error of a library."""
     files, path = _at(url)
     content = _part(files, path, 0, MAX_BYTES + 1, seconds)
     if len(content) > MAX_BYTES:
@@ -27,7 +27,8 @@ def fetch(url: str, seconds: float) -> bytes:
 
 
 def fetch_part(url: str, offset: int, size: int, seconds: float) -> bytes:
-    """The `size` bytes from `offset` on, fewer where the file ends. Raises ImageError where no part is to be had."""
+    """Return `size` bytes from `offset` on, fewer at the end of the file. Raises ImageError if the store serves no
+    ranges."""
     if size == 0:
         return b""  # there is no such range: a store would send everything
     files, path = _at(url)
@@ -38,13 +39,13 @@ def fetch_part(url: str, offset: int, size: int, seconds: float) -> bytes:
 
 
 def open_remote(url: str) -> Any:
-    """A file that is read from its start to its end, or nearly so."""
+    """Open a file that is read from its start to its end, or nearly so."""
     files, path = _at(url)
     return files.open(path, "rb", block_size=BLOCK)
 
 
 def folder(url: str, seconds: float) -> list[tuple[str, bool]]:
-    """Names in a remote folder, in order, and whether each is a folder. Whatever a library raises."""
+    """Return the names in a remote folder, in order, and whether each is a folder. Raises any error of a library."""
     files, path = _at(url)
     path = path.rstrip("/")
     entries = _listed(files, path, seconds)
@@ -57,8 +58,8 @@ WEB = re.compile(r"(https?)://([^/?#]*)(.*)", re.DOTALL)
 
 
 def encoded(url: str) -> str:
-    """An address of the web as it is sent: what may not be in one is quoted, all else is left byte for byte, for a
-    signature may be over it."""
+    """Return a web address as it is sent: illegal characters are quoted, all else stays byte for byte, for a signature
+    may cover it."""
     if (match := WEB.fullmatch(url)) is None:
         return url
     scheme, host, rest = match.groups()
@@ -71,7 +72,8 @@ def encoded(url: str) -> str:
 
 
 def _at(url: str) -> tuple[Any, str]:
-    """Where fsspec finds what is behind a URL. It and its packages send addresses of the web as they are."""
+    """Return the file system and path by which fsspec reaches a URL. fsspec and its packages send web addresses
+    unchanged."""
     from fsspec.config import conf
     from fsspec.core import url_to_fs
 
@@ -117,7 +119,8 @@ async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
 
 
 async def _get(files: Any, url: str, start: int, end: int) -> bytes:
-    """fsspec's own way asks twice, takes whatever comes into memory, and keeps the reason to itself."""
+    """Get bytes in one request. fsspec's own way asks twice, takes any amount into memory, and drops the reason of an
+    error."""
     session = await files.set_session()
     options = dict(files.kwargs)
     if start:

@@ -61,12 +61,12 @@ class Lowest:
 
     @property
     def ids(self) -> dict[str, Path]:
-        """Their ids and parts, lowest first."""
+        """Return their ids and parts, lowest first."""
         return {id: part for _, id, part in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))}
 
 
 class Sheet:
-    """Chooses rows as they come by, and makes a page of them.
+    """Chooses rows as they pass, and makes a page of them.
 
     Of each label half of `count` images with the lowest presence and up to `count` random ones, the same every time;
     then images without any object.
@@ -91,7 +91,8 @@ class Sheet:
             self.uncertain[label].add(least, row["id"], part)
 
     def write(self, parts: Parts, totals: Summary) -> bytes:
-        """A page of HTML with the images inside, read now; it names missing ones. Raises OutputError."""
+        """Write a page of HTML with the images inside, which are read now; it names missing ones. Raises
+        OutputError."""
         chosen = [*self.random.values(), *self.uncertain.values(), self.empty]
         places = {id: part for lowest in chosen for id, part in lowest.ids.items()}
         rows = {row["id"]: _moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
@@ -120,13 +121,13 @@ class Sheet:
 
 
 def _moved(row: LabelRow, root: str | None) -> LabelRow:
-    """The row, with its image below `root` if it exists there: the folder may have been moved."""
+    """Return the row, with its image below `root` if it exists there: the folder may have been moved."""
     moved = Path(root or "", row["id"])
     return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
 
 
 def _facts(parts: Parts, totals: Summary) -> str:
-    """What made the labels, and what to know before reading on."""
+    """Describe what made the labels, and what to know before reading on."""
     facts = [*describe(parts.manifest).items(), ("Images", totals.text)]
     pairs = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
     warnings = [f"<p class='warning'>{html.escape(warning)}</p>" for warning in parts.manifest.warnings]
@@ -148,7 +149,7 @@ def _table(labels: Sequence[tuple[str, LabelCounts]]) -> str:
 
 
 def _samples(title: str, heading: str, rows: Iterable[LabelRow], label: str | None) -> str:
-    """Images with the objects of a label, under a heading; nothing if there is no image."""
+    """Draw images with the objects of a label, under a heading; nothing if there is no image."""
     figures = "".join(_figure(row, [obj for obj in row["objects"] if obj["label"] == label]) for row in rows)
     return figures and f"<{heading}>{title}</{heading}><div class='row'>{figures}</div>"
 
@@ -169,7 +170,7 @@ def _figure(row: LabelRow, objects: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
-    """A small copy with the outlines and boxes of objects; the outline is the box if there is no mask."""
+    """Draw a small copy with the outlines and boxes of objects; the outline is the box if there is no mask."""
     size = (image.height, image.width)
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
@@ -186,7 +187,7 @@ def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
 
 
 def _mask(stored: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The mask `(y, x)` of an object."""
+    """Return the mask `(y, x)` of an object."""
     if stored["rle"] is not None:
         return mask_of(stored["rle"])
     mask = np.zeros(size, dtype=bool)

@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists, tars, Parquet and data sets, as a stream of items.
+"""Sources of images: folders, lists, tars, Parquet and data sets, as a stream of items.
 
     source = open_source("photos")            # or "urls.csv", "s3://bucket/shard-*.tar", "rows.parquet", …
     for item in source.items():
@@ -52,8 +52,7 @@ COLUMNS = (
     *("file_name", "filename", "file", "url", "image_url", "img_url", "photo_url", "picture_url", "uri", "image_uri"),
     *("link", "image_link", "href", "src", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
 )
-"""Names by which the column of images is known, in either case; where none was asked for, the first that is there,
-bytes before paths and URLs."""
+"""Names of the column of images, in either case: the first that exists, bytes before paths and URLs."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class Source:
     address: str = ""
 
     def items(self, passed_over: PassedOver | None = None) -> Iterator[Item]:
-        """A new stream of the items; `passed_over` counts what is no image."""
+        """Start a new stream of the items; `passed_over` counts files that are no images."""
         return self.listing(PassedOver() if passed_over is None else passed_over)
 
     def check_not_empty(self) -> None:
-        """Raises InputError if no image can be listed: perhaps a name is wrong."""
+        """Raise InputError if no image can be listed: perhaps a name is wrong."""
         passed_over, reason = PassedOver(), ""
         for item in self.items(passed_over):
             if item.error is None:
@@ -87,7 +86,7 @@ class Source:
         raise InputError(f"no image in {self.address!r}, expected at least one{reason or self._advice(passed_over)}")
 
     def _advice(self, passed_over: PassedOver) -> str:
-        """What the source has instead, and how to name it as a source of another kind."""
+        """Return what the source has instead, and how to name it as a source of another kind."""
         if not passed_over:
             return ""
         advice = ""
@@ -128,8 +127,8 @@ class Columns:
     read_timeout: float = READ_TIMEOUT
 
     def choose(self, address: str, kinds: Mapping[str, str]) -> Choice:
-        """The columns to read of a table, whose `kinds` say of each column what it has: a key of `RANKS`, or the type
-        that is none of them. What has images in the table goes before addresses, which are the ids then.
+        """Choose the columns to read of a table; `kinds` gives what each column holds: a key of `RANKS`, or another
+        type. Images in the table go before addresses, which then are the ids.
 
         Raises InputError if none has images.
         """
@@ -152,7 +151,7 @@ class Columns:
 
 
 def _named(wanted: str, names: Iterable[str], address: str) -> str:
-    """The column of this name; case does not count if a single one is spelled so. Raises InputError."""
+    """Return the column of this name; case does not count if a single one is spelled so. Raises InputError."""
     known = list(names)
     same = [name for name in known if name.casefold() == wanted.casefold()]
     if wanted in known or len(same) == 1:
@@ -170,7 +169,7 @@ def _checked(choice: Choice, address: str, kinds: Mapping[str, str]) -> Choice:
 
 
 def open_source(address: str, columns: Columns = Columns()) -> Source:
-    """The source at a path, a URL or a pattern, see `KINDS`.
+    """Open the source at a path, a URL or a pattern, see `KINDS`.
 
     Raises InputError if it is no source or does not exist, or if a package for it is missing.
     """
@@ -222,7 +221,7 @@ _Rows = Callable[[], Iterator[_Entry]]
 
 
 def _list(address: str, rows: _Rows, note: str | None = None) -> Source:
-    """The ids and paths of a list; relative paths are relative to its folder."""
+    """Open a list of ids and paths; relative paths are relative to its folder."""
     folder = root_of(address)
     first = next((entry.path for entry in rows() if entry.path), "")
     is_relative = not (is_url(first) or local_path(first).startswith("/"))
@@ -231,7 +230,7 @@ def _list(address: str, rows: _Rows, note: str | None = None) -> Source:
 
 
 def _listed(folder: str, entry: _Entry) -> Item:
-    """The item of an entry; if it is none, with an error that says where and why."""
+    """Return the item of an entry; an invalid entry gives an item with an error that says where and why."""
     path = local_path(entry.path or "")
     whole = path if not path or is_url(path) or path.startswith("/") else f"{folder}/{path}"
     reason = entry.error or _why_not(entry, whole)
@@ -276,7 +275,8 @@ _MARKS = {  # byte order marks; the first that fits, for one is the start of ano
 
 @contextmanager
 def _text_of(address: str, seconds: float) -> Iterator[Iterator[str]]:
-    """The lines of a file: UTF-8, of which other bytes are kept for names of files, or what its byte order mark says.
+    """Yield the lines of a file: UTF-8, of which other bytes are kept for names of files, or the encoding of its byte
+    order mark.
 
     Marks at the start of later lines are dropped, too: lists are put together from several. Whatever goes wrong is an
     InputError about the file.
@@ -326,7 +326,7 @@ def _tars(address: str, columns: Columns) -> Source:
 
 
 def _containers(kind: str, address: str, inside: _Inside, seconds: float, note: str | None = None) -> Source:
-    """Items of all files at `address`; a file that cannot be read to its end is an item with the error."""
+    """Open all files at `address`; a file that cannot be read to its end is an item with the error."""
 
     def listing(passed_over: PassedOver) -> Iterator[Item]:
         for file in matches(address, seconds=seconds):
@@ -350,7 +350,7 @@ class _Link(NamedTuple):
 
 
 def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Iterator[Item]:
-    """The images in a tar. A link to another file in it is that file under a name of its own."""
+    """Yield the images in a tar. A link to another file in it is that file under a name of its own."""
     if is_url(path):
         within(seconds, fetch_part, path, 1, 1, seconds)  # if that fails, one error and not one per image
     links: dict[str, _Link] = {}
@@ -375,7 +375,7 @@ def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Itera
 
 
 def _is_whole(member: Any) -> bool:
-    """Whether a member is a file whose bytes lie together."""
+    """Return True if a member is a file whose bytes lie together."""
     return member.isreg() and not member.issparse()
 
 
@@ -385,7 +385,7 @@ def _link(member: Any) -> _Link:
 
 
 def _end(link: _Link, links: Mapping[str, _Link]) -> str:
-    """Where a chain of links ends; one that goes round in circles, anywhere in it."""
+    """Return where a chain of links ends; None for a circular chain."""
     for _ in range(40):  # as many as systems follow
         if link.target not in links:
             break
@@ -394,7 +394,7 @@ def _end(link: _Link, links: Mapping[str, _Link]) -> str:
 
 
 def _members(path: str, seconds: float) -> Iterator[Any]:
-    """The members of a tar, none of which is kept."""
+    """Yield the members of a tar, none of which is kept."""
     import tarfile
 
     with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -409,7 +409,7 @@ def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
 
 
 def _parquet(address: str, columns: Columns) -> Source:
-    """A list of paths where the column has text, images where it has bytes."""
+    """Open a column as a list of paths if it has text, as images if it has bytes."""
     first, fields = _schema(address, columns.read_timeout)
     choice = columns.choose(first, {field.name: _kind(field.type) for field in fields})
     if _kind(fields.field(choice.image).type) == ADDRESSES:
@@ -419,7 +419,7 @@ def _parquet(address: str, columns: Columns) -> Source:
 
 
 def _kind(kind: Any) -> str:
-    """What a column of a table has, by its type in Arrow."""
+    """Return what a column of a table holds, by its type in Arrow."""
     from pyarrow import types
 
     while types.is_dictionary(kind) or hasattr(kind, "storage_type"):
@@ -433,7 +433,7 @@ def _kind(kind: Any) -> str:
 
 
 def _schema(address: str, seconds: float) -> tuple[str, Any]:
-    """The first readable file, and its fields. Raises InputError if there is none."""
+    """Return the first readable file, and its fields. Raises InputError if there is none."""
     broken: InputError | None = None
     for file in matches(address, seconds=seconds):
         try:
@@ -445,7 +445,8 @@ def _schema(address: str, seconds: float) -> tuple[str, Any]:
 
 
 def _parquet_paths(address: str, seconds: float, choice: Choice) -> Iterator[_Entry]:
-    """Paths in the files that `address` means; those relative to a file in another folder than the root, with that."""
+    """Yield the paths in the files that `address` means; relative paths in another folder than the root get that
+    folder."""
     wanted = list(dict.fromkeys([choice.image, choice.id or choice.image]))
     for file in matches(address, seconds=seconds):
         number, folder = 0, file.id.rpartition("/")[0]
@@ -461,14 +462,14 @@ def _parquet_paths(address: str, seconds: float, choice: Choice) -> Iterator[_En
 
 
 def _below(folder: str, path: str | None) -> str | None:
-    """A relative path below a folder; others as they are."""
+    """Return a relative path below a folder; others as they are."""
     if not folder or not path or is_url(path) or local_path(path).startswith("/"):
         return path
     return f"{folder}/{path}"
 
 
 def _id(value: Any) -> str | None:
-    """A cell as an id, None where it is empty."""
+    """Return a cell as an id, None if it is empty."""
     return None if value is None else str(value).strip() or None
 
 
@@ -481,8 +482,8 @@ def _parquet_rows(path: str, name: str, passed_over: PassedOver, columns: Column
 
 
 def _rows_of(path: str, prefix: str, ids: Iterable[Any], columns: Columns, **where: str) -> Iterator[Item]:
-    """The images in rows of a table. A row without an id has its place for one, unless a column of ids was asked for:
-    then it is an error."""
+    """Yield the images in rows of a table. A row without an id has its position as one, unless a column of ids was
+    requested: then it is an error."""
     for row, cell in enumerate(ids):
         place, id = f"{prefix}{row}", _id(cell)
         error = f"{place} has no id" if id is None and columns.id is not None else None
@@ -490,7 +491,7 @@ def _rows_of(path: str, prefix: str, ids: Iterable[Any], columns: Columns, **whe
 
 
 def _dataset(address: str, columns: Columns) -> Source:
-    """What `datasets` saved with `save_to_disk`."""
+    """Open what `datasets` saved with `save_to_disk`."""
     root = str(Path(address).absolute())
     splits: dict[str, tuple[Any, Choice]] = {}
     for split, rows in saved_dataset(root).items():
@@ -533,7 +534,7 @@ KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
     "text": (_ends(".txt", ".lst", ".list"), _text),
     "pattern": (is_pattern, _pattern),
 }
-"""What a source can be, the first that fits: whether it is that, and how it is opened."""
+"""Kinds of sources, of which the first that fits is taken: how to recognise it, and how to open it."""
 
 COMPRESSED = tuple(
     ending for kind in ("gz", "bz2", "xz", "zst") for ending in (f".tar.{kind}", f".t{kind.removesuffix('2')}")

@@ -64,7 +64,7 @@ class Summary:
 
     @property
     def text(self) -> str:
-        """The counts of images, for people."""
+        """Describe the counts of images, for people."""
         return f"{self.labeled} labelled, {self.empty} of them without any object, {self.errors.total()} with an error"
 
     def add(self, row: LabelRow) -> None:
@@ -86,7 +86,7 @@ class Summary:
             self.labels[stored["label"]].total_score += stored["score"]
 
     def document(self) -> dict[str, Any]:
-        """Values that JSON can hold."""
+        """Return values that JSON can hold."""
         return {
             "images": self.labeled + self.errors.total(),
             "labeled": self.labeled,
@@ -99,7 +99,7 @@ class Summary:
 
 
 def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part, row: None) -> Summary:
-    """Count all rows, and show each with its part to `also`: reads neither masks nor maps. Raises OutputError."""
+    """Count all rows, and pass each with its part to `also`; reads neither masks nor maps. Raises OutputError."""
     summary = Summary(
         {label: LabelCounts() for label in parts.manifest.labels}, passed_over=_read_passed_over(parts.folder)
     )
@@ -112,7 +112,7 @@ def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part
 
 
 def describe(manifest: Manifest) -> dict[str, str]:
-    """The model, the method and the thresholds that made labels, for people."""
+    """Return the model, the method and the thresholds that made labels, for people."""
     settings = manifest.settings
     labels = settings.get("classes", {}).get("labels", {}).values()
 
@@ -132,12 +132,12 @@ def describe(manifest: Manifest) -> dict[str, str]:
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
-    """A number for a table; empty for None."""
+    """Format a number for a table; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def write_passed_over(folder: Path, passed_over: PassedOver) -> None:
-    """Note what a listing passed_over out, for summaries. Raises OutputError."""
+    """Write down what a listing skipped, for summaries. Raises OutputError."""
     write_file(folder / PASSED_OVER, to_json(passed_over).encode())
 
 
@@ -149,6 +149,6 @@ def _read_passed_over(folder: Path) -> PassedOver:
 
 
 def kind_of(error: str) -> str:
-    """An error without what is of one image alone: names in quotes, bytes, and numbers."""
+    """Return an error without what concerns one image alone: names in quotes, bytes, and numbers."""
     plain = re.sub(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"", "…", error)
     return re.sub(r"\d+", "n", plain).strip()[:120]

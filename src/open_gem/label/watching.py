@@ -1,4 +1,4 @@
-"""Sources that grow: labels new files again and again, once they are no longer being written.
+"""Watches sources that grow: labels new files repeatedly, once they are no longer being written.
 
 A file is taken when its size and time of change were the same one look before, and the last change is some seconds ago;
 at the first look the seconds alone count, for what was there before is mostly whole. An image that had an error is
@@ -35,7 +35,7 @@ def watch(
     settle: float = SETTLE,
     retry: bool = True,
 ) -> Iterator[Tally]:
-    """Run again and again, with what has come since, until `stop` is set; `every` seconds between.
+    """Run repeatedly, with new files each time, until `stop` is set; `every` seconds between.
 
     retry  errors whose files have changed; not where other processes write parts too
     """
@@ -54,7 +54,7 @@ def watch(
 
 
 def _idle(seconds: float, stop: Event) -> bool:
-    """Wait so long, or until `stop` is set; whether it is.
+    """Wait some seconds, or until `stop` is set; return True if it is set.
 
     In naps: a signal that falls just before a wait wakes nobody. And not in `stop.wait`, which has the lock for an
     instant that `stop.set` needs: a handler of signals that calls it then, in the same thread, would wait for ever.
@@ -73,7 +73,7 @@ class SettledFiles:
     held: dict[str, State] | None = None
 
     def settled(self, source: Source, done: HashedIdSet) -> Source:
-        """The source without files that may still be being written: its listing is one look."""
+        """Return the source without files that may still be being written: each listing is one look."""
 
         def listing(passed_over: PassedOver) -> Iterator[Item]:
             before, self.held = self.held, {}
@@ -106,7 +106,7 @@ class Errors:
     known: set[str] = field(default_factory=set)
 
     def learn(self, start: float | None = None) -> None:
-        """Look at parts that are new, whose images were read after `start`, or by the time of each part."""
+        """Read new parts, whose images were read after `start`, or by the time of each part."""
         for path in self.parts.paths():
             if path.name in self.known:
                 continue
@@ -135,5 +135,5 @@ def _state(file: str) -> State:
 
 
 def _age(state: State) -> float:
-    """Seconds since the last change."""
+    """Return the seconds since the last change."""
     return abs(time.time() - state[1])  # clocks differ: one that is ahead waits no longer

@@ -20,7 +20,7 @@ BARS = {
     "cosine": "cosine",
     "probability": "probability among all prompts",
 }
-"""What heat means on each scale."""
+"""The meaning of heat on each scale."""
 
 
 def overlay_of(
@@ -34,8 +34,8 @@ def overlay_of(
     caption: str | None = None,
     bar: bool = False,
 ) -> Image.Image:
-    """One label's heatmap over its RGB image, with the best boxes among `objects` and its point. The caption is
-    by default the label and its presence.
+    """Draw one label's heatmap over its RGB image, with the best boxes among `objects` and its point. The caption is by
+    default the label and its presence.
 
     A label whose presence is below `presence` is absent: grey and crossed out, without box and point.
     """
@@ -55,7 +55,7 @@ def overlay_of(
 
 
 def head_of(result: Localization, index: int, presence: float | Sequence[float] = PRESENCE) -> Head:
-    """A label and its presence as a heading."""
+    """Return a label and its presence as a heading."""
     if result.presence is None:
         return Head(result.labels[index])
     is_present, value = result.present(presence)[index], result.presence[index].item()
@@ -63,7 +63,8 @@ def head_of(result: Localization, index: int, presence: float | Sequence[float] 
 
 
 def best(result: Localization, count: int) -> list[int]:
-    """Indices of the labels with the highest scores, in the order of the labels; the first ones without scores."""
+    """Return the indices of the labels with the highest scores, in the order of the labels; the first ones without
+    scores."""
     if result.scores is None:
         return list(range(len(result.labels)))[:count]
     return sorted(result.scores.argsort(descending=True, stable=True).tolist()[:count])
@@ -78,7 +79,7 @@ def figure(
     presence: float | Sequence[float] = PRESENCE,
     **settings: Any,
 ) -> Image.Image:
-    """The image beside an overlay of each label; of a single label, the overlay alone. Settings as of
+    """Draw the image beside an overlay of each label; for a single label, the overlay alone. Settings as of
     `Localization.objects`."""
     objects = result.objects(threshold, scale, presence=presence, **{"masks": False, **settings})
     ground = Image.new("RGB", (result.size.width, result.size.height), BLANK) if image is None else image

@@ -33,7 +33,7 @@ SCALES = ("minmax", "cosine", "probability")
 """Scales of `Localization.heatmaps`."""
 
 INSTANCES = ("component", "label")
-"""What an object is: each connected component of a label's mask, or all of the mask."""
+"""Kinds of objects: each connected component of a label's mask, or the whole mask."""
 
 PRESENCE = 0.5
 """Default presence from which a label counts as present. Below it the label is *absent*: its map has a maximum too, but
@@ -83,7 +83,7 @@ class Maps(Sequence[Tensor]):
         return f"Maps({', '.join(map(repr, self.labels))})"
 
     def stack(self) -> Tensor:
-        """All maps at once, `(p, y, x)`."""
+        """Return all maps at once, `(p, y, x)`."""
         return torch.stack(list(self))
 
 
@@ -142,7 +142,7 @@ class Localization:
         return self.maps if isinstance(self.maps, Tensor) else self.maps.stack()
 
     def heatmaps(self, scale: str = "minmax") -> Maps:
-        """One map `(y, x)` per label.
+        """Return one map `(y, x)` per label.
 
         scale  "minmax" stretches each map to [0, 1] (to look at; it makes an absent thing look present); "cosine"
                leaves raw values in [-1, 1]; "probability" is the softmax of logit_scale × cosine over all prompts,
@@ -155,7 +155,7 @@ class Localization:
         return Maps(self.labels, lambda index: stretch(self._label_map(index)))
 
     def masks(self, threshold: float = 0.5, scale: str = "minmax", *, absent: str = "none") -> Maps:
-        """One bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5).
+        """Return one bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5).
 
         Masks of labels that are absent by the rule `absent`, a name of `ABSENT`, are empty.
         """
@@ -165,8 +165,8 @@ class Localization:
     def boxes(
         self, threshold: float | Sequence[float] = 0.5, scale: str = "minmax", *, instances: str = "component"
     ) -> list[Boxes]:
-        """The boxes of each label, best first, whether it is present or not, however small: those of `objects` with
-        presence and min_area 0."""
+        """Return the boxes of each label, best first, whether it is present or not, however small: those of `objects`
+        with presence and min_area 0."""
         by_label: list[list[Object]] = [[] for _ in self.labels]
         for obj in self.objects(threshold, scale, presence=0, min_area=0, instances=instances, masks=False):
             by_label[obj.index].append(obj)
@@ -213,8 +213,8 @@ class Localization:
         masks: bool = True,
         visit: RegionVisitor | None = None,
     ) -> list[Object]:
-        """The objects in the image: the connected components of each present label's mask, or the boxes that the model
-        itself predicts.
+        """Return the objects in the image: the connected components of each present label's mask, or the boxes that the
+        model itself predicts.
 
         threshold  heatmaps above it are the mask, of `scale` as in `heatmaps`: one for all labels, or one per label.
                    Predicted boxes are kept if their score is above it: as a share of the label's best with "minmax",
@@ -248,12 +248,12 @@ class Localization:
         return objects
 
     def points(self) -> Int[Tensor, "p 2"]:
-        """The pixel where each label's map is highest, or the middle of its best box if the model itself predicts boxes
-        (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
+        """Return the pixel where each label's map is highest, or the middle of its best box if the model itself
+        predicts boxes (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
         return torch.tensor([self._point(index) for index in range(len(self.labels))], dtype=torch.int64, device="cpu")
 
     def segment(self, background: float | None = None, *, absent: str = "none") -> Int[Tensor, "y x"]:
-        """The most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
+        """Return the most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
 
         A pixel is background if a background prompt of the vocabulary is best there, or if the best softmax probability
         (of logit_scale × cosine over all prompts) is below `background`, a number in [0, 1]; None has no such limit.
@@ -282,8 +282,8 @@ class Localization:
     # One label, another device ---------------------------------------------------------------------------------------
 
     def __getitem__(self, which: int | str) -> "Localization":
-        """One label by itself. The prompts of all others become its background, so probabilities stay the same, and
-        `segment` says where it wins against them.
+        """Return one label by itself. The prompts of all others become its background, so probabilities stay the same,
+        and `segment` says where it wins against them.
 
         Raises PromptError for an unknown label, IndexError for a number out of range.
         """
@@ -302,7 +302,7 @@ class Localization:
         )
 
     def to(self, device: torch.device | str) -> "Localization":
-        """The same on another device; scores in float32 at least."""
+        """Move to another device; scores in float32 at least."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else at_least_float32(tensor).to(device)
@@ -325,7 +325,7 @@ class Localization:
         return f"<Localization of {self.size.height}x{self.size.width} pixels: {', '.join(shown + more)}>"
 
     def plot(self, image: ImageLike | None = None, **settings: Any) -> Image.Image:
-        """The image and each label's heatmap with its objects, as an image; absent labels are greyed and crossed out.
+        """Draw the image and each label's heatmap with its objects; absent labels are greyed and crossed out.
 
         image     by default the one that was localized (`image`); without any, maps are drawn alone
         settings  as of `objects`
@@ -351,13 +351,13 @@ class Localization:
         return write_file(path, lambda file: drawn.save(file, form))
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """Return the PNG that a notebook shows."""
         from open_gem.localization import drawing
 
         return drawing.png(self.plot())
 
     def to_dict(self, *, presence: float | Sequence[float] = PRESENCE, **settings: Any) -> dict[str, Any]:
-        """Labels and objects as values that JSON can hold; settings as of `objects`."""
+        """Return labels and objects as values that JSON can hold; settings as of `objects`."""
         objects = self.objects(presence=presence, **settings)
         return {
             "size": self.size._asdict(),
@@ -366,7 +366,7 @@ class Localization:
         }
 
     def labels_to_dict(self, presence: float | Sequence[float] = PRESENCE) -> list[dict[str, Any]]:
-        """Label, score, presence, whether it is present at `presence`, and point `xy` of each label."""
+        """Return label, score, presence, whether it is present at `presence`, and point `xy` of each label."""
         scores, presences = (
             [None if values is None else round(values[index].item(), 6) for index in range(len(self.labels))]
             for values in (self.scores, self.presence)
@@ -376,16 +376,17 @@ class Localization:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self, *, indent: int | None = None, **settings: Any) -> str:
-        """`to_dict` as JSON text."""
+        """Return `to_dict` as JSON text."""
         return to_json(self.to_dict(**settings), indent=indent)
 
     def to_pandas(self, **settings: Any) -> "DataFrame":
-        """The objects as a table, one per row; settings as of `objects`. Raises InputError if pandas is missing."""
+        """Return the objects as a table, one per row; settings as of `objects`. Raises InputError if pandas is
+        missing."""
         return to_frame(self.objects(**{"masks": False, **settings}))
 
     def to_supervision(self, **settings: Any) -> "Detections":
-        """The objects as supervision's `Detections`, best score first, see `objects.to_detections`; settings as of
-        `objects`. Raises InputError if supervision is missing."""
+        """Return the objects as supervision's `Detections`, best score first, see `objects.to_detections`; settings as
+        of `objects`. Raises InputError if supervision is missing."""
         return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.score), self.size)
 
     # How they are made -----------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ class Localization:
         return value
 
     def _predicted(self, index: int, threshold: float, scale: str, instances: str) -> Iterator[Object]:
-        """The boxes that the model predicts of a label, above the threshold."""
+        """Yield the boxes that the model predicts for a label, above the threshold."""
         assert self.detections is not None
         boxes = self.detections[index]
         best = boxes.scores[:1] if scale == "minmax" else 1
@@ -426,7 +427,7 @@ class Localization:
         masks: bool,
         visit: RegionVisitor | None,
     ) -> list[Object]:
-        """The objects of one label, by the regions of its mask. Its maps are gone afterwards."""
+        """Return the objects of one label, by the regions of its mask. Its maps are released afterwards."""
         cosine = self._label_map(index)
         stretch = readout.min_max_of(cosine) if scale == "minmax" else None
         mask = self._mask(cosine, threshold, stretch, scale).cpu()
@@ -473,7 +474,7 @@ class Localization:
         return mask
 
     def _best_prompt(self, index: int, point: tuple[int, int]) -> str:
-        """The prompt of a label that is most similar at a pixel `(x, y)`."""
+        """Return the prompt of a label that is most similar at a pixel `(x, y)`."""
         texts = self._vocabulary.prompts[index]
         if len(texts) == 1:
             return texts[0]
@@ -505,21 +506,22 @@ class Localization:
 
     @property
     def _order(self) -> list[int]:
-        """Prompts of the background first: they win a tie, as where they are the field's class 0."""
+        """Return the order of prompts, those of the background first: they win a tie, as if they were the field's class
+        0."""
         return sorted(range(len(self._groups)), key=lambda index: self._groups[index] >= 0)
 
     @cached_property
     def _groups(self) -> tuple[int, ...]:
-        """For each prompt the index of its label, −1 for background."""
+        """Return the index of each prompt's label, −1 for background."""
         return self._vocabulary.groups
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
-        """The indices of each label's prompts."""
+        """Return the indices of each label's prompts."""
         return self._vocabulary.by_label(range(len(self._groups)))
 
     def _label_map(self, index: int) -> Tensor:
-        """The maximum over a label's prompts at each pixel, `(y, x)`."""
+        """Return the maximum over a label's prompts at each pixel, `(y, x)`."""
         return reduce(torch.maximum, map(self._prompt_map, self._prompts[index]))
 
     def _prompt_map(self, index: int) -> Tensor:
@@ -527,7 +529,7 @@ class Localization:
         return upsampled if self.refiner is None else self.refiner(upsampled)
 
     def _stretch(self, scale: str) -> Callable[[Tensor], Tensor]:
-        """What brings a map of cosines to a scale."""
+        """Return the function that brings a map of cosines to a scale."""
         if scale not in SCALES:
             raise InputError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}")
         return {"minmax": readout.min_max, "cosine": lambda cosine: cosine, "probability": self._probability}[scale]

@@ -20,7 +20,7 @@ from open_gem.tensors import at_least_float32
 from open_gem.types import Grid
 
 ROWS = 1024
-"""Most rows of an affinity map that `external` holds at a time, over all images of a batch."""
+"""Maximum number of rows of an affinity map that `external` holds at a time, over all images of a batch."""
 
 
 class Heads(NamedTuple):
@@ -32,13 +32,13 @@ class Heads(NamedTuple):
 
 
 def query_key(heads: Heads) -> Float[Tensor, "b h n c"]:
-    """The attention the model was trained with: softmax(q kᵀ / √c) v."""
+    """Attend as the model was trained: softmax(q kᵀ / √c) v."""
     attend = native.query_key if native.fits(heads.q.shape[-1] ** -0.5, *heads) else scaled_dot_product_attention
     return attend(*heads)
 
 
 def identity(heads: Heads) -> Float[Tensor, "b h n c"]:
-    """Every token attends to itself alone (MaskCLIP): the values as they are."""
+    """Return the values as they are: every token attends to itself alone (MaskCLIP)."""
     return heads.v
 
 
@@ -51,7 +51,7 @@ def self_self(
     iterations: int,
     bias: Tensor | None = None,
 ) -> Float[Tensor, "b h n c"]:
-    """Self-self attention (paper eqs. 2–6): the mean over `projections` p of softmax(p pᵀ / τ + bias) values.
+    """Attend by self-self attention (paper eqs. 2–6): the mean over `projections` p of softmax(p pᵀ / τ + bias) values.
 
     projections          of q, k and v, those that take part
     inverse_temperature  1/τ: a number, or one per image, `(b, 1, 1, 1)`
@@ -78,7 +78,7 @@ def self_self(
 
 
 def adaptive_inverse_temperature(normed: Float[Tensor, "b n d"], head_width: int) -> Float[Tensor, "b 1 1 1"]:
-    """1/τ of section 4.1, one value an image, shape `(b, 1, 1, 1)`.
+    """Return 1/τ of section 4.1, one value an image, shape `(b, 1, 1, 1)`.
 
     τ = N √c / Σᵢ‖xᵢ‖ with x = `normed` `(b, n, d)`, the block's input after its first norm, over all N tokens, [CLS]
     included. The paper's √d is the *head* width c, as the published code has it.
@@ -88,7 +88,7 @@ def adaptive_inverse_temperature(normed: Float[Tensor, "b n d"], head_width: int
 
 
 def gaussian(grid: Grid, prefix: int, std: float) -> Float[Tensor, "n n"]:
-    """NACLIP's bias ω for patches on `grid` after `prefix` other tokens: `(n, n)`, float32.
+    """Return NACLIP's bias ω for patches on `grid` after `prefix` other tokens: `(n, n)`, float32.
 
     exp(−(Δrow² + Δcol²) / 2 std²) between two patches, `std` in patches; 0 where a prefix token is involved.
     """
@@ -104,7 +104,7 @@ def gaussian(grid: Grid, prefix: int, std: float) -> Float[Tensor, "n n"]:
 def external(
     expert: Float[Tensor, "b m e"], values: Float[Tensor, "b h m c"], *, gamma: float = 3.0, beta: float = 1.2
 ) -> Float[Tensor, "b h m c"]:
-    """Attention that another model's tokens decide (ProxyCLIP): softmax(γ (S − β mean S)), pairs below 0 left out.
+    """Attend by another model's tokens (ProxyCLIP): softmax(γ (S − β mean S)) values, pairs below 0 left out.
 
     expert  `(b, m, e)`: its patch tokens F, of any norm. S = F̂F̂ᵀ are their cosines; mean S is over all pairs of one
             image, as in the later published code (the earlier took it over the batch: the same for one image)
@@ -129,7 +129,7 @@ def external(
 
 
 def resize_values(values: Float[Tensor, "b h n c"], grid: Grid, to: Grid) -> Float[Tensor, "b h m c"]:
-    """Values `(b, h, r·k, c)` of patches on `grid`, resized to another grid over the same image.
+    """Resize values `(b, h, r·k, c)` of patches on `grid` to another grid over the same image.
 
     Bilinear, corners not aligned, without antialias, as ProxyCLIP has it; in float32 at least. As they are where the
     grids are equal.
@@ -142,5 +142,6 @@ def resize_values(values: Float[Tensor, "b h n c"], grid: Grid, to: Grid) -> Flo
 
 
 def to_unit(p: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h n c"]:
-    """Unit norm per head; the norm in float32, since in float16 the guard against zero vectors is zero itself."""
+    """Normalise to unit norm per head; the norm in float32, since in float16 the guard against zero vectors is itself
+    zero."""
     return unit(at_least_float32(p), dim=-1).to(p.dtype)

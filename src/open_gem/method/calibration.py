@@ -20,12 +20,12 @@ TIE = 1e-4
 
 
 def by_strips(compute: Callable[[Tensor], Tensor], rows: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
-    """`compute` of `rows`, a few at a time, so that n values for each row fit into `STRIP`."""
+    """Return `compute(rows)`, computed a few rows at a time, so that n values for each row fit into `STRIP`."""
     return torch.cat([compute(strip) for strip in rows.split(max(1, STRIP // len(rows)))])
 
 
 def outliers(tokens: Float[Tensor, "n d"], neighbors: int = 30, share: float = 0.05) -> Bool[Tensor, " n"]:
-    """The `share` of tokens with the largest local outlier factor, on squared distances to `neighbors` others.
+    """Return the `share` of tokens with the largest local outlier factor, on squared distances to `neighbors` others.
 
     A token is an outlier if its surroundings are much less dense than those of its neighbours. Equal tokens have
     factor 1. Fewer tokens than `neighbors` are all neighbours of each other.
@@ -45,7 +45,8 @@ def outliers(tokens: Float[Tensor, "n d"], neighbors: int = 30, share: float = 0
 
 
 def repair(tokens: Float[Tensor, "n d"], grid: Grid, wrong: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    """Tokens with each of the `wrong` ones replaced by the mean of its good neighbours in 3×3 patches, if any."""
+    """Return tokens with each of the `wrong` ones replaced by the mean of its good neighbours in 3×3 patches, if
+    any."""
     good = (~wrong).to(tokens)
     kernel = tokens.new_ones(1, 1, 3, 3)
     values = (tokens * good[:, None]).T.unflatten(-1, tuple(grid))[:, None]
@@ -55,7 +56,8 @@ def repair(tokens: Float[Tensor, "n d"], grid: Grid, wrong: Bool[Tensor, " n"]) 
 
 
 def aggregate(tokens: Float[Tensor, "n d"], guide: Float[Tensor, "n f"], least: float = 0.4) -> Float[Tensor, "n d"]:
-    """Each token's mean over all tokens, weighted by the cosines of `guide`; those below `least` have no weight."""
+    """Return each token's mean over all tokens, weighted by the cosines of `guide`; those below `least` have no
+    weight."""
     unit = normalize(guide, dim=-1)
 
     def strip(queries: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def aggregate(tokens: Float[Tensor, "n d"], guide: Float[Tensor, "n f"], least: 
 
 
 def correlate(values: Float[Tensor, "n d"], guide: Float[Tensor, "n f"], scale: float) -> Float[Tensor, "n d"]:
-    """softmax(scale · (S − mean S), pairs below the mean left out) `values`, with S the cosines of `guide`."""
+    """Return softmax(scale · (S − mean S), pairs below the mean left out) `values`, with S the cosines of `guide`."""
     unit = normalize(guide, dim=-1)
     mean = unit.mean(dim=0).square().sum()  # of all pairs: ‖mean of unit vectors‖²
 
@@ -81,7 +83,7 @@ def correlate(values: Float[Tensor, "n d"], guide: Float[Tensor, "n f"], scale: 
 def attend_by_direction(
     tokens: Float[Tensor, "b h n c"], values: Float[Tensor, "b h n c"], scale: float
 ) -> Float[Tensor, "b h n c"]:
-    """softmax(scale · S, negatives left out) `values`, with S the cosines of `tokens`, head by head."""
+    """Return softmax(scale · S, negatives left out) `values`, with S the cosines of `tokens`, head by head."""
     unit = normalize(tokens, dim=-1)
     keys = unit.transpose(-2, -1)
 

@@ -32,7 +32,7 @@ class Clusters(NamedTuple):
 
 @without_autocast()
 def spherical_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations: int = 20) -> Clusters:
-    """k-means by cosine of points `(..., n, c)`, from k-means++ seeds, until no label changes or after `iterations`.
+    """Cluster points `(..., n, c)` by cosine, from k-means++ seeds, until no label changes or after `iterations`.
 
     The random numbers are the same for every element of the batch, so an image has the same clusters in any batch; the
     global random state does not change. A cluster that loses all its points takes the one least similar to its own
@@ -55,7 +55,8 @@ def spherical_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations
 
 @without_autocast()
 def means(values: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """The mean μ of each cluster's values as they are (eq. 10): `(..., n, c)`, labels `(..., n)` → `(..., k, c)`.
+    """Return the mean μ of each cluster's values as they are (eq. 10): `(..., n, c)`, labels `(..., n)` → `(..., k,
+    c)`.
 
     Values need not be the clustered points. A label without values has mean 0. Sums are in float32 at least; the result
     has the type of the values.
@@ -66,7 +67,7 @@ def means(values: Tensor, labels: Tensor, clusters: int) -> Tensor:
 
 
 def draw_seeds(units: Tensor, draws: Tensor) -> Tensor:
-    """k-means++: directions `(b, k, c)` of points drawn in turn.
+    """Draw k-means++ seeds: directions `(b, k, c)` of points drawn in turn.
 
     Probabilities are proportional to 1 − cosine with the nearest seed so far, which is half the squared distance.
     `draws` `(k, n)` are exponentially distributed: for weights w, argmax(w / draw) is i with probability wᵢ / Σw.
@@ -82,7 +83,7 @@ def draw_seeds(units: Tensor, draws: Tensor) -> Tensor:
 
 
 def lloyd(units: Tensor, directions: Tensor, iterations: int) -> Clusters:
-    """Lloyd's algorithm: assign and average in turn, unit-norm points `(b, n, c)` from directions `(b, k, c)`."""
+    """Run Lloyd's algorithm: assign and average in turn, unit-norm points `(b, n, c)` from directions `(b, k, c)`."""
     labels = torch.empty(0, dtype=torch.int64, device=units.device)
     for _ in range(iterations):
         nearest = assign(units, directions)
@@ -94,7 +95,8 @@ def lloyd(units: Tensor, directions: Tensor, iterations: int) -> Clusters:
 
 
 def assign(units: Tensor, directions: Tensor) -> Tensor:
-    """The most similar direction of each point, the first among equals, as labels `(b, n)` with no cluster empty."""
+    """Assign the most similar direction to each point, the first among equals: labels `(b, n)` with no cluster
+    empty."""
     cosines, labels = (directions @ units.transpose(1, 2)).max(dim=1)
     members = _members(labels, directions.shape[1])
     empty = ~members.any(dim=-1)
@@ -102,7 +104,7 @@ def assign(units: Tensor, directions: Tensor) -> Tensor:
 
 
 def _fill(units: Tensor, cosines: Tensor, labels: Tensor, members: Tensor, empty: Tensor) -> Tensor:
-    """Labels with one point moved to each empty cluster: those least similar to their own direction go first.
+    """Return labels with one point moved to each empty cluster: those least similar to their own direction go first.
 
     The most similar point of every cluster stays, so that none is emptied to fill another. Elements of the batch
     without an empty cluster keep their labels.
@@ -118,24 +120,24 @@ def _fill(units: Tensor, cosines: Tensor, labels: Tensor, members: Tensor, empty
 
 
 def _directions(units: Tensor, labels: Tensor, before: Tensor) -> Tensor:
-    """The normalised sum of each cluster's points; the direction `before` if they cancel out."""
+    """Return the normalised sum of each cluster's points; the direction `before` if they cancel out."""
     sums = _members(labels, before.shape[1]).to(units.dtype) @ units
     lengths = sums.norm(dim=-1, keepdim=True)
     return torch.where(lengths > TINY, sums / lengths.clamp(min=TINY), before)
 
 
 def _members(labels: Tensor, clusters: int) -> Tensor:
-    """Members of each cluster: labels `(..., n)` → `(..., k, n)` bool."""
+    """Return the members of each cluster: labels `(..., n)` → `(..., k, n)` bool."""
     return labels[..., None, :] == torch.arange(clusters, dtype=torch.int64, device=labels.device)[:, None]
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator of random numbers on the CPU. Raises InputError for an impossible seed."""
+    """Return a generator of random numbers on the CPU. Raises InputError for an impossible seed."""
     if not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def to_unit(points: Tensor) -> Tensor:
-    """Points at unit norm, in float32 at least; a vector of zeros stays one."""
+    """Normalise points to unit norm, in float32 at least; a vector of zeros stays one."""
     return normalize(at_least_float32(points), dim=-1)

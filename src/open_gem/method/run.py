@@ -1,4 +1,4 @@
-"""The method: read any number of dense methods out of one untouched forward pass.
+"""The method: reads any number of dense methods out of one untouched forward pass.
 
 Alongside the last blocks of a frozen vision transformer runs a second stream. At each of these blocks it reads what the
 host reads, ln_1(x) of the *host's* stream, mixes the values in its own way and adds the result to itself:
@@ -34,7 +34,7 @@ from open_gem.types import Grid, Size
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What one method makes of images of one size, before any prompt: a value to keep, share and ask again.
+    """The features that one method makes of images of one size, before any prompt: a value to keep, share and reuse.
 
     tokens    `(b, prefix + r·k, e)` in the joint space, not normalised
     grid      r×k patches
@@ -60,7 +60,7 @@ class Encoded:
     source: Image.Image | None = None
 
     def image(self, index: int) -> "Encoded":
-        """That of one image of the batch, as a batch of one."""
+        """Return the features of one image of the batch, as a batch of one."""
         return self._each(lambda tensor: tensor[index : index + 1])
 
     @property
@@ -74,11 +74,11 @@ class Encoded:
         return sum(tensor.nbytes for tensor in self._tensors())
 
     def similarity(self, text: Float[Tensor, "p e"]) -> Float[Tensor, "b p r k"]:
-        """Cosines of each patch with `text` `(p, e)`, float32 at least."""
+        """Return cosines of each patch with `text` `(p, e)`, float32 at least."""
         return similarity(self.patches, text).unflatten(-1, tuple(self.grid))
 
     def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
-        """Cosines with `text`, adjusted as `(b, p, r, k)`, as maps of the one image that there is.
+        """Return cosines with `text`, adjusted as `(b, p, r, k)`, as maps of the single image.
 
         Raises InputError for several images.
         """
@@ -87,7 +87,7 @@ class Encoded:
         return adjust(self.similarity(text))[0]
 
     def stepped(self, steps: Sequence[Step]) -> "Encoded":
-        """After `steps`, image by image; without prefix tokens if there are any."""
+        """Apply `steps`, image by image; without prefix tokens if there are any steps."""
         if not steps:
             return self
         features = []
@@ -98,11 +98,11 @@ class Encoded:
         return replace(self, tokens=torch.stack(features), prefix=0)
 
     def to(self, device: torch.device | str) -> "Encoded":
-        """The same on another device."""
+        """Move to another device."""
         return self._each(lambda tensor: tensor.to(device))
 
     def clone(self) -> "Encoded":
-        """A copy that shares no memory, such as one image that must not keep its whole batch alive."""
+        """Return a copy that shares no memory, such as for one image that must not keep its whole batch alive."""
         return self._each(torch.clone)
 
     def _tensors(self) -> Iterator[Tensor]:
@@ -122,7 +122,7 @@ class Encoded:
 
 
 def check_depth(method: Method, layers: int, label: str = "the method") -> None:
-    """Raises MethodError if the method, called `label`, is deeper than a tower of `layers` blocks, or borrows from
+    """Raise MethodError if the method, called `label`, is deeper than a tower of `layers` blocks, or borrows from
     blocks that come after it."""
     deepest = method.deepest(layers)
     if method.depth > layers:
@@ -220,7 +220,7 @@ def run(
 
 
 def _check_finite(tower: VisionTower, pixels: Tensor, features: Sequence[Tensor]) -> None:
-    """Raises NotFiniteError for features that are no numbers; InputError if the pixels are none."""
+    """Raise NotFiniteError for features that are not finite; InputError if the pixels are not."""
     try:
         check_finite("features", tower, *features)
     except NotFiniteError:
@@ -230,7 +230,7 @@ def _check_finite(tower: VisionTower, pixels: Tensor, features: Sequence[Tensor]
 
 
 def _forward_fused(block: Block, x: Tensor, heads: Heads) -> Tensor:
-    """The host's block in fused kernels: what `block.forward` computes, from q, k, v that are already there."""
+    """Run the host's block in fused kernels: what `block.forward` computes, from existing q, k and v."""
     x = block.out(attention.query_key(heads)).add_(x)
     return block.mlp(x).add_(x)
 

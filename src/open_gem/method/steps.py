@@ -1,4 +1,4 @@
-"""Steps: what is done to patch features after the attention, once the windows of an image are merged.
+"""Steps: functions on patch features after the attention, once the windows of an image are merged.
 
 A step is a frozen dataclass with settings of its own; a `Method` holds a tuple of them. To add one: a class here, and a
 row of `STEPS`.
@@ -30,7 +30,7 @@ DENSE = 4096
 
 @dataclass(frozen=True, eq=False)
 class StepContext:
-    """What a step may look at beside the features of one image.
+    """What a step may read in addition to the features of one image.
 
     grid    of the patches, row by row
     taps    patch tokens of the host after each block that `Step.taps` names, `(r·k, d)`, by its number from 1
@@ -45,14 +45,15 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """Patch features of one image `(r·k, e)` → features of the same shape."""
+    """A function on patch features of one image: `(r·k, e)` → features of the same shape."""
 
     @abstractmethod
     def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
-        """The features after this step, `(r·k, e)`."""
+        """Return the features after this step, `(r·k, e)`."""
 
     def taps(self, layers: int) -> range:
-        """Blocks, by their numbers from 1, after which this step needs the host's tokens: `StepContext.taps`."""
+        """Return the blocks, by their numbers from 1, after which this step needs the host's tokens:
+        `StepContext.taps`."""
         return range(0)
 
     @property
@@ -61,7 +62,7 @@ class Step(ABC):
         return False
 
     def describe(self) -> dict[str, Any]:
-        """The step's name and settings, as values that JSON can hold."""
+        """Return the step's name and settings, as values that JSON can hold."""
         return {"step": type(self).__name__, **asdict(self)}
 
 
@@ -137,18 +138,18 @@ class Lposs(Step):
 
 
 STEPS: Mapping[str, Callable[[], Step]] = {"scga": Scga, "lposs": Lposs}
-"""Names of steps → what makes them with their usual settings."""
+"""Names of steps → functions that make them with their usual settings."""
 
 
 def find_step(name: str) -> Step:
-    """The step called `name`, with its usual settings. Raises MethodError that lists the known ones."""
+    """Return the step called `name`, with its usual settings. Raises MethodError that lists the known ones."""
     if name not in STEPS:
         raise MethodError(f"unknown step {name!r}{did_you_mean(name, STEPS)}; known: {', '.join(STEPS)}")
     return STEPS[name]()
 
 
 def scga(features: Float[Tensor, "n e"], scale: float = 10.0) -> Float[Tensor, "n e"]:
-    """F ← softmax(scale · (S − mean S), pairs below the mean left out) F, with S the cosines of F `(n, e)`.
+    """Return softmax(scale · (S − mean S), pairs below the mean left out) F, with S the cosines of F `(n, e)`.
 
     RADSeg's step on a stitched feature map. Memory grows with n, not n². The
     result has the type of `features`, computed in float32 at least.
@@ -172,7 +173,7 @@ def lposs(
     iterations: int = 10,
     tolerance: float = 1e-6,
 ) -> Float[Tensor, "n c"]:
-    """Labels propagated over one graph of the patches of all windows: (I − α W) P = `logits`, as LPOSS has it.
+    """Propagate labels over one graph of the patches of all windows: (I − α W) P = `logits`, as LPOSS does.
 
     W is symmetric and normalised, D^-½ (A + Aᵀ) D^-½ without its diagonal, and A holds max(0, cosine)^γ ·
     exp(−σ · distance in pixels) for the `k` patches most similar to each. Conjugate gradients from 0, every column by
@@ -196,7 +197,7 @@ def lposs(
 
 
 def _graph(features: Tensor, places: Float[Tensor, "n 2"], k: int, gamma: float, sigma: float) -> Tensor:
-    """A + Aᵀ of `lposs` without its diagonal, `(n, n)`; sparse for more than `DENSE` patches."""
+    """Return A + Aᵀ of `lposs` without its diagonal, `(n, n)`; sparse for more than `DENSE` patches."""
     count = len(features)
     every = torch.arange(count, dtype=torch.int64, device=features.device)
 
@@ -220,7 +221,8 @@ def _graph(features: Tensor, places: Float[Tensor, "n 2"], k: int, gamma: float,
 def _solve(
     operator: Callable[[Tensor], Tensor], target: Float[Tensor, "n c"], iterations: int, tolerance: float
 ) -> Float[Tensor, "n c"]:
-    """Conjugate gradients from 0, each column with step sizes of its own; a column that has converged stays."""
+    """Solve by conjugate gradients from 0, each column with step sizes of its own; a column that has converged
+    stays."""
     solution, residual = torch.zeros_like(target), target.clone()
     direction, energy = residual.clone(), residual.square().sum(dim=0)
     enough = tolerance**2 * energy

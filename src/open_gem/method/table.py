@@ -39,7 +39,7 @@ def _names(value: Any) -> set[str]:
 
 
 def _check(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-    """Raises MethodError for a setting of `owner` that does not fit."""
+    """Raise MethodError for a setting of `owner` that does not fit."""
     value = getattr(owner, name)
     if not fits(value):
         raise MethodError(f"{name} is {value!r}, expected {expected}")
@@ -58,7 +58,7 @@ def _is_temperature(value: Any) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """The value itself if JSON can hold it, a NumPy number as Python's, else its `repr`."""
+    """Return the value itself if JSON can hold it, a NumPy number as Python's, else its `repr`."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
         return json.loads(to_json(value))
@@ -71,7 +71,7 @@ def _json_value(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class BlockContext:
-    """What an attention variant may look at beside q, k and v: one block of the host, one batch of images.
+    """What an attention variant may read in addition to q, k and v: one block of the host, one batch of images.
 
     normed    ln_1 of the host's stream, `(b, n, d)`
     pixels    the host's input, `(b, 3, y, x)`, normalised as its checkpoint wants it
@@ -93,18 +93,18 @@ class BlockContext:
     _cache: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def cached(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The result of `compute`, computed once in this block for each `key`, however many methods need it."""
+        """Return the result of `compute`, computed once in this block for each `key`, for all methods."""
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
 
     def known(self, key: Hashable) -> Tensor | None:
-        """What `cached` has for `key`, if some method needed it already."""
+        """Return the cached value for `key`, if some method has computed it already."""
         return self._cache.get(key)
 
 
 class TokenGrid(NamedTuple):
-    """Where tokens are: patches on `grid`, row by row, after `prefix` other tokens."""
+    """The layout of tokens: patches on `grid`, row by row, after `prefix` other tokens."""
 
     grid: Grid
     prefix: int
@@ -120,18 +120,20 @@ class Attention(ABC):
 
     @abstractmethod
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        """The mixed values `(b, h, n, c)`."""
+        """Return the mixed values `(b, h, n, c)`."""
 
     def borrows(self, layers: int) -> range:
-        """The earlier blocks, of a host that has `layers`, whose q, k and v `BlockContext.borrowed` must hold."""
+        """Return the earlier blocks, of a host that has `layers`, whose q, k and v `BlockContext.borrowed` must
+        hold."""
         return range(0)
 
     def taps(self, layers: int) -> range:
-        """The earlier blocks, by their numbers from 1, after which `BlockContext.taps` must hold the host's stream."""
+        """Return the earlier blocks, by their numbers from 1, after which `BlockContext.taps` must hold the host's
+        stream."""
         return range(0)
 
     def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
-        """What the block adds to the method's stream: the mixed values through its output projection."""
+        """Return what the block adds to the method's stream: the mixed values through its output projection."""
         return block.out(self(heads, context))
 
     @property
@@ -140,16 +142,17 @@ class Attention(ABC):
         return False
 
     def layout(self, size: Size) -> TokenGrid | None:
-        """The grid that mixed values lie on, for pixels of `size`; None for the host's own."""
+        """Return the grid that mixed values lie on, for pixels of `size`; None for the host's own."""
         return None
 
     def rescaled(self: A, factor: float) -> A:
-        """The same variant with its *adaptive* temperature multiplied by `factor`; others as they are."""
+        """Return the variant with its *adaptive* temperature multiplied by `factor`; others as they are."""
         return self
 
     @property
     def order(self) -> int:
-        """Attentions with higher ones come later in a block, so that they can reuse what others have computed."""
+        """Position in a block: attentions with higher ones come later, so that they can reuse what others have
+        computed."""
         return 0
 
     @property
@@ -158,7 +161,7 @@ class Attention(ABC):
         return False
 
     def describe(self) -> dict[str, Any]:
-        """The variant's name and its settings, as values that JSON can hold."""
+        """Return the variant's name and its settings, as values that JSON can hold."""
         settings = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return {"attention": type(self).__name__} | {name: _json_value(value) for name, value in settings.items()}
 
@@ -203,7 +206,7 @@ class Tempered(Attention):
         return self.temperature == "adaptive"
 
     def inverse_temperature(self, heads: Heads, context: BlockContext) -> Tensor | float:
-        """1/τ: a number, or one an image, `(b, 1, 1, 1)`."""
+        """Return 1/τ: a number, or one an image, `(b, 1, 1, 1)`."""
         head_width = heads.q.shape[-1]
         match self.temperature:
             case "adaptive":
@@ -254,7 +257,7 @@ class SelfSelf(Tempered):
         return mean * len(self.projections) if self.combine == "sum" else mean
 
     def _key(self, projections: str) -> Hashable:
-        """What decides the mean over these projections, whether a subclass or another `combine` needs it."""
+        """Return what decides the mean over these projections, independent of subclass and `combine`."""
         temperature = self.temperature, self.temperature_scale
         return "self-self", projections, self.normalize, temperature, self.iterations, self.gaussian
 
@@ -355,7 +358,7 @@ class Recursive(Attention):
         _check(self, "scale", is_positive, "a number above 0")
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        """The first half: the attention that the model was trained with."""
+        """Return the first half: the attention that the model was trained with."""
         return attention.query_key(heads)
 
     def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
@@ -406,7 +409,7 @@ class SelfCalibrated(Attention):
         return range(_share_of(layers, 4), layers)
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        """½ softmax(k kᵀ/√c) v: the half of the mix that needs no other block."""
+        """Return ½ softmax(k kᵀ/√c) v: the half of the mix that needs no other block."""
         return attention.query_key(Heads(heads.k, heads.k, heads.v)) / 2
 
     def update(self, block: Block, heads: Heads, context: BlockContext) -> Float[Tensor, "b n d"]:
@@ -415,7 +418,7 @@ class SelfCalibrated(Attention):
         return torch.cat([last[:, : context.prefix], torch.stack(images).to(last)], dim=1)
 
     def _update_image(self, block: Block, context: BlockContext, index: int) -> Float[Tensor, "n d"]:
-        """The patches `(r·k, d)` of one image: outliers and mean cosines are an image's own."""
+        """Return the update of the patches `(r·k, d)` of one image: outliers and mean cosines are an image's own."""
         first, middle, end = (_share_of(context.layers, number) for number in (4, 9, 10))
         taps = {number: at_least_float32(tokens[index]) for number, tokens in context.taps.items()}
         patches = {number: tokens[context.prefix :] for number, tokens in taps.items()}
@@ -431,7 +434,7 @@ class SelfCalibrated(Attention):
         return sum(aggregate(part, patches[first], self.least) for part in parts)  # pyright: ignore[reportReturnType]
 
     def _attend(self, block: Block, context: BlockContext, prefix: Tensor, patches: Tensor, guide: Tensor) -> Tensor:
-        """The calibrated attention over `patches`, with the share of [CLS], the first of the `prefix` tokens."""
+        """Return the calibrated attention over `patches`, with the share of [CLS], the first of the `prefix` tokens."""
         tokens = torch.cat([prefix, patches]).to(context.normed.dtype)[None]
         heads = Heads(*(part[:, :, context.prefix :] for part in block.qkv(block.norm(tokens))))
         values = at_least_float32(heads.v[0]).transpose(0, 1)  # (r·k, h, c)
@@ -441,7 +444,7 @@ class SelfCalibrated(Attention):
 
 
 def _share_of(layers: int, number: int) -> int:
-    """The block of a host of `layers` blocks that lies where block `number` lies among 12, before the last."""
+    """Return the block, of a host with `layers` blocks, at the place of block `number` among 12, before the last."""
     return min(max(1, round(layers * number / 12)), layers - 1)
 
 
@@ -484,7 +487,7 @@ class Method:
         return self.attention == QUERY_KEY and self.residual and self.mlp
 
     def replace(self, **settings: Any) -> "Method":
-        """A copy with other settings, of the method or of its attention: `gem.replace(depth=4, iterations=0)`.
+        """Return a copy with other settings, of the method or of its attention: `gem.replace(depth=4, iterations=0)`.
 
         Raises MethodError for a setting that neither has, or a value that makes no sense.
         """
@@ -497,22 +500,22 @@ class Method:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Names of the settings that have an effect, of the method and of its attention."""
+        """Return the names of the settings that have an effect, of the method and of its attention."""
         own = [name for name in ("depth", "residual", "mlp", "steps") if not (self.is_host and name == "depth")]
         return (*own, *sorted(_names(self.attention) - {"function"}))
 
     def deepest(self, layers: int) -> int:
-        """The greatest depth on a tower of `layers` blocks: borrowed blocks come before those that change."""
+        """Return the greatest depth on a tower of `layers` blocks: borrowed blocks come before those that change."""
         borrowed = self.attention.borrows(layers)
         return layers - borrowed[-1] if borrowed else layers
 
     def fitted(self, layers: int) -> "Method":
-        """The same settings, no deeper than a tower of `layers` blocks allows: for a depth that nobody asked for."""
+        """Return the settings, no deeper than a tower of `layers` blocks allows: for a depth that nobody requested."""
         deepest = self.deepest(layers)
         return self if self.depth <= deepest else replace(self, depth=deepest)
 
     def describe(self) -> dict[str, Any]:
-        """The settings as values that JSON can hold."""
+        """Return the settings as values that JSON can hold."""
         steps = [step.describe() for step in self.steps]
         own = {"depth": self.depth, "residual": self.residual, "mlp": self.mlp}
         return self.attention.describe() | own | ({"steps": steps} if steps else {})
@@ -567,11 +570,12 @@ METHODS: dict[str, Method] = {
 
 
 PROXYCLIP = "proxyclip:"
-"""Before the name of an expert (`towers.dino`) the name of a method, made when it is asked for."""
+"""Prefix of an expert's name (`towers.dino`) in the name of a method, which is made on request."""
 
 
 def check_name(name: str) -> str:
-    """The name itself, of a row of `METHODS`, or "proxyclip:" and an expert's. Raises MethodError for another."""
+    """Return the name itself, of a row of `METHODS`, or "proxyclip:" and an expert's. Raises MethodError for
+    another."""
     if name.removesuffix(":") == PROXYCLIP.removesuffix(":"):
         raise MethodError(f'{name!r} names no expert, expected for example "{PROXYCLIP}facebook/dino-vitb8"')
     if not name.startswith(PROXYCLIP):
@@ -580,7 +584,7 @@ def check_name(name: str) -> str:
 
 
 def find_method(name: str) -> Method:
-    """The row of `METHODS` called `name`. Raises MethodError that lists the known ones."""
+    """Return the row of `METHODS` called `name`. Raises MethodError that lists the known ones."""
     if name in METHODS:
         return METHODS[name]
     raise MethodError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")

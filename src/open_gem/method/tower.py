@@ -1,4 +1,4 @@
-"""What the method section needs of a model: its vision tower, block by block."""
+"""The interface of a vision tower, block by block, that the method section needs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -43,18 +43,18 @@ class VisionTower(ABC):
 
     @abstractmethod
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
-        """Pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
+        """Embed pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
 
         Pixels come from any device and in any float type. Raises InputError where they do not fit.
         """
 
     @abstractmethod
     def blocks(self, grid: Grid) -> Sequence[Block]:
-        """The blocks, for tokens on `grid` (which matters where attention itself knows positions)."""
+        """Return the blocks, for tokens on `grid` (which matters if attention itself knows positions)."""
 
     @abstractmethod
     def project(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        """Each token's place in the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
+        """Project each token to the joint space: `(b, n, d)` → `(b, n, e)`, not normalised.
 
         What the head makes of that token alone. Where it takes a token or the mean of tokens, that is its norm and
         projection; if it pools by attention, see `docs/explanation/joint-space.md`.
@@ -62,4 +62,4 @@ class VisionTower(ABC):
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """The image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
+        """Pool tokens to the image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""

@@ -1,4 +1,4 @@
-"""Self-self attention seen as clustering (paper section 4.2, A.1, A.2): what becomes of vectors, and their clusters."""
+"""Self-self attention as clustering (paper section 4.2, A.1, A.2): the moved vectors, and their clusters."""
 
 import math
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class SelfSelf(NamedTuple):
 
 @without_autocast()
 def self_self_clustering(points: Tensor, iterations: int, temperature: float) -> SelfSelf:
-    """K steps of normalised self-self attention (eq. 3) at temperature τ (eq. 5) of points `(n, c)`.
+    """Run K steps of normalised self-self attention (eq. 3) at temperature τ (eq. 5) on points `(n, c)`.
 
     More iterations and a higher temperature make fewer, larger clusters. Computes in float32 at least. Raises
     InputError for points that are no matrix of finite numbers, a negative number of iterations, or a temperature that
@@ -49,7 +49,8 @@ def _attention(units: Tensor, temperature: float) -> Tensor:
 
 
 def random_vectors(count: int = 20, width: int = 16, seed: int = 0) -> Tensor:
-    """The vectors of the paper's simulation (section 4.2): x ~ N(0, I) through a random linear map, at unit norm.
+    """Return the vectors of the paper's simulation (section 4.2): x ~ N(0, I) through a random linear map, at unit
+    norm.
 
     `(count, width)`, in float64, so that results do not depend on a machine's rounding. The entries of the map are
     ~ N(0, 1 / width). Raises InputError for sizes that are not 1 to 4096, or an impossible seed.
@@ -65,7 +66,7 @@ def random_vectors(count: int = 20, width: int = 16, seed: int = 0) -> Tensor:
 
 @without_autocast()
 def components(vectors: Tensor, similarity: float = 0.95) -> Tensor:
-    """Clusters as connected components: labels `(n,)` int64 of vectors `(n, c)`, numbered by first appearance.
+    """Return clusters as connected components: labels `(n,)` int64 of vectors `(n, c)`, numbered by first appearance.
 
     Two vectors are connected if their cosine is above `similarity`. Raises InputError for vectors that are no matrix of
     finite numbers.
@@ -80,7 +81,8 @@ def components(vectors: Tensor, similarity: float = 0.95) -> Tensor:
 
 @without_autocast()
 def block_order(vectors: Tensor) -> Tensor:
-    """An order `(n,)` int64 of vectors `(n, c)` in which similar ones are neighbours, for a block-diagonal matrix.
+    """Return an order `(n,)` int64 of vectors `(n, c)` in which similar ones are neighbours, for a block-diagonal
+    matrix.
 
     The leaves of single linkage by cosine, so that each cluster of `components` is contiguous in it. Raises
     InputError for vectors that are no matrix of finite numbers.

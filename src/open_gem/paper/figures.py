@@ -38,7 +38,7 @@ class _Basis(NamedTuple):
     reach: Tensor
 
     def __call__(self, points: Tensor) -> np.ndarray:
-        """Places `(n, 3)`, −1 to 1 for the points the basis was fitted on."""
+        """Return places `(n, 3)`, −1 to 1 for the points the basis was fitted on."""
         return ((points - self.center) @ self.axes / self.reach).numpy()
 
 
@@ -49,7 +49,7 @@ def clustering_figure(
     clusters: Sequence[int] = (10, 7, 4, 2),
     seed: int = 0,
 ) -> Image.Image:
-    """Self-self attention beside k-means on points `(n, c)` (paper Fig. 7; a part of it is Fig. 2).
+    """Draw self-self attention beside k-means on points `(n, c)` (paper Fig. 7; a part of it is Fig. 2).
 
     There is a row for each number of iterations K and a column for each temperature τ; the last row is k-means, from
     `seed`, for each number of clusters. A panel shows the points p^0 on their first two principal components. The
@@ -81,7 +81,8 @@ def clustering_figure(
 def plot(
     series: Mapping[str, Sequence[tuple[float, tuple[float, float, float]]]], title: str = "", axis: str = ""
 ) -> Image.Image:
-    """Curves with bands: each a list of (x, (value, low, high)). The x axis is logarithmic if it spans a factor of 10.
+    """Draw curves with bands: each a list of (x, (value, low, high)). The x axis is logarithmic if it spans a factor of
+    10.
 
     Raises InputError for no curve.
     """
@@ -126,8 +127,8 @@ def _kmeans_panel(start: Tensor, clusters: int, seed: int) -> _Panel:
 
 
 def _principal(points: Tensor) -> _Basis:
-    """Three principal components; missing ones are 0. The largest entry of each is positive, since a decomposition does
-    not determine signs."""
+    """Fit three principal components; missing ones are 0. The largest entry of each is positive, since a decomposition
+    does not determine signs."""
     center = points.mean(dim=0)
     axes = torch.zeros(points.shape[1], 3, dtype=points.dtype, device=points.device)
     principal = torch.linalg.svd(points - center, full_matrices=False).Vh[:3].T
@@ -138,7 +139,7 @@ def _principal(points: Tensor) -> _Basis:
 
 
 def _colors(places: np.ndarray) -> np.ndarray:
-    """Places `(n, 3)` from −1 to 1 as colours `(n, 3)` that differ from the background and from ink."""
+    """Return places `(n, 3)` from −1 to 1 as colours `(n, 3)` that differ from the background and from ink."""
     return 0.48 + 0.4 * np.clip(places, -1, 1)
 
 

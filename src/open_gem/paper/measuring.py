@@ -1,4 +1,4 @@
-"""What experiments need of a model and a data set, from one pass over the data."""
+"""The inputs of experiments from a model and a data set, by one pass over the data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
 
 def jobs(names: Sequence[str], own: bool, splits: Sequence[str], split: str | None) -> list[Job]:
-    """What has to be run for these experiments.
+    """Return the jobs that these experiments need.
 
     own     on the user's own model only, else on all models that the paper has in them
     splits  those of the data set
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 def union(names: Sequence[str], layers: int) -> dict[str, Method]:
-    """Every method that these experiments need, once, by a hash of its settings, sorted by it."""
+    """Return every method that these experiments need, once, by a hash of its settings, sorted by it."""
     needed = {method for name in names for method in EXPERIMENTS[name].rows(layers).values()}
     return dict(sorted((digest(method.describe()), method) for method in needed))
 
@@ -75,7 +75,7 @@ def reproduce(
     progress: Callable[[int], None] = lambda images: None,
     **settings: Any,
 ) -> Outcome:
-    """The scores of every row of each experiment on one model and data set, from one pass over the data.
+    """Measure every row of each experiment on one model and data set, from one pass over the data.
 
     A model that was trained to localize has one row in each, `TRAINED`. Counts are stored below `folder`; `settings` as
     of `evaluation.run.measure`. Raises InputError if no image could be read.

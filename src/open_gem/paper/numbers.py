@@ -58,7 +58,7 @@ _DEPTHS = [f"{depth} block{'s' if depth > 1 else ''}" for depth in range(1, 12)]
 
 
 def _table_1(raw: Sequence[tuple[float, float]], normed: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
-    """K = 0 agrees with the numbers of this table."""
+    """Return the values of Table 1, with which K = 0 agrees."""
     without = {f"{name}, raw": _by_data(*row) for name, row in zip(_PROJECTIONS, raw, strict=True)}
     return without | {f"{name}, norm, K = 0": _by_data(*row) for name, row in zip(_PROJECTIONS, normed, strict=True)}
 
@@ -129,13 +129,13 @@ QUOTED: Mapping[str, Mapping[str, float]] = {
 
 
 def label_of(model: str) -> str | None:
-    """The key in `MODELS` of the model that runs call `model`; None if the paper does not have it."""
+    """Return the key in `MODELS` of the model that runs call `model`; None if the paper does not have it."""
     return next((label for label, row in MODELS.items() if model in row.known), None)
 
 
 def value(table: str, model: str, row: str, dataset: str, split: str, protocol: str) -> float | None:
-    """The paper's value in per cent, or None: it has values on the split "val", by its own protocol or its code's.
-    `model` as runs call it."""
+    """Return the paper's value in per cent, or None: it has values on the split "val", by its own protocol or its
+    code's. `model` as runs call it."""
     if split != "val" or protocol not in ("paper", "official"):
         return None
     rows = TABLES.get(table, {}).get(label_of(model) or "", {})

@@ -34,7 +34,7 @@ class NamedImage(NamedTuple):
 
 
 def named_images(dataset: Dataset, indices: Sequence[int]) -> Iterator[NamedImage]:
-    """Those images that can be read and show at least one named class."""
+    """Yield the images that can be read and show at least one named class."""
     for index in indices:
         sample = dataset[index]
         try:
@@ -46,7 +46,7 @@ def named_images(dataset: Dataset, indices: Sequence[int]) -> Iterator[NamedImag
 
 
 def _fits(dataset: Dataset, sample: Sample | PointSample) -> dict[str, Callable[[Tensor], float]]:
-    """The present classes by name; the largest first if sizes are known."""
+    """Return the present classes by name; the largest first if sizes are known."""
     if isinstance(sample, PointSample):
         xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
         return {
@@ -83,7 +83,7 @@ def _locate(
 def qualitative(
     localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol, *, first: int = 0, count: int = 4
 ) -> Image.Image:
-    """The classes of some images, by four methods side by side, a row for each class."""
+    """Draw the classes of some images, by four methods side by side, a row for each class."""
     localizer, panels = protocol.settle(localizer), []
     for named in named_images(dataset, range(len(dataset))[first : first + count]):
         labels = list(named.fits)[:CLASSES]
@@ -97,7 +97,7 @@ def qualitative(
 
 
 def failures(localizer: AnyLocalizer, dataset: Dataset, protocol: EvalProtocol) -> Image.Image:
-    """Where GEM fails: the classes whose masks fit worst in the first images, worst first, by four methods.
+    """Draw where GEM fails: the classes whose masks fit worst in the first images, worst first, by four methods.
 
     The paper shows two images that it does not name; these are the worst that were measured.
     """

@@ -17,13 +17,13 @@ SEED = ", seed "
 
 
 def title(name: str) -> str:
-    """ "Table 1" of "table1"."""
+    """Return "Table 1" for "table1"."""
     word = name.rstrip("0123456789")
     return f"{word.capitalize()} {name.removeprefix(word)}"
 
 
 def markdown(name: str, outcomes: Sequence[Outcome]) -> str:
-    """An experiment as a table: per cent with 95 % intervals, and the paper's values with the difference.
+    """Return an experiment as a table: per cent with 95 % intervals, and the paper's values with the difference.
 
     The paper's values are shown for the same model, data, split and protocol only; those of Table 3 that it quotes from
     others are quoted.
@@ -66,7 +66,7 @@ def _rows(name: str, outcome: Outcome, shown: Sequence[str], prefix: str) -> Ite
 
 
 def _over_seeds(rows: Scores, shown: Sequence[str]) -> Iterator[list[str]]:
-    """Rows that differ in their seed alone as one row: mean and standard deviation over seeds."""
+    """Merge rows that differ in their seed alone: mean and standard deviation over seeds."""
     by_seed: dict[str, list[Mapping[str, Estimate]]] = {}
     for row, scores in rows.items():
         by_seed.setdefault(row.partition(SEED)[0], []).append(scores)
@@ -85,7 +85,7 @@ def _quoted(dataset: str, shown: Sequence[str]) -> Iterator[list[str]]:
 
 
 def curves(name: str, outcomes: Sequence[Outcome]) -> dict[str, Image.Image]:
-    """A figure's plots by the names of their files; none for a table."""
+    """Return a figure's plots by the names of their files; none for a table."""
     outcomes = [outcome for outcome in outcomes if name in outcome.rows]
     return {
         ".".join(filter(None, (name, plotted.name, score))): _draw(name, plotted, score, outcomes)

@@ -59,20 +59,20 @@ class RunTable(NamedTuple):
 
 
 def tables(runs: Iterable[Run]) -> list[RunTable]:
-    """A table for each run, in per cent with 95 % intervals; the best run of each data set first. Scores of single
-    blocks are not shown."""
+    """Return a table for each run, in per cent with 95 % intervals; the best run of each data set first. Scores of
+    single blocks are not shown."""
     ordered = sorted(runs, key=lambda run: (run.dataset, run.split, -max(_best_first(run).values())))
     return [_table(run) for run in ordered]
 
 
 def score_names(runs: Iterable[Run]) -> list[str]:
-    """The scores that any of these runs has, the most important first, without those of single blocks."""
+    """Return the scores that any of these runs has, the most important first, without those of single blocks."""
     measured = {name for run in runs for scores in run.scores.values() for name in scores}
     return [name for name in LABELS if name in measured]
 
 
 def cell_of(estimate: Estimate | None, sign: str = "") -> Cell:
-    """An estimate in per cent; `sign` "+" for a difference."""
+    """Return an estimate in per cent; `sign` "+" for a difference."""
     if estimate is None:
         return Cell()
     value, low, high = (100 * number for number in estimate)
@@ -82,14 +82,14 @@ def cell_of(estimate: Estimate | None, sign: str = "") -> Cell:
 
 
 def paper_cell(published: float | None, estimate: Estimate | None) -> Cell:
-    """The paper's value in per cent, and how much the measured one is above it."""
+    """Return the paper's value in per cent, and how much the measured one is above it."""
     if published is None or estimate is None:
         return Cell()
     return Cell(f"{published:.1f} ({100 * estimate.value - published:+.1f})")
 
 
 def _best_first(run: Run) -> dict[str, float]:
-    """The most important score of each method, the highest first; −∞ where there is none."""
+    """Return the most important score of each method, the highest first; −∞ where there is none."""
     [main, *_] = [*score_names([run]), ""]
     estimates = {method: scores.get(main) for method, scores in run.scores.items()}
     values = {
@@ -136,7 +136,7 @@ def _about(run: Run) -> dict[str, str]:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
@@ -151,7 +151,7 @@ def _markdown(runs: Sequence[Run]) -> str:
 
 
 def _html(runs: Sequence[Run]) -> str:
-    """One page without scripts: readable at any width, in light and dark."""
+    """Render one page without scripts: readable at any width, in light and dark."""
     sections = []
     for title, about, head, rows in tables(runs):
         pairs = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in about.items())
@@ -179,7 +179,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def _csv(runs: Sequence[Run]) -> str:
-    """One line a method, with a column for each number: in [0, 1] and in full precision."""
+    """Render one line a method, with a column for each number: in [0, 1] and in full precision."""
     names, file = score_names(runs), io.StringIO()
     subject = ["data set", "split", "images", "model", "protocol", "size", "run", "method", "against"]
     parts = [part for name in names for part in (name, f"{name} low", f"{name} high", f"{name} paper")]
@@ -207,7 +207,7 @@ ENDINGS = {".html": "html", ".htm": "html", ".csv": "csv"}
 
 
 def render(runs: Sequence[Run], format: str = "markdown") -> str:
-    """These runs as text. Raises InputError for an unknown format."""
+    """Render these runs as text. Raises InputError for an unknown format."""
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
     return FORMATS[format](runs)

@@ -20,7 +20,7 @@ class Point(NamedTuple):
     block: int | None = None
 
     def score(self, name: str) -> str:
-        """The name of that score in the row."""
+        """Return the name of that score in the row."""
         return name if self.block is None else f"{name}@{self.block}"
 
 

@@ -1,4 +1,4 @@
-"""Stored runs with their scores, and what the paper has for the same setting."""
+"""Stored runs with their scores, and the paper's values for the same setting."""
 
 import json
 import math
@@ -38,7 +38,7 @@ LABELS: Mapping[str, str] = {
     "object_contrast": "object contrast",
     "text_contrast": "text contrast",
 }
-"""What people call each score, the most important first."""
+"""Names of scores for people, the most important first."""
 
 TABLE_3 = {"clip": "CLIP", "maskclip": "MaskCLIP", "clip_surgery": "CLIPSurgery", "gem": "GEM"}
 """Method → its row of Table 3; other rows have the name of the method."""
@@ -83,34 +83,34 @@ class Run:
         return self.settings["protocol"]["name"]
 
     def name_of(self, method: str) -> str:
-        """What people call a method of this run. `reproduce` stores methods by the hash of their settings: these become
-        a description, such as "gem, iterations 0"."""
+        """Return the name of a method of this run, for people. `reproduce` stores methods by the hash of their
+        settings: these become a description, such as "gem, iterations 0"."""
         settings = self.settings["methods"][method]
         return _description(settings) if method == digest(settings) else method
 
     def is_tuned(self, method: str) -> bool:
-        """Whether a method of this run has other settings than the row of `METHODS` with its name."""
+        """Return True if a method of this run has other settings than the row of `METHODS` with its name."""
         settings = self.settings["methods"][method]
         return settings != _usual().get(self.name_of(method), settings)
 
     def title_of(self, method: str) -> str:
-        """The name of a method, marked if it is tuned."""
+        """Return the name of a method, marked if it is tuned."""
         return self.name_of(method) + (" (tuned)" if self.is_tuned(method) else "")
 
     def published(self, table: str, row: str) -> float | None:
-        """The paper's value for this setting, in per cent; None if it has none, or if images of the split are missing:
-        then values are not comparable."""
+        """Return the paper's value for this setting, in per cent; None if it has none, or if images of the split are
+        missing: then values are not comparable."""
         if self.against is not None or self.images < self.total:
             return None
         return numbers.value(table, self.model, row, self.dataset, self.split, self.protocol)
 
     def published_of(self, method: str) -> float | None:
-        """The value of Table 3 for a method of this run, if its settings are the usual ones."""
+        """Return the value of Table 3 for a method of this run, if its settings are the usual ones."""
         name = self.name_of(method)
         return None if self.is_tuned(method) else self.published("table3", TABLE_3.get(name, name))
 
     def documents(self) -> Iterator[dict[str, Any]]:
-        """Each method with its scores as values that JSON can hold; a score without a value is null."""
+        """Yield each method with its scores as values that JSON can hold; a score without a value is null."""
         for method, row in self.scores.items():
             numbers = {
                 name: {part: None if math.isnan(number) else number for part, number in estimate._asdict().items()}
@@ -134,7 +134,7 @@ class Run:
 
 
 def read_run(store: Store, ids: Collection[str] | None = None, against: str | None = None) -> Run:
-    """A stored run, over these images or over all that were measured so far.
+    """Read a stored run, over these images or over all that were measured so far.
 
     With `against`, the name of a method, the differences of all others to it; no scores if the run does not have it.
     """
@@ -153,7 +153,8 @@ def read_run(store: Store, ids: Collection[str] | None = None, against: str | No
 
 
 def collect(folder: Path, against: str | None = None) -> list[Run]:
-    """All runs in or below a folder that have scores; with `against`, see `read_run`. Raises InputError for none."""
+    """Return all runs in or below a folder that have scores; with `against`, see `read_run`. Raises InputError for
+    none."""
     stores = [Store.open(path.parent) for path in sorted(folder.rglob("run.json"))]
     runs = [read_run(store, against=against) for store in stores]
     names = {run.name_of(method) for run in runs for method in run.settings["methods"]}
@@ -173,7 +174,7 @@ def collect(folder: Path, against: str | None = None) -> list[Run]:
 
 
 def _description(settings: Mapping[str, Any]) -> str:
-    """The known method with the fewest different settings, and these settings."""
+    """Return the known method with the fewest different settings, and these settings."""
     changed = {name: [key for key in settings if settings[key] != usual.get(key)] for name, usual in _usual().items()}
     name = min(changed, key=lambda name: len(changed[name]))
     return ", ".join([name, *(f"{key} {settings[key]}" for key in changed[name])])
@@ -181,5 +182,5 @@ def _description(settings: Mapping[str, Any]) -> str:
 
 @cache
 def _usual() -> Mapping[str, Mapping[str, Any]]:
-    """The settings of all known methods, as read from JSON."""
+    """Return the settings of all known methods, as read from JSON."""
     return {name: json.loads(to_json(method.describe())) for name, method in METHODS.items()}

@@ -23,7 +23,7 @@ class Refinement(ABC):
         """
 
     def describe(self) -> dict[str, Any]:
-        """The refinement's name and settings, as values that JSON can hold."""
+        """Return the refinement's name and settings, as values that JSON can hold."""
         return {"refinement": type(self).__name__.lower(), **asdict(self)}  # pyright: ignore[reportArgumentType]
 
 
@@ -38,7 +38,7 @@ REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr}
 
 
 def find_refinement(name: str) -> Refinement:
-    """The refinement called `name`, with its usual settings. Raises InputError that lists the known ones."""
+    """Return the refinement called `name`, with its usual settings. Raises InputError that lists the known ones."""
     if name not in REFINEMENTS:
         raise InputError(
             f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}; known: {', '.join(REFINEMENTS)}"

@@ -77,7 +77,7 @@ class Pamr(Refinement):
         return replace(localization, refiner=_Refiner(self, image))
 
     def weights(self, image: Tensor) -> Tensor:
-        """α of an image `(3, y, x)`, floats in [0, 1] say: `(8·dilations, y, x)`, adding up to 1 at each pixel.
+        """Return α of an image `(3, y, x)`, floats in [0, 1] say: `(8·dilations, y, x)`, adding up to 1 at each pixel.
 
         One dilation after another, the neighbours of each in reading order. In float32 at least.
         """
@@ -102,7 +102,7 @@ class Pamr(Refinement):
         return weights.div_(weights.sum(dim=0))
 
     def __call__(self, weights: Tensor, heatmap: Tensor) -> Tensor:
-        """A map `(y, x)`, or several `(p, y, x)`, refined: the same shape, float32 at least.
+        """Refine a map `(y, x)`, or several `(p, y, x)`: the same shape, float32 at least.
 
         `weights` of an image of the maps' size, from `weights`.
         """
@@ -126,7 +126,7 @@ class Pamr(Refinement):
         return refined
 
     def _neighbours(self, values: Tensor) -> Iterator[Tensor]:
-        """Values `(c, y, x)` shifted to each neighbour's place, `(c, y, x)` each: views of one padded copy."""
+        """Yield values `(c, y, x)` shifted to each neighbour's place, `(c, y, x)` each: views of one padded copy."""
         height, width = values.shape[-2:]
         reach = max(self.dilations)
         padded = pad(values, [reach] * 4, mode="replicate")

@@ -17,7 +17,7 @@ from open_gem.text import Vocabulary
 
 
 def by_label(located: Localization) -> Iterator[Localization]:
-    """One localization per label: maps of the image's size take long, and are made for one label at a time."""
+    """Yield one localization per label: maps of the image's size take long, and are made for one label at a time."""
     vocabulary = Vocabulary.of(located.labels) if located.vocabulary is None else located.vocabulary
     end = 0
     for index, (label, prompts) in enumerate(zip(located.labels, vocabulary.prompts, strict=True)):
@@ -34,7 +34,7 @@ def by_label(located: Localization) -> Iterator[Localization]:
 
 
 def describe(label: Localization, options: Options) -> tuple[LocatedLabel, list[LocatedObject]]:
-    """The answer for a localization of one label, and its objects."""
+    """Return the answer for a localization of one label, and its objects."""
     answer = LocatedLabel(
         label=label.labels[0],
         score=_number(label.scores),
@@ -48,7 +48,7 @@ def describe(label: Localization, options: Options) -> tuple[LocatedLabel, list[
 
 
 def objects_of(label: Localization, options: Options) -> list[Object]:
-    """The objects of a label, best first, as the options say."""
+    """Return the objects of a label, best first, as the options say."""
     return label.objects(
         options.threshold,
         presence=options.presence,
@@ -58,8 +58,8 @@ def objects_of(label: Localization, options: Options) -> list[Object]:
 
 
 def confidence(obj: Object) -> float:
-    """Ranks objects of all labels, in [0, 1]: a label's best object has its presence, others less; for models without
-    presence, the score."""
+    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less;
+    for models without presence, the score."""
     return round(obj.score if obj.presence is None or obj.peak is None else obj.presence * obj.peak, 6)
 
 
@@ -71,17 +71,17 @@ def _describe_object(obj: Object, mask: str) -> LocatedObject:
 
 
 def _as_png(mask: np.ndarray) -> str:
-    """A mask `(y, x)` as base64 of a PNG, 255 inside and 0 outside."""
+    """Encode a mask `(y, x)` as base64 of a PNG, 255 inside and 0 outside."""
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG", compress_level=1)
     return b64encode(file.getvalue()).decode("ascii")
 
 
 def _as_float16(similarity: Tensor) -> str:
-    """A map `(r, k)` as base64 of little-endian float16, row by row."""
+    """Encode a map `(r, k)` as base64 of little-endian float16, row by row."""
     return b64encode(similarity.float().numpy().astype("<f2").tobytes()).decode("ascii")
 
 
 def _number(values: Tensor | None) -> float | None:
-    """The number in a tensor `(1,)`."""
+    """Return the number in a tensor `(1,)`."""
     return None if values is None else round(values.item(), 6)

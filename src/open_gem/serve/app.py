@@ -24,7 +24,7 @@ Every error is `{"error": "one line"}`."""
 
 
 def create_app(localizer: AnyLocalizer, settings: Settings | None = None) -> FastAPI:
-    """An ASGI application that serves the localizer; its threads end with its lifespan."""
+    """Make an ASGI application that serves the localizer; its threads end with its lifespan."""
     settings = Settings() if settings is None else settings
     metrics = Metrics()
     service = Service(localizer, settings, metrics)

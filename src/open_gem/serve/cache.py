@@ -20,7 +20,7 @@ class CachedImage:
 
     @property
     def size(self) -> Size:
-        """The image's own, upright."""
+        """The size of the image itself, upright."""
         return self.prepared.original
 
     @property
@@ -52,7 +52,8 @@ class Cache:
         return self._images.get(id)
 
     def put(self, image: CachedImage) -> None:
-        """Keep it, in place of what has its id. Raises RequestError for one that is larger than the capacity."""
+        """Keep an image, in place of one with the same id. Raises RequestError for one that is larger than the
+        capacity."""
         if image.nbytes > self.capacity:
             raise RequestError(413, f"the image takes {image.nbytes} bytes, the cache holds {self.capacity}")
         self.drop(image.id)
@@ -62,7 +63,7 @@ class Cache:
             self.drop(next(iter(self._images)))
 
     def drop(self, id: str) -> bool:
-        """Forget it. Returns True if it was there."""
+        """Forget an image. Return True if it was in the cache."""
         image = self._images.pop(id, None)
         self.nbytes -= 0 if image is None else image.nbytes
         return image is not None

@@ -30,7 +30,7 @@ def create(
     threshold: float | None = None,
     device: str = "auto",
 ) -> "Function":
-    """The function, its model loaded.
+    """Make the function and load its model.
 
     prompts     comma-separated labels, each its own prompt; or instead
     classes     a class file with labels and prompts, as `open-gem label --classes` reads it
@@ -74,7 +74,7 @@ class Function:
         )
 
     def detect(self, context: Any, image: Any) -> list[Any]:
-        """The shapes in a PIL image, best first within a label."""
+        """Return the shapes in a PIL image, best first within a label."""
         labeling = self.labeling
         if (least := context.conf_threshold) is not None:
             labels = labeling.classes.labels

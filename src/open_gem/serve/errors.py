@@ -1,4 +1,4 @@
-"""Errors as answers: one line, and the status that says whose fault it is."""
+"""Errors as answers: one line, and a status."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,24 +29,24 @@ STATUSES = {
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description} for status, description in STATUSES.items()
 }
-"""For the OpenAPI document: the errors of every route."""
+"""The errors of every route, for the OpenAPI document."""
 
 
 class RequestError(HTTPException):
-    """A request that is not served: a status of `STATUSES` and one line."""
+    """A request that is refused: a status of `STATUSES` and one line."""
 
     def __str__(self) -> str:
         return self.detail
 
 
 def error_response(error: HTTPException) -> Response:
-    """`{"error": "one line"}`; in ASCII, whatever characters a client's own words have."""
+    """Return `{"error": "one line"}`; in ASCII, whatever characters the client sent."""
     body = to_json({"error": " ".join(error.detail.split())}, ascii=True)
     return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make every error of the application one of these."""
+    """Answer every error of the application in this form."""
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
@@ -63,7 +63,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    """A validation error of pydantic."""
+    """Describe a validation error of pydantic."""
     place = ".".join(str(part) for part in problem["loc"] if part != "body")
     if not place:
         return "the body is no JSON object, expected one, sent as Content-Type: application/json"

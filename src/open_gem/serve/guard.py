@@ -1,4 +1,4 @@
-"""What every request passes first: its Host, origin and token, capacity, the size and time of its body, its deadline.
+"""The checks before every request: its Host, origin and token, capacity, the size and time of its body, its deadline.
 
 Plain ASGI, in front of the application, so that nothing is read of a request that will not be served.
 """
@@ -55,7 +55,7 @@ class Guard:
 
 
 class _Request:
-    """One request on its way."""
+    """One request in progress."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send):
         self.guard, self.scope, self.settings = guard, scope, guard.settings
@@ -86,7 +86,7 @@ class _Request:
             await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
 
     def leave(self) -> None:
-        """Release its share of the capacity; once."""
+        """Release its share of the capacity, once."""
         self.guard.requests -= self.counted
         self.guard.bodies -= self.bytes
         self.counted, self.bytes = False, 0
@@ -147,7 +147,7 @@ class _Request:
             await asyncio.gather(work, watch, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Ends when the client has left; raises RequestError when one of the two times is over."""
+        """Wait until the client has left; raise RequestError when one of the two times is over."""
         try:
             async with asyncio.timeout(self.settings.body_seconds):
                 await self.arrived.wait()
@@ -166,7 +166,8 @@ class _Request:
             raise RequestError(503, reason, {"Retry-After": seconds_to_wait(self.settings.seconds / 10)}) from None
 
     async def receive(self) -> Message:
-        """What the application reads: chunks of the body, counted. After its end nothing comes: `_watch` listens."""
+        """Return what the application reads: chunks of the body, counted. After its end nothing comes: `_watch`
+        listens."""
         if not self.arrived.is_set():
             message = await self._receive()
             self.gone = message["type"] == "http.disconnect"
@@ -204,7 +205,7 @@ class _Request:
             await error_response(error)(self.scope, self._receive, self.send)
 
     async def _drain(self) -> None:
-        """Let the rest of a body come, within bounds, and forget it: who is still sending does not listen."""
+        """Receive the rest of a body, within bounds, and discard it: a client that is still sending does not listen."""
         left = self.settings.max_body
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -215,7 +216,7 @@ class _Request:
                         return
 
     def _route(self) -> str:
-        """The pattern of the path: paths themselves are without number."""
+        """Return the pattern of the path, since paths themselves are unbounded."""
         return getattr(self.scope.get("route"), "path", "other")
 
 
@@ -238,7 +239,7 @@ def _is_form(headers: Headers) -> bool:
 
 
 def _foreign_page(headers: Headers, path: str) -> str | None:
-    """The page of another site that made a browser send this request; None for our own page and for programs.
+    """Return the page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
     `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome.
@@ -253,7 +254,8 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
 
 
 def _is_allowed(header: str, token: str) -> bool:
-    """Bearer, or Basic with the token as its password, which is what Label Studio sends."""
+    """Return True for the right token: Bearer, or Basic with the token as its password, which is what Label Studio
+    sends."""
     kind, _, value = header.partition(" ")
     readers: dict[str, Any] = {"bearer": str.strip, "basic": _password}
     read = readers.get(kind.lower())

@@ -1,4 +1,4 @@
-"""Label Studio's side of things: its labelling configuration, and the images of its tasks."""
+"""Label Studio's labelling configuration, and the images of its tasks."""
 
 import json
 import re
@@ -42,8 +42,8 @@ class Control(NamedTuple):
 
 
 def controls_of(config: str) -> list[Control]:
-    """The controls that regions can be made for, in the order of the configuration; if it has several images, those of
-    the first that has any. Raises RequestError if it cannot be read, or has none."""
+    """Return the controls that regions can be made for, in the order of the configuration; if it has several images,
+    those of the first that has any. Raises RequestError if it cannot be read, or has none."""
     if re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
         raise RequestError(422, "label_config is no labelling configuration")
     try:
@@ -71,14 +71,15 @@ def _control(tag: ElementTree.Element, images: Mapping[str | None, str]) -> Cont
 
 
 def _label(tag: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
-    """A label and its prompts: those of `predicted_values`, as Label Studio's own examples have it, or its name."""
+    """Return a label and its prompts: those of `predicted_values`, as Label Studio's own examples have it, or its
+    name."""
     name = tag.get("value", "")
     prompts = tuple(prompt.strip() for prompt in tag.get("predicted_values", "").split(",") if prompt.strip())
     return name, prompts or (name,)
 
 
 def _presence(text: str) -> float:
-    """A threshold in [0, 1]; the default for anything else."""
+    """Return a threshold in [0, 1]; the default for anything else."""
     try:
         presence = float(text)
     except ValueError:
@@ -91,7 +92,7 @@ def _presence(text: str) -> float:
 
 @dataclass(frozen=True)
 class Source:
-    """The Label Studio whose images may be fetched; nothing else ever is.
+    """The Label Studio whose images may be fetched; no other address is ever fetched.
 
     url    such as "http://localhost:8080"
     token  of a user: a legacy token, or a personal access token
@@ -108,12 +109,12 @@ class Source:
             raise InputError(f"Label Studio's url is {self.url!r}, expected for example http://localhost:8080")
 
     def fetch(self, address: str, max_bytes: int) -> bytes:
-        """The image of a task: below `/data/` of this Label Studio, at most `max_bytes`. Raises RequestError."""
+        """Fetch the image of a task: below `/data/` of this Label Studio, at most `max_bytes`. Raises RequestError."""
         path = self._path(address)
         return self._get(path, {"Authorization": self._authorization()}, max_bytes)
 
     def _path(self, address: str) -> str:
-        """The address below this server's own. Raises RequestError for any other."""
+        """Return the address below this server's own. Raises RequestError for any other."""
         base = urlsplit(self.url)
         host = host_of(address)
         path = address.removeprefix(host)
@@ -154,7 +155,7 @@ class Source:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """An answer that leads elsewhere is an error: elsewhere may be anywhere."""
+    """Turns a redirect into an error: it may lead anywhere."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -164,7 +165,7 @@ _OPENER = build_opener(_NoRedirects)
 
 
 def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
-    """The image of a task: a data: URI, or a file of the configured Label Studio; nothing else is ever fetched.
+    """Return the image of a task: a data: URI, or a file of the configured Label Studio; nothing else is ever fetched.
 
     Raises RequestError.
     """
@@ -181,5 +182,5 @@ def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
 
 
 def prompts_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
-    """Each label once, with the prompts of the first control that has it."""
+    """Return each label once, with the prompts of the first control that has it."""
     return {label: prompts for control in reversed(controls) for label, prompts in control.labels.items()}

@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system: glibc keeps what images of many sizes have left, in many places."""
+"""Returns free memory to the system: glibc keeps what images of many sizes have left, in many places."""
 
 import asyncio
 import ctypes
@@ -11,19 +11,19 @@ TRIM_SECONDS = 5.0  # between two times
 
 
 def limit_arenas() -> None:
-    """Let threads share a few heaps, where the C library is glibc. To be called before threads are started."""
+    """Let threads share a few heaps, if the C library is glibc. Call it before threads are started."""
     if (mallopt := _function("mallopt")) is not None:
         mallopt(M_ARENA_MAX, ARENAS)
 
 
 def trim() -> None:
-    """Give what is free back to the system, where the C library is glibc."""
+    """Give free memory back to the system, if the C library is glibc."""
     if (malloc_trim := _function("malloc_trim")) is not None:
         malloc_trim(0)
 
 
 async def keep_trimmed(count: Callable[[], int]) -> None:
-    """Trim again and again, if anything happened in between: if `count()` has changed."""
+    """Trim repeatedly, whenever `count()` has changed."""
     last = count()
     while True:
         await asyncio.sleep(TRIM_SECONDS)

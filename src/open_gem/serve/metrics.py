@@ -10,7 +10,7 @@ INPUTS = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """Those of one application, in a registry of its own."""
+    """The metrics of one application, in a registry of its own."""
 
     media_type = CONTENT_TYPE_LATEST
 

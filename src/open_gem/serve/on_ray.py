@@ -30,7 +30,7 @@ def deployment(
     gpus: float = 0,
     **load_settings: Any,
 ) -> "Application":
-    """An application for `serve.run`, or to name to `serve run`.
+    """Make an application for `serve.run`, or to name to `serve run`.
 
     model, pretrained, load_settings  as of `open_gem.load`; each replica loads the model
     replicas                          processes with a model each

@@ -1,4 +1,4 @@
-"""What the server is and has: models, samples, health, metrics, the page."""
+"""Routes about the server: models, samples, health, metrics, the page."""
 
 from pathlib import Path as FilePath
 from typing import Any
@@ -27,7 +27,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", tags=["about"])
     async def models() -> Models:
-        """The model, its methods, and the limits of requests."""
+        """Return the model, its methods, and the limits of requests."""
         localizer = service.localizer
         settings = localizer.describe()
         return Models(
@@ -48,13 +48,13 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/samples", tags=["about"])
     async def list_samples() -> Samples:
-        """Built-in images and what is in them."""
+        """List built-in images and the names of their objects."""
         labels = [(name, await service.in_thread(samples.labels, name)) for name in samples.SAMPLES]
         return Samples(samples=[Sample(name=name, labels=listed) for name, listed in labels])
 
     @router.get("/v1/samples/{name}", tags=["about"], response_class=Response, responses=PNG)
     async def sample(name: str) -> Response:
-        """A built-in image."""
+        """Return a built-in image."""
         if name not in samples.SAMPLES:
             raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
@@ -62,21 +62,21 @@ def routes(service: Service) -> APIRouter:
     @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
     @router.get("/health", tags=["about"])
     async def health() -> Health:
-        """Whether the server works; Label Studio asks this too."""
+        """Report whether the server works; Label Studio asks this too."""
         if not service.worker.is_alive:
             raise RequestError(503, "the model's thread has ended: start the server again")
         return Health(status="UP", model_class=service.localizer.name, version=open_gem.__version__)
 
     @router.get("/metrics", tags=["about"], response_class=Response, responses=TEXT)
     async def metrics() -> Response:
-        """Counts for Prometheus."""
+        """Return counts for Prometheus."""
         return Response(service.metrics.text(), media_type=service.metrics.media_type)
 
     return router
 
 
 def add_page(app: FastAPI) -> None:
-    """The page at `/`, and its parts below `/static`."""
+    """Add the page at `/`, and its parts below `/static`."""
 
     @app.get("/static/constants.js", include_in_schema=False)
     async def page_constants() -> Response:
@@ -91,7 +91,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def constants() -> str:
-    """A module of JavaScript with the colours and defaults of the library, for the page."""
+    """Return a module of JavaScript with the colours and defaults of the library, for the page."""
     values = {
         "HEAT": [channel for color in colors.HEAT for channel in color],
         "LABELS": colors.LABELS,

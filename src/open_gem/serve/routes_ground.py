@@ -1,4 +1,4 @@
-"""Image and prompts in one request; and the same in the shapes of Hugging Face's inference API."""
+"""Routes that take image and prompts in one request, also in the format of Hugging Face's inference API."""
 
 from typing import Annotated
 
@@ -30,12 +30,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/ground", response_model_exclude_unset=True)
     async def ground(form: Annotated[AskForm, File()]) -> Located:
-        """Where the prompts are in an image, which is not cached."""
+        """Locate prompts in an image, which is not cached."""
         return await answer(await form.file.read(), form)
 
     @router.post("/ground/batch", response_model_exclude_unset=True)
     async def ground_batch(form: Annotated[BatchForm, File()]) -> Batch:
-        """Like `/v1/ground`, for several images. One that cannot be read has an error; the others have results."""
+        """Locate prompts in several images. An image that cannot be read has an error; the others have results."""
 
         async def answer_or_error(data: bytes) -> Located | Problem:
             try:
@@ -49,7 +49,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/huggingface")
     async def hugging_face(body: HuggingFaceAsk) -> list[HuggingFaceObject]:
-        """Zero-shot object detection as Hugging Face's clients ask for it, best object first."""
+        """Detect objects in the format of Hugging Face's zero-shot object detection, best object first."""
         limit = body.parameters.threshold
         options = FormOptions(prompts=body.parameters.candidate_labels, presence=limit)
         located = await answer(await service.in_thread(from_base64, body.inputs), options)

@@ -1,4 +1,4 @@
-"""Upload once, ask as often as you like."""
+"""Routes that upload an image once and locate prompts in it repeatedly."""
 
 from typing import Annotated
 
@@ -23,19 +23,19 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/{id}")
     async def look_up(id: Id) -> ImageInfo:
-        """Whether it is in the cache; answers as the upload did."""
+        """Report whether an image is in the cache, with the answer of its upload."""
         return _info(service, _cached(service, id))
 
     @router.delete("/{id}", status_code=204)
     async def drop(id: Id) -> Response:
-        """Forget it."""
+        """Remove an image from the cache."""
         if not service.drop(id):
             raise _unknown(id)
         return Response(status_code=204)
 
     @router.post("/{id}/ground", response_model_exclude_unset=True)
     async def ground(id: Id, ask: Ask) -> Located:
-        """Where the prompts are. 404: the image is no longer in the cache, upload it again."""
+        """Locate prompts in an uploaded image. 404: the image is no longer in the cache, upload it again."""
         return await service.ground(_cached(service, id), ask.prompts, ask)
 
     return router

@@ -1,4 +1,4 @@
-"""What Label Studio asks of a machine-learning backend: `/predict`, `/setup`, `/versions`; `/health` is everyone's."""
+"""Routes of a machine-learning backend of Label Studio: `/predict`, `/setup`, `/versions`; `/health` is shared."""
 
 from dataclasses import replace
 from itertools import chain
@@ -28,7 +28,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/predict", response_model_exclude_none=True)
     async def predict(body: Tasks) -> Predictions:
-        """Regions of each task's image, in the order of the tasks; an error for an image that cannot be read."""
+        """Return regions of each task's image, in the order of the tasks; an error for an image that cannot be read."""
         controls = controls_of(body.label_config)
         service.check(prompts_of(controls))
         addresses = [task.data.get(controls[0].key) for task in body.tasks]
@@ -37,12 +37,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/setup")
     async def setup(body: dict[str, Any]) -> Version:
-        """Nothing has to be set up: the labels come with each request."""
+        """Accept a project: nothing has to be set up, since the labels come with each request."""
         return Version(model_version=version)
 
     @router.get("/versions")
     async def versions() -> Versions:
-        """There is one."""
+        """Return the only version of the model."""
         return Versions(versions=[version])
 
     return router
@@ -64,7 +64,7 @@ async def _predict(service: Service, address: Any, controls: list[Control], vers
 
 
 def _objects(label: Localization, controls: list[Control]) -> list[Object]:
-    """The objects of a label from the presence of the control that shows it, scored by their confidence."""
+    """Return the objects of a label from the presence of the control that shows it, scored by their confidence."""
     options = Options(presence=_best_control(label.labels[0], controls).presence, mask="rle")
     return [replace(obj, score=confidence(obj)) for obj in objects_of(label, options)]
 
@@ -83,7 +83,7 @@ def _regions(image: LabelledImage, controls: list[Control]) -> list[dict[str, An
 
 
 def _shapes(obj: Object, image: LabelledImage, controls: list[Control]) -> list[tuple[Control, dict[str, Any]]]:
-    """The regions of an object, each with the control that has them."""
+    """Return the regions of an object, each with the control that has them."""
     having = {control.kind: control for control in controls if obj.label in control.labels}
     shapes = REGIONS[_best_control(obj.label, controls).kind](obj, image)
     return [(having[kind], value) for kind, value in shapes if kind in having]

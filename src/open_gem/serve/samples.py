@@ -9,11 +9,11 @@ from open_gem.data.scenes import HELD_OUT, scene
 
 SIZE = (384, 512)  # pixels, height before width
 SAMPLES = {"sample-1": 0, "sample-2": 1, "sample-3": 2, "sample-4": 3, "sample-5": 4, "sample-6": 5}
-"""Names -> which held-out scene."""
+"""Names -> seeds of held-out scenes."""
 
 
 def labels(name: str) -> list[str]:
-    """The names of what is in it."""
+    """Return the names of a sample's objects."""
     return _sample(name)[0]
 
 

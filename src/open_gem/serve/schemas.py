@@ -1,4 +1,4 @@
-"""What requests and answers hold, for checks and for the OpenAPI document."""
+"""Contents of requests and answers, for checks and for the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -126,7 +126,7 @@ class LocatedLabel(BaseModel):
 
 
 class Located(BaseModel):
-    """Where the prompts are in one image."""
+    """The labels and objects located in one image."""
 
     height: int
     width: int

@@ -1,4 +1,4 @@
-"""From the bytes of an upload to a localization: decoding in a few threads, the model in one, its results kept.
+"""From the bytes of an upload to a localization: decoding in a few threads, the model in one, its results cached.
 
 The limits in `Settings` bound what a request takes of any of these. Long work is done in pieces (a pass of the model,
 the maps of a prompt), and other requests have their turn in between.
@@ -47,7 +47,7 @@ class EncodeJob(NamedTuple):
 
     @property
     def key(self) -> Any:
-        """Jobs with equal ones share a pass; an image that fills batches by itself has a key of its own."""
+        """Jobs with equal keys share a pass; an image that fills batches by itself has a key of its own."""
         return self.prepared.shape or object(), self.methods
 
 
@@ -59,7 +59,7 @@ class LocateJob(NamedTuple):
 
 
 class Service:
-    """What routes ask for. One event loop owns it; `close` ends its threads."""
+    """The work behind the routes. One event loop owns it; `close` ends its threads."""
 
     def __init__(self, localizer: AnyLocalizer, settings: Settings, metrics: Metrics):
         self.localizer, self.settings, self.metrics = localizer.acknowledge(), settings, metrics
@@ -92,14 +92,14 @@ class Service:
         )
 
     def close(self) -> None:
-        """End the threads, or leave behind those that have not ended after `stop_seconds`."""
+        """End the threads, or abandon those that have not ended after `stop_seconds`."""
         for pool in (self._threads, self._decoders, self._large, self._parser):
             pool.shutdown(wait=False, cancel_futures=True)
         self._decoder.close()
         self.worker.stop(self.settings.stop_seconds)
 
     async def warm_up(self) -> None:
-        """The first pass of a model is slow, and so is the start of a decoder: no client should wait for them."""
+        """Run a first pass of the model and start a decoder, which are slow: no client should wait for them."""
         loop, square = asyncio.get_running_loop(), b64decode(SQUARE)
         starts = (loop.run_in_executor(self._decoders, self._read, square) for _ in range(self.settings.threads))
         image, *_ = await asyncio.gather(*starts)
@@ -114,21 +114,21 @@ class Service:
             warnings.warn(str(error), stacklevel=1)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Run what takes a processor's time, where it holds up neither the event loop nor the model."""
+        """Run CPU-bound work in a thread that holds up neither the event loop nor the model."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def fetch(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Run what waits for another machine, where it holds up no thread that others need."""
+        """Run work that waits for another machine in a thread that others do not need."""
         return await asyncio.to_thread(work, *arguments)
 
     async def parse(self, body: bytes) -> Any:
-        """The JSON document of a body, in a thread that has nothing else to do. Raises RequestError."""
+        """Parse the JSON document of a body, in a thread of its own. Raises RequestError."""
         return await asyncio.get_running_loop().run_in_executor(
             self._parser, parse_json, body, self.settings.max_values
         )
 
     async def side_by_side(self, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item]) -> list[Result]:
-        """The result of each item, in order. As many are worked on at once as can share a pass of the model."""
+        """Return the result of each item, in order. As many run at once as can share a pass of the model."""
         slots = asyncio.Semaphore(self.settings.max_batch)
 
         async def work_on(item: Item) -> Result:
@@ -142,8 +142,8 @@ class Service:
     async def each_label(
         self, work: Callable[..., Result], located: Localization, *arguments: Any, maps: bool = True
     ) -> list[Result]:
-        """`work(label, *arguments)` for each label, in a thread. Others come between two labels, and nothing more is
-        begun once the client has disconnected.
+        """Return `work(label, *arguments)` for each label, computed in a thread. Other requests run between two labels,
+        and work ends once the client has disconnected.
 
         maps: whether `work` makes maps of the image's size. Raises RequestError for too many of them.
         """
@@ -159,7 +159,7 @@ class Service:
         return [await loop.run_in_executor(pool, work, label, *arguments) for label in by_label(located)]
 
     async def ground(self, image: CachedImage, prompts: Prompts, options: Options) -> Located:
-        """The answer to prompts on an encoded image. Raises as `locate` and `each_label`."""
+        """Return the answer to prompts on an encoded image. Raises as `locate` and `each_label`."""
         located = await self.locate(image, prompts, options.method)
         described = await self.each_label(describe, located, options, maps=options.objects)
         return Located(
@@ -174,7 +174,7 @@ class Service:
         )
 
     async def encode(self, data: bytes, *, keep: bool) -> CachedImage:
-        """The image of an upload, encoded by the settings' methods; from the cache if the same bytes are there.
+        """Return the image of an upload, encoded by the settings' methods; from the cache if it holds the same bytes.
 
         keep: put it there. Raises RequestError and ImageError if it is no image that is accepted.
         """
@@ -192,7 +192,7 @@ class Service:
         return image
 
     def find(self, id: str) -> CachedImage | None:
-        """The image in the cache."""
+        """Return the image in the cache."""
         image = self.cache.get(id)
         self.metrics.looked_up(hit=image is not None)
         return image
@@ -203,7 +203,7 @@ class Service:
         return dropped
 
     async def locate(self, image: CachedImage, prompts: Prompts, method: str | None = None) -> Localization:
-        """Where a method sees the prompts, on the CPU; None for the default method. Raises as `check`."""
+        """Locate prompts by a method, on the CPU; None for the default method. Raises as `check`."""
         vocabulary, method = self.check(prompts, method), method or self.default
         if method not in image.encoded:
             job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.original))
@@ -213,8 +213,8 @@ class Service:
         return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary))
 
     def check(self, prompts: Prompts, method: str | None = None) -> Vocabulary:
-        """The prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for prompts
-        beyond the limits or a method that is not served."""
+        """Return the prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for
+        prompts beyond the limits or a method that is not served."""
         if method is not None and method not in self.methods:
             raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
@@ -229,11 +229,11 @@ class Service:
     # Images -----------------------------------------------------------------------------------------------------------
 
     def _id_of(self, data: bytes) -> str:
-        """The same for the same bytes, and not to be guessed from outside."""
+        """Return an id: the same for the same bytes, and not to be guessed from outside."""
         return hashlib.blake2b(data, digest_size=16, key=self._key).hexdigest()
 
     def _check_header(self, data: bytes) -> Header:
-        """The image's header. Raises RequestError and ImageError for one that is not to be decoded."""
+        """Return the image's header. Raises RequestError and ImageError for an image that must not be decoded."""
         header = self._decoder.read_header(data, seconds=self.settings.decode_seconds)
         if header.format not in self.settings.formats:
             raise RequestError(415, f"an image of format {header.format}, expected {', '.join(self.settings.formats)}")
@@ -262,7 +262,7 @@ class Service:
     # The model, in its own thread -------------------------------------------------------------------------------------
 
     def _encode_all(self, jobs: Sequence[EncodeJob]) -> list[dict[str, Any]]:
-        """Each image by each method: on the CPU, and not views that keep their whole batch alive."""
+        """Encode each image by each method: on the CPU, and not views that keep their whole batch alive."""
         batch = self.localizer.encode([job.prepared for job in jobs], jobs[0].methods)
         return [{name: encoded.to("cpu").clone() for name, encoded in image.items()} for image in batch]
 
@@ -274,5 +274,5 @@ class Service:
 
 
 def is_large(size: Size) -> bool:
-    """Whether work at the image's own size takes so long that others should not wait behind it."""
+    """Return True if work at the image's own size takes so long that others should not wait for it."""
     return size.height * size.width > LARGE

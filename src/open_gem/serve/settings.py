@@ -1,4 +1,4 @@
-"""Limits of a server: one value, made once, that everything reads."""
+"""Limits of a server: one value, made once."""
 
 import math
 import re
@@ -91,7 +91,7 @@ class Settings:
             raise InputError("the token has spaces or letters that no header can carry, expected plain ASCII")
 
     def limits(self) -> dict[str, Any]:
-        """Those that a client can exceed."""
+        """Return the limits that a client can exceed."""
         names = ("max_body", "max_json", "max_pixels", "max_map_pixels", "max_prompts", "max_prompt", "max_files")
         return {name: getattr(self, name) for name in (*names, "seconds")} | {"formats": list(self.formats)}
 
@@ -101,10 +101,11 @@ def _is_token(text: str) -> bool:
 
 
 def hosts_of(host: str) -> tuple[str, ...] | None:
-    """The names that a server at `host` answers to: those of this machine on a loopback address, else any."""
+    """Return the names that a server at `host` answers to: those of this machine on a loopback address, otherwise
+    any."""
     return LOOPBACK if host in LOOPBACK else None
 
 
 def seconds_to_wait(seconds: float) -> str:
-    """For Retry-After: whole seconds, one at least."""
+    """Return the value of Retry-After: whole seconds, at least one."""
     return str(max(1, math.ceil(seconds)))

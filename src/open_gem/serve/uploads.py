@@ -1,4 +1,4 @@
-"""What comes in a request's body: multipart forms, or JSON, within limits. Never a path or an address."""
+"""Bodies of requests: multipart forms, or JSON, within limits. Never a path or an address."""
 
 import json
 from base64 import b64decode
@@ -56,7 +56,7 @@ class _LimitedRequest(Request):
 
 
 def parse_json(body: bytes, most: int) -> Any:
-    """A JSON document of at most so many values. Raises RequestError.
+    """Parse a JSON document of at most so many values. Raises RequestError.
 
     Values are counted by the punctuation before them, without parsing: `[[],[],…` takes a hundred times its bytes, and
     the parser holds up all threads. Commas in texts count too.
@@ -73,8 +73,8 @@ def parse_json(body: bytes, most: int) -> Any:
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of an image in base64, or of a data: URI. Raises RequestError for anything else, such as an address,
-    which is never fetched."""
+    """Decode the bytes of an image in base64, or of a data: URI. Raises RequestError for anything else, such as an
+    address, which is never fetched."""
     encoded = text.partition(",")[2] if text[: len(DATA_URI)].lower() == DATA_URI else text
     try:
         return b64decode("".join(encoded.split()), validate=True)

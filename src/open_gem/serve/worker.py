@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class JobKind(Generic[Input, Result]):
-    """Something the model does with several inputs at once.
+    """A kind of work that the model does with several inputs at once.
 
     work      inputs of one key → their results, in order
     key       of an input: those with equal ones may be worked on together
@@ -41,8 +41,8 @@ class _Job:
 
 
 class Worker:
-    """Takes jobs in order; behind the oldest, all waiting ones that may share its batch. Nothing waits for a batch to
-    fill: while one is worked on the next comes together by itself.
+    """Runs jobs in order, the oldest together with all waiting ones that may share its batch. It never waits to fill a
+    batch: the next one fills while one runs.
 
     `watch(name, inputs)` is called before each batch. A job whose asker has gone is left out. If a batch fails, its
     inputs are tried separately, so that what is wrong with one is no other's trouble.
@@ -58,11 +58,12 @@ class Worker:
         self._thread.start()
 
     async def do(self, kind: JobKind[Input, Result], input: Input) -> Result:
-        """The result of one input. Cancelling this takes the job out of the queue; raises what the work raises."""
+        """Run one input and return its result. Cancelling this removes the job from the queue; raises the errors of the
+        work."""
         return await asyncio.wrap_future(self.submit(kind, input))
 
     def submit(self, kind: JobKind[Input, Result], input: Input) -> "Future[Result]":
-        """As `do`, for askers without an event loop."""
+        """Run one input as `do` does, for callers without an event loop."""
         job = _Job(kind, input)
         with self._changed:
             if self._stopping:
@@ -72,7 +73,7 @@ class Worker:
         return job.future
 
     def stop(self, seconds: float | None = None) -> None:
-        """Finish what waits, and end the thread; wait for that no longer than so many seconds."""
+        """Finish pending jobs, and end the thread; wait at most so many seconds."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -92,7 +93,7 @@ class Worker:
             self._work(batch)
 
     def _take(self) -> list[_Job]:
-        """The oldest job and those that may share its batch; none once all is done and the worker stops."""
+        """Return the oldest job and those that may share its batch; none once all is done and the worker stops."""
         with self._changed:
             while True:
                 while not self._waiting and not self._stopping:

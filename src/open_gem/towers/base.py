@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recommended:
-    """What a checkpoint's own configuration may recommend.
+    """Settings that a checkpoint's own configuration may recommend.
 
     size               a size rule, see `images.pixels.SIZE_RULES`
     temperature_scale  multiplies the adaptive temperature of methods asked for by name
@@ -65,7 +65,7 @@ class ModuleTower(VisionTower):
     @classmethod
     @abstractmethod
     def unsupported_reason(cls, module: Any) -> str | None:
-        """Why this `module`, of a class that is read, is not supported; None if it is."""
+        """Return why this `module`, of a class that is read, is not supported; None if it is."""
 
     @property
     @abstractmethod
@@ -79,15 +79,15 @@ class ModuleTower(VisionTower):
 
     @abstractmethod
     def resample_positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, as the library itself resamples them; unchanged on the trained grid."""
+        """Resample position embeddings for `grid` as the library itself does; unchanged on the trained grid."""
 
     @abstractmethod
     def embed_patches(self, pixels: Float[Tensor, "b 3 y x"], grid: Grid) -> Float[Tensor, "b n d"]:
-        """Checked pixels `(b, 3, y, x)` → the tokens `(b, n, d)` that enter the first block."""
+        """Embed checked pixels `(b, 3, y, x)`: the tokens `(b, n, d)` that enter the first block."""
 
     @abstractmethod
     def library_forward(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b e"]]:
-        """The library's own forward, for checks: tokens `(b, n, d)` after the last block, and the pooled embedding
+        """Run the library's own forward, for checks: tokens `(b, n, d)` after the last block, and the pooled embedding
         `(b, e)`. Positions are resized for `pixels` in the library's own way, on a copy if that changes the module."""
 
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
@@ -95,7 +95,7 @@ class ModuleTower(VisionTower):
         return self.embed_patches(pixels.to(self.patch_weight.device, self.patch_weight.dtype), grid), grid
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings for `grid`, cached until the weights change."""
+        """Return position embeddings for `grid`, cached until the weights change."""
         return self._positions(grid, version([self.trained_positions]), self.resample_positions)
 
 
@@ -124,17 +124,18 @@ class Backbone(FrozenModel):
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies cosines by before a softmax over prompts (about 100 for CLIP)."""
+        """The factor of cosines before a softmax over prompts (about 100 for CLIP)."""
         return check_finite_number("logit scale", self, self.text.logit_scale)
 
     @property
     def logit_bias(self) -> float | None:
-        """What is added to scaled cosines before the sigmoid of a model that was trained with one; None for others."""
+        """The bias of scaled cosines before the sigmoid of a model that was trained with one; None for others."""
         bias = self.text.logit_bias
         return None if bias is None else check_finite_number("logit bias", self, bias)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p e"]:
-        """Text embeddings `(p, e)` of unit norm, float32 at least; at least one text. Raises NotFiniteError."""
+        """Encode texts: embeddings `(p, e)` of unit norm, float32 at least; at least one text. Raises
+        NotFiniteError."""
         return normalize(at_least_float32(super().encode_text(texts)), dim=-1)
 
 
@@ -142,7 +143,8 @@ class Backbone(FrozenModel):
 
 
 def grid_of(pixels: Tensor, patch: tuple[int, int]) -> Grid:
-    """The patch grid of `pixels` `(b, 3, y, x)`. Raises InputError for other tensors, and for parts of patches."""
+    """Return the patch grid of `pixels` `(b, 3, y, x)`. Raises InputError for other tensors, and for parts of
+    patches."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (images, 3, height, width)")
     if not pixels.is_floating_point():
@@ -170,7 +172,7 @@ class GridCache(Generic[T]):
         return type(self), (self.capacity,)
 
     def __call__(self, grid: Grid, version: Hashable, make: Callable[[Grid], T]) -> T:
-        """The value of `make(grid)`, made again if the weights have another `version`."""
+        """Return the value of `make(grid)`, made again if the weights have another `version`."""
         with self._lock:
             cached = self._cache.get(grid)
             if cached is not None and cached[0] == version:
@@ -186,34 +188,34 @@ class GridCache(Generic[T]):
 
 
 def off_mps(weights: Tensor) -> Tensor:
-    """The weights on the CPU if they are on Apple's GPU: not every torch can resample with antialias there."""
+    """Return the weights, on the CPU if they are on Apple's GPU: not every torch can resample with antialias there."""
     return weights.cpu() if weights.device.type == "mps" else weights
 
 
 def check_evaluating(module: nn.Module) -> None:
-    """Raises InputError if a model is in training mode."""
+    """Raise InputError if a model is in training mode."""
     if any(part.training for part in module.modules()):
         raise InputError("the model is in training mode; call model.eval() before adapting it")
 
 
 def split_heads(tokens: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n c"]:
-    """`(b, n, h·c)` → `(b, h, n, c)`."""
+    """Split heads: `(b, n, h·c)` → `(b, h, n, c)`."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(mixed: Float[Tensor, "b h n c"]) -> Float[Tensor, "b n d"]:
-    """`(b, h, n, c)` → `(b, n, h·c)`."""
+    """Join heads: `(b, h, n, c)` → `(b, n, h·c)`."""
     return mixed.transpose(1, 2).flatten(2)
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """True if a module has forward hooks, which do not run when its weights are read directly."""
+    """Return True if a module has forward hooks, which do not run when its weights are read directly."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 @torch.no_grad()
 def watch(block: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """The output of `block` while `forward` runs, and the result of `forward`."""
+    """Return the output of `block` while `forward` runs, and the result of `forward`."""
     seen: list[Any] = []
     handle = block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:

@@ -1,4 +1,4 @@
-"""Is a tower read exactly? Its tokens and pooled embedding against the library's own forward."""
+"""Checks that a tower is read exactly: its tokens and pooled embedding against the library's own forward."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,11 +15,11 @@ from open_gem.towers.base import ModuleTower
 from open_gem.types import Grid, Size
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""How far fused kernels may be from the library's own, as `Difference` counts."""
+"""Tolerances of fused kernels against the library's own, as `Difference` measures."""
 
 
 class Difference(NamedTuple):
-    """How far one way of running the host is from the library's forward on images of `size`.
+    """The distance of one way of running the host from the library's forward, on images of `size`.
 
     `exact`: through the library's own modules, else through fused kernels. `tokens` after the last block and `pooled`:
     largest absolute difference, as a share of the library's largest value.
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     pooled: float
 
     def fits(self, dtype: torch.dtype) -> bool:
-        """True if it is 0 through modules, or within `TOLERANCES` through fused kernels."""
+        """Return True if it is 0 through modules, or within `TOLERANCES` through fused kernels."""
         return max(self.tokens, self.pooled) <= (0 if self.exact else TOLERANCES[dtype])
 
 
@@ -55,20 +55,21 @@ class _Bare(VisionTower):
 
 
 def sizes_of(tower: ModuleTower) -> tuple[Size, Size]:
-    """What is checked: the size the tower was trained at, and one of another shape, not square."""
+    """Return the sizes that are checked: the size the tower was trained at, and one that is not square."""
     (rows, cols), (height, width) = tower.patch, tower.trained
     return Size(height, width), Size(height + rows, max(width // 2 // cols, 1) * cols)
 
 
 def random_images(size: Size, count: int = 2) -> Tensor:
-    """Random pixels `(count, 3, y, x)`, the same each time."""
+    """Return random pixels `(count, 3, y, x)`, the same each time."""
     noise = torch.Generator("cpu").manual_seed(0)
     return torch.randn(count, 3, *size, dtype=torch.float32, device="cpu", generator=noise)
 
 
 @torch.no_grad()
 def check(tower: ModuleTower, sizes: Sequence[Size] | None = None, count: int = 2) -> list[Difference]:
-    """The differences on `count` random images of each size (by default `sizes_of` the tower), exact and fused."""
+    """Return the differences on `count` random images of each size (by default `sizes_of` the tower), exact and
+    fused."""
     differences = []
     for size in sizes_of(tower) if sizes is None else sizes:
         pixels = random_images(size, count).to(tower.patch_weight.device, tower.patch_weight.dtype)
@@ -81,8 +82,8 @@ def check(tower: ModuleTower, sizes: Sequence[Size] | None = None, count: int = 
 
 
 class Rounding(NamedTuple):
-    """What a type costs one method: 1 − cosine of its features with those in float32, `mean` and `worst` over patches,
-    and of the `pooled` embedding (mean over images)."""
+    """The cost of a type for one method: 1 − cosine of its features with those in float32, `mean` and `worst` over
+    patches, and of the `pooled` embedding (mean over images)."""
 
     method: str
     mean: float
@@ -91,7 +92,7 @@ class Rounding(NamedTuple):
 
 
 def rounding(tower: ModuleTower, dtype: torch.dtype, pixels: Tensor) -> list[Rounding]:
-    """What computing in `dtype`, weights included, costs every method on `pixels` `(b, 3, y, x)`."""
+    """Return what computing in `dtype`, weights included, costs every method on `pixels` `(b, 3, y, x)`."""
     methods = {name: method.fitted(tower.layers) for name, method in METHODS.items()}
     cast = type(tower)(deepcopy(tower.module).to(dtype))
     exact, rounded = run(tower, pixels, methods, pooled=True), run(cast, pixels, methods, pooled=True)

@@ -1,4 +1,4 @@
-"""Which model should I use? A few that cover most needs: the table of `open-gem models --recommend`."""
+"""Models that cover most needs: the table of `open-gem models --recommend`."""
 
 from typing import NamedTuple
 

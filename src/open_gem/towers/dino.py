@@ -67,13 +67,15 @@ class Expert:
         return f"Expert({self.name!r})"
 
     def grid_for(self, size: Size) -> Grid:
-        """The grid whose patches come nearest to an image of `size`: each side rounded (halves up), at least 1."""
+        """Return the grid whose patches come nearest to an image of `size`: each side rounded (halves up), at least
+        1."""
         return Grid(*(max(1, (2 * side + patch) // (2 * patch)) for side, patch in zip(size, self.patch, strict=True)))
 
     @torch.no_grad()
     @cpu_by_default()
     def tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
-        """Pixels `(b, 3, y, x)` in [0, 1], of any size and float type → patch tokens `(b, r·k, e)`, not normalised.
+        """Encode pixels `(b, 3, y, x)` in [0, 1], of any size and float type: patch tokens `(b, r·k, e)`, not
+        normalised.
 
         An image of another size is resized to `grid` patches: bicubic with antialias, clipped to [0, 1]. Tokens have
         the type and device of the weights. Raises InputError for other pixels, and NotFiniteError for tokens that are
@@ -140,11 +142,11 @@ class External(Attention):
         return True
 
     def layout(self, size: Size) -> TokenGrid:
-        """The expert's grid for the host's pixels, of this `size`, and no token before the patches."""
+        """Return the expert's grid for the host's pixels, of this `size`, and no token before the patches."""
         return TokenGrid(self.expert.grid_for(size), 0)
 
     def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
-        """Mixed values `(b, h, r·k, c)` on the grid of `layout`."""
+        """Return the mixed values `(b, h, r·k, c)` on the grid of `layout`."""
         grid = self.expert.grid_for(Size(*context.pixels.shape[-2:]))
         tokens = context.cached((self.expert, self.mean, self.std), lambda: self._tokens(context.pixels, grid))
         values = resize_values(heads.v[:, :, context.prefix :], context.grid, grid)
@@ -160,8 +162,8 @@ def _is_number(value: Any) -> bool:
 
 
 def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: float = 1.2) -> Method:
-    """ProxyCLIP on `backbone`: the last block's values, mixed by the expert's attention; nothing else of that block.
-    Raises MethodError for impossible settings."""
+    """Make ProxyCLIP for `backbone`: the last block's values, mixed by the expert's attention; nothing else of that
+    block. Raises MethodError for impossible settings."""
     attention = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
     return Method(attention, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
 
@@ -206,7 +208,7 @@ def _of_timm(model: Any, pixels: Tensor) -> Tensor:
 
 
 def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str | None = None) -> Expert:
-    """An expert around a model in memory, of transformers or timm, which it never changes.
+    """Make an expert of a model in memory, of transformers or timm, which it never changes.
 
     `mean` and `std` normalise its images in [0, 1]: one number a channel (red, green, blue).
 
@@ -320,7 +322,7 @@ def _load_transformers(name: str, device: torch.device, dtype: torch.dtype, cach
 
 
 def _location(name: str) -> str:
-    """The repository or folder, for `hub`. Raises UnknownModelError for what is neither."""
+    """Return the repository or folder, for `hub`. Raises UnknownModelError for anything else."""
     if folder := _folder(name):
         return folder
     if "/" not in name:
@@ -332,7 +334,8 @@ def _location(name: str) -> str:
 
 
 def _folder(name: str) -> str | None:
-    """ "local-dir:" before the path of a folder, else None. Raises WeightsError for the path of nothing."""
+    """Return "local-dir:" and the path for the path of a folder, else None. Raises WeightsError for a missing
+    folder."""
     folder = Path(name.removeprefix("local-dir:")).expanduser()
     if name and folder.is_dir():
         return f"local-dir:{folder}"
@@ -342,7 +345,7 @@ def _folder(name: str) -> str | None:
 
 
 def _statistics(name: str, settings: Mapping[str, Any]) -> tuple[Color, Color]:
-    """Mean and std, from what a preprocessor_config.json says."""
+    """Return mean and std, from a preprocessor_config.json."""
     if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise UnsupportedModelError(f"cannot read {name}: its images are not scaled to [0, 1]")
     if not settings.get("do_normalize", True):
@@ -377,12 +380,12 @@ def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: s
 
 
 def _is_of_timm(name: str, read: bool = False) -> bool:
-    """True for a name of timm, with or without a tag; with `read`, of those that are read."""
+    """Return True for a name of timm, with or without a tag; with `read`, only if it can be read."""
     return name.partition(".")[0] in timm.list_models(module=list(TIMM) if read else "")
 
 
 def _check_timm(name: str, location: str) -> None:
-    """Raises UnsupportedModelError if `location`, a name of timm or a folder, holds a model that is not read, and
+    """Raise UnsupportedModelError if `location`, a name of timm or a folder, holds a model that is not read, and
     UnknownModelError if timm has no such weights."""
     in_folder = location.startswith("local-dir:")
     architecture = location

@@ -55,7 +55,7 @@ class EvaTower(TimmTower):
         return tuple(_read(block, rotations) for block in self.trunk.blocks)
 
     def _rotate_to(self, grid: Grid) -> Tensor:
-        """Sines and cosines `(r·k, 2c)` for `grid`, as the library itself makes them when it is resized."""
+        """Return sines and cosines `(r·k, 2c)` for `grid`, as the library itself makes them when it is resized."""
         rope: Any = deepcopy(self.trunk.rope)
         rope.update_feat_shape(tuple(grid))
         return rope.get_embed(list(grid))
@@ -96,7 +96,7 @@ def _read(block: Any, rotations: Tensor | None) -> Block:
 
 
 def _projected(attn: Any, normed: Tensor) -> Sequence[Tensor]:
-    """Queries, keys and values, each `(b, n, h·c)`, from one matrix or three; keys may do without a bias."""
+    """Return queries, keys and values, each `(b, n, h·c)`, from one matrix or three; keys may have no bias."""
     if attn.qkv is None:
         return tuple(apply(layer, normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
     if getattr(attn, "q_bias", None) is None:
@@ -106,5 +106,5 @@ def _projected(attn: Any, normed: Tensor) -> Sequence[Tensor]:
 
 
 def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Layer scale, if there is one."""
+    """Return the layer scale, if there is one."""
     return x if gamma is None else gamma * x

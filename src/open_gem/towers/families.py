@@ -184,12 +184,12 @@ ORIGINAL = ("blip-base", "blip-large")  # names for files of Salesforce's own, w
 
 
 def find_family(library: str, name: str) -> ModelFamily | None:
-    """The family of a model of `library`, by its name."""
+    """Return the family of a model of `library`, by its name."""
     return next((row for row in FAMILIES if row.library == library and re.search(row.pattern, name)), None)
 
 
 def towers(library: str) -> list[type["ModuleTower"]]:
-    """The classes that read vision towers of `library`; imports them, and so the library."""
+    """Return the classes that read vision towers of `library`; imports them, and so the library."""
     names = dict.fromkeys(row.tower for row in FAMILIES if row.library == library)
     return [_import(name) for name in names]
 
@@ -200,13 +200,14 @@ def _import(name: str) -> Any:
 
 
 def find_tower(library: str, module: Any) -> type["ModuleTower"] | None:
-    """The tower that reads `module`, by its class; None if none does. A subclass does not count: it may differ."""
+    """Return the tower that reads `module`, by its class; None if none does. A subclass does not count: it may
+    differ."""
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     return next((tower for tower in towers(library) if kind in tower.reads), None)
 
 
 def check_not_trained(name: str, model_type: str) -> None:
-    """Raises UnsupportedModelError for a model type that is for `load_trained`, not a backbone."""
+    """Raise UnsupportedModelError for a model type that is for `load_trained`, not a backbone."""
     if model_type in LOCALIZING:
         raise UnsupportedModelError(
             f"{name} ({model_type}) was trained to localize and has no training-free readouts: use "

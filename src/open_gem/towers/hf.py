@@ -1,4 +1,4 @@
-"""What the vision transformers of the package transformers have in common."""
+"""The common parts of the vision transformers of the package transformers."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -52,7 +52,7 @@ class HfTower(ModuleTower):
         return self.embeddings.position_embedding.weight
 
     def resample_positions(self, grid: Grid) -> Tensor:
-        """As `interpolate_pos_encoding` does: `(prefix + n, d)`."""
+        """Resample positions as `interpolate_pos_encoding` does: `(prefix + n, d)`."""
         positions = self.trained_positions.detach().flatten(0, -2)
         side = isqrt(len(positions) - self.prefix)
         if grid == (side, side):
@@ -82,13 +82,13 @@ class HfTower(ModuleTower):
 
     @staticmethod
     def qkv(attn: Any, normed: Tensor) -> Heads:
-        """Queries, keys and values that the attention `attn` makes of normed tokens."""
+        """Return queries, keys and values that the attention `attn` makes of normed tokens."""
         projected = (apply(layer, normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
         return Heads(*(split_heads(part, attn.num_heads) for part in projected))
 
     @staticmethod
     def out(attn: Any, mixed: Tensor) -> Tensor:
-        """The output projection of the attention `attn`, of joined heads."""
+        """Return the output projection of the attention `attn`, of joined heads."""
         return apply(attn.out_proj, mixed)
 
     @classmethod
@@ -104,7 +104,7 @@ class HfTower(ModuleTower):
 
 
 def _has_foreign_hooks(module: nn.Module) -> bool:
-    """True if `module` has hooks other than transformers' own, which stay once a model was asked for hidden states or
-    attention, and do nothing until it is asked again."""
+    """Return True if `module` has hooks other than transformers' own, which stay once a model was asked for hidden
+    states or attention, and do nothing until it is asked again."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)

@@ -25,7 +25,7 @@ class HfSiglipTower(HfTower):
         return super().unsupported_reason(module)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """What the pool makes of each token alone: over one key the softmax is 1, whatever the probe asks."""
+        """Return what the pool makes of each token alone: over one key the softmax is 1, for any probe."""
         head, attn = self.vision.head, self.vision.head.attention
         weight, bias = attn.in_proj_weight[2 * attn.embed_dim :], attn.in_proj_bias[2 * attn.embed_dim :]
         values = linear(self.vision.post_layernorm(tokens), weight, bias)

@@ -19,7 +19,7 @@ class HfText(TextTower):
         return self.model.config.text_config.max_position_embeddings
 
     def clean(self, text: str) -> str:
-        """A text as its tokenizer expects it."""
+        """Return a text as its tokenizer expects it."""
         return text
 
     def encode(self, texts: list[str]) -> Tensor:
@@ -36,7 +36,7 @@ class HfText(TextTower):
         return self.embed({name: made[name].to(self.device) for name in names})
 
     def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Text embeddings `(p, e)` of tokens `(p, n)`."""
+        """Return text embeddings `(p, e)` of tokens `(p, n)`."""
         return self.model.get_text_features(**tokens).pooler_output
 
     def truncated(self, text: str) -> str:
@@ -82,6 +82,6 @@ class BlipText(HfText):
 
 
 def cut_off(tokenizer: Any, text: str, length: int) -> str:
-    """The end of `text` that exceeds `length` tokens of a transformers tokenizer, special ones included."""
+    """Return the end of `text` that exceeds `length` tokens of a transformers tokenizer, special ones included."""
     tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     return tokenizer.decode(tokens[length - tokenizer.num_special_tokens_to_add() :]).strip()

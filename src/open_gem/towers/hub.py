@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's format, from the hub or a folder: read strictly, without running code that they bring.
+"""Checkpoints in Hugging Face's format, from the hub or a folder: read strictly, without running code in them.
 
 `name` is "org/repo" or "local-dir:folder" everywhere. Errors are one line: UnknownModelError if the hub has no such
 repository, UnsupportedModelError if it holds something that transformers does not know, WeightsError for the rest.
@@ -34,14 +34,14 @@ _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which tran
 
 
 def configuration(name: str, cache_dir: str | None = None) -> Any:
-    """The configuration of a checkpoint, of the class that its `model_type` says."""
+    """Return the configuration of a checkpoint, of the class that its `model_type` says."""
     with _reporting(name, cache_dir):
         return AutoConfig.from_pretrained(_place(name), cache_dir=cache_dir, trust_remote_code=False)
 
 
 def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any) -> nn.Module:
-    """A model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to `from_pretrained`;
-    with a `config` and a `state_dict` among them, `name` is only what errors are about.
+    """Load a model of class `kind` with the weights of `name`: float32, for evaluation. `settings` go to
+    `from_pretrained`; if they hold a `config` and a `state_dict`, `name` only appears in errors.
 
     Every weight must be there, in its shape: transformers itself initialises missing ones at random, and only logs it.
     Extra weights are an error in a `state_dict`, and a warning in a checkpoint that has its own configuration. Buffers
@@ -68,12 +68,12 @@ def fetch(kind: Any, name: str, *, cache_dir: str | None = None, **settings: Any
 
 
 def fetch_processor(name: str, cache_dir: str | None = None) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer of a checkpoint, and the contents of its preprocessor_config.json."""
+    """Load the tokenizer of a checkpoint, and the contents of its preprocessor_config.json."""
     return fetch_tokenizer(name, cache_dir), image_settings(name, cache_dir)
 
 
 def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTokenizer) -> Any:
-    """The tokenizer of a checkpoint; of class `kind` if the files do not say which."""
+    """Load the tokenizer of a checkpoint; of class `kind` if the files do not say which."""
     missing = WeightsError(f"cannot load {name}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}")
     with _reporting(name, cache_dir):
         try:
@@ -88,14 +88,14 @@ def fetch_tokenizer(name: str, cache_dir: str | None = None, kind: Any = AutoTok
 
 
 def image_settings(name: str, cache_dir: str | None = None) -> dict[str, Any]:
-    """The contents of a checkpoint's preprocessor_config.json: how images are prepared."""
+    """Return the contents of a checkpoint's preprocessor_config.json: how images are prepared."""
     with _reporting(name, cache_dir):
         return ImageProcessingMixin.get_image_processor_dict(_place(name), cache_dir=cache_dir)[0]
 
 
 def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, Tensor]:
-    """The tensors of a file, under the names that a model of class `kind` has with this `config`: see
-    `_weights.read_weights`."""
+    """Read the tensors of a file, under the names that a model of class `kind` has with this `config`: see
+    `weights.read_weights`."""
     with _reporting(str(file)):
         expected = ()
         if kind is not None:
@@ -105,12 +105,12 @@ def read_weights(file: Path, kind: Any = None, config: Any = None) -> dict[str, 
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """True if a folder holds the vocabulary of a tokenizer."""
+    """Return True if a folder holds the vocabulary of a tokenizer."""
     return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
 def _place(name: str) -> str:
-    """The name that transformers expects: the repository, or the folder's path."""
+    """Return the name that transformers expects: the repository, or the folder's path."""
     if not name.startswith("local-dir:"):
         return name
     folder = Path(name.removeprefix("local-dir:"))
@@ -121,7 +121,7 @@ def _place(name: str) -> str:
 
 @contextmanager
 def _reporting(name: str, cache_dir: str | None = None) -> Iterator[None]:
-    """Silences libraries, and turns what a hub, a file system or a checkpoint raises into our error about `name`."""
+    """Silence libraries, and turn errors of a hub, a file system or a checkpoint into our error about `name`."""
     is_local = name.startswith("local-dir:") or Path(name).is_file()
     try:
         with quiet(), _undisturbed(), nullcontext() if is_local else hub_or_cache(name, cache_dir):
@@ -147,8 +147,8 @@ def _reporting(name: str, cache_dir: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No progress bar while weights go from a file into a model (those of downloads are shown), and no request to
-    convert a repository, which transformers sends from a thread for one that holds pickles only."""
+    """Show no progress bar while weights go from a file into a model (those of downloads are shown), and send no
+    request to convert a repository, which transformers sends from a thread for one that holds pickles only."""
     before = os.environ.get(_CONVERSION)
     os.environ[_CONVERSION] = "1"
     hooks = hasattr(logging, "set_tqdm_hook")  # not in the first releases of transformers 5
@@ -165,5 +165,5 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _is_unknown(error: Exception) -> bool:
-    """True if there is no such repository; a gated one is there, only not for everybody."""
+    """Return True if there is no such repository; a gated one exists, but not for everybody."""
     return is_caused_by(error, RepositoryNotFoundError, HFValidationError) and not is_caused_by(error, GatedRepoError)

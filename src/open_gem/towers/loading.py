@@ -82,7 +82,7 @@ def load(
 
 
 def as_folder(name: str | PathLike[str]) -> str:
-    """ "local-dir:" before the path of a folder; names that open_clip knows, and others, as they are.
+    """Return "local-dir:" and the path for the path of a folder; names that open_clip knows, and others, are unchanged.
 
     Raises WeightsError for the path of a file, or of nothing: "./x", "/x", "~/x", "x.pt".
     """
@@ -102,14 +102,15 @@ def as_folder(name: str | PathLike[str]) -> str:
 
 
 def library_of(name: str) -> Any:
-    """The module that loads `name`; open_clip's for an unknown one, since its error lists names."""
+    """Return the module that loads `name`; open_clip's for an unknown one, since its error lists names."""
     from open_gem.towers import open_clip
 
     return _transformers() if is_transformers(name) else open_clip
 
 
 def is_transformers(name: str) -> bool:
-    """True for a folder in transformers' format, and for "org/repo" unless it is an architecture of open_clip."""
+    """Return True for a folder in transformers' format, and for "org/repo" unless it is an architecture of
+    open_clip."""
     from open_gem.towers import open_clip
 
     if name.startswith("local-dir:"):
@@ -127,7 +128,8 @@ def _transformers() -> Any:
 
 
 def build_tower(name: str) -> ModuleTower:
-    """The vision tower of an architecture with random weights, the same each time, for checks: none are fetched.
+    """Build the vision tower of an architecture with random weights, the same each time, for checks; fetches no
+    weights.
 
     "embedded" and folders in open_clip's format have their own.
 
@@ -144,8 +146,8 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def build(name: str) -> Backbone:
-    """A whole model of an architecture of open_clip with random weights, to measure; "embedded" and folders have their
-    own. Raises UnknownModelError, WeightsError, UnsupportedModelError, and InputError if it needs a network."""
+    """Build a whole model of an architecture of open_clip with random weights, to measure; "embedded" and folders have
+    their own. Raises UnknownModelError, WeightsError, UnsupportedModelError, and InputError if it needs a network."""
     name = as_folder(name)
     if name == EMBEDDED or name.startswith("local-dir:"):
         return load(name, device="cpu")
@@ -160,7 +162,7 @@ def build(name: str) -> Backbone:
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around a model already in memory (your fine-tuned one, say), which it never changes.
+    """Make a backbone of a model already in memory (your fine-tuned one, say), which it never changes.
 
     model      of open_clip or transformers
     tokenizer  open_clip's, or transformers' tokenizer or processor
@@ -191,8 +193,8 @@ class ModelName(NamedTuple):
 
 
 def list_models() -> list[ModelName]:
-    """Names to `load`: the model in the package, every name and tag of open_clip, and examples of each family of
-    transformers; with the reason for each that is not supported."""
+    """Return the names for `load`: the model in the package, every name and tag of open_clip, and examples of each
+    family of transformers; with the reason for each that is not supported."""
     from open_gem.towers import open_clip
 
     others = [row for row in FAMILIES if row.library != "open_clip"]
@@ -209,7 +211,8 @@ def _family_name(name: str) -> str | None:
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for another."""
+    """Return the type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for
+    another."""
     known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if known not in (*DTYPES.values(), torch.float64):
         raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
@@ -217,7 +220,7 @@ def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device for "auto" or a name. Raises InputError for one that torch does not know or have."""
+    """Return the device for "auto" or a name. Raises InputError for one that torch does not know or have."""
     if device != "auto":
         try:
             named = torch.device(device)

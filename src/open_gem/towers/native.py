@@ -80,7 +80,7 @@ class NativeTower(ModuleTower):
         return watch(sized.transformer.resblocks[-1], lambda: _embedding(sized(pixels)))
 
     def _resized(self, grid: Grid) -> Tensor:
-        """Positions as open_clip resizes them at loading (`resize_pos_embed`), without its shortcuts: it assumes that
+        """Resize positions as open_clip does at loading (`resize_pos_embed`), without its shortcuts: it assumes that
         every trained grid is square, and that grids of as many patches are equal."""
         positions, trained = self.trained_positions.detach(), Grid(*self.module.grid_size)
         if grid == trained:
@@ -94,12 +94,12 @@ class NativeTower(ModuleTower):
 
 
 def _embedding(result: Any) -> Tensor:
-    """The pooled embedding, of a tower that may give its tokens as well."""
+    """Return the pooled embedding of a tower that may return its tokens as well."""
     return result[0] if isinstance(result, tuple) else result
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """True if the weights, read directly, compute what the modules would."""
+    """Return True if the weights, read directly, compute what the modules would."""
     if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
         return False
     return not has_hooks(block, block.attn, block.attn.out_proj)
@@ -120,7 +120,7 @@ def _read(block: ResidualAttentionBlock) -> Block:
 
 
 def _pool_each(pooler: Any, tokens: Tensor) -> Tensor:
-    """What an attention pool makes of each token alone: over one key the softmax is 1, whatever the query asks."""
+    """Return what an attention pool makes of each token alone: over one key the softmax is 1, for any query."""
     attn = pooler.attn
     packed = attn.v_proj_weight is None
     weight = attn.in_proj_weight[2 * attn.embed_dim :] if packed else attn.v_proj_weight

@@ -1,4 +1,4 @@
-"""open_clip: its names, tags and checkpoints, its tokenizers; which tower reads its models `families` says."""
+"""open_clip: its names, tags and checkpoints, its tokenizers; `families` says which tower reads its models."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def adapt(
     recommended: Recommended | None = None,
     concepts: Sequence[str] = (),
 ) -> Backbone:
-    """A backbone around an open_clip model in memory; `concepts` as in `TextTower`.
+    """Make a backbone of an open_clip model in memory; `concepts` as in `TextTower`.
 
     Raises UnsupportedModelError with the reason if its vision tower cannot be read, InputError in training mode.
     """
@@ -46,7 +46,7 @@ def adapt(
 
 
 def read_tower(visual: Any, owner: str) -> ModuleTower:
-    """The tower that reads `visual`, of the model called `owner`; errors as `adapt`."""
+    """Return the tower that reads `visual`, of the model called `owner`; errors as `adapt`."""
     module = getattr(visual, "trunk", visual)  # timm's are wrapped
     tower = find_tower("open_clip", module)
     if tower is None:
@@ -60,7 +60,7 @@ def read_tower(visual: Any, owner: str) -> ModuleTower:
 
 
 def build_tower(name: str) -> ModuleTower:
-    """The vision tower of open_clip's architecture `name` with random weights; errors as `load`."""
+    """Build the vision tower of open_clip's architecture `name` with random weights; errors as `load`."""
     config = open_clip.get_model_config(_architecture(name))
     assert config is not None
     build = open_clip.model._build_vision_tower  # of whole models, some text towers need a download
@@ -69,8 +69,8 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def build(name: str) -> Backbone:
-    """A whole model of open_clip's architecture `name` with random weights; errors as `load`, OSError if its tokenizer
-    has to be downloaded."""
+    """Build a whole model of open_clip's architecture `name` with random weights; errors as `load`, OSError if its
+    tokenizer has to be downloaded."""
     architecture = _architecture(name)
     tokenizer = open_clip.get_tokenizer(architecture)
     with quiet():
@@ -105,8 +105,9 @@ class OpenClipText(TextTower):
         return self._concepts
 
     def knows(self, prompt: str) -> bool:
-        """A model of few concepts was trained on their tokens and on those of templates; the embeddings of all others
-        say nothing. Tokens without two letters in a row ("-", "t") are in many words, and are no word themselves."""
+        """Return True if the model knows a word of `prompt`. A model of few concepts was trained on their tokens and on
+        those of templates; all other embeddings say nothing. Tokens without two letters in a row ("-", "t") occur in
+        many words, and are no words themselves."""
         return not self._concepts or not self._tokens(prompt).isdisjoint(self._known)
 
     @cached_property
@@ -132,7 +133,7 @@ _TRANSFORMERS = 'its text tower needs the package transformers: pip install "ope
 
 
 def unsupported_reason(name: str) -> str | None:
-    """Why open_clip's architecture `name` is not supported, by its name and configuration; None if it is."""
+    """Return why open_clip's architecture `name` is not supported, by its name and configuration; None if it is."""
     config = open_clip.get_model_config(name)
     assert config is not None
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -145,7 +146,7 @@ def unsupported_reason(name: str) -> str | None:
 
 
 def _preprocess(visual: Any) -> Preprocess:
-    """From the checkpoint's own configuration, which open_clip attaches to the tower."""
+    """Return the preprocessing of the checkpoint's own configuration, which open_clip attaches to the tower."""
     config = {**open_clip.transform.PreprocessCfg().__dict__, **getattr(visual, "preprocess_cfg", {})}
     return Preprocess(
         mean=tuple(config["mean"]),
@@ -193,18 +194,20 @@ def load(
 
 
 def knows(name: str) -> bool:
-    """True for open_clip's own names, and for names that say they are in its format."""
+    """Return True for open_clip's own names, and for names that say they are in its format."""
     return name.startswith(("hf-hub:", "local-dir:")) or name.replace("/", "-") in open_clip.list_models()
 
 
 def catalogue() -> list[tuple[str, str | None, str | None]]:
-    """Every (name, tag) of open_clip with the reason if it is not supported, else None. Untrained names have no tag."""
+    """Return every (name, tag) of open_clip with the reason if it is not supported, else None. Untrained names have no
+    tag."""
     tags = {name: open_clip.list_pretrained_tags_by_model(name) or [None] for name in open_clip.list_models()}
     return [(name, tag, reason) for name in tags for reason in [unsupported_reason(name)] for tag in tags[name]]
 
 
 def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
-    """The arguments for `open_clip.create_model`, checked: names, tags, and the activation that goes with the tag.
+    """Return the arguments for `open_clip.create_model`, checked: names, tags, and the activation that goes with the
+    tag.
 
     Many tags (every `openai`, for one) were trained with QuickGELU, but open_clip builds what the architecture's name
     says and only warns. Here the tag decides.
@@ -236,7 +239,7 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
 
 
 def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) -> Any:
-    """The model that `configuration` describes, with all of its weights, none of them random or resampled.
+    """Make the model that `configuration` describes, with all of its weights, none of them random or resampled.
 
     open_clip's own loading silently resamples position embeddings to the architecture's grid; here the model is made
     for the grid of the weights.
@@ -261,7 +264,7 @@ def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) 
 
 
 def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[Path, dict[str, Any]]:
-    """The file of weights, downloaded if necessary, and the arguments for `create_model` that go with it."""
+    """Return the file of weights, downloaded if necessary, and the arguments for `create_model` that go with it."""
     name, get = config["model_name"], open_clip.factory
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
@@ -278,7 +281,7 @@ def _file_of_weights(config: Mapping[str, Any], cache_dir: str | None) -> tuple[
 
 
 def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor]) -> Size | None:
-    """The image size that the position embeddings in `weights` are for; None for the model's own.
+    """Return the image size that the position embeddings in `weights` are for; None for the model's own.
 
     Raises WeightsError if their number of patches is no square.
     """
@@ -299,7 +302,8 @@ def _trained_size(label: str, backbone: Backbone, weights: Mapping[str, Tensor])
 
 
 def _architecture(name: str) -> str:
-    """open_clip's own spelling of a built-in name. Raises UnknownModelError, UnsupportedModelError with the reason."""
+    """Return open_clip's own spelling of a built-in name. Raises UnknownModelError, UnsupportedModelError with the
+    reason."""
     architecture = name.replace("/", "-")
     if architecture not in open_clip.list_models():
         close = close_names(architecture, open_clip.list_models())
@@ -314,7 +318,8 @@ def _architecture(name: str) -> str:
 
 
 def _statistics(architecture: str) -> dict[str, Any]:
-    """Image statistics that all tags of an architecture agree on: for a bare file of weights, which has none."""
+    """Return image statistics that all tags of an architecture agree on: for a file of weights alone, which has
+    none."""
     tags = [
         open_clip.get_pretrained_cfg(architecture, tag) for tag in open_clip.list_pretrained_tags_by_model(architecture)
     ]
@@ -330,7 +335,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _sections(name: str, cache_dir: str | None) -> dict[str, Any]:
-    """The contents of a checkpoint's open_clip_config.json; empty for built-in names."""
+    """Return the contents of a checkpoint's open_clip_config.json; empty for built-in names."""
     if name.startswith("local-dir:"):
         return json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
     if name.startswith("hf-hub:"):
@@ -339,8 +344,8 @@ def _sections(name: str, cache_dir: str | None) -> dict[str, Any]:
 
 
 def _check_runs_no_code(label: str, section: Any) -> None:
-    """Raises UnsupportedModelError for a configuration that asks, anywhere, to run code of its own: open_clip would
-    pass that on to transformers."""
+    """Raise UnsupportedModelError for a configuration that asks, anywhere, to run code of its own: open_clip would pass
+    that on to transformers."""
     if isinstance(section, dict):
         if section.get("trust_remote_code"):
             raise UnsupportedModelError(f"cannot read {label}: it brings its own code, which is never run")
@@ -349,7 +354,7 @@ def _check_runs_no_code(label: str, section: Any) -> None:
 
 
 def _recommended(name: str, settings: dict[str, Any]) -> Recommended:
-    """A checkpoint's own recommendations, from an "open_gem" section that open_clip does not read."""
+    """Return a checkpoint's own recommendations, from an "open_gem" section that open_clip does not read."""
     known = {field.name for field in fields(Recommended)}
     if not settings.keys() <= known:
         unknown = ", ".join(sorted(settings.keys() - known))

@@ -1,4 +1,5 @@
-"""What open_clip's towers from timm share: patch embedding, learned positions, and the head; not the blocks."""
+"""The common parts of open_clip's towers from timm: patch embedding, learned positions, and the head; not the
+blocks."""
 
 from abc import abstractmethod
 from copy import deepcopy
@@ -50,7 +51,7 @@ class TimmTower(ModuleTower):
     @classmethod
     @abstractmethod
     def unsupported_reason_in(cls, block: Any) -> str | None:
-        """Why this block cannot be read; None if it can."""
+        """Return why this block cannot be read; None if it can."""
 
     @property
     def patch_weight(self) -> Tensor:
@@ -99,12 +100,12 @@ class TimmTower(ModuleTower):
 
 
 def _is_plain(pool: Any) -> bool:
-    """True if `_pool_each` computes what the pool would."""
+    """Return True if `_pool_each` computes what the pool would."""
     return type(pool) is AttentionPoolLatent and pool.pos_embed is None and pool.mlp is not None and not has_hooks(pool)
 
 
 def _pool_each(pool: Any, tokens: Tensor) -> Tensor:
-    """What an attention pool makes of each token alone: over one key the softmax is 1, whatever the latent asks."""
+    """Return what an attention pool makes of each token alone: over one key the softmax is 1, for any latent."""
     _, values = pool.kv(tokens).chunk(2, dim=-1)
     pooled = pool.proj(values)
     return pooled + pool.mlp(pool.norm(pooled))

@@ -63,7 +63,7 @@ UNSUPPORTED = {
 
 
 def _spec(name: str, config: Any) -> ModelSpec:
-    """The kind of a configuration. Raises UnsupportedModelError for one that is not read."""
+    """Return the kind of a configuration. Raises UnsupportedModelError for one that is not read."""
     check_not_trained(name, config.model_type)
     if config.model_type not in MODELS:
         known = f"models of type {config.model_type!r} are not read, only {', '.join(MODELS)}"
@@ -90,7 +90,7 @@ class Architecture:
     original: bool = False
 
     def configuration(self) -> Any:
-        """As transformers has it."""
+        """Return the configuration as transformers has it."""
         sections = {"vision_config": dict(self.vision), "text_config": dict(self.text)}
         with quiet():
             return transformers.AutoConfig.for_model(self.kind, **sections, **self.other)
@@ -149,7 +149,7 @@ others are open_clip's for the same weights, or of transformers' defaults, or of
 
 
 def build_tower(name: str) -> ModuleTower:
-    """The vision tower of an architecture with random weights, for checks; errors as `load`.
+    """Build the vision tower of an architecture with random weights, for checks; errors as `load`.
 
     No download for a key of `ARCHITECTURES`, for others only their configuration. The text half is cut down.
     """
@@ -167,7 +167,7 @@ def build_tower(name: str) -> ModuleTower:
 
 
 def adapt(model: Any, tokenizer: Any) -> Backbone:
-    """A backbone around a model of transformers in memory, with its tokenizer, or its processor of images and text.
+    """Make a backbone of a model of transformers in memory, with its tokenizer, or its processor of images and text.
 
     With a tokenizer alone, images get the statistics of the model's family. Raises UnsupportedModelError with the
     reason if its vision tower cannot be read, InputError in training mode.
@@ -190,7 +190,7 @@ def _check_words(model: Any, tokenizer: Any) -> None:
 
 
 def read_tower(model: Any) -> ModuleTower:
-    """The tower that reads the vision half of `model`; errors as `adapt`."""
+    """Return the tower that reads the vision half of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
         others = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
@@ -209,7 +209,8 @@ def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str
 
 
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
-    """From `settings` of a preprocessor_config.json; what they leave out is as usual in the family."""
+    """Return the preprocessing from `settings` of a preprocessor_config.json, with the family's usual values for
+    missing ones."""
     kind, size = MODELS[config.model_type], config.vision_config.image_size
     scale = settings.get("rescale_factor", 1 / 255)
     if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
@@ -257,7 +258,8 @@ def load(
 
 
 def _from_file(name: str, file: Path, cache_dir: str | None) -> tuple[HfText, dict[str, Any]]:
-    """The text half of a model of architecture `name` with the weights of a file, and the settings of its images."""
+    """Make the text half of a model of architecture `name` with the weights of a file, and the settings of its
+    images."""
     if name.startswith("local-dir:"):
         raise UnknownModelError(f"{name!r} brings its own weights; {str(file)!r} cannot be combined with it")
     if not file.is_file():
@@ -301,7 +303,7 @@ _CONTRASTIVE = r"(vision_model|text_encoder|vision_proj|text_proj)\.(?!.*\.cross
 
 
 def _translated(weights: Mapping[str, Tensor], config: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The weights of the contrastive half in a file of Salesforce's, and the temperature if there is one.
+    """Translate the weights of the contrastive half in a file of Salesforce's, and the temperature if there is one.
 
     Momentum encoders, queues, the text decoder and image-text matching are left out (transformers' head for the last is
     zero). `config` gets the image size that the position embeddings are for.

@@ -1,4 +1,5 @@
-"""Loading with any library: silence, a reason in one line, the hub or its cache, the model in its device and type."""
+"""Loading with any library: silence, a reason in one line, the hub or its cache, the model on its device and in its
+type."""
 
 import logging
 import pickle
@@ -37,8 +38,8 @@ FEW = 3  # names of weights that an error lists
 
 
 def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model in evaluation mode, on its device, in its type; scales and biases of logits stay float32 (of 8 bits, as
-    bfloat16 has, exp(4.6) would be off by a percent)."""
+    """Return the model in evaluation mode, on its device, in its type; scales and biases of logits stay float32 (with
+    the 8 bits of bfloat16, exp(4.6) would be off by a percent)."""
     exact = {name: p.detach().float() for name, p in model.named_parameters() if name.endswith(_LOGITS)}
     model.eval().to(device, dtype)
     for name, value in exact.items():
@@ -47,8 +48,8 @@ def finished(model: nn.Module, device: str | torch.device, dtype: torch.dtype) -
 
 
 def in_float32(build: Callable[[], T]) -> T:
-    """The model that `build` makes, built again until all its weights are float32: it is made in torch's default type,
-    which another thread may change at any time, and weights would be rounded.
+    """Build a model, again until all its weights are float32: it is made in torch's default type, which another thread
+    may change at any time, and weights would be rounded.
 
     Raises WeightsError if threads keep changing that type.
     """
@@ -81,8 +82,8 @@ _LEADING = {*_WRAPPERS, "model"}  # and Lightning's
 
 
 def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickled checkpoint that needs no code to run, under the model's own
-    names: without the prefixes of training loops.
+    """Read the tensors of a .safetensors file, or of a pickled checkpoint that needs no code to run, under the model's
+    own names: without the prefixes of training loops.
 
     `expected`: the model's own names, which are never shortened. From a file of several models, those behind the prefix
     that fits best are read, and a warning counts the others. Raises WeightsError for a file without a state dict, and
@@ -116,7 +117,8 @@ def read_weights(file: str | Path, expected: Collection[str] = ()) -> dict[str, 
 
 
 def _split(name: str, expected: Collection[str]) -> tuple[str, str]:
-    """A tensor's name in a file → the prefix of what was wrapped around the model, and the name in the model."""
+    """Split a tensor's name in a file into the prefix of what was wrapped around the model, and the name in the
+    model."""
     parts, start = name.split("."), 0
     while start < len(parts) - 1 and parts[start] in _LEADING and ".".join(parts[start:]) not in expected:
         start += 1
@@ -167,7 +169,7 @@ def _why_silent(endpoint: str, period: int) -> str | None:
 
 
 def is_caused_by(error: BaseException | None, *kinds: type[BaseException]) -> bool:
-    """True if `error`, or one that led to it, is of one of these kinds."""
+    """Return True if `error`, or one that led to it, is of one of these kinds."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, kinds):
@@ -181,12 +183,12 @@ def is_caused_by(error: BaseException | None, *kinds: type[BaseException]) -> bo
 
 
 def needs_transformers(error: ImportError) -> str:
-    """What to do if transformers, or something that it needs, is not installed."""
+    """Return what to do if transformers, or something that it needs, is not installed."""
     return f'this model needs the package transformers ({error.name} is missing): pip install "open_gem[transformers]"'
 
 
 def reason_of(error: Exception) -> str:
-    """One line: what does not fit if it is a state dict, else the error's first line and what to do."""
+    """Return one line: what does not fit if it is a state dict, else the error's first line and what to do."""
     message = str(error).strip() or type(error).__name__
     if misfit := mismatch_in(message):
         return misfit
@@ -203,7 +205,7 @@ def reason_of(error: Exception) -> str:
 
 
 def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str] = ()) -> str | None:
-    """How a checkpoint does not fit its architecture, in one line; None if it fits."""
+    """Return how a checkpoint does not fit its architecture, in one line; None if it fits."""
     faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     counts = [f"{len(names)} {fault} ({_few(names)})" for fault, keys in faults if (names := sorted(keys))]
     hint = _prefix_hint(set(missing), set(unexpected))
@@ -211,7 +213,7 @@ def mismatch(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterab
 
 
 def _prefix_hint(missing: set[str], unexpected: set[str]) -> str:
-    """What to do if names would fit with, or without, a prefix; else nothing."""
+    """Return what to do if names would fit with, or without, a prefix; else nothing."""
     for long, short, advice in (
         (unexpected, missing, 'names fit without the prefix "{}": save the state dict of that part alone'),
         (missing, unexpected, 'names fit behind the prefix "{}": the file seems to hold that part of a model alone'),
@@ -224,7 +226,7 @@ def _prefix_hint(missing: set[str], unexpected: set[str]) -> str:
 
 
 def mismatch_in(message: str) -> str | None:
-    """`mismatch`, from the message of torch's `load_state_dict`."""
+    """Return `mismatch` from the message of torch's `load_state_dict`."""
     if "state_dict" not in message:
         return None
     missing, unexpected = (
@@ -245,7 +247,7 @@ _QUIET = RLock()  # logging and warning filters belong to the whole process
 
 @contextmanager
 def quiet(*warned: str) -> Iterator[None]:
-    """Silences libraries and the hub, since the error raised next says it better, and warnings that begin with one of
+    """Silence libraries and the hub, since the error raised next says it better, and warnings that begin with one of
     `warned`. Progress bars of downloads are shown. Libraries make tensors on the CPU."""
     with _QUIET, warnings.catch_warnings(), cpu_by_default():
         for message in warned:

@@ -1,4 +1,4 @@
-"""What open_gem makes of a model that was trained to localize."""
+"""The interface of models that were trained to localize."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from open_gem.types import Size
 
 
 class Grounding(NamedTuple):
-    """What a model answers about one image.
+    """A model's answer about one image.
 
     similarity  `(p, r, k)` float32, as in `Localization`
     scores      `(p,)`, by which it judges *whether* each prompt is in the image
@@ -48,7 +48,7 @@ class TrainedModel(FrozenModel, ABC):
 
     @property
     def logit_scale(self) -> float | None:
-        """What similarities are multiplied by before a softmax over prompts; None if they are probabilities."""
+        """The factor of similarities before a softmax over prompts; None if they are probabilities."""
         return None
 
     @property
@@ -58,24 +58,25 @@ class TrainedModel(FrozenModel, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; single numbers, such as the logit scale, stay float32."""
+        """The type that the model computes in; single numbers, such as the logit scale, stay float32."""
         return next(weight.dtype for weight in self.model.parameters() if weight.ndim > 1)
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 y x"]:
-        """An RGB image as the image processor makes it: `(3, y, x)` float32 on the CPU.
+        """Prepare an RGB image with the image processor: `(3, y, x)` float32 on the CPU.
 
         Raises ImageError for one that is too small or too large.
         """
         return self._pixels(image)
 
     def patches(self, size: Size) -> int:
-        """What encoding an image of `size` costs: patches, or 1 if all sizes cost the same. Raises ImageError."""
+        """Return the cost of encoding an image of `size`: patches, or 1 if all sizes cost the same. Raises
+        ImageError."""
         return 1
 
     @torch.no_grad()
     @cpu_by_default()
     def ground(self, pixels: Float[Tensor, "3 y x"], size: Size, text: Float[Tensor, "p e"]) -> Grounding:
-        """Where the prompts are that `text` `(p, e)` encodes, in prepared `pixels` of an image of `size`.
+        """Locate the prompts that `text` `(p, e)` encodes, in prepared `pixels` of an image of `size`.
 
         Raises NotFiniteError if the model gives no numbers.
         """
@@ -90,5 +91,5 @@ class TrainedModel(FrozenModel, ABC):
 
     @cpu_by_default()
     def _pixels(self, image: Image.Image, **settings: Any) -> Tensor:
-        """`settings` overrule the image processor's own."""
+        """Return the pixels of an image; `settings` overrule the image processor's own."""
         return self.processor(images=image, return_tensors="pt", **settings)["pixel_values"][0]

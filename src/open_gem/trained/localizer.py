@@ -20,7 +20,7 @@ from open_gem.types import Size
 SQUARE = 448  # pixels: side of the square image that stands for any in `patches`
 
 TRAINED = "as trained"
-"""What stands for a method if a model was trained to localize."""
+"""The name in place of a method's if a model was trained to localize."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Unlocated:
 
     @property
     def grid(self) -> None:
-        """There is none before the prompts are known."""
+        """None: the grid is unknown before the prompts."""
         return None
 
     @property
@@ -41,11 +41,11 @@ class Unlocated:
         return self.pixels.nbytes
 
     def to(self, device: torch.device | str) -> "Unlocated":
-        """The same on another device."""
+        """Move to another device."""
         return replace(self, pixels=self.pixels.to(device))
 
     def clone(self) -> "Unlocated":
-        """Itself: its memory is its own."""
+        """Return itself: its memory is its own."""
         return self
 
 
@@ -135,8 +135,8 @@ def load_trained(
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
 ) -> TrainedLocalizer:
-    """A `TrainedLocalizer` on a model that was trained to localize: `load_trained("nvidia/groupvit-gcc-yfcc")`,
-    "CIDAS/clipseg-rd64-refined", "google/owlv2-base-patch16-ensemble".
+    """Load a `TrainedLocalizer`: `load_trained("nvidia/groupvit-gcc-yfcc")`, "CIDAS/clipseg-rd64-refined",
+    "google/owlv2-base-patch16-ensemble".
 
     template as `TrainedLocalizer`, checked before anything is loaded; the rest, and errors, as
     `trained.registry.load_trained`.

@@ -46,7 +46,7 @@ class OWL(TrainedModel):
 
 
 def _whole_pixels(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """Boxes `(m, 4)` clipped to the image and rounded, int64; and which of them hold a pixel of it."""
+    """Clip boxes `(m, 4)` to the image and round them, int64; also return which of them hold a pixel of it."""
     height, width = size
     xyxy = (
         boxes.round()
@@ -67,7 +67,7 @@ def _highest(scores: Tensor) -> Tensor:
 
 
 def paint(boxes: Boxes, size: Size, grid: Grid) -> Tensor:
-    """The highest score of a box in each cell of `grid` over an image of `size`, 0 without one: `(r, k)`.
+    """Return the highest score of a box in each cell of `grid` over an image of `size`, 0 without one: `(r, k)`.
 
     Edges move to those of the nearest cells; no box is less than one cell.
     """

@@ -21,7 +21,7 @@ class _RandomSpec(NamedTuple):
 
 
 def _clipseg(model: Any, pixels: Tensor, tokens: Tensor) -> Any:
-    """It expects each image once a prompt."""
+    """Run CLIPSeg, which expects each image once a prompt."""
     texts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return [model(pixel_values=image.expand(len(tokens), -1, -1, -1), **texts) for image in pixels]
 
@@ -43,8 +43,8 @@ _KINDS = {
 
 
 def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
-    """A function that runs transformers' default "clipseg", "groupvit" or "owlv2" once, as its documentation does: on
-    random images of its own size, each with all of `prompts` random prompts."""
+    """Return a function that runs transformers' default "clipseg", "groupvit" or "owlv2" once, as its documentation
+    does: on random images of its own size, each with all of `prompts` random prompts."""
     kind = _KINDS[name]
     config = getattr(transformers, kind.config)()
     model = getattr(transformers, kind.model)(config).eval()

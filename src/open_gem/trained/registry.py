@@ -44,7 +44,7 @@ class TrainedSpec(NamedTuple):
     part: str | None
 
     def read(self, name: str, model: Any, tokenizer: Any, processor: Any) -> TrainedModel:
-        """What localizes with a model of this kind."""
+        """Return what localizes with a model of this kind."""
         part = model if self.part is None else getattr(model, self.part)
         return self.reader(name, model, HfText(part, tokenizer), processor)
 
@@ -81,7 +81,7 @@ def load_trained(
 
 
 def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> TrainedModel:
-    """A trained model around one of transformers in memory, and its processor; neither is ever changed.
+    """Make a trained model of one of transformers in memory, and its processor; neither is ever changed.
 
     Raises UnsupportedModelError for another kind of model, InputError for one in training mode.
     """
@@ -96,7 +96,8 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
 
 
 def is_trained(name: str, cache_dir: str | None = None) -> bool:
-    """True if `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as there."""
+    """Return True if `name` is one for `load_trained`, by its configuration; weights are not fetched. Errors as
+    there."""
     name = as_folder(name)
     if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
         return False
@@ -113,7 +114,7 @@ def _find_spec(model_type: str, name: str) -> TrainedSpec:
 
 
 def _transformers() -> tuple[Any, Any]:
-    """What reads checkpoints, and the library."""
+    """Return what reads checkpoints, and the library."""
     try:
         import transformers
 
@@ -124,8 +125,8 @@ def _transformers() -> tuple[Any, Any]:
 
 
 def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
-    """One pass of a model with random weights, to measure, see `random.forward_pass`. Raises UnsupportedModelError
-    without transformers."""
+    """Return a function that runs one pass of a model with random weights, to measure, see `random.forward_pass`.
+    Raises UnsupportedModelError without transformers."""
     _transformers()
     from open_gem.trained import random
 

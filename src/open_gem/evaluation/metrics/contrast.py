@@ -1,4 +1,5 @@
-"""What the paper measures on patch features (section 5, Figure 3): how alike patches are, and how they part objects.
+"""The paper's analysis of patch features (section 5, Figure 3): how alike patches are, and how well they separate
+objects.
 
 The formulas as the paper has them slip in places; here they are what the text around them says:
 
@@ -23,7 +24,7 @@ from open_gem.numerics import without_autocast
 from open_gem.types import Grid
 
 ROWS = 1024
-"""Most rows of cosines between patches that `object_contrast` holds at a time."""
+"""Maximum number of rows of cosines between patches that `object_contrast` holds at a time."""
 
 
 class Sides(NamedTuple):
@@ -34,12 +35,12 @@ class Sides(NamedTuple):
 
     @property
     def usable(self) -> Tensor:
-        """Which masks count, `(p,)` bool: two patches inside at least, and one outside."""
+        """Masks that count, `(p,)` bool: at least two patches inside, and one outside."""
         return (self.inside.sum(1) >= 2) & (self.outside.sum(1) >= 1)
 
 
 def to_grid(masks: Tensor, grid: Grid, void: Tensor | None = None) -> Sides:
-    """Pixel masks `(p, y, x)` bool on the patch grid, which covers the whole image.
+    """Resample pixel masks `(p, y, x)` bool to the patch grid, which covers the whole image.
 
     A patch is inside where more than half of its area is. One of which more than half is `void` `(y, x)` bool is
     neither inside nor outside. Areas are exact, also where pixels straddle patches. Raises InputError where shapes
@@ -64,7 +65,8 @@ def _mostly(masks: Tensor, grid: Grid) -> Tensor:
 
 
 def _shares(pixels: int, cells: int) -> Tensor:
-    """How much of each pixel is in each cell, `(cells, pixels)`, where a pixel is `cells` and a cell `pixels` long."""
+    """Return how much of each pixel is in each cell, `(cells, pixels)`, if a pixel is `cells` and a cell `pixels`
+    long."""
     pixel, cell = (torch.arange(count, dtype=torch.int64, device="cpu") for count in (pixels, cells))
     pixel, cell = pixel * cells, cell[:, None] * pixels
     shared = torch.minimum(pixel + cells, cell + pixels) - torch.maximum(pixel, cell)
@@ -72,7 +74,7 @@ def _shares(pixels: int, cells: int) -> Tensor:
 
 
 def patch_similarity(patches: Tensor) -> Tensor:
-    """S_pp, the mean cosine of two different patches: `(..., n, e)` → `(...)` float64, in [-1, 1].
+    """Return S_pp, the mean cosine of two different patches: `(..., n, e)` → `(...)` float64, in [-1, 1].
 
     In closed form, (‖Σ x̂‖² − Σ ‖x̂‖²) / n(n−1), without the n × n cosines. Raises InputError for fewer than two
     patches.
@@ -86,7 +88,7 @@ def patch_similarity(patches: Tensor) -> Tensor:
 
 @without_autocast()
 def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
-    """C^M of each mask (eqs. 7–8): `(n, e)` → `(p,)` float64, in [-1, 1].
+    """Return C^M of each mask (eqs. 7–8): `(n, e)` → `(p,)` float64, in [-1, 1].
 
     C = (S_in,in − S_in,out) / (S_in,in + S_in,out) from the mean cosine, negative ones as 0, of two different patches
     inside and of one inside with one outside; 0 where both are 0. NaN for a mask that is not `usable`. MC is the mean
@@ -107,7 +109,7 @@ def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
 
 
 def text_contrast(patches: Tensor, text: Tensor, sides: Sides) -> Tensor:
-    """TC^M of each mask (eq. 9): `(n, e)`, the text of each mask's class `(p, e)` → `(p,)` float64, in [-1, 1].
+    """Return TC^M of each mask (eq. 9): `(n, e)`, the text of each mask's class `(p, e)` → `(p,)` float64, in [-1, 1].
 
     From the mean cosine, negative ones as 0, of the text with patches inside and with those outside; else as
     `object_contrast`, on the same masks. MTC is the mean over masks; below 0, the background is more like the text than

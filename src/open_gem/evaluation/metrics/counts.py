@@ -1,4 +1,4 @@
-"""Counts that add: what each image adds to the scores of a data set."""
+"""Counts that add up: what each image adds to the scores of a data set."""
 
 import math
 from collections import defaultdict
@@ -13,12 +13,12 @@ from open_gem.errors import InputError
 from open_gem.evaluation.metrics.scores import Score
 
 ImageCounts = Mapping[int, tuple[float, ...]] | Mapping[str, tuple[float, ...]]
-"""What one image adds: class (a number, or a name) → its counts, for classes that have any. Means, which have no
+"""The counts of one image: class (a number, or a name) → its counts, for classes that have any. Means, which have no
 classes, are class 0 with (sum, count)."""
 
 
 def mean_counts(values: Iterable[float]) -> dict[int, tuple[float, ...]]:
-    """What a mean over `values` adds, for the score `ratio`: their sum, rounded once, and their number.
+    """Return the counts of a mean over `values`, for the score `ratio`: their sum, rounded once, and their number.
 
     NaN, a value that is not defined, does not count; nothing is added if all are. Raises InputError for infinite ones.
     """
@@ -67,7 +67,7 @@ class Records:
 
     @cached_property
     def total(self) -> np.ndarray:
-        """Counts summed over images, one row for each of `classes`: `(c, k)`, int64 or, of means, float64.
+        """Sum the counts over images, one row for each of `classes`: `(c, k)`, int64 or, for means, float64.
 
         Sums of floats are rounded once, from the exact sum: the same in any order.
         """
@@ -79,18 +79,18 @@ class Records:
         return np.array(total) if total else np.zeros((0, 0), dtype=np.int64)
 
     def value(self, score: Score) -> float:
-        """A score of the summed counts; NaN where nothing was counted."""
+        """Return a score of the summed counts; NaN if nothing was counted."""
         return float(score(self.total)) if self.classes else math.nan
 
     def to_json(self) -> dict[str, list[list[Any]]]:
-        """`{image: [[class, count, …], …]}`, images and classes sorted; floats come back as they were."""
+        """Return `{image: [[class, count, …], …]}`, images and classes sorted; floats are restored exactly."""
         return {
             image: [[label, *counts] for label, counts in sorted(self.rows[image].items())] for image in self.images
         }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """What `to_json` gave; raises InputError where it is something else."""
+        """Restore records from the result of `to_json`. Raises InputError for anything else."""
         try:
             return cls({i: {label: tuple(counts) for label, *counts in row} for i, row in stored.items()})
         except InputError:

@@ -12,18 +12,19 @@ from open_gem.evaluation.metrics.counts import Records
 from open_gem.evaluation.metrics.scores import Score
 
 CELLS = 4_000_000
-"""Most numbers of one array that `resample` holds at a time, where one sample does not need more."""
+"""Maximum number of values in an array of `resample`, unless one sample needs more."""
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`, both included."""
+    """An interval from `low` to `high`, both included."""
 
     low: float
     high: float
 
 
 def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """The interval that contains the score of data sets of as many images with probability `level` (Efron, 1979).
+    """Return the interval that contains the score of data sets of as many images with probability `level` (Efron,
+    1979).
 
     `score` is a function of summed counts, one of `scores`. The units of resampling are images. The percentiles are
     shifted so that the median of the draws is the score: a draw lacks some of the rare classes, and pixels given to a
@@ -38,7 +39,8 @@ def bootstrap(records: Records, score: Score, samples: int = 1000, seed: int = 0
 def bootstrap_difference(
     records: Records, other: Records, score: Score, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of a score of `records` minus that of `other`, two methods on the same images; see `bootstrap`.
+    """Return the interval of a score of `records` minus that of `other`, two methods on the same images; see
+    `bootstrap`.
 
     Both are drawn alike (paired), so that variation between images that affects both cancels out. It is much narrower
     than the intervals of the two alone suggest.
@@ -53,13 +55,14 @@ def bootstrap_difference(
 
 
 def _about(score: float, draws: np.ndarray, level: float) -> Interval:
-    """The interval of draws, moved so that their median is the score itself."""
+    """Return the interval of draws, moved so that their median is the score itself."""
     defined = draws[~np.isnan(draws)]
     return interval(draws + (score - np.median(defined)) if len(defined) else draws, level)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """The middle `level` of values `(s,)` of `resample`, or of differences between two of them; NaN does not count."""
+    """Return the middle `level` of values `(s,)` of `resample`, or of differences between two of them; NaN does not
+    count."""
     if not 0 < level < 1:
         raise InputError(f"level {level} given, expected above 0 and below 1")
     defined = values[~np.isnan(values)]
@@ -70,7 +73,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def resample(records: Records, score: Score, samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """The score of `samples` draws of as many images as there are: `(s,)` float64.
+    """Draw as many images as there are, `samples` times, and return the score of each draw: `(s,)` float64.
 
     Two records of the same images with the same seed are drawn alike.
     Sample s has the images `numpy.random.default_rng(seed).integers(n, size=n)`, at the s-th call, of `records.images`.
@@ -86,7 +89,7 @@ def resample(records: Records, score: Score, samples: int = 1000, seed: int = 0)
 
 
 def _weights(images: int, shape: tuple[int, ...], samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each sample has each image, `(at most step, images)`."""
+    """Yield how often each sample has each image, `(at most step, images)`."""
     random = np.random.default_rng(seed)
     step = max(1, CELLS // max(images, math.prod(shape)))
     for start in range(0, samples, step):
@@ -95,7 +98,8 @@ def _weights(images: int, shape: tuple[int, ...], samples: int, seed: int) -> It
 
 
 def _matrix(records: Records) -> sparse.csr_array:
-    """What each image adds, `(images, c · k)`: of thousands of classes an image has a few."""
+    """Return the counts of each image as a matrix `(images, c · k)`, sparse: with thousands of classes an image has a
+    few."""
     classes, k = records.total.shape
     place = {label: index * k for index, label in enumerate(records.classes)}
     values, columns, ends = [], [], [0]

@@ -11,8 +11,8 @@ from open_gem.evaluation.metrics.counts import ImageCounts, mean_counts
 
 
 def pointing_game(points: Tensor, masks: Tensor) -> ImageCounts:
-    """Does each point `(p, 2)` `xy` fall into its bool mask `(p, y, x)`? Raises InputError for points off the masks, or
-    masks that are not bool."""
+    """Count points `(p, 2)` `xy` that fall into their bool mask `(p, y, x)`. Raises InputError for points off the
+    masks, or masks that are not bool."""
     _check_bool(masks)
     height, width = masks.shape[-2:]
     points = (points.floor() if points.is_floating_point() else points).long()  # −0.5 is off the masks
@@ -24,8 +24,8 @@ def pointing_game(points: Tensor, masks: Tensor) -> ImageCounts:
 
 
 def mask_overlap(predicted: Tensor, true: Tensor) -> ImageCounts:
-    """IoU of each pair of bool masks `(p, y, x)`; two empty ones agree fully. Raises InputError where shapes differ, or
-    masks are not bool."""
+    """Return the IoU of each pair of bool masks `(p, y, x)`; two empty masks have 1. Raises InputError if shapes
+    differ, or masks are not bool."""
     _check_bool(predicted, true)
     if predicted.shape != true.shape:
         raise InputError(f"masks {tuple(predicted.shape)} and {tuple(true.shape)} given, expected one shape")
@@ -35,7 +35,7 @@ def mask_overlap(predicted: Tensor, true: Tensor) -> ImageCounts:
 
 
 def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> ImageCounts:
-    """IoU of the best box of each label with the true one.
+    """Return the IoU of the best box of each label with the true box.
 
     predicted  for each label its boxes `(m, 4)` `xyxy`, the best first (as `Boxes.xyxy`); IoU is 0 if m = 0
     true       `(p, 4)` `xyxy`, right and bottom exclusive

@@ -22,7 +22,7 @@ from open_gem.evaluation.metrics.counts import ImageCounts, Records
 
 
 def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, int, int, int]:
-    """(hits, false, missed, rejected) of the points of one pair.
+    """Return (hits, false, missed, rejected) of the points of one pair.
 
     mask      `(y, x)` bool, of any size: it covers the image
     points    `(q, 2)` `xy` in [0, 1], as the annotations have them; 1 is in the last pixel
@@ -46,12 +46,12 @@ def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, i
 
 
 def pair_means(records: Records) -> Records:
-    """(sum, count) of the IoUs of each image's pairs: of it `ratio` makes pair_mean."""
+    """Return (sum, count) of the IoUs of each image's pairs: `ratio` makes pair_mean of it."""
     return Records({image: _mean(row, each_pair=True) for image, row in records.rows.items()})
 
 
 def image_means(records: Records) -> Records:
-    """(mean, 1) of the IoUs of each image's pairs: of it `ratio` makes image_mean."""
+    """Return (mean, 1) of the IoUs of each image's pairs: `ratio` makes image_mean of it."""
     return Records({image: _mean(row, each_pair=False) for image, row in records.rows.items()})
 
 

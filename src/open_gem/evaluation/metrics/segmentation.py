@@ -13,7 +13,8 @@ _NO_CLASS, _VOID, _OUTSIDE = -1, -2, -3
 
 
 def region_counts(predicted: Tensor, true: Tensor, classes: int, ignore: int = 255) -> dict[int, tuple[int, ...]]:
-    """Pixels of label maps of one shape: a row of `Records`, class → (hits, false, missed) for classes that occur.
+    """Count the pixels of label maps of one shape: a row of `Records`, class → (hits, false, missed) for classes that
+    occur.
 
     predicted  in [0, classes), or −1 for no class: such a pixel is missed, and no class is blamed for it
     true       in [0, classes), or `ignore`: such a pixel does not count
@@ -27,7 +28,8 @@ def region_counts(predicted: Tensor, true: Tensor, classes: int, ignore: int = 2
 def boundary_counts(
     predicted: Tensor, true: Tensor, classes: int, ignore: int = 255, *, width: float = 0.02
 ) -> dict[int, tuple[int, ...]]:
-    """Boundary pixels of the masks of one image, for Boundary IoU (Cheng et al., CVPR 2021): a row of `Records`.
+    """Count the boundary pixels of the masks of one image, for Boundary IoU (Cheng et al., CVPR 2021): a row of
+    `Records`.
 
     predicted, true, ignore  label maps `(y, x)` as in `region_counts`
     width                    as part of the image's diagonal: d = round(width · diagonal), at least 1 pixel
@@ -49,7 +51,7 @@ def boundary_counts(
 
 
 def _row(predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[int, tuple[int, ...]]:
-    """(hits, false, missed) of each class that occurs; negative labels are no class."""
+    """Return (hits, false, missed) of each class that occurs; negative labels are no class."""
     hits, all_predicted, all_true = (
         np.bincount(labels[labels >= 0], minlength=classes)
         for labels in (predicted[predicted == true], predicted, true)
@@ -59,7 +61,8 @@ def _row(predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[int, tup
 
 
 def _band(labels: Tensor, pixels: int) -> np.ndarray:
-    """The labels of the pixels near another label or the image's edge, `_NO_CLASS` elsewhere: all masks at once."""
+    """Return the labels of the pixels near another label or the image's edge, `_NO_CLASS` elsewhere: all masks at
+    once."""
     values = labels.to(torch.int32).cpu().numpy()
     low, high = (
         extreme(values, size=2 * pixels + 1, mode="constant", cval=_OUTSIDE)
@@ -69,7 +72,7 @@ def _band(labels: Tensor, pixels: int) -> np.ndarray:
 
 
 def _labels(predicted: Tensor, true: Tensor, classes: int, ignore: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both maps, int64, and which pixels count."""
+    """Return both maps, int64, and which pixels count."""
     for name, labels in (("predicted", predicted), ("true", true)):
         if labels.is_floating_point() or labels.is_complex():
             kind = str(labels.dtype).removeprefix("torch.")

@@ -16,13 +16,13 @@ SWITCH = "OPEN_GEM_KERNELS"
 
 
 def are_on() -> bool:
-    """Whether they may be used: OPEN_GEM_KERNELS is not 0."""
+    """Return True unless the environment sets OPEN_GEM_KERNELS to 0."""
     return os.environ.get(SWITCH) != "0"
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is what they take: float32 numbers in a CPU's memory, without gradient; nothing that is traced,
-    mapped or otherwise looked at by torch, and no autocast."""
+    """Return True if kernels take the tensor: float32 numbers in a CPU's memory, without gradient; not traced, mapped
+    or otherwise watched by torch, and no autocast."""
     return (
         type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Attention on a CPU in a kernel of our own, compiled on this machine the first time it is wanted.
+"""Attention on a CPU in a kernel of our own, compiled on this machine on first use.
 
 `attention.c` says what it does and why it needs fewer operations than `scaled_dot_product_attention`. It is compiled
 with the C compiler that is there, for the processor that is there, in about a second, and kept in the user's cache
@@ -32,9 +32,9 @@ SOURCE = Path(__file__).with_name("attention.c")
 SHARPEST = 40.0
 """Largest 1/τ: the least entry of a row is exp(−2/τ), which float32 has to hold."""
 MOST = 3
-"""Projections that it takes at once."""
+"""Maximum number of projections."""
 QUERY_KEY = -1
-"""In place of a number of iterations: attention of queries to keys."""
+"""Stands for a number of iterations: attention of queries to keys."""
 
 
 class Kernel(NamedTuple):
@@ -61,7 +61,7 @@ class _Job(ctypes.Structure):
 
 @cache
 def load() -> Kernel:
-    """The kernel for this machine, compiled if it is not there yet."""
+    """Load the kernel for this machine, compiled on first use."""
     try:
         chosen = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
@@ -97,8 +97,8 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _compiled(compiler: Sequence[str], folder: Path) -> Path:
-    """The compiled kernel in `folder`, named by hashes of everything it depends on and of its content: half a library,
-    mapped into memory, would end the process."""
+    """Compile the kernel into `folder`, under hashes of everything it depends on and of its content: loading half a
+    library would end the process."""
     instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
     depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
     name = _digest("\n".join(depends).encode())
@@ -121,7 +121,7 @@ def _digest(content: bytes) -> str:
 
 
 def processor(*entries: str) -> str:
-    """Linux's entry about the processor under one of these names, such as "model name"; elsewhere Python's."""
+    """Return Linux's entry about the processor under one of these names, such as "model name"; elsewhere Python's."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     entry = next((line for line in lines if line.startswith(entries)), platform.processor())
@@ -129,7 +129,7 @@ def processor(*entries: str) -> str:
 
 
 def _cache() -> Path | None:
-    """The cache folder; None unless this user has one that others cannot write to, since code is run from it."""
+    """Return the cache folder; None unless this user has one that others cannot write to, since code is run from it."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,8 +141,8 @@ def _cache() -> Path | None:
 
 
 def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
-    """Whether the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least one for
-    every thread; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
+    """Return True if the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least
+    one for every thread; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
     shape = heads[0].shape
     return (
         all(kernels.is_plain(p) and p.shape == shape and p.stride(-1) == 1 for p in heads)
@@ -154,7 +154,7 @@ def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
 
 
 def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
-    """A scaled score of two unit vectors is 1/τ at most."""
+    """Return True if 1/τ is in range: a scaled score of two unit vectors is 1/τ at most."""
     if not isinstance(inverse_temperature, Tensor):
         return 0 < inverse_temperature <= SHARPEST
     is_per_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
@@ -165,14 +165,14 @@ def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
 def self_self(
     projections: Sequence[Tensor], values: Tensor, inverse_temperature: Tensor | float, iterations: int
 ) -> Tensor:
-    """Normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
+    """Compute normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
     inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32, device="cpu").flatten()
     inverse = inverse.expand(len(values)).contiguous()
     return _self_self(list(projections), values, inverse, iterations)
 
 
 def query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √c) v."""
+    """Return softmax(q kᵀ / √c) v."""
     return _query_key(q, k, v)
 
 
@@ -202,7 +202,7 @@ def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iter
 
 
 def _check(tensor: Tensor, shape: torch.Size) -> None:
-    """Raises TypeError for what the kernel, which sees an address, would read as something else."""
+    """Raise TypeError for what the kernel, which sees an address, would read as something else."""
     fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.shape == shape
     if not fits or tensor.stride(-1) != 1:
         actual = f"{tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}"

@@ -17,12 +17,12 @@ from torch.utils.flop_counter import register_flop_formula
 from open_gem.method import kernels
 
 MAX_VALUES = 1 << 22
-"""Most numbers that lie between the two layers of a feed-forward network at a time: 16 MiB. The C library keeps blocks
-of such a size; larger ones come fresh from the system, and every page of them costs an interrupt."""
+"""Maximum number of values between the two layers of a feed-forward network at a time: 16 MiB. The C library reuses
+blocks of such a size; larger ones come fresh from the system, and every page of them costs an interrupt."""
 
 
 class _Activation(NamedTuple):
-    """What oneDNN calls it: f(x) = swish(slope · x) / slope, or another where slope is 1."""
+    """oneDNN's name of an activation: f(x) = swish(slope · x) / slope, or another if slope is 1."""
 
     name: str
     algorithm: str = ""
@@ -55,17 +55,17 @@ _LAYERS = {  # the two linear layers and the activation between them; whatever e
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weightᵀ + bias, as `torch.nn.functional.linear` has it."""
+    """Return x weightᵀ + bias, as `torch.nn.functional.linear` does."""
     return _product(x, weight, bias) if _take(x, weight, bias) else functional.linear(x, weight, bias)
 
 
 def apply(layer: Any, x: Tensor) -> Tensor:
-    """What `layer` makes of `x`; faster where it is a linear layer that nothing listens to."""
+    """Return `layer(x)`; faster for a linear layer without hooks."""
     return _product(x, layer.weight, layer.bias) if _is_linear(layer) and _fits(x, layer) else layer(x)
 
 
 def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network of two linear layers that a block has, `(b, n, d)` → `(b, n, d)`; faster where it is of a known kind.
+    """Make the network of two linear layers in a block, `(b, n, d)` → `(b, n, d)`; faster for a known kind.
 
     Its weights are read at every call, and so is what listens to it.
     """
@@ -81,7 +81,7 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activation, Any] | None:
-    """The layers of `mlp` that have these names; None if they are not plain, or not all there is."""
+    """Return the layers of `mlp` that have these names; None if they are not plain, or not the whole network."""
     children = dict(mlp.named_children())
     if not children.keys() >= set(names) or _is_watched(mlp, *children.values()):
         return None
@@ -97,7 +97,7 @@ def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activatio
 
 
 def _fused(x: Tensor, first: Any, activation: _Activation, second: Any) -> Tensor:
-    """The network, some rows of `x` at a time."""
+    """Run the network, some rows of `x` at a time."""
     name, how, slope = activation
 
     def network(rows: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _fits(x: Tensor, *layers: Any) -> bool:
 
 
 def _take(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN can take them. Gradients are refused whole: nothing is kept for them."""
+    """Return True if oneDNN can take them. It keeps nothing for gradients, so these are refused."""
     return (
         not torch.is_grad_enabled()
         and all(kernels.is_plain(part) for part in (x, weight, *(() if bias is None else (bias,))))
@@ -138,7 +138,7 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _is_watched(*modules: nn.Module) -> bool:
-    """Whether calling one of them would do more than its class says."""
+    """Return True if calling one of them does more than its class says."""
     everywhere = bool(torch.nn.modules.module._has_any_global_hook())
     return everywhere or any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
@@ -150,7 +150,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _has_onednn() -> bool:
-    """Whether torch has the fused layer, on the kind of processor that it was tried on."""
+    """Return True if torch has the fused layer, on a kind of processor that it was tested on."""
     known = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
     return known and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
