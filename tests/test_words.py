@@ -38,7 +38,7 @@ def bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-def banned_in(name: str) -> set[str]:
+def banned_in(name: str) -> frozenset[str]:
     return BANNED & set(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_"))
 
 

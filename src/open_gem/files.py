@@ -30,7 +30,7 @@ Writer = Callable[[BinaryIO], None]
 
 _MACHINE = f"{crc32(socket.gethostname().encode()):08x}"
 _TEMPORARY = re.compile(r"\.(?:.*?-)??(?:(?P<machine>[0-9a-f]{8})-)?[0-9a-f]{32}\.tmp")
-_OLD = 86400  # seconds without a change after which nobody writes any more, where locks cannot tell
+_OLD = 86400  # seconds without a change after which a file counts as abandoned, if locks cannot tell
 
 
 def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) -> None:
@@ -76,7 +76,7 @@ def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]
         make(temporary)
         try:
             lock = _lock(temporary)
-        except (BlockingIOError, FileNotFoundError):  # somebody has just taken it for a leftover
+        except (BlockingIOError, FileNotFoundError):  # another process has just removed it as a leftover
             continue
         except OSError:  # a file system without locks
             lock = None
@@ -176,7 +176,7 @@ def to_json(value: Any, *, indent: int | None = None, ascii: bool = False, sort_
         text = json.dumps(value, **options)
     except ValueError:
         text = json.dumps(_finite(value), **options)
-    return text.encode("utf-8", "backslashreplace").decode()  # bytes of a path that are no UTF-8: JSON's own escapes
+    return text.encode("utf-8", "backslashreplace").decode()  # bytes of a path that are not UTF-8: JSON's own escapes
 
 
 def _finite(value: Any) -> Any:

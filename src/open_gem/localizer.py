@@ -66,7 +66,7 @@ class Localizer(AnyLocalizer):
     def __post_init__(self) -> None:
         if isinstance(self.refinement, str):
             object.__setattr__(self, "refinement", find_refinement(self.refinement))
-        # Complain now, not at the first image.
+        # Raise now, not at the first image.
         check_depth(self.resolve(self.method), self.backbone.vision.layers)
         check_size_rule(self.size_rule)
         check_views(self.views, self.backbone.vision.patch)
@@ -204,7 +204,7 @@ class Localizer(AnyLocalizer):
             kind = type(encoded).__name__
             raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
-        text = self.text((*vocabulary.all_prompts, ""))  # the empty prompt is what others are compared with
+        text = self.text((*vocabulary.all_prompts, ""))  # other prompts are compared with the empty one
         pooled = encoded.pooled
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
 

@@ -98,7 +98,7 @@ def to_frame(objects: Sequence[Object]) -> "DataFrame":
 def supervision() -> Any:
     """Return the package supervision. Raises InputError if it is missing."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="OpenCV")  # its own contours are all we need
+        warnings.filterwarnings("ignore", message="OpenCV")  # supervision's own contours are enough
         try:
             import supervision
         except ImportError as error:

@@ -199,7 +199,7 @@ def _class_lines(path: str | PathLike[str]) -> list[tuple[int, tuple[str, ...]]]
 
 
 def _of_open_clip(name: str) -> tuple[str, ...]:
-    from open_clip import zero_shot_metadata  # takes seconds, so only for who wants it
+    from open_clip import zero_shot_metadata  # takes seconds, so only on use
 
     return tuple(template("{}") for template in getattr(zero_shot_metadata, name))
 
@@ -270,7 +270,7 @@ class TextTower(ABC):
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
-        self._lock = Lock()  # for tokenizers, which are one thread's at a time: how they cut and pad is their state
+        self._lock = Lock()  # tokenizers are not thread-safe: how they cut and pad is their state
 
     @property
     def device(self) -> torch.device:
@@ -397,7 +397,7 @@ class TextCache:
         """Raise PromptError for a prompt of which the model knows no word: all such would mean the same to it."""
         known = self.model.text.concepts
         for prompt in prompts if known else ():
-            if prompt and not self.model.text.knows(prompt):  # the empty one is what others are compared with
+            if prompt and not self.model.text.knows(prompt):  # other prompts are compared with the empty one
                 close = close_names(_bare(prompt), known) or known[:5]
                 raise PromptError(
                     f"the model knows no word of prompt {prompt!r}, only {len(known)} concepts such as "

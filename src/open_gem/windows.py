@@ -171,7 +171,7 @@ class MergedMaps(Sequence[Tensor]):
     @overload
     def __getitem__(self, which: slice | list[int]) -> "MergedMaps": ...
     def __getitem__(self, which: int | slice | list[int]) -> "Tensor | MergedMaps":
-        if not isinstance(which, int):  # tensors know no steps backwards
+        if not isinstance(which, int):  # tensors cannot step backwards
             chosen = list(range(len(self))[which]) if isinstance(which, slice) else which
             return MergedMaps(self.canvases, [maps[:, chosen] for maps in self.maps])
         index, size = range(len(self))[which], self.canvases[0].size

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from open_gem.localizer import Localizer
 
 SEED, SIZE, BACKGROUND = 126, 512, 0.8  # of the scene; its side in pixels; of the label map, as in the paper
-# Scenes of the gallery whose objects GEM locates; the model's card has the numbers over 500 that were not chosen.
+# Scenes of the gallery whose objects GEM locates; the model's card has the numbers over 500 scenes without selection.
 SEEDS = (19, 44, 46, 58, 83, 85, 126, 351)
 NAMES = {"clip": "CLIP's own patches", "gem": "GEM"}
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OUT = Path("open_gem_results")
 DEFAULT = "clip,maskclip,clip_surgery,gem"
-MIN_COLUMNS = 3  # of a table on a narrow terminal
+MIN_COLUMNS = 3  # columns of a table on a narrow terminal
 
 
 @app.command()
@@ -159,7 +159,7 @@ def _table(head: Sequence[str], rows: "Sequence[tuple[str, list[Cell]]]") -> Tab
     """Return a table of the columns in `head`: the first score with its interval, the others without."""
     table = new_table()
     for index, name in enumerate(head):
-        # A name of several words takes as many lines as it has words.
+        # A name of several words is split over as many lines.
         heading = name if index < 2 else name.replace(" ", "\n")
         table.add_column(heading, justify="right" if index else "left", overflow="fold")
     for name, cells in rows:

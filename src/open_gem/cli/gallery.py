@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from open_gem.localizer import Localizer
 
 TILE = 200  # pixels of a drawing
-COLUMNS = 6  # of a sheet of many methods
+COLUMNS = 6  # columns of a sheet of many methods
 
 PAGE = """# Gallery
 

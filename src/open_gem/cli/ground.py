@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from open_gem.method.table import Method
     from open_gem.text import Vocabulary
 
-MANY = 20  # labels up to which each gets an overlay and a row of the table, unless overlays are asked for
+MANY = 20  # maximum number of labels with an overlay and a row of the table, unless overlays are requested
 DEFAULT_SAVE = "overlay,json"
 DEFAULT_METHOD = "gem"
 
@@ -152,7 +152,7 @@ def ground(
         for path, base_name in zip(images, base_names(images), strict=True):
             try:
                 located = locate(localizer, path, vocabulary, methods, files)
-            except ImageError as error:  # of this image alone
+            except ImageError as error:  # an error of this image alone
                 has_failed = True
                 report_failure(path, error, as_json)
             else:
@@ -235,7 +235,7 @@ def locate(
     try:
         encoded = localizer.encode(image, methods)
         results = {name: localizer.locate(features, vocabulary) for name, features in encoded.items()}
-    except (MemoryError, RuntimeError) as error:  # torch has a class for it on GPUs, and only words on the CPU
+    except (MemoryError, RuntimeError) as error:  # torch has an exception class on GPUs, and only a message on the CPU
         if "memory" not in f"{type(error).__name__} {error}".lower():
             raise
         raise ImageError(f"{path!r} does not fit into memory; try --image-size long:N or --window") from error

@@ -104,7 +104,7 @@ class ImageResult:
 
     def rows(self, count: int) -> list[LabelRow]:
         """Return the `count` labels with the highest scores, for a table."""
-        boxes = {obj.index: list(obj.box) for obj in reversed(self.objects)}  # the best one
+        boxes = {obj.index: list(obj.box) for obj in reversed(self.objects)}  # the best of each label
         entries = self._labels
         return [
             LabelRow(

@@ -29,7 +29,7 @@ class _Paths(NamedTuple):
 
     home: Path
     images: Path
-    maps: tuple[Maps, ...]  # those whose folder exists
+    maps: tuple[Maps, ...]  # the rows whose folder exists
     listed: Path | None
 
 
@@ -136,7 +136,7 @@ class MapSource(Source):
         home, missing = min(zip(homes, absent, strict=True), key=lambda pair: len(pair[1]))
         if missing:
             expected = dict.fromkeys(needed[missing[0]])
-            where = [str(home)] if len(missing) < len(needed) else list(map(str, homes))  # a part of it may be in one
+            where = [str(home)] if len(missing) < len(needed) else list(map(str, homes))  # one may hold a part
             raise self.error(f"no {' or '.join(map(repr, expected))} in {' or '.join(map(repr, where))}")
         existing = tuple(maps for maps in self.maps if (home / maps.folder.format(split=own)).exists())
         images = _first(home, needed["images"])
@@ -177,7 +177,7 @@ def _names_below(folder: Path, suffix: str) -> set[str]:
     """Return the files below `folder` that end in `suffix`, without it: "a" of a.png, "aachen/b" of aachen/b.png."""
     return {
         (Path(parent).relative_to(folder) / name).as_posix().removesuffix(suffix)
-        for parent, _, names in os.walk(folder, followlinks=True)  # data sets often consist of links
+        for parent, _, names in os.walk(folder, followlinks=True)  # data sets often consist of symbolic links
         for name in names
         if name.endswith(suffix) and not name.startswith(".")
     }
@@ -275,7 +275,7 @@ VOCdevkit/VOC2010/                       (or the folder above, or VOC2010 itself
 # Ids of the 182 things and stuffs of COCO-Stuff, minus one as in its maps, without those that no map uses.
 _UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 _COCO_IDS = [id for id in range(182) if id not in _UNUSED]
-_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of 34
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of 34 ids
 
 _FOLDERS = ("annotations/{split}", "stuffthingmaps/{split}")
 

@@ -22,7 +22,7 @@ import numpy as np
 from open_gem.data.base import Points, Source, Survey, first_few
 from open_gem.errors import DatasetError
 
-COLUMNS = ("ImageId", "X", "Y", "Label", "EstimatedYesNo", "TextLabel")  # those that are read
+COLUMNS = ("ImageId", "X", "Y", "Label", "EstimatedYesNo", "TextLabel")  # columns that are read
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
 CHUNK = 65_536  # rows that are held as Python objects at a time
 POINT = np.dtype([("image", "i4"), ("label", "i4"), ("xy", "f8", 2), ("yes", "?")])
@@ -125,7 +125,7 @@ def read_points(path: Path, names: Mapping[str, str], files: Mapping[str, Path],
 
     Raises DatasetError that names the line for rows that are not as published.
     """
-    images: dict[str, int] = {}  # those that exist
+    images: dict[str, int] = {}  # images that exist
     missing: dict[str, None] = {}
     classes: dict[str, int] = {}  # label → class
     class_names: list[str] = []

@@ -76,7 +76,7 @@ class EvalProtocol:
 PROTOCOLS: Mapping[str, EvalProtocol] = {
     # The paper's text: shorter side 448, one template, softmax of 100 × cosine below 0.8 is background.
     "paper": EvalProtocol(),
-    # The published code and its README: images squashed to 448 × 448, 0.85. A repair: that code takes the softmax of
+    # The published code and its README: images squashed to 448 × 448, 0.85. Corrected: that code takes the softmax of
     # min-max maps, of which with 20 classes none exceeds 0.125, so that all would be background; here it is of cosines.
     "official": EvalProtocol(size="square:448", background={"": 0.85}),
     # The evaluators of the field, with ClearCLIP's settings, under which GEM was measured too: slide inference, 80

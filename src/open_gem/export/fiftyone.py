@@ -93,7 +93,7 @@ def _detection(obj: Object, size: Size) -> dict[str, Any]:
 def _keypoint(obj: Object, size: Size) -> dict[str, Any]:
     assert obj.point is not None
     x, y = obj.point
-    middle = [(x + 0.5) / size.width, (y + 0.5) / size.height]  # of the pixel
+    middle = [(x + 0.5) / size.width, (y + 0.5) / size.height]  # centre of the pixel
     return _label("Keypoint", tags=[], label=obj.label, points=[middle], confidence=[obj.score])
 
 

@@ -73,7 +73,7 @@ def _address(image: LabelledImage) -> str:
     files in folders there: the root is the folder above that of the ids, or / if ids are not paths in one folder."""
     if re.match(r"https?://", image.source, re.IGNORECASE):
         return quoted(image.source)
-    if re.match(r"\w+://", image.source):  # of a store, which Label Studio asks by the names themselves
+    if re.match(r"\w+://", image.source):  # a store, which Label Studio asks by the names themselves
         return image.source
     path = str(Path(image.source).absolute())
     folder = path.removesuffix(f"/{image.id}")
@@ -116,7 +116,7 @@ def region(
         "original_height": image.size.height,
         "image_rotation": 0,
         "score": obj.score,
-        "value": {**value, kind: [xml_text(obj.label)]},  # as the configuration has it
+        "value": {**value, kind: [xml_text(obj.label)]},  # as the configuration spells it
         "meta": {"text": [obj.prompt]},
     }
 

@@ -20,7 +20,7 @@ from open_gem.objects import Object
 from open_gem.types import Size
 
 FEW = 16  # rows as Python objects at a time
-DIGITS = 6  # of scores: single precision has no more
+DIGITS = 6  # digits of scores: single precision has no more
 COLUMNS = ("id", "source", "status", "height", "width", "objects")
 
 

@@ -17,15 +17,15 @@ from open_gem.files import to_json
 from open_gem.label.sources import ENDINGS
 
 IMAGE_ENDINGS = frozenset({*ENDINGS, ".dng", ".heic", ".heif", ".mpo"})
-LONGEST = 200  # bytes of one part of a path; file systems allow 255, and an ending comes behind
-ODD = r'[\x00-\x1f\x7f<>:"|?*]'  # in a part of a path: what some file system refuses
-OF_A_LINE = ODD + r"|[\x80-\x9f\u2028\u2029]|^\s|\s$|^#"  # and what readers of lists strip, or take for a comment
+LONGEST = 200  # maximum bytes of one part of a path; file systems allow 255, ending included
+ODD = r'[\x00-\x1f\x7f<>:"|?*]'  # characters in a path that some file system refuses
+OF_A_LINE = ODD + r"|[\x80-\x9f\u2028\u2029]|^\s|\s$|^#"  # and those that readers of lists strip, or take for a comment
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://"
 TWIN = (
     "belongs to another image: keep this image out of the exported set, where readers would give it the other's labels"
 )
 
-OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors of one image, not of the disk
+OF_THE_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # about one image, not the disk
 
 
 def name_of(image_id: str, odd: str = ODD) -> PurePosixPath:

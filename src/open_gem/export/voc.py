@@ -15,7 +15,11 @@ from open_gem.export.output import OF_A_LINE, Output, path_of, save_map, xml_tex
 from open_gem.images.colors import voc_color
 
 DEVKIT = "VOCdevkit/VOC2012"
-FILES = {"Annotations": ".xml", "SegmentationClass": ".png", "SegmentationObject": ".png"}  # of an image
+FILES = {
+    "Annotations": ".xml",
+    "SegmentationClass": ".png",
+    "SegmentationObject": ".png",
+}  # folder → ending of each image's file
 
 
 def write_voc(labelled: Labelled, output: Output) -> None:

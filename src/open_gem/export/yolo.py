@@ -11,7 +11,7 @@ from open_gem.export.output import Output
 from open_gem.export.polygons import polygons
 from open_gem.types import Size
 
-DIGITS = 6  # of a share
+DIGITS = 6  # decimals of a share
 
 
 def write_yolo(labelled: Labelled, output: Output) -> None:
@@ -49,7 +49,7 @@ def _lines(obj: Object, size: Size) -> Iterator[str]:
     box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     for corners in polygons(mask) or [box]:
         shares = corners / [size.width, size.height]
-        yield _line(obj.index, (np.ceil(shares * 10**DIGITS) / 10**DIGITS).ravel().tolist())  # readers cut, not round
+        yield _line(obj.index, (np.ceil(shares * 10**DIGITS) / 10**DIGITS).ravel().tolist())  # readers truncate
 
 
 def _line(label: int, shares: Sequence[float]) -> str:

@@ -117,7 +117,7 @@ def _at(stream: IO[bytes], position: int, size: int) -> bytes:
 
 class _Tag(NamedTuple):
     bytes: int
-    value: int  # where it is one whole number
+    value: int  # if it is one whole number
 
 
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -202,12 +202,12 @@ def check_scans(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} has more than {limit} scans of {size} pixels: save it anew, as a baseline JPEG")
 
 
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # but for RST and TEM, which are alone, and 0, which is data
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # except RST and TEM, which have no length, and 0, which is data
 
 
 def _scans(data: bytes, limit: int) -> int:
     """Count the scans up to the end of the image, but no more than one above the limit."""
-    if data.count(b"\xff\xda") <= limit:  # of which some may be no markers: data of thumbnails or behind the image
+    if data.count(b"\xff\xda") <= limit:  # some of which may be no markers: data of thumbnails or behind the image
         return 0
     scans, position = 0, 2
     while scans <= limit and (marker := _MARKER.search(data, position)) and marker[0][1] != 0xD9:

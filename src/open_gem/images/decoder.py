@@ -85,14 +85,14 @@ class Decoder:
     def _ask(self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> Any:
         if not isinstance(source, bytes | str | os.PathLike):
             raise ImageError(f"expected a path or the bytes of a file, not {type(source).__name__}")
-        seconds = min(max(seconds, 0.001), 86_400.0)  # no time is no time, and no alarm is set for zero
+        seconds = min(max(seconds, 0.001), 86_400.0)  # a timeout of zero sets no alarm
         if self._pid != os.getpid():  # after a fork: the processes answer the parent
             self._start()
         with self._slots:
             child = self._take()
             try:
                 reply = child.ask(what, source, seconds, max_pixels)
-            except BaseException:  # an interrupt too: what the process would answer next is not known
+            except BaseException:  # an interrupt too: the next answer of the process would be undefined
                 self._drop(child)
                 raise
             with self._lock:
@@ -103,7 +103,7 @@ class Decoder:
 
     def close(self) -> None:
         """End all processes; pending calls get an ImageError."""
-        with self._lock:  # no other is just being started
+        with self._lock:  # while no other process is starting
             self._end()
 
     def __enter__(self) -> "Decoder":
@@ -151,7 +151,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
-                start_new_session=True,  # Ctrl-C in a terminal is the parent's business
+                start_new_session=True,  # the parent handles Ctrl-C in a terminal
             )
         except OSError as error:
             raise ImageError(f"the image was not decoded: no process could be started ({error.strerror})") from error
@@ -185,7 +185,7 @@ class _Child:
         self._process.kill()
         self._process.wait()
         for pipe in (self._requests, self._replies):
-            with suppress(OSError):  # what could not be sent is not sent
+            with suppress(OSError):  # ignore unsent bytes
                 pipe.close()
 
     def _send(self, what: str, source: bytes | str | os.PathLike[str], seconds: float, max_pixels: int) -> None:
@@ -213,7 +213,7 @@ class _Child:
 
     def _pixels(self, header: Header, max_pixels: int) -> Image.Image:
         size = header.size
-        if size.height * size.width > max_pixels:  # not what an intact process sends
+        if size.height * size.width > max_pixels:  # an intact process does not send this
             raise ValueError
         image = Image.new("RGB", (size.width, size.height))
         for top, bottom in _strips(size):
@@ -251,13 +251,13 @@ def serve() -> None:
     """Answer requests until standard input ends."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what a library prints is no reply
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is in the middle of
+    os.dup2(nowhere, 1)  # output of libraries is no reply
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at any point
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     Image.init()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each would have memory of its own
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread would have memory of its own
     limit = _Limit()
-    with suppress(BrokenPipeError):  # nobody is there any more
+    with suppress(BrokenPipeError):  # the parent has gone
         replies.write(b"\n")
         replies.flush()
         while line := requests.readline():
@@ -301,7 +301,7 @@ class _Limit:
 
     def __init__(self) -> None:
         self._start = self._hard = self._most = 0
-        self._set: Callable[[tuple[int, int]], None] = lambda limits: None  # macOS: the deadline has to do
+        self._set: Callable[[tuple[int, int]], None] = lambda limits: None  # macOS: only the deadline holds
         with suppress(ImportError, OSError):
             import resource
 

@@ -52,7 +52,7 @@ def declared(image: Image.Image, name: str) -> Range:
         return Range(maximum, inverted=tags.get(262) == 0)
     if isinstance(image, PngImagePlugin.PngImageFile) and image.mode in ("I", "I;16"):
         return Range(bits=_significant_bits(image))
-    return Range(65535) if image.format == "PPM" else UNKNOWN  # which PIL has scaled by the maximum that the file says
+    return Range(65535) if image.format == "PPM" else UNKNOWN  # PIL has scaled these by the file's maximum
 
 
 def _largest(value: object) -> int:
@@ -89,7 +89,7 @@ def _from_integers(image: Image.Image, known: Range, name: str) -> Image.Image:
         which = f"up to {limit} by its own tags" if known.maximum else "16-bit values, 0 to 65535"
         raise ImageError(f"{name} of mode {image.mode} has values from {low} to {high}: expected {which}")
     if known.bits and high < 1 << known.bits and (values & ((1 << 16 - known.bits) - 1)).any():
-        limit = (1 << known.bits) - 1  # the lower bits, then: the upper ones would have nothing below them
+        limit = (1 << known.bits) - 1  # so the lower bits count: with the upper ones, all bits below would be zero
     elif not known.maximum and not known.bits:
         warn_if_dark(high)
     bands = scaled(values.astype(np.uint32), limit)
@@ -121,7 +121,7 @@ def scaled(values: np.ndarray, maximum: int) -> np.ndarray:
 
 def warn_if_dark(high: int) -> None:
     """Warn if values only go up to `high` and the file does not declare their range."""
-    if 0 < high < _DARK:  # without the image's name: Python remembers each text that it has shown
+    if 0 < high < _DARK:  # without the image's name, since Python keeps each text of a warning
         warnings.warn(
             f"a 16-bit image declares no range and has values up to {high}: it is read as 0 to 65535 and so comes out "
             f"{'nearly black' if high < _DARK // 4 else 'dark'}; scale its values, or declare their range",

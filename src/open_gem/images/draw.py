@@ -22,7 +22,7 @@ LARGEST = 2048  # pixels beyond which enlarging stops
 LEGEND = 24  # labels in a legend at most
 SMOOTH = 4  # factor by which slanted and round shapes are drawn larger before they are scaled down
 TINT = 0.62  # opacity of a label map
-ABSENT_OPACITY = 0.3  # of the grey heat of an absent label, where it is 1
+ABSENT_OPACITY = 0.3  # opacity of the grey heat of an absent label, where it is 1
 
 
 class Style(NamedTuple):

@@ -83,7 +83,7 @@ def read_image(
         return _from_pil(source, "PIL image", check)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    torch = sys.modules.get("torch")  # where nobody imported it, nothing is a tensor
+    torch = sys.modules.get("torch")  # nothing is a tensor unless torch was imported
     if torch is not None and isinstance(source, torch.Tensor):
         return _from_tensor(source)
     kind = type(source).__name__
@@ -136,13 +136,13 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
                 _register_heif(start, name)
                 return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
         except UnidentifiedImageError as error:
-            # Not how it starts: a list of others may name any file, and its errors are read by whoever made the list.
+            # Do not quote the content: a list from elsewhere may name any file, and its author reads the errors.
             known = next((f": it is {kind}" for begin, kind in _NO_IMAGES if start.startswith(begin)), "")
             formats = ", ".join(FORMATS)
             raise ImageError(f"{name} is not an image of any format that is read ({formats}){known}") from error
 
 
-_NO_IMAGES = (  # what is often met in place of one
+_NO_IMAGES = (  # formats that are often given instead
     (b"version https://", "a Git LFS pointer, get the file by git lfs pull"),
     (b"<", "HTML or XML"),
 )
@@ -157,7 +157,7 @@ def _register_heif(start: bytes, name: str) -> None:
             raise ImageError(
                 f"{name} is a HEIF image (HEIC): pip install 'open_gem[heif]', or convert it to JPEG"
             ) from None
-        options.DECODE_THREADS = 1  # each would have memory of its own
+        options.DECODE_THREADS = 1  # so that decoders start no threads, each with memory of its own
         register_heif_opener()
     if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis") and not features.check("avif"):
         raise ImageError(f"{name} is an AVIF image: install Pillow 11.3 or later, or convert it to JPEG")
@@ -183,7 +183,7 @@ def _from_pil(image: Image.Image, name: str, check: _Check) -> Image.Image:
         if image.mode != "RGB" or turn is None or _has_alpha(image):  # turning makes a copy too
             image = _on_white(image) if _has_alpha(image) else image.convert("RGB")
         image = image if turn is None else image.transpose(turn)
-    image.info.clear()  # above all the orientation: reading the result again must not turn it again
+    image.info.clear()  # otherwise reading the result again would turn it again
     if pages > 1:
         image.info["pages"] = pages
     return image
@@ -274,7 +274,7 @@ def _orientation(image: Image.Image) -> int:
     with _quiet():
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # metadata that cannot be parsed says nothing, and the image itself is fine
+        except Exception:  # broken metadata says nothing, and the image itself is fine
             return 1
 
 
@@ -286,7 +286,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Composite over white, as RGB."""
-    image = image.convert("LA") if image.mode == "La" else image  # PIL has no way from La to RGBA but this
+    image = image.convert("LA") if image.mode == "La" else image  # PIL's only way from La to RGBA
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
@@ -296,7 +296,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 class _Layout(NamedTuple):
     channels: int  # axis of the channels where there are three axes
-    mistaken: int  # axis where they are if the caller has mistaken the layout
+    mistaken: int  # the wrong axis, if the caller confuses the layouts
     shapes: str
     hint: str
 

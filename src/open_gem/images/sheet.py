@@ -12,7 +12,7 @@ from open_gem.images.colors import ACCENT, DARK, HEAT, LABELS, LIGHT, MUTED, Col
 from open_gem.images.draw import bar_of, font_of, shortened
 
 TILE = 480  # pixels of the longer side of a drawing on a sheet
-COLORS = 256  # of a PNG: images are noisy, and files should be small
+COLORS = 256  # colours of a PNG: images are noisy, and files should be small
 
 
 class Head(NamedTuple):
@@ -82,9 +82,9 @@ def png(image: Image.Image) -> bytes:
     ours = [channel for color in (LIGHT, DARK, MUTED, ACCENT, *LABELS, *HEAT[::12]) for channel in color]
     free = 3 * COLORS - len(ours)
     palette = image.quantize(free // 3, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).getpalette() or []
-    others = [255 if channel > 250 else channel for channel in palette[:free]]  # nothing nearly as white as paper
+    others = [255 if channel > 250 else channel for channel in palette[:free]]  # no shades next to white paper
     colors = Image.new("P", (1, 1))
-    colors.putpalette([*ours, *others])  # so that paper, text and legends stay what they are
+    colors.putpalette([*ours, *others])  # so that paper, text and legends keep their colours
     file = io.BytesIO()
     image.quantize(palette=colors, dither=Image.Dither.FLOYDSTEINBERG).save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -81,7 +81,7 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
         stop.event.set()
         try:
             say(f"{signal.Signals(number).name}: writing finished rows; a second signal ends it at once")
-        except OSError:  # the terminal is gone, and nobody there to tell the rest either
+        except OSError:  # the terminal is closed: nobody can read the rest
             _be_quiet()
 
     for number in SIGNALS:

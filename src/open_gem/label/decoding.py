@@ -13,9 +13,9 @@ from open_gem.errors import ImageError
 from open_gem.images.decoder import Decoder
 from open_gem.images.read import read_image
 
-PROCESSES = 16  # at most; they are started when images need them
-PLAIN_BYTES, PLAIN_PIXELS, PLAIN_SCANS = 2**22, 2**22, 16  # more than these, and an image may take seconds
-JPEG, SCAN = b"\xff\xd8\xff", b"\xff\xda"  # how a file and its scans begin
+PROCESSES = 16  # maximum number of processes; they start when images need them
+PLAIN_BYTES, PLAIN_PIXELS, PLAIN_SCANS = 2**22, 2**22, 16  # above these, an image may take seconds
+JPEG, SCAN = b"\xff\xd8\xff", b"\xff\xda"  # first bytes of a file and of its scans
 PNG, PROFILE = b"\x89PNG\r\n\x1a\n", b"iCCP"
 
 

@@ -16,8 +16,8 @@ from open_gem.files import remove_leftovers, write_file
 from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.paths import PassedOver
 
-TODO = ".todo"  # what actors of Ray have to do, in the folder of the parts; without it they write no more
-PATIENCE = 1.0  # seconds to wait for a lock: others who start look at it for an instant
+TODO = ".todo"  # work of Ray's actors, in the folder of the parts; without it they stop writing
+PATIENCE = 1.0  # seconds to wait for a lock: starting processes hold it for an instant
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Shard:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
-WHOLE = Shard()  # nobody to share with
+WHOLE = Shard()  # a single process
 
 
 def key(id: str) -> int:
@@ -101,14 +101,14 @@ class Tally:
     """Counts of the images of a source so far."""
 
     listed: int = 0
-    done: int = 0  # in some part already
+    done: int = 0  # already in a part
     duplicates: int = 0  # listed again under the same id
     labeled: int = 0
     failed: int = 0
     seconds: float = 0.0
     seen: HashedIdSet = field(default_factory=HashedIdSet, repr=False)
-    passed_over: PassedOver = field(default_factory=PassedOver)  # what is no image, so far
-    is_whole: bool = False  # the listing came to its end
+    passed_over: PassedOver = field(default_factory=PassedOver)  # files that are no images, so far
+    is_whole: bool = False  # the listing is complete
 
     def count(self, row: LabelRow) -> None:
         """Count one more row."""

@@ -121,7 +121,7 @@ class Labeling:
             image = decode(read(item, self.read_timeout), self.read_timeout)
             prepared = self.localizer.prepare(image)
             return PreparedImage(item, prepared, perf_counter() - start, image.info.get("pages"))
-        except Exception as error:  # whatever one image does to a library, the run continues
+        except Exception as error:  # no error of a library about one image ends the run
             return failed(item, error, perf_counter() - start)
 
     def locate(self, group: Sequence[PreparedImage]) -> list[LocatedImage]:

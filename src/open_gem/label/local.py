@@ -33,12 +33,12 @@ from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.sources import Item, Source
 from open_gem.locate import by_shape
 
-PASSES = 2  # of the model at a time, on a CPU and where torch has a thread for each
-AHEAD = 4  # batches that are read ahead, and among which images of one shape are looked for
+PASSES = 2  # passes of the model at a time, on a CPU if torch has a thread for each
+AHEAD = 4  # batches that are read ahead; images of one shape are grouped among them
 PART_ROWS, PART_BYTES, PART_SECONDS = 1000, 2**26, 60  # a part is written when it has one of these
-PATIENCE = 1.0  # seconds that images are kept in order for: others then go before one that takes longer
-LOOK = 0.1  # seconds between looks whether to stop, while nothing comes
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as devices of torch say it
+PATIENCE = 1.0  # seconds for which order is kept: then faster images overtake a slow one
+LOOK = 0.1  # seconds between checks of the stop event while nothing comes
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # messages of torch's devices
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -120,7 +120,7 @@ def label(
     try:
         prepared = _ahead(readers, labeling.prepare, _until(stop, items), ahead, OldestOrReady(stop))
         groups = _until(stop, by_shape(prepared, _shape, lambda: limits.size, waiting=ahead))
-        # A single pass is faster in this thread: none hands over to another.
+        # A single pass is faster in this thread: no hand-over.
         batches = map(locate, groups) if limits.passes == 1 else _ahead(models, locate, groups, limits.passes)
         located = chain.from_iterable(batches)
         yield from _ahead(finders, partial(_row, labeling), located, 2 * batch_size)
@@ -130,7 +130,7 @@ def label(
             pool.close()
         for pool in pools:
             pool.wait(end)
-        torch.set_num_threads(threads)  # it is what the next thread of anyone begins with, too
+        torch.set_num_threads(threads)  # new threads start with this number, too
 
 
 def _row(labeling: Labeling, image: LocatedImage | LabelRow) -> LabelRow:
@@ -159,7 +159,7 @@ class Threads:
             if not self._closed:
                 try:
                     future.set_result(work(item))
-                except BaseException as error:  # whoever waits for it decides
+                except BaseException as error:  # the waiting thread handles it
                     future.set_exception(error)
             del job, future, work, item  # an image must not live on while the thread waits
 
@@ -237,7 +237,7 @@ class BatchLimits:
             if passes > 1:
                 if self.passes > 1:
                     self.passes = 1
-                    self.turn.acquire()  # never released: whoever continues waits until the other pass is over
+                    self.turn.acquire()  # never released: the next pass waits until the other one ends
                 return size
             self.size = max(1, min(self.size, size // 2))
             return size // 2
@@ -260,7 +260,7 @@ def _locate(
         try:
             with limits.turn:
                 passes, results = limits.passes, _located_unless_oom(labeling, batch)
-        except NotFiniteError as error:  # perhaps of a few of them only
+        except NotFiniteError as error:  # perhaps of only a few images
             if len(batch) > 1:
                 todo += [[image] for image in reversed(batch)]
             else:

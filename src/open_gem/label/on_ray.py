@@ -30,9 +30,9 @@ from open_gem.label.labeling import Labeling
 from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.sources import Item, Source
 
-PART_ROWS = 256  # images of a part, unless asked otherwise: small, for an actor that is lost loses what it had of one
-FILE_PARTS = 64  # parts in a file of what is to be done
-COUNTED = ("id", "status", "seconds")  # fields of a row that an actor answers with
+PART_ROWS = 256  # default images per part: small, since a lost actor loses its unfinished part
+FILE_PARTS = 64  # parts per task list
+COUNTED = ("id", "status", "seconds")  # fields of an actor's answer
 STOP = ".stop"  # in the folder of the parts, while a run is asked to end
 
 
@@ -93,12 +93,12 @@ def _write_todo(folder: Path, items: Iterable[Item], rows: int) -> list[str]:
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    start = local.stamp()  # also in the names of files, so that no later run has the same
+    start = local.stamp()  # also in the names of files, so that every run has its own
     chunks = enumerate(_chunks(items, rows))
     parts = ({"part": f"{start}-ray-{number:06d}", "items": to_json(chunk)} for number, chunk in chunks)
     files = []
     for number, chunk in enumerate(_chunks(parts, FILE_PARTS)):
-        path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: whoever reads all of the folder shall not read it
+        path = folder / f"{start}-{number:06d}{TODO}"  # not .parquet: readers of the whole folder must not read it
         parquet.write_table(pa.Table.from_pylist(chunk), path)
         files.append(str(path))
     return files
@@ -131,12 +131,12 @@ def _cluster() -> Iterator[None]:
     import ray
 
     started = not ray.is_initialized()
-    numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # no other has handlers
+    numbers = (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ()  # others have no handlers
     handlers = {number: signal.getsignal(number) for number in numbers}
     if started:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray puts its own in their place
+            signal.signal(number, handler)  # restore what Ray has replaced
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

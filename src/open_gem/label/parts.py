@@ -136,7 +136,7 @@ class Parts:
         """
         cls.check_claim(folder, manifest)
         if Manifest.read(folder) != manifest:
-            manifest.write(folder)  # also where the images are now
+            manifest.write(folder)  # including the place of the images
         return cls(folder, manifest)
 
     @classmethod

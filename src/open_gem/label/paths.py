@@ -28,7 +28,7 @@ ENDINGS = frozenset(
 class PassedOver(Counter[str]):
     """Counts of files that a listing left out, by ending, or by kind ("hidden", "symbolic links")."""
 
-    MOST = 50  # kinds that are counted each by itself, for what follows the last dot may be anything
+    MOST = 50  # maximum number of endings that are counted by name: any text may follow the last dot
 
     def add(self, kind: str, count: int = 1) -> None:
         self[kind if kind in self or len(self) < self.MOST else "others"] += count
@@ -58,7 +58,7 @@ class PassedOver(Counter[str]):
 # Folders and patterns -------------------------------------------------------------------------------------------------
 
 
-ALL = ("**",)  # of a folder everything in it and below
+ALL = ("**",)  # everything in and below a folder
 
 
 def walk(
@@ -92,13 +92,13 @@ def walk(
             after = _after(name, segments, at)
             inside = f"{below}/{name}" if below else name
             if not after:
-                if segments is ALL and passed_over is not None:  # a pattern's other names are nobody's wish
+                if segments is ALL and passed_over is not None:  # a pattern skips other names on purpose
                     passed_over.add("hidden")
             elif is_folder:
                 yield from walk(top, segments, passed_over, seconds, inside, after, above)
             elif len(segments) in after and (passed_over is None or passed_over.takes(name)):
                 yield Item(printable(inside), f"{top}{inside}")
-    except Exception as error:  # of whichever library stands behind a URL
+    except Exception as error:  # any error of the library behind a URL
         yield Item(printable(below or "."), place, error=f"cannot list this folder: {describe_error(error)}")
 
 
@@ -153,7 +153,7 @@ def matches(address: str, passed_over: PassedOver | None = None, seconds: float 
         top = _before(path)
         if not is_url(top) and not Path(top or ".").is_dir():
             continue
-        between = printable(below_root(root, top)).strip("/")  # what braces before the first wildcard stand for
+        between = printable(below_root(root, top)).strip("/")  # what braces before the first wildcard expand to
         prefix = f"{between}/" if between else ""
         for item in walk(top, tuple(filter(None, path.removeprefix(top).split("/"))), passed_over, seconds):
             yield item._replace(id=prefix + item.id) if prefix else item
@@ -204,7 +204,7 @@ def root_of(address: str) -> str:
 
 
 def below_root(root: str, path: str) -> str:
-    if is_url(path):  # of one place there are several spellings, as s3://x and s3:///x
+    if is_url(path):  # one place has several spellings, as s3://x and s3:///x
         from fsspec.core import strip_protocol
 
         return strip_protocol(path).removeprefix(strip_protocol(root)).lstrip("/")

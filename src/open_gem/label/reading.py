@@ -27,9 +27,9 @@ from open_gem.label.remote import fetch, fetch_part, open_remote
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-READ_TIMEOUT = 60.0  # for one remote read, unless asked otherwise
-LOOK = 1.0  # between looks for signals: one that comes just before a wait, or to another thread, wakes nobody
-ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # how `Item.source` names a row of a table
+READ_TIMEOUT = 60.0  # default timeout in seconds of one remote read
+LOOK = 1.0  # seconds between checks for signals, which may not wake a waiting thread
+ROW = re.compile(r"(.+)#((?:split=[^&]*&)?column=[^&]+&row=[0-9]+)")  # a row of a table in `Item.source`
 
 R = TypeVar("R")
 
@@ -59,11 +59,11 @@ def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
             raise ImageError(item.error)
         return within(seconds, _read, item, seconds) if is_url(item.container or item.source) else _read(item, seconds)
     except LateError:
-        _column.cache_clear()  # the read that hangs may have the lock of one of them
+        _column.cache_clear()  # the hanging read may hold a lock of theirs
         raise
     except ImageError:
         raise
-    except Exception as error:  # of whichever library stands behind the URL
+    except Exception as error:  # any error of the library behind the URL
         raise ImageError(f"cannot be read: {describe_error(error)}") from error
 
 
@@ -91,7 +91,7 @@ def within(seconds: float, work: Callable[..., R], *arguments: Any) -> R:
     def act() -> None:
         try:
             future.set_result(work(*arguments))
-        except BaseException as error:  # whoever waits for it decides
+        except BaseException as error:  # the waiting thread handles it
             future.set_exception(error)
 
     Thread(target=act, name="read", daemon=True).start()
@@ -153,14 +153,14 @@ class _Column:
     """A column of a Parquet file by rows, for threads that ask for them nearly in order: a few rows are in memory, and
     one before them, or far behind, means reading from the start of its row group."""
 
-    ROWS, KEPT = 16, 4  # of a batch; batches that are kept
+    ROWS, KEPT = 16, 4  # rows of a batch; batches that are kept
 
     def __init__(self, path: str, column: str):
         self._file, self._column = parquet_file(path), column
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))
-        self._lock = Lock()  # readers of Parquet are not made for several threads
+        self._lock = Lock()  # readers of Parquet are not thread-safe
         self._go_to(0)
 
     def __getitem__(self, row: int) -> Any:
@@ -204,7 +204,7 @@ def is_url(address: str) -> bool:
     return re.match("[A-Za-z][A-Za-z0-9+.-]+://", address) is not None and not address.startswith(LOCAL)
 
 
-LOCAL = ("file://", "local://")  # how URLs of local files begin
+LOCAL = ("file://", "local://")  # prefix of URLs of local files
 
 
 def local_path(address: str) -> str:
@@ -279,7 +279,7 @@ class _Patient(io.RawIOBase):
 def parquet_file(address: str, seconds: float = READ_TIMEOUT) -> "ParquetFile":
     from pyarrow import parquet
 
-    # A buffer, or the whole of a column's chunk would be read at once.
+    # With a buffer; otherwise a column's whole chunk is read at once.
     return parquet.ParquetFile(open_file(address, seconds) if is_url(address) else _regular(address), buffer_size=2**20)
 
 
@@ -317,13 +317,13 @@ def input_errors(address: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) and not isinstance(error, ImageError):  # the latter do not name it
+        if isinstance(error, InputError) and not isinstance(error, ImageError):  # an ImageError lacks the address
             raise
         raise InputError(f"cannot read {address!r}: {describe_error(error)}") from error
 
 
 def describe_error(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's: a name alone, whatever happened
+    if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's holds a name alone, for any cause
         return describe_error(error.__cause__) if error.__cause__ else f"no such file: {error}"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(reason).split())

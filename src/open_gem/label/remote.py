@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from open_gem.errors import ImageError
 
-BLOCK = 2**22  # bytes that are read ahead of what is read from its start to its end
-MAX_BYTES = 2**30  # of one file: more is no image, and would fill the memory
+BLOCK = 2**22  # bytes that are read ahead of sequential reads
+MAX_BYTES = 2**30  # of one file: a larger one is no image, and would fill the memory
 WHOLE = "the server gives files as a whole only (no range requests)"
 
 
@@ -49,7 +49,7 @@ def folder(url: str, seconds: float) -> list[tuple[str, bool]]:
     files, path = _at(url)
     path = path.rstrip("/")
     entries = _listed(files, path, seconds)
-    files.invalidate_cache(path)  # for the next look, and for the memory
+    files.invalidate_cache(path)  # drop the listing: the next look must be fresh, and memory is bounded
     split = ((*entry["name"].rstrip("/").rpartition("/"), entry["type"] == "directory") for entry in entries)
     return sorted((name, is_folder) for top, _, name, is_folder in split if name and top == path)
 
@@ -105,7 +105,7 @@ def _listed(files: Any, path: str, seconds: float) -> list[dict[str, Any]]:
 def _within(files: Any, seconds: float, work: Any, *arguments: Any, **settings: Any) -> Any:
     from fsspec.asyn import sync
 
-    return sync(files.loop, work, *arguments, timeout=seconds + 1, **settings)  # whoever waits has given up by then
+    return sync(files.loop, work, *arguments, timeout=seconds + 1, **settings)  # the caller has given up by then
 
 
 async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
@@ -113,7 +113,7 @@ async def _cat(files: Any, path: str, start: int, end: int) -> bytes:
         return await files._cat_file(path, start=start, end=end)
     except Exception:
         with suppress(Exception):
-            if start == 0 and (await files._info(path))["size"] == 0:  # of nothing there is no part
+            if start == 0 and (await files._info(path))["size"] == 0:  # no part of an empty file exists
                 return b""
         raise
 

@@ -111,7 +111,7 @@ class Choice(NamedTuple):
     note: str | None = None
 
 
-IMAGES, BYTES, ADDRESSES = "images", "bytes", "addresses"  # what a column can have; the first says so itself
+IMAGES, BYTES, ADDRESSES = "images", "bytes", "addresses"  # kinds of columns; the first declares itself
 RANKS = {IMAGES: 0, BYTES: 0, ADDRESSES: 1}
 
 
@@ -188,7 +188,7 @@ def open_source(address: str, columns: Columns = Columns()) -> Source:
         raise InputError(f"{address!r} is no source of images, expected {EXPECTED}")
     source = KINDS[kind][1](address, columns)
     chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
-    return replace(source, columns=chosen or None, address=address)  # other columns are other images
+    return replace(source, columns=chosen or None, address=address)  # other columns mean other images
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def _lines(address: str, columns: Columns) -> Iterator[_Entry]:
                 yield _Entry(f"line {number}", path, path)
 
 
-_MARKS = {  # byte order marks; the first that fits, for one is the start of another
+_MARKS = {  # byte order marks, longest first: one is the start of another
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -352,7 +352,7 @@ class _Link(NamedTuple):
 def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Iterator[Item]:
     """Yield the images in a tar. A link to another file in it is that file under a name of its own."""
     if is_url(path):
-        within(seconds, fetch_part, path, 1, 1, seconds)  # if that fails, one error and not one per image
+        within(seconds, fetch_part, path, 1, 1, seconds)  # a failure is one error, not one per image
     links: dict[str, _Link] = {}
     for member in _members(path, seconds):
         if member.isdir() or not passed_over.takes(member.name):
@@ -366,7 +366,7 @@ def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Itera
     ends: dict[str, list[_Link]] = {}
     for link in links.values():
         ends.setdefault(_end(link, links), []).append(link)
-    if ends:  # read again: what is linked to was not known before, and to keep all names would take memory
+    if ends:  # second reading: link targets were unknown in the first, and keeping all names would take memory
         for member in filter(_is_whole, _members(path, seconds)):
             for link in ends.pop(posixpath.normpath(member.name), ()):
                 yield _in_tar(path, name, link.name, member)
@@ -386,7 +386,7 @@ def _link(member: Any) -> _Link:
 
 def _end(link: _Link, links: Mapping[str, _Link]) -> str:
     """Return where a chain of links ends; None for a circular chain."""
-    for _ in range(40):  # as many as systems follow
+    for _ in range(40):  # as many as file systems follow
         if link.target not in links:
             break
         link = links[link.target]

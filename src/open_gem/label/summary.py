@@ -13,7 +13,7 @@ from open_gem.files import to_json, write_file
 from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.paths import PassedOver
 
-PASSED_OVER = ".passed-over.json"  # beside the parts: what the last listing of the source passed_over out
+PASSED_OVER = ".passed-over.json"  # file beside the parts: what the last listing of the source skipped
 COLUMNS = ("label", "images", "objects", "presence", "score")
 """Columns of the table of labels; presence and score are means, over images and over objects."""
 
@@ -144,7 +144,7 @@ def write_passed_over(folder: Path, passed_over: PassedOver) -> None:
 def _read_passed_over(folder: Path) -> PassedOver:
     try:
         return PassedOver(json.loads((folder / PASSED_OVER).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):  # no run has listed everything yet
+    except (OSError, ValueError, TypeError):  # no run has listed the whole source yet
         return PassedOver()
 
 

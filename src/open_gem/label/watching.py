@@ -18,7 +18,7 @@ from open_gem.label.reading import Item, local_file
 from open_gem.label.sources import Source
 
 SETTLE = 2.0  # seconds
-NAP = 0.2  # seconds between looks whether to stop
+NAP = 0.2  # seconds between checks of the stop event
 WRITTEN = 120.0  # seconds before a part was written that its images may have been read
 
 State = tuple[int, float]  # bytes, and when they changed
@@ -80,7 +80,7 @@ class SettledFiles:
             path, takes = None, True
             for item in source.items(passed_over):
                 if item.id not in done and (file := local_file(item.container or item.source)) is not None:
-                    if file != path:  # of a tar, all images alike
+                    if file != path:  # all images of a tar together
                         path, takes = file, self._takes(file, before)
                     if not takes:
                         continue
@@ -136,4 +136,4 @@ def _state(file: str) -> State:
 
 def _age(state: State) -> float:
     """Return the seconds since the last change."""
-    return abs(time.time() - state[1])  # clocks differ: one that is ahead waits no longer
+    return abs(time.time() - state[1])  # clocks differ: a change in the future waits no longer

@@ -12,8 +12,8 @@ from open_gem.localization.result import PRESENCE, Localization
 from open_gem.objects import Object
 
 MOST = 11  # labels on a sheet, those with the highest scores
-BOXES = 3  # of a label that are drawn; more would hide the image
-BLANK = (52, 54, 62)  # where the image is not known
+BOXES = 3  # boxes per label that are drawn; more would hide the image
+BLANK = (52, 54, 62)  # background if the image is unknown
 
 BARS = {
     "minmax": "heat, each map stretched to its own range",

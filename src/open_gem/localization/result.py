@@ -434,7 +434,7 @@ class Localization:
         if not mask.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
-        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most of an image is nothing
+        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most pixels belong to no object
         numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
         objects = []

@@ -96,7 +96,7 @@ def gaussian(grid: Grid, prefix: int, std: float) -> Float[Tensor, "n n"]:
     along_rows, along_cols = (torch.exp(-((at[:, None] - at) ** 2) / (2 * std**2)) for at in places)
     bias = torch.zeros((prefix + grid.patches,) * 2, dtype=torch.float32, device="cpu")
     patches = bias[prefix:, prefix:].unflatten(0, grid).unflatten(2, grid)
-    torch.mul(along_rows[:, None, :, None], along_cols[None, :, None, :], out=patches)  # written where it stays
+    torch.mul(along_rows[:, None, :, None], along_cols[None, :, None, :], out=patches)  # written in place
     return bias
 
 
@@ -123,7 +123,7 @@ def external(
     step = max(1, ROWS // len(points))
     for start in range(0, points.shape[1], step):
         excess = points[:, start : start + step] @ points.mT - threshold
-        excess.diagonal(offset=start, dim1=-2, dim2=-1).clamp_(min=0)  # no cosine is above that with itself
+        excess.diagonal(offset=start, dim1=-2, dim2=-1).clamp_(min=0)  # the cosine with itself is the highest
         mixed.append((gamma * excess).masked_fill_(excess < 0, -torch.inf).softmax(dim=-1) @ flat)
     return torch.cat(mixed, dim=1).unflatten(-1, (values.shape[1], -1)).transpose(1, 2).to(values.dtype)
 

@@ -112,7 +112,7 @@ def _fill(units: Tensor, cosines: Tensor, labels: Tensor, members: Tensor, empty
     clusters = members.shape[1]
     best = torch.where(members, cosines[:, None], -torch.inf).argmax(dim=-1)
     stays = torch.zeros_like(cosines).scatter_add(1, best, (~empty).to(cosines.dtype)) > 0
-    loss = ((1 - cosines) * units.norm(dim=-1)).masked_fill(stays, -torch.inf)  # a vector of zeros is of no use
+    loss = ((1 - cosines) * units.norm(dim=-1)).masked_fill(stays, -torch.inf)  # a vector of zeros is no seed
     movers = loss.argsort(dim=-1, descending=True, stable=True)[:, :clusters]
     vacant = empty.int().argsort(dim=-1, descending=True, stable=True)
     moves = torch.arange(clusters, dtype=torch.int64, device=labels.device) < empty.sum(dim=-1, keepdim=True)

@@ -176,7 +176,7 @@ def run(
     reads_values = any(step.reads_values for method in methods.values() for step in method.steps)
     tapped |= {index for method in beside.values() for index in method.attention.taps(tower.layers)}
     borrowed: dict[int, Heads] = {}  # q, k and v of the lenders
-    streams: dict[str, Tensor] = {}  # the second streams that have begun
+    streams: dict[str, Tensor] = {}  # the second streams that have started
     traces: dict[str, dict[int, Tensor]] = defaultdict(dict)
     taps: dict[int, Tensor] = {}
 

@@ -20,8 +20,8 @@ from open_gem.serve.metrics import Metrics
 from open_gem.serve.settings import Settings, seconds_to_wait
 
 LOG = logging.getLogger(__name__)
-OPEN = ("/", "/health")  # asked without a token, as is the rest of the page, which asks for it
-DRAIN_SECONDS = 2  # to read the rest of a body that is refused
+OPEN = ("/", "/health")  # need no token, like the rest of the page, which asks users for it
+DRAIN_SECONDS = 2  # seconds to read the rest of a refused body
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 
 SECURITY = {
@@ -81,7 +81,7 @@ class _Request:
             await self._refuse(error)
         except Exception as error:
             if self.status is not None:
-                raise  # too late to say anything
+                raise  # too late to answer
             LOG.exception("while answering %s %s", self.scope["method"], self._route())
             await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
 
@@ -124,7 +124,7 @@ class _Request:
         length = self.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             raise RequestError(400, "Content-Length is no number")
-        return int(length[:18])  # more is too large as well
+        return int(length[:18])  # a longer number is too large as well
 
     def _too_large(self) -> RequestError:
         form = "" if _is_form(self.headers) else "; images may have more as files of a multipart/form-data body"
@@ -140,7 +140,7 @@ class _Request:
             if work.done():
                 await work
             else:
-                await watch  # raises why the work must end, or says that nobody waits for it
+                await watch  # raises why the work must end, or returns once nobody waits for it
         finally:
             for task in (work, watch):
                 task.cancel()
@@ -194,7 +194,7 @@ class _Request:
             have = {name for name, _ in message["headers"]}
             message["headers"] = [*message["headers"], *_encoded(SECURITY.items(), have)]
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.leave()  # before the client has its answer, and may ask again
+            self.leave()  # before the client gets its answer, and may ask again
             self.guard.metrics.answered(self._route(), self.status or 0, time.perf_counter() - self.start)
         await self._send(message)
 

@@ -118,7 +118,7 @@ class Source:
         base = urlsplit(self.url)
         host = host_of(address)
         path = address.removeprefix(host)
-        below = base.path.rstrip("/")  # where there is a path, Label Studio's addresses have it or not
+        below = base.path.rstrip("/")  # addresses of Label Studio may lack the path of its URL
         if path.startswith(f"{below}/data/"):
             path = path.removeprefix(below)
         elif host:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 ARENAS = 2  # heaps of glibc for all threads; by default it makes up to eight per core
 M_ARENA_MAX = -8  # of mallopt(3)
-TRIM_SECONDS = 5.0  # between two times
+TRIM_SECONDS = 5.0  # seconds between two trims
 
 
 def limit_arenas() -> None:

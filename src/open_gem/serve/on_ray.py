@@ -18,7 +18,7 @@ from open_gem.serve.settings import Settings
 if TYPE_CHECKING:
     from ray.serve import Application
 
-SESSIONS = 1000  # of clients that a replica knows as its own
+SESSIONS = 1000  # sessions that a replica keeps as its own
 
 
 def deployment(

@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
             raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
-    @router.head("/health", include_in_schema=False)  # as watchers of uptime and proxies ask
+    @router.head("/health", include_in_schema=False)  # for uptime monitors and proxies
     @router.get("/health", tags=["about"])
     async def health() -> Health:
         """Report whether the server works; Label Studio asks this too."""

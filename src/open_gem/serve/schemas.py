@@ -55,7 +55,7 @@ class Options(Strict):
 LabelPrompts = Annotated[dict[str, Texts], Field(min_length=1, max_length=MOST_LISTED)]
 Prompts = Annotated[
     Annotated[Texts, Tag("list")] | Annotated[LabelPrompts, Tag("object")],
-    Discriminator(lambda value: "object" if isinstance(value, dict) else "list"),  # so that errors are about one
+    Discriminator(lambda value: "object" if isinstance(value, dict) else "list"),  # so that errors name one kind
 ]
 
 

@@ -33,9 +33,9 @@ from open_gem.types import Size
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PROMPTS = 32  # that count as much as one image in a batch
-LARGE = 4_000_000  # pixels: images of more are decoded, and their maps made, one at a time
-STRIP = 6  # times as many patches as a square image has are allowed by default
+PROMPTS = 32  # prompts that count as much as one image in a batch
+LARGE = 4_000_000  # pixels: larger images are decoded, and their maps made, one at a time
+STRIP = 6  # default limit of patches, as a multiple of a square image's
 
 
 class EncodeJob(NamedTuple):
@@ -69,8 +69,8 @@ class Service:
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
         self._threads = ThreadPoolExecutor(settings.threads, "open_gem images")
-        self._decoders = ThreadPoolExecutor(settings.threads, "open_gem decoders")  # each waits for a process
-        self._large = ThreadPoolExecutor(1, "open_gem large images")  # one at a time, so that small ones go past them
+        self._decoders = ThreadPoolExecutor(settings.threads, "open_gem decoders")  # each thread waits for a process
+        self._large = ThreadPoolExecutor(1, "open_gem large images")  # one at a time, so that small ones overtake them
         self._decoder = Decoder(settings.threads + 1)
         self._parser = ThreadPoolExecutor(1, "open_gem JSON")
         square = localizer.patches()
@@ -223,7 +223,7 @@ class Service:
             raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
         if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
             raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(texts)  # later it would fail all requests of its batch
+        self.localizer.text.check(texts)  # later the error would fail all requests of its batch
         return vocabulary
 
     # Images -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from open_gem.serve.errors import RequestError
 
-FIELDS = 128  # of a form, beside its files
+FIELDS = 128  # fields of a form beside its files
 DATA_URI = "data:image/"
 
 

@@ -53,7 +53,7 @@ class Worker:
         self._changed = Condition()
         self._stopping = False
         self._watch = watch
-        self.batches = 0  # worked on so far
+        self.batches = 0  # done so far
         self._thread = Thread(target=self._run, name="open_gem model", daemon=True)
         self._thread.start()
 
@@ -112,7 +112,7 @@ class Worker:
             fits = not batch or (job.key == batch[0].key and cost + more <= job.kind.max_cost)
             if not fits:
                 left.append(job)
-            elif job.future.set_running_or_notify_cancel():  # False: whoever asked has gone
+            elif job.future.set_running_or_notify_cancel():  # False: the caller has gone
                 batch.append(job)
                 cost += more
         self._waiting = left

@@ -178,7 +178,7 @@ class GridCache(Generic[T]):
             if cached is not None and cached[0] == version:
                 self._cache.move_to_end(grid)
                 return cached[1]
-            # Cached values serve other callers, who may want gradients, or no autocast.
+            # Cached values serve other callers, which may need gradients, or no autocast.
             with torch.inference_mode(False), torch.no_grad(), cpu_by_default(), without_autocast():
                 value = make(grid)
             self._cache[grid] = version, value

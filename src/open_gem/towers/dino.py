@@ -373,7 +373,7 @@ def _load_timm(name: str, device: torch.device, dtype: torch.dtype, cache_dir: s
             model: Any = in_float32(lambda: timm.create_model(location, dynamic_img_size=True, **settings))
     except OpenGemError:
         raise
-    except Exception as error:  # whatever a hub, a file system or a state dict can throw
+    except Exception as error:  # anything that a hub, a file system or a state dict can raise
         raise WeightsError(f"cannot load {name}: {reason_of(error)}") from error
     trained = model.pretrained_cfg
     return adapt_expert(finished(model, device, dtype), trained["mean"], trained["std"], name=name)

@@ -87,7 +87,7 @@ FAMILIES = (
     ModelFamily(
         "ViTamin",
         "open_clip",
-        "^ViTamin-|^vit_medium_patch16_gap_256$",  # the latter has no published weights: not worth a row
+        "^ViTamin-|^vit_medium_patch16_gap_256$",  # the latter has no published weights, so no row
         "vit:VitTower",
         (("ViTamin-S", "datacomp1b"), ("ViTamin-L-336", "datacomp1b"), ("ViTamin-XL-256", "datacomp1b")),
         "two stages of convolutions make the patches; mean of patches; no class token",

@@ -29,7 +29,7 @@ class HfTower(ModuleTower):
         self.vision = module.vision_model
         self.embeddings, layers = self.vision.embeddings, self.vision.encoder.layers
         self.patch = (self.embeddings.patch_size, self.embeddings.patch_size)
-        side = isqrt(self.embeddings.num_patches) * self.embeddings.patch_size  # of 384 pixels by 14, 378 are seen
+        side = isqrt(self.embeddings.num_patches) * self.embeddings.patch_size  # 378 of 384 pixels with patches of 14
         self.trained, self.layers = Size(side, side), len(layers)
         self._blocks = tuple(self._read(layer) for layer in layers)
 

@@ -30,7 +30,7 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # of the environment, which transformers reads
+_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"  # an environment variable that transformers reads
 
 
 def configuration(name: str, cache_dir: str | None = None) -> Any:

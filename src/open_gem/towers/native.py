@@ -22,7 +22,7 @@ class NativeTower(ModuleTower):
     """`open_clip.transformer.VisionTransformer`, with its class-token, average and attention pooling."""
 
     reads = ("open_clip.transformer.VisionTransformer",)
-    resampling = "bicubic, antialiased (timm)"  # as open_clip at loading, and as the published GEM
+    resampling = "bicubic, antialiased (timm)"  # as open_clip does at loading, and the published GEM
     prefix = 1
 
     def __init__(self, module: Any):
@@ -74,7 +74,7 @@ class NativeTower(ModuleTower):
         return self._into_joint_space(pooled)
 
     def library_forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        sized = copy(self.module)  # shares the weights, but for the position embeddings
+        sized = copy(self.module)  # shares the weights, except for the position embeddings
         sized._parameters = dict(self.module._parameters)
         sized.positional_embedding = nn.Parameter(self._resized(grid_of(pixels, self.patch)), requires_grad=False)
         return watch(sized.transformer.resblocks[-1], lambda: _embedding(sized(pixels)))

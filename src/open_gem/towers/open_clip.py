@@ -47,7 +47,7 @@ def adapt(
 
 def read_tower(visual: Any, owner: str) -> ModuleTower:
     """Return the tower that reads `visual`, of the model called `owner`; errors as `adapt`."""
-    module = getattr(visual, "trunk", visual)  # timm's are wrapped
+    module = getattr(visual, "trunk", visual)  # timm's towers are wrapped
     tower = find_tower("open_clip", module)
     if tower is None:
         reason = f"its vision tower is a {type(module).__name__}, which has no file in `towers/`"
@@ -63,7 +63,7 @@ def build_tower(name: str) -> ModuleTower:
     """Build the vision tower of open_clip's architecture `name` with random weights; errors as `load`."""
     config = open_clip.get_model_config(_architecture(name))
     assert config is not None
-    build = open_clip.model._build_vision_tower  # of whole models, some text towers need a download
+    build = open_clip.model._build_vision_tower  # a whole model's text tower may need a download
     visual = build(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
     return read_tower(visual.eval(), name)
 
@@ -96,7 +96,7 @@ class OpenClipText(TextTower):
             with self._lock:
                 return cut_off(inner, text, self.tokenizer.context_length)
         encode, decode = getattr(self.tokenizer, "encode", None), getattr(self.tokenizer, "decode", None)
-        if encode is None or decode is None:  # not a tokenizer of open_clip
+        if encode is None or decode is None:  # another library's tokenizer
             return ""
         return decode(encode(text)[self.tokenizer.context_length - 2 :]).strip()  # without start and end of text
 
@@ -121,7 +121,7 @@ class OpenClipText(TextTower):
             return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
-UNSUPPORTED = {  # how the names of timm's towers begin -> why they are not read
+UNSUPPORTED = {  # prefix of names of timm's towers -> why they are not read
     "convnext": "its vision tower is a ConvNeXt: convolutions, no self-attention between patch tokens",
     "fastvit": "its vision tower is a FastViT: convolutions, self-attention in its last stage at most",
     "swin": "its vision tower is a Swin transformer: self-attention within windows, on a grid that shrinks",
@@ -188,7 +188,7 @@ def load(
             recommended = _recommended(name, settings)
     except OpenGemError:
         raise
-    except Exception as error:  # whatever a hub, a file system or a state dict can throw
+    except Exception as error:  # anything that a hub, a file system or a state dict can raise
         raise WeightsError(f"cannot load {label}: {reason_of(error)}") from error
     return adapt(finished(model, device, dtype), tokenizer, name=label, recommended=recommended, concepts=concepts)
 
@@ -225,7 +225,7 @@ def configuration(name: str, pretrained: str | None) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
         raise UnknownModelError(f"{name!r} needs a pretrained tag; known: {', '.join(tags) or 'none'}")
-    tag = open_clip.get_pretrained_cfg(architecture, pretrained)  # before files: one may be called like a tag
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained)  # before files: a file may have the name of a tag
     if not tag and Path(pretrained).is_file():
         return {"model_name": architecture, "pretrained": pretrained, "force_preprocess_cfg": _statistics(architecture)}
     if not tag:
@@ -258,7 +258,7 @@ def _with_weights(label: str, config: Mapping[str, Any], cache_dir: str | None) 
     if size := _trained_size(label, adapt(model.eval(), None), weights):
         model = open_clip.create_model(**settings, force_image_size=(size.height, size.width))
     for name in {"logit_scale", "logit_bias"} & weights.keys() & dict(model.named_parameters()).keys():
-        weights[name] = weights[name].reshape(model.get_parameter(name).shape)  # of older versions, in other shapes
+        weights[name] = weights[name].reshape(model.get_parameter(name).shape)  # older versions saved other shapes
     model.load_state_dict(weights)
     return model
 

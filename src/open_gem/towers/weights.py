@@ -32,8 +32,8 @@ ADVICE = (
     "machine (HF_HOME); to try without a download: open-gem demo"
 )
 _LOGITS = ("logit_scale", "logit_bias")
-ATTEMPTS = 5  # at a model in float32
-REMEMBERED = 60  # seconds for which it is remembered whether the hub answers
+ATTEMPTS = 5  # attempts to build a model in float32
+REMEMBERED = 60  # seconds for which the answer of the hub, or its absence, is cached
 FEW = 3  # names of weights that an error lists
 
 
@@ -163,7 +163,7 @@ def _why_unreachable() -> str | None:
 def _why_silent(endpoint: str, period: int) -> str | None:
     try:
         get_session().head(endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # of whichever client the hub's package has
+    except Exception as error:  # any error of the client that the hub's package uses
         return f"{endpoint} cannot be reached ({(str(error) or type(error).__name__).splitlines()[0]})"
     return None
 
@@ -194,7 +194,7 @@ def reason_of(error: Exception) -> str:
         return misfit
     if any(
         word in message for word in ("Unsupported global", "is blocked", "TorchScript")
-    ):  # torch's words for what would run
+    ):  # torch's words for code that would run
         return (
             "the file is a pickle that needs code to run (or a TorchScript archive), which is refused; save the bare "
             "state dict, best as .safetensors"

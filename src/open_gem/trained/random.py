@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-TOKENS = 16  # of a prompt: OWL-ViT pads prompts of a few words to so many
+TOKENS = 16  # tokens of a prompt: OWL-ViT pads prompts of a few words to so many
 
 
 class _RandomSpec(NamedTuple):
@@ -50,5 +50,5 @@ def forward_pass(name: str, images: int, prompts: int) -> Callable[[], Any]:
     model = getattr(transformers, kind.model)(config).eval()
     pixels = torch.randn(images, 3, kind.side, kind.side, dtype=torch.float32, device="cpu")
     tokens = torch.randint(1, 1000, (prompts, TOKENS), dtype=torch.int64, device="cpu")
-    tokens[:, -1] = config.text_config.vocab_size - 1  # where texts end
+    tokens[:, -1] = config.text_config.vocab_size - 1  # the token at the end of a text
     return lambda: kind.forward(model, pixels, tokens)

@@ -77,7 +77,7 @@ def _labels(predicted: Tensor, true: Tensor, classes: int, ignore: int) -> tuple
         if labels.is_floating_point() or labels.is_complex():
             kind = str(labels.dtype).removeprefix("torch.")
             raise InputError(f"{name} labels of type {kind} given, expected whole numbers: round them, or take argmax")
-    predicted, true = predicted.to(torch.int64), true.to(torch.int64)  # of uint16, say, torch knows little
+    predicted, true = predicted.to(torch.int64), true.to(torch.int64)  # torch lacks operations on uint16, for one
     if predicted.shape != true.shape:
         raise InputError(f"predicted {tuple(predicted.shape)} and true {tuple(true.shape)} given, expected one shape")
     counted = true != ignore

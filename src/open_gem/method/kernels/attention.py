@@ -84,7 +84,7 @@ def _loaded(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
     path = _compiled(compiler, folder)
     try:
         return _open(path)
-    except (OSError, AttributeError):  # broken: once more
+    except (OSError, AttributeError):  # broken: compile it again
         path.unlink()
         return _open(_compiled(compiler, folder))
 
@@ -135,7 +135,7 @@ def _cache() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             status = folder.stat()
-    except (OSError, RuntimeError):  # of a user without a home
+    except (OSError, RuntimeError):  # a user without a home
         return None
     return folder if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 

@@ -36,7 +36,7 @@ _ACTIVATIONS = {
     "open_clip.transformer.QuickGELU": _Activation("swish", slope=1.702),
     "transformers.activations.QuickGELUActivation": _Activation("swish", slope=1.702),
 }
-_LAYERS = {  # the two linear layers and the activation between them; whatever else is there has to do nothing
+_LAYERS = {  # the two linear layers and the activation between them; other layers must do nothing
     "torch.nn.modules.container.Sequential": ("c_fc", "gelu", "c_proj"),
     "timm.layers.mlp.Mlp": ("fc1", "act", "fc2"),
     **{
@@ -103,7 +103,7 @@ def _fused(x: Tensor, first: Any, activation: _Activation, second: Any) -> Tenso
     def network(rows: Tensor) -> Tensor:
         if slope == 1:
             return _product(_product(rows, first.weight, first.bias, name, how), second.weight, second.bias)
-        bias = None if first.bias is None else first.bias * slope  # slopes go to where numbers are few
+        bias = None if first.bias is None else first.bias * slope  # scale the smaller tensors by the slopes
         out = _product(_product(rows * slope, first.weight, bias, name, how), second.weight).div_(slope)
         return out if second.bias is None else out.add_(second.bias)
 
