@@ -565,7 +565,7 @@ def test_what_is_no_vocabulary_is_refused(given, words):
         ((("cat", "dog"), (("cat",),)), "1 lists of prompts for 2 labels"),
         ((("cat",), (("cat",), ("dog",))), "2 lists of prompts for 1 labels"),
         ((("cat",), ((),)), "label 'cat': no prompt"),
-        ((("cat", "dog", "cat"), (("cat",), ("dog",), ("kitten",))), "label 'cat' is there 2 times"),
+        ((("cat", "dog", "cat"), (("cat",), ("dog",), ("kitten",))), "label 'cat' occurs 2 times"),
         ((("cat",), (("cat",),), ("sky", "")), "background: prompt 1 is empty"),
         ((("cat",), (("cat",),), (None,)), "background: prompt 0 is NoneType"),
     ],

@@ -36,7 +36,7 @@ _OLD = 86400  # seconds without a change after which a file counts as abandoned,
 def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) -> None:
     """Write a file atomically: under another name beside its place, then moved there. Raises OutputError.
 
-    durable  safe on disk before it has its name: or a power cut may leave the name without the content
+    durable  flush to disk before the move: otherwise a power cut may leave the name without the content
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Make a new file or folder beside `path` with `make`; it is removed afterwards unless it was moved.
 
-    It is locked while this lasts: so `remove_leftovers` knows it from what a killed process left.
+    It is locked meanwhile, so that `remove_leftovers` can tell it from what a killed process left.
     """
     while True:
         temporary = path.with_name(f".{path.name[:20]}-{_MACHINE}-{uuid4().hex}.tmp")
@@ -92,8 +92,8 @@ def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`; files that are being written stay.
 
-    The system frees the locks of a process that dies. Where a lock says nothing (a file system without locks, or the
-    file of another machine, whose locks may not be seen here), a day without a change has to have passed.
+    The system frees the locks of a process that dies. If a lock says nothing (a file system without locks, or a file of
+    another machine, whose locks may be invisible here), the file must be unchanged for a day.
     """
     try:
         paths = list(folder.iterdir())
@@ -125,8 +125,8 @@ def _remove_leftovers_once(folder: Path) -> None:
 def _lock(path: Path) -> int:
     """Return a descriptor that holds the lock of a file or folder until it is closed.
 
-    Raises BlockingIOError where another one holds it, FileNotFoundError where the path is gone, and another OSError
-    where there are no locks.
+    Raises BlockingIOError if another one holds it, FileNotFoundError if the path is gone, and another OSError if
+    there are no locks.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -169,7 +169,7 @@ def check_writable(folder: Path) -> None:
 def to_json(value: Any, *, indent: int | None = None, ascii: bool = False, sort_keys: bool = False) -> str:
     """Return standard JSON: NaN and infinities, which it does not have, become null.
 
-    ascii  with escapes for all other characters: for streams whose encoding may not have them
+    ascii  escape all other characters: for streams whose encoding may lack them
     """
     options: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii, "sort_keys": sort_keys, "allow_nan": False}
     try:

@@ -255,7 +255,7 @@ def by_shape(
 ) -> Iterator[list[T]]:
     """Group items by shape, `limit` at most; an item whose shape is None is a group by itself.
 
-    waiting  with so many items at hand the largest group goes, full or not; None: none goes before it is full
+    waiting  with so many items waiting the largest group goes, full or not; None: only full groups go
     """
     groups: dict[Hashable, list[T]] = {}
     count = 0

@@ -1,6 +1,6 @@
 """Independence of torch's defaults and of autocast; checks for numbers that are not finite.
 
-`torch.set_default_dtype` and `set_default_device` belong to whoever called them, perhaps in another thread:
+`torch.set_default_dtype` and `set_default_device` belong to their caller, perhaps in another thread:
 transformers sets the default type while it loads a model. Our own code names type and device at every tensor it makes
 (`tests/test_numerics.py` sees to that); libraries that do not run inside `cpu_by_default`, or `torch_defaults` while a
 model is built. Under autocast a model computes in the type that was asked for; results, and what is kept, do not.

@@ -158,7 +158,7 @@ def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxAr
     """Compute `softmax_argmax` of logits on the patch grid, upsampled to `size` as `upsample` does.
 
     Band by band of pixels between two rows of the grid, all prompts side by side in memory: several times faster than
-    map by map. A band has at most `CELLS` numbers (or one row of pixels), whatever the number of prompts.
+    map by map. A band has at most `CELLS` numbers (or one row of pixels), for any number of prompts.
     """
     corners = at_least_float32(logits).permute(1, 2, 0).contiguous()
     (low_rows, high_rows, down), (low, high, along) = (
@@ -202,8 +202,8 @@ def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None
     """Return the label of the best prompt of each pixel: `(y, x)` int64, −1 for background.
 
     `groups` has the label of each prompt, −1 for those of the background. A pixel whose best softmax probability is
-    below `background` is background too (PascalVOC protocol of the paper): over all prompts, of which the best alone
-    counts for its label, as the evaluators of the field have it.
+    below `background` is background too (PascalVOC protocol of the paper): over all prompts; only the best counts
+    for its label, as in the evaluators of the field.
     """
     label = torch.tensor(groups, dtype=torch.int64, device=best.winner.device)[best.winner]
     return label if background is None else label.masked_fill_(1 / best.sum_exp < background, -1)

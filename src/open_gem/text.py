@@ -82,7 +82,7 @@ class Vocabulary:
         if prompts != tuple((label,) for label in labels):
             label, times = Counter(labels).most_common(1)[0]
             if times > 1:
-                raise PromptError(f"label {label!r} is there {times} times, expected each label once")
+                raise PromptError(f"label {label!r} occurs {times} times, expected each label once")
             _check_distinct(zip(places, prompts, strict=True))
         background = _checked("background", self.background) if self.background else ()
         for name, value in (("labels", labels), ("prompts", prompts), ("background", background)):
@@ -250,7 +250,7 @@ def fill(template: str, prompt: str) -> str:
     """Fill a template with a prompt without its leading article, so that "a cat" and "cat" are encoded alike.
 
     The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
-    they are, but for space around them. An empty prompt leaves the template with nothing in it.
+    they are, without space around them. An empty prompt leaves the template empty.
     """
     return template.replace("{}", prompt.strip() if template == "{}" else _bare(prompt))
 
@@ -353,8 +353,8 @@ class TextCache:
     `template` as `check_template`. With an ensemble, a prompt's embedding is the mean over the templates of unit-norm
     embeddings, scaled to the mean norm they had: unit norm for backbones, as open_clip's zero-shot classifiers.
 
-    Keeps the `capacity` most recently used prompts, and forgets all when the weights change. What was encoded under
-    autocast serves that autocast only. A copy begins empty.
+    Keeps the `capacity` most recently used prompts, and drops all when the weights change. Embeddings made under
+    autocast serve that autocast only. A copy starts empty.
     """
 
     def __init__(self, model: FrozenModel, template: Template = TEMPLATE, capacity: int = 10_000):

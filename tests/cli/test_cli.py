@@ -886,7 +886,7 @@ def test_shards_add_up(tiny: str, place: Path):
     assert sum(parts) == 8 and all(parts)
     assert measured(*few, "--out", "shards") == whole
     none = call("evaluate", *few, "--limit", 1, "--shard", "0/99", "--out", "none")
-    assert none.exit_code == 0 and "shard 0/99 of 1 images has none" in none.stderr
+    assert none.exit_code == 0 and "shard 0/99 has none of the 1 images" in none.stderr
     assert not Path("none").exists()
 
 

@@ -438,16 +438,16 @@ def test_runs_of_any_mask_are_decoded():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([[1, 2, 3, 4, 5, 6]], "no run-length encoding"),  # a polygon
+        ([[1, 2, 3, 4, 5, 6]], "not a run-length encoding"),  # a polygon
         ({"size": [2, 2], "counts": [1, 2]}, "do not cover 2x2 pixels"),
         ({"size": [2, 2], "counts": [5, -1]}, "broken"),
-        ({"size": [2, 2], "counts": "1\n"}, "no text of counts"),
-        ({"size": [2, 2], "counts": "1P"}, "no text of counts"),  # says that more follows
-        ({"size": [2, 2], "counts": ""}, "no text of counts"),
-        ({"size": [2, 2], "counts": "é"}, "no text of counts"),
+        ({"size": [2, 2], "counts": "1\n"}, "is not a text of counts"),
+        ({"size": [2, 2], "counts": "1P"}, "is not a text of counts"),  # says that more follows
+        ({"size": [2, 2], "counts": ""}, "is not a text of counts"),
+        ({"size": [2, 2], "counts": "é"}, "is not a text of counts"),
         ({"size": [2, 2], "counts": "3"}, "do not cover 2x2 pixels"),
         ({"size": [2], "counts": [4]}, "broken"),
-        ({"size": [2, 2], "counts": "o" * 14 + "0"}, "no text of counts"),
+        ({"size": [2, 2], "counts": "o" * 14 + "0"}, "is not a text of counts"),
     ],
 )
 def test_malformed_runs_are_refused(given, said):
@@ -577,7 +577,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> str:
         (changed(lambda d: d["annos_segmentation"][0].update(image_id=7)), "no 7"),
         (changed(lambda d: d["images"].append(d["images"][1])), "'2010_000084' more than once"),
         (changed(lambda d: d["images"][1].update(phase="test")), "image 2010_000084 .* of phase 'test'"),
-        (changed(lambda d: d["annos_segmentation"][6].update(category_id=1)), "2008_000002: category 1 is none"),
+        (changed(lambda d: d["annos_segmentation"][6].update(category_id=1)), "2008_000002: category 1 is not one"),
         (changed(lambda d: d["images"][2].update(height=8)), "2008_000007: a segment is 9x13, the image 8x13"),
         (changed(lambda d: d["annos_segmentation"][3].update(segmentation=[[1, 2]])), "2008_000002: a segment is no"),
         ("[1, 2", "cannot read"),

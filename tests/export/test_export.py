@@ -65,7 +65,7 @@ def test_what_fails_leaves_nothing(labelled, name, monkeypatch):
 def test_what_is_there_stays(labelled, name):
     folder = exported(labelled, name)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         exported(labelled, name)
     assert sorted(folder.rglob("*")) == before
 

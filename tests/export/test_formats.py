@@ -309,7 +309,7 @@ def test_beyond_254_labels_maps_need_16_bits(tmp_path, count, mode):
         assert picture.mode == mode
         assert np.array_equal(np.asarray(picture), np.where(SOLID, count, 0))
     if count > 254:
-        with pytest.raises(InputError, match=f"hold 254 labels, here are {count}"):
+        with pytest.raises(InputError, match=f"hold 254 labels, got {count}"):
             exported(tmp_path / "labels", "voc")
     else:
         voc = exported(tmp_path / "labels", "voc") / "VOCdevkit/VOC2012/SegmentationClass/a.png"

@@ -807,7 +807,7 @@ def test_scans_of_a_jpeg_are_counted() -> None:
     comment = b"\xff\xfe\0\x06\xff\xda\xff\xd9"  # neither a scan nor the end
     assert read_image(with_scans(80)).size == (21, 13)
     for bomb in (with_scans(20_000), with_scans(101, comment), with_scans(101, b"\xff\x01")):
-        assert "has more than 100 scans of 13x21 pixels: save it anew" in message(bomb)
+        assert "has more than 100 scans of 13x21 pixels: save it again" in message(bomb)
     assert read_image(with_scans(10, comment * 20)).size == (21, 13)
     assert read_image(PROGRESSIVE + b"\xff\xda" * 1000).tobytes() == same  # behind the image, as of a motion photo
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
@@ -833,7 +833,7 @@ def test_blocks_that_are_read_one_by_one_are_counted() -> None:
         "tiff": tiff(bytes(60_000), (256, 4, 1), (257, 4, 1), more=shared),
     }
     for name, bomb in bombs.items():
-        assert "blocks, which is no usual image: save it anew" in message(bomb), name
+        assert "blocks, which is unusual for an image: save it again" in message(bomb), name
         with pytest.raises(ImageError, match="blocks"):
             imaging.read_header(bomb)
     assert colour(gif[:screen] + b"!\xfe" + b"\xff" * 256 * 100 + b"\0" + gif[screen:]) == (7, 7, 7)

@@ -220,7 +220,7 @@ def test_outputs_are_there_when_asked_for(photos, labeling):
     most = row_of(replace(labeling, outputs=OUTPUTS), item)
     assert [one["xyxy"] for one in most["objects"]] == [one["xyxy"] for one in least["objects"]]
     assert all(one["rle"] and one["point"] for one in most["objects"])
-    with pytest.raises(InputError, match="output 'polygons', expected some of boxes"):
+    with pytest.raises(InputError, match="output 'polygons', expected any of boxes"):
         replace(labeling, outputs=("polygons",))
 
 

@@ -66,8 +66,8 @@ def test_class_files(write):
         ("labels: [cat]\nthreshold: -0.5", "threshold of label 'cat' is -0.5"),
         ("labels: [cat]\nthreshold: high", "threshold of label 'cat' is 'high'"),
         ("labels: {no: }", "label False is bool, expected text: put it in quotes"),
-        ("{cat: , cat: }", "'cat' is there twice"),
-        ("[cat, cat]", "a label is there twice"),
+        ("{cat: , cat: }", "'cat' occurs twice"),
+        ("[cat, cat]", "a label occurs twice"),
         ("{cat: feline, lion: [a feline]}", "is in label 'cat' already"),
         ("{cat: [1]}", "prompt 0 is int, expected text"),
         ("cat", "expected a mapping of labels"),
@@ -121,7 +121,7 @@ def test_yaml_may_merge_mappings(write):
 
 def test_json_is_json(write):
     assert Ontology.read(write('{\t"cat": null, "dog": ["dog"]}', "classes.json")).labels == ("cat", "dog")
-    for text, message in (("{cat: }", "it is not JSON"), ('{"cat": null, "cat": null}', "'cat' is there twice")):
+    for text, message in (("{cat: }", "it is not JSON"), ('{"cat": null, "cat": null}', "'cat' occurs twice")):
         with pytest.raises(InputError, match=message):
             Ontology.read(write(text, "classes.json"))
     with pytest.raises(InputError, match="it is not JSON"):

@@ -150,7 +150,7 @@ def test_what_is_not_a_folder_of_labels(tmp_path, parts):
     with pytest.raises(InputError, match="no labels in"):
         Parts.open(tmp_path)
     (parts.folder / "_manifest.json").write_text("{")
-    with pytest.raises(InputError, match="no manifest"):
+    with pytest.raises(InputError, match="not a manifest"):
         Parts.open(parts.folder)
     (parts.folder / "_manifest.json").unlink()
     with pytest.raises(InputError, match="parts without a _manifest"):

@@ -286,7 +286,7 @@ def test_an_image_of_the_web_is_one_request(web):
 def test_parts_that_are_not_what_was_asked_for_are_reported(web):
     Web.files = {"s.tar": tar(x=b"one")}
     (item,) = open_source(f"{web}/ranges/s.tar").items()
-    for how, reason in (("short", "1 bytes came, expected 3"), ("shifted", "as a whole only")):
+    for how, reason in (("short", "1 bytes read, expected 3"), ("shifted", "as a whole only")):
         with pytest.raises(ImageError, match=reason):
             read(item._replace(container=f"{web}/{how}/s.tar"))
 
@@ -294,7 +294,7 @@ def test_parts_that_are_not_what_was_asked_for_are_reported(web):
 def test_what_the_web_refuses_is_reported(web):
     Web.files = {"s.tar": tar(x=b"one")}
     for status, reason in ((404, "404 Not Found"), (403, "403 Forbidden"), (500, "500 Internal Server Error")):
-        with pytest.raises(ImageError, match=f"^the server says {reason}$"):
+        with pytest.raises(ImageError, match=f"^the server answered {reason}$"):
             read(Item("x", f"{web}/{status}/a.png"))
     with pytest.raises(ImageError, match="Connect call failed"):
         read(Item("x", "http://127.0.0.1:1/a.png"))

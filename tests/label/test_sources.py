@@ -260,11 +260,11 @@ def test_what_cannot_be_read_is_an_image_error(folder):
     ("given", "message"),
     [
         ("nowhere", "does not exist, expected a folder"),
-        ("notes.txt.gz", "is no source of images, expected a folder"),
+        ("notes.txt.gz", "is not a source of images, expected a folder"),
         ("x.tar.gz", "x.tar.gz' is compressed, .*: unpack it to .tar"),
         ("nosuch://x/", "cannot read nosuch:// URLs"),
         ("list.csv", "which column of .*list.csv' has the images, .* No usual name among a, b: name it by --column"),
-        ("x.ZIP", "x.ZIP' is an archive that cannot be read in place: unpack it, and give the folder"),
+        ("x.ZIP", "x.ZIP' is an archive that cannot be read in place: unpack it, and pass the folder"),
         ("broken.parquet", "cannot read .*broken.parquet"),
         ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
     ],

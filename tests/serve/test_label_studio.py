@@ -190,7 +190,7 @@ def test_images_have_a_limit_and_the_studio_may_be_down(studio):
         Source("http://127.0.0.1:1", "legacy").fetch("/data/upload/a.png", 100)
     with pytest.raises(RequestError, match="401"):
         Source(studio, "wrong").fetch("/data/upload/a.png", 100)
-    with pytest.raises(RequestError, match="no --label-studio-url"):
+    with pytest.raises(RequestError, match="without --label-studio-url"):
         image_of("/data/upload/a.png", None, 100)
 
 
@@ -254,7 +254,7 @@ CONFIGS = {  # configuration -> what is said of it
     "<View>": " cannot be read",
     "<View/>": " has no labels over an image",
     "<View><Label value='a'/></View>": " has no labels over an image",
-    LAUGHS: " is no labelling configuration",
+    LAUGHS: " is not a labelling configuration",
     f"<View>{' ' * 100_000}</View>": ": String should have at most 100000 characters",
 }
 

@@ -92,7 +92,7 @@ def evaluate(
     images = open_dataset(dataset, data.data_root, data.split)
     ids = runs.shard(images.ids[: data.limit], index, count)
     if not ids:
-        say(f"warning: shard {shard} of {len(images.ids[: data.limit])} images has none")
+        say(f"warning: shard {shard} has none of the {len(images.ids[: data.limit])} images")
         return
     check_writable(out)
     options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}

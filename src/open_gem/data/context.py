@@ -62,7 +62,9 @@ class ContextImage:
             painted[mask] = category
         unknown = sorted(set(np.unique(painted).tolist()) - _LABEL.keys())
         if unknown:
-            raise DatasetError(f"image {self.id}: category {unknown[0]} is none of the {len(KEPT)} of Pascal Context")
+            raise DatasetError(
+                f"image {self.id}: category {unknown[0]} is not one of the {len(KEPT)} of Pascal Context"
+            )
         return np.searchsorted(np.array(KEPT), painted).astype(np.uint8)
 
 
@@ -117,7 +119,7 @@ def decode_runs(encoded: Any) -> NDArray[np.bool_]:
     Raises DatasetError for anything else, also for runs that do not cover the mask, which pycocotools does not notice.
     """
     if not isinstance(encoded, Mapping) or not {"size", "counts"} <= encoded.keys():
-        raise DatasetError("a segment is no run-length encoding, expected its size and counts")
+        raise DatasetError("a segment is not a run-length encoding, expected its size and counts")
     counts = encoded["counts"]
     try:
         height, width = map(int, encoded["size"])
@@ -129,7 +131,7 @@ def decode_runs(encoded: Any) -> NDArray[np.bool_]:
             mask = mask_of({"size": [height, width], "counts": counts})
             covers = run_lengths(mask, (slice(0, height), slice(0, width)), Size(height, width))["counts"] == counts
         else:
-            raise ValueError(f"{counts[:20]!r} is no text of counts")
+            raise ValueError(f"{counts[:20]!r} is not a text of counts")
     except (TypeError, ValueError) as error:
         raise DatasetError(f"a segment's run-length encoding is broken: {error}") from error
     if not covers:

@@ -19,7 +19,7 @@ from open_gem.text import TEMPLATE, Template
 class EvalProtocol:
     """The settings of an evaluation.
 
-    size        size rule; None: what the checkpoint recommends, else "short:448"
+    size        size rule; None: what the checkpoint recommends, otherwise "short:448"
     template    what class names are put into
     names       which variant of the class names; None: the first that the data set has
     views       the views of each image

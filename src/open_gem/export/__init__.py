@@ -110,7 +110,7 @@ def export(
     labels        those to export; by default all
     min_score     leave out objects whose cosine is below this
     min_presence  leave out objects whose label is less probable in the image than this
-    images        folder where the images are now, by their ids; by default where they were read from
+    images        folder where the images are now, by their ids; by default the place they were read from
     skip          called with the id of each image that a format cannot hold, and the reason
     note          called with the id of each image that a format holds only in part, and what is missing
     progress      called with the number of images that went by
@@ -138,7 +138,7 @@ def write_formats(
     chosen, place = find_formats(formats), Path(out)
     for name in chosen:
         if (place / name).exists():
-            raise InputError(f"{str(place / name)!r} is there already: remove it, or choose another folder with --out")
+            raise InputError(f"{str(place / name)!r} exists already: remove it, or choose another folder with --out")
     check_writable(place)
     for name, chosen_format in chosen.items():
         with whole_folder(place / name) as new:

@@ -25,7 +25,7 @@ def write_polygons(labelled: Labelled, output: Output) -> None:
     """Write `tasks.json`, to import, and `config.xml`, to paste into the project's settings.
 
     One polygon per connected component of an object; a box if it has no mask or is too thin for a polygon. Images with
-    a URL keep it; others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
+    a URL keep it; the others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above the one that was labelled, and that is a local storage of the project.
     """
     _write(labelled, output, polygon_regions, ("box", "polygon"))

@@ -32,8 +32,8 @@ class LabelledImage:
     source      path or URL of the image
     size        height and width in pixels
     objects     those that were asked for, best score first
-    labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None where none was written
-    similarity  raw cosine of each patch with a label, `(rows, cols)` float16 by label, where it was written
+    labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None if none was written
+    similarity  raw cosine of each patch with a label, `(rows, cols)` float16 by label, if it was written
     """
 
     id: str
@@ -52,7 +52,7 @@ class Labelled:
     labels        that are exported, in the order of the manifest: their positions are the class indices
     min_score     leave out objects below this
     min_presence  leave out objects whose label is less probable in the image than this; those without it stay
-    images        folder where the images are now, by their ids; None: where they were read from
+    images        folder where the images are now, by their ids; None: the place they were read from
     progress      called with the number of images that went by
     """
 

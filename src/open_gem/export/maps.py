@@ -57,6 +57,6 @@ def check_labels(labelled: Labelled) -> None:
     """Raise InputError if there are more labels than an 8-bit map holds."""
     if len(labelled.labels) > MOST:
         raise InputError(
-            f"Pascal VOC's maps hold {MOST} labels, here are {len(labelled.labels)}: choose some with --labels, "
+            f"Pascal VOC's maps hold {MOST} labels, got {len(labelled.labels)}: choose some with --labels, "
             "or use semantic or panoptic"
         )

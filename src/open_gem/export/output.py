@@ -72,7 +72,7 @@ class Output:
 
     folder  new and empty
     skip    called with an image's id and the reason: it is left out
-    note    called with an image's id and what of it is left out
+    note    called with an image's id and what is left out of it
     """
 
     folder: Path
@@ -97,7 +97,7 @@ class Output:
         move  gives the path, relative to the format's folder, at which the file of such a path has to be
 
         Returns None and calls `skip` if another image has one of them ("a.jpg" and "a.png" share a name in formats that
-        drop the ending) or no file can be called so: an image is there with all its files or with none.
+        drop the ending) or no file can have such a name: an image has all its files or none.
         """
         name = name_of(image_id, odd)
         names = [name] if str(name) == image_id else [name, _marked(name, image_id)]  # "http://h/a" and "https://h/a"

@@ -21,7 +21,7 @@ def write_yolo(labelled: Labelled, output: Output) -> None:
     A line is the class and the corners of a polygon as shares of width and height, one line a connected part; of an
     object too thin for a polygon those of its box, for readers take a box among polygons for a polygon. An object
     without a mask is a line with its box (centre, width, height). An image without objects has an empty file.
-    `data.yaml` has no path: then readers look beside it, and otherwise where they are started.
+    `data.yaml` has no path: readers then look beside it, or in their working folder.
     """
     data = {"train": "images", "val": "images", "names": dict(enumerate(labelled.labels))}
     (output.folder / "data.yaml").write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), "utf-8")

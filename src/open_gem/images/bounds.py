@@ -1,9 +1,8 @@
 """Limits on what a file may demand of a decoder, checked on its header: PIL only checks the number of pixels, with its
 own limit.
 
-A file of a few bytes can say that it has a tile of 40,000×40,000 pixels, a megabyte can hold 20,000 scans of one image,
-and blocks before an image are read one by one. Each is counted here without decoding anything, and without reading more
-than the blocks' own headers.
+A file of a few bytes can declare a tile of 40,000×40,000 pixels, a megabyte can hold 20,000 scans of one image, and
+blocks before an image are read one by one. This module counts them without decoding, and reads only their headers.
 """
 
 import re
@@ -51,7 +50,7 @@ def check_blocks(stream: IO[bytes], start: bytes, name: str) -> None:
         blocks = sum(1 for _ in islice(walk(stream), limit + 1))
         stream.seek(0)
         if blocks > limit:
-            raise ImageError(f"{name} has more than {limit} blocks, which is no usual image: save it anew")
+            raise ImageError(f"{name} has more than {limit} blocks, which is unusual for an image: save it again")
 
 
 def _png(stream: IO[bytes]) -> Iterator[bytes]:
@@ -199,7 +198,7 @@ def check_scans(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
     scans = _scans(_rest(image.fp), limit)
     if scans > limit:
         size = f"{image.height}x{image.width}"
-        raise ImageError(f"{name} has more than {limit} scans of {size} pixels: save it anew, as a baseline JPEG")
+        raise ImageError(f"{name} has more than {limit} scans of {size} pixels: save it again as a baseline JPEG")
 
 
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # except RST and TEM, which have no length, and 0, which is data

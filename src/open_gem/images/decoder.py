@@ -67,7 +67,7 @@ class Decoder:
     ) -> Image.Image:
         """Return what `read_image` makes of the bytes of a file, or of a path, within a timeout in seconds.
 
-        The time that a call waits for a process does not count; that of reading a path does.
+        Waiting for a process does not count; reading a path does.
 
         Raises:
             ImageError: as `read_image` does, and for an image that takes too long or too much memory to decode, or

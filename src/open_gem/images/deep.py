@@ -1,8 +1,8 @@
 """Values of more than 8 bits -> 8 bits, by the range that their file declares: PIL hands them on as they are stored.
 
-A TIFF of 12 bits, or one that says its largest value is 4095, would come out black if 65535 were white, and one whose
-zero is white as a negative. Where nothing is declared the type's own range counts, and an image that uses less than a
-quarter of it is warned about.
+A TIFF of 12 bits, or one whose declared maximum is 4095, would come out black if 65535 were white, and one whose zero
+is white as a negative. Without a declaration the type's own range counts, and images that use less than a quarter of it
+give a warning.
 """
 
 import struct
@@ -23,9 +23,9 @@ class ImageWarning(UserWarning):
 class Range(NamedTuple):
     """The range of values that a file declares.
 
-    maximum   the value of white, 0 where that is not said
+    maximum   the value of white, 0 if the file does not declare it
     inverted  whether zero is white and the maximum black
-    bits      PNG: how many bits of 16 count; they are the upper ones, but some programs write them as the lower ones
+    bits      PNG: how many of 16 bits count; these are the upper ones, though some programs write the lower ones
     """
 
     maximum: int = 0

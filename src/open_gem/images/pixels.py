@@ -127,8 +127,8 @@ def target_size(
     window        side of the square windows, in whole patches, through which the image is encoded; None: all at once
     whole_pixels  with windows: a side longer than one is rounded to whole pixels (a tie rounds up) instead of patches,
                   as by evaluators that slide windows over pixels: short:448 makes 480×640 into 448×597 then
-    max_patches   most patches that the backbone may see at once; what they cost grows with their square
-    max_aspect    most times that the longer side may be as long as the shorter: "short:N" makes a strip a huge image
+    max_patches   maximum number of patches at once; their cost is quadratic
+    max_aspect    maximum ratio of the longer to the shorter side: "short:N" makes a strip a huge image
 
     Raises:
         InputError: for an unknown or malformed rule.

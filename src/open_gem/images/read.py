@@ -53,21 +53,21 @@ def read_image(
 ) -> Image.Image:
     """Read any image as a PIL image of mode RGB: a fresh copy, upright, fully decoded, without metadata.
 
-    * A path, or the bytes of a file, of one of `bounds.FORMATS`: first frame, up to `max_pixels`. Where a TIFF has more
+    * A path, or the bytes of a file, of one of `bounds.FORMATS`: first frame, up to `max_pixels`. If a TIFF has more
       pages, `info["pages"]` of the result says how many. HEIF needs the extra open_gem[heif].
     * A PIL image of any mode, at the frame it stands at; it is not changed (beyond being loaded).
     * An array (y, x), (y, x, 1), (y, x, 3) or (y, x, 4), or a tensor (y, x), (1, y, x), (3, y, x) or (4, y, x):
       uint8 in 0..255, uint16 in 0..65535, or floating point in [0, 1].
 
-    EXIF orientation is applied. Transparent pixels become white, half-transparent ones mix with white: what a page or
-    viewer shows. Simply dropping the alpha would bring out the colours left under it, mostly black or noise, and a
-    backbone would see shapes that no person sees. Values of more than 8 bits are scaled from the range that the file
+    EXIF orientation is applied. Transparent pixels become white, half-transparent ones mix with white, as on a page or
+    in a viewer. Simply dropping the alpha would show the colours under it, mostly black or noise, and a backbone would
+    see shapes that no person sees. Values of more than 8 bits are scaled from the range that the file
     declares (see `deep`), never clipped; floats are expected in [0, 1]. Colour profiles are ignored, as in CLIP's
     training.
 
     `before_decoding` is called once a file's header has passed all checks, with how many pixels the decoder will hold.
 
-    Files from strangers can still take long, or more memory than their header says: `decoder.Decoder` stops them.
+    Untrusted files can still take long, or more memory than their header says: `decoder.Decoder` stops them.
 
     Raises:
         ImageError: in one line, for anything that cannot be read or makes no sense as an image.
@@ -222,7 +222,7 @@ _FILE_TROUBLE: dict[type[Exception], str] = {
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into an ImageError about `name`.
+    """Turn any error inside into an ImageError about `name`.
 
     All exceptions, because a broken file can make PIL's decoders raise almost any: OSError, SyntaxError, ValueError,
     struct.error, zlib.error, EOFError, IndexError, KeyError, OverflowError, MemoryError …
@@ -245,7 +245,7 @@ def _quiet() -> Iterator[None]:
     """Suppress PIL's warnings about bombs and odd metadata: the first are our error, the second concern nobody.
 
     Warning filters belong to the whole process, so one thread at a time, and only around the short reads of headers
-    and EXIF, where these warnings arise; decoding stays parallel, but for the formats in `_NOISY`.
+    and EXIF, where these warnings arise; decoding stays parallel, except for the formats in `_NOISY`.
     """
     with _WARNINGS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

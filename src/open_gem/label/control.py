@@ -24,7 +24,7 @@ from open_gem.label.sources import Source
 class Estimate:
     """An estimate of a run: the number of images, and, extrapolated from `sampled` images, its duration and size.
 
-    seconds  for all images that are left; None if there are none
+    seconds  for all remaining images; None if there are none
     size     bytes of their rows
     """
 

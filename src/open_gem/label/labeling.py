@@ -44,7 +44,7 @@ def check_settings(
 ) -> None:
     """Raise InputError for invalid settings of a `Labeling`."""
     if unknown := [name for name in outputs if name not in OUTPUTS]:
-        raise InputError(f"output {unknown[0]!r}, expected some of {', '.join(OUTPUTS)}")
+        raise InputError(f"output {unknown[0]!r}, expected any of {', '.join(OUTPUTS)}")
     for name, value, known in (("heatmap scale", heatmap_scale, SCALES), ("instances", instances, INSTANCES)):
         if value not in known:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")

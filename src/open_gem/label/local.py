@@ -61,11 +61,11 @@ def run(
 
     batch_size  images of one shape that the model sees at a time; halved for the rest of the run if memory runs out
     workers     threads that read, decode and make objects, see `default_workers`
-    stop        set it to end the run: what the model has seen is written, and nothing more is begun
+    stop        set it to end the run: the model's results are written, and no further work starts
     done        ids that are labelled already; those of this run are added. By default those of all parts
     progress    called with the number of images that are done
 
-    Whatever ends this early, what was labelled until then is written. Raises OutputError if that fails.
+    If this ends early, the images labelled until then are written. Raises OutputError if that fails.
     """
     stop, done = stop or Event(), done_in(parts) if done is None else done
     tally = Tally()
@@ -107,9 +107,9 @@ def label(
 ) -> Iterator[LabelRow]:
     """Yield a row for each item, in the order in which images of one shape come together.
 
-    Once `stop` is set, reads under way are not waited for, images that wait for others of their shape are left for the
-    next run, and what the model has seen still becomes rows. On a CPU threads that anyone begins meanwhile have half of
-    torch's threads, until this ends or is closed: one at a time.
+    Once `stop` is set, pending reads are abandoned, images that wait for others of their shape are left for the next
+    run, and the model's results still become rows. On a CPU, threads that start meanwhile have half of torch's threads,
+    until this ends or is closed: run one at a time.
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
     limits = BatchLimits(batch_size, min(PASSES, threads) if labeling.localizer.device.type == "cpu" else 1)
@@ -306,7 +306,7 @@ class PartWriter:
     """Collects rows and writes a part when there are `images_per_part` of them, `max_bytes`, or `max_seconds` have
     passed since the last.
 
-    A thread writes while the next rows come; at most one part waits. On leaving, whatever ended it, the rest is
+    A thread writes while the next rows come; at most one part waits. On leaving, also after an error, the rest is
     written. Raises OutputError if a part cannot be written.
     """
 

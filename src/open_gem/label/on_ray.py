@@ -4,7 +4,7 @@
 
 What is left to do is cut into parts beforehand, each with its name. An actor gets a part at a time, labels it and
 writes it under that name, so one that Ray tries again (a worker or a machine was lost) is written once. The parts
-themselves are the checkpoint: no other is kept, and either engine goes on with what the other began. All machines see
+themselves are the checkpoint: no other is kept, and either engine resumes what the other began. All machines see
 the folder and the images under the same paths.
 """
 
@@ -53,11 +53,11 @@ def run(
     """Label as `local.run` does, on all machines of the Ray cluster in RAY_ADDRESS or of `ray start`, otherwise on this
     one.
 
-    make      gives `labeling` in an actor; raises there where it does not
-    workers   actors, each with a model; by default one a graphics card, else one a processor but one
+    make      makes `labeling` in an actor, or raises there
+    workers   actors, each with a model; by default one per graphics card, otherwise one per processor but one
     stop      set: actors write what they have and begin nothing more
 
-    Raises InputError without ray, and where the run is a shard: Ray shares out by itself.
+    Raises InputError without ray, and if the run is a shard: Ray distributes images by itself.
     """
     if shard.of > 1:
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")

@@ -120,7 +120,7 @@ def _labels(entries: Any) -> dict[str, Any]:
         raise InputError(f"label {shown(odd[0])} is {type(odd[0]).__name__}, expected text: put it in quotes")
     labels = dict(entries) if isinstance(entries, Mapping) else dict.fromkeys(entries)
     if len(labels) != len(entries):
-        raise InputError("a label is there twice, expected each once")
+        raise InputError("a label occurs twice, expected each once")
     if not labels:
         raise PromptError("no label given, expected at least one")
     return labels
@@ -195,5 +195,5 @@ def _check_once(keys: list[Any]) -> None:
     seen: set[Any] = set()
     for key in keys:
         if key in seen:
-            raise InputError(f"{shown(key)} is there twice, expected it once")
+            raise InputError(f"{shown(key)} occurs twice, expected it once")
         seen.add(key)

@@ -5,7 +5,7 @@
     for row in parts.rows():                  # one dict an image, one part in memory at a time
         row["id"], row["status"], [(stored["label"], stored["xyxy"]) for stored in row["objects"]]
 
-A part is written whole or not at all and never changed, so whatever ends a run, what is there is right. Each image is
+A part is written whole or not at all and never changed, so after a crash all existing parts are valid. Each image is
 in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet("labels")`, DuckDB's
 `read_parquet('labels/*.parquet')`, `datasets.load_dataset("labels")`.
 """
@@ -41,7 +41,7 @@ def schema() -> "pyarrow.Schema":
     `xy`.
 
     id           of a file in a folder: its path relative to the folder, with /
-    source       absolute path, also of a file:// URL; else the URL as given
+    source       absolute path, also of a file:// URL; otherwise the URL as given
     status       "ok", or "error": then `error` is the reason, and `objects` is empty
     pages        number of pages of the file if there are several: the first is the image, the others are ignored
     seconds      spent on the image: reading it, its share of the model's time, making objects
@@ -104,7 +104,7 @@ class Manifest:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{str(path)!r} is no manifest of labels: {error!r}") from error
+            raise InputError(f"{str(path)!r} is not a manifest of labels: {error!r}") from error
 
     def write(self, folder: Path) -> None:
         document = {"fingerprint": self.fingerprint, **asdict(self)}

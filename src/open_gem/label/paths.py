@@ -78,8 +78,8 @@ def walk(
     seconds      timeout for listing one remote folder
     below …      for folders inside: their path, the segments that may match next, and the folders that hold them
 
-    Links are followed, but never round in circles (wcmatch lists an image of a circle 40 times). In no order if it is
-    local, for sorting would keep all names of a folder. A folder that cannot be listed is an item with the error.
+    Links are followed, but never in circles (wcmatch lists an image of a circle 40 times). Local files come unsorted,
+    since sorting would keep all names of a folder. A folder that cannot be listed is an item with the error.
     """
     place, at = f"{top}{below}" or ".", _with_skipped(segments, {0}) if at is None else at
     try:

@@ -1,7 +1,7 @@
 """Reads the bytes of an item, local or remote: the only module that opens files of users.
 
-What is remote may hang for ever, and libraries do not let go of it, so a thread of its own does each such read and is
-left behind when its time is over. Of what is local only regular files are opened: a pipe would wait for a writer.
+Remote reads may hang for ever, and libraries cannot cancel them, so each runs in a thread of its own, which is left
+behind after the timeout. Only regular local files are opened: a pipe would wait for a writer.
 """
 
 import io
@@ -37,8 +37,8 @@ R = TypeVar("R")
 class Item(NamedTuple):
     """An image: `id`, unique in its source; `source`, its path or URL.
 
-    Of a tar also `container`, its path, and where in it the `size` bytes of the file begin. `error`, where something
-    could not even be listed.
+    An item of a tar also has `container`, its path, and where in it the `size` bytes of the file begin. `error` says
+    why something could not be listed.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Item(NamedTuple):
 def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
     """Return what `read_image` takes: the bytes of the file, or the path of a local one.
 
-    Raises ImageError in one line, also where something remote takes longer than `seconds`.
+    Raises ImageError in one line, also if a remote read takes longer than `seconds`.
     """
     try:
         if item.error is not None:
@@ -71,7 +71,7 @@ def _read(item: Item, seconds: float) -> bytes | Path:
     if item.container:
         content = _member(item, seconds)
         if len(content) < item.size:
-            raise ImageError(f"{len(content)} bytes came, expected {item.size}")
+            raise ImageError(f"{len(content)} bytes read, expected {item.size}")
         return content
     if match := ROW.fullmatch(item.source):
         return _cell(match[1], {name: values[0] for name, values in parse_qs(match[2]).items()}, seconds)

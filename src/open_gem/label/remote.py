@@ -1,8 +1,7 @@
 """Bytes of remote files, in one request if the store allows it, and only those requested.
 
-The libraries' own files ask for the size first and read ahead (50 MB of S3, for one image of a tar), and a read that
-nobody waits for any more keeps its connection, of which there are few. So what is read or listed here ends when its
-time is over.
+The libraries' own files ask for the size first and read ahead (50 MB of S3, for one image of a tar), and an abandoned
+read keeps its connection, of which there are few. So reads and listings here end after their timeout.
 """
 
 import re
@@ -128,7 +127,7 @@ async def _get(files: Any, url: str, start: int, end: int) -> bytes:
         options["headers"] = {**options.get("headers", {}), **wanted}
     async with session.get(files.encode_url(url), **options) as answer:
         if not answer.ok:
-            raise ImageError(f"the server says {answer.status} {answer.reason}")
+            raise ImageError(f"the server answered {answer.status} {answer.reason}")
         if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise ImageError(WHOLE)
         content = bytearray()

@@ -180,12 +180,12 @@ def open_source(address: str, columns: Columns = Columns()) -> Source:
     if "::" in address and is_url(address) and is_pattern(address):
         raise InputError(f"{address!r} is a pattern in another file, expected the name of one file there")
     if _ends(*COMPRESSED)(address):
-        raise InputError(f"{address!r} is compressed, and images in it cannot be reached one by one: unpack it to .tar")
+        raise InputError(f"{address!r} is compressed, and its images cannot be read one by one: unpack it to .tar")
     if _ends(*ARCHIVES)(address):
-        raise InputError(f"{address!r} is an archive that cannot be read in place: unpack it, and give the folder")
+        raise InputError(f"{address!r} is an archive that cannot be read in place: unpack it, and pass the folder")
     kind = next((name for name, (is_it, _) in KINDS.items() if is_it(address)), None)
     if kind is None:
-        raise InputError(f"{address!r} is no source of images, expected {EXPECTED}")
+        raise InputError(f"{address!r} is not a source of images, expected {EXPECTED}")
     source = KINDS[kind][1](address, columns)
     chosen = ", ".join(f"{name} {value!r}" for name, value in (("column", columns.image), ("ids", columns.id)) if value)
     return replace(source, columns=chosen or None, address=address)  # other columns mean other images

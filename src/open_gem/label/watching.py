@@ -1,8 +1,8 @@
 """Watches sources that grow: labels new files repeatedly, once they are no longer being written.
 
-A file is taken when its size and time of change were the same one look before, and the last change is some seconds ago;
-at the first look the seconds alone count, for what was there before is mostly whole. An image that had an error is
-tried again when its file has changed since. What was labelled is not looked at again.
+A file is labelled once its size and time of change were the same at the previous look, and the last change is some
+seconds ago; at the first look only the seconds count, since most existing files are complete. An image with an error is
+retried when its file has changed since. Labelled images are not looked at again.
 """
 
 import time
@@ -37,7 +37,7 @@ def watch(
 ) -> Iterator[Tally]:
     """Run repeatedly, with new files each time, until `stop` is set; `every` seconds between.
 
-    retry  errors whose files have changed; not where other processes write parts too
+    retry  retry errors whose files have changed; not if other processes write parts too
     """
     done, files, errors = done_in(parts), SettledFiles(settle), Errors(parts, settle)
     while True:
@@ -56,8 +56,8 @@ def watch(
 def _idle(seconds: float, stop: Event) -> bool:
     """Wait some seconds, or until `stop` is set; return True if it is set.
 
-    In naps: a signal that falls just before a wait wakes nobody. And not in `stop.wait`, which has the lock for an
-    instant that `stop.set` needs: a handler of signals that calls it then, in the same thread, would wait for ever.
+    It naps, since a signal just before a wait wakes nobody; and not in `stop.wait`, which briefly holds the lock that
+    `stop.set` needs: a signal handler that calls it then, in the same thread, would block for ever.
     """
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:

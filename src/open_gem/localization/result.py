@@ -106,10 +106,11 @@ class Localization:
                  were merged
     size         height and width of the original image, at which all views are given
     scores       `(p,)` image-level cosine of each label with the pooled embedding, as the model was trained: *whether*
-                 it is there, while the maps say *where*; of several windows, of their mean. Models trained to localize
-                 have a score of their own. None if the features were encoded without the pooled embedding
+                 it is in the image, while the maps say *where*; with several windows, that of their mean. Models
+                 trained to localize have a score of their own. None if the features were encoded without the pooled
+                 embedding
     logit_scale  factor of cosines before a softmax over prompts; None if each prompt has a probability of its own,
-                 whatever the others are
+                 independent of the others
     detections   boxes that the model itself predicts, one `Boxes` per label, best first; None if it predicts none
     presence     `(p,)` in [0, 1]: `scores` as a probability that the label is in the image, each label by itself; see
                  `Localizer`. None if there are no scores, or nothing to compare them with

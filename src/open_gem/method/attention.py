@@ -113,8 +113,8 @@ def external(
     beta    β, 0 or more: how far above the mean a pair must be
 
     Returns `(b, h, m, c)` in the type of `values`, computed in float32 at least. A token whose every pair would be left
-    out, even the one with itself, keeps its own value: so it is where all tokens are much alike, mean S > 1/β, and the
-    published code gives NaN.
+    out, even the one with itself, keeps its own value: this happens if all tokens are much alike, mean S > 1/β, for
+    which the published code gives NaN.
     """
     dtype = torch.promote_types(at_least_float32(expert).dtype, values.dtype)
     points, flat = unit(expert.to(dtype), dim=-1), values.to(dtype).transpose(1, 2).flatten(2)

@@ -6,7 +6,7 @@ host reads, ln_1(x) of the *host's* stream, mixes the values in its own way and 
     y_{L-d} = x_{L-d}                   (or 0 without residual)
     y_l     = y_{l-1} + out_l(attention(q, k, v of ln_1(x_{l-1})))    [+ mlp_l(y) if the method keeps MLPs]
 
-The host's stream x never sees y. So the host runs once, whatever the number of methods, and CLIP, MaskCLIP, CLIP
+The host's stream x never sees y. So the host runs once for any number of methods, and CLIP, MaskCLIP, CLIP
 Surgery, ClearCLIP and GEM are rows of one table (paper section 4.1; GEM's code sums as above, A.3's moving average is
 a slip).
 """

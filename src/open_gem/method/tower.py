@@ -45,7 +45,7 @@ class VisionTower(ABC):
     def embed(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Float[Tensor, "b n d"], Grid]:
         """Embed pixels `(b, 3, y, x)`, whole patches a side → tokens `(b, n, d)` for the first block, and their grid.
 
-        Pixels come from any device and in any float type. Raises InputError where they do not fit.
+        Pixels come from any device and in any float type. Raises InputError if they do not fit.
         """
 
     @abstractmethod

@@ -29,7 +29,7 @@ class Job(NamedTuple):
 def jobs(names: Sequence[str], own: bool, splits: Sequence[str], split: str | None) -> list[Job]:
     """Return the jobs that these experiments need.
 
-    own     on the user's own model only, else on all models that the paper has in them
+    own     on the user's own model only, otherwise on all models that the paper has in them
     splits  those of the data set
     split   the one to use; None: each experiment's own, if the data set has it
     """

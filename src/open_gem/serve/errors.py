@@ -66,5 +66,5 @@ def _describe(problem: Mapping[str, Any]) -> str:
     """Describe a validation error of pydantic."""
     place = ".".join(str(part) for part in problem["loc"] if part != "body")
     if not place:
-        return "the body is no JSON object, expected one, sent as Content-Type: application/json"
+        return "the body is not a JSON object, expected one, sent as Content-Type: application/json"
     return f"{place}: {problem['msg']}"

@@ -83,7 +83,7 @@ class _Request:
             if self.status is not None:
                 raise  # too late to answer
             LOG.exception("while answering %s %s", self.scope["method"], self._route())
-            await self._refuse(RequestError(500, f"an error of the server's own: {type(error).__name__}"))
+            await self._refuse(RequestError(500, f"internal server error: {type(error).__name__}"))
 
     def leave(self) -> None:
         """Release its share of the capacity, once."""
@@ -123,7 +123,7 @@ class _Request:
     def _declared(self) -> int:
         length = self.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            raise RequestError(400, "Content-Length is no number")
+            raise RequestError(400, "Content-Length is not a number")
         return int(length[:18])  # a longer number is too large as well
 
     def _too_large(self) -> RequestError:
@@ -242,7 +242,7 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
     """Return the page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
-    `Sec-Fetch-Site` whether it is ours, whatever a proxy has made of our Host. Links to the page itself are welcome.
+    `Sec-Fetch-Site` whether it is ours, even if a proxy has changed our Host. Links to the page itself are welcome.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site == "same-origin":

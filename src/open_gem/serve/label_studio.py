@@ -45,7 +45,7 @@ def controls_of(config: str) -> list[Control]:
     """Return the controls that regions can be made for, in the order of the configuration; if it has several images,
     those of the first that has any. Raises RequestError if it cannot be read, or has none."""
     if re.search(r"<!(DOCTYPE|ENTITY)", config, re.IGNORECASE):
-        raise RequestError(422, "label_config is no labelling configuration")
+        raise RequestError(422, "label_config is not a labelling configuration")
     try:
         root = ElementTree.fromstring(config)
     except ElementTree.ParseError as error:
@@ -174,7 +174,7 @@ def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
     if address[: len(DATA_URI)].lower() == DATA_URI:
         return from_base64(address)
     if source is None:
-        raise RequestError(422, "the image is no data: URI, and there is no --label-studio-url to fetch it from")
+        raise RequestError(422, "the image is not a data: URI, and without --label-studio-url it cannot be fetched")
     return source.fetch(address, max_bytes)
 
 

@@ -2,8 +2,8 @@
 
     serve run deployment:app        # deployment.py: app = open_gem.serve.on_ray.deployment(replicas=4)
 
-An uploaded image is known to the replica that took it. Requests with the same `serve_multiplexed_model_id` header, any
-word of the client's own, go to one replica as long as it lives; a client that gets 404 uploads again.
+Only the replica that received an upload knows the image. Requests with the same `serve_multiplexed_model_id` header,
+any word that the client chooses, go to one replica as long as it lives; after a 404 the client uploads again.
 """
 
 from typing import TYPE_CHECKING, Any

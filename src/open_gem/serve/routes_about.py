@@ -56,7 +56,7 @@ def routes(service: Service) -> APIRouter:
     async def sample(name: str) -> Response:
         """Return a built-in image."""
         if name not in samples.SAMPLES:
-            raise RequestError(404, f"no sample {name!r}; there are: {', '.join(samples.SAMPLES)}")
+            raise RequestError(404, f"no sample {name!r}; known: {', '.join(samples.SAMPLES)}")
         return Response(await service.in_thread(samples.png, name), media_type="image/png")
 
     @router.head("/health", include_in_schema=False)  # for uptime monitors and proxies

@@ -48,7 +48,7 @@ def _cached(service: Service, id: str) -> CachedImage:
 
 
 def _unknown(id: str) -> RequestError:
-    return RequestError(404, f"no image {id!r} here, or no longer: upload it again")
+    return RequestError(404, f"image {id!r} is not in the cache: upload it again")
 
 
 def _info(service: Service, image: CachedImage) -> ImageInfo:

@@ -216,7 +216,7 @@ class Service:
         """Return the prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for
         prompts beyond the limits or a method that is not served."""
         if method is not None and method not in self.methods:
-            raise RequestError(422, f"method {method!r} is not served; there are: {', '.join(self.methods)}")
+            raise RequestError(422, f"method {method!r} is not served; served are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
         texts = vocabulary.all_prompts
         if len(texts) > limits.max_prompts:

@@ -18,7 +18,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Settings:
     """Limits of a server. A request beyond one of them gets an error that names it.
 
-    token          what clients have to send as `Authorization: Bearer`; None: nothing
+    token          clients must send it as `Authorization: Bearer`; None: no token
     hosts          names that a request's Host header may have; None: any. On a loopback address these are its own
                    names, so that no page on the web reaches the server through a name of its own (DNS rebinding)
     origins        of pages of other sites that may ask, such as "https://example.com"
@@ -36,17 +36,17 @@ class Settings:
     max_prompts    prompts of a request
     max_prompt     characters of a prompt
     max_files      images of a batch
-    body_seconds   in which a request has to have arrived
-    seconds        in which it has to be answered, from when it has arrived
-    decode_seconds in which an image has to be decoded
-    stop_seconds   that pending requests have when the server is stopped; then `open-gem serve` ends its process
-    threads        that decode images and make masks
-    methods        that encode an uploaded image at once; others when first asked for. "clip" is the host's own
-                   forward pass and costs nothing beside another
-    label_studio   whose images may be fetched to predict its tasks; None: only data: URIs
-    formats        of images, as PIL calls them
+    body_seconds   timeout for receiving a request
+    seconds        timeout for answering it, once received
+    decode_seconds timeout for decoding an image
+    stop_seconds   time for pending requests when the server is stopped; then `open-gem serve` ends its process
+    threads        threads that decode images and make masks
+    methods        methods that encode an upload at once; others run on first request. "clip" is the host's own forward
+                   pass and costs nothing beside another
+    label_studio   the Label Studio whose images may be fetched to predict its tasks; None: only data: URIs
+    formats        accepted formats of images, as PIL calls them
 
-    Raises InputError for a limit that is none, MethodError for an unknown method.
+    Raises InputError for an invalid limit, MethodError for an unknown method.
     """
 
     token: str | None = None

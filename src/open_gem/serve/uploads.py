@@ -67,9 +67,9 @@ def parse_json(body: bytes, most: int) -> Any:
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
-        raise RequestError(400, f"the body is no JSON: {error.msg} at character {error.pos}") from error
+        raise RequestError(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is no JSON: {error}") from error
+        raise RequestError(400, f"the body is not JSON: {error}") from error
 
 
 def from_base64(text: str) -> bytes:

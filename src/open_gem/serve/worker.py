@@ -1,4 +1,4 @@
-"""One thread that owns the model: jobs of many requests come to it, and those that can share a pass of it do."""
+"""One thread that owns the model: it runs the jobs of all requests, those that can share a pass together."""
 
 import asyncio
 from collections import deque

@@ -354,7 +354,7 @@ def _statistics(name: str, settings: Mapping[str, Any]) -> tuple[Color, Color]:
     if mean is None or std is None:
         raise WeightsError(
             f"cannot load {name}: its preprocessor_config.json lacks image_mean or image_std; read the model with "
-            "transformers and say them: adapt_expert(model, mean, std)"
+            "transformers and pass them: adapt_expert(model, mean, std)"
         )
     return _color("image_mean", mean), _color("image_std", std)
 

@@ -132,7 +132,7 @@ def _reporting(name: str, cache_dir: str | None = None) -> Iterator[None]:
         message = str(error)
         if _is_unknown(error):
             raise UnknownModelError(
-                f"unknown model {name!r}: the hub has no such repository, or shows it to nobody who is not logged in"
+                f"unknown model {name!r}: the hub has no such repository, or it needs a login"
             ) from error
         if "trust_remote_code" in message:
             raise UnsupportedModelError(f"cannot read {name}: it brings its own code, which is never run") from error

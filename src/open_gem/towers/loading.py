@@ -95,7 +95,7 @@ def as_folder(name: str | PathLike[str]) -> str:
     if name and path.is_dir():
         return f"local-dir:{path}"
     if path.is_file():
-        raise WeightsError(f"{name} is a file: say which architecture it is for, load(NAME, {name!r})")
+        raise WeightsError(f"{name} is a file: name its architecture, load(NAME, {name!r})")
     if name.startswith(("./", "../", "/", "~")):
         raise WeightsError(f"no such folder: {name}")
     return name

@@ -358,5 +358,5 @@ def _recommended(name: str, settings: dict[str, Any]) -> Recommended:
     known = {field.name for field in fields(Recommended)}
     if not settings.keys() <= known:
         unknown = ", ".join(sorted(settings.keys() - known))
-        raise WeightsError(f"{name} recommends {unknown}, which nothing here knows; known: {', '.join(sorted(known))}")
+        raise WeightsError(f"{name} recommends {unknown}, which is unknown; known: {', '.join(sorted(known))}")
     return Recommended(**settings)

@@ -20,8 +20,8 @@ class Grounding(NamedTuple):
     """A model's answer about one image.
 
     similarity  `(p, r, k)` float32, as in `Localization`
-    scores      `(p,)`, by which it judges *whether* each prompt is in the image
-    boxes       that it predicts itself, one `Boxes` a prompt, or None
+    scores      `(p,)`, says *whether* each prompt is in the image
+    boxes       boxes that it predicts itself, one `Boxes` a prompt, or None
     """
 
     similarity: Float[Tensor, "p r k"]

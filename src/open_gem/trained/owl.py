@@ -17,7 +17,7 @@ class OWL(TrainedModel):
     """A box a patch, and its probability of showing each prompt.
 
     Images are padded to a square at the bottom and right (OWLv2) or squashed (OWL-ViT). Each prompt is judged alone: it
-    has its `BOXES` most probable boxes, whatever the other prompts are. Nothing is suppressed, since the model was
+    has its `BOXES` most probable boxes, independent of the others. Nothing is suppressed, since the model was
     trained to predict an object once. Edges are rounded to whole pixels; boxes outside the image are left out. The map
     has cells as large as the model's patches; a cell's value is the highest score of a box that covers it, or 0. The
     score of a prompt is that of its best box.

@@ -42,9 +42,9 @@ class Sides(NamedTuple):
 def to_grid(masks: Tensor, grid: Grid, void: Tensor | None = None) -> Sides:
     """Resample pixel masks `(p, y, x)` bool to the patch grid, which covers the whole image.
 
-    A patch is inside where more than half of its area is. One of which more than half is `void` `(y, x)` bool is
-    neither inside nor outside. Areas are exact, also where pixels straddle patches. Raises InputError where shapes
-    differ, or types are not bool.
+    A patch is inside if more than half of its area is. If more than half of it is `void` `(y, x)` bool, it is neither
+    inside nor outside. Areas are exact, even if pixels straddle patches. Raises InputError if shapes differ, or types
+    are not bool.
     """
     if masks.ndim != 3 or (void is not None and void.shape != masks.shape[1:]):
         shapes = f"masks {tuple(masks.shape)}" + ("" if void is None else f" and void {tuple(void.shape)}")
@@ -111,9 +111,9 @@ def object_contrast(patches: Tensor, sides: Sides) -> Tensor:
 def text_contrast(patches: Tensor, text: Tensor, sides: Sides) -> Tensor:
     """Return TC^M of each mask (eq. 9): `(n, e)`, the text of each mask's class `(p, e)` → `(p,)` float64, in [-1, 1].
 
-    From the mean cosine, negative ones as 0, of the text with patches inside and with those outside; else as
-    `object_contrast`, on the same masks. MTC is the mean over masks; below 0, the background is more like the text than
-    the object is.
+    The mean cosines, negative ones as 0, are those of the text with patches inside and with patches outside; otherwise
+    as `object_contrast`, on the same masks. MTC is the mean over masks; below 0, the background is more like the text
+    than the object is.
     """
     inside, outside = _checked(patches, sides)
     if text.shape != (len(inside), patches.shape[-1]):

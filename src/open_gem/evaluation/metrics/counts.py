@@ -37,8 +37,8 @@ class Records:
           other when images are resampled.
 
     All rows have the same number of counts a class: (hits, false, missed) of regions, (hits, false, missed, rejected)
-    of points, (sum, count) of means. Raises InputError where they have not, where counts are not finite numbers of
-    Python, or where some classes are numbers and others names.
+    of points, (sum, count) of means. Raises InputError if they have not, if counts are not finite numbers of
+    Python, or if some classes are numbers and others names.
     """
 
     rows: Mapping[str, ImageCounts] = field(default_factory=dict)

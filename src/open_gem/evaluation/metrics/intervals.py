@@ -79,7 +79,7 @@ def resample(records: Records, score: Score, samples: int = 1000, seed: int = 0)
     Sample s has the images `numpy.random.default_rng(seed).integers(n, size=n)`, at the s-th call, of `records.images`.
     """
     if not records.classes:
-        raise InputError(f"records of {len(records.rows)} images without counts given, expected some")
+        raise InputError(f"records of {len(records.rows)} images without counts given, expected counts")
     if samples < 1:
         raise InputError(f"{samples} samples given, expected 1 or more")
     matrix, shape = _matrix(records), records.total.shape

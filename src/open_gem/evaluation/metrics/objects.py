@@ -40,7 +40,7 @@ def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> ImageCounts:
     predicted  for each label its boxes `(m, 4)` `xyxy`, the best first (as `Boxes.xyxy`); IoU is 0 if m = 0
     true       `(p, 4)` `xyxy`, right and bottom exclusive
 
-    Two boxes without area agree fully. Raises InputError where there are not as many of both.
+    Two boxes without area have IoU 1. Raises InputError if their numbers differ.
     """
     if len(predicted) != len(true):
         raise InputError(f"boxes of {len(predicted)} labels and {len(true)} true ones given, expected as many")

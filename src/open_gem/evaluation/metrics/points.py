@@ -34,7 +34,7 @@ def point_counts(mask: Tensor, points: Tensor, positive: Tensor) -> tuple[int, i
     if points.shape != (len(positive), 2):
         raise InputError(f"points {tuple(points.shape)} with {len(positive)} answers given, expected (q, 2) and (q,)")
     if not bool(positive.any()):
-        raise InputError("no positive point given, expected at least one: a class without is not asked for")
+        raise InputError("no positive point given, expected at least one: leave out classes without")
     if not bool(((points >= 0) & (points <= 1)).all()):
         raise InputError(f"points from {points.min()} to {points.max()} given, expected parts of the image, 0 to 1")
     height, width = mask.shape

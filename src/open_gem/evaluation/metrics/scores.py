@@ -1,8 +1,8 @@
 """Scores of summed counts: pure functions `(..., c, k)` → `(...)`, classes × counts, float64.
 
-Regions have (hits, false, missed) a class: elements (pixels, points) that are of the class and given to it, given to
-it only, of it only. A class with nothing to divide by has no value (NaN) and is left out of means over classes; a mean
-over no class is NaN.
+Regions have (hits, false, missed) a class: elements (pixels, points) of the class that are predicted so, others that
+are predicted so, and those of the class that are not. A class with nothing to divide by has no value (NaN) and is left
+out of means over classes; a mean over no class is NaN.
 """
 
 from collections.abc import Callable

@@ -34,11 +34,11 @@ def boundary_counts(
     predicted, true, ignore  label maps `(y, x)` as in `region_counts`
     width                    as part of the image's diagonal: d = round(width · diagonal), at least 1 pixel
 
-    Of each mask those pixels count whose square of 2d + 1 pixels is not all mask, the outside of the image being no
-    mask, as in the published code (d erosions with a 3 × 3 square). Returns class → (hits, false, missed) of these
-    bands; summed over images, `mean_iou` makes Boundary IoU of them: of each class over the data set, where the
-    publication has the mean over objects. Ignored pixels belong to no mask, true or predicted, so that a right
-    prediction has 1 whatever it says there.
+    A pixel of a mask counts if the square of 2d + 1 pixels around it is not all mask; outside the image there is no
+    mask. This is the published code (d erosions with a 3 × 3 square). Returns class → (hits, false, missed) of these
+    bands; summed over images, `mean_iou` makes Boundary IoU of them: per class over the data set, while the
+    publication takes the mean over objects. Ignored pixels belong to no mask, true or predicted, so that a right
+    prediction has 1, however it labels them.
 
     Raises InputError as `region_counts`, or for maps that are not one image.
     """

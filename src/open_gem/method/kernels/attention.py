@@ -1,8 +1,8 @@
 """Attention on a CPU in a kernel of our own, compiled on this machine on first use.
 
 `attention.c` says what it does and why it needs fewer operations than `scaled_dot_product_attention`. It is compiled
-with the C compiler that is there, for the processor that is there, in about a second, and kept in the user's cache
-folder under a name that says all it depends on. Where there is no compiler, no OpenMP runtime of torch's or no vector
+with the installed C compiler, for this processor, in about a second, and kept in the user's cache
+folder under a name that says all it depends on. Without a compiler, torch's OpenMP runtime or a vector
 unit, everything goes through torch's own kernels: the same numbers, in more time.
 """
 
