@@ -27,13 +27,11 @@ class Case:
     about      a description for people
     make       subject → the work of one turn
     counts     whether its FLOPs can be counted
-    yardstick  always measured, to compare the other cases with
     """
 
     about: str
     make: Callable[[Subject], Work]
     counts: bool = False
-    yardstick: bool = False
 
 
 def methods_pass(*names: str, pooled: bool = False) -> Callable[[Subject], Work]:
@@ -91,8 +89,8 @@ def _trained(name: str) -> Callable[[Subject], Work]:
 
 
 CASES: Mapping[str, Case] = {
-    CEILING: Case("one product of matrices, as large as the model's largest", _matrix_product, True, yardstick=True),
-    PLAIN: Case("the library's own forward pass, to the pooled embedding", _plain, True, yardstick=True),
+    CEILING: Case("one product of matrices, as large as the model's largest", _matrix_product, True),
+    PLAIN: Case("the library's own forward pass, to the pooled embedding", _plain, True),
     **{name: Case(method.about, methods_pass(name), True) for name, method in METHODS.items()},
     TOGETHER: Case("all methods from one pass", methods_pass(*METHODS), True),
     "texts": Case("the prompts encoded, nothing cached", partial(_texts, warm=False)),
@@ -111,8 +109,8 @@ GROUPS = {
 
 
 def find_cases(names: Iterable[str]) -> dict[str, Case]:
-    """Return cases by their names and names of groups, after the two yardsticks. Raises InputError for unknown
-    names."""
+    """Return cases by their names and names of groups, after the two that all are compared with. Raises InputError for
+    unknown names."""
     chosen = [name for group in names for name in GROUPS.get(group, (group,))]
     for name in chosen:
         if name not in CASES:

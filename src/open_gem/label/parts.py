@@ -31,7 +31,6 @@ MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
 FOR_DATASETS = (".huggingface.yaml", b"configs:\n- config_name: default\n  data_files: part-*.parquet\n")
 """`datasets` would read JSON as data: this file names the data."""
 PARTS = "part-*.parquet"
-STATUSES = ("ok", "error")
 READ = 64  # rows decoded to Python at a time: bounds memory where rows hold label maps
 
 
