@@ -156,7 +156,7 @@ class Localization:
         return Maps(self.labels, lambda index: stretch(self._label_map(index)))
 
     def masks(self, threshold: float = 0.5, scale: str = "minmax", *, absent: str = "none") -> Maps:
-        """Return one bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max above 0.5).
+        """Return a bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max, 0.5).
 
         Masks of labels that are absent by the rule `absent`, a name of `ABSENT`, are empty.
         """
