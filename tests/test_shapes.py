@@ -22,7 +22,7 @@ for encoded in localizer.encode(image, METHODS | {"stepped": METHODS["gem"].repl
 for merge in ("features", "logits"):
     views = Views(window=64, stride=32, flip=True, merge=merge)
     result = localizer.configured(views=views, refinement=Pamr(iterations=1))([image, image], prompts)[0]
-    print(len(result.objects(label_map=None)), result.points().shape, result.boxes()[0].xyxy.shape)
+    print(len(result.objects(visit=None)), result.points().shape, result.boxes()[0].xyxy.shape)
 """
 
 

@@ -188,7 +188,12 @@ def image() -> Image.Image:
     return Image.fromarray(scene(3, (480, 640)).image)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+LARGE = ("dino", "clipseg")  # 3600 patches, and two towers: with `-m full`
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.full if kind in LARGE else ()) for kind in KINDS]
+)
 def case(request, image, tmp_path_factory) -> tuple[Any, Path, Image.Image]:
     """A published row, with a random checkpoint for its own and the library's numbers for the published ones."""
     name, kind, config, make_tokenizer, settings, reference = KINDS[request.param]

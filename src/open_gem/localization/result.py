@@ -169,7 +169,7 @@ class Localization:
         """Return the boxes of each label, best first, whether it is present or not, however small: those of `objects`
         with presence and min_area 0."""
         by_label: list[list[Object]] = [[] for _ in self.labels]
-        for obj in self.objects(threshold, scale, presence=0, min_area=0, instances=instances, masks=False):
+        for obj in self.objects(threshold, scale, presence=0.0, min_area=0.0, instances=instances, masks=False):
             by_label[obj.index].append(obj)
         return [readout.boxes_of([obj.box for obj in own], [obj.score for obj in own]) for own in by_label]
 
