@@ -96,7 +96,9 @@ def test_a_downloaded_image_is_kept(tmp_path, folder, monkeypatch):
     content = (folder / images.CATS_PNG).open("rb")
     monkeypatch.setattr(images, "urlopen", lambda url, timeout: content)
     place = tmp_path / "kept"
-    assert ImageStore(place)(images.CATS_PNG).size == (64, 48)
+    lines = []
+    assert ImageStore(place, announce=lines.append)(images.CATS_PNG).size == (64, 48)
+    assert lines == [f"downloading {URLS[images.CATS_PNG]}"]
     assert ImageStore(place, downloads=False)(images.CATS_PNG).size == (64, 48)
     with pytest.raises(ImageError, match="is not in"):
         ImageStore(place, downloads=False)(images.CATS)
@@ -126,6 +128,18 @@ def test_without_a_network_nothing_is_checked_and_nothing_fails(tmp_path, monkey
     result = call("--images", tmp_path)
     assert result.exit_code == 0, result.output
     assert f"{len(VALUES)} not checked" in result.stdout
+
+
+def test_what_cannot_be_loaded_for_one_reason_is_one_line(folder, monkeypatch):
+    def load(self: Any, **where: Any) -> Any:
+        raise WeightsError(f"cannot load {self.name}: no network")
+
+    for kind in {type(row) for row in VALUES}:
+        monkeypatch.setattr(kind, "load", load)
+    result = call("--images", folder)
+    assert result.exit_code == 0, result.output
+    assert f"not checked ({len(VALUES)}): cannot load a checkpoint: no network" in result.stdout
+    assert call("--images", folder, "--quiet").stdout == ""
 
 
 def test_everything_right_passes_and_anything_wrong_fails(folder, monkeypatch):

@@ -62,7 +62,9 @@ def verify(
         if not rows:
             say("no checkpoint with published values is in the Hugging Face cache: run open-gem verify with a network")
             return
-    store = ImageStore(cache_folder() if images is None else images, downloads=images is None)
+    store = ImageStore(images or cache_folder(), downloads=images is None)
+    if not quiet:
+        store.announce = say
     results = []
     with progress_bar(len(rows), quiet) as advance:
         for result in check(rows, store, device=device):
@@ -71,7 +73,7 @@ def verify(
     if as_json:
         for result in results:
             print_json(result.document())
-    else:
+    elif not quiet:
         print_results(results)
     if any(result.status == FAILED for result in results):
         raise typer.Exit(1)
@@ -97,7 +99,11 @@ def print_results(results: "Sequence[Result]") -> None:
                 result.status,
             )
         console.print(table)
-    reasons = Counter(result.reason for result in results if result.status == NOT_CHECKED)
+    reasons = Counter(
+        result.reason.replace(result.published.name, "a checkpoint")
+        for result in results
+        if result.status == NOT_CHECKED
+    )
     for reason, count in reasons.items():
         console.print(Text(f"not checked ({count}): {reason}"))
     statuses = Counter(result.status for result in results)

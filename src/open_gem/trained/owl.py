@@ -1,5 +1,6 @@
 """OWLv2 and OWL-ViT (Minderer et al. 2023, 2022), trained on boxes with names."""
 
+from math import isqrt
 from types import SimpleNamespace
 
 import torch
@@ -30,17 +31,23 @@ class OWL(TrainedModel):
         side = self.processor.size["height"]
         return f"pad:{side}" if getattr(self.processor, "do_pad", False) else f"square:{side}"
 
-    def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
+    def predict(self, pixels: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The library's answers for prepared pixels `(1, 3, y, x)`: logits `(1, rk, p)` of prompts, and boxes `(1, rk,
+        4)` as centre x, centre y, width and height, in parts of the model's square; float32."""
         features = self.model.image_embedder(pixels)[0]
         patches = features.flatten(1, 2)
-        logits = self.model.class_predictor(patches, text[None])[0].float()
-        predicted = SimpleNamespace(logits=logits, pred_boxes=self.model.box_predictor(patches, features).float())
-        check_finite("maps", self, predicted.logits, predicted.pred_boxes)
+        logits = self.model.class_predictor(patches, text[None])[0]
+        return logits.float(), self.model.box_predictor(patches, features).float()
+
+    def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
+        logits, boxes = self.predict(pixels, text)
+        predicted = SimpleNamespace(logits=logits, pred_boxes=boxes)
+        check_finite("maps", self, logits, boxes)
         [result] = self.processor.post_process_object_detection(predicted, threshold=-1.0, target_sizes=[tuple(size)])
         xyxy, inside = _whole_pixels(result["boxes"].cpu(), size)
         best = [_best(xyxy[inside], scores[inside]) for scores in logits[0].sigmoid().T.cpu()]
-        longest = max(size)
-        grid = Grid(*(max(1, round(features.shape[1] * side / longest)) for side in size))
+        side, longest = isqrt(logits.shape[1]), max(size)
+        grid = Grid(*(max(1, round(side * edge / longest)) for edge in size))
         similarity = torch.stack([paint(boxes, size, grid) for boxes in best]).to(self.device)
         return Grounding(similarity, torch.stack([_highest(boxes.scores) for boxes in best]).to(self.device), (*best,))
 

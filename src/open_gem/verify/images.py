@@ -1,6 +1,7 @@
 """The images that numbers were published for: downloaded once, or taken from a folder."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -19,7 +20,7 @@ _DOCUMENTATION = f"{_HUB}/datasets/huggingface/documentation-images/resolve/main
 _RAW = "https://raw.githubusercontent.com"
 
 CATS, CATS_PNG, DIAGRAM, BEACH = "000000039769.jpg", "000000039769.png", "CLIP.png", "demo.jpg"
-OWL, CAR, CAT = "owl.jpg", "car.jpg", "cat.png"
+OWL, CAR, CAT, ASTRONAUT = "owl.jpg", "car.jpg", "cat.png", "astronaut.png"
 URLS = {
     CATS: "http://images.cocodataset.org/val2017/000000039769.jpg",
     CATS_PNG: f"{_RAW}/huggingface/transformers/main/tests/fixtures/tests_samples/COCO/000000039769.png",
@@ -27,6 +28,7 @@ URLS = {
     BEACH: f"{_HUB}/hf-internal-testing/blip-test-image/resolve/main/demo.jpg",
     OWL: f"{_DOCUMENTATION}/owl.jpg",
     CAR: f"{_DOCUMENTATION}/car.jpg",
+    ASTRONAUT: f"{_HUB}/spaces/adirik/OWL-ViT/resolve/main/assets/astronaut.png",
     CAT: f"{_RAW}/facebookresearch/perception_models/main/apps/pe/docs/assets/cat.png",
 }
 """Name of a file → where it is."""
@@ -39,10 +41,12 @@ def cache_folder() -> Path:
 
 @dataclass
 class ImageStore:
-    """Images by name, from `folder`; with `downloads`, missing ones are downloaded into it."""
+    """Images by name, from `folder`; with `downloads`, missing ones are downloaded into it. `announce` gets one line
+    before each download."""
 
     folder: Path
     downloads: bool = True
+    announce: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         self._errors: dict[str, str] = {}  # what failed once is not tried again
@@ -61,6 +65,7 @@ class ImageStore:
         """Put the image into the folder; returns why it could not be, or nothing."""
         if not self.downloads:
             return f"image {name} is not in {str(self.folder)!r}"
+        self.announce(f"downloading {URLS[name]}")
         try:
             with urlopen(URLS[name], timeout=TIMEOUT) as response:
                 write_file(self.folder / name, response.read())
