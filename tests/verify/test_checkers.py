@@ -290,11 +290,11 @@ def image() -> Image.Image:
     return Image.fromarray(scene(3, (480, 640)).image)
 
 
-LARGE = ("dino", "clipseg")  # 3600 patches, and two towers: with `-m full`
+FIRST = ("clip scores", "siglip scores", "clip tokens", "dinov2 tokens")  # the others take minutes: with `-m full`
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(kind, marks=pytest.mark.full if kind in LARGE else ()) for kind in KINDS]
+    scope="module", params=[pytest.param(kind, marks=() if kind in FIRST else pytest.mark.full) for kind in KINDS]
 )
 def case(request, image, tmp_path_factory) -> tuple[Any, Path, Image.Image]:
     """A published row, with a random checkpoint for its own and the library's numbers for the published ones."""

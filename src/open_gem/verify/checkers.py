@@ -80,11 +80,11 @@ class Published(ABC):
 
     @abstractmethod
     def load(self, **where: Any) -> Any:
-        """The model; errors as `open_gem.load`."""
+        """Load the model; errors as `open_gem.load`."""
 
     @abstractmethod
     def measure(self, model: Any, image: Image.Image) -> Tensor:
-        """The numbers of a loaded model, as many as `expected`."""
+        """Return the numbers of a loaded model, as many as `expected`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ URLS = {
 
 
 def cache_folder() -> Path:
-    """Where downloaded images are kept."""
+    """Return the folder in which downloaded images are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "open_gem" / "verify"
 
 
@@ -52,7 +52,7 @@ class ImageStore:
         self._errors: dict[str, str] = {}  # what failed once is not tried again
 
     def __call__(self, name: str) -> Image.Image:
-        """The image as RGB. Raises ImageError that says why it cannot be had."""
+        """Return the image as RGB. Raises ImageError that says why it cannot be loaded."""
         path = self.folder / name
         if not path.is_file():
             if name not in self._errors:

@@ -37,7 +37,7 @@ class Result:
         return max(abs(got - expected) if math.isfinite(got) else math.inf for got, expected in pairs)
 
     def document(self) -> dict[str, Any]:
-        """The result as values that JSON can hold."""
+        """Return the result as values that JSON can hold."""
         row = self.published
         return {
             "checkpoint": row.checkpoint,
@@ -57,7 +57,7 @@ class Result:
 
 
 def find_values(names: Sequence[str]) -> list[Published]:
-    """The published numbers of these checkpoints, or all; a tag may follow a name: "ViT-B-32, openai".
+    """Return the published numbers of these checkpoints, or all; a tag may follow a name: "ViT-B-32, openai".
 
     Raises InputError for a name without any.
     """
@@ -95,7 +95,7 @@ def verify(rows: Iterable[Published], images: ImageStore, **where: Any) -> Itera
 
 
 def judge(row: Published, measured: tuple[float, ...]) -> Result:
-    """The result of measured numbers."""
+    """Return the result of measured numbers."""
     result = Result(row, measured, PASSED)
     assert result.difference is not None
     if row.certainty == "C":

@@ -20,7 +20,7 @@ _CAT_OR_DOG_LOGITS = "logits of 'a photo of a cat', 'a photo of a dog'"
 
 
 def _photos(*names: str) -> tuple[str, ...]:
-    """The template of transformers' pipelines."""
+    """Fill the template of transformers' pipelines."""
     return tuple(f"This is a photo of {name}." for name in names)
 
 
