@@ -32,8 +32,8 @@ class OWL(TrainedModel):
         return f"pad:{side}" if getattr(self.processor, "do_pad", False) else f"square:{side}"
 
     def predict(self, pixels: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the library's answers for prepared pixels `(1, 3, y, x)`: logits `(1, rk, p)` of prompts, and boxes `(1, rk,
-        4)` as centre x, centre y, width and height, in parts of the model's square; float32."""
+        """Return the library's answers for prepared pixels `(1, 3, y, x)`: logits `(1, rk, p)` of prompts, and boxes
+        `(1, rk, 4)` as centre x, centre y, width and height, in parts of the model's square; float32."""
         features = self.model.image_embedder(pixels)[0]
         patches = features.flatten(1, 2)
         logits = self.model.class_predictor(patches, text[None])[0]
