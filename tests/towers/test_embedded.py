@@ -1,8 +1,8 @@
 """The model in the package really localizes: what it was trained for, what it was not, and how methods compare."""
 
+import importlib.resources
 import warnings
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,23 @@ def test_a_prompt_without_a_known_word_is_refused_before_labelling_and_on_the_co
 # What it is not for ---------------------------------------------------------------------------------------------------
 
 
+PHOTOGRAPHS = {
+    "sklearn": ("datasets/images", ["china.jpg", "flower.jpg"]),
+    "matplotlib": ("mpl-data/sample_data", ["grace_hopper.jpg"]),
+    "skimage": (
+        "data",
+        ["astronaut.png", "chelsea.png", "coffee.png", "coins.png", "hubble_deep_field.jpg", "ihc.png", "rocket.jpg"],
+    ),
+}
+
+
 def photographs() -> list[Path]:
-    """Up to ten that come with packages, as many as are installed."""
-    folders = {"sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data", "skimage": "data"}
-    specs = [(find_spec(package), folder) for package, folder in folders.items()]
-    places = [Path(spec.origin).parent / folder for spec, folder in specs if spec is not None and spec.origin]
-    return sorted(file for place in places for file in place.glob("*.jpg"))[:10]
+    """Ten that come with packages that tests need."""
+    return [
+        Path(str(importlib.resources.files(package))) / folder / name
+        for package, (folder, names) in PHOTOGRAPHS.items()
+        for name in names
+    ]
 
 
 @pytest.mark.parametrize("photograph", photographs(), ids=lambda path: path.stem)
