@@ -562,14 +562,14 @@ def test_malformed_bodies_are_refused(server, client, name):
     [
         (b'{"prompts": ["a"]}', "application/x-www-form-urlencoded", "application/json"),  # what curl sends by itself
         (b"", "application/json", "JSON object"),
-        (b'{"prompts": [', "application/json", "no JSON: Expecting value at character 13"),
+        (b'{"prompts": [', "application/json", "not JSON: Expecting value at character 13"),
         (b'{"prompts": [1], "mask": "rle"}', "application/json", "prompts.list.0: "),
     ],
 )
 def test_the_error_says_what_is_wrong_with_a_body(server, client, content, kind, words):
     id = server.upload(png())["id"]
     answer = client.post(f"/v1/images/{id}/ground", content=content, headers={"Content-Type": kind})
-    assert words in error_of(answer, 400 if "no JSON:" in words else 422)
+    assert words in error_of(answer, 400 if "not JSON:" in words else 422)
 
 
 @pytest.mark.parametrize("inputs", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "a b c d !", ""])
