@@ -46,7 +46,8 @@ def save_weights(model: torch.nn.Module, folder: Path) -> None:
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The hub is at a port where nobody listens."""
+    """The hub is at a port where nobody listens, and may be asked, whatever the environment says."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     weights._why_silent.cache_clear()
     yield
