@@ -1,11 +1,13 @@
 """Checks of settings, and words for the messages of errors."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from reprlib import Repr
 from typing import Any
+
+from open_gem.errors import MethodError
 
 
 def is_count(value: Any, least: int = 1) -> bool:
@@ -54,3 +56,10 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     """Return the first names as a message lists them, those with a comma in quotation marks: "cat, 'car, parked'"."""
     shown = ", ".join(repr(name) if "," in name else name for name in names[:most])
     return shown if len(names) <= most else f"{shown} … ({len(names)} in all)"
+
+
+def require(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
+    """Raise MethodError for a setting of `owner` that does not fit."""
+    value = getattr(owner, name)
+    if not fits(value):
+        raise MethodError(f"{name} is {value!r}, expected {expected}")

@@ -190,3 +190,9 @@ def test_the_papers_values_are_compared_on_a_slice(tiny, tmp_path, monkeypatch):
     assert result.exit_code == (1 if any(row["status"] == "failed" for row in documents) else 0)
     assert all((row["status"] == "passed") == (row["low"] <= row["paper"] <= row["high"]) for row in documents)
     assert call("--paper").exit_code == 2
+
+
+def test_a_folder_of_images_that_does_not_exist_is_refused(tmp_path):
+    result = CliRunner().invoke(cli.app, ["verify", "--images", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "expected a folder with the images" in result.stderr

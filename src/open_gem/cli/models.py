@@ -130,7 +130,7 @@ def _recommend(as_json: bool) -> None:
     for line in (
         "time: GEM on 448×448 pixels, relative to ViT-B/16 (random weights, two CPU cores). download: four bytes a "
         "parameter.",
-        "VOC, Context, ADE20K: published mIoU of GEM in percent (its table 4; ADE20K by ClearCLIP's authors).",
+        "VOC, Context, ADE20K: published mIoU of GEM in percent (table 4 of its paper; ADE20K by ClearCLIP's authors).",
         'Use one: open-gem ground cat.jpg -p "a cat" --model ViT-B-16 --pretrained openai',
     ):
         console.print(Text(line))

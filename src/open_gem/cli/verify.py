@@ -51,6 +51,9 @@ def verify(
     if data_root is not None:
         raise InputError("--data-root given without --paper")
 
+    if images is not None and not images.is_dir():
+        raise InputError(f"--images is {str(images)!r}, expected a folder with the images")
+
     from open_gem.verify.images import ImageStore, cache_folder
     from open_gem.verify.run import FAILED, cached_repositories, find_values
     from open_gem.verify.run import verify as check

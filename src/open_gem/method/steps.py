@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from open_gem.checks import did_you_mean, is_count, is_positive
+from open_gem.checks import did_you_mean, is_count, is_positive, require
 from open_gem.errors import MethodError
 from open_gem.method.calibration import STRIP, correlate
 from open_gem.numerics import without_autocast
@@ -76,8 +76,7 @@ class Scga(Step):
     scale: float = 10.0
 
     def __post_init__(self) -> None:
-        if not is_positive(self.scale):
-            raise MethodError(f"scale is {self.scale!r}, expected a number above 0")
+        require(self, "scale", is_positive, "a number above 0")
 
     def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
         return scga(features, self.scale)
@@ -105,15 +104,11 @@ class Lposs(Step):
     iterations: int = 10
 
     def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("neighbors", is_count(self.neighbors, 1), "a whole number, 1 or more"),
-            ("gamma", is_positive(self.gamma), "a number above 0"),
-            ("sigma", self.sigma == 0 or is_positive(self.sigma), "a number, 0 or more"),
-            ("alpha", is_positive(self.alpha) and self.alpha < 1, "a number above 0 and below 1"),
-            ("iterations", is_count(self.iterations, 1), "a whole number, 1 or more"),
-        ):
-            if not fits:
-                raise MethodError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        for count in ("neighbors", "iterations"):
+            require(self, count, lambda number: is_count(number, 1), "a whole number, 1 or more")
+        require(self, "gamma", is_positive, "a number above 0")
+        require(self, "sigma", lambda sigma: sigma == 0 or is_positive(sigma), "a number, 0 or more")
+        require(self, "alpha", lambda alpha: is_positive(alpha) and alpha < 1, "a number above 0 and below 1")
 
     @property
     def reads_values(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from open_gem.checks import did_you_mean, is_count, is_positive
+from open_gem.checks import did_you_mean, is_count, is_positive, require
 from open_gem.errors import MethodError
 from open_gem.files import to_json
 from open_gem.method import attention
@@ -36,13 +36,6 @@ A = TypeVar("A", bound="Attention")
 
 def _names(value: Any) -> set[str]:
     return {setting.name for setting in fields(value)}
-
-
-def _check(owner: Any, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-    """Raise MethodError for a setting of `owner` that does not fit."""
-    value = getattr(owner, name)
-    if not fits(value):
-        raise MethodError(f"{name} is {value!r}, expected {expected}")
 
 
 def _is_bool(value: Any) -> bool:
@@ -197,9 +190,9 @@ class Tempered(Attention):
     temperature_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "normalize", _is_bool, "True or False")
-        _check(self, "temperature", _is_temperature, "a number above 0, 'adaptive' or 'trained'")
-        _check(self, "temperature_scale", is_positive, "a number above 0")
+        require(self, "normalize", _is_bool, "True or False")
+        require(self, "temperature", _is_temperature, "a number above 0, 'adaptive' or 'trained'")
+        require(self, "temperature_scale", is_positive, "a number above 0")
 
     @property
     def is_adaptive(self) -> bool:
@@ -243,10 +236,10 @@ class SelfSelf(Tempered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "projections", _is_selection, "a selection of 'qkv' without repetition")
-        _check(self, "combine", lambda combine: combine in ("mean", "sum"), "'mean' or 'sum'")
-        _check(self, "iterations", lambda number: is_count(number, 0), "a whole number, 0 or more")
-        _check(self, "gaussian", lambda std: std is None or is_positive(std), "a number of patches above 0, or None")
+        require(self, "projections", _is_selection, "a selection of 'qkv' without repetition")
+        require(self, "combine", lambda combine: combine in ("mean", "sum"), "'mean' or 'sum'")
+        require(self, "iterations", lambda number: is_count(number, 0), "a whole number, 0 or more")
+        require(self, "gaussian", lambda std: std is None or is_positive(std), "a number of patches above 0, or None")
 
     @property
     def order(self) -> int:
@@ -299,9 +292,9 @@ class KMeans(Tempered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "clusters", lambda number: is_count(number, 1), "a whole number, 1 or more")
-        _check(self, "seed", lambda number: is_count(number, 0), "a whole number, 0 or more")
-        _check(self, "max_iter", lambda number: is_count(number, 1), "a whole number, 1 or more")
+        require(self, "clusters", lambda number: is_count(number, 1), "a whole number, 1 or more")
+        require(self, "seed", lambda number: is_count(number, 0), "a whole number, 0 or more")
+        require(self, "max_iter", lambda number: is_count(number, 1), "a whole number, 1 or more")
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         clusters = min(self.clusters, heads.v.shape[-2])
@@ -329,8 +322,8 @@ class CrossBlock(SelfSelf):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "share", lambda share: is_positive(share) and share <= 1, "a number above 0, up to 1")
-        _check(self, "gain", is_positive, "a number above 0")
+        require(self, "share", lambda share: is_positive(share) and share <= 1, "a number above 0, up to 1")
+        require(self, "gain", is_positive, "a number above 0")
 
     def borrows(self, layers: int) -> range:
         return range(round(layers * 5 / 12), max(1, round(layers * 9 / 12)))
@@ -355,7 +348,7 @@ class Recursive(Attention):
     scale: float = 10.0
 
     def __post_init__(self) -> None:
-        _check(self, "scale", is_positive, "a number above 0")
+        require(self, "scale", is_positive, "a number above 0")
 
     def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
         """Return the first half: the attention that the model was trained with."""
@@ -391,11 +384,11 @@ class SelfCalibrated(Attention):
     cls: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(self, "neighbors", lambda number: is_count(number, 1), "a whole number, 1 or more")
-        _check(self, "share", lambda share: share == 0 or (is_positive(share) and share < 1), "a number in [0, 1)")
-        _check(self, "least", lambda least: least == 0 or (is_positive(least) and least < 1), "a number in [0, 1)")
-        _check(self, "scale", is_positive, "a number above 0")
-        _check(self, "cls", lambda cls: cls == 0 or is_positive(cls), "a number, 0 or more")
+        require(self, "neighbors", lambda number: is_count(number, 1), "a whole number, 1 or more")
+        require(self, "share", lambda share: share == 0 or (is_positive(share) and share < 1), "a number in [0, 1)")
+        require(self, "least", lambda least: least == 0 or (is_positive(least) and least < 1), "a number in [0, 1)")
+        require(self, "scale", is_positive, "a number above 0")
+        require(self, "cls", lambda cls: cls == 0 or is_positive(cls), "a number, 0 or more")
 
     @property
     def stands_alone(self) -> bool:
@@ -471,15 +464,15 @@ class Method:
     about: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        _check(self, "attention", lambda value: isinstance(value, Attention), "an attention such as SelfSelf()")
-        _check(self, "depth", lambda number: is_count(number, 1), "a whole number of blocks, 1 or more")
+        require(self, "attention", lambda value: isinstance(value, Attention), "an attention such as SelfSelf()")
+        require(self, "depth", lambda number: is_count(number, 1), "a whole number of blocks, 1 or more")
         for switch in ("residual", "mlp"):
-            _check(self, switch, _is_bool, "True or False")
+            require(self, switch, _is_bool, "True or False")
         if self.attention.stands_alone and (self.residual or self.depth > 1):
             name = type(self.attention).__name__
             raise MethodError(f"{name} replaces the last block: it needs residual=False and depth=1")
         object.__setattr__(self, "steps", tuple(self.steps))
-        _check(self, "steps", lambda steps: all(isinstance(step, Step) for step in steps), "steps such as Scga()")
+        require(self, "steps", lambda steps: all(isinstance(step, Step) for step in steps), "steps such as Scga()")
 
     @property
     def is_host(self) -> bool:
