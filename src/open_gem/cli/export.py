@@ -42,6 +42,16 @@ def export(
         Path | None,
         typer.Option(help="Folder of the images, for formats that open them.", show_default="where they were"),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Sets and their shares of the images: train=0.8,val=0.1,test=0.1.", show_default=False),
+    ] = None,
+    split_by: Annotated[str, typer.Option(help="image, or folder: images of one folder stay in one set.")] = "image",
+    split_seed: Annotated[int, typer.Option(min=0, help="Another seed gives other sets.")] = 0,
+    link_images: Annotated[
+        str | None,
+        typer.Option(help="Put the images beside the labels: hard or sym links, or a copy.", show_default=False),
+    ] = None,
     formats: Annotated[bool, typer.Option("--formats", help="List the formats.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -52,6 +62,7 @@ def export(
     """
     from open_gem.export import find_formats, write_formats
     from open_gem.export.labelled import Labelled
+    from open_gem.export.split import UNSPLIT, parse_split
     from open_gem.label.parts import Parts
 
     if formats:
@@ -61,12 +72,15 @@ def export(
         raise InputError("expected --format, such as `open-gem export --format coco,yolo`; see --formats")
     names = split_commas(format)
     find_formats(names)
+    if split is None and (split_by, split_seed) != ("image", 0):
+        raise InputError("--split-by and --split-seed are about --split, expected it too: --split train=0.9,val=0.1")
+    sets = UNSPLIT if split is None else parse_split(split, split_by, split_seed)
     chosen = labels and labels_of(labels, Parts.open(folder).manifest.labels)
     labelled = Labelled.open(folder, chosen, min_score=min_score, min_presence=min_presence, images=images)
     count = labelled.count()
     skip, note = ImageWarnings("left out"), ImageWarnings("the rest is there")
     with progress_bar(count.total() * len(names), quiet) as advance:
-        write_formats(replace(labelled, progress=advance), names, out, skip, note)
+        write_formats(replace(labelled, progress=advance), names, out, skip, note, sets, link_images)
     skip.conclude()
     note.conclude()
     if count["error"]:

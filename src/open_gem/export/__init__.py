@@ -6,7 +6,8 @@
 A format is one function and one row of `FORMATS`. Images whose row is an error are left out of every format.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -21,7 +22,8 @@ from open_gem.export.label_studio import write_brush, write_polygons
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.labelme import write_labelme
 from open_gem.export.maps import write_semantic
-from open_gem.export.output import Output
+from open_gem.export.output import LINKS, Output
+from open_gem.export.split import UNSPLIT, Split
 from open_gem.export.voc import write_voc
 from open_gem.export.yolo import write_yolo
 from open_gem.files import check_writable, whole_folder
@@ -33,6 +35,7 @@ __all__ = [
     "LabelledImage",
     "Object",
     "Output",
+    "Split",
     "export",
     "find_formats",
     "write_formats",
@@ -43,16 +46,20 @@ __all__ = [
 class Format:
     """One format.
 
-    about  what it is, for a list
-    write  fills a new folder
-    extra  of open_gem that it needs, "" for none
-    needs  the module that this extra is for
+    about   what it is, for a list
+    write   fills a new folder
+    extra   of open_gem that it needs, "" for none
+    needs   the module that this extra is for
+    sets    whether it tells the sets of a split apart
+    images whether images have a place in its folder
     """
 
     about: str
     write: Callable[[Labelled, Output], None]
     extra: str = ""
     needs: str = ""
+    sets: bool = True
+    images: bool = False
 
     def missing(self) -> str | None:
         """Return what to install; None if nothing is missing."""
@@ -62,12 +69,14 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "coco": Format("COCO instances and results, masks as RLE", write_coco),
+    "coco": Format("COCO instances and results, masks as RLE", write_coco, images=True),
     "panoptic": Format("COCO panoptic: JSON and PNGs of segment ids", write_panoptic),
     "semantic": Format("label maps as PNG in Pascal VOC's colours", write_semantic),
-    "voc": Format("Pascal VOC: XML boxes and both segmentations", write_voc),
-    "yolo": Format("YOLO segmentation: polygons in text files", write_yolo, "supervision", "supervision"),
-    "labelme": Format("LabelMe: polygons in a JSON an image", write_labelme, "supervision", "supervision"),
+    "voc": Format("Pascal VOC: XML boxes and both segmentations", write_voc, images=True),
+    "yolo": Format("YOLO segmentation: polygons in text files", write_yolo, "supervision", "supervision", images=True),
+    "labelme": Format(
+        "LabelMe: polygons in a JSON an image", write_labelme, "supervision", "supervision", sets=False, images=True
+    ),
     "label-studio": Format(
         "Label Studio: tasks with polygons as predictions", write_polygons, "supervision", "supervision"
     ),
@@ -75,7 +84,9 @@ FORMATS: dict[str, Format] = {
         "Label Studio: tasks with masks as predictions", write_brush, "label-studio", "label_studio_sdk"
     ),
     "fiftyone": Format("FiftyOne: a data set of objects and points", write_fiftyone),
-    "geojson": Format("GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio"),
+    "geojson": Format(
+        "GeoJSON: outlines of objects in georeferenced tiles", write_geojson, "geo", "rasterio", sets=False
+    ),
 }
 """All formats by name."""
 
@@ -100,6 +111,8 @@ def export(
     min_score: float | None = None,
     min_presence: float | None = None,
     images: Path | None = None,
+    split: Split = UNSPLIT,
+    link_images: str | None = None,
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
     note: Callable[[str, str], None] = lambda image_id, what: None,
     progress: Callable[[int], None] = lambda images: None,
@@ -111,19 +124,21 @@ def export(
     min_score     leave out objects whose cosine is below this
     min_presence  leave out objects whose label is less probable in the image than this
     images        folder where the images are now, by their ids; by default the place they were read from
+    split         the sets to divide the images into; by default one
+    link_images   put the images into the folder of each format: "hard" or "sym" links, or a "copy"
     skip          called with the id of each image that a format cannot hold, and the reason
     note          called with the id of each image that a format holds only in part, and what is missing
     progress      called with the number of images that went by
 
     Raises:
-        InputError: for an unknown format or label, a missing package, a folder without parts, or one that exists
-            already.
+        InputError: for an unknown format or label, a missing package, a folder without parts, one that exists
+            already, or a format that has no sets or no place for images.
         OutputError: if a part cannot be read or the disk cannot be written; that format then leaves nothing.
     """
     find_formats(formats)
     least = {"min_score": min_score, "min_presence": min_presence}
     labelled = Labelled.open(folder, labels, **least, images=images, progress=progress)
-    write_formats(labelled, formats, out, skip, note)
+    write_formats(labelled, formats, out, skip, note, split, link_images)
 
 
 def write_formats(
@@ -132,14 +147,41 @@ def write_formats(
     out: str | PathLike[str],
     skip: Callable[[str, str], None] = lambda image_id, reason: None,
     note: Callable[[str, str], None] = lambda image_id, what: None,
+    split: Split = UNSPLIT,
+    link_images: str | None = None,
 ) -> None:
     """Export as `export` does, from parts opened before: all formats get the same images, even if labelling adds more
     meanwhile."""
     chosen, place = find_formats(formats), Path(out)
+    if split.shares:
+        _check_able(chosen, "sets", "has no sets of images: leave out --split")
+        _warn_of_empty_sets(labelled, split)
+    if link_images is not None:
+        if link_images not in LINKS:
+            raise InputError(f"cannot link images by {link_images!r}, expected {', '.join(LINKS)}")
+        _check_able(chosen, "images", "has no place for images: leave out --link-images")
     for name in chosen:
         if (place / name).exists():
             raise InputError(f"{str(place / name)!r} exists already: remove it, or choose another folder with --out")
     check_writable(place)
     for name, chosen_format in chosen.items():
         with whole_folder(place / name) as new:
-            chosen_format.write(labelled, Output(new, skip, note))
+            chosen_format.write(labelled, Output(new, skip, note, split, link_images or ""))
+
+
+def _check_able(chosen: Mapping[str, Format], ability: str, reason: str) -> None:
+    """Raise InputError for a format that lacks an ability, a field of `Format`."""
+    for name, chosen_format in chosen.items():
+        if not getattr(chosen_format, ability):
+            able = ", ".join(known for known, other in FORMATS.items() if getattr(other, ability))
+            raise InputError(f"{name} {reason} or {name}; it goes with {able}")
+
+
+def _warn_of_empty_sets(labelled: Labelled, split: Split) -> None:
+    empty = set(split.names)
+    for image_id in labelled.ids():
+        empty.discard(split.of(image_id))
+        if not empty:
+            return
+    names = ", ".join(name for name in split.names if name in empty)
+    warnings.warn(f"no image is in {names}: choose larger shares or another seed of the split", stacklevel=3)

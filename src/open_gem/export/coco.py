@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.maps import pixels
-from open_gem.export.output import Output, json_array, json_arrays
+from open_gem.export.output import Items, Output, json_array, json_arrays
+from open_gem.export.split import with_set
 
 
 def write_coco(labelled: Labelled, output: Output) -> None:
@@ -18,16 +19,22 @@ def write_coco(labelled: Labelled, output: Output) -> None:
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
     object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, `prompt`.
+    Each set has files of its own, `instances_train.json`; ids count through all of them. Images are in `images/`.
     """
-    head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(labelled)}
     with ExitStack() as files:
-        images, annotations = files.enter_context(
-            json_arrays(output.folder / "instances.json", head, "images", "annotations")
-        )
-        results = files.enter_context(json_array(output.folder / "results.json"))
+        documents = _documents(labelled, output, "instances", files)
+        all_results = {
+            name: files.enter_context(json_array(output.folder / f"{with_set('results', name)}.json"))
+            for name in output.split.names
+        }
         count = 0
         for number, image in enumerate(labelled, start=1):
-            images.add(_image(image, number))
+            if (paths := output.places(image, images="images")) is None:
+                continue
+            name = paths[0].relative_to(output.folder / "images").as_posix() if paths else image.id
+            set_name = output.split.of(image.id)
+            (images, annotations), results = documents[set_name], all_results[set_name]
+            images.add(_image(image, number, name))
             for obj in image.objects:
                 count += 1
                 annotations.add(_annotation(obj, number, count))
@@ -38,19 +45,33 @@ def write_panoptic(labelled: Labelled, output: Output) -> None:
     """Write `panoptic.json` and one PNG an image in `panoptic/`, whose id at a pixel is red + 256 green + 65536 blue.
 
     Where objects overlap, `maps.pixels` says which has the pixel; one that has no pixel left, or no mask, is left out.
-    Ids of segments count from 1 in each image; 0 is no segment.
+    Ids of segments count from 1 in each image; 0 is no segment. Each set has a document and a folder of its own.
     """
-    head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(labelled)}
-    with json_arrays(output.folder / "panoptic.json", head, "images", "annotations") as (images, annotations):
+    with ExitStack() as files:
+        documents = _documents(labelled, output, "panoptic", files)
         for number, image in enumerate(labelled.each("labelmap"), start=1):
-            path = output.place("panoptic", image.id, ".png")
+            set_name = output.split.of(image.id)
+            folder = with_set("panoptic", set_name)
+            path = output.place(folder, image, ".png")
             if path is None:
                 continue
             _, ids = pixels(image)
             _save_ids(path, ids)
-            images.add(_image(image, number))
-            name = path.relative_to(output.folder / "panoptic").as_posix()
+            images, annotations = documents[set_name]
+            images.add(_image(image, number, image.id))
+            name = path.relative_to(output.folder / folder).as_posix()
             annotations.add({"image_id": number, "file_name": name, "segments_info": _segments(image, ids)})
+
+
+def _documents(labelled: Labelled, output: Output, kind: str, files: ExitStack) -> dict[str, tuple[Items, ...]]:
+    """Open the document of each set: its images and annotations."""
+    head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(labelled)}
+    return {
+        name: files.enter_context(
+            json_arrays(output.folder / f"{with_set(kind, name)}.json", head, "images", "annotations")
+        )
+        for name in output.split.names
+    }
 
 
 def categories(labelled: Labelled) -> list[dict[str, Any]]:
@@ -60,8 +81,8 @@ def categories(labelled: Labelled) -> list[dict[str, Any]]:
     ]
 
 
-def _image(image: LabelledImage, number: int) -> dict[str, Any]:
-    return {"id": number, "file_name": image.id, "height": image.size.height, "width": image.size.width}
+def _image(image: LabelledImage, number: int, file_name: str) -> dict[str, Any]:
+    return {"id": number, "file_name": file_name, "height": image.size.height, "width": image.size.width}
 
 
 def _result(obj: Object, image_id: int) -> dict[str, Any]:

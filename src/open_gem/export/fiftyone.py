@@ -19,12 +19,13 @@ from open_gem.types import Size
 
 def write_fiftyone(labelled: Labelled, output: Output) -> None:
     """Write `samples.json` and `metadata.json`, which `Dataset.from_dir` reads as a FiftyOneDataset; images stay where
-    they are. See `sample_of` for the contents; heatmaps need `to_fiftyone`."""
+    they are. The set of an image is its tag. See `sample_of` for the contents; heatmaps need `to_fiftyone`."""
     info = {"description": "labelled by open_gem", "default_classes": labelled.labels}
     (output.folder / "metadata.json").write_text(to_json({"media_type": "image", "info": info}), "utf-8")
     with json_arrays(output.folder / "samples.json", info, "samples") as (samples,):
         for image in labelled:
-            samples.add(sample_of(image))
+            set_name = output.split.of(image.id)
+            samples.add({**sample_of(image), "tags": [set_name] if set_name else []})
 
 
 def to_fiftyone(labelled: Labelled, name: str | None = None, heatmaps: bool = False) -> Any:

@@ -27,6 +27,7 @@ def write_polygons(labelled: Labelled, output: Output) -> None:
     One polygon per connected component of an object; a box if it has no mask or is too thin for a polygon. Images with
     a URL keep it; the others are `/data/local-files/?d=<folder>/<id>`, which Label Studio serves when its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above the one that was labelled, and that is a local storage of the project.
+    The set of an image is `split` among the task's data.
     """
     _write(labelled, output, polygon_regions, ("box", "polygon"))
 
@@ -48,7 +49,10 @@ def _write(labelled: Labelled, output: Output, regions: Regions, controls: tuple
                 for part, (control, value) in enumerate(regions(obj, image), start=1)
             ]
             prediction = {"model_version": version, "score": _score(image), "result": result}
-            tasks.add({"data": {"image": _address(image), "id": image.id}, "predictions": [prediction]})
+            data = {"image": _address(image), "id": image.id}
+            if set_name := output.split.of(image.id):
+                data["split"] = set_name
+            tasks.add({"data": data, "predictions": [prediction]})
 
 
 def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:

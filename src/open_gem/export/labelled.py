@@ -88,6 +88,11 @@ class Labelled:
             statuses.update(batch.column(0).to_pylist())
         return statuses
 
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of the images without an error."""
+        for batch in self.parts.columns("id", "status"):
+            yield from (row["id"] for row in batch.to_pylist() if row["status"] == "ok")
+
     def __iter__(self) -> Iterator[LabelledImage]:
         return self.each()
 

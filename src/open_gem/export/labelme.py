@@ -11,25 +11,31 @@ from open_gem.files import to_json
 
 
 def write_labelme(labelled: Labelled, output: Output) -> None:
-    """Write `<image>.json`, to be put next to the images: `imagePath` is relative to it.
+    """Write `<image>.json`, to be put next to the images, or with them: `imagePath` is relative to it.
 
     One polygon per connected component of an object, which share a group; a rectangle if it has no mask or is too thin
     for a polygon. The score and the prompt are in its description.
     """
     for image in labelled:
-        path = output.place(".", image.id, ".json")
-        if path is not None:
+        paths = output.places(image, (".", ".json"), images=".")
+        if paths is not None:
+            path, *linked = paths
             beside = path.parent.relative_to(output.folder).as_posix()
-            path.write_text(to_json(_document(image, beside)), "utf-8")
+            address = linked[0].name if linked else _address(path_of(image.id), beside)
+            path.write_text(to_json(_document(image, address)), "utf-8")
 
 
-def _document(image: LabelledImage, folder: str) -> dict[str, Any]:
-    path = path_of(image.id)
+def _address(path: str, folder: str) -> str:
+    """Return the path of an image as a file in `folder` names it."""
+    return path if isabs(path) else relpath(path, folder)
+
+
+def _document(image: LabelledImage, address: str) -> dict[str, Any]:
     return {
         "version": "5.5.0",
         "flags": {},
         "shapes": [shape for group, obj in enumerate(image.objects) for shape in _shapes(obj, group)],
-        "imagePath": path if isabs(path) else relpath(path, folder),
+        "imagePath": address,
         "imageData": None,
         "imageHeight": image.size.height,
         "imageWidth": image.size.width,

@@ -6,7 +6,7 @@ import numpy as np
 
 from open_gem.errors import InputError
 from open_gem.export.labelled import Labelled, LabelledImage
-from open_gem.export.output import Output, save_map
+from open_gem.export.output import OF_A_LINE, Output, name_lists, save_map
 from open_gem.images.colors import voc_color
 
 MOST, VOID = 254, 255  # values of an 8-bit map beside 0, the background, and the one that does not count
@@ -16,13 +16,17 @@ def write_semantic(labelled: Labelled, output: Output) -> None:
     """Write one PNG an image, 0 background and otherwise 1 + the label's position, and `labels.txt`, background first.
 
     The label of a pixel is that of `pixels`. Up to 254 labels 8 bits in Pascal VOC's colours, beyond them 16 bits.
+    Each set is a list of names, `sets/train.txt`.
     """
     write_labels(output, labelled.labels)
     colors = colors_of_labels() if len(labelled.labels) <= MOST else None
-    for image in labelled.each("labelmap"):
-        path = output.place("maps", image.id, ".png")
-        if path is not None:
-            save_map(path, pixels(image)[0], colors)
+    with name_lists(output.folder / "sets", output.split.shares) as lists:
+        for image in labelled.each("labelmap"):
+            path = output.place("maps", image, ".png", odd=OF_A_LINE)
+            if path is not None:
+                save_map(path, pixels(image)[0], colors)
+                if lists:
+                    lists[output.split.of(image.id)](path.relative_to(output.folder / "maps"))
 
 
 def write_labels(output: Output, labels: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Pascal VOC: boxes as XML, both kinds of segmentation as palette PNG."""
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ import numpy as np
 
 from open_gem.export.labelled import Labelled, LabelledImage, Object
 from open_gem.export.maps import MOST, VOID, check_labels, colors_of_labels, pixels, write_labels
-from open_gem.export.output import OF_A_LINE, Output, path_of, save_map, xml_text
+from open_gem.export.output import OF_A_LINE, Output, name_lists, path_of, save_map, xml_text
 from open_gem.images.colors import voc_color
 
 DEVKIT = "VOCdevkit/VOC2012"
@@ -23,9 +24,10 @@ FILES = {
 
 
 def write_voc(labelled: Labelled, output: Output) -> None:
-    """Write `VOCdevkit/VOC2012`, which readers expect, without the images (JPEGImages): Annotations, SegmentationClass,
-    SegmentationObject and ImageSets, whose one set is `trainval`; `labelmap.txt`, the colours of labels, which datumaro
-    and CVAT need; and `labels.txt`, whose lines are the values of SegmentationClass.
+    """Write `VOCdevkit/VOC2012`, which readers expect: Annotations, SegmentationClass, SegmentationObject, ImageSets,
+    whose one set is `trainval` unless images are split; `labelmap.txt`, the colours of labels, which datumaro and CVAT
+    need; and `labels.txt`, whose lines are the values of SegmentationClass. Images, if they are linked, are
+    `JPEGImages/<image>.jpg`, the name that readers make up, whatever their format.
 
     Both maps are those of `maps.pixels`: an object has its own label in all its pixels. An image with a label map but
     without masks has no SegmentationObject. With more objects than it has values, pixels of the rest are 255 there,
@@ -35,17 +37,16 @@ def write_voc(labelled: Labelled, output: Output) -> None:
     labels = names_of(labelled.labels)
     write_labels(output, labels)
     colors = colors_of_labels()
-    sets = [output.folder / DEVKIT / "ImageSets" / kind / "trainval.txt" for kind in ("Main", "Segmentation")]
-    for path in sets:
-        path.parent.mkdir(parents=True)
-    (output.folder / DEVKIT / "labelmap.txt").write_text("".join(_label_lines(labels)), "utf-8")
-    with sets[0].open("x", encoding="utf-8") as names:
+    devkit = output.folder / DEVKIT
+    sets = {name: name or "trainval" for name in output.split.names}
+    with name_lists(devkit / "ImageSets" / "Main", sets.values()) as lists:
         for image in labelled.each("labelmap"):
             kinds = [(f"{DEVKIT}/{kind}", ending) for kind, ending in FILES.items()]
-            paths = output.places(image.id, *kinds, odd=OF_A_LINE)
+            paths = output.places(image, *kinds, odd=OF_A_LINE, images=f"{DEVKIT}/JPEGImages", ending=".jpg")
             if paths is None:
                 continue
-            _write_xml(paths[0], image, labels)
+            linked = [path.relative_to(devkit / "JPEGImages") for path in paths[len(kinds) :]]
+            _write_xml(paths[0], image, labels, PurePosixPath(*linked or [path_of(image.id)]))
             if len(image.objects) > MOST:
                 output.note(
                     image.id, f"has {len(image.objects)} objects, of which SegmentationObject holds the {MOST} best"
@@ -54,8 +55,9 @@ def write_voc(labelled: Labelled, output: Output) -> None:
             save_map(paths[1], classes, colors)
             if objects.any() or not classes.any():
                 save_map(paths[2], np.where(objects <= MOST, objects, VOID), colors)
-            names.write(f"{paths[0].relative_to(output.folder / DEVKIT / 'Annotations').with_suffix('')}\n")
-    sets[1].write_bytes(sets[0].read_bytes())
+            lists[sets[output.split.of(image.id)]](paths[0].relative_to(devkit / "Annotations"))
+    shutil.copytree(devkit / "ImageSets" / "Main", devkit / "ImageSets" / "Segmentation")
+    (devkit / "labelmap.txt").write_text("".join(_label_lines(labels)), "utf-8")
 
 
 def names_of(labels: Sequence[str]) -> list[str]:
@@ -79,8 +81,7 @@ def _label_lines(labels: Sequence[str]) -> Iterator[str]:
         yield f"{name}:{','.join(map(str, voc_color(index)))}::\n"
 
 
-def _write_xml(path: Path, image: LabelledImage, labels: Sequence[str]) -> None:
-    file = PurePosixPath(path_of(image.id))
+def _write_xml(path: Path, image: LabelledImage, labels: Sequence[str], file: PurePosixPath) -> None:
     root = _element(
         "annotation",
         folder=str(file.parent),
