@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def as_tar(folder: Path) -> tuple[str, list[str]]:
     return f"{folder.parent}/shard-*.tar", [f"shard-{index % 2}.tar/{name}" for index, name in enumerate(NAMES)]
 
 
+def as_zip(folder: Path) -> tuple[str, list[str]]:
+    with zipfile.ZipFile(folder.parent / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("b")
+        for name in (*NAMES, ".hidden.png", "notes.txt"):
+            archive.write(folder / name, name)
+    return f"{folder.parent}/photos.zip", [f"photos.zip/{name}" for name in NAMES]
+
+
 def as_parquet(folder: Path) -> tuple[str, list[str]]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -101,6 +110,7 @@ MAKERS = {
     "text": as_text,
     "csv": as_csv,
     "tar": as_tar,
+    "zip": as_zip,
     "parquet": as_parquet,
     "dataset": as_dataset,
 }
@@ -261,10 +271,10 @@ def test_what_cannot_be_read_is_an_image_error(folder):
     [
         ("nowhere", "does not exist, expected a folder"),
         ("notes.txt.gz", "is not a source of images, expected a folder"),
-        ("x.tar.gz", "x.tar.gz' is compressed, .*: unpack it to .tar"),
+        ("x.tar.xz", "x.tar.xz' is compressed, .*: unpack it to .tar"),
         ("nosuch://x/", "cannot read nosuch:// URLs"),
         ("list.csv", "which column of .*list.csv' has the images, .* No usual name among a, b: name it by --column"),
-        ("x.ZIP", "x.ZIP' is an archive that cannot be read in place: unpack it, and pass the folder"),
+        ("x.RAR", "x.RAR' is an archive that cannot be read in place: unpack it, and pass the folder"),
         ("broken.parquet", "cannot read .*broken.parquet"),
         ("numbers.parquet", "column 'image' of .* is int64, expected paths, or the bytes"),
     ],
@@ -274,8 +284,8 @@ def test_what_is_no_source_is_reported(given, message, tmp_path):
     from pyarrow import parquet
 
     (tmp_path / "notes.txt.gz").write_bytes(b"")
-    (tmp_path / "x.tar.gz").write_bytes(b"")
-    (tmp_path / "x.ZIP").write_bytes(b"")
+    (tmp_path / "x.tar.xz").write_bytes(b"")
+    (tmp_path / "x.RAR").write_bytes(b"")
     (tmp_path / "list.csv").write_text("a,b\n1,2\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     parquet.write_table(pa.table({"image": [1]}), tmp_path / "numbers.parquet")
@@ -765,7 +775,8 @@ def test_kinds_that_are_passed_over_are_not_counted_without_end():
     [
         (["a.tar", "sub/b.tar"], r"it has 2 \.tar: give '.*/photos/\*\*/\*\.tar'"),
         (["a.parquet", "x.json"], r"it has 1 \.json, 1 \.parquet: give '.*/photos/\*\*/\*\.parquet'"),
-        (["a.zip"], r"it has 1 \.zip: unpack archives first"),
+        (["a.rar"], r"it has 1 \.rar: unpack archives first"),
+        (["a.zip"], r"it has 1 \.zip: give '.*/photos/\*\*/\*\.zip'"),
         (["a.psd", "b"], r"it has 1 \.psd, 1 without an ending$"),
     ],
 )

@@ -8,11 +8,12 @@ import io
 import os
 import re
 import stat
+import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +21,10 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qs
+from zipfile import ZipFile
 
 from open_gem.errors import ImageError, InputError
+from open_gem.label.archives import CHUNK, GZIPPED, Gunzipped, check_size, is_whole, tar_members, zip_member
 from open_gem.label.remote import fetch, fetch_part, open_remote
 
 if TYPE_CHECKING:
@@ -37,8 +40,8 @@ R = TypeVar("R")
 class Item(NamedTuple):
     """An image: `id`, unique in its source; `source`, its path or URL.
 
-    An item of a tar also has `container`, its path, and where in it the `size` bytes of the file begin. `error` says
-    why something could not be listed.
+    An item of an archive also has `container`, its path, and how many bytes it has; in a tar, `offset` is where they
+    begin. `error` says why something could not be listed.
     """
 
     id: str
@@ -57,9 +60,12 @@ def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
     try:
         if item.error is not None:
             raise ImageError(item.error)
-        return within(seconds, _read, item, seconds) if is_url(item.container or item.source) else _read(item, seconds)
+        in_archive = _place_in_archive(item)
+        is_remote = is_url(in_archive[2] if in_archive else item.source)
+        return within(seconds, _read, item, seconds) if is_remote else _read(item, seconds)
     except LateError:
         _column.cache_clear()  # the hanging read may hold a lock of theirs
+        _zip.cache_clear()
         raise
     except ImageError:
         raise
@@ -68,8 +74,8 @@ def read(item: Item, seconds: float = READ_TIMEOUT) -> bytes | Path:
 
 
 def _read(item: Item, seconds: float) -> bytes | Path:
-    if item.container:
-        content = _member(item, seconds)
+    if place := _place_in_archive(item):
+        content = _member(item, *place, seconds)
         if len(content) < item.size:
             raise ImageError(f"{len(content)} bytes read, expected {item.size}")
         return content
@@ -121,13 +127,64 @@ def _regular(path: str) -> Path:
     return place
 
 
-def _member(item: Item, seconds: float) -> bytes:
-    """Return the bytes of an image in a tar."""
-    if is_url(item.container):
-        return fetch_part(item.container, item.offset, item.size, seconds)
-    with _regular(item.container).open("rb") as file:
-        file.seek(item.offset)
-        return file.read(item.size)
+IN_ARCHIVE = re.compile(r"(tar|zip)://((?:(?!::).)+)::((?:(?!::).)+)", re.DOTALL)  # in `Item.source`, as fsspec has it
+
+
+def _place_in_archive(item: Item) -> tuple[str, str, str] | None:
+    """Return the kind of the archive that an image is in, its name there, and the archive's path; None if in none."""
+    if item.container:
+        kind, _, name = item.source.removesuffix(f"::{item.container}").partition("://")
+        return kind, name, item.container
+    return None if (match := IN_ARCHIVE.fullmatch(item.source)) is None else match.group(1, 2, 3)
+
+
+def _member(item: Item, kind: str, name: str, path: str, seconds: float) -> bytes:
+    """Return the bytes of an image in an archive."""
+    if kind == "zip":
+        return zip_member(_zip(path, _changed(path), seconds), name)
+    offset, size = (item.offset, item.size) if item.container else _tar_index(path, _changed(path), seconds)[name]
+    check_size(size)
+    if is_url(path):
+        return fetch_part(path, offset, size, seconds)
+    if path.lower().endswith(GZIPPED):
+        return _gunzipped(path, _changed(path)).part(offset, size)
+    with _regular(path).open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _changed(path: str) -> float:
+    """Return when a local file was last changed: another archive of that name is opened again."""
+    return 0.0 if is_url(path) else Path(local_path(path)).stat().st_mtime
+
+
+@lru_cache(maxsize=4)
+def _zip(path: str, changed: float, seconds: float) -> ZipFile:
+    with ExitStack() as stack:
+        archive = ZipFile(stack.enter_context(open_file(path, seconds)))
+        weakref.finalize(archive, stack.pop_all().close)  # once no read of it goes on
+        return archive
+
+
+@lru_cache(maxsize=2)
+def _gunzipped(path: str, changed: float) -> Gunzipped:
+    return Gunzipped(open_file(path))
+
+
+@lru_cache(maxsize=2)
+def _tar_index(path: str, changed: float, seconds: float) -> dict[str, tuple[int, int]]:
+    """Return where each file of a tar begins, and its bytes, for images of which only the address is known."""
+    places: dict[str, tuple[int, int]] = {}
+    with open_tar(path, seconds) as file:
+        for member in filter(is_whole, tar_members(file)):
+            places.setdefault(member.name, (member.offset_data, member.size))
+    return places
+
+
+def open_tar(path: str, seconds: float = READ_TIMEOUT) -> Any:
+    """Open a tar for `tar_members`, a gzip one by its content."""
+    file = open_file(path, seconds)
+    return Gunzipped(file, window=CHUNK) if path.lower().endswith(GZIPPED) else file
 
 
 def _cell(place: str, where: Mapping[str, str], seconds: float) -> bytes | Path:
@@ -220,7 +277,7 @@ def local_file(address: str) -> str | None:
     """Return the local file that holds what `Item.source` names; None if that is remote."""
     if match := ROW.fullmatch(address):
         address = match[1]
-    if address.startswith("tar://"):
+    if address.startswith(("tar://", "zip://")):
         address = address.rpartition("::")[2]
     address = local_path(address)
     return None if is_url(address) else address

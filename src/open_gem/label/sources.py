@@ -1,4 +1,4 @@
-"""Sources of images: folders, lists, tars, Parquet and data sets, as a stream of items.
+"""Sources of images: folders, lists, archives, Parquet and data sets, as a stream of items.
 
     source = open_source("photos")            # or "urls.csv", "s3://bucket/shard-*.tar", "rows.parquet", …
     for item in source.items():
@@ -19,10 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
+from stat import S_ISLNK
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
+from zipfile import ZipFile
 
 from open_gem.errors import InputError
+from open_gem.label.archives import GZIPPED, is_whole, leads_out, tar_members, zip_error
 from open_gem.label.paths import (
     ENDINGS,  # noqa: F401 - who exports asks here
     PassedOver,
@@ -41,6 +44,7 @@ from open_gem.label.reading import (
     is_url,
     local_path,
     open_file,
+    open_tar,
     parquet_file,
     saved_dataset,
     within,
@@ -93,7 +97,7 @@ class Source:
         if self.kind == "folder":
             patterns = [
                 f"{self.address.rstrip('/')}/**/*{ending}"
-                for ending in (".tar", ".parquet", ".pq")
+                for ending in (".tar", ".tgz", ".zip", ".parquet", ".pq")
                 if passed_over[ending]
             ]
             advice = f": give {' or '.join(map(repr, patterns))}" if patterns else ""
@@ -179,7 +183,7 @@ def open_source(address: str, columns: Columns = Columns()) -> Source:
         raise InputError(f"{address!r} does not exist, expected {EXPECTED}")
     if "::" in address and is_url(address) and is_pattern(address):
         raise InputError(f"{address!r} is a pattern in another file, expected the name of one file there")
-    if _ends(*COMPRESSED)(address):
+    if _ends(*COMPRESSED)(address) or (is_url(address) and _ends(*GZIPPED)(address)):
         raise InputError(f"{address!r} is compressed, and its images cannot be read one by one: unpack it to .tar")
     if _ends(*ARCHIVES)(address):
         raise InputError(f"{address!r} is an archive that cannot be read in place: unpack it, and pass the folder")
@@ -357,7 +361,7 @@ def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Itera
     for member in _members(path, seconds):
         if member.isdir() or not passed_over.takes(member.name):
             continue
-        if _is_whole(member):
+        if is_whole(member):
             yield _in_tar(path, name, member.name, member)
         elif member.issym() or member.islnk():
             links[posixpath.normpath(member.name)] = _link(member)
@@ -367,16 +371,11 @@ def _tar(path: str, name: str, passed_over: PassedOver, seconds: float) -> Itera
     for link in links.values():
         ends.setdefault(_end(link, links), []).append(link)
     if ends:  # second reading: link targets were unknown in the first, and keeping all names would take memory
-        for member in filter(_is_whole, _members(path, seconds)):
+        for member in filter(is_whole, _members(path, seconds)):
             for link in ends.pop(posixpath.normpath(member.name), ()):
                 yield _in_tar(path, name, link.name, member)
     for link in chain.from_iterable(ends.values()):
         passed_over.add(f"{link.kind} links to what is not in the tar")
-
-
-def _is_whole(member: Any) -> bool:
-    """Return True if a member is a file whose bytes lie together."""
-    return member.isreg() and not member.issparse()
 
 
 def _link(member: Any) -> _Link:
@@ -394,18 +393,38 @@ def _end(link: _Link, links: Mapping[str, _Link]) -> str:
 
 
 def _members(path: str, seconds: float) -> Iterator[Any]:
-    """Yield the members of a tar, none of which is kept."""
-    import tarfile
-
-    with open_file(path, seconds) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        for member in tar:
-            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all of them
-            yield member
+    with open_tar(path, seconds) as file:
+        yield from tar_members(file)
 
 
 def _in_tar(path: str, name: str, called: str, member: Any) -> Item:
-    source = f"tar://{member.name}::{path}"  # as fsspec writes it
-    return Item(f"{name}/{printable(called)}", source, path, member.offset_data, member.size)
+    return _in_archive("tar", path, name, called, member.name, member.offset_data, member.size)
+
+
+def _in_archive(
+    kind: str, path: str, name: str, called: str, member: str, offset: int, size: int, error: str | None = None
+) -> Item:
+    """Return an image in an archive: `called` is its own name there, `member` that of the file with its bytes."""
+    source = f"{kind}://{member}::{path}"  # as fsspec writes it
+    error = "its name leads out of the archive" if leads_out(called) else error
+    return Item(f"{name}/{printable(called.lstrip('/'))}", source, path, offset, size, error)
+
+
+def _zips(address: str, columns: Columns) -> Source:
+    return _containers("zip", address, partial(_zip, seconds=columns.read_timeout), columns.read_timeout)
+
+
+def _zip(path: str, name: str, passed_over: PassedOver, seconds: float) -> Iterator[Item]:
+    """Yield the images in a zip."""
+    with open_file(path, seconds) as file, ZipFile(file) as archive:
+        for member in archive.infolist():
+            called = member.filename
+            if member.is_dir() or not passed_over.takes(called):
+                continue
+            if S_ISLNK(member.external_attr >> 16):
+                passed_over.add("symbolic links in zips")
+            else:
+                yield _in_archive("zip", path, name, called, called, 0, member.file_size, zip_error(member))
 
 
 def _parquet(address: str, columns: Columns) -> Source:
@@ -528,7 +547,8 @@ _Open = Callable[[str, Columns], Source]
 KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
     "dataset": (_is_dataset, _dataset),
     "folder": (_is_folder, _folder),
-    "tar": (_ends(".tar"), _tars),
+    "tar": (_ends(".tar", *GZIPPED), _tars),
+    "zip": (_ends(".zip"), _zips),
     "parquet": (_ends(".parquet", ".pq"), _parquet),
     "csv": (_ends(".csv", ".tsv"), _csv),
     "text": (_ends(".txt", ".lst", ".list"), _text),
@@ -537,13 +557,13 @@ KINDS: Mapping[str, tuple[Callable[[str], bool], _Open]] = {
 """Kinds of sources, of which the first that fits is taken: how to recognise it, and how to open it."""
 
 COMPRESSED = tuple(
-    ending for kind in ("gz", "bz2", "xz", "zst") for ending in (f".tar.{kind}", f".t{kind.removesuffix('2')}")
+    ending for kind in ("bz2", "xz", "zst") for ending in (f".tar.{kind}", f".t{kind.removesuffix('2')}")
 )
 
-ARCHIVES = (".zip", ".7z", ".rar")
+ARCHIVES = (".7z", ".rar")
 
 EXPECTED = (
     "a folder (a remote one with / at its end), a pattern such as 'photos/**/*.jpg', a list of paths or URLs "
-    "(.txt, .csv, .tsv, .parquet), tars (not compressed), Parquet with the bytes of images, or a data set that "
-    "`datasets` saved on disk"
+    "(.txt, .csv, .tsv, .parquet), archives (.tar, .tar.gz, .tgz, .zip), Parquet with the bytes of images, or a data "
+    "set that `datasets` saved on disk"
 )
