@@ -4,7 +4,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,12 +21,16 @@ from open_gem.serve.worker import JobKind
 
 
 class Server:
-    """A running server: its address, its service, a client."""
+    """A running server: its address, its service, a client. `around` makes what is asked of the application; options as
+    of `uvicorn.Config`."""
 
-    def __init__(self, localizer: AnyLocalizer, settings: Settings):
+    def __init__(
+        self, localizer: AnyLocalizer, settings: Settings, around: Callable[[Any], Any] = lambda app: app, **options: Any
+    ):
         self.app = create_app(localizer, settings)
         self.service: Service = self.app.state.service
-        self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=5))
+        options = {"port": 0, "log_level": "error", "timeout_graceful_shutdown": 5, **options}
+        self.uvicorn = uvicorn.Server(uvicorn.Config(around(self.app), **options))
         self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
         self.thread.start()
         wait_until(lambda: self.uvicorn.started)
