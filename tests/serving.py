@@ -25,7 +25,11 @@ class Server:
     of `uvicorn.Config`."""
 
     def __init__(
-        self, localizer: AnyLocalizer, settings: Settings, around: Callable[[Any], Any] = lambda app: app, **options: Any
+        self,
+        localizer: AnyLocalizer,
+        settings: Settings,
+        around: Callable[[Any], Any] = lambda app: app,
+        **options: Any,
     ):
         self.app = create_app(localizer, settings)
         self.service: Service = self.app.state.service

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -15,6 +16,8 @@ from PIL import Image
 
 from open_gem.errors import ImageError, InputError
 from open_gem.label.archives import Gunzipped
+from open_gem.label.done import WHOLE, HashedIdSet, Tally
+from open_gem.label.local import pending
 from open_gem.label.paths import PassedOver
 from open_gem.label.reading import Item, read
 from open_gem.label.sources import open_source
@@ -75,12 +78,20 @@ def test_several_archives_by_a_pattern_and_by_threads(name, tmp_path):
 
 
 @each_kind
+def test_a_run_that_resumes_takes_the_images_that_are_left(name, tmp_path):
+    source = open_source(str(WRITERS[name](tmp_path / name, MEMBERS)))
+    done = HashedIdSet()
+    for item in list(source.items())[:30]:
+        done.add(item.id)
+    left = list(pending(source.items(), done, WHOLE, Tally()))
+    assert [read(item) for item in left] == list(MEMBERS.values())[30:]
+
+
+@each_kind
 def test_another_archive_of_the_same_name_is_opened_again(name, tmp_path):
     [item] = listed(WRITERS[name](tmp_path / name, {"x.png": png(1)}))
     assert read(item) == png(1)
     path = WRITERS[name](tmp_path / name, {"x.png": png(2)})
-    import os
-
     os.utime(path, (1, 1))
     [item] = listed(path)
     assert read(item) == png(2)
