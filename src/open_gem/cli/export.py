@@ -40,7 +40,7 @@ def export(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the images, for geojson and --link-images.", show_default="where they were"),
+        typer.Option(help="Folder where the images are now.", show_default="where they were"),
     ] = None,
     split: Annotated[
         str | None,
