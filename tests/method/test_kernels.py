@@ -236,6 +236,108 @@ def test_without_memory_there_is_an_error_and_no_crash():
     assert (done.returncode, done.stdout) == (0, "no memory for the attention of (1, 1, 400000, 16)\n"), done.stderr
 
 
+# bfloat16 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiles() -> None:
+    if attention.load(torch.bfloat16).library is None:
+        pytest.skip(attention.load(torch.bfloat16).reason)
+
+
+@pytest.fixture
+def no_tiles(kernel, monkeypatch) -> None:
+    """A processor without AMX."""
+    load = attention.load
+    monkeypatch.setattr(attention, "load", lambda dtype=torch.float32: load() if dtype.itemsize == 4 else (None, ""))
+    monkeypatch.setattr(attention, "_kernel", lambda dtype: torch.float32)
+
+
+def half(given: Heads) -> tuple[Heads, Heads]:
+    """The heads in bfloat16, and the same numbers in float64."""
+    rounded = Heads(*(p.bfloat16() for p in given))
+    return rounded, Heads(*(p.double() for p in rounded))
+
+
+def close_to_bfloat16(ours: Tensor, expected: Tensor) -> None:
+    """Within three roundings of the largest value."""
+    assert ours.dtype == torch.bfloat16
+    close(ours.double(), expected, 3 * 2**-8 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+@pytest.mark.parametrize("which", ["v", "qk", "qkv"])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 150])
+@pytest.mark.parametrize("c", [4, 32, 64, 80])
+def test_tiles_give_the_formula_at_every_shape(n, c, which, iterations):
+    given, exact = half(heads(n=n, c=c, seed=n * c))
+    taus = [0.2, 0.9]
+    chosen = [getattr(given, name) for name in which]
+    inverse = 1 / torch.tensor(taus)[:, None, None, None]
+    assert attention.fits(inverse, *chosen, given.v)
+    ours = attention.self_self(chosen, given.v, inverse, iterations)
+    expected = [
+        explicit_self_self(getattr(exact, name), exact.v, taus, normalize=True, iterations=iterations) for name in which
+    ]
+    close_to_bfloat16(ours, torch.stack(expected).mean(dim=0))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("n", [1, 31, 33, 150])
+@pytest.mark.parametrize("c", [4, 64, 80])
+@pytest.mark.parametrize("scale", [1, 20])
+def test_tiles_attend_as_the_model_was_trained(n, c, scale):
+    given, exact = half(Heads(*(scale * p for p in heads(n=n, c=c))))
+    close_to_bfloat16(query_key(given), functional.scaled_dot_product_attention(*exact))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_that_share_heads_and_those_that_do_not_give_the_same(threads, monkeypatch):
+    """Six heads are few for two threads, and sixty many."""
+    given = Heads(*(p.bfloat16() for p in heads(b=20, h=3, n=70, c=40)))
+
+    def attend(given: Heads) -> tuple[Tensor, Tensor]:
+        return attention.self_self(list(given), given.v, 3.0, 2), query_key(given)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = attend(given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for ours, expected in zip(attend(given), alone, strict=True):
+        assert torch.equal(ours, expected)
+    for ours, expected in zip(attend(Heads(*(p[:2] for p in given))), alone, strict=True):
+        assert torch.equal(ours, expected[:2])
+
+
+@pytest.mark.usefixtures("tiles")
+def test_what_is_no_number_stays_that_in_tiles():
+    given = Heads(*(p.bfloat16() for p in heads(n=40)))
+    given.k[0, 0, 7, 2] = torch.nan
+    for ours in (query_key(given), attention.self_self([given.k], given.v, 2.0, 1)):
+        assert ours[0, 0].isnan().all()
+        assert ours[0, 1:].isfinite().all() and ours[1].isfinite().all()
+
+
+@pytest.mark.usefixtures("no_tiles")
+def test_without_tiles_bfloat16_is_computed_in_float32():
+    given, exact = half(heads(n=90, c=24))
+    assert attention.fits(2.0, *given)
+    ours = self_self(list(given), given.v, 2.0, normalize=True, iterations=1)
+    expected = self_self(list(exact), exact.v, 2.0, normalize=True, iterations=1)
+    close_to_bfloat16(ours, expected)
+    close_to_bfloat16(query_key(given), functional.scaled_dot_product_attention(*exact))
+
+
+@pytest.mark.usefixtures("tiles")
+def test_the_kernel_of_bfloat16_may_be_missing(rebuilt, monkeypatch):
+    monkeypatch.setattr(attention, "FLAGS", (*attention.FLAGS, "-mno-amx-bf16"))
+    assert attention.load(torch.bfloat16).library is None
+    assert "could not be built" in attention.load(torch.bfloat16).reason
+    given, exact = half(heads())
+    close_to_bfloat16(query_key(given), functional.scaled_dot_product_attention(*exact))
+
+
 # How it is built ------------------------------------------------------------------------------------------------------
 
 
@@ -473,11 +575,23 @@ needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no fu
 @needs_onednn
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
+def test_a_feed_forward_network_is_fused_in_bfloat16_too(kind, inputs):
+    module = network(kind).bfloat16()
+    x = inputs.bfloat16()
+    assert is_fused(module, x)
+    exact = network(kind).double()
+    exact.load_state_dict(module.state_dict())
+    close_to_bfloat16(linear.feed_forward(module)(x), exact(x.double()))
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
 def test_a_feed_forward_network_of_a_known_kind_is_fused_and_the_same(kind, inputs, monkeypatch):
     module = network(kind)
     expected = module(inputs)
     close(linear.feed_forward(module)(inputs), expected, 5e-6)
-    monkeypatch.setattr(linear, "MAX_VALUES", 64 * 5)  # five rows at a time
+    monkeypatch.setitem(linear.MAX_VALUES, torch.float32, 64 * 5)  # five rows at a time
     close(linear.feed_forward(module)(inputs), expected, 5e-6)
     assert is_fused(module, inputs)
 
@@ -514,7 +628,7 @@ def another_between(module: Any) -> None:
         "weights elsewhere": lambda module: module.c_proj.to("meta"),
         "another activation": lambda module: module.add_module("gelu", nn.ELU()),
         "another kind of layer": lambda module: module.add_module("c_fc", nn.Sequential(module.c_fc)),
-        "half precision": lambda module: module.bfloat16(),
+        "float16": lambda module: module.half(),
     }.items(),
     ids=lambda change: change[0],
 )

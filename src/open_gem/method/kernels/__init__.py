@@ -21,12 +21,12 @@ def are_on() -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Return True if kernels take the tensor: float32 numbers in a CPU's memory, without gradient; not traced, mapped
-    or otherwise watched by torch, and no autocast."""
+    """Return True if kernels take the tensor: float32 or bfloat16 numbers in a CPU's memory, without gradient; not
+    traced, mapped or otherwise watched by torch, and no autocast."""
     return (
         type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and not (x.requires_grad and torch.is_grad_enabled())
         and not is_traced()
         and not torch.is_autocast_enabled("cpu")

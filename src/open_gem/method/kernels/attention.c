@@ -384,6 +384,9 @@ static void do_heads(void *data) {
 /* The OpenMP runtime that torch has loaded: its own threads do the work, and none of another pool waits beside them. */
 extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 
+/* Nothing has to be asked of the system. */
+int prepare(void) { return 0; }
+
 /* 0, or 1 where no thread got memory, and nothing was done */
 int attend(job *t) {
     t->next = 0;

@@ -1,9 +1,10 @@
-"""Attention on a CPU in a kernel of our own, compiled on this machine on first use.
+"""Attention on a CPU in kernels of our own, compiled on this machine on first use.
 
-`attention.c` says what it does and why it needs fewer operations than `scaled_dot_product_attention`. It is compiled
-with the installed C compiler, for this processor, in about a second, and kept in the user's cache
-folder under a name that says all it depends on. Without a compiler, torch's OpenMP runtime or a vector
-unit, everything goes through torch's own kernels: the same numbers, in more time.
+`attention.c` takes float32, `attention_amx.c` bfloat16 on a processor with AMX; elsewhere bfloat16 is computed in
+float32. They say what they do and why it needs less time than `scaled_dot_product_attention`. Each is compiled with the
+installed C compiler, for this processor, in about a second, and kept in the user's cache folder under a name that says
+all it depends on. Without a compiler, torch's OpenMP runtime or a vector unit, everything goes through torch's own
+kernels: the same numbers, in more time.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ from open_gem.files import write_file
 from open_gem.method import kernels
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-SOURCE = Path(__file__).with_name("attention.c")
+SOURCES = {torch.float32: "attention.c", torch.bfloat16: "attention_amx.c"}
 SHARPEST = 40.0
 """Largest 1/τ: the least entry of a row is exp(−2/τ), which float32 has to hold."""
 MOST = 3
@@ -56,12 +57,14 @@ class _Job(ctypes.Structure):
         ("inverse", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("images", "heads", "tokens", "width", "projections", "iterations")),
         *((name, ctypes.c_long) for name in ("threads", "next")),
+        ("memory", ctypes.c_void_p),
     )
 
 
 @cache
-def load() -> Kernel:
-    """Load the kernel for this machine, compiled on first use."""
+def load(dtype: torch.dtype = torch.float32) -> Kernel:
+    """Load the kernel for a type of `SOURCES` and this machine, compiled on first use."""
+    source = Path(__file__).with_name(SOURCES[dtype])
     try:
         chosen = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
@@ -71,36 +74,38 @@ def load() -> Kernel:
         return Kernel(None, "no C compiler was found")
     with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
         try:
-            library = _loaded(compiler, _cache() or Path(scratch))
+            library = _loaded(compiler, source, _cache() or Path(scratch))
         except subprocess.CalledProcessError as error:
             lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
             return Kernel(None, f"it could not be built with {compiler[0]}: {lines[-1]}")
         except (OSError, OutputError, AttributeError, subprocess.SubprocessError) as error:
             return Kernel(None, f"it could not be built with {compiler[0]}: {error}")
+    if library.prepare():
+        return Kernel(None, "the system does not grant the processor's tiles")
     return Kernel(library, f"compiled with {compiler[0]}")
 
 
-def _loaded(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
-    path = _compiled(compiler, folder)
+def _loaded(compiler: Sequence[str], source: Path, folder: Path) -> ctypes.CDLL:
+    path = _compiled(compiler, source, folder)
     try:
         return _open(path)
     except (OSError, AttributeError):  # broken: compile it again
         path.unlink()
-        return _open(_compiled(compiler, folder))
+        return _open(_compiled(compiler, source, folder))
 
 
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     library.attend.argtypes, library.attend.restype = [ctypes.POINTER(_Job)], ctypes.c_int
-    library.operations.argtypes, library.operations.restype = [ctypes.c_long] * 4, ctypes.c_double
+    library.prepare.argtypes, library.prepare.restype = [], ctypes.c_int
     return library
 
 
-def _compiled(compiler: Sequence[str], folder: Path) -> Path:
+def _compiled(compiler: Sequence[str], source: Path, folder: Path) -> Path:
     """Compile the kernel into `folder`, under hashes of everything it depends on and of its content: loading half a
     library would end the process."""
     instructions = processor("flags", "Features")  # a home folder may be shared by machines that differ
-    depends = (SOURCE.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
+    depends = (source.read_text("utf-8"), *compiler, *FLAGS, platform.platform(), instructions)
     name = _digest("\n".join(depends).encode())
     for path in sorted(folder.glob(f"{name}-*.so")):
         if path.stem == f"{name}-{_digest(path.read_bytes())}":
@@ -108,7 +113,7 @@ def _compiled(compiler: Sequence[str], folder: Path) -> Path:
         path.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         scratch_file = Path(scratch, "made.so")
-        command = (*compiler, *FLAGS, "-o", str(scratch_file), str(SOURCE), "-lm")
+        command = (*compiler, *FLAGS, "-o", str(scratch_file), str(source), "-lm")
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         content = scratch_file.read_bytes()
     path = folder / f"{name}-{_digest(content)}.so"
@@ -141,16 +146,24 @@ def _cache() -> Path | None:
 
 
 def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
-    """Return True if the kernel can take these heads, all `(b, h, n, c)`: float32 on a CPU, without gradient, at least
-    one for every thread; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
-    shape = heads[0].shape
+    """Return True if a kernel can take these heads, all `(b, h, n, c)`: of one type of `SOURCES` on a CPU, without
+    gradient, in float32 at least one for every thread; and 1/τ, a number or one an image, above 0 and not above
+    `SHARPEST`."""
+    first = heads[0]
+    if not all(kernels.is_plain(p) and p.dtype == first.dtype and p.shape == first.shape for p in heads):
+        return False
     return (
-        all(kernels.is_plain(p) and p.shape == shape and p.stride(-1) == 1 for p in heads)
-        and shape[0] * shape[1] >= torch.get_num_threads()
-        and _is_mild(inverse_temperature, shape[0])
+        all(p.stride(-1) == 1 for p in heads)
+        and _is_mild(inverse_temperature, len(first))
         and kernels.are_on()
-        and load().library is not None
+        and (kernel := _kernel(first.dtype)) is not None
+        and (kernel == torch.bfloat16 or first.shape[0] * first.shape[1] >= torch.get_num_threads())
     )
+
+
+def _kernel(dtype: torch.dtype) -> torch.dtype | None:
+    """Return the type of the kernel that takes heads of `dtype`; None without any."""
+    return next((own for own in (dtype, torch.float32) if load(own).library is not None), None)
 
 
 def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
@@ -188,25 +201,28 @@ def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iterations: int) -> Tensor:
+    _check(inverse, values.shape[:1], torch.float32)
+    for heads in (*projections, values):
+        _check(heads, values.shape, values.dtype)
+    if _kernel(values.dtype) != values.dtype:
+        wide = [p.to(torch.float32) for p in (*projections, values)]
+        return _attend(wide[:-1], wide[-1], inverse, iterations).to(values.dtype)
     out = _empty_output(values)
-    _check(inverse, values.shape[:1])
-    for heads in (*projections, values, out):
-        _check(heads, values.shape)
     views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
     value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
     numbers = (*values.shape, len(views), iterations, torch.get_num_threads())
     job = _Job((_View * MOST)(*views), value, outcome, inverse.data_ptr(), *numbers)
-    if _library().attend(ctypes.byref(job)):
+    if _library(values.dtype).attend(ctypes.byref(job)):
         raise MemoryError(f"no memory for the attention of {tuple(values.shape)}")
     return out
 
 
-def _check(tensor: Tensor, shape: torch.Size) -> None:
+def _check(tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
     """Raise TypeError for what the kernel, which sees an address, would read as something else."""
-    fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.shape == shape
+    fits = tensor.dtype == dtype and dtype in SOURCES and tensor.device.type == "cpu" and tensor.shape == shape
     if not fits or tensor.stride(-1) != 1:
         actual = f"{tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}"
-        raise TypeError(f"the kernel got {actual}, expected float32 of shape {tuple(shape)}, the last stride 1")
+        raise TypeError(f"the kernel got {actual}, expected {dtype} of shape {tuple(shape)}, the last stride 1")
 
 
 def _empty_output(values: Tensor) -> Tensor:
@@ -214,9 +230,9 @@ def _empty_output(values: Tensor) -> Tensor:
     return torch.empty_like(values.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _library() -> ctypes.CDLL:
-    library = load().library
-    assert library is not None, load().reason
+def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
+    library = load(dtype).library
+    assert library is not None, load(dtype).reason
     return library
 
 
@@ -243,5 +259,8 @@ def _query_key_flops(q: object, k: object, v: Sequence[int], **_: object) -> int
 
 
 def _flops(shape: Sequence[int], projections: int, iterations: int) -> int:
+    """Return the operations of the float32 kernel: those of the other are not fewer."""
     b, h, n, c = shape
-    return round(b * h * _library().operations(n, c, projections, iterations))
+    operations = _library().operations
+    operations.argtypes, operations.restype = [ctypes.c_long] * 4, ctypes.c_double
+    return round(b * h * operations(n, c, projections, iterations))

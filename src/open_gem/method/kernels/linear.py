@@ -16,9 +16,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from open_gem.method import kernels
 
-MAX_VALUES = 1 << 22
-"""Maximum number of values between the two layers of a feed-forward network at a time: 16 MiB. The C library reuses
-blocks of such a size; larger ones come fresh from the system, and every page of them costs an interrupt."""
+MAX_VALUES = {torch.float32: 1 << 22, torch.bfloat16: 1 << 24}
+"""Maximum number of values between the two layers of a feed-forward network at a time: 16 MiB, and 32. The C library
+reuses blocks of such a size; larger ones come fresh from the system, and every page of them costs an interrupt. In
+bfloat16 weights are reordered at every call, so that fewer calls are worth more."""
 
 
 class _Activation(NamedTuple):
@@ -107,7 +108,7 @@ def _fused(x: Tensor, first: Any, activation: _Activation, second: Any) -> Tenso
         out = _product(_product(rows * slope, first.weight, bias, name, how), second.weight).div_(slope)
         return out if second.bias is None else out.add_(second.bias)
 
-    rows_at_once = max(1, MAX_VALUES // len(first.weight))
+    rows_at_once = max(1, MAX_VALUES[x.dtype] // len(first.weight))
     return torch.cat([network(rows) for rows in x.flatten(0, -2).split(rows_at_once)]).view(*x.shape[:-1], -1)
 
 
@@ -121,9 +122,10 @@ def _fits(x: Tensor, *layers: Any) -> bool:
 
 def _take(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Return True if oneDNN can take them. It keeps nothing for gradients, so these are refused."""
+    parts = (x, weight, *(() if bias is None else (bias,)))
     return (
         not torch.is_grad_enabled()
-        and all(kernels.is_plain(part) for part in (x, weight, *(() if bias is None else (bias,))))
+        and all(kernels.is_plain(part) and part.dtype == x.dtype for part in parts)
         and weight.is_contiguous()
         and x.ndim > 1
         and x.numel() > 0
