@@ -1,12 +1,14 @@
 """`open-gem relabel`: other thresholds, without the model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from open_gem.cli.app import app, progress_bar
+from open_gem.cli.app import app, progress_bar, say
 from open_gem.cli.label import ObjectOptions
 from open_gem.cli.options import ClassOptions, JsonOption, QuietOption, with_options
 from open_gem.cli.summary import OUT, SamplesOption, conclude
@@ -66,13 +68,23 @@ def relabel(
     named = None if classes is None else ClassOptions(classes=classes, first_is_background=first_is_background)
     rules = replace(before, classes=_thresholds(before.classes, objects, named), **objects.rules())
     relabelled(parts, rules)  # before a folder is made
-    with writing(out or folder):
+    with _interruptible(), writing(out or folder):
         total = sum(len(batch) for batch in parts.columns("id"))
         with progress_bar(total, quiet) as advance:
             new = relabel(parts, rules, out, workers=workers, progress=advance)
         if out is not None:
             write_passed_over(out, read_passed_over(folder))
     conclude(new, samples, as_json)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        say("interrupted: labels are never half changed; rerun the same command")
+        raise typer.Exit(130) from error
 
 
 def _thresholds(before: "Ontology", objects: ObjectOptions, classes: ClassOptions | None) -> "Ontology":

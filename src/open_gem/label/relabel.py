@@ -8,6 +8,7 @@ Either all parts are new or none is, whatever happens meanwhile; what was kept s
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def relabel(
     caller has the lock of the folder that is written to.
 
     out       a new folder, or an empty one; it shares what was kept by hard links where it can
-    workers   processes, see `default_workers`
+    workers   processes, see `default_workers`; a script that calls this guards its top level, as for any processes
     progress  called with the number of images that are done
 
     Raises InputError as `relabelled`, and if there are labels in `out`; OutputError.
@@ -105,6 +106,7 @@ def _begin() -> None:
     import torch
 
     torch.set_num_threads(1)  # each process has a processor
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for them ends them
 
 
 def _relabel_part(parts: Parts, rules: ObjectRules, staged: Path, path: Path) -> int:
