@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
-from open_gem.label.parts import encode
+from open_gem.label.parts import encode, encode_kept
 from open_gem.label.sources import Source
 
 # Before a run ---------------------------------------------------------------------------------------------------------
@@ -35,11 +35,18 @@ class Estimate:
 
 
 def estimate(
-    labeling: Labeling, source: Source, done: HashedIdSet, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
+    labeling: Labeling,
+    source: Source,
+    done: HashedIdSet,
+    *,
+    shard: Shard = WHOLE,
+    limit: int | None = None,
+    sample: int = 32,
+    **settings: Any,
 ) -> Estimate:
     """List all images and label the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
-    items = pending(source.items(tally.passed_over), done, shard, tally)
+    items = pending(source.items(tally.passed_over), done, shard, tally, limit)
     first = list(islice(items, sample))
     left = len(first) + sum(1 for _ in items)
     if not first:
@@ -48,7 +55,8 @@ def estimate(
     start = time.perf_counter()
     rows = list(label(labeling, first, **settings))
     seconds = (time.perf_counter() - start) / len(rows)
-    return Estimate(tally, len(rows), seconds * left, len(encode(rows)) / len(rows) * left)
+    size = len(encode(rows)) + len(encode_kept(rows))
+    return Estimate(tally, len(rows), seconds * left, size / len(rows) * left)
 
 
 # Signals --------------------------------------------------------------------------------------------------------------

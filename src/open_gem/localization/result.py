@@ -432,10 +432,11 @@ class Localization:
         cosine = self._label_map(index)
         stretch = readout.min_max_of(cosine) if scale == "minmax" else None
         mask = self._mask(cosine, threshold, stretch, scale).cpu()
-        if not mask.any():
+        flags = mask.numpy()  # numpy's `any` takes a tenth of the time of torch's
+        if not flags.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
-        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most pixels belong to no object
+        top, left = (readout.extent(flags.any(axis=axis)) for axis in (1, 0))  # most pixels belong to no object
         numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
         objects = []
