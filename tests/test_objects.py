@@ -281,6 +281,43 @@ def test_maps_of_any_type_have_objects(dtype):
     assert [one.score for one in ours] == pytest.approx([one.score for one in expected], abs=2e-3)
 
 
+# Confidence -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["minmax", "cosine", "probability"])
+def test_confidence_is_presence_times_peak_times_probability(scale):
+    found = located()
+    heatmaps = explicit_maps(found, "minmax")[1]
+    shares = (100 * found.similarity).softmax(0)  # on the grid, the background's prompt included
+    for one in found.objects(0.0, scale, min_area=0.0):
+        assert one.point is not None and one.presence is not None
+        x, y = one.point
+        probability = shares[PHRASES[one.index], y * 6 // 45, x * 8 // 61].max().item()
+        assert (one.peak, one.probability) == pytest.approx((heatmaps[one.index, y, x], probability), abs=1e-5)
+        assert one.confidence == pytest.approx(one.presence * heatmaps[one.index, y, x] * probability, abs=1e-5)
+        assert 0 <= one.confidence <= 1
+
+
+def test_the_confidence_of_a_label_by_itself_stays_the_same():
+    found = located()
+    ours = [one.confidence for label in found.labels for one in found[label].objects()]
+    assert ours == pytest.approx([one.confidence for one in found.objects()], abs=1e-6)
+
+
+def test_what_is_not_known_is_left_out_of_confidence():
+    one = Object("cat", 0, "kitten", 0.3, None, 0.5, (3, 4, 10, 6), peak=0.8)
+    assert one.confidence == 0.4
+    assert replace(one, presence=None).confidence == 0.8
+    assert [replace(one, presence=None, peak=None, score=score).confidence for score in (0.3, -0.2)] == [0.3, 0]
+
+
+@pytest.mark.parametrize("scale", ["minmax", "cosine"])
+def test_the_best_box_of_a_detector_has_the_labels_presence(scale):
+    found = located(detections=DETECTIONS, logit_scale=None, presence=torch.tensor([0.8, 0.04, 0.0]))
+    ours = [one.confidence for one in found.objects(0.1, scale, presence=0)]
+    assert ours == pytest.approx({"minmax": [0.8, 0.5, 0.3, 0.04], "cosine": [0.8, 0.5, 0.3]}[scale], abs=1e-6)
+
+
 # Boxes that the model itself predicts ---------------------------------------------------------------------------------
 
 DETECTIONS = (

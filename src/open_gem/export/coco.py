@@ -17,7 +17,8 @@ def write_coco(labelled: Labelled, output: Output) -> None:
     """Write `instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
-    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, `prompt`.
+    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, the confidence, and
+    `prompt`.
     """
     head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(labelled)}
     with ExitStack() as files:
@@ -65,7 +66,7 @@ def _image(image: LabelledImage, number: int) -> dict[str, Any]:
 
 
 def _result(obj: Object, image_id: int) -> dict[str, Any]:
-    result = {"image_id": image_id, "category_id": obj.index + 1, "bbox": obj.xywh, "score": obj.score}
+    result = {"image_id": image_id, "category_id": obj.index + 1, "bbox": obj.xywh, "score": obj.confidence}
     return result if obj.rle is None else {**result, "segmentation": obj.rle}
 
 
@@ -93,7 +94,7 @@ def _segments(image: LabelledImage, ids: np.ndarray) -> list[dict[str, Any]]:
                     "area": int(areas[number]),
                     "bbox": box,
                     "iscrowd": 0,
-                    "score": image.objects[number - 1].score,
+                    "score": image.objects[number - 1].confidence,
                 }
             )
     return segments

@@ -169,7 +169,8 @@ class Labeling:
         return _row(located.item, status="ok", pages=located.pages, **size, seconds=seconds, **fields)
 
     def _stored(self, obj: Object) -> dict[str, Any]:
-        stored = {name: getattr(obj, name) for name in ("label", "prompt", "score", "image_score", "presence", "rle")}
+        names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence", "rle")
+        stored = {name: getattr(obj, name) for name in names}
         point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
         return {**stored, "xyxy": list(obj.box), "point": point}
 

@@ -1,5 +1,6 @@
 """The result for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
@@ -198,9 +199,15 @@ class Localization:
         """The highest softmax probability of each prompt on the unrefined maps."""
         if self.logit_scale is None:
             return [values.max().item() for values in self.maps]
-        scale = self.logit_scale
-        log_sum_exp = readout.softmax_argmax(scale * values for values in self.maps).log_sum_exp
-        return [(scale * at_least_float32(values) - log_sum_exp).max().exp().item() for values in self.maps]
+        return [
+            (self.logit_scale * at_least_float32(values) - self._log_sum_exp).max().exp().item() for values in self.maps
+        ]
+
+    @cached_property
+    def _log_sum_exp(self) -> Tensor:
+        """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
+        scale = 1.0 if self.logit_scale is None else self.logit_scale
+        return readout.softmax_argmax(scale * at_least_float32(values) for values in self.maps).log_sum_exp
 
     def objects(
         self,
@@ -228,8 +235,8 @@ class Localization:
         visit      called for each object that has a mask, with its label's index, its rows and columns, its mask there,
                    and its label's whole map of cosines `(y, x)`
 
-        An object's score is its highest cosine, so objects of different labels and images compare. Labels come in
-        order, the best object of each first. Raises InputError for an unknown scale or kind of instances, or a wrong
+        An object's score is its highest cosine; its `confidence` compares objects of different labels and images. Labels
+        come in order, in each the object with the highest score first. Raises InputError for an unknown scale or kind of instances, or a wrong
         number of thresholds.
         """
         self._stretch(scale)
@@ -386,9 +393,9 @@ class Localization:
         return to_frame(self.objects(**{"masks": False, **settings}))
 
     def to_supervision(self, **settings: Any) -> "Detections":
-        """Return the objects as supervision's `Detections`, best score first, see `objects.to_detections`; settings as
+        """Return the objects as supervision's `Detections`, most confident first, see `objects.to_detections`; settings as
         of `objects`. Raises InputError if supervision is missing."""
-        return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.score), self.size)
+        return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.confidence), self.size)
 
     # How they are made -----------------------------------------------------------------------------------------------
 
@@ -407,8 +414,7 @@ class Localization:
         best = boxes.scores[:1] if scale == "minmax" else 1
         kept = torch.nonzero(boxes.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
         for box, score in zip(boxes.xyxy[kept].tolist(), boxes.scores[kept].tolist(), strict=True):
-            share = score / boxes.scores[0].item() if scale == "minmax" else None
-            yield self._object(index, self.labels[index], score, box, peak=share)
+            yield self._object(index, self.labels[index], score, box, peak=score / boxes.scores[0].item())
 
     def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **values: Any) -> Object:
         image_score, presence = (
@@ -430,14 +436,15 @@ class Localization:
     ) -> list[Object]:
         """Return the objects of one label, by the regions of its mask. Its maps are released afterwards."""
         cosine = self._label_map(index)
-        stretch = readout.min_max_of(cosine) if scale == "minmax" else None
-        mask = self._mask(cosine, threshold, stretch, scale).cpu()
+        stretch = readout.min_max_of(cosine)
+        mask = self._mask(cosine, threshold, stretch if scale == "minmax" else None, scale).cpu()
         if not mask.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
         top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most pixels belong to no object
         numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
+        maps = [self.maps[prompt] for prompt in self._prompts[index]]
         objects = []
         for number, inner in enumerate(spans, start=1):
             region = numbered[inner] == number
@@ -451,18 +458,18 @@ class Localization:
             point = (columns.start + x, rows.start + y)
             if visit is not None:
                 visit(index, (rows, columns), region, values)
+            prompt, probability = self._best_prompt(index, maps, point)
             objects.append(
                 self._object(
                     index,
-                    self._best_prompt(index, point),
+                    prompt,
                     float(values[point[1], point[0]]),
                     (columns.start, rows.start, columns.stop, rows.stop),
+                    probability=probability,
                     point=point,
                     rle=run_lengths(region, (rows, columns), self.size) if masks else None,
                 )
             )
-        if stretch is None:
-            return objects
         scores = torch.tensor([obj.score for obj in objects], dtype=torch.float32, device=cosine.device)
         return [replace(obj, peak=peak) for obj, peak in zip(objects, stretch(scores).tolist(), strict=True)]
 
@@ -474,15 +481,19 @@ class Localization:
             torch.gt(cosine[band] if stretch is None else stretch(cosine[band]), threshold, out=mask[band])
         return mask
 
-    def _best_prompt(self, index: int, point: tuple[int, int]) -> str:
-        """Return the prompt of a label that is most similar at a pixel `(x, y)`."""
-        texts = self._vocabulary.prompts[index]
-        if len(texts) == 1:
-            return texts[0]
-        maps = [self.maps[prompt] for prompt in self._prompts[index]]
+    def _best_prompt(
+        self, index: int, maps: Sequence[Tensor], point: tuple[int, int]
+    ) -> tuple[str, float | None]:
+        """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and its
+        softmax probability there; None without `logit_scale`."""
         (x, y), (rows, cols) = point, maps[0].shape
-        cosines = [values[y * rows // self.size.height, x * cols // self.size.width].item() for values in maps]
-        return texts[int(np.argmax(cosines))]
+        cell = y * rows // self.size.height, x * cols // self.size.width
+        cosines = [values[cell].item() for values in maps]
+        best = int(np.argmax(cosines))
+        text = self._vocabulary.prompts[index][best]
+        if self.logit_scale is None:
+            return text, None
+        return text, math.exp(min(0.0, self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()))
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
