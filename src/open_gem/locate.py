@@ -108,6 +108,11 @@ class AnyLocalizer(ABC):
         """True if similarity maps are merged at pixel size: there is no patch grid then."""
         return False
 
+    @property
+    def predicts_boxes(self) -> bool:
+        """True if the model predicts boxes itself: objects are these, and do not follow from its maps."""
+        return False
+
     def acknowledge(self: L) -> L:
         """Return the same localizer without warnings of its `caution`: for callers that report it themselves, or whose
         images it does not concern."""

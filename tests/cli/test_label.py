@@ -66,7 +66,7 @@ def test_a_folder_is_labelled_and_summarised(place, tiny):
     assert "6 images labelled" in result.stdout
     assert "1 image with an error: 'in/broken.png' is not an image of any format that is read" in result.stdout
     files = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
-    assert {"_manifest.json", "_summary.json", "_samples.html"} < files and len(files) == 4
+    assert {"_manifest.json", "_summary.json", "_samples.html", "_kept"} < files and len(files) == 5
     assert [name[:5] for name in files if not name.startswith("_")] == ["part-"]
     rows = {row["id"]: row for row in Parts.open("out").rows()}
     assert sorted(rows) == [*(f"{seed}.png" for seed in range(6)), "broken.png"]
@@ -225,7 +225,7 @@ def test_an_estimate_is_of_all_that_are_left(place, tiny_localizer, monkeypatch)
     monkeypatch.setattr(Labeling, "locate", slow)
     monkeypatch.setattr(control, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
     Path("in/broken.png").unlink()
-    labeling, source = Labeling(tiny_localizer, Ontology.of(["cat"], presence=0.0)), open_source("in")
+    labeling, source = Labeling(tiny_localizer, Ontology.of(["cat"], presence=0.0), keep=None), open_source("in")
     found = control.estimate(labeling, source, HashedIdSet(["0.png"]), sample=2, batch_size=1, workers=1)
     assert (found.sampled, found.seconds, found.tally.done) == (2, 5.0, 1)
     size = len(encode(list(label_items(labeling, [one for one in source.items() if one.id != "0.png"][:2]))))

@@ -51,7 +51,11 @@ from open_gem.export.labelled import Labelled
 from open_gem.export.output import TWIN
 from open_gem.export.polygons import polygons
 from open_gem.images.pixels import read_image
+from open_gem.label.kept import keep
+from open_gem.label.ontology import Ontology
 from open_gem.label.parts import Manifest, Parts
+from open_gem.localization import Localization
+from open_gem.types import Size
 
 # Ids that have a format's own folders in their path ------------------------------------------------------------------
 
@@ -880,14 +884,17 @@ def test_fiftyone_samples(labelled):
 
 
 def test_fiftyone_heatmaps(tmp_path):
-    cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float16).reshape(1, 3, 4)
-    similarity = {"labels": ["Füchse & Co"], "grid": [3, 4], "values": cosines.tobytes()}
-    found = Labelled.open(write_parts(tmp_path / "labels", [{**IMAGES[3], "similarity": similarity}]))
+    cosines = np.linspace(-0.2, 0.4, 12, dtype=np.float32).reshape(1, 3, 4)
+    kept = keep(Localization(("Füchse & Co",), torch.from_numpy(cosines), Size(HEIGHT, WIDTH)), 0.0)
+    settings = {"keep": 0.0, "classes": Ontology.of(["Füchse & Co"]).describe()}
+    parts = Parts.claim(tmp_path / "labels", Manifest(settings, ("Füchse & Co",)))
+    parts.write("1", [{**IMAGES[3], "objects": [], "kept": kept}])
+    found = Labelled.open(parts.folder)
     [image] = found.each("similarity")
     sample = sample_of(image, found.labels)
-    heatmap = sample["heatmap_1_f_chse_co"]
+    heatmap = sample["heatmap_0_f_chse_co"]
     assert heatmap["range"] == [-1, 1]
-    assert np.array_equal(unpacked(heatmap["map"]), cosines[0])
+    assert np.allclose(unpacked(heatmap["map"]), cosines[0], atol=1e-5)
     assert not [name for name in sample_of(image) if name.startswith("heatmap")]
 
 

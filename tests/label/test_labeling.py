@@ -28,10 +28,11 @@ from open_gem.images.read import read_image
 from open_gem.label import local
 from open_gem.label.decoding import decode
 from open_gem.label.done import Shard, done_in, writing
-from open_gem.label.labeling import OUTPUTS, Labeling, PixelBudget, load_labeling
+from open_gem.label.labeling import Labeling, load_labeling
 from open_gem.label.local import PartWriter, label, run
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import LabelRow, Parts
+from open_gem.label.rules import OUTPUTS, PixelBudget
 from open_gem.label.sources import Columns, Item, open_source
 from open_gem.label.summary import summarize
 from open_gem.localization import INSTANCES
@@ -81,7 +82,7 @@ def decoded(one: dict) -> np.ndarray:
 def test_objects_are_those_of_the_localization(photos, tiny_localizer, labeling):
     """Boxes, scores and masks against `Localization`, which has them by code of its own."""
     for item in items_of(photos)[:6]:
-        row = row_of(replace(labeling, min_area=0.0), item)
+        row = row_of(replace(labeling, min_area=0.0, keep=None), item)
         result = tiny_localizer(item.source, ["cat", "dog"])
         assert (row["height"], row["width"]) == result.size
         for index, (name, boxes) in enumerate(zip(result.labels, result.boxes(), strict=True)):
@@ -215,7 +216,7 @@ def test_seconds_are_those_that_an_image_took(photos, labeling):
 def test_outputs_are_there_when_asked_for(photos, labeling):
     item = items_of(photos)[0]
     least = row_of(replace(labeling, outputs=("boxes",)), item)
-    assert (least["labelmap"], least["similarity"]) == (None, None)
+    assert least["labelmap"] is None
     assert all(one["rle"] is None and one["point"] is None for one in least["objects"])
     most = row_of(replace(labeling, outputs=OUTPUTS), item)
     assert [one["xyxy"] for one in most["objects"]] == [one["xyxy"] for one in least["objects"]]
@@ -240,17 +241,6 @@ def test_label_maps_have_the_best_object_of_each_pixel(count, photos, tiny_local
     assert np.array_equal(labelmap, expected)
 
 
-def test_similarity_is_the_best_phrase_on_the_grid(photos, tiny_localizer):
-    classes = Ontology.of({"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "background": ["sky"]})
-    row = row_of(Labeling(tiny_localizer, classes, outputs=("heatmaps",)), items_of(photos)[1])
-    stored = row["similarity"]
-    values = np.frombuffer(stored["values"], dtype=np.float16).reshape(len(stored["labels"]), *stored["grid"])
-    similarity = tiny_localizer(items_of(photos)[1].source, ["cat", "kitten", "dog"]).similarity
-    expected = torch.stack([similarity[:2].amax(dim=0), similarity[2]])
-    assert values.shape == (2, 8, 12)
-    assert np.abs(values - expected.numpy()).max() < 1e-3
-
-
 def test_windows_and_refinement(photos, tiny_localizer, labeling):
     views = Views(window=32, stride=16)
     refined = replace(tiny_localizer, refinement=open_gem.Pamr(), views=views)
@@ -260,9 +250,9 @@ def test_windows_and_refinement(photos, tiny_localizer, labeling):
         expected = localizer(item.source, ["cat", "dog"]).masks().stack().numpy()
         assert np.array_equal([decoded(one) for one in row["objects"]], expected)
     merged = replace(tiny_localizer, views=replace(views, merge="logits"))
-    assert row_of(replace(labeling, localizer=merged), items_of(photos)[0])["objects"]
-    with pytest.raises(InputError, match="no patch grid"):
-        replace(labeling, localizer=merged, outputs=("heatmaps",))
+    labeling = replace(labeling, localizer=merged)
+    assert row_of(labeling, items_of(photos)[0])["objects"]
+    assert labeling.keep is None, "there is no patch grid whose maps could be kept"
 
 
 @pytest.mark.parametrize("name", ["clipseg", "owlv2"])
@@ -755,6 +745,8 @@ def test_the_manifest_knows_what_decides_a_row(photos, labeling, tiny_localizer)
         replace(labeling, heatmap_scale="cosine"),
         replace(labeling, instances="label"),
         replace(labeling, min_area=0.1),
+        replace(labeling, absent="none"),
+        replace(labeling, keep=None),
     ]
     others = {one.manifest(source).fingerprint for one in changed}
     others.add(labeling.manifest(replace(source, columns="ids 'n'")).fingerprint)
@@ -769,6 +761,8 @@ def test_a_labeling_is_loaded_with_its_settings(tiny):
         "heatmap_scale": "cosine",
         "instances": "label",
         "min_area": 0.25,
+        "absent": "none",
+        "keep": None,
         "read_timeout": 7.0,
     }
     classes = Ontology.of(["cat"])

@@ -22,6 +22,7 @@ from open_gem.errors import InputError, OutputError
 from open_gem.files import to_json
 from open_gem.label import local, on_ray
 from open_gem.label.done import HashedIdSet, Shard
+from open_gem.label.kept import kept_images
 from open_gem.label.labeling import Labeling
 from open_gem.label.on_ray import Actor, Node, _count, _items_of, _ours, _share, _telling, _write_todo
 from open_gem.label.ontology import Ontology
@@ -114,9 +115,10 @@ def test_a_run_is_that_of_the_other_engine(source, parts, labeling, tmp_path, wi
     mine, other = ({row["id"]: found(row) for row in some.rows()} for some in (parts, others))
     assert other.pop("0.png") and mine == other
     assert tally.seconds == pytest.approx(sum(row["seconds"] for row in parts.rows("seconds")))
-    assert {path.suffix for path in parts.folder.iterdir()} == {".parquet", ".json", ".yaml"}, (
+    assert {path.suffix for path in parts.folder.rglob("*.*")} == {".parquet", ".kept", ".json", ".yaml"}, (
         "nothing is left but parts"
     )
+    assert len(list(kept_images(parts))) == 3
     before = list(without_ray)
     on_ray.run(parts, labeling, source, make=lambda: labeling)
     on_ray.run(others, labeling, source, make=lambda: labeling)

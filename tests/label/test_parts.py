@@ -36,7 +36,6 @@ ROWS = [
         width=9,
         seconds=0.25,
         labelmap=b"PNG",
-        similarity={"labels": ["cat"], "grid": [1, 2], "values": b"1234"},
     ),
 ]
 
@@ -95,7 +94,7 @@ def test_other_libraries_read_parts(parts, tmp_path):
     rows: list[dict[str, Any]] = list(loaded.to_list())
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     assert rows[0]["objects"][0]["xyxy"] == CAT["xyxy"]
-    assert rows[2]["similarity"]["values"] == b"1234"
+    assert rows[2]["labelmap"] == b"PNG"
 
     found: Any = pandas.read_parquet(parts.folder)["objects"][0][0]
     assert found["rle"]["counts"] == "abc"

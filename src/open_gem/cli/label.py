@@ -70,9 +70,7 @@ class ObjectOptions:
     ] = 0.0005
     outputs: Annotated[
         str,
-        typer.Option(
-            help="What to store, comma-separated: boxes, masks, points, labelmap, heatmaps.", rich_help_panel=OBJECTS
-        ),
+        typer.Option(help="What to store, comma-separated: boxes, masks, points, labelmap.", rich_help_panel=OBJECTS),
     ] = "boxes,masks,points"
 
 

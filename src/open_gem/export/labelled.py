@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ class LabelledImage:
     size        height and width in pixels
     objects     those that were asked for, most confident first
     labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None if none was written
-    similarity  raw cosine of each patch with a label, `(rows, cols)` float16 by label, if it was written
+    similarity  raw cosine of each patch with a label, `(rows, cols)` by label, if it was kept
     """
 
     id: str
@@ -92,19 +93,32 @@ class Labelled:
         return self.each()
 
     def each(self, *more: str) -> Iterator[LabelledImage]:
-        """Yield images without an error, with the large columns that are requested: labelmap, similarity. Raises
+        """Yield images without an error, with the large values that are requested: labelmap, similarity. Raises
         OutputError for a part that cannot be read."""
-        for batch in self.parts.columns(*COLUMNS, *more):
+        kept = self._kept() if "similarity" in more else repeat({})
+        for batch in self.parts.columns(*COLUMNS, *(name for name in more if name != "similarity")):
             for start in range(0, len(batch), FEW):
                 few = batch.slice(start, FEW).to_pylist()
-                yield from (self._image(raw) for raw in few if raw["status"] == "ok")
+                yield from (self._image(raw, next(kept)) for raw in few if raw["status"] == "ok")
                 self.progress(len(few))
+
+    def _kept(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the cosines of each image without an error, by label, as far as they were kept."""
+        if self.parts.manifest.settings.get("keep") is None:
+            yield from repeat({})
+        from open_gem.label.kept import kept_images, kept_vocabulary
+
+        vocabulary = kept_vocabulary(self.parts)
+        for _, result in kept_images(self.parts):
+            grids = [np.max([values.numpy() for values in own], axis=0) for own in vocabulary.by_label(result.maps)]
+            kept = [(label, grid) for label, grid in zip(vocabulary.labels, grids, strict=True) if label in self._index]
+            yield {label: grid for label, grid in kept if not np.isnan(grid).any()}
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
-    def _image(self, raw: dict[str, Any]) -> LabelledImage:
+    def _image(self, raw: dict[str, Any], similarity: Mapping[str, np.ndarray]) -> LabelledImage:
         objects = [
             object_of(stored, self._index[stored["label"]]) for stored in raw["objects"] or () if self._wanted(stored)
         ]
@@ -116,7 +130,7 @@ class Labelled:
             size,
             tuple(objects),
             lambda: self._labelmap(raw.get("labelmap")),
-            lambda: _similarity(raw.get("similarity"), self._index),
+            lambda: similarity,
         )
 
     def _wanted(self, raw: dict[str, Any]) -> bool:
@@ -155,10 +169,3 @@ def object_of(stored: dict[str, Any], index: int) -> Object:
         stored.get("peak"),
         stored.get("probability"),
     )
-
-
-def _similarity(raw: dict[str, Any] | None, index: Mapping[str, int]) -> dict[str, np.ndarray]:
-    if raw is None:
-        return {}
-    maps = np.frombuffer(raw["values"], np.float16).reshape(-1, *raw["grid"])
-    return {label: values for label, values in zip(raw["labels"], maps, strict=True) if label in index}

@@ -5,6 +5,8 @@ reading    an item, which is an id and where the image's bytes are; and those by
 remote     the same of files elsewhere
 paths      files in folders and of patterns, as items
 sources    folders, lists, tars, Parquet and data sets as items
+rules      a localization -> objects and what is stored of them, without the model
+kept       what the model saw, beside the parts
 labeling   an image -> a row, for every engine
 done       which images are in some part, in little memory; the lock of a folder that is written to
 local      decoding threads -> the model -> a writer of parts, on this machine

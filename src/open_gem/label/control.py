@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally
 from open_gem.label.labeling import Labeling
 from open_gem.label.local import label, pending
-from open_gem.label.parts import encode
+from open_gem.label.parts import encode, encode_kept
 from open_gem.label.sources import Source
 
 # Before a run ---------------------------------------------------------------------------------------------------------
@@ -48,7 +48,8 @@ def estimate(
     start = time.perf_counter()
     rows = list(label(labeling, first, **settings))
     seconds = (time.perf_counter() - start) / len(rows)
-    return Estimate(tally, len(rows), seconds * left, len(encode(rows)) / len(rows) * left)
+    size = len(encode(rows)) + len(encode_kept(rows))
+    return Estimate(tally, len(rows), seconds * left, size / len(rows) * left)
 
 
 # Signals --------------------------------------------------------------------------------------------------------------

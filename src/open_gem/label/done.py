@@ -13,7 +13,7 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
-from open_gem.label.parts import LabelRow, Parts
+from open_gem.label.parts import LabelRow, Parts, remove_orphans
 from open_gem.label.paths import PassedOver
 
 TODO = ".todo"  # work of Ray's actors, in the folder of the parts; without it they stop writing
@@ -172,7 +172,9 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Remove what killed writers left half-written, and their task lists; files of other shards stay."""
+    """Remove what killed writers left half-written, their task lists, and what they kept of images of no part; files of
+    other shards stay."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
+        remove_orphans(folder)
     remove_leftovers(folder)

@@ -9,47 +9,26 @@ threshold): the map of an absent thing has a maximum too, and after min-max scal
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Condition
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
 import open_gem
-from open_gem.errors import InputError, OpenGemError
+from open_gem.errors import OpenGemError
 from open_gem.files import to_json
 from open_gem.label.decoding import decode
-from open_gem.label.label_map import LabelMap
+from open_gem.label.kept import keep, restore
 from open_gem.label.ontology import Ontology
 from open_gem.label.parts import LabelRow, Manifest, row_of
 from open_gem.label.reading import READ_TIMEOUT, absolute, describe_error, read
+from open_gem.label.rules import ObjectRules
 from open_gem.label.sources import Item, Source, printable
-from open_gem.localization import INSTANCES, MIN_AREA, SCALES, Localization
+from open_gem.localization import Localization
 from open_gem.localizer import load
 from open_gem.locate import BATCH, AnyLocalizer, Prepared
-from open_gem.objects import Object
-
-OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
-
-
-def check_settings(
-    outputs: Sequence[str] = (),
-    heatmap_scale: str = SCALES[0],
-    instances: str = INSTANCES[0],
-    min_area: float = MIN_AREA,
-    read_timeout: float = READ_TIMEOUT,
-) -> None:
-    """Raise InputError for invalid settings of a `Labeling`."""
-    if unknown := [name for name in outputs if name not in OUTPUTS]:
-        raise InputError(f"output {unknown[0]!r}, expected any of {', '.join(OUTPUTS)}")
-    for name, value, known in (("heatmap scale", heatmap_scale, SCALES), ("instances", instances, INSTANCES)):
-        if value not in known:
-            raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    if not 0 <= min_area <= 1:
-        raise InputError(f"min area is {min_area!r}, expected a share of the image in [0, 1]")
 
 
 class PreparedImage(NamedTuple):
@@ -71,32 +50,27 @@ class LocatedImage(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Labeling:
-    """The settings of labelling.
+class _OnLocalizer:
+    localizer: AnyLocalizer
 
-    classes        labels, their prompts and thresholds
-    outputs        names from `OUTPUTS`; boxes are always written
-    heatmap_scale  scale of the maps that the labels' thresholds apply to, see `Localization.heatmaps`
-    instances      "component": one object per connected component of a mask; "label": one per label
-    min_area       smallest share of the image's pixels that an object may have, in [0, 1]
+
+@dataclass(frozen=True, eq=False)
+class Labeling(ObjectRules, _OnLocalizer):
+    """A localizer and the settings of labelling, `Labeling(localizer, classes, …)`: those of `ObjectRules`, and
+
     read_timeout   seconds for reading a remote image, and for decoding one; on expiry the row records an error
 
-    Raises InputError for values that do not exist, and for heatmaps if the localizer merges maps at pixel size.
+    Nothing is kept, and `keep` becomes None, if the localizer's maps on the patch grid do not decide the objects: if it
+    merges maps at pixel size, or predicts boxes itself. Raises InputError for values that do not exist.
     """
 
-    localizer: AnyLocalizer
-    classes: Ontology
-    outputs: tuple[str, ...] = ("boxes", "masks", "points")
-    heatmap_scale: str = "minmax"
-    instances: str = "component"
-    min_area: float = MIN_AREA
     read_timeout: float = READ_TIMEOUT
 
     def __post_init__(self) -> None:
-        check_settings(self.outputs, self.heatmap_scale, self.instances, self.min_area)
+        super().__post_init__()
         self.localizer.text.check(self.classes.vocabulary.all_prompts)
-        if "heatmaps" in self.outputs and self.localizer.merges_maps:
-            raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
+        if self.localizer.merges_maps or self.localizer.predicts_boxes:
+            object.__setattr__(self, "keep", None)
 
     def manifest(self, source: "Source") -> Manifest:
         """Return the manifest: all that decides a row, and where the images are."""
@@ -105,11 +79,7 @@ class Labeling:
             **({} if source.columns is None else {"columns": source.columns}),
             **self.localizer.describe(),
             "weights": self.localizer.fingerprint(),
-            "classes": self.classes.describe(),
-            "outputs": [name for name in OUTPUTS if name in self.outputs],
-            "heatmap_scale": self.heatmap_scale,
-            "instances": self.instances,
-            "min_area": self.min_area,
+            **self.describe(),
         }
         warnings = () if self.localizer.caution is None else (self.localizer.caution,)
         return Manifest(json.loads(to_json(settings)), self.classes.labels, source.root, warnings)
@@ -138,47 +108,18 @@ class Labeling:
             for image, result in zip(group, results, strict=True)
         ]
 
-    def objects(self, localization: Localization, label_map: LabelMap | None = None) -> list[Object]:
-        """Return the objects of one image, in the order of the labels; paint them on `label_map` too."""
-        return localization.objects(
-            self.classes.threshold,
-            self.heatmap_scale,
-            presence=self.classes.presence,
-            min_area=self.min_area,
-            instances=self.instances,
-            masks="masks" in self.outputs,
-            visit=None if label_map is None else label_map.add,
-        )
-
     def row(self, located: LocatedImage) -> LabelRow:
-        """Return the row of one image."""
+        """Return the row of one image. Its objects are made of what is kept of it, if anything is."""
         start, result = perf_counter(), located.localization
         try:
-            label_map = LabelMap(result.size) if "labelmap" in self.outputs else None
-            with PIXELS.taken(result.size.height * result.size.width):  # each label in turn has maps of this size
-                objects = self.objects(result, label_map)
-            fields = {
-                "objects": [self._stored(obj) for obj in objects],
-                "labelmap": None if label_map is None else label_map.png(len(self.classes.labels)),
-                "similarity": self._similarity(result) if "heatmaps" in self.outputs else None,
-            }
+            kept = None if self.keep is None else keep(result, self.keep)
+            if kept is not None:
+                result = replace(restore(kept, self.classes.vocabulary, result.size), refiner=result.refiner)
+            fields = self.fields(result)
         except Exception as error:
             return failed(located.item, error, located.seconds + perf_counter() - start)
-        size = {"height": result.size.height, "width": result.size.width}
         seconds = located.seconds + perf_counter() - start
-        return _row(located.item, status="ok", pages=located.pages, **size, seconds=seconds, **fields)
-
-    def _stored(self, obj: Object) -> dict[str, Any]:
-        names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence", "rle")
-        stored = {name: getattr(obj, name) for name in names}
-        point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
-        return {**stored, "xyxy": list(obj.box), "point": point}
-
-    def _similarity(self, result: Localization) -> dict[str, Any]:
-        by_label = self.classes.vocabulary.by_label(list(result.similarity))
-        grids = [torch.stack(maps).amax(dim=0) for maps in by_label]
-        values = torch.stack(grids).to(torch.float16).contiguous().numpy().tobytes()
-        return {"labels": list(self.classes.labels), "grid": list(grids[0].shape), "values": values}
+        return _row(located.item, status="ok", pages=located.pages, seconds=seconds, kept=kept, **fields)
 
 
 def load_labeling(
@@ -197,32 +138,8 @@ def load_labeling(
     Raises InputError for invalid ones before a model is loaded, and errors as `load`.
     """
     objects = objects or {}
-    check_settings(**objects)
+    ObjectRules(classes, **{name: value for name, value in objects.items() if name != "read_timeout"})
     return Labeling(load(model, pretrained, **settings), classes, **objects)
-
-
-class PixelBudget:
-    """Bounds how many pixels threads work on at once; an image larger than the budget goes alone."""
-
-    def __init__(self, pixels: int):
-        self._all = self._left = pixels
-        self._changed = Condition()
-
-    @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._left >= pixels)
-            self._left -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += pixels
-                self._changed.notify_all()
-
-
-PIXELS = PixelBudget(2**26)
 
 
 def failed(item: Item, error: BaseException, seconds: float) -> LabelRow:

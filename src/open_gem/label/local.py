@@ -354,7 +354,7 @@ class PartWriter:
 
 def size_of(row: LabelRow) -> int:
     """Estimate how many bytes a row takes in memory."""
-    maps = len(row["labelmap"] or b"") + len((row["similarity"] or {}).get("values", b""))
+    maps = len(row["labelmap"] or b"") + len((row.get("kept") or {}).get("values", b""))
     return 500 + maps + sum(500 + len((stored["rle"] or {}).get("counts", "")) for stored in row["objects"])
 
 

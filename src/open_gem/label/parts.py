@@ -8,6 +8,9 @@
 A part is written whole or not at all and never changed, so after a crash all existing parts are valid. Each image is
 in one part, once. Whoever reads Parquet reads the folder: `pandas.read_parquet("labels")`, DuckDB's
 `read_parquet('labels/*.parquet')`, `datasets.load_dataset("labels")`.
+
+What the model saw of each image is kept beside its part, in the folder `KEPT`, which these readers skip: it is ten
+times as large as the rows. See `label.kept`.
 """
 
 import json
@@ -31,6 +34,8 @@ MANIFEST, SUMMARY, SHEET = "_manifest.json", "_summary.json", "_samples.html"
 FOR_DATASETS = (".huggingface.yaml", b"configs:\n- config_name: default\n  data_files: part-*.parquet\n")
 """`datasets` would read JSON as data: this file names the data."""
 PARTS = "part-*.parquet"
+KEPT = "_kept"  # folder beside the parts: a file for each part, Parquet under an ending that nobody reads by itself
+STAGED = ".relabel"  # folder beside the parts: new parts, which replace all others once its manifest is there
 READ = 64  # rows decoded to Python at a time: bounds memory where rows hold label maps
 
 
@@ -52,7 +57,6 @@ def schema() -> "pyarrow.Schema":
       rle          its mask in COCO's compressed run-length encoding; size is (height, width)
       point        where the cosine is highest
     labelmap     a PNG of 8 bits (16 with more than 255 labels): 0 is background, n the manifest's n-th label, from 1
-    similarity   cosine of each patch with each label: `values` is float16, C order, labels × rows × cols
     """
     import pyarrow as pa
 
@@ -66,12 +70,32 @@ def schema() -> "pyarrow.Schema":
     fields = [(name, text) for name in ("id", "source", "status", "error")]
     fields += [(name, count) for name in ("height", "width", "pages")]
     fields += [("seconds", number), ("objects", pa.list_(pa.struct(stored))), ("labelmap", pa.binary())]
-    similarity = [("labels", pa.list_(text)), ("grid", pa.list_(count)), ("values", pa.binary())]
-    return pa.schema([*fields, ("similarity", pa.struct(similarity))])
+    return pa.schema(fields)
+
+
+@cache
+def kept_schema() -> "pyarrow.Schema":
+    """Return the fields of what is kept of an image: one row for each row of the part without an error, in the same
+    order. Prompts are in the manifest's order, those of the background last.
+
+    id           as in the part
+    grid         rows and columns of the patch grid
+    logit_scale  factor of cosines before a softmax over prompts, if there is one
+    scores       cosine of each label with the image as a whole; presence: the same as a probability
+    low, high    lowest and highest cosine of each prompt's map; null if the map was not kept
+    values       the maps that were kept, as uint16, little-endian, C order, maps × rows × cols: n stands for the cosine
+                 low + n (high - low) / 65535
+    """
+    import pyarrow as pa
+
+    numbers = pa.list_(pa.float32())
+    fields = [("id", pa.string()), ("grid", pa.list_(pa.int32(), 2)), ("logit_scale", pa.float64())]
+    fields += [(name, numbers) for name in ("scores", "presence", "low", "high")]
+    return pa.schema([*fields, ("values", pa.binary())])
 
 
 def row_of(id: str, source: str, **fields: Any) -> LabelRow:
-    """Return a row with these fields; the others are empty."""
+    """Return a row with these fields; the others are empty. `kept`, if anything is, goes into a file of its own."""
     return {**dict.fromkeys(schema().names), "id": id, "source": source, "objects": [], **fields}
 
 
@@ -168,13 +192,35 @@ class Parts:
         return replace(self, listed=tuple(self.paths()))
 
     def write(self, name: str, rows: Sequence[LabelRow]) -> Path:
-        """Write a part, or the same part again: a name stands for the same images. Raises OutputError."""
+        """Write a part, or the same part again: a name stands for the same images. What is kept of them is written
+        first, so no part is ever without it. Raises OutputError."""
+        if kept := encode_kept(rows):
+            write_file(self.kept_path(self.path(name)), kept, durable=True)
         _write(self.path(name), rows)
         return self.path(name)
 
     def path(self, name: str) -> Path:
         """Return the path of the part with this name."""
         return self.folder / f"part-{name}.parquet"
+
+    def kept_path(self, path: Path) -> Path:
+        """Return the path of what is kept of the images of a part."""
+        return self.folder / KEPT / f"{path.stem}.kept"
+
+    def with_kept(self, path: Path, *names: str) -> Iterator[tuple[LabelRow, LabelRow | None]]:
+        """Yield the rows of a part, or some of their fields with id and status, each with what was kept of the image;
+        None for an image with an error. Raises OutputError if either file cannot be read, or they do not belong
+        together."""
+        place = self.kept_path(path)
+        kept = rows_in(place) if place.exists() else iter(())
+        for row in rows_in(path, *names):
+            own = None if row["status"] == "error" else next(kept, None)
+            if row["status"] != "error" and (own is None or own["id"] != row["id"]):
+                raise OutputError(
+                    f"{str(place)!r} has not what was kept of {row['id']!r}: remove {path.name!r} to label its images "
+                    "again"
+                )
+            yield row, own
 
     def forget_errors(self, which: Callable[[LabelRow], bool] = lambda row: True) -> list[str]:
         """Remove the rows of images that could not be labelled, so that they are tried again; return their ids.
@@ -214,6 +260,13 @@ class Parts:
                 yield from batch.take([number for number, id in ids if id in places]).to_pylist()
 
 
+def remove_orphans(folder: Path) -> None:
+    """Remove what was kept of parts that were never written; call it only while nobody writes."""
+    for path in (folder / KEPT).glob("*.kept"):
+        if not (folder / f"{path.stem}.parquet").exists():
+            path.unlink(missing_ok=True)
+
+
 def rows_in(path: Path, *names: str) -> Iterator[LabelRow]:
     """Yield the rows of one part, or some of their fields. Errors as `Parts.columns`."""
     for batch in _batches(path, names):
@@ -225,14 +278,21 @@ def errors_in(path: Path) -> Iterator[LabelRow]:
     return (row for row in rows_in(path, "id", "source", "status") if row["status"] == "error")
 
 
-def encode(rows: Sequence[LabelRow]) -> bytes:
-    """Encode rows as a part."""
+def encode(rows: Sequence[LabelRow], fields: "pyarrow.Schema | None" = None) -> bytes:
+    """Encode rows as a part, or as a file of other `fields`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), sink, compression="zstd")
+    table = pa.Table.from_pylist(list(rows), schema=schema() if fields is None else fields)
+    parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def encode_kept(rows: Sequence[LabelRow]) -> bytes:
+    """Encode what is kept of the images of rows that are going to be written; empty if nothing is."""
+    kept = [{"id": row["id"], **row["kept"]} for row in rows if row.get("kept") is not None]
+    return encode(kept, kept_schema()) if kept else b""
 
 
 def _write(path: Path, rows: Sequence[LabelRow]) -> None:

@@ -33,13 +33,15 @@ class Grounding(NamedTuple):
 class TrainedModel(FrozenModel, ABC):
     """A frozen model that was trained to localize.
 
-    processor  the library's image processor
-    template   of the class: what its authors put prompts into
+    processor       the library's image processor
+    template        of the class: what its authors put prompts into
+    predicts_boxes  of the class: `Grounding.boxes` are there, and objects are these
     """
 
     processor: Any
 
     template: ClassVar[str] = "a photo of a {}."
+    predicts_boxes: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -83,6 +83,10 @@ class TrainedLocalizer(AnyLocalizer):
     def patch(self) -> None:
         return None
 
+    @property
+    def predicts_boxes(self) -> bool:
+        return self.model.predicts_boxes
+
     def patches(self, size: Size | None = None) -> int:
         return self.model.patches(Size(SQUARE, SQUARE) if size is None else size)
 

@@ -25,6 +25,7 @@ class OWL(TrainedModel):
     """
 
     template = "a photo of a {}"
+    predicts_boxes = True
 
     @property
     def size_rule(self) -> str:
