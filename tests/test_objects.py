@@ -318,6 +318,65 @@ def test_the_best_box_of_a_detector_has_the_labels_presence(scale):
     assert ours == pytest.approx({"minmax": [0.8, 0.5, 0.3, 0.04], "cosine": [0.8, 0.5, 0.3]}[scale], abs=1e-6)
 
 
+# Overlaps -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threshold", "scale"), SETTINGS)
+def test_a_pixel_belongs_to_the_label_with_the_highest_cosine_there(threshold, scale):
+    found = located()
+    cosines, heatmaps = explicit_maps(found, scale)
+    masks = heatmaps > threshold
+    winner = np.where(masks.any(0), np.where(masks, cosines, -np.inf).argmax(0), -1)
+    assert masks.sum(0).max() > 1 or scale == "probability"
+    ours = found.objects(threshold, scale, min_area=0.0, exclusive=True)
+    for index in range(3):
+        own = [one.mask for one in ours if one.index == index and one.mask is not None]
+        assert np.array_equal(np.any([np.zeros(SIZE, bool), *own], axis=0), winner == index)
+    for one in ours:
+        assert one.mask is not None and one.point is not None and one.mask[one.point[1], one.point[0]]
+
+
+def test_absent_labels_take_no_pixel():
+    found = located(presence=torch.tensor([0.9, 0.1, 0.7]))
+    ours, every = found.objects(exclusive=True, min_area=0), found.objects(min_area=0)
+    covered, expected = (np.any([one.mask for one in objects], axis=0) for objects in (ours, every))
+    assert np.array_equal(covered, expected) and {one.label for one in ours} == {"cat", "owl"}
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("predicts", [False, True])
+def test_of_two_boxes_that_overlap_the_more_confident_stays(iou, predicts):
+    boxes = torch.tensor([[0, 0, 48, 30], [5, 10, 20, 25], [40, 0, 60, 45]]), torch.tensor([0.7, 0.5, 0.3])
+    fields = {"detections": (Boxes(*boxes), *DETECTIONS[:2]), "logit_scale": None}
+    found = located(**fields if predicts else {})
+    every = found.objects(0.2, min_area=0)
+    kept: list[Object] = []
+    for one in sorted(every, key=lambda one: -one.confidence):
+        others = np.array([other.xywh for other in kept], float)
+        if not kept or coco.iou(np.array([one.xywh], float), others, [0] * len(kept)).max() <= iou:
+            kept.append(one)
+    assert len(kept) < len(every) or iou > 0.5
+    assert [one.box for one in found.objects(0.2, min_area=0, nms=iou)] == [one.box for one in every if one in kept]
+
+
+def test_a_label_map_has_no_object_that_was_suppressed():
+    found, painted, expected = located(), LabelMap(SIZE), LabelMap(SIZE)
+    without = found.objects(0.2, min_area=0.0, nms=0.1, masks=False, visit=painted.add)
+    objects = found.objects(0.2, min_area=0.0, nms=0.1)
+    for one in objects:
+        assert one.mask is not None
+        expected.add(one.index, (slice(None), slice(None)), one.mask, explicit_maps(found, "cosine")[0][one.index])
+    assert painted.png(3) == expected.png(3)
+    assert [one.box for one in without] == [one.box for one in objects] and not any(one.rle for one in without)
+
+
+def test_impossible_settings_of_overlaps_are_refused():
+    with pytest.raises(InputError, match="nms is 1.5, expected an IoU"):
+        located().objects(nms=1.5)
+    with pytest.raises(InputError, match="exclusive masks of a model that predicts boxes"):
+        located(detections=DETECTIONS, logit_scale=None).objects(exclusive=True)
+
+
 # Boxes that the model itself predicts ---------------------------------------------------------------------------------
 
 DETECTIONS = (

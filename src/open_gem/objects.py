@@ -94,6 +94,30 @@ class Object:
         }
 
 
+# Non-maximum suppression ----------------------------------------------------------------------------------------------
+
+
+def check_nms(iou: float | None) -> None:
+    """Raise InputError unless it is None or an IoU in [0, 1]."""
+    if iou is not None and not 0 <= iou <= 1:
+        raise InputError(f"nms is {iou!r}, expected an IoU in [0, 1], or None")
+
+
+def suppressed(objects: Sequence[Object], iou: float) -> list[Object]:
+    """Return the objects without each whose box has an IoU above `iou` with that of a more confident object that stays,
+    of any label; in the order they come in."""
+    import torch
+    from torchvision.ops import nms
+
+    boxes, confidences = ([obj.box for obj in objects], [obj.confidence for obj in objects])
+    kept = nms(
+        torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4),
+        torch.tensor(confidences, dtype=torch.float32, device="cpu"),
+        iou,
+    )
+    return [objects[index] for index in sorted(kept.tolist())]
+
+
 # For other libraries, which are imported when they are asked for ------------------------------------------------------
 
 

@@ -14,8 +14,10 @@ import typer
 from open_gem.cli.app import app, counted, new_console, print_json, progress_bar, say
 from open_gem.cli.options import (
     ClassOptions,
+    ExclusiveOption,
     JsonOption,
     ModelOptions,
+    NmsOption,
     QuietOption,
     ViewOptions,
     split_commas,
@@ -68,6 +70,8 @@ class ObjectOptions:
     min_area: Annotated[
         float, typer.Option(help="Smallest object, as a share of the image's pixels.", rich_help_panel=OBJECTS)
     ] = 0.0005
+    exclusive: ExclusiveOption = False
+    nms: NmsOption = None
     outputs: Annotated[
         str,
         typer.Option(help="What to store, comma-separated: boxes, masks, points, labelmap.", rich_help_panel=OBJECTS),
@@ -231,7 +235,7 @@ def labeling_maker(
     from open_gem.label.labeling import load_labeling
     from open_gem.text import TEMPLATE
 
-    settings = {name: getattr(objects, name) for name in ("heatmap_scale", "instances", "min_area")}
+    settings = {name: getattr(objects, name) for name in ("heatmap_scale", "instances", "min_area", "exclusive", "nms")}
     return partial(
         load_labeling,
         classes.read(presence=objects.presence, threshold=objects.threshold),

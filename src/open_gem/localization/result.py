@@ -1,9 +1,10 @@
 """The result for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,7 +19,7 @@ from open_gem import readout
 from open_gem.errors import InputError, PromptError
 from open_gem.files import to_json, write_file
 from open_gem.images.read import ImageLike, read_image
-from open_gem.objects import Object, to_detections, to_frame
+from open_gem.objects import Object, check_nms, suppressed, to_detections, to_frame
 from open_gem.readout import Boxes
 from open_gem.rle import Span, run_lengths
 from open_gem.tensors import at_least_float32
@@ -218,6 +219,8 @@ class Localization:
         absent: str = "presence",
         min_area: float = MIN_AREA,
         instances: str = "component",
+        exclusive: bool = False,
+        nms: float | None = None,
         masks: bool = True,
         visit: RegionVisitor | None = None,
     ) -> list[Object]:
@@ -231,29 +234,42 @@ class Localization:
         absent     another rule for it, see `present`
         min_area   share of the image's pixels, in [0, 1], that an object has at least
         instances  "component", or "label": one object for all of a label's mask, or the best predicted box
+        exclusive  masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is highest
+                   there. `min_area` then counts what is left
+        nms        non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, in [0, 1],
+                   the less confident is dropped; None keeps both
         masks      False leaves out `Object.rle`
         visit      called for each object that has a mask, with its label's index, its rows and columns, its mask there,
                    and its label's whole map of cosines `(y, x)`
 
         An object's score is its highest cosine; its `confidence` compares objects of different labels and images. Labels
-        come in order, in each the object with the highest score first. Raises InputError for an unknown scale or kind of instances, or a wrong
-        number of thresholds.
+        come in order, in each the object with the highest score first.
+
+        Raises InputError for an unknown scale or kind of instances, a wrong number of thresholds, an IoU out of range,
+        or `exclusive` with a model that predicts boxes itself.
         """
         self._stretch(scale)
         if instances not in INSTANCES:
             raise InputError(f"instances is {instances!r}, expected one of {', '.join(INSTANCES)}")
+        check_nms(nms)
+        if exclusive and self.detections is not None:
+            raise InputError("exclusive masks of a model that predicts boxes itself, expected nms: boxes have no masks")
+        present = zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
+        limits = {index: limit for index, (limit, is_present) in enumerate(present) if is_present}
+        if self.detections is not None:
+            objects = [obj for index, limit in limits.items() for obj in self._predicted(index, limit, scale, instances)]
+            return objects if nms is None else suppressed(objects, nms)
+        winner = self._winner(limits, scale) if exclusive else None
         objects = []
-        for index, (limit, is_present) in enumerate(
-            zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
-        ):
-            if not is_present:
-                continue
-            if self.detections is not None:
-                objects += self._predicted(index, limit, scale, instances)
-            else:
-                regions = self._regions(index, limit, scale, min_area, instances, masks, visit)
-                objects += sorted(regions, key=lambda obj: -obj.score)
-        return objects
+        for index, limit in limits.items():
+            now = visit if nms is None else None
+            regions = self._regions(index, limit, scale, min_area, instances, masks or visit is not None, now, winner)
+            objects += sorted(regions, key=lambda obj: -obj.score)
+        if nms is not None:
+            objects = suppressed(objects, nms)
+            if visit is not None:
+                self._visit(objects, visit)
+        return objects if masks else [replace(obj, rle=None) for obj in objects]
 
     def points(self) -> Int[Tensor, "p 2"]:
         """Return the pixel where each label's map is highest, or the middle of its best box if the model itself
@@ -433,11 +449,14 @@ class Localization:
         instances: str,
         masks: bool,
         visit: RegionVisitor | None,
+        winner: Tensor | None,
     ) -> list[Object]:
-        """Return the objects of one label, by the regions of its mask. Its maps are released afterwards."""
+        """Return the objects of one label, by the regions of its mask where it is the `winner`. Its maps are released
+        afterwards."""
         cosine = self._label_map(index)
         stretch = readout.min_max_of(cosine)
-        mask = self._mask(cosine, threshold, stretch if scale == "minmax" else None, scale).cpu()
+        mask = self._mask(cosine, threshold, stretch, scale)
+        mask = (mask if winner is None else mask & (winner == index)).cpu()
         if not mask.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
@@ -473,12 +492,34 @@ class Localization:
         scores = torch.tensor([obj.score for obj in objects], dtype=torch.float32, device=cosine.device)
         return [replace(obj, peak=peak) for obj, peak in zip(objects, stretch(scores).tolist(), strict=True)]
 
-    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor] | None, scale: str) -> Tensor:
+    def _winner(self, limits: Mapping[int, float], scale: str) -> Int[Tensor, "y x"]:
+        """Return which label has the highest cosine at each pixel, among those whose mask has it, by their thresholds; −1
+        where no mask is."""
+        winner = torch.full(tuple(self.size), -1, dtype=torch.int32, device=self.maps.device)
+        best = torch.full(tuple(self.size), -math.inf, dtype=torch.float32, device=self.maps.device)
+        for index, limit in limits.items():
+            cosine = self._label_map(index)
+            ahead = self._mask(cosine, limit, readout.min_max_of(cosine), scale) & (cosine > best)
+            best = torch.where(ahead, cosine, best)
+            winner.masked_fill_(ahead, index)
+        return winner
+
+    def _visit(self, objects: Sequence[Object], visit: RegionVisitor) -> None:
+        """Call `visit` for objects that have masks, label by label."""
+        for index, own in groupby(objects, key=lambda obj: obj.index):
+            values = at_least_float32(self._label_map(index)).cpu().numpy()
+            for obj in own:
+                left, top, right, bottom = obj.box
+                span = slice(top, bottom), slice(left, right)
+                assert obj.mask is not None
+                visit(index, span, obj.mask[span], values)
+
+    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor], scale: str) -> Tensor:
         if scale == "probability":
             return self._probability(cosine) > threshold
         mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
         for band in readout.bands(*mask.shape):
-            torch.gt(cosine[band] if stretch is None else stretch(cosine[band]), threshold, out=mask[band])
+            torch.gt(stretch(cosine[band]) if scale == "minmax" else cosine[band], threshold, out=mask[band])
         return mask
 
     def _best_prompt(
@@ -493,7 +534,8 @@ class Localization:
         text = self._vocabulary.prompts[index][best]
         if self.logit_scale is None:
             return text, None
-        return text, math.exp(min(0.0, self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()))
+        logit = self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()
+        return text, None if math.isnan(logit) else math.exp(min(0.0, logit))  # NaN: maps of some prompts are unknown
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
