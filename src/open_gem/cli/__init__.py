@@ -4,7 +4,7 @@ Results go to stdout; progress, warnings and errors go to stderr, one line each.
 failed and the others are done, 2 the request was wrong, 130 interrupted.
 """
 
-from open_gem.cli import ground, label, summary, export, demo, evaluate, reproduce, verify  # noqa: I001 - importing registers a command; the order of help
+from open_gem.cli import ground, label, summary, tune, export, demo, evaluate, reproduce, verify  # noqa: I001 - importing registers a command; the order of help
 from open_gem.cli import clusters, models, bench, data, serve
 from open_gem.cli.app import app, main
 
@@ -23,5 +23,6 @@ __all__ = [
     "reproduce",
     "serve",
     "summary",
+    "tune",
     "verify",
 ]

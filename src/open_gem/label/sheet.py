@@ -132,7 +132,7 @@ class Sheet:
         OutputError."""
         chosen = [*self.random.values(), *self.near.values(), *self.contested.values(), self.empty]
         places = {id: part for lowest in chosen for id, part in lowest.ids.items()}
-        rows = {row["id"]: _moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
+        rows = {row["id"]: moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
         ordered = sorted(totals.labels.items(), key=lambda pair: math.inf if (mean := pair[1].confidence) is None else mean)
         sections = [
             self._section(index, label, counts, rows)
@@ -158,7 +158,7 @@ class Sheet:
         )
 
 
-def _moved(row: LabelRow, root: str | None) -> LabelRow:
+def moved(row: LabelRow, root: str | None) -> LabelRow:
     """Return the row, with its image below `root` if it exists there: the folder may have been moved."""
     moved = Path(root or "", row["id"])
     return row if root is None or "://" in root or not moved.is_file() else {**row, "source": str(moved)}
@@ -207,11 +207,24 @@ def _figure(row: LabelRow, objects: Sequence[dict[str, Any]]) -> str:
     return f"<figure><img src='data:image/jpeg;base64,{content}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
-def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
-    """Draw a small copy with the outlines and boxes of objects; the outline is the box if there is no mask."""
+def crop(image: Image.Image, stored: dict[str, Any]) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """Cut an image to an object and as much around it as it is large, a quarter of the image at least; return it with the
+    object in it, as `draw` takes them."""
+    left, top, right, bottom = stored["xyxy"]
+    margin = max(right - left, bottom - top, min(image.size) // 4) // 2
+    edges = max(0, left - margin), max(0, top - margin), right + margin, bottom + margin
+    x, y, x_end, y_end = edges[0], edges[1], min(image.width, edges[2]), min(image.height, edges[3])
+    mask = _mask(stored, (image.height, image.width))[y:y_end, x:x_end]
+    inside = {"xyxy": [left - x, top - y, right - x, bottom - y], "mask": mask}
+    return image.crop((x, y, x_end, y_end)), [inside]
+
+
+def draw(image: Image.Image, objects: Iterable[dict[str, Any]], side: int = SIDE) -> Image.Image:
+    """Draw a small copy, of `side` pixels at most, with the outlines and boxes of objects; the outline is the box if
+    there is no mask."""
     size = (image.height, image.width)
     small = image.copy()
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     covered = np.zeros((small.height, small.width), dtype=bool)
     boxes = []
     for stored in objects:
@@ -220,12 +233,14 @@ def draw(image: Image.Image, objects: Iterable[dict[str, Any]]) -> Image.Image:
         boxes.append([side * small.width / image.width for side in stored["xyxy"]])
     if boxes:
         small = overlay(small, np.zeros(covered.shape), mask=covered, boxes=boxes)
-        small.thumbnail((SIDE, SIDE))  # it was enlarged, so that its marks are legible
+        small.thumbnail((side, side))  # it was enlarged, so that its marks are legible
     return small
 
 
 def _mask(stored: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Return the mask `(y, x)` of an object."""
+    if "mask" in stored:
+        return stored["mask"]
     if stored["rle"] is not None:
         return mask_of(stored["rle"])
     mask = np.zeros(size, dtype=bool)
