@@ -44,7 +44,13 @@ CANDIDATES: dict[str, Callable[[Values], np.ndarray]] = {
 def measure(obj: Object, result: Localization, drawn: Scene) -> tuple[float, ...]:
     """What candidates are made of, and whether the object is right: by its mask, and by its point."""
     cosines, mask = result.heatmaps("cosine")[obj.index].numpy(), obj.mask
-    assert mask is not None and obj.point is not None and obj.presence is not None and obj.peak is not None and obj.probability is not None
+    assert (
+        mask is not None
+        and obj.point is not None
+        and obj.presence is not None
+        and obj.peak is not None
+        and obj.probability is not None
+    )
     low, high, inside = cosines.min(), cosines.max(), cosines[mask]
     true = drawn.masks[drawn.names.index(obj.label)] if obj.label in drawn.names else np.zeros_like(mask)
     is_right = (mask & true).sum() >= IOU * (mask | true).sum(), true[obj.point[1], obj.point[0]]

@@ -129,7 +129,16 @@ def to_frame(objects: Sequence[Object]) -> "DataFrame":
         raise InputError("pandas is not installed: pip install pandas") from error
     columns = ["label", "prompt", "score", "confidence", "presence", "left", "top", "right", "bottom", "area", "x", "y"]
     rows = [
-        (obj.label, obj.prompt, obj.score, obj.confidence, obj.presence, *obj.box, obj.area, *(obj.point or (None, None)))
+        (
+            obj.label,
+            obj.prompt,
+            obj.score,
+            obj.confidence,
+            obj.presence,
+            *obj.box,
+            obj.area,
+            *(obj.point or (None, None)),
+        )
         for obj in objects
     ]
     return pandas.DataFrame(rows, columns=columns)  # pyright: ignore[reportArgumentType]

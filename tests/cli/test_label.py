@@ -472,7 +472,12 @@ def test_rows_are_counted(tmp_path):
         "passed_over": {},
         "seconds": 2.0,
         "labels": {
-            "cat": {"images": 2, "objects": 3, **dict.fromkeys(("presence", "confidence"), pytest.approx(0.9)), "score": pytest.approx(1.75 / 3)},
+            "cat": {
+                "images": 2,
+                "objects": 3,
+                **dict.fromkeys(("presence", "confidence"), pytest.approx(0.9)),
+                "score": pytest.approx(1.75 / 3),
+            },
             "dog": {"images": 0, "objects": 0, "presence": None, "confidence": None, "score": None},
         },
     }
@@ -498,9 +503,7 @@ def test_samples_are_random_ones_and_the_least_certain():
     assert (dogs, empty) == ([], ["none.png"])
 
 
-@pytest.mark.parametrize(
-    ("scale", "near"), [("minmax", "peak"), ("cosine", "score"), ("probability", "probability")]
-)
+@pytest.mark.parametrize(("scale", "near"), [("minmax", "peak"), ("cosine", "score"), ("probability", "probability")])
 def test_images_that_need_a_look_are_those_near_a_threshold_and_those_where_labels_compete(scale, near):
     classes = {"labels": {"cat": {"presence": 0.8, "threshold": 0.25}}}
     sheet = Sheet(Manifest({"classes": classes, "heatmap_scale": scale}, ("cat",)), 6)
@@ -529,7 +532,12 @@ def test_the_page_begins_with_the_least_confident_label(tmp_path):
 
 
 def test_with_many_labels_the_page_has_fewer_of_each():
-    assert [Sheet(Manifest({}, tuple(map(str, range(count)))), 8).empty.count for count in (1, 150, 400, 5000)] == [8, 8, 3, 1]
+    assert [Sheet(Manifest({}, tuple(map(str, range(count)))), 8).empty.count for count in (1, 150, 400, 5000)] == [
+        8,
+        8,
+        3,
+        1,
+    ]
 
 
 def test_a_sample_without_masks_shows_its_boxes():

@@ -344,7 +344,9 @@ def test_voc_is_read_by_supervision(labelled, pictures):
     for one in GOOD:
         found = dataset.annotations[str(pictures / Path(one["id"]).name)]
         assert found.xyxy.tolist() == [stored["xyxy"] for stored in by_confidence(one)]
-        assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_confidence(one)]
+        assert [dataset.classes[index] for index in found.class_id] == [
+            stored["label"] for stored in by_confidence(one)
+        ]
 
 
 NAMES = {  # id -> what VOC and LabelMe say of where the picture is
@@ -603,7 +605,10 @@ def test_label_studio_polygons_give_back_masks(labelled):
         assert len({region["id"] for region in regions}) == len(regions)
         for region in regions:
             truth = by_confidence(one)[int(region["id"].partition(".")[0]) - 1]
-            assert (region["score"], region["meta"]) == (pytest.approx(truth["confidence"], abs=1e-6), {"text": [truth["prompt"]]})
+            assert (region["score"], region["meta"]) == (
+                pytest.approx(truth["confidence"], abs=1e-6),
+                {"text": [truth["prompt"]]},
+            )
             assert (region["original_width"], region["original_height"]) == (WIDTH, HEIGHT)
             control = controls[region["from_name"]]
             [label] = region["value"][region["type"]]

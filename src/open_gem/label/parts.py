@@ -62,9 +62,7 @@ def schema() -> "pyarrow.Schema":
 
     text, count, number = pa.string(), pa.int32(), pa.float32()
     stored = [(name, text) for name in ("label", "prompt")]
-    stored += [
-        (name, number) for name in ("score", "image_score", "presence", "peak", "probability", "confidence")
-    ]
+    stored += [(name, number) for name in ("score", "image_score", "presence", "peak", "probability", "confidence")]
     stored += [("xyxy", pa.list_(count, 4)), ("rle", pa.struct([("size", pa.list_(count)), ("counts", text)]))]
     stored += [("point", pa.list_(count))]
     fields = [(name, text) for name in ("id", "source", "status", "error")]

@@ -113,11 +113,12 @@ class ObjectRules:
             objects = self.objects(localization, label_map)
         return {
             **size._asdict(),
-            "objects": [self._stored(obj) for obj in objects],
+            "objects": [self.stored(obj) for obj in objects],
             "labelmap": None if label_map is None else label_map.png(len(self.classes.labels)),
         }
 
-    def _stored(self, obj: Object) -> dict[str, Any]:
+    def stored(self, obj: Object) -> dict[str, Any]:
+        """Return an object as a row has it."""
         names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence", "rle")
         stored = {name: getattr(obj, name) for name in names}
         point = list(obj.point) if obj.point is not None and "points" in self.outputs else None

@@ -133,11 +133,11 @@ class Sheet:
         chosen = [*self.random.values(), *self.near.values(), *self.contested.values(), self.empty]
         places = {id: part for lowest in chosen for id, part in lowest.ids.items()}
         rows = {row["id"]: moved(row, parts.manifest.root) for row in parts.find(places, "id", "source", "objects")}
-        ordered = sorted(totals.labels.items(), key=lambda pair: math.inf if (mean := pair[1].confidence) is None else mean)
+        ordered = sorted(
+            totals.labels.items(), key=lambda pair: math.inf if (mean := pair[1].confidence) is None else mean
+        )
         sections = [
-            self._section(index, label, counts, rows)
-            for index, (label, counts) in enumerate(ordered)
-            if counts.images
+            self._section(index, label, counts, rows) for index, (label, counts) in enumerate(ordered) if counts.images
         ]
         sections.append(_samples("Images without any object", "h2", (rows[id] for id in self.empty.ids), None))
         title = f"{totals.labeled} images, {len(totals.labels)} labels"
@@ -179,7 +179,11 @@ def _table(labels: Sequence[tuple[str, LabelCounts]]) -> str:
     for index, (label, counts) in enumerate(labels):
         name = html.escape(label)
         name = f"<a href='#label-{index}'>{name}</a>" if counts.images else name
-        numbers = (str(counts.images), str(counts.objects), *map(decimals, (counts.presence, counts.confidence, counts.score)))
+        numbers = (
+            str(counts.images),
+            str(counts.objects),
+            *map(decimals, (counts.presence, counts.confidence, counts.score)),
+        )
         cells = "".join(f"<td>{number}</td>" for number in numbers)
         rows += f"<tr{'' if counts.images else ' class=absent'}><td>{name}</td>{cells}</tr>\n"
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)

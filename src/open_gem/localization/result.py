@@ -257,7 +257,9 @@ class Localization:
         present = zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
         limits = {index: limit for index, (limit, is_present) in enumerate(present) if is_present}
         if self.detections is not None:
-            objects = [obj for index, limit in limits.items() for obj in self._predicted(index, limit, scale, instances)]
+            objects = [
+                obj for index, limit in limits.items() for obj in self._predicted(index, limit, scale, instances)
+            ]
             return objects if nms is None else suppressed(objects, nms)
         winner = self._winner(limits, scale) if exclusive else None
         objects = []
@@ -522,9 +524,7 @@ class Localization:
             torch.gt(stretch(cosine[band]) if scale == "minmax" else cosine[band], threshold, out=mask[band])
         return mask
 
-    def _best_prompt(
-        self, index: int, maps: Sequence[Tensor], point: tuple[int, int]
-    ) -> tuple[str, float | None]:
+    def _best_prompt(self, index: int, maps: Sequence[Tensor], point: tuple[int, int]) -> tuple[str, float | None]:
         """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and its
         softmax probability there; None without `logit_scale`."""
         (x, y), (rows, cols) = point, maps[0].shape
