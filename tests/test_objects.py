@@ -371,7 +371,7 @@ def test_a_label_map_has_no_object_that_was_suppressed():
 
 
 def test_impossible_settings_of_overlaps_are_refused():
-    with pytest.raises(InputError, match="nms is 1.5, expected an IoU"):
+    with pytest.raises(InputError, match=r"nms is 1\.5, expected an IoU"):
         located().objects(nms=1.5)
     with pytest.raises(InputError, match="exclusive masks of a model that predicts boxes"):
         located(detections=DETECTIONS, logit_scale=None).objects(exclusive=True)

@@ -150,7 +150,7 @@ def print_tables(
         points = [point for own in judged[label] for point in own.curve()]
         now, chosen = at_presence(judged[label][0].curve(), presence[label]), best[label]
         if now is not None:
-            table.add_row(Text(label), *cells(now), "now")
+            table.add_row(Text(label), *cells(now._replace(presence=presence[label])), "now")
         if chosen is None or chosen != now:
             values = ("", "", "", "") if chosen is None else cells(chosen)
             table.add_row(

@@ -17,8 +17,8 @@ def write_coco(labelled: Labelled, output: Output) -> None:
     """Write `instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
-    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, the confidence, and
-    `prompt`.
+    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, the
+    confidence, and `prompt`.
     """
     head = {"info": {"description": "labelled by open_gem"}, "licenses": [], "categories": categories(labelled)}
     with ExitStack() as files:

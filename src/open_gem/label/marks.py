@@ -49,7 +49,8 @@ class Detection(NamedTuple):
 
 
 def read_marks(path: Path) -> dict[Detection, bool]:
-    """Return whether each marked detection is right. Raises InputError, with the line, for a file that holds no marks."""
+    """Return whether each marked detection is right. Raises InputError, with the line, for a file without
+    marks."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -80,7 +81,8 @@ def _mark(line: dict[str, Any], place: str) -> tuple[Detection, bool]:
 def write_page(
     path: Path, parts: Parts, count: int, skip: Callable[[str, str], None] = lambda image_id, reason: None
 ) -> int:
-    """Write a page on which about `count` detections are marked, crops of their images inside; return how many there are.
+    """Write a page on which about `count` detections are marked, crops of their images inside; return their
+    number.
 
     They are random, the same every time, and as many of each label; labels with fewer leave their share to others.
 

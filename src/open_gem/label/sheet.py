@@ -212,8 +212,8 @@ def _figure(row: LabelRow, objects: Sequence[dict[str, Any]]) -> str:
 
 
 def crop(image: Image.Image, stored: dict[str, Any]) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Cut an image to an object and as much around it as it is large, a quarter of the image at least; return it with the
-    object in it, as `draw` takes them."""
+    """Cut an image to an object and as much around it as it is large, a quarter of the image at least; return it with
+    the object in it, as `draw` takes them."""
     left, top, right, bottom = stored["xyxy"]
     margin = max(right - left, bottom - top, min(image.size) // 4) // 2
     edges = max(0, left - margin), max(0, top - margin), right + margin, bottom + margin

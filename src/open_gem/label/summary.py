@@ -24,7 +24,8 @@ MEASURES = ("presence", "peak", "probability", "confidence")
 
 @dataclass
 class LabelCounts:
-    """Images with a label and objects of it; sums of presence over images, and of confidence and of scores, raw cosines, over objects."""
+    """Images with a label and objects of it; sums of presence over images, of confidence and of scores, raw
+    cosines, over objects."""
 
     images: int = 0
     objects: int = 0

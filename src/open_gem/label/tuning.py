@@ -27,13 +27,14 @@ from open_gem.errors import InputError
 from open_gem.files import to_json, write_file
 from open_gem.label.kept import kept_images
 from open_gem.label.marks import Detection
-from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.ontology import FILES as CLASS_FILES
 from open_gem.label.ontology import Ontology
+from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.rules import ObjectRules
 from open_gem.types import Size
 
 FEWEST = 10  # detections from which a threshold is chosen
+LOWEST = 0.1  # presence from which kept maps are looked at
 STEPS = 10_000  # presence thresholds are whole multiples of 1/STEPS
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of heatmaps, that are tried where maps are kept
 FIELDS = tuple(f"objects.list.element.{name}" for name in ("label", "presence", "confidence", "xyxy"))
@@ -126,9 +127,11 @@ def verdict(points: Sequence[Point], best: Point | None, precision: float) -> st
         if best.precision.interval[0] >= precision:
             return "shown by the data"
         return f"likely, not shown: {best.precision.of} detections are too few"
-    if (most := max((point.precision.of for point in points), default=0)) < FEWEST:
+    if any(point.precision.value >= precision for point in points):
+        return f"not supported: reached by fewer than {FEWEST} detections only"
+    if not (enough := [point for point in points if point.precision.of >= FEWEST]):
+        most = max((point.precision.of for point in points), default=0)
         return f"not supported: {most} detections, expected {FEWEST} or more"
-    enough = [point for point in points if point.precision.of >= FEWEST]
     highest = max(enough, key=lambda point: point.precision.value)
     return f"not reached: {highest.precision.value:.2f} at most, at presence {highest.presence:.4g}"
 
@@ -192,7 +195,7 @@ class Truth:
             categories = {str(category["name"]): category["id"] for category in document["categories"]}
             objects = document["annotations"]
             for number, true in enumerate(objects, start=1):
-                left, top, width, height = true["bbox"]
+                _, _, width, height = true["bbox"]
                 true.setdefault("id", number), true.setdefault("iscrowd", 0), true.setdefault("area", width * height)
                 true["image_id"], true["category_id"]
             coco = COCO()
@@ -229,7 +232,8 @@ class Truth:
 
 def judge(parts: Parts, truth: Truth, iou: float = 0.5) -> dict[str, list[Judged]]:
     """Return all detections by label, each right if it matches a true object: by the thresholds that made the labels
-    and, if what the model saw is kept, by those of `THRESHOLDS`, all from presence 0 or the lowest that was kept.
+    and, if what the model saw is kept, by those of `THRESHOLDS`, unless they are cosines, from a presence of `LOWEST` or
+    the lowest that was kept. With exclusive masks or suppression another presence may change the detections themselves.
 
     Matching is that of pycocotools' `COCOeval`: the most confident detection first, IoU of masks if both have them,
     otherwise of boxes, of at least `iou`. Labels that are no category of the truth, and images that are not in it, do
@@ -249,8 +253,8 @@ def judge(parts: Parts, truth: Truth, iou: float = 0.5) -> dict[str, list[Judged
     if not images:
         ids = [row["id"] for _, row in zip(range(3), parts.rows("id"), strict=False)]
         raise InputError(
-            f"no labelled image is in the truth, expected its file names to be ids such as {', '.join(map(repr, ids))}; "
-            f"got {', '.join(map(repr, list(truth.images)[:3]))}"
+            "no labelled image is in the truth, expected its file names to be ids such as "
+            f"{', '.join(map(repr, ids))}; got {', '.join(map(repr, list(truth.images)[:3]))}"
         )
     own = thresholds_of(parts)
     result: dict[str, list[Judged]] = {label: [] for label in labels}
@@ -278,12 +282,12 @@ def _detections(parts: Parts, truth: Truth) -> Iterator[tuple[int, float | None,
         if (image := truth.image_of(kept.id)) is None:
             continue
         truth.check_size(kept.id, image, kept.localization.size)
-        for threshold in (None, *THRESHOLDS):
+        for threshold in (None, *(() if rules.heatmap_scale == "cosine" else THRESHOLDS)):
             limits = rules.classes.threshold if threshold is None else threshold
             objects = kept.localization.objects(
                 limits,
                 rules.heatmap_scale,
-                presence=rules.keep or 0.0,
+                presence=max(rules.keep or 0.0, LOWEST),
                 absent="presence",
                 min_area=rules.min_area,
                 instances=rules.instances,
@@ -359,7 +363,8 @@ def classes_of(parts: Parts) -> Ontology:
 
 
 def check_class_file(path: Path, classes: Ontology) -> None:
-    """Raise InputError if a class file cannot be written, or exists with other labels or prompts: they need the model."""
+    """Raise InputError if a class file cannot be written, or exists with other labels or prompts, which need
+    the model."""
     if path.suffix.lower() not in CLASS_FILES:
         raise InputError(
             f"{str(path)!r} is no class file with thresholds, expected an ending of {', '.join(CLASS_FILES)}"

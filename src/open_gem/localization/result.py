@@ -234,16 +234,16 @@ class Localization:
         absent     another rule for it, see `present`
         min_area   share of the image's pixels, in [0, 1], that an object has at least
         instances  "component", or "label": one object for all of a label's mask, or the best predicted box
-        exclusive  masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is highest
-                   there. `min_area` then counts what is left
-        nms        non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, in [0, 1],
-                   the less confident is dropped; None keeps both
+        exclusive  masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is
+                   highest there. `min_area` then counts what is left
+        nms        non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, in
+                   [0, 1], the less confident is dropped; None keeps both
         masks      False leaves out `Object.rle`
         visit      called for each object that has a mask, with its label's index, its rows and columns, its mask there,
                    and its label's whole map of cosines `(y, x)`
 
-        An object's score is its highest cosine; its `confidence` compares objects of different labels and images. Labels
-        come in order, in each the object with the highest score first.
+        An object's score is its highest cosine; its `confidence` compares objects of different labels and images.
+        Labels come in order, in each the object with the highest score first.
 
         Raises InputError for an unknown scale or kind of instances, a wrong number of thresholds, an IoU out of range,
         or `exclusive` with a model that predicts boxes itself.
@@ -411,8 +411,8 @@ class Localization:
         return to_frame(self.objects(**{"masks": False, **settings}))
 
     def to_supervision(self, **settings: Any) -> "Detections":
-        """Return the objects as supervision's `Detections`, most confident first, see `objects.to_detections`; settings as
-        of `objects`. Raises InputError if supervision is missing."""
+        """Return the objects as supervision's `Detections`, most confident first, see `objects.to_detections`; settings
+        as of `objects`. Raises InputError if supervision is missing."""
         return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.confidence), self.size)
 
     # How they are made -----------------------------------------------------------------------------------------------
@@ -495,8 +495,8 @@ class Localization:
         return [replace(obj, peak=peak) for obj, peak in zip(objects, stretch(scores).tolist(), strict=True)]
 
     def _winner(self, limits: Mapping[int, float], scale: str) -> Int[Tensor, "y x"]:
-        """Return which label has the highest cosine at each pixel, among those whose mask has it, by their thresholds; −1
-        where no mask is."""
+        """Return which label has the highest cosine at each pixel, among those whose mask has it, by their thresholds;
+        −1 where no mask is."""
         winner = torch.full(tuple(self.size), -1, dtype=torch.int32, device=self.maps.device)
         best = torch.full(tuple(self.size), -math.inf, dtype=torch.float32, device=self.maps.device)
         for index, limit in limits.items():
@@ -525,8 +525,8 @@ class Localization:
         return mask
 
     def _best_prompt(self, index: int, maps: Sequence[Tensor], point: tuple[int, int]) -> tuple[str, float | None]:
-        """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and its
-        softmax probability there; None without `logit_scale`."""
+        """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and
+        its softmax probability there; None without `logit_scale`."""
         (x, y), (rows, cols) = point, maps[0].shape
         cell = y * rows // self.size.height, x * cols // self.size.width
         cosines = [values[cell].item() for values in maps]
