@@ -59,7 +59,7 @@ def min_max_of(heatmap: Float[Tensor, "y x"]) -> Callable[[Tensor], Tensor]:
     noise = 8 * torch.finfo(heatmap.dtype).eps * torch.maximum(low.abs(), high.abs())
     if high - low <= noise:
         return torch.zeros_like
-    return lambda part: (part - low) / (high - low)  # NaN stays NaN
+    return lambda part: (part - low).div_(high - low)  # NaN stays NaN
 
 
 def peak(heatmap: Float[Tensor, "y x"]) -> tuple[int, int]:
@@ -81,9 +81,9 @@ def peak_inside(values: Float[np.ndarray, "y x"], region: Bool[np.ndarray, "y x"
     return best[1], best[0]
 
 
-def extent(flags: Bool[Tensor, " n"]) -> slice:
+def extent(flags: Bool[np.ndarray, " n"]) -> slice:
     """Return the range from the first true flag to the last; at least one is true."""
-    at = torch.nonzero(flags)[:, 0]
+    at = np.flatnonzero(flags)
     return slice(int(at[0]), int(at[-1]) + 1)
 
 

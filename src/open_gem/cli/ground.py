@@ -57,7 +57,7 @@ class FileOptions:
     min_area: Annotated[
         float, typer.Option(help="Smallest object, as a share of the image's pixels; smaller ones are left out.")
     ] = 0.0005
-    exclusive: ExclusiveOption = False
+    exclusive: ExclusiveOption = None
     nms: NmsOption = None
     background: Annotated[
         float | None, typer.Option(help="Segmentations: pixels with a lower probability are background.")
@@ -253,7 +253,7 @@ def locate(
             scale,
             files.presence,
             files.min_area,
-            files.exclusive,
+            bool(files.exclusive),
             files.nms,
             name if len(results) > 1 else "",
             localizer.caution,

@@ -58,24 +58,80 @@ class ObjectOptions:
         ),
     ] = None
     heatmap_scale: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Scale of the maps that are thresholded: minmax, cosine or probability.", rich_help_panel=OBJECTS
+            help="Scale of the maps that are thresholded: minmax, cosine or probability.",
+            show_default="minmax",
+            rich_help_panel=OBJECTS,
         ),
-    ] = "minmax"
+    ] = None
     instances: Annotated[
-        str,
-        typer.Option(help='One object per connected "component", or one per "label".', rich_help_panel=OBJECTS),
-    ] = "component"
+        str | None,
+        typer.Option(
+            help='One object per connected "component", or one per "label".',
+            show_default="component",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
     min_area: Annotated[
-        float, typer.Option(help="Smallest object, as a share of the image's pixels.", rich_help_panel=OBJECTS)
-    ] = 0.0005
-    exclusive: ExclusiveOption = False
+        float | None,
+        typer.Option(
+            help="Smallest object, as a share of the image's pixels.", show_default="0.0005", rich_help_panel=OBJECTS
+        ),
+    ] = None
+    absent: Annotated[
+        str | None,
+        typer.Option(
+            help="Which labels are absent and have no objects: by presence; by denoise, those that win no patch "
+            "clearly; or none.",
+            show_default="presence",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
+    exclusive: ExclusiveOption = None
     nms: NmsOption = None
     outputs: Annotated[
-        str,
-        typer.Option(help="What to store, comma-separated: boxes, masks, points, labelmap.", rich_help_panel=OBJECTS),
-    ] = "boxes,masks,points"
+        str | None,
+        typer.Option(
+            help="What to store, comma-separated: boxes, masks, points, labelmap.",
+            show_default="boxes,masks,points",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
+
+    def rules(self) -> dict[str, Any]:
+        """Return the options that are set, except thresholds, as settings of `label.rules.ObjectRules`."""
+        names = ("heatmap_scale", "instances", "min_area", "absent", "exclusive", "nms")
+        rules = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return rules if self.outputs is None else {**rules, "outputs": tuple(split_commas(self.outputs))}
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """What is kept for other thresholds later."""
+
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep/--no-keep",
+            help="Keep what the model saw: `open-gem relabel` then changes thresholds without the model.",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = True
+    keep_floor: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep only maps of labels with this presence or more: with many labels most of the size.",
+            show_default="0, all maps",
+            rich_help_panel=OBJECTS,
+        ),
+    ] = None
+
+    def floor(self) -> float | None:
+        """Return the floor of presence, None if nothing is kept. Raises InputError for a floor of nothing."""
+        if self.keep_floor is not None and not self.keep:
+            raise InputError("--keep-floor and --no-keep given, expected one of them")
+        return (self.keep_floor or 0.0) if self.keep else None
 
 
 @dataclass(frozen=True)
@@ -106,16 +162,41 @@ class SourceOptions:
         ),
     ] = 2.0
 
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stop after N new images; the same command without it labels the rest.", rich_help_panel=SOURCE
+        ),
+    ] = None
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Only N images of the source, chosen at random: the same for the same --seed in whichever order they "
+            "are listed, and a larger N adds to them.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None
+    seed: Annotated[
+        int, typer.Option(help="With --sample: another number gives other images.", rich_help_panel=SOURCE)
+    ] = 0
+
     def open(self, source: str) -> "Source":
-        """Open the source of images. Raises InputError for an empty source, unless it is watched."""
+        """Open the source of images, or a sample of it. Raises InputError for an empty source, unless it is watched,
+        and for a part of one that is watched."""
+        from open_gem.label.sampling import sample
         from open_gem.label.sources import Columns, open_source
+
+        for name, value in (("limit", self.limit), ("sample", self.sample)):
+            if value is not None and self.watch is not None:
+                raise InputError(f"--{name} and --watch given, expected one of them: a source that grows has no end")
 
         images = open_source(source, Columns(self.column, self.id_column, self.read_timeout))
         if images.note:
             say(f"note: {images.note}")
         if self.watch is None:
             images.check_not_empty()
-        return images
+        return images if self.sample is None else sample(images, self.sample, self.seed)
 
 
 @dataclass(frozen=True)
@@ -180,6 +261,7 @@ def label(
     *,
     classes: ClassOptions,
     objects: ObjectOptions,
+    keeping: KeepOptions,
     out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")] = OUT,
     model: ModelOptions,
     method: Annotated[str, typer.Option(help="A name of `open-gem methods`.")] = "gem",
@@ -199,7 +281,7 @@ def label(
     from open_gem.label.done import Shard
 
     engine = running.find_engine()
-    make = labeling_maker(classes, objects, model, method, views, reading.read_timeout)
+    make = labeling_maker(classes, objects, keeping, model, method, views, reading.read_timeout)
     images, shard = reading.open(source), Shard.of_environment()
     if not running.dry_run:
         check_writable(out)
@@ -208,12 +290,20 @@ def label(
     labeling = make()
     if (caution := labeling.localizer.acknowledge().caution) is not None:
         say(f"warning: {caution}")
+    if (note := note_on_keeping(labeling, keeping)) is not None:
+        say(f"note: {note}")
+    limit = shard.share(reading.limit)
     if running.dry_run:
-        print_estimate(estimate(labeling, images, out, shard, running), as_json)
+        print_estimate(estimate(labeling, images, out, shard, running, limit), as_json)
         return
-    job = LabelJob(labeling, images, out, shard, engine, running.settings(make), quiet or reading.watch is not None)
+    settings = {**running.settings(make), "limit": limit}
+    job = LabelJob(labeling, images, out, shard, engine, settings, quiet or reading.watch is not None)
     parts, tally, stop = job.run(reading, running.retry_errors, quiet)
     report(parts, tally, shard, samples, as_json)
+    if tally.is_limited:
+        say("stopped at the limit: the same command without --limit labels the rest")
+    elif reading.sample is not None and stop.signal is None:
+        say("a sample is labelled: the same command without --sample labels the rest")
     if stop.signal is not None and reading.watch is None:
         finished = counted(tally.labeled + tally.failed, "image")
         say(f"stopped: {finished} done now; rerun the same command to resume")
@@ -225,6 +315,7 @@ def label(
 def labeling_maker(
     classes: ClassOptions,
     objects: ObjectOptions,
+    keeping: KeepOptions,
     model: ModelOptions,
     method: str,
     views: ViewOptions,
@@ -235,7 +326,6 @@ def labeling_maker(
     from open_gem.label.labeling import load_labeling
     from open_gem.text import TEMPLATE
 
-    settings = {name: getattr(objects, name) for name in ("heatmap_scale", "instances", "min_area", "exclusive", "nms")}
     return partial(
         load_labeling,
         classes.read(presence=objects.presence, threshold=objects.threshold),
@@ -248,8 +338,25 @@ def labeling_maker(
         template=TEMPLATE if classes.template is None else classes.template,
         views=views.views(),
         refinement=views.refinement(),
-        objects={**settings, "outputs": tuple(split_commas(objects.outputs)), "read_timeout": read_timeout},
+        objects={**objects.rules(), "keep": keeping.floor(), "read_timeout": read_timeout},
     )
+
+
+MANY_PROMPTS = 100  # of which maps are kept without a floor, and a note says what they take
+
+
+def note_on_keeping(labeling: "Labeling", keeping: KeepOptions) -> str | None:
+    """Return what to know about what is kept, None if it is as usual."""
+    if keeping.keep and labeling.keep is None:
+        return "views merged as logits have no patch grid: nothing is kept for `open-gem relabel`"
+    prompts = len(labeling.classes.vocabulary.all_prompts)
+    if labeling.keep == 0 and prompts > MANY_PROMPTS:
+        size = 2e-6 * prompts * labeling.localizer.patches()
+        return (
+            f"maps of {prompts} prompts are kept, about {size:.1f} MB an image: --keep-floor 0.1 keeps those of likely "
+            "labels, --no-keep none"
+        )
+    return None
 
 
 def find_device(device: str) -> str:
@@ -307,6 +414,8 @@ class LabelJob:
         from open_gem.label.summary import write_passed_over
 
         total = 0 if self.hides_progress or self.shard.of > 1 else _count(images)
+        if (limit := self.settings.get("limit")) is not None:
+            total = min(total, len(done) + limit)
         with progress_bar(total, self.hides_progress) as advance:
             advance(min(total, len(done)))
             tally = self.engine(
@@ -347,7 +456,9 @@ def _count(source: "Source") -> int:
     return sum(1 for _ in source.items()) if new_console(to_stderr=True).is_terminal else 0
 
 
-def estimate(labeling: "Labeling", source: "Source", out: Path, shard: "Shard", running: RunOptions) -> "Estimate":
+def estimate(
+    labeling: "Labeling", source: "Source", out: Path, shard: "Shard", running: RunOptions, limit: int | None
+) -> "Estimate":
     """Print what a run would do, extrapolated from a few images."""
     from open_gem.label import control
     from open_gem.label.done import done_in
@@ -357,7 +468,7 @@ def estimate(labeling: "Labeling", source: "Source", out: Path, shard: "Shard", 
     Parts.check_claim(out, manifest)
     done = done_in(Parts(out, manifest), errors=not running.retry_errors)
     settings = {"batch_size": running.batch_size, "workers": running.workers}
-    return control.estimate(labeling, source, done, shard=shard, **settings)
+    return control.estimate(labeling, source, done, shard=shard, limit=limit, **settings)
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ The command receives the dataclasses; its command line has their fields. A new s
 import inspect
 import shlex
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -43,10 +44,11 @@ ImageSizeOption = Annotated[
     ),
 ]
 ExclusiveOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--exclusive",
+        "--exclusive/--no-exclusive",
         help="Masks of different labels do not overlap: a pixel belongs to the label with the highest cosine there.",
+        show_default="they may overlap",
     ),
 ]
 NmsOption = Annotated[
@@ -89,13 +91,19 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:
+    """Return the fields of a group as options. If the group has `shown_default`, its help says that of all defaults."""
     hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(group)
-    ]
+    shown_default = getattr(group, "shown_default", None)
+    parameters: list[inspect.Parameter] = []
+    for field in fields(group):
+        kind, annotation = inspect.Parameter.KEYWORD_ONLY, hints[field.name]
+        if shown_default is not None:
+            value, option = get_args(annotation)
+            option = copy(option)
+            option.show_default = shown_default
+            annotation = Annotated[value, option]
+        parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=annotation))
+    return parameters
 
 
 def names_of_options(group: Any) -> list[str]:

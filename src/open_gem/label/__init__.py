@@ -7,6 +7,8 @@ paths      files in folders and of patterns, as items
 sources    folders, lists, tars, Parquet and data sets as items
 rules      a localization -> objects and what is stored of them, without the model
 kept       what the model saw, beside the parts
+relabel    new parts from that, by other rules
+sampling   a part of a source, chosen at random
 labeling   an image -> a row, for every engine
 done       which images are in some part, in little memory; the lock of a folder that is written to
 local      decoding threads -> the model -> a writer of parts, on this machine

@@ -35,11 +35,18 @@ class Estimate:
 
 
 def estimate(
-    labeling: Labeling, source: Source, done: HashedIdSet, *, shard: Shard = WHOLE, sample: int = 32, **settings: Any
+    labeling: Labeling,
+    source: Source,
+    done: HashedIdSet,
+    *,
+    shard: Shard = WHOLE,
+    limit: int | None = None,
+    sample: int = 32,
+    **settings: Any,
 ) -> Estimate:
     """List all images and label the first that are left; nothing is written. `settings` as of `local.label`."""
     tally = Tally()
-    items = pending(source.items(tally.passed_over), done, shard, tally)
+    items = pending(source.items(tally.passed_over), done, shard, tally, limit)
     first = list(islice(items, sample))
     left = len(first) + sum(1 for _ in items)
     if not first:

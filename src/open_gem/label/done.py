@@ -13,7 +13,7 @@ from pathlib import Path
 
 from open_gem.errors import InputError, OutputError
 from open_gem.files import remove_leftovers, write_file
-from open_gem.label.parts import LabelRow, Parts, remove_orphans
+from open_gem.label.parts import LabelRow, Parts, tidy
 from open_gem.label.paths import PassedOver
 
 TODO = ".todo"  # work of Ray's actors, in the folder of the parts; without it they stop writing
@@ -34,6 +34,10 @@ class Shard:
         """Return True if an image belongs to this shard."""
         return self.of == 1 or key(id) % self.of == self.index
 
+    def share(self, limit: int | None) -> int | None:
+        """Return this shard's share of a limit that is for all of them."""
+        return None if limit is None else limit // self.of + (self.index < limit % self.of)
+
     @classmethod
     def of_environment(cls) -> "Shard":
         """Return the shard in torchrun's RANK and WORLD_SIZE; without it, everything."""
@@ -41,6 +45,11 @@ class Shard:
 
 
 WHOLE = Shard()  # a single process
+
+
+def default_workers() -> int:
+    """Return a good number of threads: one per processor that this process may use, 16 at most."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
 def key(id: str) -> int:
@@ -109,6 +118,7 @@ class Tally:
     seen: HashedIdSet = field(default_factory=HashedIdSet, repr=False)
     passed_over: PassedOver = field(default_factory=PassedOver)  # files that are no images, so far
     is_whole: bool = False  # the listing is complete
+    is_limited: bool = False  # it ended at the limit, with images left
 
     def count(self, row: LabelRow) -> None:
         """Count one more row."""
@@ -172,9 +182,8 @@ def _writer(folder: Path, shard: str) -> str:
 
 
 def _sweep(folder: Path, shard: Shard) -> None:
-    """Remove what killed writers left half-written, their task lists, and what they kept of images of no part; files of
-    other shards stay."""
+    """Remove what killed writers left half-written, and their task lists; files of other shards stay."""
     if shard.of == 1:
         shutil.rmtree(folder / TODO, ignore_errors=True)
-        remove_orphans(folder)
+        tidy(folder)
     remove_leftovers(folder)

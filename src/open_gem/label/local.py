@@ -10,7 +10,6 @@ daemons, which the end of a process does not wait for. Several graphics cards, o
 share the images by hash: `torchrun --nproc-per-node 8 …`.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,7 +26,7 @@ from uuid import uuid4
 import torch
 
 from open_gem.errors import NotFiniteError
-from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally, done_in
+from open_gem.label.done import WHOLE, HashedIdSet, Shard, Tally, default_workers, done_in
 from open_gem.label.labeling import Labeling, LocatedImage, PreparedImage, failed
 from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.sources import Item, Source
@@ -54,6 +53,7 @@ def run(
     workers: int | None = None,
     stop: Event | None = None,
     done: HashedIdSet | None = None,
+    limit: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
     **limits: Any,
 ) -> Tally:
@@ -63,13 +63,14 @@ def run(
     workers     threads that read, decode and make objects, see `default_workers`
     stop        set it to end the run: the model's results are written, and no further work starts
     done        ids that are labelled already; those of this run are added. By default those of all parts
+    limit       number of new images after which the run ends
     progress    called with the number of images that are done
 
     If this ends early, the images labelled until then are written. Raises OutputError if that fails.
     """
     stop, done = stop or Event(), done_in(parts) if done is None else done
     tally = Tally()
-    items = pending(source.items(tally.passed_over), done, shard, tally)
+    items = pending(source.items(tally.passed_over), done, shard, tally, limit)
     with PartWriter(parts, shard, **limits) as writer:
         for row in label(labeling, items, batch_size=batch_size, workers=workers, stop=stop):
             writer.add(row)
@@ -79,8 +80,11 @@ def run(
     return tally
 
 
-def pending(items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally) -> Iterator[Item]:
-    """Yield the items that are this shard's and new, each once; count them as they pass."""
+def pending(
+    items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally, limit: int | None = None
+) -> Iterator[Item]:
+    """Yield the items that are this shard's and new, each once, up to `limit` of them; count them as they pass."""
+    left = limit
     for item in items:
         if not shard.has(item.id):
             continue
@@ -89,7 +93,11 @@ def pending(items: Iterable[Item], done: HashedIdSet, shard: Shard, tally: Tally
             tally.duplicates += 1
         elif item.id in done:
             tally.done += 1
+        elif left == 0:
+            tally.listed, tally.is_limited = tally.listed - 1, True
+            return
         else:
+            left = None if left is None else left - 1
             yield item
     tally.is_whole = True
 
@@ -356,8 +364,3 @@ def size_of(row: LabelRow) -> int:
     """Estimate how many bytes a row takes in memory."""
     maps = len(row["labelmap"] or b"") + len((row.get("kept") or {}).get("values", b""))
     return 500 + maps + sum(500 + len((stored["rle"] or {}).get("counts", "")) for stored in row["objects"])
-
-
-def default_workers() -> int:
-    """Return a good number of threads: one per processor that this process may use, 16 at most."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

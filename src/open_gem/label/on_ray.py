@@ -47,6 +47,7 @@ def run(
     workers: int | None = None,
     stop: Event | None = None,
     done: HashedIdSet | None = None,
+    limit: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
     images_per_part: int = PART_ROWS,
 ) -> Tally:
@@ -63,9 +64,8 @@ def run(
         raise InputError("torchrun and --engine ray given, expected one of them: Ray shares images out by itself")
     stop, done, tally = stop or Event(), done_in(parts) if done is None else done, Tally()
     folder = parts.folder.absolute()
-    todo = _write_todo(
-        folder / TODO, local.pending(source.items(tally.passed_over), done, shard, tally), images_per_part
-    )
+    items = local.pending(source.items(tally.passed_over), done, shard, tally, limit)
+    todo = _write_todo(folder / TODO, items, images_per_part)
     if not todo:
         return tally
     actor = partial(Actor, str(Path.cwd()), str(folder), todo[0], parts.manifest, make, batch_size)

@@ -15,7 +15,9 @@ times as large as the rows. See `label.kept`.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -121,6 +123,7 @@ class Manifest:
     def read(cls, folder: Path) -> "Manifest | None":
         """Return the manifest of a folder, None if there is none. Raises InputError if it cannot be read."""
         path = folder / MANIFEST
+        settle(folder)
         try:
             document = json.loads(path.read_text("utf-8"))
             warnings = tuple(document.get("warnings", ()))
@@ -173,7 +176,7 @@ class Parts:
         if existing.fingerprint != manifest.fingerprint:
             raise InputError(
                 f"{str(folder)!r} holds labels made with other settings, expected the same or another folder: "
-                + _differences(existing, manifest)
+                + differences(existing, manifest)
             )
         if existing.root != manifest.root and existing.root is not None and _is_elsewhere(existing.root, manifest.root):
             raise InputError(
@@ -194,7 +197,7 @@ class Parts:
         first, so no part is ever without it. Raises OutputError."""
         if kept := encode_kept(rows):
             write_file(self.kept_path(self.path(name)), kept, durable=True)
-        _write(self.path(name), rows)
+        write_part(self.path(name), rows)
         return self.path(name)
 
     def path(self, name: str) -> Path:
@@ -230,7 +233,7 @@ class Parts:
         forgotten: list[str] = []
         for path in self.paths():
             if ids := {row["id"] for row in errors_in(path) if which(row)}:
-                _write(path, [row for row in rows_in(path) if row["id"] not in ids])
+                write_part(path, [row for row in rows_in(path) if row["id"] not in ids])
                 forgotten += ids
         return forgotten
 
@@ -258,11 +261,52 @@ class Parts:
                 yield from batch.take([number for number, id in ids if id in places]).to_pylist()
 
 
-def remove_orphans(folder: Path) -> None:
-    """Remove what was kept of parts that were never written; call it only while nobody writes."""
+# All parts replaced at once -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Open a folder for new parts of the same names, by other settings. On success they replace those in `folder`, and
+    `manifest` its manifest; otherwise nothing changes. The caller has the lock of `folder`.
+
+    Raises OutputError.
+    """
+    staged = folder / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        yield staged
+        manifest.write(staged)  # from now on `settle` finishes it, whatever happens to this process
+    finally:
+        settle(folder)
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Move new parts to their places if all of them are there, so that a crash leaves either the old or the new ones.
+    Several processes may do so at once. Raises OutputError."""
+    staged = folder / STAGED
+    if not (staged / MANIFEST).exists():
+        return
+    try:
+        for path in (*staged.glob(PARTS), staged / FOR_DATASETS[0], staged / MANIFEST):  # the manifest comes last
+            with suppress(FileNotFoundError):  # another process was faster
+                path.replace(folder / path.name)
+        shutil.rmtree(staged, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot replace the parts in {str(folder)!r}: {error.strerror or error}") from error
+
+
+def tidy(folder: Path) -> None:
+    """Finish or remove what killed writers left: new parts, and what was kept of parts that were never written. The
+    caller has the lock of `folder`, for all shards."""
+    settle(folder)
+    shutil.rmtree(folder / STAGED, ignore_errors=True)
     for path in (folder / KEPT).glob("*.kept"):
         if not (folder / f"{path.stem}.parquet").exists():
             path.unlink(missing_ok=True)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def rows_in(path: Path, *names: str) -> Iterator[LabelRow]:
@@ -293,7 +337,8 @@ def encode_kept(rows: Sequence[LabelRow]) -> bytes:
     return encode(kept, kept_schema()) if kept else b""
 
 
-def _write(path: Path, rows: Sequence[LabelRow]) -> None:
+def write_part(path: Path, rows: Sequence[LabelRow]) -> None:
+    """Write a part. Raises OutputError."""
     write_file(path, encode(rows), durable=True)
 
 
@@ -316,7 +361,7 @@ def _is_elsewhere(root: str, now: str | None) -> bool:
     return Path(root).exists() and (now is None or not Path(now).exists() or not Path(root).samefile(now))
 
 
-def _differences(existing: Manifest, wanted: Manifest) -> str:
+def differences(existing: Manifest, wanted: Manifest) -> str:
     """Describe how two manifests differ, for a message: the first few settings; a change common to many is listed
     once."""
     old, new = ({**_flat(manifest.settings), "labels": list(manifest.labels)} for manifest in (existing, wanted))

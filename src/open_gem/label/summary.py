@@ -114,7 +114,7 @@ class Summary:
 def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part, row: None) -> Summary:
     """Count all rows, and pass each with its part to `also`; reads neither masks nor maps. Raises OutputError."""
     summary = Summary(
-        {label: LabelCounts() for label in parts.manifest.labels}, passed_over=_read_passed_over(parts.folder)
+        {label: LabelCounts() for label in parts.manifest.labels}, passed_over=read_passed_over(parts.folder)
     )
     fields = [f"objects.list.element.{name}" for name in ("label", "score", *MEASURES)]
     for part in parts.paths():
@@ -154,7 +154,8 @@ def write_passed_over(folder: Path, passed_over: PassedOver) -> None:
     write_file(folder / PASSED_OVER, to_json(passed_over).encode())
 
 
-def _read_passed_over(folder: Path) -> PassedOver:
+def read_passed_over(folder: Path) -> PassedOver:
+    """Return what the last complete listing skipped."""
     try:
         return PassedOver(json.loads((folder / PASSED_OVER).read_text("utf-8")))
     except (OSError, ValueError, TypeError):  # no run has listed the whole source yet

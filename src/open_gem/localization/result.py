@@ -264,8 +264,8 @@ class Localization:
         winner = self._winner(limits, scale) if exclusive else None
         objects = []
         for index, limit in limits.items():
-            now = visit if nms is None else None
-            regions = self._regions(index, limit, scale, min_area, instances, masks or visit is not None, now, winner)
+            now, later = (visit, None) if nms is None else (None, visit)
+            regions = self._regions(index, limit, scale, min_area, instances, masks or later is not None, now, winner)
             objects += sorted(regions, key=lambda obj: -obj.score)
         if nms is not None:
             objects = suppressed(objects, nms)
@@ -459,10 +459,11 @@ class Localization:
         stretch = readout.min_max_of(cosine)
         mask = self._mask(cosine, threshold, stretch, scale)
         mask = (mask if winner is None else mask & (winner == index)).cpu()
-        if not mask.any():
+        flags = mask.numpy()  # numpy's `any` takes a tenth of the time of torch's
+        if not flags.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
-        top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most pixels belong to no object
+        top, left = (readout.extent(flags.any(axis=axis)) for axis in (1, 0))  # most pixels belong to no object
         numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
         maps = [self.maps[prompt] for prompt in self._prompts[index]]
