@@ -231,9 +231,11 @@ class Truth:
 
 
 def judge(parts: Parts, truth: Truth, iou: float = 0.5) -> dict[str, list[Judged]]:
-    """Return all detections by label, each right if it matches a true object: by the thresholds that made the labels
-    and, if what the model saw is kept, by those of `THRESHOLDS`, unless they are cosines, from a presence of `LOWEST`
-    or the lowest that was kept. With exclusive masks or suppression another presence may change the detections themselves.
+    """Return all detections by label, each right if it matches a true object.
+
+    They are those of the labels or, if what the model saw is kept, those from a presence of `LOWEST` or the lowest that
+    was kept, by the thresholds that made the labels and by each of `THRESHOLDS` (not if these would be cosines). With
+    exclusive masks or suppression, another presence may change the detections themselves.
 
     Matching is that of pycocotools' `COCOeval`: the most confident detection first, IoU of masks if both have them,
     otherwise of boxes, of at least `iou`. Labels that are no category of the truth, and images that are not in it, do
