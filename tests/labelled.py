@@ -51,6 +51,9 @@ def thing(label: str, score: float, mask: np.ndarray | None, box: list[int] | No
         "xyxy": box,
         "rle": None if mask is None else rle_of(mask),
         "point": box[:2],
+        "peak": 1.0,
+        "probability": score,  # so that confidence ranks as the score does
+        "confidence": (more.get("presence", 0.9) or 1) * score,
         **more,
     }
 

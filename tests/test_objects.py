@@ -281,6 +281,102 @@ def test_maps_of_any_type_have_objects(dtype):
     assert [one.score for one in ours] == pytest.approx([one.score for one in expected], abs=2e-3)
 
 
+# Confidence -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["minmax", "cosine", "probability"])
+def test_confidence_is_presence_times_peak_times_probability(scale):
+    found = located()
+    heatmaps = explicit_maps(found, "minmax")[1]
+    shares = (100 * found.similarity).softmax(0)  # on the grid, the background's prompt included
+    for one in found.objects(0.0, scale, min_area=0.0):
+        assert one.point is not None and one.presence is not None
+        x, y = one.point
+        probability = shares[PHRASES[one.index], y * 6 // 45, x * 8 // 61].max().item()
+        assert (one.peak, one.probability) == pytest.approx((heatmaps[one.index, y, x], probability), abs=1e-5)
+        assert one.confidence == pytest.approx(one.presence * heatmaps[one.index, y, x] * probability, abs=1e-5)
+        assert 0 <= one.confidence <= 1
+
+
+def test_the_confidence_of_a_label_by_itself_stays_the_same():
+    found = located()
+    ours = [one.confidence for label in found.labels for one in found[label].objects()]
+    assert ours == pytest.approx([one.confidence for one in found.objects()], abs=1e-6)
+
+
+def test_what_is_not_known_is_left_out_of_confidence():
+    one = Object("cat", 0, "kitten", 0.3, None, 0.5, (3, 4, 10, 6), peak=0.8)
+    assert one.confidence == 0.4
+    assert replace(one, presence=None).confidence == 0.8
+    assert [replace(one, presence=None, peak=None, score=score).confidence for score in (0.3, -0.2)] == [0.3, 0]
+
+
+@pytest.mark.parametrize("scale", ["minmax", "cosine"])
+def test_the_best_box_of_a_detector_has_the_labels_presence(scale):
+    found = located(detections=DETECTIONS, logit_scale=None, presence=torch.tensor([0.8, 0.04, 0.0]))
+    ours = [one.confidence for one in found.objects(0.1, scale, presence=0)]
+    assert ours == pytest.approx({"minmax": [0.8, 0.5, 0.3, 0.04], "cosine": [0.8, 0.5, 0.3]}[scale], abs=1e-6)
+
+
+# Overlaps -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threshold", "scale"), SETTINGS)
+def test_a_pixel_belongs_to_the_label_with_the_highest_cosine_there(threshold, scale):
+    found = located()
+    cosines, heatmaps = explicit_maps(found, scale)
+    masks = heatmaps > threshold
+    winner = np.where(masks.any(0), np.where(masks, cosines, -np.inf).argmax(0), -1)
+    assert masks.sum(0).max() > 1 or scale == "probability"
+    ours = found.objects(threshold, scale, min_area=0.0, exclusive=True)
+    for index in range(3):
+        own = [one.mask for one in ours if one.index == index and one.mask is not None]
+        assert np.array_equal(np.any([np.zeros(SIZE, bool), *own], axis=0), winner == index)
+    for one in ours:
+        assert one.mask is not None and one.point is not None and one.mask[one.point[1], one.point[0]]
+
+
+def test_absent_labels_take_no_pixel():
+    found = located(presence=torch.tensor([0.9, 0.1, 0.7]))
+    ours, every = found.objects(exclusive=True, min_area=0), found.objects(min_area=0)
+    covered, expected = (np.any([one.mask for one in objects], axis=0) for objects in (ours, every))
+    assert np.array_equal(covered, expected) and {one.label for one in ours} == {"cat", "owl"}
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("predicts", [False, True])
+def test_of_two_boxes_that_overlap_the_more_confident_stays(iou, predicts):
+    boxes = torch.tensor([[0, 0, 48, 30], [5, 10, 20, 25], [40, 0, 60, 45]]), torch.tensor([0.7, 0.5, 0.3])
+    fields = {"detections": (Boxes(*boxes), *DETECTIONS[:2]), "logit_scale": None}
+    found = located(**fields if predicts else {})
+    every = found.objects(0.2, min_area=0)
+    kept: list[Object] = []
+    for one in sorted(every, key=lambda one: -one.confidence):
+        others = np.array([other.xywh for other in kept], float)
+        if not kept or coco.iou(np.array([one.xywh], float), others, [0] * len(kept)).max() <= iou:
+            kept.append(one)
+    assert len(kept) < len(every) or iou > 0.5
+    assert [one.box for one in found.objects(0.2, min_area=0, nms=iou)] == [one.box for one in every if one in kept]
+
+
+def test_a_label_map_has_no_object_that_was_suppressed():
+    found, painted, expected = located(), LabelMap(SIZE), LabelMap(SIZE)
+    without = found.objects(0.2, min_area=0.0, nms=0.1, masks=False, visit=painted.add)
+    objects = found.objects(0.2, min_area=0.0, nms=0.1)
+    for one in objects:
+        assert one.mask is not None
+        expected.add(one.index, (slice(None), slice(None)), one.mask, explicit_maps(found, "cosine")[0][one.index])
+    assert painted.png(3) == expected.png(3)
+    assert [one.box for one in without] == [one.box for one in objects] and not any(one.rle for one in without)
+
+
+def test_impossible_settings_of_overlaps_are_refused():
+    with pytest.raises(InputError, match=r"nms is 1\.5, expected an IoU"):
+        located().objects(nms=1.5)
+    with pytest.raises(InputError, match="exclusive masks of a model that predicts boxes"):
+        located(detections=DETECTIONS, logit_scale=None).objects(exclusive=True)
+
+
 # Boxes that the model itself predicts ---------------------------------------------------------------------------------
 
 DETECTIONS = (

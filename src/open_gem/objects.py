@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from open_gem.errors import InputError
@@ -23,14 +24,16 @@ class Object:
     label        what is reported
     index        the label's position in `Localization.labels`
     prompt       the label's prompt that is most similar at the object's most confident pixel
-    score        highest raw cosine inside it, in [-1, 1] (a probability for models trained to localize): ranks objects
+    score        highest raw cosine inside it, in [-1, 1] (a probability for models trained to localize)
     image_score  image-level cosine of the label, or None
     presence     that score as a probability in [0, 1], or None
     box          left, top, right, bottom in pixels, right and bottom exclusive
     point        its most confident pixel (x, y), or None
     rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}; None if it is a box alone
-    peak         `score` after min-max scaling, in [0, 1]: the share of the label's best; None if the threshold was of
-                 another scale
+    peak         `score` after min-max scaling of the label's map, in [0, 1]: 1 for the label's best object of an image;
+                 of predicted boxes, the share of the best box's score. None if unknown
+    probability  softmax probability of the label against all prompts, those of the background included, at the patch of
+                 `point`, in [0, 1]; None if unknown, or if scores are probabilities themselves
     """
 
     label: str
@@ -43,6 +46,18 @@ class Object:
     point: tuple[int, int] | None = None
     rle: dict[str, Any] | None = None
     peak: float | None = None
+    probability: float | None = None
+
+    @property
+    def confidence(self) -> float:
+        """`presence` × `peak` × `probability`, in [0, 1]: ranks objects of all labels and images.
+
+        It is high if the image as a whole shows the label, the object is the label's best place in it, and no other
+        prompt is likelier there. What is None is left out of the product; if all are, it is the score, limited to
+        [0, 1]. `benchmarks/confidence.py` compares it with other formulas.
+        """
+        known = [value for value in (self.presence, self.peak, self.probability) if value is not None]
+        return round(prod(known) if known else min(1.0, max(0.0, self.score)), 6)
 
     @property
     def mask(self) -> "np.ndarray | None":
@@ -65,16 +80,42 @@ class Object:
         return int(coco.area(cast(Any, self.rle)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return label, prompt, score, presence, box, mask as run lengths and point, as values that JSON can hold."""
+        """Return label, prompt, score, confidence, presence, box, mask as run lengths and point, as values that JSON
+        can hold."""
         return {
             "label": self.label,
             "prompt": self.prompt,
             "score": round(self.score, 6),
+            "confidence": self.confidence,
             "presence": None if self.presence is None else round(self.presence, 6),
             "box": list(self.box),
             **({} if self.rle is None else {"mask": self.rle}),
             "point": None if self.point is None else list(self.point),
         }
+
+
+# Non-maximum suppression ----------------------------------------------------------------------------------------------
+
+
+def check_nms(iou: float | None) -> None:
+    """Raise InputError unless it is None or an IoU in [0, 1]."""
+    if iou is not None and not 0 <= iou <= 1:
+        raise InputError(f"nms is {iou!r}, expected an IoU in [0, 1], or None")
+
+
+def suppressed(objects: Sequence[Object], iou: float) -> list[Object]:
+    """Return the objects without each whose box has an IoU above `iou` with that of a more confident object that stays,
+    of any label; in the order they come in."""
+    import torch
+    from torchvision.ops import nms
+
+    boxes, confidences = ([obj.box for obj in objects], [obj.confidence for obj in objects])
+    kept = nms(
+        torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4),
+        torch.tensor(confidences, dtype=torch.float32, device="cpu"),
+        iou,
+    )
+    return [objects[index] for index in sorted(kept.tolist())]
 
 
 # For other libraries, which are imported when they are asked for ------------------------------------------------------
@@ -86,9 +127,18 @@ def to_frame(objects: Sequence[Object]) -> "DataFrame":
         import pandas
     except ImportError as error:
         raise InputError("pandas is not installed: pip install pandas") from error
-    columns = ["label", "prompt", "score", "presence", "left", "top", "right", "bottom", "area", "x", "y"]
+    columns = ["label", "prompt", "score", "confidence", "presence", "left", "top", "right", "bottom", "area", "x", "y"]
     rows = [
-        (obj.label, obj.prompt, obj.score, obj.presence, *obj.box, obj.area, *(obj.point or (None, None)))
+        (
+            obj.label,
+            obj.prompt,
+            obj.score,
+            obj.confidence,
+            obj.presence,
+            *obj.box,
+            obj.area,
+            *(obj.point or (None, None)),
+        )
         for obj in objects
     ]
     return pandas.DataFrame(rows, columns=columns)  # pyright: ignore[reportArgumentType]
@@ -109,8 +159,8 @@ def supervision() -> Any:
 def to_detections(objects: Sequence[Object], size: Size) -> "Detections":
     """Return objects of an image of `size` as supervision's `Detections`, for its annotators, trackers and metrics.
 
-    `xyxy`, `mask`, `confidence` (the raw cosine), `class_id` (the label's position), and per object in `data`
-    `class_name`, `prompt`, `presence` (NaN for none). If only some objects have masks, those of the others are empty.
+    `xyxy`, `mask`, `confidence`, `class_id` (the label's position), and per object in `data` `class_name`,
+    `prompt`, `score` and `presence` (NaN for none). If only some objects have masks, those of the others are empty.
 
     Raises InputError if supervision is missing.
     """
@@ -121,11 +171,12 @@ def to_detections(objects: Sequence[Object], size: Size) -> "Detections":
     return supervision().Detections(
         xyxy=np.array([obj.box for obj in objects], np.float32).reshape(-1, 4),
         mask=None if all(mask is None for mask in masks) else np.stack([empty if m is None else m for m in masks]),
-        confidence=np.array([obj.score for obj in objects], np.float32),
+        confidence=np.array([obj.confidence for obj in objects], np.float32),
         class_id=np.array([obj.index for obj in objects], int),
         data={
             "class_name": np.array([obj.label for obj in objects], str),
             "prompt": np.array([obj.prompt for obj in objects], str),
+            "score": np.array([obj.score for obj in objects], np.float32),
             "presence": np.array([obj.presence for obj in objects], np.float32),  # None becomes NaN
         },
     )

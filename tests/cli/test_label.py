@@ -453,8 +453,9 @@ def test_watching_tries_an_error_again_once_its_file_has_changed(retry, place, t
     assert tries == [True, False, retry]
 
 
-def found(label: str, score: float, presence: float) -> dict[str, Any]:
-    return {"label": label, "score": score, "presence": presence}
+def found(label: str, score: float, presence: float, peak: float = 1.0, probability: float = 1.0) -> dict[str, Any]:
+    known = {"presence": presence, "peak": peak, "probability": probability}
+    return {"label": label, "score": score, **known, "confidence": presence * peak * probability}
 
 
 def test_rows_are_counted(tmp_path):
@@ -471,8 +472,13 @@ def test_rows_are_counted(tmp_path):
         "passed_over": {},
         "seconds": 2.0,
         "labels": {
-            "cat": {"images": 2, "objects": 3, "presence": pytest.approx(0.9), "score": pytest.approx(1.75 / 3)},
-            "dog": {"images": 0, "objects": 0, "presence": None, "score": None},
+            "cat": {
+                "images": 2,
+                "objects": 3,
+                **dict.fromkeys(("presence", "confidence"), pytest.approx(0.9)),
+                "score": pytest.approx(1.75 / 3),
+            },
+            "dog": {"images": 0, "objects": 0, "presence": None, "confidence": None, "score": None},
         },
     }
 
@@ -486,19 +492,52 @@ def test_samples_are_random_ones_and_the_least_certain():
     rows += [row_of("none.png", "", status="ok"), row_of("broken.png", "", status="error")]
     chosen = []
     for order in (range(22), range(21, -1, -1)):
-        sheet = Sheet(("cat", "dog"), 4)
+        sheet = Sheet(Manifest({}, ("cat", "dog")), 4)
         for number in order:
             sheet.add(Path("part"), rows[number])
         chosen.append([list(lowest.ids) for lowest in (*sheet.random.values(), sheet.empty)])
-        assert list(sheet.uncertain["cat"].ids) == ["0.png", "1.png"]
+        assert list(sheet.near["cat"].ids) == ["0.png", "1.png"]
     random, dogs, empty = chosen[0]
     assert chosen[0] == chosen[1]
     assert len(set(random)) == 4 and random != [f"{number}.png" for number in range(4)]
     assert (dogs, empty) == ([], ["none.png"])
 
 
+@pytest.mark.parametrize(("scale", "near"), [("minmax", "peak"), ("cosine", "score"), ("probability", "probability")])
+def test_images_that_need_a_look_are_those_near_a_threshold_and_those_where_labels_compete(scale, near):
+    classes = {"labels": {"cat": {"presence": 0.8, "threshold": 0.25}}}
+    sheet = Sheet(Manifest({"classes": classes, "heatmap_scale": scale}, ("cat",)), 6)
+    objects = {
+        "sure": [found("cat", 0.9, 0.99)],
+        "hardly present": [found("cat", 0.9, 0.81)],
+        "hardly above": [found("cat", 0.9, 0.99), found("cat", 0.9, 0.99) | {near: 0.27}],
+        "another": [found("cat", 0.9, 0.99, probability=0.49)],
+        "quite another": [found("cat", 0.9, 0.99, probability=0.48), found("cat", 0.9, 0.99)],
+    }
+    for id, own in objects.items():
+        sheet.add(Path("part"), row_of(id, "", status="ok", objects=own))
+    assert list(sheet.near["cat"].ids)[:2] == ["hardly present", "hardly above"]
+    contested = ["quite another", "another"]
+    assert list(sheet.contested["cat"].ids) == (["hardly above"] if near == "probability" else []) + contested
+
+
+def test_the_page_begins_with_the_least_confident_label(tmp_path):
+    parts = Parts.claim(tmp_path, Manifest({}, ("cat", "dog", "owl")))
+    objects = {"cat": [found("cat", 0.9, 0.9)] * 2, "dog": [found("dog", 0.9, 0.9, probability=0.2)]}
+    part = parts.write("1", [row_of(id, "", status="ok", seconds=0, objects=own) for id, own in objects.items()])
+    sheet = Sheet(parts.manifest, 4)
+    page = sheet.write(parts, summarize(parts, sheet.add)).decode()
+    assert part.exists() and re.findall("<h2>(.*?)</h2>", page) == ["dog", "cat"]
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Nearest to the thresholds"] * 2
+
+
 def test_with_many_labels_the_page_has_fewer_of_each():
-    assert [Sheet(list(map(str, range(count))), 8).empty.count for count in (1, 150, 400, 5000)] == [8, 8, 3, 1]
+    assert [Sheet(Manifest({}, tuple(map(str, range(count)))), 8).empty.count for count in (1, 150, 400, 5000)] == [
+        8,
+        8,
+        3,
+        1,
+    ]
 
 
 def test_a_sample_without_masks_shows_its_boxes():

@@ -216,11 +216,11 @@ def test_coco_is_read_by_pycocotools(labelled):
         for loaded in (instances, results):
             annotations: Any = loaded.loadAnns(loaded.getAnnIds(imgIds=number))
             assert len(annotations) == len(one["objects"])
-            for annotation, stored in zip(annotations, by_score(one), strict=True):
+            for annotation, stored in zip(annotations, by_confidence(one), strict=True):
                 left, top, right, bottom = stored["xyxy"]
                 assert annotation["bbox"] == [left, top, right - left, bottom - top]
                 assert [one["name"] for one in loaded.loadCats(annotation["category_id"])] == [stored["label"]]
-                assert annotation["score"] == pytest.approx(stored["score"])
+                assert annotation["score"] == pytest.approx(stored["confidence"], abs=1e-6)
                 if stored["rle"]:
                     mask = coco_mask.decode(stored["rle"]).astype(bool)
                     assert np.array_equal(loaded.annToMask(annotation), mask)
@@ -230,8 +230,8 @@ def test_coco_is_read_by_pycocotools(labelled):
     assert [(one["segmentation"], one["area"]) for one in boxes] == [([], 600), ([], 100)]
 
 
-def by_score(one: dict) -> list[dict]:
-    return sorted(one["objects"], key=lambda stored: -stored["score"])
+def by_confidence(one: dict) -> list[dict]:
+    return sorted(one["objects"], key=lambda stored: -stored["confidence"])
 
 
 def test_coco_scores_itself_perfectly(tmp_path):
@@ -256,9 +256,9 @@ def test_panoptic_ids_are_the_segments(labelled):
     for annotation, stored in zip(document["annotations"], GOOD, strict=True):
         picture = images.pop(annotation["image_id"])
         assert (picture["file_name"], picture["height"], picture["width"]) == (stored["id"], HEIGHT, WIDTH)
-        masked = {one["label"]: one["score"] for one in stored["objects"] if one["rle"]}
+        masked = {one["label"]: one["confidence"] for one in stored["objects"] if one["rle"]}
         segments = annotation["segments_info"]
-        assert {names[one["category_id"]]: one["score"] for one in segments} == pytest.approx(masked)
+        assert {names[one["category_id"]]: one["score"] for one in segments} == pytest.approx(masked, abs=1e-6)
         assert not any(one["iscrowd"] for one in segments)
         colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
         assert colors.shape == (HEIGHT, WIDTH, 3)
@@ -343,8 +343,10 @@ def test_voc_is_read_by_supervision(labelled, pictures):
     assert sorted(dataset.classes) == sorted(LABELS)
     for one in GOOD:
         found = dataset.annotations[str(pictures / Path(one["id"]).name)]
-        assert found.xyxy.tolist() == [stored["xyxy"] for stored in by_score(one)]
-        assert [dataset.classes[index] for index in found.class_id] == [stored["label"] for stored in by_score(one)]
+        assert found.xyxy.tolist() == [stored["xyxy"] for stored in by_confidence(one)]
+        assert [dataset.classes[index] for index in found.class_id] == [
+            stored["label"] for stored in by_confidence(one)
+        ]
 
 
 NAMES = {  # id -> what VOC and LabelMe say of where the picture is
@@ -388,7 +390,7 @@ def test_voc_annotations_of_an_image(labelled):
     assert size == {"width": str(WIDTH), "height": str(HEIGHT), "depth": "3"}
     cat, dog = voc_objects(folder, "plain")
     assert (cat["name"], dog["name"]) == ("cat", "dog")
-    assert (float(str(cat["score"])), float(str(dog["score"]))) == (0.31, 0.28)
+    assert (float(str(cat["score"])), float(str(dog["score"]))) == (0.279, 0.252)
     assert (cat["xmin"], cat["ymin"], cat["xmax"], cat["ymax"]) == ("11", "6", "40", "25")
 
 
@@ -566,7 +568,7 @@ def test_labelme_is_read_by_supervision(labelled, pictures):
     for one in GOOD[:1] + GOOD[2:3]:
         found = dataset.annotations[str(pictures / Path(one["id"]).name)]
         assert len(found) == len(one["objects"])  # parts of one object are one object
-        for mask, stored in zip(found.mask, by_score(one), strict=True):
+        for mask, stored in zip(found.mask, by_confidence(one), strict=True):
             assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
     assert dataset.annotations[str(pictures / "box.jpg")].xyxy.tolist() == [[3, 4, 33, 24], [50, 30, 60, 40]]
     assert dataset.annotations[str(pictures / "tiny.webp")].xyxy.tolist() == [[59, 39, 60, 40]]
@@ -592,8 +594,8 @@ def test_label_studio_polygons_give_back_masks(labelled):
     tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
     assert [task["data"]["id"] for task in tasks] == [one["id"] for one in GOOD]
     assert tasks[2]["data"]["image"] == "/data/local-files/?d=pictures/Ordner/s%C3%BC%C3%9F%20%E7%8C%AB.png"
-    scores = [max((one["score"] for one in image["objects"]), default=0) for image in GOOD]
-    assert [task["predictions"][0]["score"] for task in tasks] == pytest.approx(scores)
+    scores = [max((one["confidence"] for one in image["objects"]), default=0) for image in GOOD]
+    assert [task["predictions"][0]["score"] for task in tasks] == pytest.approx(scores, abs=1e-6)
     config = ElementTree.parse(folder / "config.xml")
     assert len({element.get("background") for element in config.iter("Label")}) == len(LABELS)
     controls = {element.get("name"): element for element in config.iter() if element.get("toName") == "image"}
@@ -602,8 +604,11 @@ def test_label_studio_polygons_give_back_masks(labelled):
         regions = task["predictions"][0]["result"]
         assert len({region["id"] for region in regions}) == len(regions)
         for region in regions:
-            truth = by_score(one)[int(region["id"].partition(".")[0]) - 1]
-            assert (region["score"], region["meta"]) == (pytest.approx(truth["score"]), {"text": [truth["prompt"]]})
+            truth = by_confidence(one)[int(region["id"].partition(".")[0]) - 1]
+            assert (region["score"], region["meta"]) == (
+                pytest.approx(truth["confidence"], abs=1e-6),
+                {"text": [truth["prompt"]]},
+            )
             assert (region["original_width"], region["original_height"]) == (WIDTH, HEIGHT)
             control = controls[region["from_name"]]
             [label] = region["value"][region["type"]]
@@ -613,7 +618,7 @@ def test_label_studio_polygons_give_back_masks(labelled):
             if region["type"] == "polygonlabels":
                 number = int(region["id"].partition(".")[0]) - 1
                 found[number] |= drawn_from_percent(region["value"]["points"])
-        for mask, stored in zip(found, by_score(one), strict=True):
+        for mask, stored in zip(found, by_confidence(one), strict=True):
             if stored["rle"] and coco_mask.area(stored["rle"]) > 2:
                 assert np.array_equal(mask, coco_mask.decode(stored["rle"]).astype(bool))
     boxes = tasks[4]["predictions"][0]["result"]
@@ -683,7 +688,8 @@ def test_supervision_detections(labelled):
     found: Any = to_supervision(rows[0])
     assert found.xyxy.tolist() == [box_of(SOLID), box_of(OVERLAPPING)]
     assert np.array_equal(found.mask, [SOLID, OVERLAPPING])
-    assert found.confidence.tolist() == pytest.approx([0.31, 0.28])
+    assert found.confidence.tolist() == pytest.approx([0.279, 0.252])
+    assert found["score"].tolist() == pytest.approx([0.31, 0.28])
     assert found.class_id.tolist() == [0, 2]
     assert found["class_name"].tolist() == ["cat", "dog"]
     assert found["prompt"].tolist() == ["a cat", "a dog"]
@@ -706,8 +712,10 @@ def test_supervision_detections_of_a_localization(tiny_localizer):
     assert len(found) == sum(len(some.xyxy) for some in boxes) > 0
     for index, some in enumerate(boxes):
         mine = found[found.class_id == index]
-        assert mine.xyxy.tolist() == some.xyxy.tolist()
-        assert mine.confidence.tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
+        assert (np.diff(mine.confidence) <= 0).all()
+        by_score = mine[np.argsort(-mine["score"])]
+        assert by_score.xyxy.tolist() == some.xyxy.tolist()
+        assert by_score["score"].tolist() == pytest.approx(some.scores.tolist(), abs=1e-6)
         assert np.array_equal(union(*mine.mask), result.masks(0.6)[index].numpy())
     predicted = replace(result, detections=tuple(boxes))
     assert to_supervision(predicted, threshold=0.0, scale="cosine").mask is None
@@ -781,6 +789,7 @@ def test_geojson_lies_where_the_tile_does(tiles, tmp_path, name):
         "label": "dog",
         "prompt": "a dog",
         "score": 0.1,
+        "confidence": 0.09,
         "presence": pytest.approx(0.9),
         "image": "north.tif",
     }
@@ -861,9 +870,9 @@ def test_fiftyone_samples(labelled):
     assert [one["open_gem_id"] for one in samples] == [one["id"] for one in GOOD]
     assert [one["filepath"] for one in samples] == [f"/now/{one['id']}" for one in GOOD]
     for sample, stored in zip(samples, GOOD, strict=True):
-        for one, truth in zip(sample["objects"]["detections"], by_score(stored), strict=True):
+        for one, truth in zip(sample["objects"]["detections"], by_confidence(stored), strict=True):
             assert (one["label"], one["prompt"]) == (truth["label"], truth["prompt"])
-            assert one["confidence"] == pytest.approx(truth["score"])
+            assert one["confidence"] == pytest.approx(truth["confidence"], abs=1e-6)
             x, y, width, height = np.array(one["bounding_box"]) * [WIDTH, HEIGHT, WIDTH, HEIGHT]
             left, top, right, bottom = truth["xyxy"]
             assert (x, y, x + width, y + height) == pytest.approx((left, top, right, bottom))
@@ -872,10 +881,10 @@ def test_fiftyone_samples(labelled):
                 assert np.array_equal(unpacked(one["mask"]), mask[top:bottom, left:right])
             else:
                 assert one["mask"] is None
-        for point, truth in zip(sample["points"]["keypoints"], by_score(stored), strict=True):
+        for point, truth in zip(sample["points"]["keypoints"], by_confidence(stored), strict=True):
             x, y = truth["point"]
             assert point["points"] == [pytest.approx([(x + 0.5) / WIDTH, (y + 0.5) / HEIGHT])]  # the pixel's middle
-            assert point["confidence"] == [pytest.approx(truth["score"])]
+            assert point["confidence"] == [pytest.approx(truth["confidence"], abs=1e-6)]
     assert samples[3]["objects"]["detections"][0]["presence"] is None
 
 

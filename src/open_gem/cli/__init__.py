@@ -4,7 +4,7 @@ Results go to stdout; progress, warnings and errors go to stderr, one line each.
 failed and the others are done, 2 the request was wrong, 130 interrupted.
 """
 
-from open_gem.cli import ground, label, relabel, summary, export, demo, evaluate, reproduce, verify  # noqa: I001 - importing registers a command; the order of help
+from open_gem.cli import ground, label, relabel, summary, tune, export, demo, evaluate, reproduce, verify  # noqa: I001 - importing registers a command; the order of help
 from open_gem.cli import clusters, models, bench, data, serve
 from open_gem.cli.app import app, main
 
@@ -24,5 +24,6 @@ __all__ = [
     "reproduce",
     "serve",
     "summary",
+    "tune",
     "verify",
 ]

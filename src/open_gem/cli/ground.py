@@ -13,8 +13,10 @@ from open_gem.cli.app import app, comma_separated, new_console, new_table, print
 from open_gem.cli.options import (
     PROMPTS,
     ClassOptions,
+    ExclusiveOption,
     JsonOption,
     ModelOptions,
+    NmsOption,
     QuietOption,
     TuneOptions,
     ViewOptions,
@@ -55,6 +57,8 @@ class FileOptions:
     min_area: Annotated[
         float, typer.Option(help="Smallest object, as a share of the image's pixels; smaller ones are left out.")
     ] = 0.0005
+    exclusive: ExclusiveOption = None
+    nms: NmsOption = None
     background: Annotated[
         float | None, typer.Option(help="Segmentations: pixels with a lower probability are background.")
     ] = None
@@ -77,7 +81,7 @@ class FileOptions:
         kinds = find_kinds(DEFAULT_SAVE if self.save is None else self.save)
         if self.heatmap_scale is not None and self.heatmap_scale not in SCALES:
             raise InputError(f"heatmap scale is {self.heatmap_scale!r}, expected one of {', '.join(SCALES)}")
-        limits = ("threshold", "presence", "min_area", "background")
+        limits = ("threshold", "presence", "min_area", "nms", "background")
         for name, number in ((name, getattr(self, name)) for name in limits):
             if number is not None and not 0 <= number <= 1:
                 raise InputError(f"{name.replace('_', ' ')} is {number}, expected a number in [0, 1]")
@@ -249,6 +253,8 @@ def locate(
             scale,
             files.presence,
             files.min_area,
+            bool(files.exclusive),
+            files.nms,
             name if len(results) > 1 else "",
             localizer.caution,
         )

@@ -14,8 +14,10 @@ import typer
 from open_gem.cli.app import app, counted, new_console, print_json, progress_bar, say
 from open_gem.cli.options import (
     ClassOptions,
+    ExclusiveOption,
     JsonOption,
     ModelOptions,
+    NmsOption,
     QuietOption,
     ViewOptions,
     split_commas,
@@ -86,6 +88,8 @@ class ObjectOptions:
             rich_help_panel=OBJECTS,
         ),
     ] = None
+    exclusive: ExclusiveOption = None
+    nms: NmsOption = None
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +101,7 @@ class ObjectOptions:
 
     def rules(self) -> dict[str, Any]:
         """Return the options that are set, except thresholds, as settings of `label.rules.ObjectRules`."""
-        names = ("heatmap_scale", "instances", "min_area", "absent")
+        names = ("heatmap_scale", "instances", "min_area", "absent", "exclusive", "nms")
         rules = {name: value for name in names if (value := getattr(self, name)) is not None}
         return rules if self.outputs is None else {**rules, "outputs": tuple(split_commas(self.outputs))}
 

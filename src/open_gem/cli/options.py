@@ -43,6 +43,21 @@ ImageSizeOption = Annotated[
         show_default="the model's recommendation",
     ),
 ]
+ExclusiveOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--exclusive/--no-exclusive",
+        help="Masks of different labels do not overlap: a pixel belongs to the label with the highest cosine there.",
+        show_default="they may overlap",
+    ),
+]
+NmsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="IoU of boxes above which the less confident of two objects, of any labels, is dropped.",
+        show_default="none is dropped",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
 DtypeOption = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
 PretrainedOption = Annotated[

@@ -73,7 +73,7 @@ class ImageResult:
     """An image with its localization, and its drawings and documents.
 
     scale     of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
-    presence  below which a label is absent, min_area of objects: see `Localization.objects`
+    presence  below which a label is absent; min_area, exclusive and nms of objects: see `Localization.objects`
     method    its name, if several are compared
     caution   what the model is not for, see `AnyLocalizer.caution`
     """
@@ -86,13 +86,22 @@ class ImageResult:
     scale: str = "minmax"
     presence: float = PRESENCE
     min_area: float = MIN_AREA
+    exclusive: bool = False
+    nms: float | None = None
     method: str = ""
     caution: str | None = None
 
     @cached_property
     def objects(self) -> list[Object]:
         """The objects of all present labels."""
-        return self.result.objects(self.threshold, self.scale, presence=self.presence, min_area=self.min_area)
+        return self.result.objects(
+            self.threshold,
+            self.scale,
+            presence=self.presence,
+            min_area=self.min_area,
+            exclusive=self.exclusive,
+            nms=self.nms,
+        )
 
     @cached_property
     def present(self) -> tuple[bool, ...]:
@@ -132,6 +141,8 @@ class ImageResult:
             "scale": self.scale,
             "presence": self.presence,
             "min_area": self.min_area,
+            "exclusive": self.exclusive,
+            "nms": self.nms,
             "warnings": [self.caution] if self.caution else [],
             "labels": [{**entry, "slug": slug} for entry, slug in zip(self._labels, self.slugs, strict=True)],
             "objects": [obj.to_dict() for obj in self.objects],
@@ -190,9 +201,13 @@ def _heatmap(located: ImageResult, index: int) -> Image.Image:
 
 
 def _mask(located: ImageResult, index: int) -> Image.Image:
-    return Image.fromarray(
-        located.result.masks(located.threshold, located.scale)[index].cpu().numpy().astype("uint8") * 255
-    )
+    """Return the mask of a label; with `exclusive` what its objects have of it."""
+    if located.exclusive:
+        none = np.zeros(located.result.size, bool)
+        mask = np.any([none, *(obj.mask for obj in located.objects if obj.index == index)], axis=0)
+    else:
+        mask = located.result.masks(located.threshold, located.scale)[index].cpu().numpy()
+    return Image.fromarray(mask.astype("uint8") * 255)
 
 
 def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:

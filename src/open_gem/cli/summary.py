@@ -43,7 +43,7 @@ def conclude(parts: "Parts", samples: int, as_json: bool) -> None:
     from open_gem.label.sheet import Sheet
     from open_gem.label.summary import summarize
 
-    sheet = Sheet(parts.manifest.labels, samples)
+    sheet = Sheet(parts.manifest, samples)
     totals = summarize(parts, sheet.add if samples else lambda part, row: None)
     document = totals.document()
     if as_json:
@@ -76,9 +76,10 @@ def _print_summary(parts: "Parts", totals: "Summary") -> None:
             column.justify, column.no_wrap = "right", True
         most_frequent = sorted(totals.labels.items(), key=lambda pair: -pair[1].images)
         for name, label in most_frequent[:MAX_LABELS]:
-            numbers = (str(label.images), str(label.objects), decimals(label.presence), decimals(label.score))
+            numbers = (str(label.images), str(label.objects))
+            means = map(decimals, (label.presence, label.confidence, label.score))
             is_absent = not label.images
-            table.add_row(Text(name, "strike" if is_absent else ""), *numbers, style="dim" if is_absent else "")
+            table.add_row(Text(name, "strike" if is_absent else ""), *numbers, *means, style="dim" if is_absent else "")
         console.print(table)
         if len(most_frequent) > MAX_LABELS:
             typer.echo(f"{counted(len(most_frequent) - MAX_LABELS, 'more label')} in {SUMMARY}")

@@ -18,8 +18,9 @@ def write_coco(labelled: Labelled, output: Output) -> None:
     """Write `instances.json` and `results.json`, as pycocotools' `COCO` and `loadRes` read them.
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
-    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, `prompt`.
-    Each set has files of its own, `instances_train.json`; ids count through all of them. Images are in `images/`.
+    object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, the
+    confidence, and `prompt`. Each set has files of its own, `instances_train.json`; ids count through all of them. Images
+    are in `images/`.
     """
     with ExitStack() as files:
         documents = _documents(labelled, output, "instances", files)
@@ -86,7 +87,7 @@ def _image(image: LabelledImage, number: int, file_name: str) -> dict[str, Any]:
 
 
 def _result(obj: Object, image_id: int) -> dict[str, Any]:
-    result = {"image_id": image_id, "category_id": obj.index + 1, "bbox": obj.xywh, "score": obj.score}
+    result = {"image_id": image_id, "category_id": obj.index + 1, "bbox": obj.xywh, "score": obj.confidence}
     return result if obj.rle is None else {**result, "segmentation": obj.rle}
 
 
@@ -114,7 +115,7 @@ def _segments(image: LabelledImage, ids: np.ndarray) -> list[dict[str, Any]]:
                     "area": int(areas[number]),
                     "bbox": box,
                     "iscrowd": 0,
-                    "score": image.objects[number - 1].score,
+                    "score": image.objects[number - 1].confidence,
                 }
             )
     return segments

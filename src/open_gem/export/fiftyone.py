@@ -85,8 +85,9 @@ def _detection(obj: Object, size: Size) -> dict[str, Any]:
         label=obj.label,
         bounding_box=[left / width, top / height, (right - left) / width, (bottom - top) / height],
         mask=None if mask is None else _packed(mask[top:bottom, left:right]),
-        confidence=obj.score,
+        confidence=obj.confidence,
         prompt=obj.prompt,
+        score=obj.score,
         presence=obj.presence,
     )
 
@@ -95,7 +96,7 @@ def _keypoint(obj: Object, size: Size) -> dict[str, Any]:
     assert obj.point is not None
     x, y = obj.point
     middle = [(x + 0.5) / size.width, (y + 0.5) / size.height]  # centre of the pixel
-    return _label("Keypoint", tags=[], label=obj.label, points=[middle], confidence=[obj.score])
+    return _label("Keypoint", tags=[], label=obj.label, points=[middle], confidence=[obj.confidence])
 
 
 def _heatmaps(image: LabelledImage, labels: tuple[str, ...]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def _feature(obj: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
         "label": obj.label,
         "prompt": obj.prompt,
         "score": obj.score,
+        "confidence": obj.confidence,
         "presence": obj.presence,
         "image": image.id,
     }

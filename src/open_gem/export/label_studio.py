@@ -68,8 +68,8 @@ def _config(labels: tuple[str, ...], controls: tuple[str, ...]) -> bytes:
 
 
 def _score(image: LabelledImage) -> float:
-    """Return the score of the image as a whole: its best object's."""
-    return image.objects[0].score if image.objects else 0.0
+    """Return the score of the image as a whole: the confidence of its best object."""
+    return image.objects[0].confidence if image.objects else 0.0
 
 
 def _address(image: LabelledImage) -> str:
@@ -119,7 +119,7 @@ def region(
         "original_width": image.size.width,
         "original_height": image.size.height,
         "image_rotation": 0,
-        "score": obj.score,
+        "score": obj.confidence,
         "value": {**value, kind: [xml_text(obj.label)]},  # as the configuration spells it
         "meta": {"text": [obj.prompt]},
     }

@@ -32,7 +32,7 @@ class LabelledImage:
     id          of a folder's image, its posix path relative to the folder
     source      path or URL of the image
     size        height and width in pixels
-    objects     those that were asked for, best score first
+    objects     those that were asked for, most confident first
     labelmap    `(y, x)`: 0 background, otherwise 1 + index into `Labelled.labels`; None if none was written
     similarity  raw cosine of each patch with a label, `(rows, cols)` by label, if it was kept
     """
@@ -127,7 +127,7 @@ class Labelled:
         objects = [
             object_of(stored, self._index[stored["label"]]) for stored in raw["objects"] or () if self._wanted(stored)
         ]
-        objects.sort(key=lambda obj: -obj.score)
+        objects.sort(key=lambda obj: -obj.confidence)
         size = Size(raw["height"], raw["width"])
         return LabelledImage(
             raw["id"],
@@ -171,4 +171,6 @@ def object_of(stored: dict[str, Any], index: int) -> Object:
         cast(tuple[int, int, int, int], tuple(stored["xyxy"])),
         cast(tuple[int, int], tuple(stored["point"])) if stored["point"] else None,
         stored["rle"],
+        stored.get("peak"),
+        stored.get("probability"),
     )

@@ -41,7 +41,7 @@ def pixels(image: LabelledImage) -> tuple[np.ndarray, np.ndarray]:
     labels   otherwise 1 + the label's position: from the map that labelling wrote; if it wrote none, or objects are
              left out by their scores, from the object
     objects  otherwise 1 + the object's index: of those that have the pixel in their mask and this label, the one of the
-             highest score
+             highest confidence
     """
     labels, objects = image.labelmap(), np.zeros(image.size, np.int32)
     for index, obj in reversed(list(enumerate(image.objects, start=1))):

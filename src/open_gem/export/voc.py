@@ -104,7 +104,7 @@ def _object(obj: Object, image: LabelledImage, name: str) -> ElementTree.Element
         pose="Unspecified",
         truncated=int(at_edge),
         difficult=0,
-        score=obj.score,
+        score=obj.confidence,
         bndbox={"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom},
     )
 

@@ -54,6 +54,7 @@ def schema() -> "pyarrow.Schema":
     objects      in the order of the manifest's labels, best first within one
       prompt       the label's prompt that is most similar at `point`
       score        highest cosine inside the object
+      confidence   ranks objects of all labels and images: presence × peak × probability, see `Object`
       image_score  cosine of the label with the image as a whole; presence: the same as a probability
       rle          its mask in COCO's compressed run-length encoding; size is (height, width)
       point        where the cosine is highest
@@ -63,7 +64,7 @@ def schema() -> "pyarrow.Schema":
 
     text, count, number = pa.string(), pa.int32(), pa.float32()
     stored = [(name, text) for name in ("label", "prompt")]
-    stored += [(name, number) for name in ("score", "image_score", "presence")]
+    stored += [(name, number) for name in ("score", "image_score", "presence", "peak", "probability", "confidence")]
     stored += [("xyxy", pa.list_(count, 4)), ("rle", pa.struct([("size", pa.list_(count)), ("counts", text)]))]
     stored += [("point", pa.list_(count))]
     fields = [(name, text) for name in ("id", "source", "status", "error")]

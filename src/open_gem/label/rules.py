@@ -10,9 +10,11 @@ from open_gem.errors import InputError
 from open_gem.label.label_map import LabelMap
 from open_gem.label.ontology import Ontology
 from open_gem.localization import ABSENT, INSTANCES, MIN_AREA, SCALES, Localization
-from open_gem.objects import Object
+from open_gem.objects import Object, check_nms
 
 OUTPUTS = ("boxes", "masks", "points", "labelmap")
+SETTINGS = ("heatmap_scale", "instances", "min_area", "exclusive", "nms", "absent", "keep")
+"""Names of settings of `ObjectRules` that a manifest has as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,8 @@ class ObjectRules:
     heatmap_scale  scale of the maps that the labels' thresholds apply to, see `Localization.heatmaps`
     instances      "component": one object per connected component of a mask; "label": one per label
     min_area       smallest share of the image's pixels that an object may have, in [0, 1]
+    exclusive      masks of different labels do not overlap, see `Localization.objects`
+    nms            IoU of boxes above which the less confident object is dropped, see there; None keeps all
     absent         rule for which labels have no objects, see `Localization.present`
     keep           keep what the model saw, for other thresholds later: maps of labels whose presence is not below this
                    floor, in [0, 1]; 0 keeps all maps, None nothing
@@ -36,6 +40,8 @@ class ObjectRules:
     heatmap_scale: str = "minmax"
     instances: str = "component"
     min_area: float = MIN_AREA
+    exclusive: bool = False
+    nms: float | None = None
     absent: str = "presence"
     keep: float | None = 0.0
 
@@ -47,6 +53,7 @@ class ObjectRules:
                 raise InputError(f"{name.replace('_', ' ')} is {value!r}, expected one of {', '.join(known)}")
         if not 0 <= self.min_area <= 1:
             raise InputError(f"min area is {self.min_area!r}, expected a share of the image in [0, 1]")
+        check_nms(self.nms)
         if self.keep is not None:
             self._check_keep(self.keep)
 
@@ -70,7 +77,7 @@ class ObjectRules:
     def of(cls, settings: Mapping[str, Any]) -> "ObjectRules":
         """Return the rules in the settings of a manifest. Raises InputError if there are none."""
         try:
-            rest = {name: settings[name] for name in ("heatmap_scale", "instances", "min_area", "absent", "keep")}
+            rest = {name: settings[name] for name in SETTINGS}
             return cls(Ontology.of(settings["classes"]), tuple(settings["outputs"]), **rest)
         except KeyError as error:
             raise InputError(f"the labels have no setting {error}: expected labels made by this version") from error
@@ -80,7 +87,7 @@ class ObjectRules:
         return {
             "classes": self.classes.describe(),
             "outputs": [name for name in OUTPUTS if name in self.outputs],
-            **{name: getattr(self, name) for name in ("heatmap_scale", "instances", "min_area", "absent", "keep")},
+            **{name: getattr(self, name) for name in SETTINGS},
         }
 
     def objects(self, localization: Localization, label_map: LabelMap | None = None) -> list[Object]:
@@ -92,6 +99,8 @@ class ObjectRules:
             absent=self.absent,
             min_area=self.min_area,
             instances=self.instances,
+            exclusive=self.exclusive,
+            nms=self.nms,
             masks="masks" in self.outputs,
             visit=None if label_map is None else label_map.add,
         )
@@ -104,12 +113,14 @@ class ObjectRules:
             objects = self.objects(localization, label_map)
         return {
             **size._asdict(),
-            "objects": [self._stored(obj) for obj in objects],
+            "objects": [self.stored(obj) for obj in objects],
             "labelmap": None if label_map is None else label_map.png(len(self.classes.labels)),
         }
 
-    def _stored(self, obj: Object) -> dict[str, Any]:
-        stored = {name: getattr(obj, name) for name in ("label", "prompt", "score", "image_score", "presence", "rle")}
+    def stored(self, obj: Object) -> dict[str, Any]:
+        """Return an object as a row has it."""
+        names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence", "rle")
+        stored = {name: getattr(obj, name) for name in names}
         point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
         return {**stored, "xyxy": list(obj.box), "point": point}
 

@@ -14,23 +14,34 @@ from open_gem.label.parts import LabelRow, Manifest, Parts, rows_in
 from open_gem.label.paths import PassedOver
 
 PASSED_OVER = ".passed-over.json"  # file beside the parts: what the last listing of the source skipped
-COLUMNS = ("label", "images", "objects", "presence", "score")
-"""Columns of the table of labels; presence and score are means, over images and over objects."""
+COLUMNS = ("label", "images", "objects", "presence", "confidence", "score")
+"""Columns of the table of labels; presence is a mean over images, confidence and score are means over objects."""
+
+
+MEASURES = ("presence", "peak", "probability", "confidence")
+"""Fields of objects that say how sure they are."""
 
 
 @dataclass
 class LabelCounts:
-    """Images with a label and objects of it; sums of presence over images and of scores, raw cosines, over objects."""
+    """Images with a label and objects of it; sums of presence over images, of confidence and of scores, raw
+    cosines, over objects."""
 
     images: int = 0
     objects: int = 0
     total_presence: float = 0.0
+    total_confidence: float = 0.0
     total_score: float = 0.0
 
     @property
     def presence(self) -> float | None:
         """Mean presence where the label is present, in [0, 1]; None if no image has it, or the model gives none."""
         return self.total_presence / self.images if self.images and not math.isnan(self.total_presence) else None
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean confidence of the objects, in [0, 1]; None if there are none."""
+        return self.total_confidence / self.objects if self.objects else None
 
     @property
     def score(self) -> float | None:
@@ -82,8 +93,10 @@ class Summary:
             counts.images += 1
             counts.total_presence += math.nan if presence is None else presence
         for stored in row["objects"]:
-            self.labels[stored["label"]].objects += 1
-            self.labels[stored["label"]].total_score += stored["score"]
+            counts = self.labels[stored["label"]]
+            counts.objects += 1
+            counts.total_confidence += stored["confidence"]
+            counts.total_score += stored["score"]
 
     def document(self) -> dict[str, Any]:
         """Return values that JSON can hold."""
@@ -103,7 +116,7 @@ def summarize(parts: Parts, also: Callable[[Path, LabelRow], None] = lambda part
     summary = Summary(
         {label: LabelCounts() for label in parts.manifest.labels}, passed_over=read_passed_over(parts.folder)
     )
-    fields = [f"objects.list.element.{name}" for name in ("label", "score", "presence")]
+    fields = [f"objects.list.element.{name}" for name in ("label", "score", *MEASURES)]
     for part in parts.paths():
         for row in rows_in(part, "id", "status", "error", "pages", "seconds", *fields):
             summary.add(row)

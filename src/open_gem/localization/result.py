@@ -1,8 +1,10 @@
 """The result for one image and its prompts: small; maps, masks, boxes, points and label maps are made on demand."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,7 +19,7 @@ from open_gem import readout
 from open_gem.errors import InputError, PromptError
 from open_gem.files import to_json, write_file
 from open_gem.images.read import ImageLike, read_image
-from open_gem.objects import Object, to_detections, to_frame
+from open_gem.objects import Object, check_nms, suppressed, to_detections, to_frame
 from open_gem.readout import Boxes
 from open_gem.rle import Span, run_lengths
 from open_gem.tensors import at_least_float32
@@ -198,9 +200,15 @@ class Localization:
         """The highest softmax probability of each prompt on the unrefined maps."""
         if self.logit_scale is None:
             return [values.max().item() for values in self.maps]
-        scale = self.logit_scale
-        log_sum_exp = readout.softmax_argmax(scale * values for values in self.maps).log_sum_exp
-        return [(scale * at_least_float32(values) - log_sum_exp).max().exp().item() for values in self.maps]
+        return [
+            (self.logit_scale * at_least_float32(values) - self._log_sum_exp).max().exp().item() for values in self.maps
+        ]
+
+    @cached_property
+    def _log_sum_exp(self) -> Tensor:
+        """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
+        scale = 1.0 if self.logit_scale is None else self.logit_scale
+        return readout.softmax_argmax(scale * at_least_float32(values) for values in self.maps).log_sum_exp
 
     def objects(
         self,
@@ -211,6 +219,8 @@ class Localization:
         absent: str = "presence",
         min_area: float = MIN_AREA,
         instances: str = "component",
+        exclusive: bool = False,
+        nms: float | None = None,
         masks: bool = True,
         visit: RegionVisitor | None = None,
     ) -> list[Object]:
@@ -224,29 +234,44 @@ class Localization:
         absent     another rule for it, see `present`
         min_area   share of the image's pixels, in [0, 1], that an object has at least
         instances  "component", or "label": one object for all of a label's mask, or the best predicted box
+        exclusive  masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is
+                   highest there. `min_area` then counts what is left
+        nms        non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, in
+                   [0, 1], the less confident is dropped; None keeps both
         masks      False leaves out `Object.rle`
         visit      called for each object that has a mask, with its label's index, its rows and columns, its mask there,
                    and its label's whole map of cosines `(y, x)`
 
-        An object's score is its highest cosine, so objects of different labels and images compare. Labels come in
-        order, the best object of each first. Raises InputError for an unknown scale or kind of instances, or a wrong
-        number of thresholds.
+        An object's score is its highest cosine; its `confidence` compares objects of different labels and images.
+        Labels come in order, in each the object with the highest score first.
+
+        Raises InputError for an unknown scale or kind of instances, a wrong number of thresholds, an IoU out of range,
+        or `exclusive` with a model that predicts boxes itself.
         """
         self._stretch(scale)
         if instances not in INSTANCES:
             raise InputError(f"instances is {instances!r}, expected one of {', '.join(INSTANCES)}")
+        check_nms(nms)
+        if exclusive and self.detections is not None:
+            raise InputError("exclusive masks of a model that predicts boxes itself, expected nms: boxes have no masks")
+        present = zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
+        limits = {index: limit for index, (limit, is_present) in enumerate(present) if is_present}
+        if self.detections is not None:
+            objects = [
+                obj for index, limit in limits.items() for obj in self._predicted(index, limit, scale, instances)
+            ]
+            return objects if nms is None else suppressed(objects, nms)
+        winner = self._winner(limits, scale) if exclusive else None
         objects = []
-        for index, (limit, is_present) in enumerate(
-            zip(self._each(threshold), self.present(presence, absent=absent), strict=True)
-        ):
-            if not is_present:
-                continue
-            if self.detections is not None:
-                objects += self._predicted(index, limit, scale, instances)
-            else:
-                regions = self._regions(index, limit, scale, min_area, instances, masks, visit)
-                objects += sorted(regions, key=lambda obj: -obj.score)
-        return objects
+        for index, limit in limits.items():
+            now, later = (visit, None) if nms is None else (None, visit)
+            regions = self._regions(index, limit, scale, min_area, instances, masks or later is not None, now, winner)
+            objects += sorted(regions, key=lambda obj: -obj.score)
+        if nms is not None:
+            objects = suppressed(objects, nms)
+            if visit is not None:
+                self._visit(objects, visit)
+        return objects if masks else [replace(obj, rle=None) for obj in objects]
 
     def points(self) -> Int[Tensor, "p 2"]:
         """Return the pixel where each label's map is highest, or the middle of its best box if the model itself
@@ -386,9 +411,9 @@ class Localization:
         return to_frame(self.objects(**{"masks": False, **settings}))
 
     def to_supervision(self, **settings: Any) -> "Detections":
-        """Return the objects as supervision's `Detections`, best score first, see `objects.to_detections`; settings as
-        of `objects`. Raises InputError if supervision is missing."""
-        return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.score), self.size)
+        """Return the objects as supervision's `Detections`, most confident first, see `objects.to_detections`; settings
+        as of `objects`. Raises InputError if supervision is missing."""
+        return to_detections(sorted(self.objects(**settings), key=lambda obj: -obj.confidence), self.size)
 
     # How they are made -----------------------------------------------------------------------------------------------
 
@@ -407,8 +432,7 @@ class Localization:
         best = boxes.scores[:1] if scale == "minmax" else 1
         kept = torch.nonzero(boxes.scores > threshold * best)[:, 0][: 1 if instances == "label" else None]
         for box, score in zip(boxes.xyxy[kept].tolist(), boxes.scores[kept].tolist(), strict=True):
-            share = score / boxes.scores[0].item() if scale == "minmax" else None
-            yield self._object(index, self.labels[index], score, box, peak=share)
+            yield self._object(index, self.labels[index], score, box, peak=score / boxes.scores[0].item())
 
     def _object(self, index: int, prompt: str, score: float, box: Sequence[int], **values: Any) -> Object:
         image_score, presence = (
@@ -427,11 +451,14 @@ class Localization:
         instances: str,
         masks: bool,
         visit: RegionVisitor | None,
+        winner: Tensor | None,
     ) -> list[Object]:
-        """Return the objects of one label, by the regions of its mask. Its maps are released afterwards."""
+        """Return the objects of one label, by the regions of its mask where it is the `winner`. Its maps are released
+        afterwards."""
         cosine = self._label_map(index)
-        stretch = readout.min_max_of(cosine) if scale == "minmax" else None
-        mask = self._mask(cosine, threshold, stretch, scale).cpu()
+        stretch = readout.min_max_of(cosine)
+        mask = self._mask(cosine, threshold, stretch, scale)
+        mask = (mask if winner is None else mask & (winner == index)).cpu()
         flags = mask.numpy()  # numpy's `any` takes a tenth of the time of torch's
         if not flags.any():
             return []
@@ -439,6 +466,7 @@ class Localization:
         top, left = (readout.extent(flags.any(axis=axis)) for axis in (1, 0))  # most pixels belong to no object
         numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
+        maps = [self.maps[prompt] for prompt in self._prompts[index]]
         objects = []
         for number, inner in enumerate(spans, start=1):
             region = numbered[inner] == number
@@ -452,38 +480,63 @@ class Localization:
             point = (columns.start + x, rows.start + y)
             if visit is not None:
                 visit(index, (rows, columns), region, values)
+            prompt, probability = self._best_prompt(index, maps, point)
             objects.append(
                 self._object(
                     index,
-                    self._best_prompt(index, point),
+                    prompt,
                     float(values[point[1], point[0]]),
                     (columns.start, rows.start, columns.stop, rows.stop),
+                    probability=probability,
                     point=point,
                     rle=run_lengths(region, (rows, columns), self.size) if masks else None,
                 )
             )
-        if stretch is None:
-            return objects
         scores = torch.tensor([obj.score for obj in objects], dtype=torch.float32, device=cosine.device)
         return [replace(obj, peak=peak) for obj, peak in zip(objects, stretch(scores).tolist(), strict=True)]
 
-    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor] | None, scale: str) -> Tensor:
+    def _winner(self, limits: Mapping[int, float], scale: str) -> Int[Tensor, "y x"]:
+        """Return which label has the highest cosine at each pixel, among those whose mask has it, by their thresholds;
+        −1 where no mask is."""
+        winner = torch.full(tuple(self.size), -1, dtype=torch.int32, device=self.maps.device)
+        best = torch.full(tuple(self.size), -math.inf, dtype=torch.float32, device=self.maps.device)
+        for index, limit in limits.items():
+            cosine = self._label_map(index)
+            ahead = self._mask(cosine, limit, readout.min_max_of(cosine), scale) & (cosine > best)
+            best = torch.where(ahead, cosine, best)
+            winner.masked_fill_(ahead, index)
+        return winner
+
+    def _visit(self, objects: Sequence[Object], visit: RegionVisitor) -> None:
+        """Call `visit` for objects that have masks, label by label."""
+        for index, own in groupby(objects, key=lambda obj: obj.index):
+            values = at_least_float32(self._label_map(index)).cpu().numpy()
+            for obj in own:
+                left, top, right, bottom = obj.box
+                span = slice(top, bottom), slice(left, right)
+                assert obj.mask is not None
+                visit(index, span, obj.mask[span], values)
+
+    def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor], scale: str) -> Tensor:
         if scale == "probability":
             return self._probability(cosine) > threshold
         mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
         for band in readout.bands(*mask.shape):
-            torch.gt(cosine[band] if stretch is None else stretch(cosine[band]), threshold, out=mask[band])
+            torch.gt(stretch(cosine[band]) if scale == "minmax" else cosine[band], threshold, out=mask[band])
         return mask
 
-    def _best_prompt(self, index: int, point: tuple[int, int]) -> str:
-        """Return the prompt of a label that is most similar at a pixel `(x, y)`."""
-        texts = self._vocabulary.prompts[index]
-        if len(texts) == 1:
-            return texts[0]
-        maps = [self.maps[prompt] for prompt in self._prompts[index]]
+    def _best_prompt(self, index: int, maps: Sequence[Tensor], point: tuple[int, int]) -> tuple[str, float | None]:
+        """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and
+        its softmax probability there; None without `logit_scale`."""
         (x, y), (rows, cols) = point, maps[0].shape
-        cosines = [values[y * rows // self.size.height, x * cols // self.size.width].item() for values in maps]
-        return texts[int(np.argmax(cosines))]
+        cell = y * rows // self.size.height, x * cols // self.size.width
+        cosines = [values[cell].item() for values in maps]
+        best = int(np.argmax(cosines))
+        text = self._vocabulary.prompts[index][best]
+        if self.logit_scale is None:
+            return text, None
+        logit = self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()
+        return text, None if math.isnan(logit) else math.exp(min(0.0, logit))  # NaN: maps of some prompts are unknown
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
