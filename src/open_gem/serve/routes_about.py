@@ -11,6 +11,7 @@ import open_gem
 from open_gem.files import to_json
 from open_gem.images import colors, draw
 from open_gem.localization import MIN_AREA, PRESENCE
+from open_gem.method.table import METHODS
 from open_gem.serve import samples
 from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
@@ -39,7 +40,12 @@ def routes(service: Service) -> APIRouter:
                     dtype=settings["dtype"],
                     template=settings["template"],
                     default=service.default,
-                    methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
+                    views=settings.get("views"),
+                    methods=[
+                        MethodInfo(name=name, about=METHODS[name].about if name in METHODS else name)
+                        for name in service.methods
+                    ],
+                    refinements=list(service.refinements),
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
                     warnings=service.warnings,
                 )
