@@ -179,7 +179,7 @@ def test_work_stops_at_the_next_prompt_when_the_client_has_left(server, tiny_loc
     def work(index):
         begun.set()
         release.wait(10)
-        worked.append(label.labels)
+        worked.append(index)
 
     async def ask_and_leave():
         asking = asyncio.create_task(server.service.each_label(work, tiny_localizer(png(), PROMPTS)))

@@ -178,7 +178,7 @@ def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
     return source.fetch(address, max_bytes)
 
 
-# Prompts ---------------------------------------------------------------------------------------------------------------
+# Prompts -------------------------------------------------------------------------------------------------------------
 
 
 def prompts_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:

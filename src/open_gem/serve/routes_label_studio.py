@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain
+from secrets import token_hex
 from typing import Any
 
 from fastapi import APIRouter
@@ -96,9 +97,11 @@ def _best_control(label: str, controls: list[Control]) -> Control:
 
 
 def _regions(image: LabelledImage, controls: list[Control]) -> list[dict[str, Any]]:
-    known = prompts_of(controls)
+    known, answer = prompts_of(controls), token_hex(4)  # ids of one annotation are of several answers
     return [
-        region(f"{number}.{part}", obj, image, control.kind, value, control.name, control.to, obj.label in known)
+        region(
+            f"{answer}.{number}.{part}", obj, image, control.kind, value, control.name, control.to, obj.label in known
+        )
         for number, obj in enumerate(image.objects, start=1)
         for part, (control, value) in enumerate(_shapes(obj, image, controls), start=1)
     ]
