@@ -105,7 +105,7 @@ def test_cvat_cli_loads_it(tmp_path):
     parse = pytest.importorskip("cvat_cli._internal.parsers").parse_function_parameter
     (tmp_path / "classes.yaml").write_text("labels: {animal: [snail, rabbit], food: {prompts: hamburger, presence: 1}}")
     for labels, expected in [
-        ("prompts=str:snail,remote control", ["snail", "remote control"]),
+        ("prompts=str:snail,rabbit", ["snail", "rabbit"]),
         (f"classes=str:{tmp_path / 'classes.yaml'}", ["animal", "food"]),
     ]:
         settings = [labels, "model=str:embedded", "shape=str:rectangle", "threshold=float:0.4"]

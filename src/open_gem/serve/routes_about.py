@@ -82,7 +82,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page at `/`, and its parts below `/static`."""
+    """Add the page at `/`, that of the API at `/docs`, and their parts below `/static`."""
 
     @app.get("/static/constants.js", include_in_schema=False)
     async def page_constants() -> Response:
@@ -94,6 +94,10 @@ def add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
 
 
 def constants() -> str:
