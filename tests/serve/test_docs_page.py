@@ -12,7 +12,8 @@ pytest.importorskip("fastapi", reason="the server is not installed: pip install 
 
 
 def test_the_docs_page_shows_every_route_and_field_of_the_openapi_document(visit, address):
-    page = visit(f"{address}docs", viewport={"width": 360, "height": 740}).page
+    page = visit(viewport={"width": 360, "height": 740}).page
+    page.goto(f"{address}docs")
     page.wait_for_selector("#docs[aria-busy=false]")
     document = page.evaluate("fetch('openapi.json').then((answer) => answer.json())")
     shown = page.locator("details.route summary code:first-child").all_inner_texts()
@@ -24,7 +25,8 @@ def test_the_docs_page_shows_every_route_and_field_of_the_openapi_document(visit
 
 
 def test_a_request_of_the_docs_page_can_be_sent_as_it_is(visit, address, picture, tmp_path):
-    page = visit(f"{address}docs").page
+    page = visit().page
+    page.goto(f"{address}docs")
     page.wait_for_selector("#docs[aria-busy=false]")
     lines = page.locator("details.route pre").all_text_contents()
     command = shlex.split(next(line for line in lines if line.startswith(f"curl {address}v1/images ")))

@@ -290,6 +290,10 @@ def test_typed_prompts_belong_to_the_labels_that_they_name(text, prompts):
     assert typed_prompts(controls_of(TYPED), typed([text])) == prompts
 
 
+def test_only_what_was_typed_last_is_wanted():
+    assert typed_prompts(controls_of(TYPED), typed(["dog", "cat"])) == {"Cat": ("cat", "kitten")}
+
+
 def test_with_a_single_label_typed_prompts_are_its_own():
     [control] = controls_of('<View><Image name="i" value="$a"/><RectangleLabels name="r" toName="i">'
                             '<Label value="Cat"/></RectangleLabels></View>')  # fmt: skip

@@ -51,9 +51,9 @@ def objects_of(label: Localization, options: Options) -> list[Object]:
 
 
 def confidence(obj: Object) -> float:
-    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less;
-    for models without presence, the score."""
-    return round(obj.score if obj.presence is None or obj.peak is None else obj.presence * obj.peak, 6)
+    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less
+    if maps are min-max scaled; for models without presence, the score."""
+    return round(obj.score if obj.presence is None else obj.presence * (1 if obj.peak is None else obj.peak), 6)
 
 
 def _describe_object(obj: Object, mask: str) -> LocatedObject:

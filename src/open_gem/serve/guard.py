@@ -242,7 +242,8 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
     """Return the page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
-    `Sec-Fetch-Site` whether it is ours, even if a proxy has changed our Host. Links to the pages themselves are welcome.
+    `Sec-Fetch-Site` whether it is ours, even if a proxy has changed our Host. Links to the pages themselves are
+    welcome.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site == "same-origin":

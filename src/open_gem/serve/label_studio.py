@@ -187,8 +187,8 @@ def prompts_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
 
 
 def typed_prompts(controls: list[Control], params: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
-    """Return what was typed into a text area over the image, as labels with their prompts; None if Label Studio does
-    not ask for a person who is at work.
+    """Return what was typed last into a text area over the image, as labels with their prompts; None if Label Studio
+    does not ask for a person who is at work.
 
     "rabbit, hare" has two prompts. One that is a label, or a prompt of one, belongs to it; another to the only label of
     the configuration, or to none: it stands for itself, and its regions get no label. "Animal: rabbit, hare" says the
@@ -212,10 +212,10 @@ def typed_prompts(controls: list[Control], params: Mapping[str, Any]) -> dict[st
 
 
 def _texts(context: Mapping[str, Any], to: str) -> Iterator[str]:
-    """Yield the texts that a person typed about the image of the tag `to`."""
+    """Yield the last text of each text area over the image of the tag `to`: earlier ones are sent again."""
     results = context.get("result")
     for result in results if isinstance(results, list) else ():
         if isinstance(result, Mapping) and result.get("type") == "textarea" and result.get("to_name") == to:
             value = result.get("value")
             texts = value.get("text") if isinstance(value, Mapping) else None
-            yield from (text for text in (texts if isinstance(texts, list) else [texts]) if isinstance(text, str))
+            yield from (text for text in (texts[-1:] if isinstance(texts, list) else [texts]) if isinstance(text, str))
