@@ -278,7 +278,8 @@ def typed(text: object, type: str = "textarea", to: str = "photo") -> dict:
 @pytest.mark.parametrize(
     ("text", "prompts"),
     [
-        ("cat", {"Cat": ("cat", "kitten")}),  # a label's name: its own prompts
+        ("a cat", {"Cat": ("cat", "kitten")}),  # a label's name: its own prompts
+        ("a tabby, tabby, the Cat", {"a tabby": ("a tabby",), "Cat": ("cat", "kitten")}),
         ("Kitten, a tabby", {"Cat": ("Kitten",), "a tabby": ("a tabby",)}),
         ("dog: puppy, a poodle, puppy", {"Dog": ("puppy", "a poodle")}),
         ("time: 12:30", {"time: 12:30": ("time: 12:30",)}),

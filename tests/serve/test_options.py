@@ -231,19 +231,3 @@ def test_the_command_serves_views_and_settings_as_ground_has_them(started, tiny)
 def test_impossible_settings_are_one_line_and_nothing_is_served(words, error, tiny):
     ran = CliRunner().invoke(app, ["serve", "--port", "0", "--model", tiny, "--device", "cpu", *words])
     assert ran.exit_code == 2 and ran.stderr.count("\n") == 1 and error in ran.stderr
-
-
-def test_the_command_serves_models_that_were_trained_to_localize(started, monkeypatch):
-    from open_gem.cli.options import ModelOptions
-
-    loaded: list[Any] = []
-    monkeypatch.setattr(ModelOptions, "is_trained", lambda self: True)
-    monkeypatch.setattr(
-        "open_gem.trained.localizer.load_trained",
-        lambda name, **settings: loaded.append((name, settings["template"])) or open_gem.load("embedded", device="cpu"),
-    )
-    started("--model", "CIDAS/clipseg-rd64-refined", "--template", "a {}")
-    assert loaded == [("CIDAS/clipseg-rd64-refined", "a {}")]
-    for words in (["--refine", "pamr"], ["--method", "gem"], ["--window", "32"]):
-        ran = CliRunner().invoke(app, ["serve", "--port", "0", "--model", "CIDAS/clipseg-rd64-refined", *words])
-        assert ran.exit_code == 2 and f"was trained to localize: it has no methods, and no {words[0]}" in ran.stderr

@@ -17,6 +17,7 @@ from open_gem.files import to_json
 from open_gem.localization import PRESENCE
 from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
+from open_gem.text import without_article
 
 KINDS = {tag: kind for kind, tag in TAGS.items()}
 SECONDS = 20  # timeout of a request to Label Studio
@@ -197,18 +198,26 @@ def typed_prompts(controls: list[Control], params: Mapping[str, Any]) -> dict[st
     context = params.get("context")
     if not isinstance(context, Mapping):
         return None
-    known = prompts_of(controls)
-    names = {text.casefold(): label for label, own in known.items() for text in (*own, label)}
+    known, seen = prompts_of(controls), set()
+    names = {_plain(text): label for label, own in known.items() for text in (*own, label)}
     only = next(iter(known)) if len(known) == 1 else None
-    typed: dict[str, list[str]] = {}
+    typed: dict[str, tuple[str, ...]] = {}
     for text in _texts(context, controls[0].to):
         head, colon, tail = text.partition(":")
-        label = names.get(head.strip().casefold()) if colon else None
+        label = names.get(_plain(head)) if colon else None
         for prompt in filter(None, map(str.strip, (text if label is None else tail).split(","))):
-            own = label or names.get(prompt.casefold()) or only or prompt
-            is_name = label is None and own.casefold() == prompt.casefold()
-            typed.setdefault(own, []).extend(known.get(own, (prompt,)) if is_name else (prompt,))
-    return {label: tuple(dict.fromkeys(prompts)) for label, prompts in typed.items()}
+            own = label or names.get(_plain(prompt)) or only or prompt
+            is_name = label is None and own in known and _plain(own) == _plain(prompt)
+            for wanted in known[own] if is_name else (prompt,):
+                if _plain(wanted) not in seen:
+                    typed[own] = (*typed.get(own, ()), wanted)
+                    seen.add(_plain(wanted))
+    return typed
+
+
+def _plain(text: str) -> str:
+    """Return a text for comparisons: "A cat" is "cat"."""
+    return without_article(text).casefold()
 
 
 def _texts(context: Mapping[str, Any], to: str) -> Iterator[str]:
