@@ -45,7 +45,8 @@ function tableOf(caption, fields) {
 }
 
 function fieldsOf({ properties = {}, required = [] }) {
-  return Object.entries(properties).map(([name, schema]) => ({ name, schema, required: required.includes(name) }));
+  const fields = Object.entries(properties).map(([name, schema]) => ({ name, schema, required: required.includes(name) }));
+  return fields.sort((first, second) => second.required - first.required);
 }
 
 /** A value that a field may have, for the request to copy. */
