@@ -289,9 +289,11 @@ class Service:
         encoded = await self.worker.do_all(self._encode, list(jobs.values()))
         for index, more in zip(jobs, encoded, strict=True):
             image = images[index]
-            if isinstance(more, Exception):
+            if isinstance(more, OpenGemError):
                 results[index] = more
-            elif isinstance(image, CachedImage) and not isinstance(more, BaseException):
+            elif isinstance(more, BaseException):
+                raise more
+            elif isinstance(image, CachedImage):
                 results[index] = image.with_encoded(more)
                 if (cached := self.cache.get(image.id)) is not None:
                     self._keep(cached.with_encoded(more))
