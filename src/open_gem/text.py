@@ -96,8 +96,8 @@ class Vocabulary:
     @property
     def shared_with_background(self) -> tuple[str, ...]:
         """Prompts of labels that belong to the background too, articles aside."""
-        background = {_bare(prompt) for prompt in self.background}
-        return tuple(prompt for prompt in chain.from_iterable(self.prompts) if _bare(prompt) in background)
+        background = {without_article(prompt) for prompt in self.background}
+        return tuple(prompt for prompt in chain.from_iterable(self.prompts) if without_article(prompt) in background)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -170,7 +170,7 @@ def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
     known: dict[str, str] = {}
     for place, prompts in places:
         for prompt in prompts:
-            if (bare := _bare(prompt)) in known:
+            if (bare := without_article(prompt)) in known:
                 raise PromptError(f"{prompt!r} of {place} is in {known[bare]} already, expected each prompt once")
             known[bare] = place
 
@@ -252,10 +252,10 @@ def fill(template: str, prompt: str) -> str:
     The template's own article stays as the field writes it ("a photo of a apple."); the template "{}" takes prompts as
     they are, without space around them. An empty prompt leaves the template empty.
     """
-    return template.replace("{}", prompt.strip() if template == "{}" else _bare(prompt))
+    return template.replace("{}", prompt.strip() if template == "{}" else without_article(prompt))
 
 
-def _bare(prompt: str) -> str:
+def without_article(prompt: str) -> str:
     """Return the prompt without its leading article."""
     stripped = prompt.strip()
     article = next((word for word in ARTICLES if stripped.lower().startswith(word)), "")
@@ -398,7 +398,7 @@ class TextCache:
         known = self.model.text.concepts
         for prompt in prompts if known else ():
             if prompt and not self.model.text.knows(prompt):  # other prompts are compared with the empty one
-                close = close_names(_bare(prompt), known) or known[:5]
+                close = close_names(without_article(prompt), known) or known[:5]
                 raise PromptError(
                     f"the model knows no word of prompt {prompt!r}, only {len(known)} concepts such as "
                     f"{', '.join(close)}; expected one of them, or an open-vocabulary model (`open-gem models`)"
@@ -406,7 +406,7 @@ class TextCache:
 
     def _key(self, prompt: str) -> str:
         """Return a key that is equal for prompts that fill all templates alike, and for no others."""
-        return fill("{}", prompt) if "{}" in self.templates else _bare(prompt)
+        return fill("{}", prompt) if "{}" in self.templates else without_article(prompt)
 
     def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
         filled = [[fill(template, prompt) for template in self.templates] for prompt in prompts]

@@ -20,6 +20,8 @@ def test_settings_that_make_no_sense_are_reported():
         ({"prompts": "cat", "classes": "a.yaml"}, "and not both"),
         ({"prompts": "cat", "shape": "cuboid"}, "shape is 'cuboid', expected one of mask, rectangle"),
         ({"prompts": "cat", "presence": 2.0}, "presence of label 'cat' is 2.0"),
+        ({"prompts": "cat", "refine": "pmar"}, "unknown refinement 'pmar'"),
+        ({"prompts": "cat", "min_area": 2.0}, "min area is 2.0"),
     ]:
         with pytest.raises(InputError, match=expected):
             create(**settings)
@@ -79,12 +81,36 @@ def test_the_confidence_that_cvat_asks_for_is_of_presence():
     assert annotate(found, type="mask", conf_threshold=1.0) == []
 
 
-def test_cvat_cli_loads_it():
+def test_each_label_has_the_prompts_and_thresholds_of_the_class_file(tmp_path):
+    pytest.importorskip("cvat_sdk")
+    first, second = PICTURE.names[:2]
+
+    def areas(*settings: str) -> dict[int, float]:
+        path = tmp_path / "classes.yaml"
+        path.write_text(f"labels:\n  thing: {{prompts: [{first}], {settings[0]}}}\n  other: {{{settings[1]}}}\n")
+        function = create(classes=str(path), model="embedded", shape="rectangle", instances="label")
+        assert [label.name for label in function.spec.labels] == ["thing", "other"]
+        boxes = [(shape.label_id, shape.points) for shape in annotate(function, type="rectangle")]
+        return {label: (right - left) * (bottom - top) for label, (left, top, right, bottom) in boxes}
+
+    both = areas("presence: 0", f"prompts: {second}, presence: 0")
+    assert both.keys() == {100, 101}
+    assert areas("presence: 0", f"prompts: {second}, presence: 1").keys() == {100}
+    tight = areas("presence: 0, threshold: 0.9", f"prompts: {second}, presence: 0")
+    assert tight[100] < both[100] and tight[101] == both[101]
+
+
+def test_cvat_cli_loads_it(tmp_path):
     loader = pytest.importorskip("cvat_cli._internal.common").FunctionLoader
     parse = pytest.importorskip("cvat_cli._internal.parsers").parse_function_parameter
-    given = dict(map(parse, ["prompts=str:cat,remote control", "shape=str:rectangle", "presence=float:0.5"]))
-    spec = loader("open_gem.serve.cvat", None, given).load().spec
-    assert [(label.name, label.id, str(label.type)) for label in spec.labels] == [
-        ("cat", 0, "rectangle"),
-        ("remote control", 1, "rectangle"),
-    ]
+    (tmp_path / "classes.yaml").write_text("labels: {animal: [snail, rabbit], food: {prompts: hamburger, presence: 1}}")
+    for labels, expected in [
+        ("prompts=str:snail,rabbit", ["snail", "rabbit"]),
+        (f"classes=str:{tmp_path / 'classes.yaml'}", ["animal", "food"]),
+    ]:
+        settings = [labels, "model=str:embedded", "shape=str:rectangle", "threshold=float:0.4"]
+        function = loader("open_gem.serve.cvat", None, dict(map(parse, settings))).load()
+        assert [(label.name, label.id, str(label.type)) for label in function.spec.labels] == [
+            (label, index, "rectangle") for index, label in enumerate(expected)
+        ]
+        assert function.labeling.classes.threshold == (0.4, 0.4)

@@ -13,7 +13,7 @@ from serving import Server, png
 
 from open_gem.errors import InputError
 from open_gem.serve.errors import RequestError
-from open_gem.serve.label_studio import Control, Source, controls_of, image_of
+from open_gem.serve.label_studio import Control, Source, controls_of, image_of, typed_prompts
 from open_gem.serve.settings import Settings
 
 CONFIG = """<View>
@@ -263,3 +263,82 @@ CONFIGS = {  # configuration -> what is said of it
 def test_malformed_configurations_are_refused(server, config):
     answer = server.client.post("/predict", json={"tasks": [], "label_config": config})
     assert answer.status_code == 422 and f"label_config{CONFIGS[config]}" in answer.json()["error"]
+
+
+# What an annotator types ----------------------------------------------------------------------------------------------
+
+TYPED = CONFIG.replace("<Choices", '<TextArea name="prompt" toName="photo"/><Choices')
+
+
+def typed(text: object, type: str = "textarea", to: str = "photo") -> dict:
+    """As Label Studio 1.23 sends it."""
+    return {"context": {"result": [{"value": {"text": text}, "from_name": "prompt", "to_name": to, "type": type}]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("a cat", {"Cat": ("cat", "kitten")}),  # a label's name: its own prompts
+        ("a tabby, tabby, the Cat", {"a tabby": ("a tabby",), "Cat": ("cat", "kitten")}),
+        ("Kitten, a tabby", {"Cat": ("Kitten",), "a tabby": ("a tabby",)}),
+        ("dog: puppy, a poodle, puppy", {"Dog": ("puppy", "a poodle")}),
+        ("time: 12:30", {"time: 12:30": ("time: 12:30",)}),
+        (" , ", {}),
+        ("", {}),
+    ],
+)
+def test_typed_prompts_belong_to_the_labels_that_they_name(text, prompts):
+    assert typed_prompts(controls_of(TYPED), typed([text])) == prompts
+
+
+def test_only_what_was_typed_last_is_wanted():
+    assert typed_prompts(controls_of(TYPED), typed(["dog", "cat"])) == {"Cat": ("cat", "kitten")}
+
+
+def test_with_a_single_label_typed_prompts_are_its_own():
+    [control] = controls_of('<View><Image name="i" value="$a"/><RectangleLabels name="r" toName="i">'
+                            '<Label value="Cat"/></RectangleLabels></View>')  # fmt: skip
+    assert typed_prompts([control], typed(["a tabby, a lynx"], to="i")) == {"Cat": ("a tabby", "a lynx")}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        typed(["cat"], type="keypointlabels"),
+        typed(["cat"], to="other"),
+        typed(None),
+        typed([7]),
+        {"context": {}},
+        {"context": {"result": 3}},
+        {"context": {"result": ["cat", {"type": "textarea", "to_name": "photo", "value": 3}]}},
+    ],
+)
+def test_a_context_without_text_has_no_prompts(params):
+    assert typed_prompts(controls_of(TYPED), params) == {}
+
+
+def ask(server: Server, params: object) -> list[dict]:
+    picture = "data:image/png;base64," + b64encode(png(64, 64)).decode()
+    body = {"tasks": [{"id": 1, "data": {"picture": picture}}], "label_config": TYPED, "params": params}
+    answer = server.client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    [prediction] = answer.json()["results"]
+    return prediction["result"]
+
+
+def test_regions_of_a_typed_prompt_have_the_label_that_it_names_or_none(server):
+    for params, labels, prompts in [
+        (typed(["dog: a poodle"]), ["Dog"], ["a poodle"]),
+        (typed(["a zebra"]), [], ["a zebra"]),
+    ]:
+        regions = ask(server, params)
+        assert regions
+        for region in regions:
+            assert (region["value"][region["type"]], region["meta"]["text"]) == (labels, prompts)
+    assert ask(server, typed([""])) == []
+    assert {region["value"][region["type"]][0] for region in ask(server, {"context": None})} == {"Cat", "Dog"}
+
+
+def test_regions_of_two_answers_never_share_an_id(server):
+    first, second = ({region["id"] for region in ask(server, typed(["cat"]))} for _ in range(2))
+    assert first and not first & second

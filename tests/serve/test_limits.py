@@ -319,7 +319,7 @@ def test_maps_have_a_limit_of_pixels_together(tiny_localizer):
     try:
         path = f"/v1/images/{server.upload(data)['id']}/ground"
         error = error_of(server.client.post(path, json={"prompts": prompts}), 413)
-        assert "4 labels" in error and "40000 pixels" in error and "30000 at most: ask 3 at a time" in error
+        assert "4 prompts" in error and "40000 pixels" in error and "30000 at most: ask 3 at a time" in error
         form = {"prompts": prompts}
         assert "ask 3" in error_of(server.client.post("/v1/ground", files={"file": data}, data=form), 413)
         for asked in ({"prompts": prompts, "objects": False, "similarity": True}, {"prompts": prompts[:3]}):

@@ -151,6 +151,7 @@ def test_lines_say_any_prompt(modules):
         "prompts": NASTY,
         "methods": ["clip", "gem"],
         "threshold": 0.3,
+        "presence": 0.25,
     }
     script = """async (view) => {
       const lines = await import("/lines.js");
@@ -164,7 +165,8 @@ def test_lines_say_any_prompt(modules):
         *("open-gem", "ground", "./-my cats.jpg"),
         *(word for prompt in NASTY for word in ("-p", " @file" if prompt == "@file" else prompt)),
         *("--model", "ViT-B-16", "--pretrained", "openai", "--image-size", "short:448", "--dtype", "bfloat16"),
-        *("--template", "a {}", "--method", "clip,gem", "--threshold", "0.3", "--save", "overlay,mask,json"),
+        *("--template", "a {}", "--method", "clip,gem", "--threshold", "0.3"),
+        *("--presence", "0.25", "--save", "overlay,mask,json"),
     ]
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)}
     literal = ("open_gem.load", "localizer.encode", "result.masks", "result.boxes")
@@ -175,3 +177,11 @@ def test_lines_say_any_prompt(modules):
     assert given["result.masks"] == given["result.boxes"] == [0.3]
     settings = {one.arg: ast.literal_eval(one.value) for one in calls["open_gem.load"].keywords}
     assert settings == {"size": "short:448", "dtype": "bfloat16", "template": "a {}"}
+    views = {"window": 224, "stride": None, "scales": [1, 1.5], "flip": True, "merge": "logits"}
+    shell, python = modules.evaluate(script, view | {"model": view["model"] | {"views": views}})
+    words = shlex.split(shell)
+    assert words[words.index("--window") : words.index("--method")] == [
+        *("--window", "224", "--scales", "1,1.5", "--flip", "--merge", "logits"),
+    ]  # fmt: skip
+    assert 'views=Views(window=224, scales=(1,1.5,), flip=True, merge="logits")' in python
+    compile(python, "", "exec")

@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import transformers
+from browser import serving
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -716,12 +718,29 @@ def test_options_that_it_does_not_have_are_refused(option, kinds, place):
     assert result.stderr.count("\n") == 1 and not (place / "open_gem_out").exists()
 
 
-def test_labelling_and_serving_refuse_it_with_what_can_be_done(kinds, place):
-    for command in (["label", ".", "-p", "cat", "--out", "labels"], ["serve"]):
-        result = CliRunner().invoke(app, [*command, "--model", str(kinds["owlv2"].folder)])
-        assert result.exit_code == 2, result.output
-        assert "load_trained" in result.stderr and result.stderr.count("\n") == 1
+def test_labelling_refuses_it_with_what_can_be_done(kinds, place):
+    command = ["label", ".", "-p", "cat", "--out", "labels", "--model", str(kinds["owlv2"].folder)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert "load_trained" in result.stderr and result.stderr.count("\n") == 1
     assert not (place / "labels").exists()
+
+
+def test_the_server_answers_what_it_says(kind, place, monkeypatch):
+    served: list[Any] = []
+    monkeypatch.setattr("open_gem.cli.serve.run", lambda application, *_, **__: served.append(application))
+    model = ["serve", "--port", "0", "--model", str(kind.folder), "--device", "cpu"]
+    result = CliRunner().invoke(app, model)
+    assert result.exit_code == 0, result.output
+    form = {"prompts": ["cat", "sky"], "absent": "none", "min_area": 0}
+    with serving(served.pop()) as address:
+        answer = httpx.post(f"{address}v1/ground", files={"file": Path("cat.png").read_bytes()}, data=form).json()
+    expected = kind.ours("cat.png", ["cat", "sky"]).objects(absent="none", min_area=0)
+    assert answer["method"] == "as trained"
+    assert [(obj["label"], obj["box"]) for obj in answer["objects"]] == [(obj.label, list(obj.box)) for obj in expected]
+    for option in (["--refine", "pamr"], ["--method", "gem"], ["--window", "32"], ["--remove-redundancy"]):
+        result = CliRunner().invoke(app, [*model, *option])
+        assert result.exit_code == 2 and f"no {option[0]}" in result.stderr, result.output
 
 
 def test_it_is_measured_as_methods_are(kind, place):

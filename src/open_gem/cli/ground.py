@@ -18,6 +18,7 @@ from open_gem.cli.options import (
     ModelOptions,
     NmsOption,
     QuietOption,
+    RedundancyOption,
     TuneOptions,
     ViewOptions,
     names_of_options,
@@ -115,12 +116,7 @@ def ground(
             rich_help_panel=PROMPTS,
         ),
     ] = None,
-    remove_redundancy: Annotated[
-        bool,
-        typer.Option(
-            "--remove-redundancy", help="Subtract what all prompts share (CLIP Surgery).", rich_help_panel=PROMPTS
-        ),
-    ] = False,
+    remove_redundancy: RedundancyOption = False,
     model: ModelOptions,
     method: Annotated[
         str | None,

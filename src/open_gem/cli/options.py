@@ -60,6 +60,19 @@ NmsOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
 DtypeOption = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help='What a prompt is put into: "a picture of a {}", or the name of an ensemble such as "imagenet-80".',
+        rich_help_panel=PROMPTS,
+    ),
+]
+RedundancyOption = Annotated[
+    bool,
+    typer.Option(
+        "--remove-redundancy", help="Subtract what all prompts share (CLIP Surgery).", rich_help_panel=PROMPTS
+    ),
+]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="The tag of open_clip weights, or a file of weights for this architecture.")
 ]
@@ -332,13 +345,7 @@ class ClassOptions:
             "--first-is-background", help="The class file's first line is the background.", rich_help_panel=PROMPTS
         ),
     ] = False
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help='What a prompt is put into: "a picture of a {}", or the name of an ensemble such as "imagenet-80".',
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None
+    template: TemplateOption = None
 
     def prompts(self) -> list[str]:
         """Return the prompts on the command line, with the lines of files. Raises PromptError, and InputError if there

@@ -6,21 +6,57 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from open_gem.cli.app import app, say
-from open_gem.cli.options import ImageSizeOption, ModelOptions, with_options
+from open_gem.cli.ground import load
+from open_gem.cli.options import (
+    VIEWS,
+    ModelOptions,
+    RedundancyOption,
+    TemplateOption,
+    TuneOptions,
+    ViewOptions,
+    names_of_options,
+    split_commas,
+    with_options,
+)
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from open_gem.locate import AnyLocalizer
+    from open_gem.method.table import Method
+    from open_gem.refine import Refinement
     from open_gem.serve.settings import Settings
 
 TOKEN = "OPEN_GEM_TOKEN"
+
+
+@dataclass(frozen=True)
+class ServedViewOptions(ViewOptions):
+    """The views of every image, and the refinements that requests may choose."""
+
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help='Refinements that requests may choose, comma-separated; the first is the default: "none,pamr".',
+            show_default="none",
+            rich_help_panel=VIEWS,
+        ),
+    ] = None
+
+    def refinements(self) -> "dict[str, Refinement | None]":
+        """Return the refinements by name. Raises InputError for an unknown one."""
+        from open_gem.serve.settings import NONE
+
+        names = [] if self.refine is None else split_commas(self.refine)
+        return {name: None if name == NONE else replace(self, refine=name).refinement() for name in names}
 
 
 @app.command()
@@ -28,7 +64,17 @@ TOKEN = "OPEN_GEM_TOKEN"
 def serve(
     *,
     model: ModelOptions,
-    image_size: ImageSizeOption = None,
+    template: TemplateOption = None,
+    remove_redundancy: RedundancyOption = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods that requests may choose, comma-separated; the first is the default.",
+            show_default="all; gem",
+        ),
+    ] = None,
+    tuning: TuneOptions,
+    views: ServedViewOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     token: Annotated[
@@ -57,19 +103,25 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: an API for programs, a page for people. Listens on this machine alone by default.
 
-    SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /openapi.json.
+    Options of the model, its methods and views are those of `open-gem ground`; requests choose among the methods and
+    refinements. SIGTERM and Ctrl-C finish pending requests, within 10 seconds. Routes: /docs.
     """
     try:
         import uvicorn  # noqa: F401
 
         from open_gem.serve.app import create_app
     except ImportError as error:
-        raise InputError(f'the server needs {error.name}: pip install "open_gem[serve]"') from error
+        raise InputError(
+            f"the server needs {error.name}: install open_gem with its extra `serve`, see the README"
+        ) from error
     from open_gem.serve.label_studio import Source
     from open_gem.serve.memory import limit_arenas
     from open_gem.serve.settings import MIB, Settings, hosts_of
 
+    if model.is_trained():
+        model.check_untrained(names_of_options(views))
     settings = Settings(
+        refinements=views.refinements(),
         token=token or None,
         hosts=hosts_of(host),
         origins=tuple(cors_origin or ()),
@@ -82,14 +134,34 @@ def serve(
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     _check_free(host, port)
     limit_arenas()
+    localizer, served = load_served(model, method, template, remove_redundancy, tuning, views)
+    settings = replace(settings, served=served)
     run(
-        create_app(model.load(size=image_size), settings),
+        create_app(localizer, settings),
         settings,
         host,
         port,
         root_path=root_path,
         forwarded_allow_ips=forwarded_from,
     )
+
+
+def load_served(
+    model: ModelOptions,
+    method: str | None,
+    template: str | None,
+    remove_redundancy: bool,
+    tuning: TuneOptions,
+    views: ServedViewOptions,
+) -> "tuple[AnyLocalizer, dict[str, Method] | None]":
+    """Load the localizer, without its refinement, and its methods by name; None for all. Without `--method`, settings
+    of methods are those of the default."""
+    from open_gem.method.table import METHODS
+
+    localizer, methods = load(model, method, template, remove_redundancy, tuning, replace(views, refine=None))
+    if not methods or method is not None:
+        return localizer, methods or None
+    return localizer, localizer.methods({name: name for name in METHODS}) | methods
 
 
 def run(app: Callable[..., Any], settings: "Settings", host: str, port: int, **options: Any) -> None:

@@ -106,10 +106,11 @@ def region(
     value: dict[str, Any],
     from_name: str | None = None,
     to_name: str = "image",
+    is_labelled: bool = True,
 ) -> dict[str, Any]:
     """Return an object as a region: `control` is a key of `TAGS`, `value` a value that a member of `Regions` gives.
     `from_name` and `to_name` name the tags in the configuration; the defaults are those of the one that is written
-    here."""
+    here. `is_labelled` False leaves the label to a person."""
     kind = TAGS[control].lower()
     return {
         "id": id,
@@ -120,7 +121,7 @@ def region(
         "original_height": image.size.height,
         "image_rotation": 0,
         "score": obj.confidence,
-        "value": {**value, kind: [xml_text(obj.label)]},  # as the configuration spells it
+        "value": {**value, kind: [xml_text(obj.label)] if is_labelled else []},  # as the configuration spells it
         "meta": {"text": [obj.prompt]},
     }
 

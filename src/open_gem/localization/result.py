@@ -317,7 +317,7 @@ class Localization:
         own = self._prompts[index]
         rest = [prompt for prompt in range(len(self._groups)) if prompt not in own]
         label, texts = self.labels[index], self._vocabulary.all_prompts
-        return replace(
+        single = replace(
             self,
             labels=(label,),
             maps=self.maps[[*own, *rest]],
@@ -326,6 +326,8 @@ class Localization:
             presence=None if self.presence is None else self.presence[[index]],
             vocabulary=Vocabulary((label,), (tuple(texts[at] for at in own),), tuple(texts[at] for at in rest)),
         )
+        object.__setattr__(single, "_whole", self)
+        return single
 
     def to(self, device: torch.device | str) -> "Localization":
         """Move to another device; scores in float32 at least."""
@@ -548,6 +550,13 @@ class Localization:
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.labels) if self.vocabulary is None else self.vocabulary
 
+    _whole = None  # of a single label: the localization that it comes from, whose softmax it shares
+
+    @cached_property
+    def _log_sum_exp(self) -> Tensor:
+        """log Σ exp(logit) over all prompts at each pixel, `(y, x)`."""
+        return self._softmax.log_sum_exp if self._whole is None else self._whole._log_sum_exp
+
     @cached_property
     def _softmax(self) -> readout.SoftmaxArgmax:
         """All prompts against each other, in `_order`."""
@@ -592,4 +601,4 @@ class Localization:
     def _probability(self, cosine: Tensor) -> Tensor:
         if self.logit_scale is None:
             return cosine
-        return (self.logit_scale * cosine - self._softmax.log_sum_exp).exp()
+        return (self.logit_scale * cosine - self._log_sum_exp).exp()

@@ -2,65 +2,58 @@
 
 import io
 from base64 import b64encode
-from collections.abc import Iterator
-from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from open_gem.localization import Localization
 from open_gem.objects import Object
+from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import LocatedLabel, LocatedObject, Options
-from open_gem.text import Vocabulary
 
 
-def by_label(located: Localization) -> Iterator[Localization]:
-    """Yield one localization per label: maps of the image's size take long, and are made for one label at a time."""
-    vocabulary = Vocabulary.of(located.labels) if located.vocabulary is None else located.vocabulary
-    end = 0
-    for index, (label, prompts) in enumerate(zip(located.labels, vocabulary.prompts, strict=True)):
-        start, end = end, end + len(prompts)
-        yield replace(
-            located,
-            labels=(label,),
-            maps=located.maps[start:end],
-            scores=None if located.scores is None else located.scores[[index]],
-            detections=None if located.detections is None else (located.detections[index],),
-            presence=None if located.presence is None else located.presence[[index]],
-            vocabulary=Vocabulary((label,), (prompts,)),
-        )
+def describe(
+    label: Localization, is_present: bool, options: Options, max_pixels: int
+) -> tuple[LocatedLabel, list[LocatedObject]]:
+    """Return the answer for a localization of one label, and its objects.
 
-
-def describe(label: Localization, options: Options) -> tuple[LocatedLabel, list[LocatedObject]]:
-    """Return the answer for a localization of one label, and its objects."""
+    max_pixels  of all PNGs of masks together: beyond it RequestError is raised
+    """
     answer = LocatedLabel(
-        label=label.labels[0],
-        score=_number(label.scores),
-        presence=_number(label.presence),
-        present=label.present(options.presence)[0],
+        label=label.labels[0], score=_number(label.scores), presence=_number(label.presence), present=is_present
     )
     if options.similarity:
-        answer.similarity = _as_float16(label.similarity.amax(dim=0))
-    objects = objects_of(label, options) if options.objects else []
+        own = 1 if label.vocabulary is None else len(label.vocabulary.prompts[0])
+        answer.similarity = _as_float16(reduce(torch.maximum, label.maps[:own]))
+    objects = objects_of(label, options) if options.objects and is_present else []
+    pixels = label.size.height * label.size.width
+    if options.mask == "png" and len(objects) * pixels > max_pixels:
+        raise RequestError(
+            413, f"{len(objects)} masks of {pixels} pixels as PNG, expected {max_pixels} pixels at most: see mask=rle"
+        )
     return answer, [_describe_object(obj, options.mask) for obj in objects]
 
 
 def objects_of(label: Localization, options: Options) -> list[Object]:
-    """Return the objects of a label, best first, as the options say."""
+    """Return the objects of a label that is present, best first, as the options say."""
     return label.objects(
         options.threshold,
-        presence=options.presence,
+        options.scale,
+        absent="none",
+        min_area=options.min_area,
         instances=options.instances,
         masks=options.mask != "none",
     )
 
 
 def confidence(obj: Object) -> float:
-    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less;
-    for models without presence, the score."""
-    return round(obj.score if obj.presence is None or obj.peak is None else obj.presence * obj.peak, 6)
+    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less
+    if maps are min-max scaled; for models without presence, the score."""
+    return round(obj.score if obj.presence is None else obj.presence * (1 if obj.peak is None else obj.peak), 6)
 
 
 def _describe_object(obj: Object, mask: str) -> LocatedObject:

@@ -1,8 +1,10 @@
 """CVAT: a function that annotates the images of a task.
 
     cvat-cli task auto-annotate 42 --function-module open_gem.serve.cvat -p "prompts=str:cat,remote control"
+    cvat-cli task auto-annotate 42 --function-module open_gem.serve.cvat -p classes=str:classes.yaml
 
-`cvat-cli` (which knows the server and logs in) calls `create` with the -p arguments, then `detect` for each image.
+`cvat-cli` (which knows the server and logs in) calls `create` with the -p arguments, then `detect` for each image. A
+class file has prompts, presence and threshold of each label, see `label.ontology`.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from open_gem.errors import InputError
+from open_gem.localization import INSTANCES, MIN_AREA
 
 if TYPE_CHECKING:
     from open_gem.label.labeling import Labeling
@@ -25,9 +28,13 @@ def create(
     model: str = "",
     pretrained: str = "",
     method: str = "gem",
+    size: str = "",
+    refine: str = "",
     shape: str = "mask",
     presence: float | None = None,
     threshold: float | None = None,
+    min_area: float = MIN_AREA,
+    instances: str = INSTANCES[0],
     device: str = "auto",
 ) -> "Function":
     """Make the function and load its model.
@@ -35,16 +42,19 @@ def create(
     prompts     comma-separated labels, each its own prompt; or instead
     classes     a class file with labels and prompts, as `open-gem label --classes` reads it
     model …     as `open_gem.load`; "" for the default
+    refine      name of a refinement, such as "pamr"; "" for none
     shape       "mask" (polygons, if CVAT asks to convert them) or "rectangle"
     presence    default image-level presence threshold of labels; without it, the file's, or 0.5. `cvat-cli
                 --conf-threshold` replaces those of all labels
     threshold   default heatmap threshold of labels, in [0, 1]; without it, the file's, or 0.5
+    min_area …  as `Localization.objects`
 
     Raises InputError for invalid settings, and what `open_gem.load` raises.
     """
-    from open_gem.label.labeling import Labeling
+    from open_gem.label.labeling import Labeling, check_settings
     from open_gem.label.ontology import Ontology
     from open_gem.localizer import load
+    from open_gem.refine import find_refinement
 
     if shape not in SHAPES:
         raise InputError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
@@ -53,8 +63,13 @@ def create(
     levels: dict[str, Any] = {"presence": presence, "threshold": threshold}
     labels = [prompt.strip() for prompt in prompts.split(",")]
     ontology = Ontology.read(classes, **levels) if classes else Ontology.of(labels, **levels)
-    localizer = load(model or None, pretrained or None, method=method, device=device)
-    return Function(Labeling(localizer, ontology, outputs=("boxes", "masks")), shape)
+    objects: dict[str, Any] = {"min_area": min_area, "instances": instances}
+    check_settings(**objects)
+    refinement = find_refinement(refine) if refine else None
+    localizer = load(
+        model or None, pretrained or None, method=method, size=size or None, refinement=refinement, device=device
+    )
+    return Function(Labeling(localizer, ontology, outputs=("boxes", "masks"), **objects), shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from open_gem.serve.metrics import Metrics
 from open_gem.serve.settings import Settings, seconds_to_wait
 
 LOG = logging.getLogger(__name__)
-OPEN = ("/", "/health")  # need no token, like the rest of the page, which asks users for it
+PAGES = ("/", "/docs")  # need no token, like their parts: they ask users for it
 DRAIN_SECONDS = 2  # seconds to read the rest of a refused body
 BODIES = ("POST", "PUT", "PATCH")  # methods whose requests have one
 
@@ -99,7 +99,7 @@ class _Request:
             expected = ", ".join(self.settings.hosts or ())
             raise RequestError(400, f"the Host header is {self.headers.get('host')!r}, expected one of {expected}")
         path = self.scope["path"].removeprefix(self.scope.get("root_path", ""))
-        is_open = self.settings.token is None or path in OPEN or path.startswith("/static/")
+        is_open = self.settings.token is None or path in (*PAGES, "/health") or path.startswith("/static/")
         if not is_open and not _is_allowed(self.headers.get("authorization", ""), self.settings.token or ""):
             raise RequestError(
                 401, "expected the server's token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
@@ -242,14 +242,15 @@ def _foreign_page(headers: Headers, path: str) -> str | None:
     """Return the page of another site that made a browser send this request; None for our own page and for programs.
 
     A browser names the page's origin in `Origin` (always when it posts), and to trustworthy addresses says in
-    `Sec-Fetch-Site` whether it is ours, even if a proxy has changed our Host. Links to the page itself are welcome.
+    `Sec-Fetch-Site` whether it is ours, even if a proxy has changed our Host. Links to the pages themselves are
+    welcome.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site == "same-origin":
         return None
     if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
         return repr(origin)
-    follows_link = path == "/" and headers.get("sec-fetch-mode") == "navigate"
+    follows_link = path in PAGES and headers.get("sec-fetch-mode") == "navigate"
     return "a browser" if site == "cross-site" and not follows_link else None
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from open_gem.files import to_json
 from open_gem.localization import PRESENCE
 from open_gem.serve.errors import RequestError
 from open_gem.serve.uploads import DATA_URI, from_base64
+from open_gem.text import without_article
 
 KINDS = {tag: kind for kind, tag in TAGS.items()}
 SECONDS = 20  # timeout of a request to Label Studio
@@ -178,9 +179,52 @@ def image_of(address: Any, source: Source | None, max_bytes: int) -> bytes:
     return source.fetch(address, max_bytes)
 
 
-# Regions --------------------------------------------------------------------------------------------------------------
+# Prompts -------------------------------------------------------------------------------------------------------------
 
 
 def prompts_of(controls: list[Control]) -> dict[str, tuple[str, ...]]:
     """Return each label once, with the prompts of the first control that has it."""
     return {label: prompts for control in reversed(controls) for label, prompts in control.labels.items()}
+
+
+def typed_prompts(controls: list[Control], params: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
+    """Return what was typed last into a text area over the image, as labels with their prompts; None if Label Studio
+    does not ask for a person who is at work.
+
+    "rabbit, hare" has two prompts. One that is a label, or a prompt of one, belongs to it; another to the only label of
+    the configuration, or to none: it stands for itself, and its regions get no label. "Animal: rabbit, hare" says the
+    label of both. Empty for anything else than text, such as a click.
+    """
+    context = params.get("context")
+    if not isinstance(context, Mapping):
+        return None
+    known, seen = prompts_of(controls), set()
+    names = {_plain(text): label for label, own in known.items() for text in (*own, label)}
+    only = next(iter(known)) if len(known) == 1 else None
+    typed: dict[str, tuple[str, ...]] = {}
+    for text in _texts(context, controls[0].to):
+        head, colon, tail = text.partition(":")
+        label = names.get(_plain(head)) if colon else None
+        for prompt in filter(None, map(str.strip, (text if label is None else tail).split(","))):
+            own = label or names.get(_plain(prompt)) or only or prompt
+            is_name = label is None and own in known and _plain(own) == _plain(prompt)
+            for wanted in known[own] if is_name else (prompt,):
+                if _plain(wanted) not in seen:
+                    typed[own] = (*typed.get(own, ()), wanted)
+                    seen.add(_plain(wanted))
+    return typed
+
+
+def _plain(text: str) -> str:
+    """Return a text for comparisons: "A cat" is "cat"."""
+    return without_article(text).casefold()
+
+
+def _texts(context: Mapping[str, Any], to: str) -> Iterator[str]:
+    """Yield the last text of each text area over the image of the tag `to`: earlier ones are sent again."""
+    results = context.get("result")
+    for result in results if isinstance(results, list) else ():
+        if isinstance(result, Mapping) and result.get("type") == "textarea" and result.get("to_name") == to:
+            value = result.get("value")
+            texts = value.get("text") if isinstance(value, Mapping) else None
+            yield from (text for text in (texts[-1:] if isinstance(texts, list) else [texts]) if isinstance(text, str))

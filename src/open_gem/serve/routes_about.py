@@ -11,6 +11,7 @@ import open_gem
 from open_gem.files import to_json
 from open_gem.images import colors, draw
 from open_gem.localization import MIN_AREA, PRESENCE
+from open_gem.method.table import METHODS
 from open_gem.serve import samples
 from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
@@ -39,7 +40,12 @@ def routes(service: Service) -> APIRouter:
                     dtype=settings["dtype"],
                     template=settings["template"],
                     default=service.default,
-                    methods=[MethodInfo(name=name, about=about) for name, about in service.methods.items()],
+                    views=settings.get("views"),
+                    methods=[
+                        MethodInfo(name=name, about=METHODS[name].about if name in METHODS else name)
+                        for name in service.methods
+                    ],
+                    refinements=list(service.refinements),
                     limits=service.settings.limits() | {"max_patches": service.max_patches},
                     warnings=service.warnings,
                 )
@@ -76,7 +82,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page at `/`, and its parts below `/static`."""
+    """Add the page at `/`, that of the API at `/docs`, and their parts below `/static`."""
 
     @app.get("/static/constants.js", include_in_schema=False)
     async def page_constants() -> Response:
@@ -88,6 +94,10 @@ def add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
 
 
 def constants() -> str:

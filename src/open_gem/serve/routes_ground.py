@@ -4,12 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, File
 
-from open_gem.errors import OpenGemError
-from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import (
     AskForm,
     Batch,
     BatchForm,
+    Compared,
     Corners,
     FormOptions,
     HuggingFaceAsk,
@@ -24,12 +23,12 @@ from open_gem.serve.uploads import LimitedRoute, from_base64
 def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["ground"], route_class=LimitedRoute)
 
-    async def answer(data: bytes, ask: FormOptions) -> Located:
-        service.check(ask.prompts, ask.method)
-        return await service.ground(await service.encode(data, keep=False), ask.prompts, ask)
+    async def answer(data: bytes, ask: FormOptions) -> Located | Compared:
+        vocabulary = service.check(ask.prompts, ask)
+        return await service.ground(await service.prepare(data), vocabulary, ask)
 
     @router.post("/ground", response_model_exclude_unset=True)
-    async def ground(form: Annotated[AskForm, File()]) -> Located:
+    async def ground(form: Annotated[AskForm, File()]) -> Located | Compared:
         """Locate prompts in an image, which is not cached."""
         return await answer(await form.file.read(), form)
 
@@ -37,15 +36,16 @@ def routes(service: Service) -> APIRouter:
     async def ground_batch(form: Annotated[BatchForm, File()]) -> Batch:
         """Locate prompts in several images. An image that cannot be read has an error; the others have results."""
 
-        async def answer_or_error(data: bytes) -> Located | Problem:
-            try:
-                return await answer(data, form)
-            except (OpenGemError, RequestError) as error:
-                return Problem(error=str(error))
-
-        service.check(form.prompts, form.method)
-        images = [await file.read() for file in form.files]
-        return Batch(results=await service.side_by_side(answer_or_error, images))
+        vocabulary = service.check(form.prompts, form)
+        results = await service.answer_all(
+            form.files,
+            lambda file: file.read(),
+            service.methods_of(form),
+            lambda image: service.ground(image, vocabulary, form),
+        )
+        return Batch(
+            results=[Problem(error=str(result)) if isinstance(result, Exception) else result for result in results]
+        )
 
     @router.post("/huggingface")
     async def hugging_face(body: HuggingFaceAsk) -> list[HuggingFaceObject]:
@@ -53,6 +53,7 @@ def routes(service: Service) -> APIRouter:
         limit = body.parameters.threshold
         options = FormOptions(prompts=body.parameters.candidate_labels, presence=limit)
         located = await answer(await service.in_thread(from_base64, body.inputs), options)
+        assert isinstance(located, Located), "of one method"
         answers = [
             HuggingFaceObject(
                 label=obj.label,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Path, Response
 
 from open_gem.serve.cache import CachedImage
 from open_gem.serve.errors import RequestError
-from open_gem.serve.schemas import Ask, ImageForm, ImageInfo, Located
+from open_gem.serve.schemas import Ask, Compared, ImageForm, ImageInfo, Located
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import LimitedRoute
 
@@ -19,7 +19,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("", status_code=201)
     async def upload(form: Annotated[ImageForm, File()]) -> ImageInfo:
         """Encode an image. It stays in the cache until others need its place."""
-        return _info(service, await service.encode(await form.file.read(), keep=True))
+        return _info(service, await service.upload(await form.file.read()))
 
     @router.get("/{id}")
     async def look_up(id: Id) -> ImageInfo:
@@ -34,9 +34,9 @@ def routes(service: Service) -> APIRouter:
         return Response(status_code=204)
 
     @router.post("/{id}/ground", response_model_exclude_unset=True)
-    async def ground(id: Id, ask: Ask) -> Located:
+    async def ground(id: Id, ask: Ask) -> Located | Compared:
         """Locate prompts in an uploaded image. 404: the image is no longer in the cache, upload it again."""
-        return await service.ground(_cached(service, id), ask.prompts, ask)
+        return await service.ground(_cached(service, id), service.check(ask.prompts, ask), ask)
 
     return router
 

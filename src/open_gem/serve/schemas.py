@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from open_gem.localization import PRESENCE
+from open_gem.localization import MIN_AREA, PRESENCE
 
 SQUARE = (  # a red square of 16 pixels on white, 32 x 32
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////IHh7kMBY6AAAAF0lEQVR42mNgIBb8/8/AxMDAQCWCWAAA9BUC"
@@ -40,16 +40,42 @@ class Options(Strict):
     """How prompts are located, the same in every route."""
 
     method: str | None = Field(default=None, description="A name of /v1/models; null: its default.")
+    methods: Texts | None = Field(
+        default=None, description="Several of them, read from one pass of the model: `results` has an answer for each."
+    )
+    refine: str | None = Field(
+        default=None, description="A refinement of /v1/models, or none: what boxes, masks and points are made of."
+    )
     presence: Share = Field(
         default=PRESENCE, description="A label with a lower presence is absent, and has no objects."
     )
-    threshold: Share = Field(default=0.5, description="A pixel is in the mask if its map, scaled to [0, 1], is above.")
+    absent: Literal["none", "presence", "denoise"] = Field(
+        default="presence",
+        description="Which labels are absent: those below `presence`; those that win no pixel clearly (denoise); none.",
+    )
+    threshold: Share = Field(default=0.5, description="A pixel is in the mask if its map is above.")
+    heatmap_scale: Literal["minmax", "cosine", "probability"] | None = Field(
+        default=None,
+        description="Scale of the map: minmax, by label; cosine; or probability, a softmax over all prompts. null: "
+        "probability with `negative`, minmax without.",
+    )
+    min_area: Share = Field(
+        default=MIN_AREA, description="Smallest object, as a share of the image's pixels; smaller ones are left out."
+    )
     instances: Literal["component", "label"] = Field(
         default="component", description="An object is a connected component of a label's mask, or all of it."
+    )
+    negative: Texts | None = Field(
+        default=None, description="Distractors: part of the softmax and of presence, never predicted."
     )
     mask: Literal["none", "rle", "png"] = Field(default="none", description="How objects have their masks.")
     similarity: bool = Field(default=False, description="With the cosine of every patch.")
     objects: bool = Field(default=True, description="With objects, which take time by the image's pixels.")
+
+    @property
+    def scale(self) -> str:
+        """The scale of the maps that `threshold` applies to."""
+        return self.heatmap_scale or ("probability" if self.negative else "minmax")
 
 
 LabelPrompts = Annotated[dict[str, Texts], Field(min_length=1, max_length=MOST_LISTED)]
@@ -117,7 +143,7 @@ class LocatedLabel(BaseModel):
     label: str
     score: float | None = Field(description="Cosine of the label with the image as a whole, in [-1, 1].")
     presence: Presence
-    present: bool = Field(description="Whether its presence is not below the requested one.")
+    present: bool = Field(description="Whether the label is in the image, by `absent` and `presence`.")
     similarity: str = Field(
         default="",
         description="If asked for: base64 of little-endian float16, rows × columns, the cosine of each patch with the "
@@ -138,8 +164,16 @@ class Located(BaseModel):
     objects: list[LocatedObject] = Field(description="In the order of the labels, best first within each.")
 
 
+class Compared(BaseModel):
+    """The answers of several methods about one image."""
+
+    results: list[Located] = Field(description="One per method, in the order of `methods`.")
+
+
 class Batch(BaseModel):
-    results: list[Located | Problem] = Field(description="One per image, in order; an error if it cannot be read.")
+    results: list[Located | Compared | Problem] = Field(
+        description="One per image, in order; an error if it cannot be read."
+    )
 
 
 # Hugging Face ---------------------------------------------------------------------------------------------------------
@@ -183,8 +217,10 @@ class ModelInfo(BaseModel):
     patch: Two | None = Field(description="Height and width of a patch in pixels; null if trained to localize.")
     dtype: str
     template: str | list[str] = Field(description="What a prompt is put into.")
+    views: dict[str, Any] | None = Field(description="How an image is looked at; null if trained to localize.")
     default: str = Field(description="The method that null stands for.")
     methods: list[MethodInfo]
+    refinements: list[str] = Field(description="Names for `refine`; null stands for the first.")
     limits: dict[str, Any]
     warnings: list[str] = Field(description="What the model is not for.")
 
@@ -223,6 +259,7 @@ class Tasks(BaseModel):
 
     tasks: list[Task] = Field(max_length=MOST_LISTED)
     label_config: str = Field(description="The project's labelling configuration.", max_length=LONGEST)
+    params: dict[str, Any] | None = Field(default=None, description="With a `context`: what an annotator has typed.")
 
 
 class Prediction(BaseModel):

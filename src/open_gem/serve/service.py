@@ -9,22 +9,28 @@ import hashlib
 import secrets
 import warnings
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from open_gem.errors import NotFiniteError
+from PIL import Image
+
+from open_gem.errors import NotFiniteError, OpenGemError
 from open_gem.images.decoder import Decoder
-from open_gem.images.read import Header
-from open_gem.localization import Localization
+from open_gem.images.read import Header, read_image
+from open_gem.localization import MIN_AREA, Localization
 from open_gem.locate import AnyLocalizer, Prepared
 from open_gem.method.table import METHODS
-from open_gem.serve.answers import by_label, describe
+from open_gem.refine import Refinement
+from open_gem.serve.answers import describe
 from open_gem.serve.cache import Cache, CachedImage
 from open_gem.serve.errors import RequestError
 from open_gem.serve.metrics import Metrics
-from open_gem.serve.schemas import SQUARE, Located, Options
-from open_gem.serve.settings import Settings
+from open_gem.serve.schemas import SQUARE, Compared, Located, LocatedLabel, LocatedObject, Options
+from open_gem.serve.settings import NONE, Settings
 from open_gem.serve.uploads import parse_json
 from open_gem.serve.worker import JobKind, Worker
 from open_gem.text import Prompts, Vocabulary
@@ -35,11 +41,12 @@ Result = TypeVar("Result")
 
 PROMPTS = 32  # prompts that count as much as one image in a batch
 LARGE = 4_000_000  # pixels: larger images are decoded, and their maps made, one at a time
+OWN = "own"  # the name of a localizer's method that has none
 STRIP = 6  # default limit of patches, as a multiple of a square image's
 
 
 class EncodeJob(NamedTuple):
-    """An image to be encoded by some methods, and the number of its patches."""
+    """An image to be encoded by methods, and the number of its patches."""
 
     prepared: Prepared
     methods: tuple[str, ...]
@@ -52,19 +59,24 @@ class EncodeJob(NamedTuple):
 
 
 class LocateJob(NamedTuple):
-    """Prompts to be located in an encoded image."""
+    """Prompts to be located in an encoded image, and the image itself for the refinement of their maps."""
 
     encoded: Any
     vocabulary: Vocabulary
+    refinement: Refinement | None = None
+    image: Image.Image | None = None
 
 
 class Service:
     """The work behind the routes. One event loop owns it; `close` ends its threads."""
 
     def __init__(self, localizer: AnyLocalizer, settings: Settings, metrics: Metrics):
-        self.localizer, self.settings, self.metrics = localizer.acknowledge(), settings, metrics
+        self.refinements = _refinements(localizer, settings)
+        plain = localizer if set(self.refinements) == {NONE} else localizer.configured(refinement=None)
+        self.localizer = plain.acknowledge()
+        self.settings, self.metrics = settings, metrics
         self.warnings = [] if localizer.caution is None else [localizer.caution]
-        self.methods = {name: METHODS[name].about if name in METHODS else name for name in localizer.methods(METHODS)}
+        self.methods = _methods(localizer, settings)
         self.default = next(iter(self.methods))
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
@@ -80,7 +92,7 @@ class Service:
             "encode",
             self._encode_all,
             lambda job: job.key,
-            lambda job: max(job.patches, 2 * square),
+            lambda job: max(job.patches, 2 * square) * max(1, len(job.methods) - 1),
             settings.max_batch * 2 * square,
         )
         self._locate = JobKind(
@@ -90,6 +102,7 @@ class Service:
             lambda job: len(job.vocabulary.all_prompts),
             settings.max_batch * PROMPTS,
         )
+        self._alone = asyncio.Semaphore(1)  # for maps that take much memory
 
     def close(self) -> None:
         """End the threads, or abandon those that have not ended after `stop_seconds`."""
@@ -105,11 +118,10 @@ class Service:
         image, *_ = await asyncio.gather(*starts)
         side = max(image.height, *(self.localizer.patch or (1, 1)))
         prepared = await self.in_thread(self.localizer.prepare, image.resize((side, side)))
-        methods = self._first_methods()
         prompt = next(iter(self.localizer.text.model.text.concepts), "a photo")
         try:
-            encoded = await self.worker.do(self._encode, EncodeJob(prepared, methods, 1))
-            await self.worker.do(self._locate, LocateJob(encoded[methods[0]], Vocabulary.of(prompt)))
+            encoded = await self.worker.do(self._encode, EncodeJob(prepared, (self.default,), 1))
+            await self.worker.do(self._locate, LocateJob(encoded[self.default], Vocabulary.of(prompt)))
         except NotFiniteError as error:  # clients get the same error
             warnings.warn(str(error), stacklevel=1)
 
@@ -127,69 +139,165 @@ class Service:
             self._parser, parse_json, body, self.settings.max_values
         )
 
-    async def side_by_side(self, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item]) -> list[Result]:
-        """Return the result of each item, in order. As many run at once as can share a pass of the model."""
-        slots = asyncio.Semaphore(self.settings.max_batch)
-
-        async def work_on(item: Item) -> Result:
-            async with slots:
-                return await work(item)
-
-        async with asyncio.TaskGroup() as tasks:
-            started = [tasks.create_task(work_on(item)) for item in items]
-        return [task.result() for task in started]
-
     async def each_label(
-        self, work: Callable[..., Result], located: Localization, *arguments: Any, maps: bool = True
+        self, work: Callable[[int], Result], located: Localization, *, maps: bool = True, alone: bool = False
     ) -> list[Result]:
-        """Return `work(label, *arguments)` for each label, computed in a thread. Other requests run between two labels,
-        and work ends once the client has disconnected.
+        """Return `work(index)` for each label, computed in a thread. Other requests run between two labels, and work
+        ends once the client has disconnected.
 
-        maps: whether `work` makes maps of the image's size. Raises RequestError for too many of them.
+        maps   whether `work` makes maps of the image's size
+        alone  whether these take so much memory that no other request should have such at the same time
         """
-        size, limit = located.size, self.settings.max_map_pixels
-        pixels = size.height * size.width
-        if maps and pixels * len(located.labels) > limit:
-            raise RequestError(
-                413,
-                f"{len(located.labels)} labels on an image of {size.height}x{size.width} pixels make maps of "
-                f"{pixels * len(located.labels)} pixels, expected {limit} at most: ask {limit // pixels} at a time",
-            )
-        pool, loop = self._large if maps and is_large(size) else self._threads, asyncio.get_running_loop()
-        return [await loop.run_in_executor(pool, work, label, *arguments) for label in by_label(located)]
+        pool, loop = self._large if maps and is_large(located.size) else self._threads, asyncio.get_running_loop()
+        async with self._alone if alone else nullcontext():
+            return [await loop.run_in_executor(pool, work, index) for index in range(len(located.labels))]
 
-    async def ground(self, image: CachedImage, prompts: Prompts, options: Options) -> Located:
-        """Return the answer to prompts on an encoded image. Raises as `locate` and `each_label`."""
-        located = await self.locate(image, prompts, options.method)
-        described = await self.each_label(describe, located, options, maps=options.objects)
+    # Requests ---------------------------------------------------------------------------------------------------------
+
+    def check(self, prompts: Prompts, options: Options) -> Vocabulary:
+        """Return the prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for
+        prompts beyond the limits, and for methods and refinements that are not served."""
+        limits = self.settings
+        if options.method is not None and options.methods is not None:
+            raise RequestError(422, "method and methods given, expected one of them")
+        _check_served("method", self.methods_of(options), self.methods)
+        _check_served("refinement", (self.refinement_of(options),), self.refinements)
+        if len(self.methods_of(options)) > limits.max_methods:
+            raise RequestError(422, f"{len(self.methods_of(options))} methods, expected {limits.max_methods} at most")
+        if self.refinements[self.refinement_of(options)] is not None and options.min_area < MIN_AREA:
+            raise RequestError(422, f"min_area is {options.min_area} with a refinement, expected {MIN_AREA} or more")
+        vocabulary = Vocabulary.of(prompts)
+        if options.negative:
+            vocabulary = vocabulary.with_background(options.negative)
+        texts = vocabulary.all_prompts
+        if len(texts) > limits.max_prompts:
+            raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
+        if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
+            raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
+        self.localizer.text.check(texts)  # later the error would fail all requests of its batch
+        return vocabulary
+
+    def methods_of(self, options: Options) -> tuple[str, ...]:
+        """Return the methods that a request wants."""
+        return tuple(dict.fromkeys(options.methods or (options.method or self.default,)))
+
+    def refinement_of(self, options: Options) -> str:
+        """Return the name of the refinement that a request wants."""
+        return next(iter(self.refinements)) if options.refine is None else options.refine
+
+    async def ground(self, image: CachedImage, vocabulary: Vocabulary, options: Options) -> Located | Compared:
+        """Return the answer to checked prompts on an image. Raises as `locate`."""
+        methods = self.methods_of(options)
+        image = await self.encode(image, methods)
+        answers = [await self._ground(image, vocabulary, options, method) for method in methods]
+        return answers[0] if options.methods is None else Compared(results=answers)
+
+    async def _ground(self, image: CachedImage, vocabulary: Vocabulary, options: Options, method: str) -> Located:
+        located = await self.locate(image, vocabulary, options, method)
+        present = await self.in_thread(partial(located.present, options.presence, absent=options.absent))
+
+        def work(index: int) -> tuple[LocatedLabel, list[LocatedObject]]:
+            return describe(located[index], present[index], options, self.settings.max_map_pixels)
+
+        described = await self.each_label(work, located, maps=options.objects, alone=self.is_heavy(options))
         return Located(
             height=image.size.height,
             width=image.size.width,
             grid=list(located.maps.shape[-2:]),
             model=self.localizer.name,
-            method=options.method or self.default,
+            method=method,
             warnings=self.warnings,
             labels=[label for label, _ in described],
             objects=[obj for _, objects in described for obj in objects],
         )
 
-    async def encode(self, data: bytes, *, keep: bool) -> CachedImage:
-        """Return the image of an upload, encoded by the settings' methods; from the cache if it holds the same bytes.
+    def is_heavy(self, options: Options) -> bool:
+        """Return True if maps need more memory than one of them takes."""
+        return options.objects and (options.scale == "probability" or self.refinement_of(options) != NONE)
 
-        keep: put it there. Raises RequestError and ImageError if it is no image that is accepted.
-        """
+    async def answer_all(
+        self,
+        items: Sequence[Item],
+        fetch: Callable[[Item], Awaitable[bytes]],
+        methods: Sequence[str],
+        answer: Callable[[CachedImage], Awaitable[Result]],
+    ) -> list[Result | Exception]:
+        """Return the answer about the image of each item, in order, or the error of that image alone. Images of one
+        shape share passes of the model, `max_batch` at a time; none is cached."""
+
+        async def prepare(item: Item) -> CachedImage:
+            return await self.prepare(await fetch(item))
+
+        step, results = self.settings.max_batch, []
+        for start in range(0, len(items), step):
+            prepared = await self._side_by_side(prepare, items[start : start + step])
+            encoded = await self._encode_missing(prepared, methods)
+            results += await self._side_by_side(answer, encoded)
+        return results
+
+    async def _side_by_side(
+        self, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item | Exception]
+    ) -> list[Result | Exception]:
+        """Return the result of each item, or its error; items that are errors stay."""
+
+        async def attempt(item: Item | Exception) -> Result | Exception:
+            try:
+                return item if isinstance(item, Exception) else await work(item)
+            except (OpenGemError, RequestError) as error:
+                return error
+
+        async with asyncio.TaskGroup() as tasks:
+            started = [tasks.create_task(attempt(item)) for item in items]
+        return [task.result() for task in started]
+
+    async def prepare(self, data: bytes) -> CachedImage:
+        """Return the image of an upload, ready for the model; from the cache if it holds the same bytes. Raises
+        RequestError and ImageError if it is no image that is accepted."""
         id = await self.in_thread(self._id_of, data)
         if (known := self.find(id)) is not None:
             return known
         loop = asyncio.get_running_loop()
         header = await loop.run_in_executor(self._decoders, self._check_header, data)
         pool = self._large if is_large(header.size) else self._decoders
-        prepared = await loop.run_in_executor(pool, self._prepare, data)
-        job = EncodeJob(prepared, self._first_methods(), self.localizer.patches(prepared.original))
-        image = CachedImage(id, prepared, await self.worker.do(self._encode, job))
-        if keep:
-            self._keep(image)
+        return CachedImage(id, await loop.run_in_executor(pool, self._prepare, data), {})
+
+    async def upload(self, data: bytes) -> CachedImage:
+        """Encode an image by the settings' methods and put it into the cache. Raises as `prepare`."""
+        first = tuple(name for name in dict.fromkeys((self.default, *self.settings.methods)) if name in self.methods)
+        image = await self.encode(await self.prepare(data), first)
+        self._keep(image)
         return image
+
+    async def encode(self, image: CachedImage, methods: Sequence[str]) -> CachedImage:
+        """Return the image, encoded by `methods` too; one pass for all that are missing."""
+        [encoded] = await self._encode_missing([image], methods)
+        if isinstance(encoded, Exception):
+            raise encoded
+        return encoded
+
+    async def _encode_missing(
+        self, images: Sequence[CachedImage | Exception], methods: Sequence[str]
+    ) -> list[CachedImage | Exception]:
+        """Encode images by `methods`; those of one shape share passes. An error stands in the place of its image."""
+        results, jobs = list(images), {}
+        for index, image in enumerate(images):
+            if isinstance(image, Exception):
+                continue
+            if missing := tuple(name for name in methods if name not in image.encoded):
+                patches = self.localizer.patches(image.prepared.original)
+                jobs[index] = EncodeJob(image.prepared, missing, patches)
+        encoded = await self.worker.do_all(self._encode, list(jobs.values()))
+        for index, more in zip(jobs, encoded, strict=True):
+            image = images[index]
+            if isinstance(more, OpenGemError):
+                results[index] = more
+            elif isinstance(more, BaseException):
+                raise more
+            elif isinstance(image, CachedImage):
+                results[index] = image.with_encoded(more)
+                if (cached := self.cache.get(image.id)) is not None:
+                    self._keep(cached.with_encoded(more))
+        return results
 
     def find(self, id: str) -> CachedImage | None:
         """Return the image in the cache."""
@@ -202,29 +310,29 @@ class Service:
         self.metrics.holds(self.cache)
         return dropped
 
-    async def locate(self, image: CachedImage, prompts: Prompts, method: str | None = None) -> Localization:
-        """Locate prompts by a method, on the CPU; None for the default method. Raises as `check`."""
-        vocabulary, method = self.check(prompts, method), method or self.default
-        if method not in image.encoded:
-            job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.original))
-            image = image.with_encoded(await self.worker.do(self._encode, job))
-            if (cached := self.cache.get(image.id)) is not None:
-                self._keep(cached.with_encoded(image.encoded))
-        return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary))
+    async def locate(self, image: CachedImage, vocabulary: Vocabulary, options: Options, method: str) -> Localization:
+        """Locate checked prompts in an image that `method` has encoded, on the CPU. Raises RequestError for more pixels
+        of maps than the limits."""
+        refinement = self.refinements[self.refinement_of(options)]
+        self._check_maps(image.size, len(vocabulary.all_prompts), options)
+        source = None if refinement is None else image.prepared.image
+        return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary, refinement, source))
 
-    def check(self, prompts: Prompts, method: str | None = None) -> Vocabulary:
-        """Return the prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for
-        prompts beyond the limits or a method that is not served."""
-        if method is not None and method not in self.methods:
-            raise RequestError(422, f"method {method!r} is not served; served are: {', '.join(self.methods)}")
-        vocabulary, limits = Vocabulary.of(prompts), self.settings
-        texts = vocabulary.all_prompts
-        if len(texts) > limits.max_prompts:
-            raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
-        if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
-            raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(texts)  # later the error would fail all requests of its batch
-        return vocabulary
+    def _check_maps(self, size: Size, prompts: int, options: Options) -> None:
+        """Raise RequestError if the maps of a request have too many pixels together."""
+        if not options.objects:
+            return
+        name = "max_map_pixels" if self.refinement_of(options) == NONE else "max_refined_pixels"
+        limit, pixels = getattr(self.settings, name), size.height * size.width
+        each = pixels * len(self.methods_of(options)) * (2 if options.scale == "probability" else 1)
+        if each * prompts > limit:
+            most = limit // each
+            advice = f"ask {most} at a time" if most else "send a smaller image, or ask without objects"
+            raise RequestError(
+                413,
+                f"{prompts} prompts on an image of {size.height}x{size.width} pixels make maps of {each * prompts} "
+                f"pixels, expected {limit} at most: {advice}",
+            )
 
     # Images -----------------------------------------------------------------------------------------------------------
 
@@ -247,7 +355,9 @@ class Service:
         return header
 
     def _prepare(self, data: bytes) -> Prepared:
-        return self.localizer.prepare(self._read(data))
+        image = read_image(self._read(data))
+        prepared = self.localizer.prepare(image)
+        return replace(prepared, image=image) if len(self.refinements) > 1 else prepared
 
     def _read(self, data: bytes) -> Any:
         return self._decoder.read(data, seconds=self.settings.decode_seconds, max_pixels=self.settings.max_pixels)
@@ -256,21 +366,45 @@ class Service:
         self.cache.put(image)
         self.metrics.holds(self.cache)
 
-    def _first_methods(self) -> tuple[str, ...]:
-        return tuple(name for name in self.settings.methods if name in self.methods) or (self.default,)
-
     # The model, in its own thread -------------------------------------------------------------------------------------
 
     def _encode_all(self, jobs: Sequence[EncodeJob]) -> list[dict[str, Any]]:
         """Encode each image by each method: on the CPU, and not views that keep their whole batch alive."""
-        batch = self.localizer.encode([job.prepared for job in jobs], jobs[0].methods)
+        methods = {name: self.methods[name] for name in jobs[0].methods}
+        batch = self.localizer.encode([job.prepared for job in jobs], methods)
         return [{name: encoded.to("cpu").clone() for name, encoded in image.items()} for image in batch]
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
-        localizer = self.localizer
         prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts)
-        localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
-        return [localizer.locate(job.encoded.to(localizer.device), job.vocabulary).to("cpu") for job in jobs]
+        self.localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
+        return [self._locate_one(job) for job in jobs]
+
+    def _locate_one(self, job: LocateJob) -> Localization:
+        located = self.localizer.locate(job.encoded.to(self.localizer.device), job.vocabulary)
+        if job.refinement is not None and job.image is not None:
+            located = job.refinement.refine(job.image, located)
+        return located.to("cpu")
+
+
+def _methods(localizer: AnyLocalizer, settings: Settings) -> dict[str, Any]:
+    """Return the methods that are served, the default first, with their settings on this model."""
+    if settings.served is not None:
+        return localizer.methods(settings.served)
+    own = getattr(localizer, "method", "gem")
+    return localizer.methods({own if isinstance(own, str) else OWN: own} | {name: name for name in METHODS})
+
+
+def _refinements(localizer: AnyLocalizer, settings: Settings) -> dict[str, Refinement | None]:
+    """Return the refinements that are served, the default first, and none."""
+    own = getattr(localizer, "refinement", None)
+    served = {} if own is None else {own.describe()["refinement"]: own}
+    return {**served, **(settings.refinements or {}), **served, NONE: None}
+
+
+def _check_served(what: str, names: Iterable[str], served: Collection[str]) -> None:
+    for name in names:
+        if name not in served:
+            raise RequestError(422, f"{what} {name!r} is not served; served are: {', '.join(served)}")
 
 
 def is_large(size: Size) -> bool:

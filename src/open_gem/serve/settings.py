@@ -2,15 +2,19 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.method.table import find_method
+from open_gem.method.table import Method, find_method
+from open_gem.refine import Refinement
 from open_gem.serve.label_studio import Source
 
 MIB = 2**20
+NONE = "none"  # the refinement that leaves maps as they are
+OWN = ("max_queue", "max_batch", "max_values", "max_bodies", "max_patches")  # limits of no single request
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -32,17 +36,25 @@ class Settings:
     max_pixels     of an uploaded image, by its header
     max_patches    patches that the model may see of an image, by its header; attention costs their square.
                    None: six times those of a square image, so that a strip may be six times as long as high
-    max_map_pixels pixels of an image times prompts whose places (boxes, points, masks) are asked for at once
+    max_map_pixels pixels of an image times prompts whose places (boxes, points, masks) are asked for at once; the scale
+                   "probability" counts them twice, several methods once each
+    max_refined_pixels
+                   the same with a refinement, which works on each pixel a hundred times
     max_prompts    prompts of a request
     max_prompt     characters of a prompt
     max_files      images of a batch
+    max_methods    methods of a request
     body_seconds   timeout for receiving a request
     seconds        timeout for answering it, once received
     decode_seconds timeout for decoding an image
     stop_seconds   time for pending requests when the server is stopped; then `open-gem serve` ends its process
     threads        threads that decode images and make masks
-    methods        methods that encode an upload at once; others run on first request. "clip" is the host's own forward
-                   pass and costs nothing beside another
+    methods        methods that encode an upload at once, beside the default; others run on first request. "clip" is the
+                   host's own forward pass and costs nothing beside another
+    served         methods that requests may choose, by name, with settings or names of `METHODS`; the first is the
+                   default. None: all of `METHODS`, by default the localizer's own
+    refinements    refinements that requests may choose by name, beside the localizer's own and "none" (None); the first
+                   is the default if the localizer has none of its own
     label_studio   the Label Studio whose images may be fetched to predict its tasks; None: only data: URIs
     formats        accepted formats of images, as PIL calls them
 
@@ -62,15 +74,19 @@ class Settings:
     max_pixels: int = 40_000_000
     max_patches: int | None = None
     max_map_pixels: int = 320_000_000
+    max_refined_pixels: int = 8_000_000
     max_prompts: int = 64
     max_prompt: int = 500
     max_files: int = 16
+    max_methods: int = 4
     body_seconds: float = 30.0
     seconds: float = 60.0
     decode_seconds: float = 10.0
     stop_seconds: float = 10.0
     threads: int = 2
     methods: tuple[str, ...] = ("gem", "clip")
+    served: Mapping[str, str | Method] | None = None
+    refinements: Mapping[str, Refinement | None] | None = None
     label_studio: Source | None = None
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -83,7 +99,10 @@ class Settings:
             if field.type is float and not is_positive(value):
                 raise InputError(f"{field.name} is {value!r}, expected a number above 0")
         for name in self.methods:
-            find_method(name)
+            if name not in (self.served or ()):
+                find_method(name)
+        if self.served is not None and not self.served:
+            raise InputError("no method is served, expected one or several, or None for all")
         for origin in self.origins:
             if not re.fullmatch(r"https?://[^/?#@\s*]+", origin):
                 raise InputError(f"origin {origin!r}: expected scheme and host alone, such as https://example.com")
@@ -92,7 +111,7 @@ class Settings:
 
     def limits(self) -> dict[str, Any]:
         """Return the limits that a client can exceed."""
-        names = ("max_body", "max_json", "max_pixels", "max_map_pixels", "max_prompts", "max_prompt", "max_files")
+        names = [field.name for field in fields(self) if field.name.startswith("max_") and field.name not in OWN]
         return {name: getattr(self, name) for name in (*names, "seconds")} | {"formats": list(self.formats)}
 
 

@@ -62,15 +62,24 @@ class Worker:
         work."""
         return await asyncio.wrap_future(self.submit(kind, input))
 
+    async def do_all(self, kind: JobKind[Input, Result], inputs: Sequence[Input]) -> list[Result | BaseException]:
+        """Run inputs that come together as `do` does; return the result of each, or its error."""
+        futures = map(asyncio.wrap_future, self.submit_all(kind, inputs))
+        return await asyncio.gather(*futures, return_exceptions=True)
+
     def submit(self, kind: JobKind[Input, Result], input: Input) -> "Future[Result]":
         """Run one input as `do` does, for callers without an event loop."""
-        job = _Job(kind, input)
+        return self.submit_all(kind, [input])[0]
+
+    def submit_all(self, kind: JobKind[Input, Result], inputs: Sequence[Input]) -> "list[Future[Result]]":
+        """Run inputs that come together, so that those of one key share batches."""
+        jobs = [_Job(kind, input) for input in inputs]
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the worker has been stopped")
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
-        return job.future
+        return [job.future for job in jobs]
 
     def stop(self, seconds: float | None = None) -> None:
         """Finish pending jobs, and end the thread; wait at most so many seconds."""

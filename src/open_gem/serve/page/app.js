@@ -8,6 +8,7 @@ import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
 import { allPrompts, AT_ONCE, keepAnswer, keepPrompt, keepSamples, keepTyped, looked, newImage, removePrompt, setModel, state, tidy } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
+import { askToken } from "./token.js";
 
 const SETTLED = 100, PAUSE = 500; // milliseconds without a change: until the table is filled, until words are spoken
 const $ = (id) => document.getElementById(id);
@@ -83,20 +84,6 @@ function waiting({ message, retryAfter }) {
 
 function failed(error) {
   complain(error.message, state.image?.refused ? null : refresh);
-}
-
-let asking = null;
-
-/** A promise of the token that the server asks for; one dialog, however many requests wait for it. */
-function askToken(wrong) {
-  const dialog = $("token"), field = dialog.querySelector("input");
-  dialog.querySelector(".wrong").hidden = !wrong;
-  asking ??= new Promise((resolve) => {
-    field.value = "";
-    dialog.showModal();
-    dialog.addEventListener("close", () => ((asking = null), resolve(field.value)), { once: true });
-  });
-  return asking;
 }
 
 // What is seen ---------------------------------------------------------------------------------------------------------
@@ -176,7 +163,7 @@ function showTable(shown, complete) {
 function showLines() {
   const { name, origin } = state.image, threshold = number("threshold");
   const prompts = texts(), methods = [...new Set(shownMethods())];
-  const lines = { file: name, origin, token: client.token, model: state.model, prompts, methods, threshold };
+  const lines = { file: name, origin, token: client.token, model: state.model, prompts, methods, threshold, presence: number("limit") };
   $("cli").textContent = shellLines(lines);
   $("python").textContent = pythonLines(lines);
 }

@@ -5,7 +5,7 @@ export const quote = (word) => (/^[\w%+=:,./-]+$/.test(word) ? word : `'${word.r
 
 const literal = JSON.stringify; // a string of JSON is one of Python too
 const list = (texts) => `[${texts.map((text) => literal(text)).join(", ")}]`;
-const usual = { threshold: 0.5, dtype: "float32", template: "a photo of a {}." }; // the defaults of the library
+const usual = { threshold: 0.5, presence: 0.5, dtype: "float32", template: "a photo of a {}." }; // the defaults of the library
 const options = { size: "image-size" }; // of the command line, where they are not called as the arguments of `load`
 
 /** The arguments of `open_gem.load` that give the server's model, by name. */
@@ -17,19 +17,26 @@ function settingsOf({ name, size, dtype, template }) {
   return Object.fromEntries(Object.entries(settings).filter(([, value]) => value));
 }
 
+/** The views that differ from the whole image at once: [[name, value]]. */
+function viewsOf({ views }) {
+  const whole = { window: null, stride: null, scales: "1", flip: false, merge: "features" };
+  return Object.entries(views ?? {}).filter(([name, value]) => String(value) !== String(whole[name]));
+}
+
 /** A shell's lines: where the image is a sample, the first gets it.
  *
- *  view: {file, origin, token, model, prompts, methods, threshold}; `origin` is where a sample comes from, else null, and
+ *  view: {file, origin, token, model, prompts, methods, threshold, presence}; `origin` is where a sample comes from, else null, and
  *  `model` as GET /v1/models has it.
  */
-export function shellLines({ file, origin, token, model, prompts, methods, threshold }) {
+export function shellLines({ file, origin, token, model, prompts, methods, threshold, presence = usual.presence }) {
   if (Array.isArray(model.template)) return "# The command line takes one template, and this server has several: see Python.";
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
   for (const prompt of prompts) words.push("-p", prompt.startsWith("@") ? ` ${prompt}` : prompt); // "@…" would be a file
   for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${options[name] ?? name}`, String(value));
+  for (const [name, value] of viewsOf(model)) words.push(`--${name}`, ...(value === true ? [] : [String(value)]));
   words.push("--method", methods.join(","));
-  if (threshold !== usual.threshold) words.push("--threshold", String(threshold));
+  for (const [name, value] of Object.entries({ threshold, presence })) if (value !== usual[name]) words.push(`--${name}`, String(value));
   words.push("--save", "overlay,mask,json");
   return [...(origin ? [`curl -s${header} -o ${quote(file)} ${quote(origin)}`] : []), words.map(quote).join(" ")].join("\n");
 }
@@ -39,9 +46,12 @@ export function pythonLines({ file, model, prompts, methods, threshold }) {
   const { model: name, pretrained, ...settings } = settingsOf(model);
   const words = [name, pretrained].filter(Boolean).map((word) => literal(word));
   for (const [setting, value] of Object.entries(settings)) words.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
+  const views = viewsOf(model).map(([name, value]) => `${name}=${value === true ? "True" : Array.isArray(value) ? `(${value},)` : literal(value)}`);
+  if (views.length) words.push(`views=Views(${views.join(", ")})`);
   const limit = threshold === usual.threshold ? "" : threshold;
   return [
     "import open_gem",
+    ...(views.length ? ["from open_gem.images.views import Views"] : []),
     "",
     `localizer = open_gem.load(${words.join(", ")})`,
     `encoded = localizer.encode(${literal(file)}, ${list(methods)})`,

@@ -26,7 +26,7 @@ export async function saveJson(client, { id, name }, prompts, methods, { thresho
   for (const method of methods) {
     for (let start = 0; start < prompts.length; start += AT_ONCE) {
       const batch = prompts.slice(start, start + AT_ONCE);
-      answers.push(await client.ground(id, { prompts: batch, method, threshold, presence, mask: "rle", similarity: true }));
+      answers.push(await client.ground(id, { prompts: batch, method, threshold, presence, refine: "none", mask: "rle", similarity: true }));
     }
   }
   const document = JSON.stringify({ image: name, threshold, presence, answers }, null, 1);
