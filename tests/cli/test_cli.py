@@ -20,6 +20,7 @@ import open_gem
 from open_gem import cli
 from open_gem.cli import save
 from open_gem.errors import WeightsError
+from open_gem.images.draw import segmentation
 from open_gem.localization import MIN_AREA, PRESENCE
 from open_gem.method.steps import find_step
 from open_gem.method.table import METHODS
@@ -129,6 +130,31 @@ def test_absent_labels_look_absent(place: Path):
     assert [entry["present"] for entry in everything["labels"]] == [True, True]
     large = json.loads(ground("embedded", *arguments, "--min-area", "0.9", "--save", "none").stdout)
     assert large["objects"] == []
+
+
+@pytest.mark.parametrize("rule", [None, "presence", "denoise", "none"])
+def test_a_rule_for_absent_labels_holds_for_every_file(place: Path, rule: str | None):
+    from open_gem.data.scenes import scene
+
+    Image.fromarray(scene(126, 512).image).save("scene.png")
+    arguments = ["-p", "cat", "-p", "dog", "-p", "sheep", "--presence", "0.4", "--save", "mask,segmentation,json"]
+    ground("embedded", "scene.png", *arguments, *([] if rule is None else ["--absent", rule]))
+    document = json.loads(Path("open_gem_out/scene.json").read_text())
+    result = open_gem.load("embedded", device="cpu").acknowledge()("scene.png", ["cat", "dog", "sheep"])
+
+    drawn, kept = rule or "presence", rule or "none"
+    assert document["absent"] == drawn
+    assert [entry["present"] for entry in document["labels"]] == list(result.present(0.4, absent=drawn))
+    assert document["objects"] == [obj.to_dict() for obj in result.objects(presence=0.4, absent=drawn)]
+    for label, mask in zip(result.labels, result.masks(presence=0.4, absent=kept), strict=True):
+        assert np.array_equal(pixels(f"open_gem_out/scene.{label}.mask.png") > 0, mask.numpy())
+    labels = result.segment(presence=0.4, absent=kept)
+    expected = segmentation(Image.open("scene.png").convert("RGB"), labels, result.labels)
+    assert np.array_equal(pixels("open_gem_out/scene.segmentation.png"), np.asarray(expected))
+
+
+def test_an_unknown_rule_for_absent_labels_ends_before_a_model_is_loaded(place: Path):
+    refused(ground("no/such-model", "cat.png", "-p", "cat", "--absent", "maybe"), "absent is 'maybe'", "presence")
 
 
 def test_defaults_of_the_command_line_are_those_of_the_library():

@@ -16,6 +16,7 @@ from open_gem.cli.options import (
     JsonOption,
     ModelOptions,
     QuietOption,
+    absent_option,
     parse_methods,
     with_options,
 )
@@ -52,14 +53,7 @@ def evaluate(
             show_default="the model's recommendation",
         ),
     ] = None,
-    absent: Annotated[
-        str | None,
-        typer.Option(
-            help='Labels that win no pixel of an image: "presence" (a low image-level presence), "denoise" (no pixel '
-            'clearly theirs) or "none".',
-            show_default="the protocol's: none",
-        ),
-    ] = None,
+    absent: Annotated[str | None, absent_option("the protocol's: none")] = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs; each has a folder of its own in it.")] = OUT,

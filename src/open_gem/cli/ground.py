@@ -18,6 +18,7 @@ from open_gem.cli.options import (
     QuietOption,
     TuneOptions,
     ViewOptions,
+    absent_option,
     names_of_options,
     parse_methods,
     read_prompts,
@@ -52,6 +53,9 @@ class FileOptions:
         float,
         typer.Option(help="Labels with a lower presence are absent: crossed out, without boxes. 0 draws all boxes."),
     ] = 0.5
+    absent: Annotated[
+        str | None, absent_option("presence for drawings and boxes, none for masks and segmentations")
+    ] = None
     min_area: Annotated[
         float, typer.Option(help="Smallest object, as a share of the image's pixels; smaller ones are left out.")
     ] = 0.0005
@@ -136,7 +140,7 @@ def ground(
 
     Presence says whether a prompt is in the image, as a probability; the score is the cosine it comes from (for CLIPSeg
     and OWL, a probability itself). A heatmap says where. Min-max scaling stretches each heatmap, so that of an absent
-    thing has a maximum too: absent labels are crossed out, and have boxes only with --presence 0. Several methods are
+    thing has a maximum too: absent labels are crossed out, and have boxes only with --absent none. Several methods are
     read from one pass of the model; each has a folder of its own, and a sheet shows them side by side.
     """
     from open_gem.cli.save import base_names
@@ -248,6 +252,7 @@ def locate(
             files.background,
             scale,
             files.presence,
+            files.absent,
             files.min_area,
             name if len(results) > 1 else "",
             localizer.caution,

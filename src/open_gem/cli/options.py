@@ -49,6 +49,26 @@ PretrainedOption = Annotated[
 ]
 
 
+def _check_absent(rule: str | None) -> str | None:
+    from open_gem.localization import check_absent
+
+    return None if rule is None else check_absent(rule)
+
+
+def absent_option(show_default: str | bool = True) -> Any:
+    """Return the option `--absent`, a rule of `localization.ABSENT`, checked before the command runs; with what help
+    says of a default that is None."""
+    return typer.Option(
+        help='Which labels are absent: "presence" (a low image-level presence), "denoise" (no pixel clearly theirs) or '
+        '"none".',
+        show_default=show_default,
+        callback=_check_absent,
+    )
+
+
+AbsentOption = Annotated[str, absent_option()]
+
+
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a command so that the fields of each dataclass parameter become options of their own."""
     signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)

@@ -9,7 +9,7 @@ from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.files import to_json
 from open_gem.images.views import Views
-from open_gem.localization import ABSENT, Localization
+from open_gem.localization import Localization, check_absent
 from open_gem.locate import AnyLocalizer
 from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template
@@ -45,8 +45,7 @@ class EvalProtocol:
     absent: str = "none"
 
     def __post_init__(self) -> None:
-        if self.absent not in ABSENT:
-            raise InputError(f"absent is {self.absent!r}, expected one of {', '.join(ABSENT)}")
+        check_absent(self.absent)
 
     def background_of(self, dataset: str) -> float:
         """Return the threshold of the background, for a data set that has one."""
