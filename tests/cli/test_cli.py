@@ -22,6 +22,7 @@ from open_gem.cli import save
 from open_gem.errors import WeightsError
 from open_gem.images.draw import segmentation
 from open_gem.localization import MIN_AREA, PRESENCE
+from open_gem.method.guided import GUIDED
 from open_gem.method.steps import find_step
 from open_gem.method.table import METHODS
 from open_gem.towers.loading import DEFAULT_MODEL, FAMILIES
@@ -686,7 +687,9 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], 
     refused(ground(tiny, "cat.png", *arguments), *words)
 
 
-def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
+@pytest.fixture
+def expert(place: Path) -> str:
+    """The path of a small DINO with random weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
@@ -694,13 +697,27 @@ def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("expert")
     statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     Path("expert/preprocessor_config.json").write_text(json.dumps(statistics))
-    result = ground(tiny, "cat.png", "-p", "cat", "--method", "gem,proxyclip:./expert", "--save", "json")
+    return "./expert"
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_an_expert_makes_a_method_by_name(tiny: str, expert: str, kind: str):
+    result = ground(tiny, "cat.png", "-p", "cat", "--method", f"gem,{kind}:{expert}", "--save", "json")
     assert result.exit_code == 0, result.output
-    document = json.loads(Path("open_gem_out/proxyclip-expert/cat.json").read_text())
+    document = json.loads(Path(f"open_gem_out/{kind}-expert/cat.json").read_text())
     assert "Expert('./expert')" in str(document["method"])
-    alone = ground(tiny, "cat.png", "-p", "cat", "--method", "proxyclip:./expert", "--out", "alone")
+    alone = ground(tiny, "cat.png", "-p", "cat", "--method", f"{kind}:{expert}", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
+
+
+def test_a_step_with_an_expert_goes_with_any_method(tiny: str, expert: str):
+    result = ground(tiny, "cat.png", "-p", "cat", "--method", "maskclip", "--steps", f"lposs:{expert}")
+    assert result.exit_code == 0, result.output
+    by_name = ground(tiny, "cat.png", "-p", "cat", "--method", f"lposs:{expert}", "--out", "by name")
+    assert by_name.exit_code == 0, by_name.output
+    ours, theirs = (json.loads(Path(f"{out}/cat.json").read_text()) for out in ("open_gem_out", "by name"))
+    assert ours["labels"] == theirs["labels"] and ours["objects"] == theirs["objects"]
 
 
 # Models and methods --------------------------------------------------------------------------------------------------

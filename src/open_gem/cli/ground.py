@@ -11,6 +11,7 @@ from rich.text import Text
 import open_gem
 from open_gem.cli.app import app, comma_separated, new_console, new_table, print_json, progress_bar, say
 from open_gem.cli.options import (
+    METHOD,
     PROMPTS,
     ClassOptions,
     JsonOption,
@@ -132,6 +133,15 @@ def ground(
     ] = None,
     tuning: TuneOptions,
     views: ViewOptions,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help='A label image of class-agnostic masks of the image, 0 for none: "corrclip:EXPERT" attends within '
+            "each, and each has a single label in the segmentation.",
+            show_default=False,
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     files: FileOptions,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -148,6 +158,10 @@ def ground(
     vocabulary = read_vocabulary(classes, negative or [])
     kinds = files.kinds()
     few = files.most_overlays(len(vocabulary.labels))
+    if regions is not None and len(images) > 1:
+        raise InputError(f"--regions are those of one image, but {len(images)} are given")
+    if regions is not None:
+        model.check_untrained(["--regions"])
     localizer, methods = load(model, method, classes.template, remove_redundancy, tuning, views)
     settings = settings_of(localizer, methods)
     tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
@@ -155,7 +169,7 @@ def ground(
     with progress_bar(len(images), quiet) as advance:
         for path, base_name in zip(images, base_names(images), strict=True):
             try:
-                located = locate(localizer, path, vocabulary, methods, files)
+                located = locate(localizer, path, vocabulary, methods, files, regions)
             except ImageError as error:  # an error of this image alone
                 has_failed = True
                 report_failure(path, error, as_json)
@@ -208,7 +222,7 @@ def load(
         model.check_untrained(options)
         return model.load_any(template=template), {}
     localizer = model.load(template=template, remove_redundancy=remove_redundancy, **settings)
-    methods = {name: tuning.tune(name, localizer.resolve(name)) for name in names}
+    methods = {name: localizer.resolve(tuning.tune(name, localizer.resolve(name))) for name in names}
     for chosen in methods.values():
         check_depth(chosen, localizer.layers)
     return localizer, methods
@@ -228,16 +242,27 @@ def settings_of(localizer: "AnyLocalizer", methods: "Mapping[str, Method]") -> d
 
 
 def locate(
-    localizer: "AnyLocalizer", path: str, vocabulary: "Vocabulary", methods: "Mapping[str, Method]", files: FileOptions
+    localizer: "AnyLocalizer",
+    path: str,
+    vocabulary: "Vocabulary",
+    methods: "Mapping[str, Method]",
+    files: FileOptions,
+    regions: Path | None = None,
 ) -> "dict[str, ImageResult]":
     """Locate the vocabulary in an image by each method, all from one pass of the model. Raises ImageError."""
     from open_gem.cli.save import ImageResult
     from open_gem.images.pixels import read_image
+    from open_gem.localizer import Localizer
 
     image = read_image(path)
     scale = files.heatmap_scale or ("probability" if vocabulary.background else "minmax")
     try:
-        encoded = localizer.encode(image, methods)
+        if regions is None:
+            prepared = localizer.prepare(image)
+        else:
+            assert isinstance(localizer, Localizer), "`ground` refuses regions for others"
+            prepared = localizer.prepare(image, regions)
+        encoded = localizer.encode(prepared, methods)
         results = {name: localizer.locate(features, vocabulary) for name, features in encoded.items()}
     except (MemoryError, RuntimeError) as error:  # torch has an exception class on GPUs, and only a message on the CPU
         if "memory" not in f"{type(error).__name__} {error}".lower():
@@ -256,6 +281,7 @@ def locate(
             files.min_area,
             name if len(results) > 1 else "",
             localizer.caution,
+            prepared.regions,
         )
         for name, result in results.items()
     }

@@ -124,7 +124,8 @@ def split_commas(text: str) -> list[str]:
 
 def parse_methods(text: str) -> list[str]:
     """Parse a comma-separated list of methods, or "all". Raises MethodError for an unknown name."""
-    from open_gem.method.table import METHODS, check_name
+    from open_gem.method.guided import check_name
+    from open_gem.method.table import METHODS
 
     names = [name for value in split_commas(text) for name in (METHODS if value == "all" else [check_name(value)])]
     return list(dict.fromkeys(names))
@@ -228,7 +229,11 @@ class TuneOptions:
         float | None, typer.Option(help="Multiplies the temperature; smaller is sharper.", rich_help_panel=METHOD)
     ] = None
     steps: Annotated[
-        str | None, typer.Option(help='Steps after the attention, comma-separated: "scga".', rich_help_panel=METHOD)
+        str | None,
+        typer.Option(
+            help='Steps after the attention, comma-separated: "scga", "lposs:facebook/dino-vitb16".',
+            rich_help_panel=METHOD,
+        ),
     ] = None
 
     def tune(self, name: str, method: "Method") -> "Method":
@@ -277,7 +282,8 @@ class ViewOptions:
         ),
     ] = None
     refine: Annotated[
-        str | None, typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS)
+        str | None,
+        typer.Option(help='Make maps follow the edges of the image: "pamr" or "lposs+".', rich_help_panel=VIEWS),
     ] = None
 
     def views(self) -> "Views":

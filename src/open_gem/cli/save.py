@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from open_gem.errors import InputError
 from open_gem.files import to_json, write_file
@@ -77,6 +78,7 @@ class ImageResult:
     absent    the rule for it; None: "presence" for drawings and objects, "none" for masks and segmentations
     method    its name, if several are compared
     caution   what the model is not for, see `AnyLocalizer.caution`
+    regions   of which each has a single label in the segmentation
     """
 
     path: str
@@ -90,6 +92,7 @@ class ImageResult:
     min_area: float = MIN_AREA
     method: str = ""
     caution: str | None = None
+    regions: Tensor | None = None
 
     @cached_property
     def objects(self) -> list[Object]:
@@ -209,7 +212,7 @@ def _mask(located: ImageResult, index: int) -> Image.Image:
 
 
 def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
-    labels = located.result.segment(located.background, **located.mask_rule)
+    labels = located.result.segment(located.background, **located.mask_rule, regions=located.regions)
     segmentation(located.image, labels, located.result.labels).save(file, format="PNG")
 
 

@@ -272,6 +272,7 @@ class Localization:
         *,
         presence: float | Sequence[float] = PRESENCE,
         absent: str = "none",
+        regions: Int[Tensor, "y x"] | None = None,
     ) -> Int[Tensor, "y x"]:
         """Return the most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
 
@@ -281,8 +282,11 @@ class Localization:
         Without `logit_scale` there is no softmax: the values are probabilities already.
 
         Labels that are absent by the rule `absent`, see `present`, win no pixel; probabilities stay those against all
-        prompts.
+        prompts. With `regions`, each of them, by its number from 1, gets the label of most of its pixels.
         """
+        if regions is not None:
+            labels = self.segment(background, presence=presence, absent=absent)
+            return readout.majority(labels, regions.to(labels.device))
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
         present = self.present(presence, absent=absent)
