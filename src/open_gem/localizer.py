@@ -20,6 +20,7 @@ from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.method.guided import GUIDED, check_name, guided_by
 from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import Method, find_method
+from open_gem.method.text_steps import TextStep, find_text_step
 from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
 from open_gem.text import TEMPLATE, Prompts, Template, TextCache, Vocabulary, check_template
@@ -48,6 +49,8 @@ class Localizer(AnyLocalizer):
     remove_redundancy
                 subtract what all prompts share (CLIP Surgery's "feature surgery"): with several prompts by
                 `readout.remove_redundancy`; with one prompt, subtract the cosines of the empty prompt
+    text_step   changes the prompts' embeddings and maps by what the image shows, such as `Cass()`; or the name of one
+                of `TEXT_STEPS`
 
     Presence is the probability as trained for models trained with a sigmoid (SigLIP). For others it is the probability
     of the prompt against the empty prompt ("a photo of a .") and those of the background, whichever is likelier:
@@ -64,11 +67,14 @@ class Localizer(AnyLocalizer):
     views: Views = WHOLE
     refinement: Refinement | None = None
     remove_redundancy: bool = False
+    text_step: TextStep | None = None
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.refinement, str):
             object.__setattr__(self, "refinement", find_refinement(self.refinement))
+        if isinstance(self.text_step, str):
+            object.__setattr__(self, "text_step", find_text_step(self.text_step))
         # Raise now, not at the first image.
         check_depth(self.resolve(self.method), self.backbone.vision.layers)
         check_size_rule(self.size_rule)
@@ -130,6 +136,7 @@ class Localizer(AnyLocalizer):
             "views": asdict(self.views),
             "refinement": None if self.refinement is None else self.refinement.describe(),
             "remove_redundancy": self.remove_redundancy,
+            "text_step": None if self.text_step is None else self.text_step.describe(),
         }
 
     def _traits(self) -> list[str]:
@@ -226,8 +233,21 @@ class Localizer(AnyLocalizer):
         pooled = encoded.pooled
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
 
+        step = self.text_step
+        if step is not None and cosines is None:
+            raise InputError("no pooled embedding, which the text step needs: run with pooled=True")
+
+        def adapt(patches: Tensor) -> Tensor:
+            """Adapt all prompts but the empty one to `patches`."""
+            assert step is not None and cosines is not None
+            return torch.cat([step.adapt(text[:-1], patches, cosines[:-1]), text[-1:]])
+
         def adjust(maps: Tensor) -> Tensor:
             """Adjust cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
+            own = without_redundancy(maps)
+            return own if step is None or cosines is None else step.mix(own, cosines[:-1])
+
+        def without_redundancy(maps: Tensor) -> Tensor:
             own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
             if not self.remove_redundancy:
                 return own
@@ -239,7 +259,7 @@ class Localizer(AnyLocalizer):
 
         located = Localization(
             vocabulary.labels,
-            encoded.maps(text, adjust),
+            encoded.maps(text if step is None else adapt, adjust),
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
             self.backbone.logit_scale,
@@ -302,6 +322,7 @@ def load(
     views: Views = WHOLE,
     refinement: Refinement | None = None,
     remove_redundancy: bool = False,
+    text_step: TextStep | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
@@ -318,7 +339,7 @@ def load(
         check_size_rule(size)
     check_template(template)
     backbone = towers.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
-    return Localizer(backbone, method, size, template, views, refinement, remove_redundancy)
+    return Localizer(backbone, method, size, template, views, refinement, remove_redundancy, text_step)
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:

@@ -216,6 +216,7 @@ def load(
     for name in METHODS.keys() & set(names):
         tuning.tune(name, METHODS[name])
     settings = {"size": views.image_size, "views": views.views(), "refinement": views.refinement()}
+    settings["text_step"] = views.step_on_text()
     options = [*names_of_options(tuning), *names_of_options(views)]
     options = (["--method"] if method else []) + options + (["--remove-redundancy"] if remove_redundancy else [])
     if model.is_trained():

@@ -246,6 +246,7 @@ def labeling_maker(
         template=TEMPLATE if classes.template is None else classes.template,
         views=views.views(),
         refinement=views.refinement(),
+        text_step=views.step_on_text(),
         objects={**settings, "outputs": tuple(split_commas(objects.outputs)), "read_timeout": read_timeout},
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from open_gem.localizer import Localizer
     from open_gem.locate import AnyLocalizer
     from open_gem.method.table import Method
+    from open_gem.method.text_steps import TextStep
     from open_gem.refine import Refinement
     from open_gem.text import Vocabulary
 
@@ -67,6 +68,11 @@ def absent_option(show_default: str | bool = True) -> Any:
 
 
 AbsentOption = Annotated[str, absent_option()]
+
+TextStepOption = Annotated[
+    str | None,
+    typer.Option(help='Let the image change the prompts: "cass" (the text half of CASS).', rich_help_panel=METHOD),
+]
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -285,6 +291,7 @@ class ViewOptions:
         str | None,
         typer.Option(help='Make maps follow the edges of the image: "pamr" or "lposs+".', rich_help_panel=VIEWS),
     ] = None
+    text_step: TextStepOption = None
 
     def views(self) -> "Views":
         """Return the views. Raises InputError for impossible values; warns if --merge has no effect."""
@@ -304,6 +311,12 @@ class ViewOptions:
         from open_gem.refine import find_refinement
 
         return None if self.refine is None else find_refinement(self.refine)
+
+    def step_on_text(self) -> "TextStep | None":
+        """Return the step on text, if any. Raises MethodError for an unknown name."""
+        from open_gem.method.text_steps import find_text_step
+
+        return None if self.text_step is None else find_text_step(self.text_step)
 
 
 @dataclass(frozen=True)

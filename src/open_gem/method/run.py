@@ -31,6 +31,9 @@ from open_gem.numerics import are_finite, check_finite, cpu_by_default
 from open_gem.tensors import similarity
 from open_gem.types import Grid, Size
 
+Text = Tensor | Callable[[Tensor], Tensor]
+"""Embeddings of prompts `(p, e)`, or a function that makes them of the patches `(r·k, e)` of an image or window."""
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -76,14 +79,14 @@ class Encoded:
         """Return cosines of each patch with `text` `(p, e)`, float32 at least."""
         return similarity(self.patches, text).unflatten(-1, tuple(self.grid))
 
-    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
+    def maps(self, text: Text, adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
         """Return cosines with `text`, adjusted as `(b, p, r, k)`, as maps of the single image.
 
         Raises InputError for several images.
         """
         if len(self.tokens) != 1:
             raise InputError(f"{len(self.tokens)} encoded images, expected one: take one by `encoded.image(index)`")
-        return adjust(self.similarity(text))[0]
+        return adjust(self.similarity(text(self.patches[0]) if callable(text) else text))[0]
 
     def stepped(self, steps: Sequence[Step]) -> "Encoded":
         """Apply `steps`, image by image; without prefix tokens if there are any steps."""
