@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -709,6 +710,28 @@ def test_an_expert_makes_a_method_by_name(tiny: str, expert: str, kind: str):
     alone = ground(tiny, "cat.png", "-p", "cat", "--method", f"{kind}:{expert}", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
+
+
+def test_regions_reach_corrclip_and_give_each_region_a_single_label(tiny: str, expert: str):
+    masks = np.kron(np.array([[1, 2], [0, 3]], dtype=np.uint8), np.ones((30, 40), dtype=np.uint8))
+    Image.fromarray(masks).save("masks.png")
+    arguments = ("-p", "cat", "-p", "dog", "--save", "json,segmentation,npz", "--method", f"corrclip:{expert}")
+    masked = ground(tiny, "cat.png", *arguments, "--regions", "masks.png")
+    assert masked.exit_code == 0, masked.output
+    assert ground(tiny, "cat.png", *arguments, "--out", "plain").exit_code == 0
+    with np.load("open_gem_out/cat.npz") as ours, np.load("plain/cat.npz") as plain:
+        assert not np.allclose(ours["similarity"], plain["similarity"])
+    localizer = open_gem.load(tiny, device="cpu", method=f"corrclip:{expert}")
+    prepared = localizer.prepare("cat.png", "masks.png")
+    labels = localizer.locate(localizer.encode(prepared), ["cat", "dog"]).segment(regions=prepared.regions)
+    assert all(len(labels[torch.from_numpy(masks) == number].unique()) == 1 for number in (1, 2, 3))
+    expected = segmentation(Image.open("cat.png").convert("RGB"), labels, ["cat", "dog"])
+    assert np.array_equal(pixels("open_gem_out/cat.segmentation.png"), np.asarray(expected))
+
+
+def test_regions_are_those_of_a_single_image(tiny: str, place: Path):
+    refused(ground(tiny, "cat.png", "cat.png", "-p", "x", "--regions", "masks.png"), "--regions", "2 are given")
+    refused(ground(tiny, "cat.png", "-p", "x", "--regions", "masks.png"), "masks.png", "No such file")
 
 
 def test_a_step_with_an_expert_goes_with_any_method(tiny: str, expert: str):
