@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from open_gem import readout
+from open_gem.errors import InputError
 from open_gem.readout import Components, components, min_max, peak, peak_inside, upsample, whole
 from open_gem.tensors import similarity
 from open_gem.types import Size
