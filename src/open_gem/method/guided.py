@@ -100,7 +100,7 @@ class Correlated(_Guided):
             require(self, share, _is_share, "a number, 0 or more")
 
     def taps(self, layers: int) -> range:
-        if layers < 3:
+        if layers < 2:
             raise MethodError(f"CorrCLIP reads earlier blocks, but the model has {layers}: use another method")
         return range(layers)
 
