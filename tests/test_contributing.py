@@ -77,6 +77,22 @@ from open_gem import METHODS
 print(localizer.encode(image, METHODS["gem"].replace(steps=(find_step("negate"),))).grid)"""
 
 
+def add_text_step(copy: Copy) -> str:
+    step = """
+
+@dataclass(frozen=True)
+class Unchanged(TextStep):
+    def adapt(self, text, patches, cosines):
+        return text
+
+    def mix(self, maps, cosines):
+        return maps
+"""
+    copy.insert("method/text_steps.py", 'fcluster(tree, self.distance, "distance")).long()\n', step)
+    copy.insert("method/text_steps.py", '{"cass": Cass', ', "unchanged": Unchanged')
+    return "print(localizer.configured(text_step='unchanged')(image, 'a cat').size)"
+
+
 def add_refinement(copy: Copy) -> str:
     copy.new(
         "refine/nothing.py",
@@ -194,6 +210,7 @@ except SystemExit as error:
 KINDS: dict[str, Callable[[Copy], str]] = {
     "Method on q, k and v": add_method,
     "Step after the attention": add_step,
+    "Step on text": add_text_step,
     "Refinement": add_refinement,
     "Tower": add_tower,
     "Data set": add_data_set,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from open_gem import readout
+from open_gem.errors import InputError
 from open_gem.readout import Components, components, min_max, peak, peak_inside, upsample, whole
 from open_gem.tensors import similarity
 from open_gem.types import Size
@@ -324,3 +325,12 @@ def test_redundancy_removal_is_clip_surgerys_in_closed_form():
 
 def test_of_one_phrase_nothing_is_left():
     assert torch.equal(readout.remove_redundancy(random(1, 3, 4), random(1)), torch.zeros(1, 3, 4))
+
+
+def test_each_region_gets_the_label_of_most_of_its_pixels():
+    labels = torch.tensor([[0, 0, 2, -1], [1, 0, 2, -1], [1, 2, 2, 5]])
+    regions = torch.tensor([[9, 9, 4, 4], [9, 9, 4, 4], [0, 0, 4, 4]])
+    expected = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [1, 2, 2, 2]])
+    assert torch.equal(readout.majority(labels, regions), expected)
+    with pytest.raises(InputError, match=r"regions are \(2, 2\) pixels, labels \(3, 4\): expected the same"):
+        readout.majority(labels, torch.zeros(2, 2, dtype=torch.int64))

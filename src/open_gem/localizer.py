@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from open_gem import readout, towers
 from open_gem.errors import InputError, MethodError, NotFiniteError
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
+from open_gem.images.regions import RegionsLike, check_regions
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
+from open_gem.method.guided import GUIDED, check_name, guided_by
 from open_gem.method.run import Encoded, check_depth, run
-from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
+from open_gem.method.table import Method, find_method
+from open_gem.method.text_steps import TextStep, find_text_step
 from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
 from open_gem.text import TEMPLATE, Prompts, Template, TextCache, Vocabulary, check_template
@@ -25,7 +29,7 @@ from open_gem.types import Size
 from open_gem.windows import EncodedWindows, merge_features
 
 if TYPE_CHECKING:
-    from open_gem.towers.dino import Expert
+    from open_gem.towers.dino import Expert, ExpertGuide
 
 SQUARE = 448  # pixels: smallest side of the square image that stands for any in `patches`
 
@@ -45,6 +49,8 @@ class Localizer(AnyLocalizer):
     remove_redundancy
                 subtract what all prompts share (CLIP Surgery's "feature surgery"): with several prompts by
                 `readout.remove_redundancy`; with one prompt, subtract the cosines of the empty prompt
+    text_step   changes the prompts' embeddings and maps by what the image shows, such as `Cass()`; or the name of one
+                of `TEXT_STEPS`
 
     Presence is the probability as trained for models trained with a sigmoid (SigLIP). For others it is the probability
     of the prompt against the empty prompt ("a photo of a .") and those of the background, whichever is likelier:
@@ -61,11 +67,14 @@ class Localizer(AnyLocalizer):
     views: Views = WHOLE
     refinement: Refinement | None = None
     remove_redundancy: bool = False
+    text_step: TextStep | None = None
     text: TextCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.refinement, str):
             object.__setattr__(self, "refinement", find_refinement(self.refinement))
+        if isinstance(self.text_step, str):
+            object.__setattr__(self, "text_step", find_text_step(self.text_step))
         # Raise now, not at the first image.
         check_depth(self.resolve(self.method), self.backbone.vision.layers)
         check_size_rule(self.size_rule)
@@ -127,6 +136,7 @@ class Localizer(AnyLocalizer):
             "views": asdict(self.views),
             "refinement": None if self.refinement is None else self.refinement.describe(),
             "remove_redundancy": self.remove_redundancy,
+            "text_step": None if self.text_step is None else self.text_step.describe(),
         }
 
     def _traits(self) -> list[str]:
@@ -145,13 +155,19 @@ class Localizer(AnyLocalizer):
             raise MethodError(f"{unlabelled[0]!r} has no label, expected names, or a mapping of labels to settings")
         return {label: self.resolve(method) for label, method in labelled.items()}
 
-    def prepare(self, image: ImageLike) -> Prepared:
+    def prepare(self, image: ImageLike, regions: RegionsLike | None = None) -> Prepared:
+        """Prepare one image for the model, and the `regions` in it for methods that take class-agnostic masks
+        (CorrCLIP): `(y, x)` whole numbers of the image's size, 0 where there is none.
+
+        Raises ImageError if the image cannot be read, or is too small or too large; InputError for other regions.
+        """
         decoded, backbone = read_image(image), self.backbone
         original = size_of(decoded)
         canvases = plan(self.views, self.size_rule, original, backbone.vision.patch)
         pixels = to_pixels(decoded, canvases[0].size, backbone.preprocess) if self.views.sees_whole else None
         keep = not self.views.sees_whole or self.refinement is not None
-        return Prepared(original, canvases, pixels, decoded if keep else None)
+        numbers = None if regions is None else check_regions(regions, original)
+        return Prepared(original, canvases, pixels, decoded if keep else None, numbers)
 
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
@@ -160,7 +176,7 @@ class Localizer(AnyLocalizer):
             crop
             for prepared in group
             for canvas in prepared.canvases
-            for crop in crops(self._pixels(prepared, canvas), canvas)
+            for crop in crops(self._pixels_and_regions(prepared, canvas), canvas)
         )
         windows = self._run(crop_by_crop, methods, trace, batch_size)
         encoded = []
@@ -175,7 +191,8 @@ class Localizer(AnyLocalizer):
         """Encode each window, by the methods' labels; neighbours of one size share a pass."""
         for batch in stacked(windows, batch_size):
             try:
-                by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
+                pixels, regions = batch[:, :3], batch[:, 3] if batch.shape[1] > 3 else None
+                by_label = run(self.backbone.vision, pixels, methods, pooled=True, trace=trace, regions=regions)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{self.name}: {error}") from error
             for index in range(len(batch)):
@@ -193,6 +210,14 @@ class Localizer(AnyLocalizer):
         whole = own[0][0] if prepared.pixels is not None else merge_features(prepared.canvases, own)
         return replace(whole.stepped(method.steps), original=prepared.original, source=source)
 
+    def _pixels_and_regions(self, prepared: Prepared, canvas: Canvas) -> Tensor:
+        """Return the pixels of a canvas, `(3, y, x)`, with regions as a fourth channel if they are known."""
+        pixels = self._pixels(prepared, canvas)
+        if prepared.regions is None:
+            return pixels
+        numbers = interpolate(prepared.regions[None, None].to(pixels), tuple(canvas.size), mode="nearest-exact")
+        return torch.cat([pixels, numbers[0]])
+
     def _pixels(self, prepared: Prepared, canvas: Canvas) -> Tensor:
         if prepared.pixels is not None:
             return prepared.pixels
@@ -208,8 +233,21 @@ class Localizer(AnyLocalizer):
         pooled = encoded.pooled
         cosines = None if pooled is None else similarity(pooled, text)[:, 0]
 
+        step = self.text_step
+        if step is not None and cosines is None:
+            raise InputError("no pooled embedding, which the text step needs: run with pooled=True")
+
+        def adapt(patches: Tensor) -> Tensor:
+            """Adapt all prompts but the empty one to `patches`."""
+            assert step is not None and cosines is not None
+            return torch.cat([step.adapt(text[:-1], patches, cosines[:-1]), text[-1:]])
+
         def adjust(maps: Tensor) -> Tensor:
             """Adjust cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
+            own = without_redundancy(maps)
+            return own if step is None or cosines is None else step.mix(own, cosines[:-1])
+
+        def without_redundancy(maps: Tensor) -> Tensor:
             own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
             if not self.remove_redundancy:
                 return own
@@ -221,7 +259,7 @@ class Localizer(AnyLocalizer):
 
         located = Localization(
             vocabulary.labels,
-            encoded.maps(text, adjust),
+            encoded.maps(text if step is None else adapt, adjust),
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
             self.backbone.logit_scale,
@@ -246,24 +284,28 @@ class Localizer(AnyLocalizer):
 
 def resolve(backbone: Backbone, method: str | Method) -> Method:
     """Return the settings of a method on a backbone. A name has the temperature that the checkpoint recommends for
-    adaptive methods, and no more depth than the model; settings are returned unchanged. "proxyclip:NAME" is ProxyCLIP
-    with the expert NAME, which is loaded then.
+    adaptive methods, and no more depth than the model; settings are returned unchanged, but for the names of experts in
+    their steps. Experts, such as NAME of "proxyclip:NAME", are loaded then.
 
     Raises MethodError for an unknown name, and errors as `towers.dino.load_expert`.
     """
     if isinstance(method, Method):
-        return method
-    if method.startswith(PROXYCLIP):
-        from open_gem.towers.dino import proxyclip
-
-        name = check_name(method).removeprefix(PROXYCLIP)
-        return proxyclip(_expert(name, backbone.device, backbone.dtype), backbone)
+        return method.guided(lambda expert: _guide(expert, backbone))
+    if (guided := guided_by(method)) is not None:
+        kind, expert = guided
+        return GUIDED[kind](_guide(expert, backbone))
     known = find_method(method).fitted(backbone.vision.layers)
     attention = known.attention.rescaled(backbone.recommended.temperature_scale)
     return known if attention is known.attention else replace(known, attention=attention)
 
 
-@lru_cache(maxsize=1)
+def _guide(expert: str, backbone: Backbone) -> "ExpertGuide":
+    from open_gem.towers.dino import guide
+
+    return guide(_expert(expert, backbone.device, backbone.dtype), backbone)
+
+
+@lru_cache(maxsize=2)
 def _expert(name: str, device: torch.device, dtype: torch.dtype) -> "Expert":
     from open_gem.towers.dino import load_expert
 
@@ -280,6 +322,7 @@ def load(
     views: Views = WHOLE,
     refinement: Refinement | None = None,
     remove_redundancy: bool = False,
+    text_step: TextStep | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     cache_dir: str | None = None,
@@ -296,7 +339,7 @@ def load(
         check_size_rule(size)
     check_template(template)
     backbone = towers.load(name, pretrained, device=device, dtype=dtype, cache_dir=cache_dir)
-    return Localizer(backbone, method, size, template, views, refinement, remove_redundancy)
+    return Localizer(backbone, method, size, template, views, refinement, remove_redundancy, text_step)
 
 
 def adapt(model: Any, tokenizer: Any, **settings: Any) -> Localizer:

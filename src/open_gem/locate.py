@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -43,12 +43,14 @@ class Prepared:
     canvases  the image at each scale, with the windows through which the model sees it
     pixels    `(3, y, x)` float32, normalised, if there is a single window; others are made when they are encoded
     image     the RGB image, if windows or a refinement need it
+    regions   `(y, x)` int32, the numbers of class-agnostic masks in the image itself, if they are known
     """
 
     original: Size
     canvases: tuple[Canvas, ...] = ()
     pixels: Float[Tensor, "3 y x"] | None = None
     image: Image.Image | None = None
+    regions: Int[Tensor, "y x"] | None = None
 
     @property
     def shape(self) -> Hashable:
@@ -57,9 +59,9 @@ class Prepared:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its pixels and of the image."""
+        """Bytes of its tensors and of the image."""
         image = 0 if self.image is None else 3 * self.image.height * self.image.width
-        return image + (0 if self.pixels is None else self.pixels.nbytes)
+        return image + sum(tensor.nbytes for tensor in (self.pixels, self.regions) if tensor is not None)
 
 
 class AnyLocalizer(ABC):

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from open_gem.errors import InputError
 from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
@@ -207,6 +208,22 @@ def segment(best: SoftmaxArgmax, groups: Sequence[int], background: float | None
     """
     label = torch.tensor(groups, dtype=torch.int64, device=best.winner.device)[best.winner]
     return label if background is None else label.masked_fill_(1 / best.sum_exp < background, -1)
+
+
+def majority(labels: Int[Tensor, "y x"], regions: Int[Tensor, "y x"]) -> Int[Tensor, "y x"]:
+    """Return the label map with each region, by its number from 1, of the label that most of its pixels have; the
+    lowest of several.
+
+    Raises InputError for other sizes.
+    """
+    if regions.shape != labels.shape:
+        sizes = (tuple(values.shape) for values in (regions, labels))
+        raise InputError("regions are {} pixels, labels {}: expected the same".format(*sizes))
+    numbers, region = regions.unique(return_inverse=True)
+    kinds, label = labels.unique(return_inverse=True)
+    counts = torch.bincount((region * len(kinds) + label).flatten(), minlength=len(numbers) * len(kinds))
+    best = kinds[counts.view(len(numbers), -1).argmax(dim=1)]
+    return torch.where(regions > 0, best[region], labels)
 
 
 def remove_redundancy(maps: Float[Tensor, "*w p r k"], scores: Float[Tensor, " p"]) -> Float[Tensor, "*w p r k"]:

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, normalize
 from open_gem import readout
 from open_gem.errors import InputError
 from open_gem.images.views import Canvas
-from open_gem.method.run import Encoded
+from open_gem.method.run import Encoded, Text
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
 
@@ -57,11 +57,19 @@ class EncodedWindows:
         """Bytes of its tensors."""
         return sum(part.nbytes for parts in self.windows for part in parts)
 
-    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> "MergedMaps":
+    def maps(self, text: Text, adjust: Callable[[Tensor], Tensor]) -> "MergedMaps":
         """Return cosines of each window's patches with `text`, adjusted by canvas `(w, p, r, k)`, as maps of the
         image."""
-        cosines = (torch.cat([part.similarity(text) for part in parts]) for parts in self.windows)
-        return MergedMaps(self.canvases, [adjust(maps) for maps in cosines])
+
+        def cosines(part: Encoded) -> Tensor:
+            if not callable(text):
+                return part.similarity(text)
+            return torch.cat(
+                [part.image(index).similarity(text(patches)) for index, patches in enumerate(part.patches)]
+            )
+
+        merged = (torch.cat([cosines(part) for part in parts]) for parts in self.windows)
+        return MergedMaps(self.canvases, [adjust(maps) for maps in merged])
 
     def to(self, device: torch.device | str) -> "EncodedWindows":
         """Move to another device."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -20,7 +21,9 @@ import open_gem
 from open_gem import cli
 from open_gem.cli import save
 from open_gem.errors import WeightsError
+from open_gem.images.draw import segmentation
 from open_gem.localization import MIN_AREA, PRESENCE
+from open_gem.method.guided import GUIDED
 from open_gem.method.steps import find_step
 from open_gem.method.table import METHODS
 from open_gem.towers.loading import DEFAULT_MODEL, FAMILIES
@@ -129,6 +132,31 @@ def test_absent_labels_look_absent(place: Path):
     assert [entry["present"] for entry in everything["labels"]] == [True, True]
     large = json.loads(ground("embedded", *arguments, "--min-area", "0.9", "--save", "none").stdout)
     assert large["objects"] == []
+
+
+@pytest.mark.parametrize("rule", [None, "presence", "denoise", "none"])
+def test_a_rule_for_absent_labels_holds_for_every_file(place: Path, rule: str | None):
+    from open_gem.data.scenes import scene
+
+    Image.fromarray(scene(126, 512).image).save("scene.png")
+    arguments = ["-p", "cat", "-p", "dog", "-p", "sheep", "--presence", "0.4", "--save", "mask,segmentation,json"]
+    ground("embedded", "scene.png", *arguments, *([] if rule is None else ["--absent", rule]))
+    document = json.loads(Path("open_gem_out/scene.json").read_text())
+    result = open_gem.load("embedded", device="cpu").acknowledge()("scene.png", ["cat", "dog", "sheep"])
+
+    drawn, kept = rule or "presence", rule or "none"
+    assert document["absent"] == drawn
+    assert [entry["present"] for entry in document["labels"]] == list(result.present(0.4, absent=drawn))
+    assert document["objects"] == [obj.to_dict() for obj in result.objects(presence=0.4, absent=drawn)]
+    for label, mask in zip(result.labels, result.masks(presence=0.4, absent=kept), strict=True):
+        assert np.array_equal(pixels(f"open_gem_out/scene.{label}.mask.png") > 0, mask.numpy())
+    labels = result.segment(presence=0.4, absent=kept)
+    expected = segmentation(Image.open("scene.png").convert("RGB"), labels, result.labels)
+    assert np.array_equal(pixels("open_gem_out/scene.segmentation.png"), np.asarray(expected))
+
+
+def test_an_unknown_rule_for_absent_labels_ends_before_a_model_is_loaded(place: Path):
+    refused(ground("no/such-model", "cat.png", "-p", "cat", "--absent", "maybe"), "absent is 'maybe'", "presence")
 
 
 def test_defaults_of_the_command_line_are_those_of_the_library():
@@ -660,7 +688,9 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str], 
     refused(ground(tiny, "cat.png", *arguments), *words)
 
 
-def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
+@pytest.fixture
+def expert(place: Path) -> str:
+    """The path of a small DINO with random weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
@@ -668,13 +698,49 @@ def test_an_expert_makes_proxyclip_one_of_the_methods(tiny: str, place: Path):
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained("expert")
     statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     Path("expert/preprocessor_config.json").write_text(json.dumps(statistics))
-    result = ground(tiny, "cat.png", "-p", "cat", "--method", "gem,proxyclip:./expert", "--save", "json")
+    return "./expert"
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_an_expert_makes_a_method_by_name(tiny: str, expert: str, kind: str):
+    result = ground(tiny, "cat.png", "-p", "cat", "--method", f"gem,{kind}:{expert}", "--save", "json")
     assert result.exit_code == 0, result.output
-    document = json.loads(Path("open_gem_out/proxyclip-expert/cat.json").read_text())
+    document = json.loads(Path(f"open_gem_out/{kind}-expert/cat.json").read_text())
     assert "Expert('./expert')" in str(document["method"])
-    alone = ground(tiny, "cat.png", "-p", "cat", "--method", "proxyclip:./expert", "--out", "alone")
+    alone = ground(tiny, "cat.png", "-p", "cat", "--method", f"{kind}:{expert}", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     assert files("alone") == {"cat.cat.overlay.png", "cat.json"}
+
+
+def test_regions_reach_corrclip_and_give_each_region_a_single_label(tiny: str, expert: str):
+    masks = np.kron(np.array([[1, 2], [0, 3]], dtype=np.uint8), np.ones((30, 40), dtype=np.uint8))
+    Image.fromarray(masks).save("masks.png")
+    arguments = ("-p", "cat", "-p", "dog", "--save", "json,segmentation,npz", "--method", f"corrclip:{expert}")
+    masked = ground(tiny, "cat.png", *arguments, "--regions", "masks.png")
+    assert masked.exit_code == 0, masked.output
+    assert ground(tiny, "cat.png", *arguments, "--out", "plain").exit_code == 0
+    with np.load("open_gem_out/cat.npz") as ours, np.load("plain/cat.npz") as plain:
+        assert not np.allclose(ours["similarity"], plain["similarity"])
+    localizer = open_gem.load(tiny, device="cpu", method=f"corrclip:{expert}")
+    prepared = localizer.prepare("cat.png", "masks.png")
+    labels = localizer.locate(localizer.encode(prepared), ["cat", "dog"]).segment(regions=prepared.regions)
+    assert all(len(labels[torch.from_numpy(masks) == number].unique()) == 1 for number in (1, 2, 3))
+    expected = segmentation(Image.open("cat.png").convert("RGB"), labels, ["cat", "dog"])
+    assert np.array_equal(pixels("open_gem_out/cat.segmentation.png"), np.asarray(expected))
+
+
+def test_regions_are_those_of_a_single_image(tiny: str, place: Path):
+    refused(ground(tiny, "cat.png", "cat.png", "-p", "x", "--regions", "masks.png"), "--regions", "2 are given")
+    refused(ground(tiny, "cat.png", "-p", "x", "--regions", "masks.png"), "masks.png", "No such file")
+
+
+def test_a_step_with_an_expert_goes_with_any_method(tiny: str, expert: str):
+    result = ground(tiny, "cat.png", "-p", "cat", "--method", "maskclip", "--steps", f"lposs:{expert}")
+    assert result.exit_code == 0, result.output
+    by_name = ground(tiny, "cat.png", "-p", "cat", "--method", f"lposs:{expert}", "--out", "by name")
+    assert by_name.exit_code == 0, by_name.output
+    ours, theirs = (json.loads(Path(f"{out}/cat.json").read_text()) for out in ("open_gem_out", "by name"))
+    assert ours["labels"] == theirs["labels"] and ours["objects"] == theirs["objects"]
 
 
 # Models and methods --------------------------------------------------------------------------------------------------

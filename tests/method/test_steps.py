@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from method.guides import Colours
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from open_gem import METHODS, Localizer, Views
+from open_gem import localizer as localizer_module
 from open_gem.errors import MethodError
 from open_gem.method import calibration, steps
-from open_gem.method.steps import STEPS, Lposs, Scga, Step, StepContext, find_step, lposs, scga
-from open_gem.types import Grid
+from open_gem.method.steps import STEPS, VALUES, Lposs, Scga, Step, StepContext, find_step, lposs, scga
+from open_gem.types import Grid, Size
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "parity" / "steps").glob("*.npz"))
 
@@ -90,8 +92,58 @@ def test_lposs_reads_the_values_of_the_last_block(tiny_localizer):
     for block in before:
         x = block.forward(x)
     values = last.qkv(last.norm(x)).v[0].transpose(0, 1).flatten(1)[tower.prefix :]
-    expected = Lposs()(plain.patches[0], StepContext(grid, values=values))
+    expected = Lposs()(plain.patches[0], StepContext(grid, {VALUES: values}))
     torch.testing.assert_close(encoded.patches[0], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("patch", [8, 4])
+def test_lposs_reads_the_values_of_its_guide_on_the_grid_of_the_features(tiny_localizer, patch):
+    image, guide = (random(64, 48, 3).abs().clamp(max=1)).numpy(), Colours(patch)
+    methods = {"gem": METHODS["gem"], "stepped": METHODS["gem"].replace(steps=(Lposs(guide),))}
+    encoded = tiny_localizer.encode(image, methods)
+    pixels = tiny_localizer.prepare(image).pixels[None]
+    values, grid = guide.projections(pixels)[2][0], encoded["gem"].grid
+    map_of = values.T.unflatten(-1, tuple(guide.grid_for(Size(*pixels.shape[-2:]))))[None]
+    resized = interpolate(map_of, size=tuple(grid), mode="bilinear")[0].flatten(1).T
+    expected = Lposs()(encoded["gem"].patches[0], StepContext(grid, {VALUES: resized}))
+    torch.testing.assert_close(encoded["stepped"].patches[0], expected, rtol=0, atol=2e-4)
+
+
+def test_a_guide_sees_each_window(tiny_localizer):
+    """Windows that do not overlap have the patches of the whole image, for a guide that knows no neighbours."""
+    image = (random(64, 64, 3).abs().clamp(max=1)).numpy()
+    seen: list = []
+
+    @dataclass(frozen=True)
+    class Look(Step):
+        def taps(self, layers: int) -> list:
+            return [Colours(8)]
+
+        def __call__(self, features: Tensor, context: StepContext) -> Tensor:
+            seen.append(context.taps[Colours(8)])
+            return features
+
+    method = METHODS["gem"].replace(steps=(Look(),))
+    for views in (Views(), Views(window=32, stride=32), Views(window=32, stride=16, flip=True)):
+        Localizer(tiny_localizer.backbone, method, views=views)(image, "a cat")
+    for windows in seen[1:]:
+        torch.testing.assert_close(windows, seen[0], rtol=0, atol=1e-5)
+
+
+def test_the_name_of_an_expert_is_loaded_by_a_localizer_alone(tiny_localizer, monkeypatch):
+    step = find_step("lposs:facebook/dino-vitb16")
+    assert step == Lposs("facebook/dino-vitb16")
+    with pytest.raises(MethodError, match="guide is the name 'facebook/dino-vitb16', which only a Localizer loads"):
+        step.taps(12)
+    monkeypatch.setattr(localizer_module, "_guide", lambda name, backbone: (name, backbone))
+    [guided] = tiny_localizer.resolve(METHODS["gem"].replace(steps=(step,))).steps
+    assert guided.guide == ("facebook/dino-vitb16", tiny_localizer.backbone)
+
+
+@pytest.mark.parametrize("name", ["scga:facebook/dino-vitb16", "lposs:"])
+def test_a_step_without_an_expert_is_refused(name):
+    with pytest.raises(MethodError, match=f"'{name}' names no step with an expert, expected for example"):
+        find_step(name)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +162,7 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize("name", STEPS)
 def test_every_step_keeps_the_shape_and_describes_itself(name):
     step = find_step(name)
-    assert step(random(12, 6), StepContext(Grid(3, 4))).shape == (12, 6)
+    assert step(random(12, 6), StepContext(Grid(3, 4), {VALUES: random(12, 5)})).shape == (12, 6)
     assert step.describe()["step"] == type(step).__name__
 
 

@@ -24,11 +24,12 @@ from open_gem import towers
 from open_gem.errors import InputError, MethodError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.method import attention
 from open_gem.method.attention import Heads, external, resize_values
+from open_gem.method.guided import External, proxyclip
 from open_gem.method.run import run
 from open_gem.method.table import BlockContext
 from open_gem.towers import dino as experts
 from open_gem.towers.check import randomize
-from open_gem.towers.dino import Expert, External, adapt_expert, load_expert, proxyclip
+from open_gem.towers.dino import Expert, ExpertGuide, adapt_expert, guide, load_expert
 from open_gem.types import Grid, Size
 
 # The attention --------------------------------------------------------------------------------------------------------
@@ -286,6 +287,36 @@ def test_tokens_are_those_of_timm(kind, grid, timm_models):
     torch.testing.assert_close(expert.tokens(pixels, grid), norm(steps[-1]), rtol=0, atol=1e-5)
 
 
+def last_block(model: Any) -> Any:
+    """The last block of a model: what its attention reads, and its q, k and v of that."""
+    if hasattr(model, "blocks"):
+        return model.blocks[-1].norm1, model.blocks[-1].attn
+    [*_, (name, layer)] = [pair for pair in model.named_modules() if hasattr(pair[1], "attention")]
+    return getattr(layer, "layernorm_before" if name.startswith("layers") else "norm1"), layer.attention
+
+
+def slow_projections(norm: Any, attention: Any, model: Any, pixels: Tensor) -> list[Tensor]:
+    seen: list[Tensor] = []
+    hook = norm.register_forward_hook(lambda module, given, made: seen.append(made))
+    model(pixels, **({"interpolate_pos_encoding": True} if type(model).__name__ == "ViTModel" else {}))
+    hook.remove()
+    if getattr(attention, "qkv", None) is None:
+        return [part(seen[0]) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    return list(attention.qkv(seen[0]).unflatten(-1, (3, -1)).unbind(dim=-2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [*THEIRS, *TIMM])
+def test_projections_are_those_of_the_last_block(kind, models, timm_models):
+    model, patch = (models[kind], THEIRS[kind][2]) if kind in THEIRS else (timm_models[kind], TIMM[kind][2])
+    grid = Grid(3, 2)
+    pixels = picture(Size(3 * patch, 2 * patch))
+    expected = slow_projections(*last_block(model), model, normalised(pixels))
+    for ours, theirs in zip(adapt_expert(model, MEAN, STD).projections(pixels, grid), expected, strict=True):
+        assert ours.shape == (2, 6, 32)
+        torch.testing.assert_close(ours, theirs[:, -6:], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["DINO", "DINOv3"])
 def test_a_folder_of_timm(kind, timm_models, tmp_path):
     _, small, patch, _ = TIMM[kind]
@@ -341,7 +372,7 @@ def test_adapting_a_model_in_memory_and_leaving_it_as_it_was(kind, models, folde
     ],
 )
 def test_the_grid_is_the_nearest_to_the_pixels(patch, size, grid):
-    expert = Expert("any", None, patch, 1, MEAN, STD, lambda model, pixels: pixels)
+    expert = Expert("any", None, patch, 1, MEAN, STD, lambda model, pixels: pixels, lambda model, pixels: (pixels,) * 3)
     assert expert.grid_for(size) == grid
 
 
@@ -572,7 +603,7 @@ def test_the_hosts_values_are_mixed_by_the_experts_affinity(folders):
     expert = loaded(folders["dinov2_with_registers"])
     pixels, grid = picture(Size(24, 40)), Grid(3, 5)
     q, k, v = (random(2, 4, 2 + grid.patches, 6, seed=seed) for seed in (1, 2, 3))
-    attention = External(expert, HOST_MEAN, HOST_STD, gamma=5.0, beta=0.9)
+    attention = External(ExpertGuide(expert, HOST_MEAN, HOST_STD), gamma=5.0, beta=0.9)
     mixed = attention(Heads(q, k, v), in_a_block(normalised(pixels, HOST_MEAN, HOST_STD), grid, 2))
     assert attention.layout(Size(24, 40)) == (Grid(3, 6), 0)
     tokens = expert.tokens(pixels, Grid(3, 6))
@@ -587,7 +618,7 @@ def test_pixels_that_rounding_puts_outside_are_put_back(folders):
     """Black and white come back from the host's statistics as a little less than 0 and more than 1."""
     pixels = (picture(Size(16, 16)) > 0.5).float()
     heads = Heads(*(random(2, 2, 4, 3, dtype=torch.float32),) * 3)
-    attention = External(loaded(folders["vit"]), HOST_MEAN, HOST_STD)
+    attention = External(ExpertGuide(loaded(folders["vit"]), HOST_MEAN, HOST_STD))
     mixed = attention(heads, in_a_block(normalised(pixels, HOST_MEAN, HOST_STD) * 1.001, Grid(2, 2), 0))
     assert mixed.shape == (2, 2, 4, 3) and mixed.isfinite().all()
 
@@ -598,17 +629,20 @@ def test_settings_share_one_pass_of_the_expert(folders):
     expert.forward = lambda model, pixels: calls.append(1) or forward(model, pixels)
     here = in_a_block(normalised(picture(Size(16, 16)), HOST_MEAN, HOST_STD), Grid(2, 2), 1)
     heads = Heads(*(random(2, 2, 5, 3, dtype=torch.float32),) * 3)
-    soft, sharp = (External(expert, HOST_MEAN, HOST_STD, beta=0.0, gamma=gamma)(heads, here) for gamma in (0.1, 9.0))
+    soft, sharp = (
+        External(ExpertGuide(expert, HOST_MEAN, HOST_STD), beta=0.0, gamma=gamma)(heads, here) for gamma in (0.1, 9.0)
+    )
     assert len(calls) == 1 and not torch.allclose(soft, sharp)
 
 
 def test_equal_attentions_are_equal(folders):
     one, other = loaded(folders["vit"]), loaded(folders["vit"])
     backbone: Any = SimpleNamespace(preprocess=SimpleNamespace(mean=HOST_MEAN, std=HOST_STD))
-    assert proxyclip(one, backbone).attention == External(one, HOST_MEAN, HOST_STD, 3.0, 1.2)
-    assert hash(proxyclip(one, backbone)) == hash(proxyclip(one, backbone))
-    assert proxyclip(one, backbone) != proxyclip(other, backbone) != proxyclip(other, backbone, beta=1)
-    assert len(repr(proxyclip(one, backbone).attention)) < 300
+    ours, theirs = (guide(expert, backbone) for expert in (one, other))
+    assert proxyclip(ours).attention == External(ExpertGuide(one, HOST_MEAN, HOST_STD), 3.0, 1.2)
+    assert hash(proxyclip(ours)) == hash(proxyclip(guide(one, backbone)))
+    assert proxyclip(ours) != proxyclip(theirs) != proxyclip(theirs, beta=1)
+    assert len(repr(proxyclip(ours).attention)) < 300
 
 
 @pytest.mark.parametrize(
@@ -623,14 +657,14 @@ def test_equal_attentions_are_equal(folders):
 )
 def test_impossible_settings(settings, message, models):
     with pytest.raises(MethodError, match=message):
-        External(adapt_expert(models["vit"], MEAN, STD), MEAN, STD, **settings)
+        External(ExpertGuide(adapt_expert(models["vit"], MEAN, STD), MEAN, STD), **settings)
 
 
 @torch.no_grad()
 def test_proxyclip_of_a_whole_tower(tiny, folders):
     """The last block's output projection and the head, over the mixed values, and nothing else."""
     backbone, expert = towers.load(tiny, device="cpu"), loaded(folders["dinov2"])
-    method, host = proxyclip(expert, backbone), backbone.vision
+    method, host = proxyclip(guide(expert, backbone)), backbone.vision
     pixels = normalised(picture(Size(32, 48)), backbone.preprocess.mean, backbone.preprocess.std)
     assert not method.attention.is_adaptive
     found = run(host, pixels, {"proxyclip": method})["proxyclip"]

@@ -14,11 +14,13 @@ import hub_checkpoints
 import open_clip
 import pytest
 import torch
+from method.guides import Colours
 from towers import test_native as native_tests
 from towers import test_timm as timm_tests
 
 from open_gem import METHODS, list_models, run, towers
 from open_gem.errors import UnsupportedModelError
+from open_gem.method.guided import GUIDED
 from open_gem.towers import DEFAULT_MODEL, transformers
 from open_gem.towers import open_clip as library
 from open_gem.towers.check import check
@@ -148,6 +150,22 @@ def test_every_method_reads_a_tiny_model_of_every_family(row, shape):
         torch.testing.assert_close(features.pooled, embedding, rtol=0, atol=2e-5)
     after = tower.module.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("finer", [1, 2], ids=["own grid", "finer"])
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: f"{row.library} {row.name}")
+def test_every_method_with_a_guide_reads_a_tiny_model_of_every_family(row, finer):
+    tower = TINY[row.library, row.name]()
+    pixels = torch.randn(2, 3, 2 * tower.patch[0], 5 * tower.patch[1])
+    guide = Colours(tower.patch[0] // finer)
+    regions = torch.randint(0, 4, (2, *pixels.shape[-2:]))
+    methods = {name: make(guide) for name, make in GUIDED.items()}
+    for name, features in run(tower, pixels, methods, regions=regions).items():
+        features = features.stepped(methods[name].steps)
+        assert features.grid == ((2, 5) if name == "lposs" else (2 * finer, 5 * finer)), name
+        assert features.patches.shape == (2, features.grid.patches, features.tokens.shape[-1]), name
+        assert features.tokens.isfinite().all(), name
+        assert features.patches.std() > 0, name
 
 
 def test_the_documentation_has_every_family():

@@ -16,6 +16,8 @@ from open_gem.cli.options import (
     JsonOption,
     ModelOptions,
     QuietOption,
+    TextStepOption,
+    absent_option,
     parse_methods,
     with_options,
 )
@@ -52,14 +54,8 @@ def evaluate(
             show_default="the model's recommendation",
         ),
     ] = None,
-    absent: Annotated[
-        str | None,
-        typer.Option(
-            help='Labels that win no pixel of an image: "presence" (a low image-level presence), "denoise" (no pixel '
-            'clearly theirs) or "none".',
-            show_default="the protocol's: none",
-        ),
-    ] = None,
+    absent: Annotated[str | None, absent_option("the protocol's: none")] = None,
+    text_step: TextStepOption = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs; each has a folder of its own in it.")] = OUT,
@@ -79,6 +75,7 @@ def evaluate(
     from open_gem.images.pixels import check_size_rule
     from open_gem.localizer import Localizer
     from open_gem.method.table import METHODS
+    from open_gem.method.text_steps import find_text_step
     from open_gem.paper.runs import read_run
 
     # Checked before a model is loaded.
@@ -89,6 +86,8 @@ def evaluate(
         protocol = replace(protocol, size=check_size_rule(image_size))
     if absent is not None:
         protocol = replace(protocol, absent=absent)
+    if text_step is not None:
+        protocol = replace(protocol, text_step=find_text_step(text_step))
     images = open_dataset(dataset, data.data_root, data.split)
     ids = runs.shard(images.ids[: data.limit], index, count)
     if not ids:
@@ -96,6 +95,7 @@ def evaluate(
         return
     check_writable(out)
     options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
+    options["--text-step"] = text_step
     model.check_untrained(option for option, value in options.items() if value is not None)
     localizer = model.or_embedded().load_any().acknowledge() if dataset == "scenes" else model.load_any()
     methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}

@@ -11,6 +11,7 @@ from rich.text import Text
 import open_gem
 from open_gem.cli.app import app, comma_separated, new_console, new_table, print_json, progress_bar, say
 from open_gem.cli.options import (
+    METHOD,
     PROMPTS,
     ClassOptions,
     ExclusiveOption,
@@ -21,6 +22,7 @@ from open_gem.cli.options import (
     RedundancyOption,
     TuneOptions,
     ViewOptions,
+    absent_option,
     names_of_options,
     parse_methods,
     read_prompts,
@@ -55,6 +57,9 @@ class FileOptions:
         float,
         typer.Option(help="Labels with a lower presence are absent: crossed out, without boxes. 0 draws all boxes."),
     ] = 0.5
+    absent: Annotated[
+        str | None, absent_option("presence for drawings and boxes, none for masks and segmentations")
+    ] = None
     min_area: Annotated[
         float, typer.Option(help="Smallest object, as a share of the image's pixels; smaller ones are left out.")
     ] = 0.0005
@@ -128,6 +133,15 @@ def ground(
     ] = None,
     tuning: TuneOptions,
     views: ViewOptions,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help='A label image of class-agnostic masks of the image, 0 for none: "corrclip:EXPERT" attends within '
+            "each, and each has a single label in the segmentation.",
+            show_default=False,
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     files: FileOptions,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -136,7 +150,7 @@ def ground(
 
     Presence says whether a prompt is in the image, as a probability; the score is the cosine it comes from (for CLIPSeg
     and OWL, a probability itself). A heatmap says where. Min-max scaling stretches each heatmap, so that of an absent
-    thing has a maximum too: absent labels are crossed out, and have boxes only with --presence 0. Several methods are
+    thing has a maximum too: absent labels are crossed out, and have boxes only with --absent none. Several methods are
     read from one pass of the model; each has a folder of its own, and a sheet shows them side by side.
     """
     from open_gem.cli.save import base_names
@@ -144,6 +158,10 @@ def ground(
     vocabulary = read_vocabulary(classes, negative or [])
     kinds = files.kinds()
     few = files.most_overlays(len(vocabulary.labels))
+    if regions is not None and len(images) > 1:
+        raise InputError(f"--regions are those of one image, but {len(images)} are given")
+    if regions is not None:
+        model.check_untrained(["--regions"])
     localizer, methods = load(model, method, classes.template, remove_redundancy, tuning, views)
     settings = settings_of(localizer, methods)
     tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
@@ -151,7 +169,7 @@ def ground(
     with progress_bar(len(images), quiet) as advance:
         for path, base_name in zip(images, base_names(images), strict=True):
             try:
-                located = locate(localizer, path, vocabulary, methods, files)
+                located = locate(localizer, path, vocabulary, methods, files, regions)
             except ImageError as error:  # an error of this image alone
                 has_failed = True
                 report_failure(path, error, as_json)
@@ -198,13 +216,14 @@ def load(
     for name in METHODS.keys() & set(names):
         tuning.tune(name, METHODS[name])
     settings = {"size": views.image_size, "views": views.views(), "refinement": views.refinement()}
+    settings["text_step"] = views.step_on_text()
     options = [*names_of_options(tuning), *names_of_options(views)]
     options = (["--method"] if method else []) + options + (["--remove-redundancy"] if remove_redundancy else [])
     if model.is_trained():
         model.check_untrained(options)
         return model.load_any(template=template), {}
     localizer = model.load(template=template, remove_redundancy=remove_redundancy, **settings)
-    methods = {name: tuning.tune(name, localizer.resolve(name)) for name in names}
+    methods = {name: localizer.resolve(tuning.tune(name, localizer.resolve(name))) for name in names}
     for chosen in methods.values():
         check_depth(chosen, localizer.layers)
     return localizer, methods
@@ -224,16 +243,27 @@ def settings_of(localizer: "AnyLocalizer", methods: "Mapping[str, Method]") -> d
 
 
 def locate(
-    localizer: "AnyLocalizer", path: str, vocabulary: "Vocabulary", methods: "Mapping[str, Method]", files: FileOptions
+    localizer: "AnyLocalizer",
+    path: str,
+    vocabulary: "Vocabulary",
+    methods: "Mapping[str, Method]",
+    files: FileOptions,
+    regions: Path | None = None,
 ) -> "dict[str, ImageResult]":
     """Locate the vocabulary in an image by each method, all from one pass of the model. Raises ImageError."""
     from open_gem.cli.save import ImageResult
     from open_gem.images.pixels import read_image
+    from open_gem.localizer import Localizer
 
     image = read_image(path)
     scale = files.heatmap_scale or ("probability" if vocabulary.background else "minmax")
     try:
-        encoded = localizer.encode(image, methods)
+        if regions is None:
+            prepared = localizer.prepare(image)
+        else:
+            assert isinstance(localizer, Localizer), "`ground` refuses regions for others"
+            prepared = localizer.prepare(image, regions)
+        encoded = localizer.encode(prepared, methods)
         results = {name: localizer.locate(features, vocabulary) for name, features in encoded.items()}
     except (MemoryError, RuntimeError) as error:  # torch has an exception class on GPUs, and only a message on the CPU
         if "memory" not in f"{type(error).__name__} {error}".lower():
@@ -248,11 +278,13 @@ def locate(
             files.background,
             scale,
             files.presence,
+            files.absent,
             files.min_area,
             bool(files.exclusive),
             files.nms,
             name if len(results) > 1 else "",
             localizer.caution,
+            prepared.regions,
         )
         for name, result in results.items()
     }

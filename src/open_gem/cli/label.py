@@ -338,6 +338,7 @@ def labeling_maker(
         template=TEMPLATE if classes.template is None else classes.template,
         views=views.views(),
         refinement=views.refinement(),
+        text_step=views.step_on_text(),
         objects={**objects.rules(), "keep": keeping.floor(), "read_timeout": read_timeout},
     )
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from open_gem.localizer import Localizer
     from open_gem.locate import AnyLocalizer
     from open_gem.method.table import Method
+    from open_gem.method.text_steps import TextStep
     from open_gem.refine import Refinement
     from open_gem.text import Vocabulary
 
@@ -75,6 +76,31 @@ RedundancyOption = Annotated[
 ]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="The tag of open_clip weights, or a file of weights for this architecture.")
+]
+
+
+def _check_absent(rule: str | None) -> str | None:
+    from open_gem.localization import check_absent
+
+    return None if rule is None else check_absent(rule)
+
+
+def absent_option(show_default: str | bool = True) -> Any:
+    """Return the option `--absent`, a rule of `localization.ABSENT`, checked before the command runs; with what help
+    says of a default that is None."""
+    return typer.Option(
+        help='Which labels are absent: "presence" (a low image-level presence), "denoise" (no pixel clearly theirs) or '
+        '"none".',
+        show_default=show_default,
+        callback=_check_absent,
+    )
+
+
+AbsentOption = Annotated[str, absent_option()]
+
+TextStepOption = Annotated[
+    str | None,
+    typer.Option(help='Let the image change the prompts: "cass" (the text half of CASS).', rich_help_panel=METHOD),
 ]
 
 
@@ -139,7 +165,8 @@ def split_commas(text: str) -> list[str]:
 
 def parse_methods(text: str) -> list[str]:
     """Parse a comma-separated list of methods, or "all". Raises MethodError for an unknown name."""
-    from open_gem.method.table import METHODS, check_name
+    from open_gem.method.guided import check_name
+    from open_gem.method.table import METHODS
 
     names = [name for value in split_commas(text) for name in (METHODS if value == "all" else [check_name(value)])]
     return list(dict.fromkeys(names))
@@ -243,7 +270,11 @@ class TuneOptions:
         float | None, typer.Option(help="Multiplies the temperature; smaller is sharper.", rich_help_panel=METHOD)
     ] = None
     steps: Annotated[
-        str | None, typer.Option(help='Steps after the attention, comma-separated: "scga".', rich_help_panel=METHOD)
+        str | None,
+        typer.Option(
+            help='Steps after the attention, comma-separated: "scga", "lposs:facebook/dino-vitb16".',
+            rich_help_panel=METHOD,
+        ),
     ] = None
 
     def tune(self, name: str, method: "Method") -> "Method":
@@ -292,8 +323,10 @@ class ViewOptions:
         ),
     ] = None
     refine: Annotated[
-        str | None, typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS)
+        str | None,
+        typer.Option(help='Make maps follow the edges of the image: "pamr" or "lposs+".', rich_help_panel=VIEWS),
     ] = None
+    text_step: TextStepOption = None
 
     def views(self) -> "Views":
         """Return the views. Raises InputError for impossible values; warns if --merge has no effect."""
@@ -313,6 +346,12 @@ class ViewOptions:
         from open_gem.refine import find_refinement
 
         return None if self.refine is None else find_refinement(self.refine)
+
+    def step_on_text(self) -> "TextStep | None":
+        """Return the step on text, if any. Raises MethodError for an unknown name."""
+        from open_gem.method.text_steps import find_text_step
+
+        return None if self.text_step is None else find_text_step(self.text_step)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from open_gem.errors import InputError
 from open_gem.files import to_json, write_file
@@ -74,8 +75,10 @@ class ImageResult:
 
     scale     of the heatmaps that are drawn and thresholded, see `Localization.heatmaps`
     presence  below which a label is absent; min_area, exclusive and nms of objects: see `Localization.objects`
+    absent    the rule for it; None: "presence" for drawings and objects, "none" for masks and segmentations
     method    its name, if several are compared
     caution   what the model is not for, see `AnyLocalizer.caution`
+    regions   of which each has a single label in the segmentation
     """
 
     path: str
@@ -85,27 +88,30 @@ class ImageResult:
     background: float | None = None
     scale: str = "minmax"
     presence: float = PRESENCE
+    absent: str | None = None
     min_area: float = MIN_AREA
     exclusive: bool = False
     nms: float | None = None
     method: str = ""
     caution: str | None = None
+    regions: Tensor | None = None
 
     @cached_property
     def objects(self) -> list[Object]:
         """The objects of all present labels."""
         return self.result.objects(
-            self.threshold,
-            self.scale,
-            presence=self.presence,
-            min_area=self.min_area,
-            exclusive=self.exclusive,
-            nms=self.nms,
+            self.threshold, self.scale, **self.rule, min_area=self.min_area, exclusive=self.exclusive, nms=self.nms
         )
 
-    @cached_property
-    def present(self) -> tuple[bool, ...]:
-        return self.result.present(self.presence)
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Which labels are absent, for drawings and objects: settings of `Localization.present`."""
+        return {"presence": self.presence, "absent": self.absent or "presence"}
+
+    @property
+    def mask_rule(self) -> dict[str, Any]:
+        """Which labels are absent, for masks and segmentations."""
+        return {"presence": self.presence, "absent": self.absent or "none"}
 
     @cached_property
     def slugs(self) -> list[str]:
@@ -129,7 +135,7 @@ class ImageResult:
 
     @cached_property
     def _labels(self) -> list[dict[str, Any]]:
-        return self.result.labels_to_dict(self.presence)
+        return self.result.labels_to_dict(**self.rule)
 
     def document(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything about the image that JSON can hold."""
@@ -139,7 +145,7 @@ class ImageResult:
             **settings,
             "threshold": self.threshold,
             "scale": self.scale,
-            "presence": self.presence,
+            **self.rule,
             "min_area": self.min_area,
             "exclusive": self.exclusive,
             "nms": self.nms,
@@ -156,7 +162,7 @@ class ImageResult:
             index,
             self.objects,
             scale=self.scale,
-            presence=self.presence,
+            **self.rule,
             caption=caption,
             bar=bar,
         )
@@ -179,12 +185,16 @@ def save_image(path: Path, image: Image.Image) -> None:
 
 def side_by_side(by_method: Sequence[ImageResult], few: int) -> Image.Image:
     """Draw the image, and overlays of the `few` labels with the highest scores: a row for each label, a column for each
-    method. A label's presence does not depend on the method, so it stands above its row."""
+    method. A label's presence does not depend on the method, so it stands above its row, unless the method decides it
+    ("denoise")."""
     first = by_method[0]
     shown = best(first.result, few)
     rows = [[plain(first.image), *(located.overlay(index, caption="") for located in by_method)] for index in shown]
     columns = [Head("image"), *(Head(located.method) for located in by_method)]
-    names = [[head_of(first.result, index, first.presence)] for index in shown]
+    if first.absent == "denoise":
+        names = [[Head(first.result.labels[index])] for index in shown]
+    else:
+        names = [[head_of(first.result, index, **first.rule)] for index in shown]
     return sheet(rows, columns=columns, names=names, bar=BARS[first.scale], tile=340)
 
 
@@ -206,12 +216,12 @@ def _mask(located: ImageResult, index: int) -> Image.Image:
         none = np.zeros(located.result.size, bool)
         mask = np.any([none, *(obj.mask for obj in located.objects if obj.index == index)], axis=0)
     else:
-        mask = located.result.masks(located.threshold, located.scale)[index].cpu().numpy()
+        mask = located.result.masks(located.threshold, located.scale, **located.mask_rule)[index].cpu().numpy()
     return Image.fromarray(mask.astype("uint8") * 255)
 
 
 def _write_segmentation(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -> None:
-    labels = located.result.segment(located.background)
+    labels = located.result.segment(located.background, **located.mask_rule, regions=located.regions)
     segmentation(located.image, labels, located.result.labels).save(file, format="PNG")
 
 

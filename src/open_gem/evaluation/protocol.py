@@ -9,8 +9,9 @@ from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
 from open_gem.files import to_json
 from open_gem.images.views import Views
-from open_gem.localization import ABSENT, Localization
+from open_gem.localization import Localization, check_absent
 from open_gem.locate import AnyLocalizer
+from open_gem.method.text_steps import TextStep
 from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template
 
@@ -30,6 +31,7 @@ class EvalProtocol:
     refinement  of maps
     remove_redundancy
                 see `Localizer`
+    text_step   see `Localizer`
     absent      which labels win no pixel of an image: a rule of `localization.ABSENT`, see `Localization.present`
     """
 
@@ -42,11 +44,11 @@ class EvalProtocol:
     threshold: float = 0.5
     refinement: Refinement | None = None
     remove_redundancy: bool = False
+    text_step: TextStep | None = None
     absent: str = "none"
 
     def __post_init__(self) -> None:
-        if self.absent not in ABSENT:
-            raise InputError(f"absent is {self.absent!r}, expected one of {', '.join(ABSENT)}")
+        check_absent(self.absent)
 
     def background_of(self, dataset: str) -> float:
         """Return the threshold of the background, for a data set that has one."""
@@ -60,6 +62,7 @@ class EvalProtocol:
             views=self.views,
             refinement=self.refinement,
             remove_redundancy=self.remove_redundancy,
+            text_step=self.text_step,
         )
 
     def rescaled(self, result: Localization) -> Localization:

@@ -159,20 +159,20 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 # -------------------------------------------------------------------------------------------------------- looking
 
 
-def crops(pixels: Float[Tensor, "3 y x"], canvas: Canvas) -> Iterator[Float[Tensor, "3 wy wx"]]:
-    """Yield the pixels of each window of a canvas, `(3, wy, wx)`, in the order of the windows.
+def crops(pixels: Float[Tensor, "c y x"], canvas: Canvas) -> Iterator[Float[Tensor, "c wy wx"]]:
+    """Yield the pixels of each window of a canvas, `(c, wy, wx)`, in the order of the windows.
 
-    `pixels` `(3, y, x)` of the canvas's size, upright also for a mirrored canvas. Raises InputError for another size.
+    `pixels` `(c, y, x)` of the canvas's size, upright also for a mirrored canvas. Raises InputError for another size.
     """
-    if tuple(pixels.shape) != (3, *canvas.size):
+    if pixels.ndim != 3 or tuple(pixels.shape[-2:]) != tuple(canvas.size):
         raise InputError(f"pixels are {tuple(pixels.shape)}, expected the canvas's {(3, *canvas.size)}")
     seen = pixels.flip(-1) if canvas.mirrored else pixels
     for window in canvas.windows:
         yield seen[:, window.top : window.top + window.height, window.left : window.left + window.width]
 
 
-def stacked(windows: Iterable[Float[Tensor, "3 _ _"]], limit: int) -> Iterator[Float[Tensor, "_ 3 _ _"]]:
-    """Yield windows `(3, wy, wx)` as batches `(≤ limit, 3, wy, wx)`: neighbours of one size together, in order."""
+def stacked(windows: Iterable[Float[Tensor, "_ _ _"]], limit: int) -> Iterator[Float[Tensor, "_ _ _ _"]]:
+    """Yield windows `(c, wy, wx)` as batches `(≤ limit, c, wy, wx)`: neighbours of one shape together, in order."""
     for _, same in groupby(windows, key=lambda window: window.shape):
         while batch := list(islice(same, limit)):
             yield torch.stack(batch)

@@ -7,3 +7,4 @@ from open_gem.localization.result import PRESENCE as PRESENCE
 from open_gem.localization.result import SCALES as SCALES
 from open_gem.localization.result import Localization as Localization
 from open_gem.localization.result import Maps as Maps
+from open_gem.localization.result import check_absent as check_absent

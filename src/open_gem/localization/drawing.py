@@ -31,15 +31,17 @@ def overlay_of(
     *,
     scale: str = "minmax",
     presence: float | Sequence[float] = PRESENCE,
+    absent: str = "presence",
     caption: str | None = None,
     bar: bool = False,
 ) -> Image.Image:
     """Draw one label's heatmap over its RGB image, with the best boxes among `objects` and its point. The caption is by
     default the label and its presence.
 
-    A label whose presence is below `presence` is absent: grey and crossed out, without box and point.
+    A label that is absent by the rule `absent`, see `Localization.present`, is grey and crossed out, without box and
+    point.
     """
-    is_present, head = result.present(presence)[index], head_of(result, index, presence)
+    is_present, head = result.present(presence, absent=absent)[index], head_of(result, index, presence, absent)
     drawn = overlay(
         image,
         result.heatmaps(scale)[index],
@@ -54,11 +56,14 @@ def overlay_of(
     return drawn
 
 
-def head_of(result: Localization, index: int, presence: float | Sequence[float] = PRESENCE) -> Head:
+def head_of(
+    result: Localization, index: int, presence: float | Sequence[float] = PRESENCE, absent: str = "presence"
+) -> Head:
     """Return a label and its presence as a heading."""
+    is_present = result.present(presence, absent=absent)[index]
     if result.presence is None:
-        return Head(result.labels[index])
-    is_present, value = result.present(presence)[index], result.presence[index].item()
+        return Head(result.labels[index], struck=not is_present)
+    value = result.presence[index].item()
     return Head(result.labels[index], f"{'present' if is_present else 'absent'} {value:.2f}", struck=not is_present)
 
 
@@ -77,15 +82,16 @@ def figure(
     scale: str = "minmax",
     *,
     presence: float | Sequence[float] = PRESENCE,
+    absent: str = "presence",
     **settings: Any,
 ) -> Image.Image:
     """Draw the image beside an overlay of each label; for a single label, the overlay alone. Settings as of
     `Localization.objects`."""
-    objects = result.objects(threshold, scale, presence=presence, **{"masks": False, **settings})
+    objects = result.objects(threshold, scale, presence=presence, absent=absent, **{"masks": False, **settings})
     ground = Image.new("RGB", (result.size.width, result.size.height), BLANK) if image is None else image
     alone = len(result.labels) == 1
     overlays = [
-        overlay_of(result, ground, index, objects, scale=scale, presence=presence, bar=alone)
+        overlay_of(result, ground, index, objects, scale=scale, presence=presence, absent=absent, bar=alone)
         for index in best(result, MOST)
     ]
     if alone:

@@ -50,6 +50,14 @@ ABSENT = ("none", "presence", "denoise")
 DENOISE = 0.5
 """Softmax probability that a label reaches somewhere, or the rule "denoise" finds it absent."""
 
+
+def check_absent(rule: str) -> str:
+    """Return the rule itself, a name of `ABSENT`. Raises InputError for another."""
+    if rule not in ABSENT:
+        raise InputError(f"absent is {rule!r}, expected one of {', '.join(ABSENT)}")
+    return rule
+
+
 RegionVisitor = Callable[[int, Span, np.ndarray, np.ndarray], None]
 
 
@@ -157,12 +165,19 @@ class Localization:
         stretch = self._stretch(scale)
         return Maps(self.labels, lambda index: stretch(self._label_map(index)))
 
-    def masks(self, threshold: float = 0.5, scale: str = "minmax", *, absent: str = "none") -> Maps:
+    def masks(
+        self,
+        threshold: float = 0.5,
+        scale: str = "minmax",
+        *,
+        presence: float | Sequence[float] = PRESENCE,
+        absent: str = "none",
+    ) -> Maps:
         """Return a bool mask `(y, x)` per label: heatmap above `threshold` (the paper on OpenImages: min-max, 0.5).
 
-        Masks of labels that are absent by the rule `absent`, a name of `ABSENT`, are empty.
+        Masks of labels that are absent by the rule `absent`, see `present`, are empty.
         """
-        heatmaps, present = self.heatmaps(scale), self.present(absent=absent)
+        heatmaps, present = self.heatmaps(scale), self.present(presence, absent=absent)
         return Maps(self.labels, lambda index: (heatmaps[index] > threshold) & present[index])
 
     def boxes(
@@ -186,10 +201,8 @@ class Localization:
 
         Raises InputError for another rule or a wrong number of thresholds.
         """
-        if absent not in ABSENT:
-            raise InputError(f"absent is {absent!r}, expected one of {', '.join(ABSENT)}")
         thresholds = self._each(presence)
-        if absent == "denoise":
+        if check_absent(absent) == "denoise":
             return tuple(max(self._highest[prompt] for prompt in own) >= DENOISE for own in self._prompts)
         if absent == "none" or self.presence is None:
             return (True,) * len(self.labels)
@@ -278,7 +291,14 @@ class Localization:
         predicts boxes (a map made of boxes is flat on top): `(p, 2)` int, `xy`."""
         return torch.tensor([self._point(index) for index in range(len(self.labels))], dtype=torch.int64, device="cpu")
 
-    def segment(self, background: float | None = None, *, absent: str = "none") -> Int[Tensor, "y x"]:
+    def segment(
+        self,
+        background: float | None = None,
+        *,
+        presence: float | Sequence[float] = PRESENCE,
+        absent: str = "none",
+        regions: Int[Tensor, "y x"] | None = None,
+    ) -> Int[Tensor, "y x"]:
         """Return the most probable label of each pixel: `(y, x)` int64, an index into `labels`, −1 for background.
 
         A pixel is background if a background prompt of the vocabulary is best there, or if the best softmax probability
@@ -287,11 +307,14 @@ class Localization:
         Without `logit_scale` there is no softmax: the values are probabilities already.
 
         Labels that are absent by the rule `absent`, see `present`, win no pixel; probabilities stay those against all
-        prompts.
+        prompts. With `regions`, each of them, by its number from 1, gets the label of most of its pixels.
         """
+        if regions is not None:
+            labels = self.segment(background, presence=presence, absent=absent)
+            return readout.majority(labels, regions.to(labels.device))
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
-        present = self.present(absent=absent)
+        present = self.present(presence, absent=absent)
         order = [index for index in self._order if self._groups[index] < 0 or present[self._groups[index]]]
         if not order:
             return torch.full(tuple(self.size), -1, dtype=torch.int64, device=self.maps.device)
@@ -384,22 +407,26 @@ class Localization:
 
         return drawing.png(self.plot())
 
-    def to_dict(self, *, presence: float | Sequence[float] = PRESENCE, **settings: Any) -> dict[str, Any]:
+    def to_dict(
+        self, *, presence: float | Sequence[float] = PRESENCE, absent: str = "presence", **settings: Any
+    ) -> dict[str, Any]:
         """Return labels and objects as values that JSON can hold; settings as of `objects`."""
-        objects = self.objects(presence=presence, **settings)
+        objects = self.objects(presence=presence, absent=absent, **settings)
         return {
             "size": self.size._asdict(),
-            "labels": self.labels_to_dict(presence),
+            "labels": self.labels_to_dict(presence, absent),
             "objects": [obj.to_dict() for obj in objects],
         }
 
-    def labels_to_dict(self, presence: float | Sequence[float] = PRESENCE) -> list[dict[str, Any]]:
-        """Return label, score, presence, whether it is present at `presence`, and point `xy` of each label."""
+    def labels_to_dict(
+        self, presence: float | Sequence[float] = PRESENCE, absent: str = "presence"
+    ) -> list[dict[str, Any]]:
+        """Return label, score, presence, whether it is present by the rule `absent`, and point `xy` of each label."""
         scores, presences = (
             [None if values is None else round(values[index].item(), 6) for index in range(len(self.labels))]
             for values in (self.scores, self.presence)
         )
-        columns = self.labels, scores, presences, self.present(presence), self.points().tolist()
+        columns = self.labels, scores, presences, self.present(presence, absent=absent), self.points().tolist()
         names = "label", "score", "presence", "present", "point"
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -12,24 +12,27 @@ a slip).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from open_gem.errors import InputError, MethodError, NotFiniteError
 from open_gem.method import attention
-from open_gem.method.attention import Heads
+from open_gem.method.attention import Heads, resize_values
 from open_gem.method.steps import VALUES, Step, StepContext
 from open_gem.method.table import METHODS, Attention, BlockContext, Method, TokenGrid
 from open_gem.method.tower import Block, VisionTower
 from open_gem.numerics import are_finite, check_finite, cpu_by_default
 from open_gem.tensors import similarity
 from open_gem.types import Grid, Size
+
+Text = Tensor | Callable[[Tensor], Tensor]
+"""Embeddings of prompts `(p, e)`, or a function that makes them of the patches `(r·k, e)` of an image or window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +47,7 @@ class Encoded:
     original  size of the image that the pixels were made of, if it is known
     trace     if asked for, this method's stream after each of its blocks, by the block's number from 1:
               `(b, prefix + r·k, d)` in the model's own width, before the final norm
-    taps      the host's patch tokens after the blocks that the method's steps read, by the block's number from 1, and
-              the values of its last block as number `VALUES`, if a step reads them: `(b, r·k, d)`
+    taps      what the method's steps read, see `Step.taps`: `(b, r·k, d)` each, on `grid`
     source    the image itself, if a refinement needs it
     """
 
@@ -56,7 +58,7 @@ class Encoded:
     pooled: Float[Tensor, "b e"] | None = None
     original: Size | None = None
     trace: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
-    taps: Mapping[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
+    taps: Mapping[Hashable, Float[Tensor, "b m d"]] = field(default_factory=dict)
     source: Image.Image | None = None
 
     def image(self, index: int) -> "Encoded":
@@ -77,14 +79,14 @@ class Encoded:
         """Return cosines of each patch with `text` `(p, e)`, float32 at least."""
         return similarity(self.patches, text).unflatten(-1, tuple(self.grid))
 
-    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
+    def maps(self, text: Text, adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
         """Return cosines with `text`, adjusted as `(b, p, r, k)`, as maps of the single image.
 
         Raises InputError for several images.
         """
         if len(self.tokens) != 1:
             raise InputError(f"{len(self.tokens)} encoded images, expected one: take one by `encoded.image(index)`")
-        return adjust(self.similarity(text))[0]
+        return adjust(self.similarity(text(self.patches[0]) if callable(text) else text))[0]
 
     def stepped(self, steps: Sequence[Step]) -> "Encoded":
         """Apply `steps`, image by image; without prefix tokens if there are any steps."""
@@ -92,8 +94,7 @@ class Encoded:
             return self
         features = []
         for index, patches in enumerate(self.patches):
-            taps = {block: tokens[index] for block, tokens in self.taps.items()}
-            context = StepContext(self.grid, taps, taps.pop(VALUES, None))
+            context = StepContext(self.grid, {key: tokens[index] for key, tokens in self.taps.items()})
             features.append(reduce(lambda values, step, context=context: step(values, context), steps, patches))
         return replace(self, tokens=torch.stack(features), prefix=0)
 
@@ -117,7 +118,7 @@ class Encoded:
             tokens=change(self.tokens),
             pooled=None if self.pooled is None else change(self.pooled),
             trace={block: change(tokens) for block, tokens in self.trace.items()},
-            taps={block: change(tokens) for block, tokens in self.taps.items()},
+            taps={key: change(tokens) for key, tokens in self.taps.items()},
         )
 
 
@@ -146,6 +147,7 @@ def run(
     pooled: bool = False,
     exact: bool = False,
     trace: Collection[str] = (),
+    regions: Int[Tensor, "b y x"] | None = None,
 ) -> dict[str, Encoded]:
     """Encode `pixels` once and read every one of `methods` from that pass.
 
@@ -157,6 +159,7 @@ def run(
              by default the same weights run through one fused attention and share q, k, v with the methods (difference
              ≤ 2e-5)
     trace    methods whose stream after every block is wanted too, in `Encoded.trace`
+    regions  for methods that take them (CorrCLIP): the number of each pixel's class-agnostic mask, 0 for none
 
     Returns one `Encoded` a method under the same names. Raises MethodError if a method is deeper than the tower, or
     none is given; InputError (from the tower) if the pixels do not fit its patches; NotFiniteError if features are
@@ -172,27 +175,28 @@ def run(
     needs_host = pooled or any(method.is_host for method in methods.values())
     beside = {name: method for name, method in methods.items() if not method.is_host}
     lenders = {index for method in beside.values() for index in method.attention.borrows(tower.layers)}
-    tapped = {index for method in methods.values() for step in method.steps for index in step.taps(tower.layers)}
-    reads_values = any(step.reads_values for method in methods.values() for step in method.steps)
-    tapped |= {index for method in beside.values() for index in method.attention.taps(tower.layers)}
+    read = {name: {key for step in method.steps for key in step.taps(tower.layers)} for name, method in methods.items()}
+    tapped = set().union(*read.values(), *(method.attention.taps(tower.layers) for method in beside.values()))
     borrowed: dict[int, Heads] = {}  # q, k and v of the lenders
     streams: dict[str, Tensor] = {}  # the second streams that have started
     traces: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    taps: dict[int, Tensor] = {}
+    taps: dict[Hashable, Tensor] = {}  # of patches and other tokens
 
     x, grid = tower.embed(pixels)
     blocks = tower.blocks(grid)
+    if 0 in tapped:
+        taps[0] = x
     for index, block in enumerate(blocks):
         active = {name: method for name, method in beside.items() if index >= len(blocks) - method.depth}
         heads = None
-        if active or index in lenders or (reads_values and index == len(blocks) - 1):
+        if active or index in lenders or (VALUES in tapped and index == len(blocks) - 1):
             normed = block.norm(x)
             heads = block.qkv(normed)
             if index in lenders:
                 borrowed[index] = heads
             streams |= {name: x for name in active.keys() - streams.keys() if active[name].residual}
-            context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed, taps)
-            if reads_values and index == len(blocks) - 1:
+            context = BlockContext(normed, pixels, grid, tower.prefix, len(blocks), borrowed, taps, blocks, regions)
+            if VALUES in tapped and index == len(blocks) - 1:
                 taps[VALUES] = heads.v.transpose(1, 2).flatten(2)
             _advance_streams(block, heads, context, active, streams)
         if needs_host or index < len(blocks) - 1 or index + 1 in tapped:
@@ -205,14 +209,20 @@ def run(
 
     embedding = tower.pool(x) if pooled else None
     size = Size(*pixels.shape[-2:])
+    guides: dict[Hashable, tuple[Tensor, Grid]] = {
+        key: (key.projections(pixels)[-1], key.grid_for(size))  # pyright: ignore[reportAttributeAccessIssue]
+        for key in tapped
+        if key != VALUES and not isinstance(key, int)
+    }
     encoded = {}
     for name, method in methods.items():
         layout = method.attention.layout(size) or TokenGrid(grid, tower.prefix)
-        tokens = tower.project(x if method.is_host else streams[name])
-        read = {index for step in method.steps for index in step.taps(tower.layers)}
-        if layout.grid == grid and any(step.reads_values for step in method.steps):
-            read.add(VALUES)
-        own_taps = {index: taps[index][:, tower.prefix :] for index in read}
+        count = layout.grid.patches + layout.prefix
+        tokens = method.attention.merge(tower.project(x if method.is_host else streams[name]), count)
+        own_taps = {}
+        for key in read[name]:
+            tapped_tokens, lies_on = guides[key] if key in guides else (taps[key][:, tower.prefix :], grid)
+            own_taps[key] = resize_values(tapped_tokens[:, None], lies_on, layout.grid)[:, 0]
         encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
     pooled_too = [] if embedding is None else [embedding]
     _check_finite(tower, pixels, [*(features.tokens for features in encoded.values()), *pooled_too])

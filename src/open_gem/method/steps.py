@@ -4,11 +4,13 @@ A step is a frozen dataclass with settings of its own; a `Method` holds a tuple 
 row of `STEPS`.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,13 +18,15 @@ from torch.nn.functional import normalize
 
 from open_gem.checks import did_you_mean, is_count, is_positive, require
 from open_gem.errors import MethodError
+from open_gem.files import to_json
 from open_gem.method.calibration import STRIP, correlate
+from open_gem.method.tower import Guide
 from open_gem.numerics import without_autocast
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid
 
-VALUES = 0
-"""The number under which `Encoded.taps` holds the values of the last block."""
+VALUES = "values"
+"""What a step taps to read the values of the host's last block, all heads side by side."""
 
 DENSE = 4096
 """Patches up to which `lposs` keeps its graph as a dense matrix, which is faster: 64 MiB in float32."""
@@ -33,14 +37,11 @@ class StepContext:
     """What a step may read in addition to the features of one image.
 
     grid    of the patches, row by row
-    taps    patch tokens of the host after each block that `Step.taps` names, `(r·k, d)`, by its number from 1
-    values  of the host's last block, all heads side by side, `(r·k, d)`, if `Step.reads_values`; None for features
-            that lie on another grid than the host's patches
+    taps    what `Step.taps` names, `(r·k, d)` each; resized (bilinear) to this grid if it lies on another
     """
 
     grid: Grid
-    taps: Mapping[int, Float[Tensor, "n d"]] = field(default_factory=dict)
-    values: Float[Tensor, "n d"] | None = None
+    taps: Mapping[Hashable, Float[Tensor, "n d"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,32 @@ class Step(ABC):
     def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
         """Return the features after this step, `(r·k, e)`."""
 
-    def taps(self, layers: int) -> range:
-        """Return the blocks, by their numbers from 1, after which this step needs the host's tokens:
-        `StepContext.taps`."""
-        return range(0)
+    def taps(self, layers: int) -> Collection[Hashable]:
+        """Return what this step reads, of a host with `layers` blocks: numbers of blocks from 1 for the host's tokens
+        after them, `VALUES`, or a guide for the values of its last block."""
+        return ()
 
-    @property
-    def reads_values(self) -> bool:
-        """True if this step needs the values of the host's last block: `StepContext.values`."""
-        return False
+    def guided(self, find: Callable[[str], Guide]) -> "Step":
+        """Return the step with a guide in place of its name, if it has that; `find` loads it."""
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Return the step's name and settings, as values that JSON can hold."""
-        return {"step": type(self).__name__, **asdict(self)}
+        return {"step": type(self).__name__, **settings_of(self)}
+
+
+def settings_of(owner: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as values that JSON can hold: a NumPy number as Python's, other objects as their
+    `repr`."""
+    return {setting.name: _json_value(getattr(owner, setting.name)) for setting in fields(owner)}
+
+
+def _json_value(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        return json.loads(to_json(value))
+    except TypeError:
+        return repr(value)
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,10 @@ class Lposs(Step):
 
     Propagation is linear, so the best label of a patch is the one that propagated logits give; cosines are on another
     scale, for the propagated features are compared by their direction. One graph spans the merged windows of an image.
-    Affinities are cosines of the values of the host's last block, where LPOSS takes those of a DINO.
+    Affinities are cosines of the values of the last block, of a guide such as the DINO that LPOSS takes, or else of the
+    host itself.
 
+    guide       or the name of an expert, which a `Localizer` loads; None: the host's own values
     neighbors   of each patch in the graph, 1 or more
     gamma       power of the cosines, above 0
     sigma       fall of affinities by pixel of distance, for patches of 16 pixels, 0 or more
@@ -97,6 +113,7 @@ class Lposs(Step):
     iterations  most steps of conjugate gradients, 1 or more
     """
 
+    guide: Guide | str | None = None
     neighbors: int = 400
     gamma: float = 3.0
     sigma: float = 0.01
@@ -110,12 +127,16 @@ class Lposs(Step):
         require(self, "sigma", lambda sigma: sigma == 0 or is_positive(sigma), "a number, 0 or more")
         require(self, "alpha", lambda alpha: is_positive(alpha) and alpha < 1, "a number above 0 and below 1")
 
-    @property
-    def reads_values(self) -> bool:
-        return True
+    def taps(self, layers: int) -> Collection[Hashable]:
+        if isinstance(self.guide, str):
+            raise MethodError(f"guide is the name {self.guide!r}, which only a Localizer loads: pass the method to it")
+        return (VALUES if self.guide is None else self.guide,)
+
+    def guided(self, find: Callable[[str], Guide]) -> Step:
+        return replace(self, guide=find(self.guide)) if isinstance(self.guide, str) else self
 
     def __call__(self, features: Float[Tensor, "n e"], context: StepContext) -> Float[Tensor, "n e"]:
-        guide = features if context.values is None else context.values
+        guide = context.taps[VALUES if self.guide is None else self.guide]
         windows = torch.tensor([tuple(context.grid)], dtype=torch.int64, device=features.device)
         locations = torch.zeros(1, 4, dtype=torch.float32, device=features.device)
         propagated = lposs(
@@ -137,10 +158,19 @@ STEPS: Mapping[str, Callable[[], Step]] = {"scga": Scga, "lposs": Lposs}
 
 
 def find_step(name: str) -> Step:
-    """Return the step called `name`, with its usual settings. Raises MethodError that lists the known ones."""
-    if name not in STEPS:
-        raise MethodError(f"unknown step {name!r}{did_you_mean(name, STEPS)}; known: {', '.join(STEPS)}")
-    return STEPS[name]()
+    """Return the step called `name`, with its usual settings; "lposs:EXPERT" has that expert for its guide.
+
+    Raises MethodError that lists the known ones, or says that a step takes no expert.
+    """
+    kind, colon, expert = name.partition(":")
+    if kind not in STEPS:
+        raise MethodError(f"unknown step {name!r}{did_you_mean(kind, STEPS)}; known: {', '.join(STEPS)}")
+    step = STEPS[kind]()
+    if not colon:
+        return step
+    if "guide" not in {setting.name for setting in fields(step)} or not expert:
+        raise MethodError(f'{name!r} names no step with an expert, expected for example "lposs:facebook/dino-vitb16"')
+    return replace(step, guide=expert)  # pyright: ignore[reportCallIssue]
 
 
 def scga(features: Float[Tensor, "n e"], scale: float = 10.0) -> Float[Tensor, "n e"]:
@@ -188,7 +218,9 @@ def lposs(
     graph = _graph(features, torch.cat(places), min(k, len(features)), gamma, sigma)
     degrees = graph @ features.new_ones(len(features), 1)
     scale = torch.where(degrees > 0, degrees, 1).rsqrt()
-    return _solve(lambda columns: columns - alpha * scale * (graph @ (scale * columns)), logits, iterations, tolerance)
+    return conjugate_gradients(
+        lambda columns: columns - alpha * scale * (graph @ (scale * columns)), logits, iterations, tolerance
+    )
 
 
 def _graph(features: Tensor, places: Float[Tensor, "n 2"], k: int, gamma: float, sigma: float) -> Tensor:
@@ -213,7 +245,7 @@ def _graph(features: Tensor, places: Float[Tensor, "n 2"], k: int, gamma: float,
     ).coalesce()
 
 
-def _solve(
+def conjugate_gradients(
     operator: Callable[[Tensor], Tensor], target: Float[Tensor, "n c"], iterations: int, tolerance: float
 ) -> Float[Tensor, "n c"]:
     """Solve by conjugate gradients from 0, each column with step sizes of its own; a column that has converged

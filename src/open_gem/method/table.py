@@ -5,26 +5,23 @@ A method is a value. What it does inside a block is its `attention`: a small fro
 class, and a row of `METHODS`. An ablation is `METHODS["gem"].replace(iterations=2)`.
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_gem.checks import did_you_mean, is_count, is_positive, require
 from open_gem.errors import MethodError
-from open_gem.files import to_json
 from open_gem.method import attention
 from open_gem.method.attention import Heads, to_unit
 from open_gem.method.calibration import aggregate, attend_by_direction, correlate, outliers, repair
 from open_gem.method.kmeans import means, spherical_kmeans
-from open_gem.method.steps import Scga, Step
-from open_gem.method.tower import Block
+from open_gem.method.steps import Scga, Step, settings_of
+from open_gem.method.tower import Block, Guide
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
 
@@ -50,15 +47,6 @@ def _is_temperature(value: Any) -> bool:
     return value in ("adaptive", "trained") if isinstance(value, str) else is_positive(value)
 
 
-def _json_value(value: Any) -> Any:
-    """Return the value itself if JSON can hold it, a NumPy number as Python's, else its `repr`."""
-    value = value.item() if isinstance(value, np.generic) else value
-    try:
-        return json.loads(to_json(value))
-    except TypeError:
-        return repr(value)
-
-
 # Attention variants ---------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +61,9 @@ class BlockContext:
     layers    number of blocks of the host
     borrowed  q, k and v of the earlier blocks that some method borrows from: see `Attention.borrows`
     taps      the host's stream after the earlier blocks that some method reads, by their numbers from 1, `(b, n, d)`:
-              see `Attention.taps`
+              see `Attention.taps`; number 0 is the embedded image
+    blocks    of the host, all of them
+    regions   the number of each pixel's class-agnostic mask, 0 for none, `(b, y, x)`, if they are known
     """
 
     normed: Float[Tensor, "b n d"]
@@ -82,7 +72,9 @@ class BlockContext:
     prefix: int
     layers: int
     borrowed: Mapping[int, Heads]
-    taps: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
+    taps: Mapping[Hashable, Float[Tensor, "b n d"]] = field(default_factory=dict)
+    blocks: Sequence[Block] = ()
+    regions: Int[Tensor, "b y x"] | None = None
     _cache: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def cached(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
@@ -129,6 +121,11 @@ class Attention(ABC):
         """Return what the block adds to the method's stream: the mixed values through its output projection."""
         return block.out(self(heads, context))
 
+    def merge(self, features: Float[Tensor, "b n e"], count: int) -> Float[Tensor, "b m e"]:
+        """Return the `count` features of this method from its stream in the joint space: the stream's own, unless
+        `update` gives several streams one after another."""
+        return features
+
     @property
     def stands_alone(self) -> bool:
         """True if this variant replaces the last block and so has no stream to add to: depth 1, no residual."""
@@ -155,8 +152,7 @@ class Attention(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the variant's name and its settings, as values that JSON can hold."""
-        settings = {setting.name: getattr(self, setting.name) for setting in fields(self)}
-        return {"attention": type(self).__name__} | {name: _json_value(value) for name, value in settings.items()}
+        return {"attention": type(self).__name__, **settings_of(self)}
 
 
 @dataclass(frozen=True)
@@ -497,6 +493,10 @@ class Method:
         own = [name for name in ("depth", "residual", "mlp", "steps") if not (self.is_host and name == "depth")]
         return (*own, *sorted(_names(self.attention) - {"function"}))
 
+    def guided(self, find: Callable[[str], Guide]) -> "Method":
+        """Return the method with guides in place of their names in its steps; `find` loads them."""
+        return replace(self, steps=tuple(step.guided(find) for step in self.steps)) if self.steps else self
+
     def deepest(self, layers: int) -> int:
         """Return the greatest depth on a tower of `layers` blocks: borrowed blocks come before those that change."""
         borrowed = self.attention.borrows(layers)
@@ -560,20 +560,6 @@ METHODS: dict[str, Method] = {
         about="k-means of the values in place of self-self attention (Table 2)",
     ),
 }
-
-
-PROXYCLIP = "proxyclip:"
-"""Prefix of an expert's name (`towers.dino`) in the name of a method, which is made on request."""
-
-
-def check_name(name: str) -> str:
-    """Return the name itself, of a row of `METHODS`, or "proxyclip:" and an expert's. Raises MethodError for
-    another."""
-    if name.removesuffix(":") == PROXYCLIP.removesuffix(":"):
-        raise MethodError(f'{name!r} names no expert, expected for example "{PROXYCLIP}facebook/dino-vitb8"')
-    if not name.startswith(PROXYCLIP):
-        find_method(name)
-    return name
 
 
 def find_method(name: str) -> Method:

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from open_gem.method.attention import Heads
-from open_gem.types import Grid
+from open_gem.types import Grid, Size
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,21 @@ class VisionTower(ABC):
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Pool tokens to the image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
+
+
+class Guide(Protocol):
+    """Another vision model that says which patches of a host's image belong together, such as a DINO. Hashable."""
+
+    def grid_for(self, size: Size) -> Grid:
+        """Return the grid of this model's patches for the host's pixels, of `size`."""
+        ...
+
+    def tokens(self, pixels: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b n e"]:
+        """Return patch tokens after the last block, `(b, r·k, e)`, of the host's pixels as the host has them."""
+        ...
+
+    def projections(
+        self, pixels: Float[Tensor, "b 3 y x"]
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"], Float[Tensor, "b n e"]]:
+        """Return q, k and v of the last block's attention, all heads side by side, `(b, r·k, e)` each."""
+        ...

@@ -33,7 +33,13 @@ def _pamr() -> Refinement:
     return Pamr()
 
 
-REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr}
+def _lposs_plus() -> Refinement:
+    from open_gem.refine.lposs import LpossPlus
+
+    return LpossPlus()
+
+
+REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr, "lposs+": _lposs_plus}
 """Names of refinements → functions that make them with their usual settings."""
 
 

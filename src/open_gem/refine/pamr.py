@@ -7,9 +7,10 @@ training: each pixel's value becomes, a few times over, a mean of its neighbours
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -71,10 +72,7 @@ class Pamr(Refinement):
         object.__setattr__(self, "dilations", tuple(dilations))  # a list, as JSON has it, would not hash
 
     def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        if size_of(image) != localization.size:
-            actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
-            raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
-        return replace(localization, refiner=_Refiner(self, image))
+        return refine_by_weights(self, image, localization)
 
     def weights(self, image: Tensor) -> Tensor:
         """Return α of an image `(3, y, x)`, floats in [0, 1] say: `(8·dilations, y, x)`, adding up to 1 at each pixel.
@@ -139,20 +137,37 @@ def _kind(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
 
 
+class ByWeights(Protocol):
+    """A refinement that computes weights of an image once, for all its maps."""
+
+    def weights(self, image: Float[Tensor, "3 y x"]) -> Any: ...
+
+    def __call__(self, weights: Any, heatmap: Float[Tensor, "y x"]) -> Float[Tensor, "y x"]: ...
+
+
+def refine_by_weights(refinement: ByWeights, image: Image.Image, localization: Localization) -> Localization:
+    """Refine a localization by an image's weights, which are made with the first map. Raises InputError as
+    `Refinement.refine`."""
+    if size_of(image) != localization.size:
+        actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
+        raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
+    return replace(localization, refiner=_Refiner(refinement, image))
+
+
 @dataclass(eq=False)
 class _Refiner:
     """Refines maps `(y, x)` of one image."""
 
-    refinement: Pamr
+    refinement: ByWeights
     image: Image.Image
-    _weights: Tensor | None = field(default=None, init=False, repr=False)
+    _weights: tuple[torch.device, Any] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, heatmap: Tensor) -> Tensor:
-        weights = self._weights  # another thread may put its own there
-        if weights is None or weights.device != heatmap.device:
+        known = self._weights  # another thread may put its own there
+        if known is None or known[0] != heatmap.device:
             pixels = to_pixels(self.image, size_of(self.image), _UNCHANGED)
-            weights = self._weights = self.refinement.weights(pixels.to(heatmap.device))
-        return self.refinement(weights, heatmap)
+            known = self._weights = heatmap.device, self.refinement.weights(pixels.to(heatmap.device))
+        return self.refinement(known[1], heatmap)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_weights": None}

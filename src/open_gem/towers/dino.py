@@ -1,7 +1,7 @@
 """Experts: frozen vision-only backbones (DINO, DINOv2, DINOv3) whose patch tokens say which patches belong together.
 
     expert = load_expert("facebook/dino-vitb8")
-    method = proxyclip(expert, backbone)         # the attention of the host's last block, taken from the expert
+    method = proxyclip(guide(expert, backbone))  # the attention of the host's last block, taken from the expert
 
 An expert sees the host's image in about the same pixels; the host's values are resized to its grid. Nothing here
 changes a model, and no code of a checkpoint is run.
@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import isfinite
-from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,10 @@ import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear
 
 from open_gem.checks import close_names
-from open_gem.errors import (
-    InputError,
-    MethodError,
-    OpenGemError,
-    UnknownModelError,
-    UnsupportedModelError,
-    WeightsError,
-)
-from open_gem.method.attention import Heads, external, resize_values
-from open_gem.method.table import Attention, BlockContext, Method, TokenGrid
+from open_gem.errors import InputError, OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.numerics import check_finite, cpu_by_default
 from open_gem.tensors import at_least_float32, check_has_numbers
 from open_gem.towers.base import Backbone, check_evaluating, off_mps
@@ -53,6 +42,7 @@ class Expert:
     prefix     number of tokens before the patches ([CLS], registers)
     mean, std  of its images in [0, 1]
     forward    model, normalised pixels `(b, 3, y, x)` → all tokens `(b, n, e)` after the last block and the final norm
+    attended   model, the same pixels → what the last block's q, k and v are made of, `(b, n, e)` each, at least patches
     """
 
     name: str
@@ -62,6 +52,7 @@ class Expert:
     mean: Color
     std: Color
     forward: Callable[[Any, Tensor], Tensor]
+    attended: "Callable[[Any, Tensor], Projections]"
 
     def __repr__(self) -> str:
         return f"Expert({self.name!r})"
@@ -81,6 +72,21 @@ class Expert:
         the type and device of the weights. Raises InputError for other pixels, and NotFiniteError for tokens that are
         infinite or not a number.
         """
+        tokens = self.forward(self.model, self._images(pixels, grid))[:, self.prefix :]
+        check_finite("tokens", self, tokens)
+        return tokens
+
+    @torch.no_grad()
+    @cpu_by_default()
+    def projections(self, pixels: Tensor, grid: Grid) -> "Projections":
+        """Return q, k and v of the last block's attention, all heads side by side and before any rotation by position,
+        of patches alone: `(b, r·k, e)` each. Pixels and errors as of `tokens`."""
+        q, k, v = (part[:, -grid.patches :] for part in self.attended(self.model, self._images(pixels, grid)))
+        check_finite("projections", self, q, k, v)
+        return q, k, v
+
+    def _images(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """Return the pixels as the model takes them."""
         _check_pixels(pixels)
         weights = next(self.model.parameters())
         size = tuple(side * patch for side, patch in zip(grid, self.patch, strict=True))
@@ -88,9 +94,7 @@ class Expert:
         if images.shape[-2:] != size:
             images = interpolate(off_mps(images), size=size, mode="bicubic", antialias=True).clamp(0, 1)
         images = (images - _column(self.mean, images)) / _column(self.std, images)
-        tokens = self.forward(self.model, images.to(weights.device, weights.dtype))[:, self.prefix :]
-        check_finite("tokens", self, tokens)
-        return tokens
+        return images.to(weights.device, weights.dtype)
 
 
 def _column(color: Color, pixels: Tensor) -> Tensor:
@@ -109,63 +113,41 @@ def _check_pixels(pixels: Tensor) -> None:
         )
 
 
-# As an attention ------------------------------------------------------------------------------------------------------
+# Beside a host --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class External(Attention):
-    """ProxyCLIP: the host's values, mixed by the affinity of an expert's tokens on the expert's grid.
-
-    `attention.external` says how. A `Method` needs residual=False and depth=1 with it. The tokens that come before the
-    host's patches are left out.
+class ExpertGuide:
+    """An expert that sees what a host sees: a `Guide`.
 
     expert     see `load_expert`
     mean, std  of the *host's* preprocessing: its pixels are turned back to [0, 1] by them
-    gamma      γ, above 0
-    beta       β, 0 or more
     """
 
     expert: Expert
     mean: Color
     std: Color
-    gamma: float = 3.0
-    beta: float = 1.2
 
-    def __post_init__(self) -> None:
-        if not _is_number(self.gamma) or self.gamma <= 0:
-            raise MethodError(f"gamma is {self.gamma!r}, expected a number above 0")
-        if not _is_number(self.beta) or self.beta < 0:
-            raise MethodError(f"beta is {self.beta!r}, expected a number, 0 or more")
+    def grid_for(self, size: Size) -> Grid:
+        return self.expert.grid_for(size)
 
-    @property
-    def stands_alone(self) -> bool:
-        return True
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return self.expert.tokens(self._plain(pixels), self._grid(pixels))
 
-    def layout(self, size: Size) -> TokenGrid:
-        """Return the expert's grid for the host's pixels, of this `size`, and no token before the patches."""
-        return TokenGrid(self.expert.grid_for(size), 0)
+    def projections(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.expert.projections(self._plain(pixels), self._grid(pixels))
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Tensor:
-        """Return the mixed values `(b, h, r·k, c)` on the grid of `layout`."""
-        grid = self.expert.grid_for(Size(*context.pixels.shape[-2:]))
-        tokens = context.cached((self.expert, self.mean, self.std), lambda: self._tokens(context.pixels, grid))
-        values = resize_values(heads.v[:, :, context.prefix :], context.grid, grid)
-        return external(tokens.to(values.device), values, gamma=float(self.gamma), beta=float(self.beta))
+    def _grid(self, pixels: Tensor) -> Grid:
+        return self.grid_for(Size(*pixels.shape[-2:]))
 
-    def _tokens(self, pixels: Tensor, grid: Grid) -> Tensor:
+    def _plain(self, pixels: Tensor) -> Tensor:
         pixels = at_least_float32(pixels)
-        return self.expert.tokens((pixels * _column(self.std, pixels) + _column(self.mean, pixels)).clamp(0, 1), grid)
+        return (pixels * _column(self.std, pixels) + _column(self.mean, pixels)).clamp(0, 1)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-
-
-def proxyclip(expert: Expert, backbone: Backbone, gamma: float = 3.0, beta: float = 1.2) -> Method:
-    """Make ProxyCLIP for `backbone`: the last block's values, mixed by the expert's attention; nothing else of that
-    block. Raises MethodError for impossible settings."""
-    attention = External(expert, backbone.preprocess.mean, backbone.preprocess.std, gamma, beta)
-    return Method(attention, depth=1, residual=False, about="ProxyCLIP: attention taken from another backbone")
+def guide(expert: Expert, backbone: Backbone) -> ExpertGuide:
+    """Let the expert see the pixels of `backbone`."""
+    return ExpertGuide(expert, backbone.preprocess.mean, backbone.preprocess.std)
 
 
 # What is read ---------------------------------------------------------------------------------------------------------
@@ -207,6 +189,29 @@ def _of_timm(model: Any, pixels: Tensor) -> Tensor:
     return model.fc_norm(model.forward_features(pixels))  # the only final norm of models that have it
 
 
+def _attended_in_transformers(model: Any, pixels: Tensor) -> "Projections":
+    more = EXPERTS[model.config.model_type].any_size
+    before = model(pixel_values=pixels, output_hidden_states=True, **more).hidden_states[-2]
+    last = [module for module in model.modules() if hasattr(module, "attention")][-1]
+    normed = (last.layernorm_before if hasattr(last, "layernorm_before") else last.norm1)(before)
+    attention = last.attention
+    return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+
+
+def _attended_in_timm(model: Any, pixels: Tensor) -> "Projections":
+    settings = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
+    before = model.forward_intermediates(pixels, indices=[len(model.blocks) - 2], **settings)[0]
+    last = model.blocks[-1]
+    normed, attention = last.norm1(before), last.attn
+    if attention.qkv is None:
+        return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:  # EVA's keys have none
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    q, k, v = linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)
+    return q, k, v
+
+
 def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str | None = None) -> Expert:
     """Make an expert of a model in memory, of transformers or timm, which it never changes.
 
@@ -220,16 +225,18 @@ def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], 
         raise InputError(f"std is {std}, expected numbers above 0")
     for library, read in (("transformers", _read_transformers), ("timm", _read_timm)):
         if any(kind.__module__.startswith(f"{library}.") for kind in type(model).__mro__):
-            patch, prefix, channels, forward = read(model)
+            patch, prefix, channels, forward, attended = read(model)
             check_evaluating(model)
             check_has_numbers(model)
             if channels != 3:
                 raise UnsupportedModelError(f"cannot read {type(model).__name__}: it takes {channels} channels, not 3")
-            return Expert(name or type(model).__name__, model, patch, prefix, mean, std, forward)
+            return Expert(name or type(model).__name__, model, patch, prefix, mean, std, forward, attended)
     raise UnsupportedModelError(f"cannot read {type(model).__name__}: it is none of {_READ}")
 
 
-_Anatomy = tuple[tuple[int, int], int, int, Callable[[Any, Tensor], Tensor]]  # patch, prefix, channels, forward
+Projections = tuple[Tensor, Tensor, Tensor]  # q, k and v
+_Forward, _Attended = Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Projections]
+_Anatomy = tuple[tuple[int, int], int, int, _Forward, _Attended]  # patch, prefix, channels and the two functions
 
 
 def _read_transformers(model: Any) -> _Anatomy:
@@ -239,7 +246,13 @@ def _read_transformers(model: Any) -> _Anatomy:
         raise UnsupportedModelError(f"cannot read {type(model).__name__}: it is none of {_READ}")
     patch: Any = config.patch_size
     rows, cols = patch if isinstance(patch, Sequence) else (patch, patch)
-    return (rows, cols), 1 + getattr(config, "num_register_tokens", 0), config.num_channels, _of_transformers
+    return (
+        (rows, cols),
+        1 + getattr(config, "num_register_tokens", 0),
+        config.num_channels,
+        _of_transformers,
+        (_attended_in_transformers),
+    )
 
 
 def _read_timm(model: Any) -> _Anatomy:
@@ -254,7 +267,7 @@ def _read_timm(model: Any) -> _Anatomy:
             f"cannot read {name}: it takes images of one size; make it with dynamic_img_size=True"
         )
     patch: Any = embed.patch_size
-    return (patch[0], patch[1]), model.num_prefix_tokens, embed.proj.in_channels, _of_timm
+    return (patch[0], patch[1]), model.num_prefix_tokens, embed.proj.in_channels, _of_timm, _attended_in_timm
 
 
 def _color(name: str, values: Sequence[float]) -> Color:

@@ -65,7 +65,7 @@ def _read(block: Any, rotations: Tensor | None) -> Block:
     attn = block.attn
 
     def rotate(x: Tensor) -> Tensor:
-        if rotations is None:
+        if rotations is None or x.shape[2] <= attn.num_prefix_tokens:
             return x
         prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rotations).type_as(x)], dim=2)
