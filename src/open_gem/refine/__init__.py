@@ -33,7 +33,13 @@ def _pamr() -> Refinement:
     return Pamr()
 
 
-REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr}
+def _fgs() -> Refinement:
+    from open_gem.refine.fgs import Fgs
+
+    return Fgs()
+
+
+REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr, "fgs": _fgs}
 """Names of refinements → functions that make them with their usual settings."""
 
 

@@ -79,11 +79,12 @@ class Fgs(Guided):
         joined = [np.pad(np.exp(-steps / sigma), ((0, 0), (0, 1))).ravel() for steps in (right, down.T)]
         size = Size(*image.shape[-2:])
         strength = 1.5 * (self.reach * max(size)) ** 2 / (4**self.iterations - 1)
+        times = self.iterations if size != (1, 1) else 0  # a single pixel has no neighbours
         return FgsWeights(
             size,
             tuple(
                 _factors(strength * 4 ** (self.iterations - t) * weights)
-                for t in range(1, self.iterations + 1)
+                for t in range(1, times + 1)
                 for weights in joined
             ),
         )
