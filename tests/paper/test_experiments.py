@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from open_gem.errors import ImageError, InputError, WeightsError
 from open_gem.evaluation.metrics.contrast import object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
 from open_gem.evaluation.run import evaluate
-from open_gem.evaluation.tasks import Estimate, scores
+from open_gem.evaluation.tasks import Estimate, differences, scores
 from open_gem.paper.figures import plot
 from open_gem.paper.measuring import Outcome, jobs, reproduce, union
 from open_gem.paper.numbers import MODELS, TABLES
@@ -25,6 +26,7 @@ from open_gem.paper.qualitative import failures
 from open_gem.paper.rendering import curves, markdown
 from open_gem.paper.rows import EXPERIMENTS
 from open_gem.paper.runs import Run, Scores
+from open_gem.refine.fgs import Fgs
 from open_gem.text import Vocabulary
 
 GEM = METHODS["gem"]
@@ -199,6 +201,26 @@ def test_a_table_has_intervals_and_the_papers_values():
     for other in [*others, {"dataset": "scenes"}]:
         assert "46.2" not in markdown("table3", [an_outcome(rows, **other)])
     assert "paper" not in markdown("table3", [an_outcome(rows, dataset="scenes")])
+
+
+def test_rows_that_add_to_another_have_the_change_with_its_paired_interval(tiny_localizer, tmp_path):
+    data = scenes(range(2), 64)
+    outcome = reproduce(["additions"], tiny_localizer, data, tmp_path)
+    change = outcome.changes["additions"]["gem + fgs"]["mask_iou"]
+    rows = EXPERIMENTS["additions"].rows(6)
+    refined, plain = (
+        evaluate(tiny_localizer, {"it": METHODS["gem"].fitted(6)}, data, replace(PROTOCOLS["paper"], refinement=own))[
+            "it"
+        ]
+        for own in (Fgs(), None)
+    )
+    assert change == differences(refined, plain)["mask_iou"]
+    assert outcome.rows["additions"]["gem + fgs"] == scores(refined)
+    assert set(outcome.changes["additions"]) == {row for row in rows if "+" in row}
+    text = markdown("additions", [outcome])
+    low, high = (f"{100 * number:+.1f}" for number in (change.low, change.high))
+    assert f"{100 * change.value:+.1f} [{low}, {high}]" in text
+    assert "## Additions: " in text and "| gem + absent: presence + fgs | " in text
 
 
 def test_models_are_listed_below_each_other():
