@@ -16,7 +16,9 @@ from open_gem.cli.options import (
     JsonOption,
     ModelOptions,
     QuietOption,
+    RefineOption,
     parse_methods,
+    parse_refinement,
     with_options,
 )
 from open_gem.errors import InputError
@@ -60,6 +62,7 @@ def evaluate(
             show_default="the protocol's: none",
         ),
     ] = None,
+    refine: RefineOption = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs; each has a folder of its own in it.")] = OUT,
@@ -89,13 +92,20 @@ def evaluate(
         protocol = replace(protocol, size=check_size_rule(image_size))
     if absent is not None:
         protocol = replace(protocol, absent=absent)
+    if refine is not None:
+        protocol = replace(protocol, refinement=parse_refinement(refine))
     images = open_dataset(dataset, data.data_root, data.split)
     ids = runs.shard(images.ids[: data.limit], index, count)
     if not ids:
         say(f"warning: shard {shard} has none of the {len(images.ids[: data.limit])} images")
         return
     check_writable(out)
-    options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
+    options = {
+        "--method": method,
+        "--image-size": image_size,
+        "--temperature-scale": temperature_scale,
+        "--refine": refine,
+    }
     model.check_untrained(option for option, value in options.items() if value is not None)
     localizer = model.or_embedded().load_any().acknowledge() if dataset == "scenes" else model.load_any()
     methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}

@@ -35,6 +35,10 @@ PROMPTS, VIEWS, METHOD = "Prompts", "Views", "Method"  # panels of the help
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")]
+RefineOption = Annotated[
+    str | None,
+    typer.Option(help='Make maps follow the edges of the image: "fgs" or "pamr".', rich_help_panel=VIEWS),
+]
 ImageSizeOption = Annotated[
     str | None,
     typer.Option(
@@ -227,6 +231,13 @@ class TuneOptions:
         return method.replace(**settings)
 
 
+def parse_refinement(name: str | None) -> "Refinement | None":
+    """Return the refinement called `name`, if any. Raises InputError for an unknown name."""
+    from open_gem.refine import find_refinement
+
+    return None if name is None else find_refinement(name)
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """The views and the refinement of an image."""
@@ -256,9 +267,7 @@ class ViewOptions:
             rich_help_panel=VIEWS,
         ),
     ] = None
-    refine: Annotated[
-        str | None, typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS)
-    ] = None
+    refine: RefineOption = None
 
     def views(self) -> "Views":
         """Return the views. Raises InputError for impossible values; warns if --merge has no effect."""
@@ -275,9 +284,7 @@ class ViewOptions:
 
     def refinement(self) -> "Refinement | None":
         """Return the refinement, if any. Raises InputError for an unknown name."""
-        from open_gem.refine import find_refinement
-
-        return None if self.refine is None else find_refinement(self.refine)
+        return parse_refinement(self.refine)
 
 
 @dataclass(frozen=True)
