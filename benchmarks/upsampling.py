@@ -1,7 +1,7 @@
 """What makes maps follow the edges of the image: refinements and ideas that were not kept, on held-out scenes.
 
-    python benchmarks/upsampling.py quality 256 [images]    mask IoU and mask boundary IoU, per cent
-    python benchmarks/upsampling.py costs 480 640           seconds and memory, at that height and width
+    python benchmarks/upsampling.py quality 256 [images]          mask IoU and mask boundary IoU, per cent
+    python benchmarks/upsampling.py costs 480 640 [names …]       time and memory, at that height and width
 
 See docs/validation/findings.md. One thread.
 """
@@ -177,9 +177,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def costs(height: int, width: int) -> None:
+def costs(height: int, width: int, *names: str) -> None:
     print(f"| {height} × {width} | weights, ms | a map, ms | peak, MiB |\n|---|---|---|---|")
-    for name in IDEAS:
+    for name in names or IDEAS:
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
             weights, one, peak = alone.submit(cost, name, height, width).result()
         print(f"| {name} | {1000 * weights:.0f} | {1000 * one:.1f} | {peak:.0f} |")
@@ -187,4 +187,8 @@ def costs(height: int, width: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"quality": quality, "costs": costs}[sys.argv[1]](*map(int, sys.argv[2:]))
+    what, *numbers = sys.argv[1:]
+    if what == "quality":
+        quality(*map(int, numbers))
+    else:
+        costs(int(numbers[0]), int(numbers[1]), *numbers[2:])
