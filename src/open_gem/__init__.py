@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from open_gem.method.table import METHODS as METHODS
     from open_gem.method.table import Method as Method
     from open_gem.readout import Boxes as Boxes
+    from open_gem.refine.fgs import Fgs as Fgs
     from open_gem.refine.pamr import Pamr as Pamr
     from open_gem.text import Vocabulary as Vocabulary
     from open_gem.towers import list_models as list_models
@@ -52,6 +53,7 @@ _HOMES = {
     "Method": "method.table",
     "run": "method.run",
     "Boxes": "readout",
+    "Fgs": "refine.fgs",
     "Pamr": "refine.pamr",
     "Views": "images.views",
     "Vocabulary": "text",

@@ -17,13 +17,16 @@ from open_gem.data import CONCEPTS, Points, Sample, SceneSample, Segmentation, s
 from open_gem.errors import ImageError, InputError, OutputError
 from open_gem.evaluation.metrics.counts import Records
 from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap
-from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, find_protocol
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, Variant, find_protocol
 from open_gem.evaluation.run import evaluate, gather, measure
 from open_gem.evaluation.store import Store, run, settings_of, shard
 from open_gem.evaluation.tasks import Estimate, differences, scores, tasks_of
 from open_gem.files import digest
 from open_gem.images.pixels import size_of
+from open_gem.method.table import Method
 from open_gem.paper.runs import read_run
+from open_gem.refine.fgs import Fgs
+from open_gem.refine.pamr import Pamr
 from open_gem.text import Vocabulary
 from open_gem.types import Size
 
@@ -52,7 +55,7 @@ def counted(sample, among_all: Localization, named: Localization) -> dict[str, f
     of_pixels, of_objects = tasks_of(scenes(), sample, Size(*sample.image.shape[:2]), PAPER)
     assert of_pixels.vocabulary.labels == CONCEPTS
     assert of_objects.vocabulary.labels == sample.scene.names
-    rows = of_pixels.count(among_all) | of_objects.count(named)
+    rows = of_pixels.count(among_all, PAPER) | of_objects.count(named, PAPER)
     found = scores({what: Records({sample.id: row}) for what, row in rows.items()})
     return {name: estimate.value for name, estimate in found.items()}
 
@@ -75,7 +78,15 @@ def test_swapped_maps_have_none():
     order[first], order[second] = second, first
     swapped = replace(named, maps=named.similarity.flip(0))
     found = counted(sample, replace(among_all, maps=among_all.similarity[order]), swapped)
-    for name in ("mean_iou", "pixel_accuracy", "boundary_iou", "top1", "pointing_game", "mask_iou"):
+    for name in (
+        "mean_iou",
+        "pixel_accuracy",
+        "boundary_iou",
+        "top1",
+        "pointing_game",
+        "mask_iou",
+        "mask_boundary_iou",
+    ):
         assert found[name] == 0, name
 
 
@@ -180,10 +191,11 @@ def test_scores_of_pixels_differ():
 def test_objects_use_the_threshold_of_the_protocol(tiny_localizer):
     """One box a phrase, whatever its mask falls into."""
     sample = drawn(4)
-    [_, asked] = tasks_of(scenes(), sample, size_of(sample.read_image()), replace(PAPER, threshold=0.7))
+    protocol = replace(PAPER, threshold=0.7)
+    [_, asked] = tasks_of(scenes(), sample, size_of(sample.read_image()), protocol)
     found = tiny_localizer(sample.read_image(), sample.scene.names)
     boxes = [box.xyxy for box in found.boxes(0.7, instances="label")]
-    rows = asked.count(found)
+    rows = asked.count(found, protocol)
     assert rows["boxes"] == box_overlap(boxes, torch.from_numpy(sample.scene.boxes))
     assert rows["masks"] == mask_overlap(found.masks(0.7).stack(), torch.from_numpy(sample.scene.masks))
 
@@ -209,6 +221,50 @@ def test_one_pass_of_the_model_serves_all_methods(tiny_localizer, tmp_path, monk
     monkeypatch.setattr(vision, "embed", lambda pixels: passes.append(len(pixels)) or embed(pixels))
     evaluate(tiny_localizer, METHODS, pictures(tmp_path, None), EvalProtocol(size="short:32"), batch_size=2)
     assert sorted(passes) == [1, 2, 2]  # three pictures of one shape, two of the other
+
+
+@pytest.mark.parametrize("usual", [PAPER, replace(PAPER, refinement=Fgs(iterations=1), absent="denoise")])
+def test_variants_give_what_their_protocol_gives_from_the_pass_of_their_method(usual, tiny_localizer, monkeypatch):
+    data, gem, clip = scenes(range(2), 64), METHODS["gem"], METHODS["clip"]
+    encoded, encode = [], Localizer._encode
+
+    def watched(self, group, methods, *rest):
+        encoded.append(methods)
+        return encode(self, group, methods, *rest)
+
+    monkeypatch.setattr(Localizer, "_encode", watched)
+    rows = {
+        "gem": gem,
+        "gem, absent": Variant(gem, absent="presence"),
+        "gem, refined": Variant(gem, refinement=Pamr(1, (2,))),
+        "clip, both": Variant(clip, "presence", Fgs()),
+    }
+    together = evaluate(tiny_localizer, rows, data, usual)
+    [methods] = encoded
+    assert list(methods.values()) == [gem, clip]
+
+    def alone(method: Method, **settings):
+        return evaluate(tiny_localizer, {"it": method}, data, replace(usual, **settings))["it"]
+
+    assert together["gem"] == alone(gem)
+    assert together["gem, absent"] == alone(gem, absent="presence")
+    assert together["gem, refined"] == alone(gem, refinement=Pamr(1, (2,)))
+    assert together["clip, both"] == alone(clip, absent="presence", refinement=Fgs())
+    assert together["gem, refined"] != together["gem"]
+
+
+def test_variants_describe_what_is_different():
+    described = {
+        digest(row.describe())
+        for row in (
+            METHODS["gem"],
+            Variant(METHODS["gem"], absent="presence"),
+            Variant(METHODS["gem"], refinement=Pamr()),
+            Variant(METHODS["gem"], refinement=Fgs()),
+        )
+    }
+    assert len(described) == 4
+    assert Variant(METHODS["gem"]).describe() == METHODS["gem"].describe()
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from open_gem.evaluation.metrics import intervals as intervals_module
 from open_gem.evaluation.metrics.contrast import Sides, object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.evaluation.metrics.counts import Records, mean_counts
 from open_gem.evaluation.metrics.intervals import bootstrap, bootstrap_difference, interval, resample
-from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap, pointing_game
+from open_gem.evaluation.metrics.objects import boundary_overlap, box_overlap, mask_overlap, pointing_game
 from open_gem.evaluation.metrics.points import image_means, pair_means, point_counts
 from open_gem.evaluation.metrics.scores import (
     class_iou,
@@ -364,6 +364,22 @@ def test_boundary_against_slow_erosion(random, height, width, part):
             if any(counts):
                 expected[c] = counts
         assert boundary_counts(predicted, true, CLASSES, width=part) == expected
+
+
+@pytest.mark.parametrize("part", [0.02, 0.1])
+def test_boundary_overlap_against_slow_erosion(random, part):
+    predicted, true = (torch.stack([blobs(random, 30, 40) == 0 for _ in range(6)]) for _ in range(2))
+    true[0] = predicted[0]
+    predicted[1], true[1] = False, False
+    expected = []
+    for one, other in zip(predicted, true, strict=True):
+        bands = [band(mask, max(1, round(part * 50))) for mask in (one, other)]
+        union = bands[0] | bands[1]
+        expected.append(len(bands[0] & bands[1]) / len(union) if union else 1.0)
+    assert mean_of(boundary_overlap(predicted, true, width=part)) == pytest.approx(sum(expected) / 6)
+    assert any(0 < value < 1 for value in expected)
+    with pytest.raises(InputError, match="expected bool"):
+        boundary_overlap(predicted.int(), true)
 
 
 def test_boundary_iou_is_over_the_data_set(random):

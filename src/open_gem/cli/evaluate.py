@@ -16,9 +16,11 @@ from open_gem.cli.options import (
     JsonOption,
     ModelOptions,
     QuietOption,
+    RefineOption,
     TextStepOption,
     absent_option,
     parse_methods,
+    parse_refinement,
     with_options,
 )
 from open_gem.errors import InputError
@@ -55,6 +57,7 @@ def evaluate(
         ),
     ] = None,
     absent: Annotated[str | None, absent_option("the protocol's: none")] = None,
+    refine: RefineOption = None,
     text_step: TextStepOption = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
@@ -86,6 +89,8 @@ def evaluate(
         protocol = replace(protocol, size=check_size_rule(image_size))
     if absent is not None:
         protocol = replace(protocol, absent=absent)
+    if refine is not None:
+        protocol = replace(protocol, refinement=parse_refinement(refine))
     if text_step is not None:
         protocol = replace(protocol, text_step=find_text_step(text_step))
     images = open_dataset(dataset, data.data_root, data.split)
@@ -94,8 +99,13 @@ def evaluate(
         say(f"warning: shard {shard} has none of the {len(images.ids[: data.limit])} images")
         return
     check_writable(out)
-    options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
-    options["--text-step"] = text_step
+    options = {
+        "--method": method,
+        "--image-size": image_size,
+        "--temperature-scale": temperature_scale,
+        "--refine": refine,
+        "--text-step": text_step,
+    }
     model.check_untrained(option for option, value in options.items() if value is not None)
     localizer = model.or_embedded().load_any().acknowledge() if dataset == "scenes" else model.load_any()
     methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}

@@ -37,6 +37,10 @@ PROMPTS, VIEWS, METHOD = "Prompts", "Views", "Method"  # panels of the help
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")]
+RefineOption = Annotated[
+    str | None,
+    typer.Option(help='Make maps follow the edges of the image: "fgs", "pamr", "lposs+".', rich_help_panel=VIEWS),
+]
 ImageSizeOption = Annotated[
     str | None,
     typer.Option(
@@ -293,6 +297,13 @@ class TuneOptions:
         return method.replace(**settings)
 
 
+def parse_refinement(name: str | None) -> "Refinement | None":
+    """Return the refinement called `name`, if any. Raises InputError for an unknown name."""
+    from open_gem.refine import find_refinement
+
+    return None if name is None else find_refinement(name)
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """The views and the refinement of an image."""
@@ -322,10 +333,7 @@ class ViewOptions:
             rich_help_panel=VIEWS,
         ),
     ] = None
-    refine: Annotated[
-        str | None,
-        typer.Option(help='Make maps follow the edges of the image: "pamr" or "lposs+".', rich_help_panel=VIEWS),
-    ] = None
+    refine: RefineOption = None
     text_step: TextStepOption = None
 
     def views(self) -> "Views":
@@ -343,9 +351,7 @@ class ViewOptions:
 
     def refinement(self) -> "Refinement | None":
         """Return the refinement, if any. Raises InputError for an unknown name."""
-        from open_gem.refine import find_refinement
-
-        return None if self.refine is None else find_refinement(self.refine)
+        return parse_refinement(self.refine)
 
     def step_on_text(self) -> "TextStep | None":
         """Return the step on text, if any. Raises MethodError for an unknown name."""

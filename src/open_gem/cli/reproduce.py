@@ -35,7 +35,7 @@ PROBE = 4  # images that a plan is timed on
 @with_options
 def reproduce(
     experiments: Annotated[
-        list[str] | None, typer.Argument(help="table1, table2 …, figure5, or all.", show_default="all")
+        list[str] | None, typer.Argument(help="table1, table2 …, figure5, additions, or all.", show_default="all")
     ] = None,
     *,
     dataset: Annotated[str, typer.Option(help="A name of `open-gem data`.")] = "scenes",

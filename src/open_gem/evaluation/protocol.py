@@ -11,6 +11,7 @@ from open_gem.files import to_json
 from open_gem.images.views import Views
 from open_gem.localization import Localization, check_absent
 from open_gem.locate import AnyLocalizer
+from open_gem.method.table import Method
 from open_gem.method.text_steps import TextStep
 from open_gem.refine import Refinement
 from open_gem.text import TEMPLATE, Template
@@ -74,6 +75,26 @@ class EvalProtocol:
     def describe(self) -> dict[str, Any]:
         """Return the protocol as values that JSON can hold."""
         return json.loads(to_json(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with a rule for absent classes or a refinement of its own, in place of the protocol's: read from the
+    same pass of the model as the method itself. None: the protocol's."""
+
+    method: Method
+    absent: str | None = None
+    refinement: Refinement | None = None
+
+    def protocol(self, usual: EvalProtocol) -> EvalProtocol:
+        """Return the protocol `usual` with what is different here."""
+        return replace(usual, absent=self.absent or usual.absent, refinement=self.refinement or usual.refinement)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the method's settings and what is different here, as values that JSON can hold."""
+        absent = {} if self.absent is None else {"absent": self.absent}
+        refinement = {} if self.refinement is None else {"refinement": self.refinement.describe()}
+        return {**self.method.describe(), **absent, **refinement}
 
 
 PROTOCOLS: Mapping[str, EvalProtocol] = {

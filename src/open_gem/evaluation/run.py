@@ -10,20 +10,25 @@ machines.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from open_gem.data import PointSample, Sample
 from open_gem.errors import DatasetError, ImageError, InputError, NotFiniteError
 from open_gem.evaluation.metrics.counts import ImageCounts, Records
-from open_gem.evaluation.protocol import EvalProtocol
+from open_gem.evaluation.protocol import EvalProtocol, Variant
 from open_gem.evaluation.tasks import Dataset, EvalTask, analyse, tasks_of
 from open_gem.localizer import Localizer
 from open_gem.locate import AnyLocalizer, Prepared, by_shape
 from open_gem.method.run import Encoded
 from open_gem.method.table import Method
+from open_gem.refine import Refinement
 
 Counts = dict[str, Records]  # of one method, by what is counted
+
+Row = str | Method | Variant
+"""What is measured: a name of `METHODS`, a method, or one with something of the protocol changed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +58,39 @@ class _Evaluator:
     """The settings of one `measure`."""
 
     localizer: AnyLocalizer
-    methods: Mapping[str, str | Method]
+    rows: Mapping[str, Row]
     dataset: Dataset
     protocol: EvalProtocol
     analysed: Collection[str]
+
+    @cached_property
+    def located_by(self) -> dict[Refinement | None, AnyLocalizer]:
+        """The model with each refinement that rows need, the protocol's own first."""
+        variants = [row.refinement for row in self.rows.values() if isinstance(row, Variant)]
+        refinements = dict.fromkeys([self.protocol.refinement, *filter(None, variants)])
+        return {own: replace(self.protocol, refinement=own).settle(self.localizer) for own in refinements}
+
+    @cached_property
+    def encoder(self) -> AnyLocalizer:
+        """The model that keeps what any row needs: with a refinement, the image itself."""
+        refining = [model for refinement, model in self.located_by.items() if refinement is not None]
+        return refining[0] if refining else self.located_by[None]
+
+    @cached_property
+    def methods(self) -> dict[str, str | Method]:
+        """What is encoded, each method once: variants share the label of their method."""
+        plain = {label: row for label, row in self.rows.items() if not isinstance(row, Variant)}
+        known = {method: label for label, method in plain.items()}
+        for label, row in self.rows.items():
+            if isinstance(row, Variant):
+                known.setdefault(row.method, label)
+        return plain | {label: method for method, label in known.items()}
 
     def prepare(self, index: int) -> _PreparedSample | ImageScores:
         """Prepare one sample; return the error if it cannot be read."""
         sample = self.dataset[index]
         try:
-            prepared = self.localizer.prepare(sample.read_image())
+            prepared = self.encoder.prepare(sample.read_image())
             return _PreparedSample(sample, prepared, tasks_of(self.dataset, sample, prepared.original, self.protocol))
         except (ImageError, DatasetError) as error:
             return ImageScores(sample.id, {}, str(error))
@@ -71,10 +99,10 @@ class _Evaluator:
         """Score a group of samples of one shape; a sample for which the model's output is not finite gives the
         error."""
         try:
-            encoded = self.localizer.encode([item.prepared for item in group], self.methods, trace=self.analysed)
+            encoded = self.encoder.encode([item.prepared for item in group], self.methods, trace=self.analysed)
             scores = [
-                ImageScores(item.sample.id, {name: self._rows(item, name, by_method[name]) for name in by_method})
-                for item, by_method in zip(group, encoded, strict=True)
+                ImageScores(item.sample.id, dict(self._rows(item, by_label)))
+                for item, by_label in zip(group, encoded, strict=True)
             ]
         except NotFiniteError as error:
             if len(group) == 1:
@@ -85,21 +113,33 @@ class _Evaluator:
             return
         yield from scores
 
-    def _rows(self, item: _PreparedSample, method: str, encoded: Any) -> dict[str, ImageCounts]:
-        """Return what one method's results for one image add to each count."""
+    def _rows(self, item: _PreparedSample, by_label: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, ImageCounts]]]:
+        """Yield what each row's results for one image add to each count."""
+        label_of = {method: label for label, method in self.methods.items()}
+        for name, row in (self.rows or dict.fromkeys(by_label)).items():
+            is_variant = isinstance(row, Variant)
+            encoded = by_label[label_of[row.method] if is_variant else name]
+            protocol = row.protocol(self.protocol) if is_variant else self.protocol
+            yield name, self._counts(item, encoded, protocol, name in self.analysed)
+
+    def _counts(
+        self, item: _PreparedSample, encoded: Any, protocol: EvalProtocol, is_analysed: bool
+    ) -> dict[str, ImageCounts]:
+        """Return what one row's results for one image add to each count."""
+        localizer = self.located_by[protocol.refinement]
         # An image with points but without any class that is present counts as seen.
         rows: dict[str, ImageCounts] = {"points": {}} if isinstance(item.sample, PointSample) else {}
         for task in item.tasks:
-            rows |= task.count(self.protocol.rescaled(self.localizer.locate(encoded, task.vocabulary)))
-        if method in self.analysed and isinstance(self.localizer, Localizer) and isinstance(encoded, Encoded):
-            project = self.localizer.backbone.vision.project
-            rows |= analyse(self.dataset, item.sample, self.protocol, encoded, self.localizer.text, project)
+            rows |= task.count(protocol.rescaled(localizer.locate(encoded, task.vocabulary)), protocol)
+        if is_analysed and isinstance(localizer, Localizer) and isinstance(encoded, Encoded):
+            project = localizer.backbone.vision.project
+            rows |= analyse(self.dataset, item.sample, protocol, encoded, localizer.text, project)
         return rows
 
 
 def measure(
     localizer: AnyLocalizer,
-    methods: Mapping[str, str | Method],
+    methods: Mapping[str, Row],
     dataset: Dataset,
     indices: Sequence[int],
     protocol: EvalProtocol,
@@ -117,7 +157,7 @@ def measure(
 
     A model that was trained to localize has no methods: its counts go under `TRAINED`.
     """
-    evaluator = _Evaluator(protocol.settle(localizer), methods, dataset, protocol, analysed)
+    evaluator = _Evaluator(localizer, methods, dataset, protocol, analysed)
     chunks = [indices[start : start + 4 * batch_size] for start in range(0, len(indices), 4 * batch_size)]
     with ThreadPoolExecutor(workers) as pool:
         ahead = [pool.submit(evaluator.prepare, index) for chunk in chunks[:1] for index in chunk]
@@ -142,7 +182,7 @@ def gather(measured: Iterable[ImageScores]) -> dict[str, Counts]:
 
 def evaluate(
     localizer: AnyLocalizer,
-    methods: Mapping[str, str | Method],
+    methods: Mapping[str, Row],
     dataset: Dataset,
     protocol: EvalProtocol = EvalProtocol(),  # noqa: B008 - frozen
     *,

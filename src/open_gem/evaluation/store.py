@@ -12,8 +12,8 @@ from zlib import crc32
 import open_gem
 from open_gem.errors import InputError, OutputError
 from open_gem.evaluation.metrics.counts import Records
-from open_gem.evaluation.protocol import EvalProtocol, name_of
-from open_gem.evaluation.run import Counts, ImageScores, gather, measure
+from open_gem.evaluation.protocol import EvalProtocol, Variant, name_of
+from open_gem.evaluation.run import Counts, ImageScores, Row, gather, measure
 from open_gem.evaluation.tasks import SCORES, Dataset
 from open_gem.files import digest, to_json, write_file
 from open_gem.locate import AnyLocalizer
@@ -134,7 +134,7 @@ PART = 64  # images of a part: the most that an interruption can lose
 def run(
     store: Store,
     localizer: AnyLocalizer,
-    methods: Mapping[str, str | Method],
+    methods: Mapping[str, Row],
     dataset: Dataset,
     protocol: EvalProtocol,
     *,
@@ -171,7 +171,7 @@ def shard(ids: Sequence[str], index: int, count: int) -> list[str]:
 
 def settings_of(
     localizer: AnyLocalizer,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method | Variant],
     dataset: Dataset,
     protocol: EvalProtocol,
     analysed: Collection[str] = (),

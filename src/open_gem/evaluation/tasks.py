@@ -16,7 +16,12 @@ from open_gem.errors import DatasetError
 from open_gem.evaluation.metrics.contrast import object_contrast, patch_similarity, text_contrast, to_grid
 from open_gem.evaluation.metrics.counts import ImageCounts, Records, mean_counts
 from open_gem.evaluation.metrics.intervals import bootstrap, bootstrap_difference
-from open_gem.evaluation.metrics.objects import box_overlap, mask_overlap, pointing_game
+from open_gem.evaluation.metrics.objects import (
+    boundary_overlap,
+    box_overlap,
+    mask_overlap,
+    pointing_game,
+)
 from open_gem.evaluation.metrics.points import image_means, pair_means, point_counts
 from open_gem.evaluation.metrics.scores import (
     Score,
@@ -45,7 +50,7 @@ class EvalTask:
     """A question about one image, and how the result is counted: a row of `Records` for some names of `SCORES`."""
 
     vocabulary: Vocabulary
-    count: Callable[[Localization], dict[str, ImageCounts]]
+    count: Callable[[Localization, EvalProtocol], dict[str, ImageCounts]]
 
 
 def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protocol: EvalProtocol) -> list[EvalTask]:
@@ -54,10 +59,10 @@ def tasks_of(dataset: Dataset, sample: Sample | PointSample, size: Size, protoco
     Raises DatasetError if its labels cannot be read or have another size than the image.
     """
     if isinstance(sample, PointSample):
-        return [_points_task(sample, protocol)] if sample.positive else []
+        return [_points_task(sample)] if sample.positive else []
     assert isinstance(dataset, Segmentation)
     pixels = _pixels_task(dataset, sample, size, protocol)
-    return [pixels, _objects_task(sample, protocol)] if isinstance(sample, SceneSample) else [pixels]
+    return [pixels, _objects_task(sample)] if isinstance(sample, SceneSample) else [pixels]
 
 
 def _is_best_present(result: Localization, sample: SceneSample) -> ImageCounts:
@@ -73,7 +78,6 @@ def _names(dataset: Segmentation, protocol: EvalProtocol) -> str | None:
 
 def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: EvalProtocol) -> EvalTask:
     """Return the task of one class for each pixel: the background class if no label is probable enough."""
-    threshold = None if dataset.background is None else protocol.background_of(dataset.name)
     no_label = -1 if dataset.background is None else dataset.background
     all_classes = [*dataset.foreground, no_label]  # −1, no label, takes the last
     class_of = torch.tensor(all_classes, dtype=torch.int64, device="cpu")
@@ -82,7 +86,8 @@ def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: Ev
         actual, expected = ("×".join(map(str, sides)) for sides in (true.shape, size))
         raise DatasetError(f"labels of {sample.id!r} are {actual} (height × width), expected its image's {expected}")
 
-    def count(result: Localization) -> dict[str, ImageCounts]:
+    def count(result: Localization, protocol: EvalProtocol) -> dict[str, ImageCounts]:
+        threshold = None if dataset.background is None else protocol.background_of(dataset.name)
         predicted = class_of[result.segment(threshold, absent=protocol.absent).cpu()]
         rows: dict[str, ImageCounts] = {
             "pixels": region_counts(predicted, true, classes),
@@ -93,11 +98,11 @@ def _pixels_task(dataset: Segmentation, sample: Sample, size: Size, protocol: Ev
     return EvalTask(dataset.vocabulary(_names(dataset, protocol)), count)
 
 
-def _points_task(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
+def _points_task(sample: PointSample) -> EvalTask:
     """Return a task per present class: its min-max map above a threshold, at the points that people have labelled."""
     xy, of, yes = (torch.from_numpy(values) for values in (sample.xy, sample.of, sample.yes))
 
-    def count(result: Localization) -> dict[str, ImageCounts]:
+    def count(result: Localization, protocol: EvalProtocol) -> dict[str, ImageCounts]:
         masks = result.masks(protocol.threshold)
         return {
             "points": {
@@ -109,15 +114,17 @@ def _points_task(sample: PointSample, protocol: EvalProtocol) -> EvalTask:
     return EvalTask(Vocabulary.of([sample.names[label] for label in sample.positive]), count)
 
 
-def _objects_task(sample: SceneSample, protocol: EvalProtocol) -> EvalTask:
+def _objects_task(sample: SceneSample) -> EvalTask:
     """Return the task of locating each object of a scene by its name."""
     masks, boxes = (torch.from_numpy(values) for values in (sample.scene.masks, sample.scene.boxes))
 
-    def count(result: Localization) -> dict[str, ImageCounts]:
+    def count(result: Localization, protocol: EvalProtocol) -> dict[str, ImageCounts]:
         best = [predicted.xyxy for predicted in result.boxes(protocol.threshold, instances="label")]
+        predicted = result.masks(protocol.threshold).stack().cpu()
         return {
             "pointing": pointing_game(result.points(), masks),
-            "masks": mask_overlap(result.masks(protocol.threshold).stack().cpu(), masks),
+            "masks": mask_overlap(predicted, masks),
+            "mask_boundaries": boundary_overlap(predicted, masks),
             "boxes": box_overlap(best, boxes),
         }
 
@@ -196,6 +203,7 @@ SCORES: Mapping[str, Mapping[str, _Scored]] = {
     },
     "pointing": {"pointing_game": (_as_counted, ratio)},
     "masks": {"mask_iou": (_as_counted, ratio)},
+    "mask_boundaries": {"mask_boundary_iou": (_as_counted, ratio)},
     "boxes": {"box_iou": (_as_counted, ratio)},
     "top1": {"top1": (_as_counted, ratio)},
     "patch_similarity": {"patch_similarity": (_as_counted, ratio)},

@@ -19,8 +19,8 @@ def write_coco(labelled: Labelled, output: Output) -> None:
 
     Image ids count from 1 in the order of the parts, category ids are the label's position + 1. Masks are RLE; an
     object without one has `"segmentation": []` and the area of its box. Two keys are beyond COCO's: `score`, the
-    confidence, and `prompt`. Each set has files of its own, `instances_train.json`; ids count through all of them. Images
-    are in `images/`.
+    confidence, and `prompt`. Each set has files of its own, `instances_train.json`; ids count through all of them.
+    Images are in `images/`.
     """
     with ExitStack() as files:
         documents = _documents(labelled, output, "instances", files)

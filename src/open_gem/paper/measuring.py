@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from open_gem.errors import InputError
-from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol
+from open_gem.evaluation.protocol import PROTOCOLS, EvalProtocol, Variant
 from open_gem.evaluation.store import Store, run, settings_of
-from open_gem.evaluation.tasks import Dataset
+from open_gem.evaluation.tasks import Dataset, differences
 from open_gem.files import digest
 from open_gem.locate import AnyLocalizer
 from open_gem.method.table import Method
-from open_gem.paper.rows import EXPERIMENTS
+from open_gem.paper.rows import ADDED, EXPERIMENTS
 from open_gem.paper.runs import Run, Scores, read_run
 
 
@@ -49,15 +50,17 @@ class Outcome(NamedTuple):
     layers     number of blocks of the model; 0 for one that was trained to localize
     run        its scores, by method
     rows       by experiment: the scores of each row
+    changes    by experiment: the differences of rows to those that they add to
     """
 
     label: str
     layers: int
     run: Run
     rows: Mapping[str, Scores]
+    changes: Mapping[str, Scores] = MappingProxyType({})
 
 
-def union(names: Sequence[str], layers: int) -> dict[str, Method]:
+def union(names: Sequence[str], layers: int) -> dict[str, Method | Variant]:
     """Return every method that these experiments need, once, by a hash of its settings, sorted by it."""
     needed = {method for name in names for method in EXPERIMENTS[name].rows(layers).values()}
     return dict(sorted((digest(method.describe()), method) for method in needed))
@@ -91,7 +94,16 @@ def reproduce(
         reason = next(iter(measured.failed.values()))
         raise InputError(f"none of {len(ids)} images of {dataset.name} could be read: {reason}")
     rows: dict[str, Scores] = dict.fromkeys(names, measured.scores)
+    changes: dict[str, Scores] = {}
     for name in names if layers else ():
-        methods = EXPERIMENTS[name].rows(layers)
-        rows[name] = {row: measured.scores[digest(method.describe())] for row, method in methods.items()}
-    return Outcome(label or localizer.name, layers, measured, rows)
+        places = {row: digest(method.describe()) for row, method in EXPERIMENTS[name].rows(layers).items()}
+        rows[name] = {row: measured.scores[place] for row, place in places.items()}
+        if EXPERIMENTS[name].added:
+            counts = store.read().counts(ids)
+            alone = {row: places[row.partition(ADDED)[0]] for row in places}
+            changes[name] = {
+                row: differences(counts[place], counts[alone[row]])
+                for row, place in places.items()
+                if place != alone[row]
+            }
+    return Outcome(label or localizer.name, layers, measured, rows, changes)

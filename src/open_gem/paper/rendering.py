@@ -19,11 +19,12 @@ SEED = ", seed "
 def title(name: str) -> str:
     """Return "Table 1" for "table1"."""
     word = name.rstrip("0123456789")
-    return f"{word.capitalize()} {name.removeprefix(word)}"
+    return f"{word.capitalize()} {name.removeprefix(word)}".rstrip()
 
 
 def markdown(name: str, outcomes: Sequence[Outcome]) -> str:
-    """Return an experiment as a table: per cent with 95 % intervals, and the paper's values with the difference.
+    """Return an experiment as a table: per cent with 95 % intervals, and the paper's values with the difference. A row
+    that adds to another has the change with its paired interval instead.
 
     The paper's values are shown for the same model, data, split and protocol only; those of Table 3 that it quotes from
     others are quoted.
@@ -62,7 +63,17 @@ def _rows(name: str, outcome: Outcome, shown: Sequence[str], prefix: str) -> Ite
     for row, scores in outcome.rows[name].items():
         compared = scores.get(numbers.DATASETS.get(outcome.run.dataset, ""))
         paper = paper_cell(outcome.run.published(name, row), compared)
-        yield [prefix + row, *(str(cell_of(scores.get(score))) for score in shown), str(paper)]
+        change = outcome.changes.get(name, {}).get(row, {})
+        cells = [
+            _changed(scores.get(score), change[score]) if score in change else str(cell_of(scores.get(score)))
+            for score in shown
+        ]
+        yield [prefix + row, *cells, str(paper)]
+
+
+def _changed(estimate: Estimate | None, change: Estimate) -> str:
+    """Return a score and how much it differs from that of the row that this one adds to."""
+    return f"{cell_of(estimate).value}, {cell_of(change, '+')}"
 
 
 def _over_seeds(rows: Scores, shown: Sequence[str]) -> Iterator[list[str]]:

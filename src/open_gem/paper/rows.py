@@ -1,15 +1,21 @@
-"""The paper's tables and figures with numbers: their models, methods and curves."""
+"""The paper's tables and figures with numbers, and what can be added to a method: models, rows and curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from open_gem.evaluation.protocol import Variant
+from open_gem.localization import ABSENT
+from open_gem.method.steps import STEPS
 from open_gem.method.table import METHODS, Method
 from open_gem.paper.numbers import B16, B32, GROUPVIT, TABLE_4
+from open_gem.refine import REFINEMENTS
 
 GEM = METHODS["gem"]
 RAW = METHODS["gem-raw"]
-Rows = Mapping[str, Method]
+Rows = Mapping[str, Method | Variant]
+ADDED = " + "
+"""Before each thing that a row adds to the method of its name."""
 
 
 class Point(NamedTuple):
@@ -49,6 +55,7 @@ class Experiment:
     split     that the paper used, if the data set has it
     analysis  whether it needs the paper's analysis of patch features
     seeds     whether rows that differ only in their seed are merged into mean and standard deviation
+    added     whether rows are compared with the row of their name before the first `ADDED`
     """
 
     about: str
@@ -59,6 +66,7 @@ class Experiment:
     split: str = "val"
     analysis: bool = False
     seeds: bool = False
+    added: bool = False
 
 
 PROJECTIONS = {"value": "v", "key": "k", "query": "q", "qkv": "qkv"}
@@ -66,7 +74,7 @@ PROJECTIONS = {"value": "v", "key": "k", "query": "q", "qkv": "qkv"}
 
 def _table_1(layers: int) -> Rows:
     depth = min(4, layers)  # the paper's, A.3; K = 0 is what its numbers agree with, K = 1 what its text says
-    rows: dict[str, Method] = {"CLIP": METHODS["clip"]}
+    rows: dict[str, Method | Variant] = {"CLIP": METHODS["clip"]}
     rows |= {f"{name}, raw": RAW.replace(projections=p, depth=depth) for name, p in PROJECTIONS.items()}
     for k in (0, 1):
         rows |= {
@@ -139,6 +147,22 @@ def _over_temperatures(layers: int) -> Mapping[str, Sequence[Point]]:
     return {"GEM": [Point(m, f"τ × {m:g}") for m in MULTIPLIERS], UNTEMPERED: flat}
 
 
+def _additions(layers: int) -> Rows:
+    rows: dict[str, Method | Variant] = {}
+    for name in ("gem", "clip_surgery", "sc-clip"):
+        method = METHODS[name].fitted(layers)
+        steps = {} if method.steps else {step: method.replace(steps=(make(),)) for step, make in STEPS.items()}
+        rules = {f"absent: {rule}": Variant(method, absent=rule) for rule in ABSENT if rule != "none"}
+        refinements = {refinement: make() for refinement, make in REFINEMENTS.items()}
+        refined = {refinement: Variant(method, refinement=made) for refinement, made in refinements.items()}
+        both = {
+            f"absent: presence{ADDED}{refinement}": Variant(method, "presence", made)
+            for refinement, made in refinements.items()
+        }
+        rows |= {name: method} | {f"{name}{ADDED}{what}": row for what, row in (steps | rules | refined | both).items()}
+    return rows
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": Experiment(
         "projections of self-self attention, with and without normalisation and adaptive temperature", _table_1
@@ -160,5 +184,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _figure_5,
         (B16, B32),
         plots=(Plot("multiple of the adaptive temperature", _over_temperatures),),
+    ),
+    "additions": Experiment(
+        "steps, rules for absent classes and refinements, each with the change that it makes to the method alone",
+        _additions,
+        shown=("mean_iou", "class_pooled", "mask_iou", "mask_boundary_iou", "pointing_game"),
+        added=True,
     ),
 }

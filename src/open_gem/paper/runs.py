@@ -24,6 +24,7 @@ LABELS: Mapping[str, str] = {
     "class_pooled": "point IoU",
     "pointing_game": "pointing game",
     "mask_iou": "mask IoU",
+    "mask_boundary_iou": "mask boundary IoU",
     "box_iou": "box IoU",
     "boundary_iou": "boundary IoU",
     "pixel_accuracy": "pixel accuracy",

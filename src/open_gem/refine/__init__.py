@@ -33,13 +33,19 @@ def _pamr() -> Refinement:
     return Pamr()
 
 
+def _fgs() -> Refinement:
+    from open_gem.refine.fgs import Fgs
+
+    return Fgs()
+
+
 def _lposs_plus() -> Refinement:
     from open_gem.refine.lposs import LpossPlus
 
     return LpossPlus()
 
 
-REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr, "lposs+": _lposs_plus}
+REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr, "fgs": _fgs, "lposs+": _lposs_plus}
 """Names of refinements → functions that make them with their usual settings."""
 
 

@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.localization import Localization
 from open_gem.method.steps import conjugate_gradients
-from open_gem.refine import Refinement
-from open_gem.refine.pamr import refine_by_weights
+from open_gem.refine.guided import Guided
 from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
@@ -40,7 +37,7 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LpossPlus(Refinement):
+class LpossPlus(Guided):
     """Label propagation over pixels: (I − α W) P = the maps, by conjugate gradients from 0, each map by itself.
 
     W is symmetric and normalised, D^-½ A D^-½, and A holds exp(−‖ΔLab‖ / τ) for the pixels of a square around each,
@@ -75,9 +72,6 @@ class LpossPlus(Refinement):
             raise InputError(f"iterations is {self.iterations!r}, expected a whole number, 1 or more")
         if self.short is not None and not is_count(self.short, 1):
             raise InputError(f"short is {self.short!r}, expected a whole number of pixels, or None")
-
-    def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        return refine_by_weights(self, image, localization)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "refinement": "lposs+"}

@@ -5,32 +5,23 @@ training: each pixel's value becomes, a few times over, a mean of its neighbours
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.images.pixels import Preprocess, size_of, to_pixels
-from open_gem.localization import Localization
-from open_gem.refine import Refinement
+from open_gem.refine.guided import Guided, check_image, check_size
 from open_gem.tensors import at_least_float32
-from open_gem.types import Size
 
 _AROUND = tuple((down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0))
 
 
-_UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
-
-
 @dataclass(frozen=True)
-class Pamr(Refinement):
+class Pamr(Guided):
     """Pixel-adaptive mask refinement.
 
     A pixel i has neighbours j: the 8 around it, at each of the dilations. Each has the weight
@@ -49,8 +40,7 @@ class Pamr(Refinement):
     Raises:
         InputError: for settings outside these, and images or maps of other shapes.
 
-    A refined localization keeps a reference to its image, and once a map was made also the weights of the image:
-    32 bytes per pixel and dilation, 64 MB per megapixel with two. They go with the localization; pickles have none.
+    Weights take 32 bytes per pixel and dilation, 64 MB per megapixel with two: see `Guided`.
     """
 
     iterations: int = 10
@@ -71,16 +61,12 @@ class Pamr(Refinement):
             raise InputError(f"std_weight is {self.std_weight!r}, expected a number above 0")
         object.__setattr__(self, "dilations", tuple(dilations))  # a list, as JSON has it, would not hash
 
-    def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        return refine_by_weights(self, image, localization)
-
     def weights(self, image: Tensor) -> Tensor:
         """Return α of an image `(3, y, x)`, floats in [0, 1] say: `(8·dilations, y, x)`, adding up to 1 at each pixel.
 
         One dilation after another, the neighbours of each in reading order. In float32 at least.
         """
-        if image.ndim != 3 or not image.is_floating_point():
-            raise InputError(f"image is {_kind(image)}, expected floats of shape (3, y, x)")
+        check_image(image)
         image = at_least_float32(image)
         # Deviation by way of differences to the pixel itself, which is then a sample of 0: nothing large cancels.
         total, squares = torch.zeros_like(image), torch.zeros_like(image)
@@ -110,10 +96,7 @@ class Pamr(Refinement):
                 f"weights and heatmap are {tuple(weights.shape)} and {tuple(heatmap.shape)}, "
                 f"expected ({count}, y, x) and (y, x) or (p, y, x)"
             )
-        if weights.shape[-2:] != heatmap.shape[-2:]:
-            raise InputError(
-                f"heatmap is {tuple(heatmap.shape[-2:])} pixels, expected the image's {tuple(weights.shape[-2:])}"
-            )
+        check_size(heatmap, tuple(weights.shape[-2:]))
         refined = heatmap.to(torch.promote_types(heatmap.dtype, torch.float32), copy=True)
         for values in refined.reshape(-1, *heatmap.shape[-2:]):  # a view, written in place
             for _ in range(self.iterations):
@@ -131,43 +114,3 @@ class Pamr(Refinement):
         for dilation, (down, right) in product(self.dilations, _AROUND):
             top, left = reach + dilation * down, reach + dilation * right
             yield padded[:, top : top + height, left : left + width]
-
-
-def _kind(values: Tensor) -> str:
-    return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
-
-
-class ByWeights(Protocol):
-    """A refinement that computes weights of an image once, for all its maps."""
-
-    def weights(self, image: Float[Tensor, "3 y x"]) -> Any: ...
-
-    def __call__(self, weights: Any, heatmap: Float[Tensor, "y x"]) -> Float[Tensor, "y x"]: ...
-
-
-def refine_by_weights(refinement: ByWeights, image: Image.Image, localization: Localization) -> Localization:
-    """Refine a localization by an image's weights, which are made with the first map. Raises InputError as
-    `Refinement.refine`."""
-    if size_of(image) != localization.size:
-        actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
-        raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
-    return replace(localization, refiner=_Refiner(refinement, image))
-
-
-@dataclass(eq=False)
-class _Refiner:
-    """Refines maps `(y, x)` of one image."""
-
-    refinement: ByWeights
-    image: Image.Image
-    _weights: tuple[torch.device, Any] | None = field(default=None, init=False, repr=False)
-
-    def __call__(self, heatmap: Tensor) -> Tensor:
-        known = self._weights  # another thread may put its own there
-        if known is None or known[0] != heatmap.device:
-            pixels = to_pixels(self.image, size_of(self.image), _UNCHANGED)
-            known = self._weights = heatmap.device, self.refinement.weights(pixels.to(heatmap.device))
-        return self.refinement(known[1], heatmap)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_weights": None}

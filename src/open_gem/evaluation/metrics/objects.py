@@ -8,6 +8,7 @@ from torch import Tensor
 
 from open_gem.errors import InputError
 from open_gem.evaluation.metrics.counts import ImageCounts, mean_counts
+from open_gem.evaluation.metrics.segmentation import boundary
 
 
 def pointing_game(points: Tensor, masks: Tensor) -> ImageCounts:
@@ -32,6 +33,14 @@ def mask_overlap(predicted: Tensor, true: Tensor) -> ImageCounts:
     intersection = (predicted & true).flatten(1).sum(1).double()
     union = (predicted | true).flatten(1).sum(1).double()
     return mean_counts(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist())
+
+
+def boundary_overlap(predicted: Tensor, true: Tensor, *, width: float = 0.02) -> ImageCounts:
+    """Return the Boundary IoU (Cheng et al., CVPR 2021) of each pair of bool masks `(p, y, x)`: the IoU of their
+    bands, see `segmentation.boundary`. Errors as `mask_overlap`."""
+    _check_bool(predicted, true)
+    bands = (torch.stack([boundary(mask, width) for mask in masks]) for masks in (predicted, true))
+    return mask_overlap(*bands)
 
 
 def box_overlap(predicted: Sequence[Tensor], true: Tensor) -> ImageCounts:

@@ -32,22 +32,30 @@ def boundary_counts(
     `Records`.
 
     predicted, true, ignore  label maps `(y, x)` as in `region_counts`
-    width                    as part of the image's diagonal: d = round(width · diagonal), at least 1 pixel
+    width                    of the band, see `boundary`
 
-    A pixel of a mask counts if the square of 2d + 1 pixels around it is not all mask; outside the image there is no
-    mask. This is the published code (d erosions with a 3 × 3 square). Returns class → (hits, false, missed) of these
-    bands; summed over images, `mean_iou` makes Boundary IoU of them: per class over the data set, while the
-    publication takes the mean over objects. Ignored pixels belong to no mask, true or predicted, so that a right
-    prediction has 1, however it labels them.
+    Returns class → (hits, false, missed) of the bands of all masks; summed over images, `mean_iou` makes Boundary IoU
+    of them: per class over the data set, while the publication takes the mean over objects. Ignored pixels belong to no
+    mask, true or predicted, so that a right prediction has 1, however it labels them.
 
     Raises InputError as `region_counts`, or for maps that are not one image.
     """
     predicted, true, counted = _labels(predicted, true, classes, ignore)
     if true.ndim != 2:
         raise InputError(f"label maps of shape {tuple(true.shape)} given, expected those of one image (y, x)")
-    pixels = max(1, round(width * math.hypot(*true.shape)))
-    predicted_band, true_band = (_band(torch.where(counted, labels, _VOID), pixels) for labels in (predicted, true))
+    predicted_band, true_band = (_band(torch.where(counted, labels, _VOID), width) for labels in (predicted, true))
     return _row(predicted_band, true_band, classes)
+
+
+def boundary(mask: Tensor, width: float = 0.02) -> Tensor:
+    """Return the band of a bool mask `(y, x)` along its boundary, bool on the CPU.
+
+    width  as part of the image's diagonal: d = round(width · diagonal), at least 1 pixel
+
+    A pixel of the mask counts if the square of 2d + 1 pixels around it is not all mask; outside the image there is no
+    mask. This is the published code of Boundary IoU (d erosions with a 3 × 3 square).
+    """
+    return torch.from_numpy(_band(torch.where(mask, 0, _VOID), width) == 0)
 
 
 def _row(predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[int, tuple[int, ...]]:
@@ -60,10 +68,11 @@ def _row(predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[int, tup
     return {label: tuple(row) for label, row in enumerate(counts) if any(row)}
 
 
-def _band(labels: Tensor, pixels: int) -> np.ndarray:
+def _band(labels: Tensor, width: float) -> np.ndarray:
     """Return the labels of the pixels near another label or the image's edge, `_NO_CLASS` elsewhere: all masks at
     once."""
     values = labels.to(torch.int32).cpu().numpy()
+    pixels = max(1, round(width * math.hypot(*values.shape)))
     low, high = (
         extreme(values, size=2 * pixels + 1, mode="constant", cval=_OUTSIDE)
         for extreme in (ndimage.minimum_filter, ndimage.maximum_filter)
