@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from inspect import signature
 from typing import Any
 
 from PIL import Image
@@ -33,14 +34,32 @@ def _pamr() -> Refinement:
     return Pamr()
 
 
-REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr}
-"""Names of refinements → functions that make them with their usual settings."""
+REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr}
+"""Names of refinements → functions that make them with their usual settings. What follows a colon after the name is the
+function's one argument, if it has a parameter: "name:argument"."""
 
 
 def find_refinement(name: str) -> Refinement:
-    """Return the refinement called `name`, with its usual settings. Raises InputError that lists the known ones."""
-    if name not in REFINEMENTS:
-        raise InputError(
-            f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}; known: {', '.join(REFINEMENTS)}"
-        )
-    return REFINEMENTS[name]()
+    """Return the refinement called `name`, or "name:argument", with its usual settings.
+
+    Raises InputError that lists the known ones, and for an argument that is missing or one too many.
+    """
+    row, colon, argument = name.partition(":")
+    if row not in REFINEMENTS:
+        raise InputError(f"unknown refinement {name!r}{did_you_mean(row, REFINEMENTS)}; known: {', '.join(_known())}")
+    parameters = signature(REFINEMENTS[row]).parameters.values()
+    needed = any(parameter.default is parameter.empty for parameter in parameters)
+    if bool(colon) > bool(parameters) or bool(argument) < max(bool(colon), needed):
+        raise InputError(f"refinement {name!r}, expected {' or '.join(_known(row))}")
+    return REFINEMENTS[row](*filter(None, [argument]))
+
+
+def _known(*names: str) -> list[str]:
+    """Return how these refinements are asked for, or all."""
+    forms = []
+    for name in names or REFINEMENTS:
+        parameters = signature(REFINEMENTS[name]).parameters.values()
+        if all(parameter.default is not parameter.empty for parameter in parameters):
+            forms.append(name)
+        forms += [f"{name}:{parameter.name.upper()}" for parameter in parameters]
+    return forms
