@@ -95,7 +95,7 @@ class Nothing(Refinement):
     )
     copy.insert(
         "refine/__init__.py",
-        'REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr',
+        'REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr',
         ', "nothing": lambda: __import__("open_gem.refine.nothing", fromlist=["Nothing"]).Nothing()',
     )
     return """

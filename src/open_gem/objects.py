@@ -31,6 +31,8 @@ class Object:
     rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}; None if it is a box alone
     peak         `score` after min-max scaling, in [0, 1]: the share of the label's best; None if the threshold was of
                  another scale
+    mask_quality  the IoU with the object that the mask's segmenter predicts (about [0, 1]), see `Sam`; None if the mask
+                 is a region of the map itself
     """
 
     label: str
@@ -43,6 +45,7 @@ class Object:
     point: tuple[int, int] | None = None
     rle: dict[str, Any] | None = None
     peak: float | None = None
+    mask_quality: float | None = None
 
     @property
     def mask(self) -> "np.ndarray | None":
@@ -65,7 +68,8 @@ class Object:
         return int(coco.area(cast(Any, self.rle)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return label, prompt, score, presence, box, mask as run lengths and point, as values that JSON can hold."""
+        """Return label, prompt, score, presence, box, mask as run lengths, point and the mask's quality (if there are
+        any), as values that JSON can hold."""
         return {
             "label": self.label,
             "prompt": self.prompt,
@@ -74,6 +78,7 @@ class Object:
             "box": list(self.box),
             **({} if self.rle is None else {"mask": self.rle}),
             "point": None if self.point is None else list(self.point),
+            **({} if self.mask_quality is None else {"mask_quality": round(self.mask_quality, 6)}),
         }
 
 

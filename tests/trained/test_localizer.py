@@ -33,10 +33,11 @@ from open_gem.errors import (
     WeightsError,
 )
 from open_gem.towers.families import LOCALIZING, check_not_trained
+from open_gem.trained import boxes as boxes_of_models
 from open_gem.trained import clipseg, owl
 from open_gem.trained import registry as trained
-from open_gem.trained.owl import paint
-from open_gem.trained.registry import TRAINED, adapt_trained
+from open_gem.trained.boxes import paint
+from open_gem.trained.registry import adapt_trained
 from open_gem.types import Grid, Size
 
 SIZES = {"wide": (60, 97), "tall": (83, 41), "square": (64, 64), "large": (250, 333)}
@@ -156,11 +157,11 @@ class Kind(NamedTuple):
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
-    return {name: make(name, tmp_path_factory.mktemp(name)) for name in TRAINED}
+    return {name: make(name, tmp_path_factory.mktemp(name)) for name in CONFIGS}
 
 
 def make(name: str, folder: Path) -> Kind:
-    row = TRAINED[name]
+    row = LOCALIZING[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, row.model)(transformers.AutoConfig.for_model(name, **CONFIGS[name])).eval()
@@ -176,7 +177,7 @@ def make(name: str, folder: Path) -> Kind:
     return Kind(name, folder, open_gem.load_trained(f"local-dir:{folder}", device="cpu"), model, processor)
 
 
-@pytest.fixture(params=TRAINED)
+@pytest.fixture(params=CONFIGS)
 def kind(request, kinds) -> Kind:
     return kinds[request.param]
 
@@ -324,7 +325,9 @@ def test_a_detector_finds_what_the_library_finds_for_each_prompt(image, detector
         theirs = detections(detector, [prompt], image, threshold=0.0)
         boxes = whole(theirs["boxes"], image)
         inside = [left < right and top < bottom for left, top, right, bottom in boxes]
-        order = [i for i in theirs["scores"].argsort(descending=True, stable=True).tolist() if inside[i]][: owl.BOXES]
+        order = [i for i in theirs["scores"].argsort(descending=True, stable=True).tolist() if inside[i]][
+            : boxes_of_models.BOXES
+        ]
         ours = found.detections[index]
         assert ours.xyxy.tolist() == [boxes[i] for i in order]
         torch.testing.assert_close(ours.scores, theirs["scores"][order], rtol=0, atol=1e-5)
@@ -336,7 +339,7 @@ def test_a_detector_finds_what_the_library_finds_for_each_prompt(image, detector
 
 def test_a_detector_asked_for_several_finds_what_the_library_finds_for_several(detector, monkeypatch):
     """There a patch shows its best prompt only."""
-    monkeypatch.setattr(owl, "BOXES", 10_000)
+    monkeypatch.setattr(boxes_of_models, "BOXES", 10_000)
     image, threshold = PICTURES[0], 0.15
     theirs = detections(detector, PROMPTS, image, threshold)
     found = detector.ours(image, PROMPTS).boxes(threshold, "cosine")
@@ -375,7 +378,7 @@ def test_a_detectors_map_is_made_of_its_boxes(image, detector):
 
 def test_boxes_are_cut_to_the_picture_and_rounded_and_those_that_hold_nothing_of_it_are_left_out():
     boxes = [[-3.2, -0.4, 4.4, 7.6], [3.5, 2.6, 30.0, 9.9], [9.6, 0.0, 12.0, 5.0], [2.1, 1.0, 2.4, 5.0]]
-    xyxy, inside = owl._whole_pixels(torch.tensor(boxes), Size(6, 9))
+    xyxy, inside = boxes_of_models.whole_pixels(torch.tensor(boxes), Size(6, 9))
     assert xyxy[inside].tolist() == [[0, 0, 4, 6], [4, 3, 9, 6]]
     assert inside.tolist() == [True, True, False, False]
 
@@ -392,7 +395,7 @@ def test_a_small_box_takes_a_cell_wherever_it_is():
 
 
 def test_a_picture_without_a_box_inside(kinds, monkeypatch):
-    monkeypatch.setattr(owl, "_whole_pixels", lambda boxes, size: (boxes.long(), torch.zeros(len(boxes)).bool()))
+    monkeypatch.setattr(owl, "whole_pixels", lambda boxes, size: (boxes.long(), torch.zeros(len(boxes)).bool()))
     found = kinds["owlv2"].ours(PICTURES[0], ["cat", "dog"])
     assert found.scores.tolist() == [0, 0] and found.similarity.count_nonzero() == 0
     assert [boxes.xyxy.shape for boxes in found.boxes()] == [(0, 4)] * 2
@@ -667,7 +670,6 @@ def test_prepare_encode_and_locate_are_the_call(kind):
 
 
 def test_backbones_are_told_apart():
-    assert set(LOCALIZING) == set(TRAINED)
     check_not_trained("openai/clip-vit-base-patch16", "clip")
     with pytest.raises(UnsupportedModelError, match=r"use open_gem\.load_trained\('nvidia/groupvit-gcc-yfcc'\)"):
         check_not_trained("nvidia/groupvit-gcc-yfcc", "groupvit")

@@ -16,7 +16,9 @@ from open_gem.cli.options import (
     JsonOption,
     ModelOptions,
     QuietOption,
+    RefineOption,
     parse_methods,
+    refinement,
     with_options,
 )
 from open_gem.errors import InputError
@@ -62,6 +64,7 @@ def evaluate(
     ] = None,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
+    refine: RefineOption = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs; each has a folder of its own in it.")] = OUT,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -90,12 +93,19 @@ def evaluate(
     if absent is not None:
         protocol = replace(protocol, absent=absent)
     images = open_dataset(dataset, data.data_root, data.split)
+    if refine is not None:
+        protocol = replace(protocol, refinement=refinement(refine))
     ids = runs.shard(images.ids[: data.limit], index, count)
     if not ids:
         say(f"warning: shard {shard} has none of the {len(images.ids[: data.limit])} images")
         return
     check_writable(out)
-    options = {"--method": method, "--image-size": image_size, "--temperature-scale": temperature_scale}
+    options = {
+        "--method": method,
+        "--image-size": image_size,
+        "--refine": refine,
+        "--temperature-scale": temperature_scale,
+    }
     model.check_untrained(option for option, value in options.items() if value is not None)
     localizer = model.or_embedded().load_any().acknowledge() if dataset == "scenes" else model.load_any()
     methods = chosen_methods(localizer, names, temperature_scale) if isinstance(localizer, Localizer) else {}

@@ -42,6 +42,14 @@ ImageSizeOption = Annotated[
         show_default="the model's recommendation",
     ),
 ]
+RefineOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Sharpen masks: "pamr" makes maps follow the edges of the image; "sam" or "sam:CHECKPOINT" draws them with '
+        "a Segment Anything model.",
+        rich_help_panel=VIEWS,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
 DtypeOption = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
 PretrainedOption = Annotated[
@@ -227,6 +235,13 @@ class TuneOptions:
         return method.replace(**settings)
 
 
+def refinement(name: str | None) -> "Refinement | None":
+    """Return the refinement called `name`, if any. Raises InputError for an unknown name."""
+    from open_gem.refine import find_refinement
+
+    return None if name is None else find_refinement(name)
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """The views and the refinement of an image."""
@@ -256,9 +271,7 @@ class ViewOptions:
             rich_help_panel=VIEWS,
         ),
     ] = None
-    refine: Annotated[
-        str | None, typer.Option(help='Make maps follow the edges of the image: "pamr".', rich_help_panel=VIEWS)
-    ] = None
+    refine: RefineOption = None
 
     def views(self) -> "Views":
         """Return the views. Raises InputError for impossible values; warns if --merge has no effect."""
@@ -275,9 +288,7 @@ class ViewOptions:
 
     def refinement(self) -> "Refinement | None":
         """Return the refinement, if any. Raises InputError for an unknown name."""
-        from open_gem.refine import find_refinement
-
-        return None if self.refine is None else find_refinement(self.refine)
+        return refinement(self.refine)
 
 
 @dataclass(frozen=True)

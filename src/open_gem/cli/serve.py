@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from open_gem.cli.app import app, say
-from open_gem.cli.options import ImageSizeOption, ModelOptions, with_options
+from open_gem.cli.options import ImageSizeOption, ModelOptions, RefineOption, refinement, with_options
 from open_gem.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def serve(
     *,
     model: ModelOptions,
     image_size: ImageSizeOption = None,
+    refine: RefineOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     token: Annotated[
@@ -81,9 +82,10 @@ def serve(
     if settings.hosts is None and settings.token is None:
         say(f"warning: everyone who can reach {host} may use this server: set --token, or {TOKEN}")
     _check_free(host, port)
+    sharpened = refinement(refine)
     limit_arenas()
     run(
-        create_app(model.load(size=image_size), settings),
+        create_app(model.load(size=image_size, refinement=sharpened), settings),
         settings,
         host,
         port,

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from inspect import signature
 from typing import Any
 
+import torch
 from PIL import Image
 
 from open_gem.checks import did_you_mean
 from open_gem.errors import InputError
+from open_gem.images.read import size_of
 from open_gem.localization import Localization
 
 
@@ -23,9 +25,20 @@ class Refinement(ABC):
         Raises InputError if the image has another size than the one localized.
         """
 
+    def load(self, device: torch.device) -> Any:
+        """Load what it computes with, so that errors come before the first image. Here: nothing."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Return the refinement's name and settings, as values that JSON can hold."""
         return {"refinement": type(self).__name__.lower(), **asdict(self)}  # pyright: ignore[reportArgumentType]
+
+
+def check_image(image: Image.Image, localization: Localization) -> None:
+    """Raise InputError unless the image has the size of the one localized."""
+    if size_of(image) != localization.size:
+        actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
+        raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
 
 
 def _pamr() -> Refinement:
@@ -34,7 +47,13 @@ def _pamr() -> Refinement:
     return Pamr()
 
 
-REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr}
+def _sam(checkpoint: str = "") -> Refinement:
+    from open_gem.refine.sam import Sam
+
+    return Sam(checkpoint) if checkpoint else Sam()
+
+
+REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr, "sam": _sam}
 """Names of refinements → functions that make them with their usual settings. What follows a colon after the name is the
 function's one argument, if it has a parameter: "name:argument"."""
 
@@ -52,6 +71,11 @@ def find_refinement(name: str) -> Refinement:
     if bool(colon) > bool(parameters) or bool(argument) < max(bool(colon), needed):
         raise InputError(f"refinement {name!r}, expected {' or '.join(_known(row))}")
     return REFINEMENTS[row](*filter(None, [argument]))
+
+
+def names_alone() -> list[str]:
+    """Return the names of refinements that take no argument: they load no checkpoint."""
+    return [name for name, make in REFINEMENTS.items() if not signature(make).parameters]
 
 
 def _known(*names: str) -> list[str]:

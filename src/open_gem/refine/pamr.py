@@ -18,7 +18,7 @@ from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
 from open_gem.images.pixels import Preprocess, size_of, to_pixels
 from open_gem.localization import Localization
-from open_gem.refine import Refinement
+from open_gem.refine import Refinement, check_image
 from open_gem.tensors import at_least_float32
 from open_gem.types import Size
 
@@ -71,9 +71,7 @@ class Pamr(Refinement):
         object.__setattr__(self, "dilations", tuple(dilations))  # a list, as JSON has it, would not hash
 
     def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        if size_of(image) != localization.size:
-            actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
-            raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
+        check_image(image, localization)
         return replace(localization, refiner=_Refiner(self, image))
 
     def weights(self, image: Tensor) -> Tensor:

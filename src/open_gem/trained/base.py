@@ -13,6 +13,7 @@ from open_gem.numerics import check_finite, cpu_by_default
 from open_gem.readout import Boxes
 from open_gem.tensors import at_least_float32
 from open_gem.text import FrozenModel
+from open_gem.towers.hf_text import HfText
 from open_gem.types import Size
 
 
@@ -35,11 +36,15 @@ class TrainedModel(FrozenModel, ABC):
 
     processor  the library's image processor
     template   of the class: what its authors put prompts into
+    text_reader         of the class: what encodes texts
+    averages_templates  of the class: whether a prompt may be encoded as the mean over several templates
     """
 
     processor: Any
 
     template: ClassVar[str] = "a photo of a {}."
+    text_reader: ClassVar[type[HfText]] = HfText
+    averages_templates: ClassVar[bool] = True
 
     @property
     @abstractmethod

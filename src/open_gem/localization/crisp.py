@@ -1,0 +1,113 @@
+"""Masks that a segmenter draws in place of the regions of a map."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from open_gem import readout
+from open_gem.rle import Span
+
+
+class Region(NamedTuple):
+    """A part of a label's mask that is not empty.
+
+    span   its rows and columns
+    mask   `(y, x)` of these rows and columns alone
+    point  the most confident pixel of the map's own region, `xy`
+    """
+
+    span: Span
+    mask: Bool[np.ndarray, "y x"]
+    point: tuple[int, int]
+
+
+class CrispMask(NamedTuple):
+    """A mask `(y, x)` of a whole image, and the IoU with the object that its segmenter predicts, about [0, 1]."""
+
+    mask: Bool[Tensor, "y x"]
+    quality: float
+
+
+class Segmenter(Protocol):
+    """Draws masks of one image."""
+
+    def __call__(self, regions: Sequence[Region], confidence: Float[Tensor, "y x"]) -> Iterator[CrispMask | None]:
+        """Yield a mask for each region of one label, or None to keep the region.
+
+        confidence  the label's map in [0, 1], of which the regions are parts
+        """
+        ...
+
+
+class Drawn(NamedTuple):
+    """A region as it is reported: the segmenter's, with its quality, or the map's own, with None."""
+
+    region: Region
+    quality: float | None
+
+
+def regions_of(
+    mask: Bool[Tensor, "y x"], values: Float[np.ndarray, "y x"], fewest: float = 0, *, whole: bool = False
+) -> Iterator[Region]:
+    """Yield the connected components of a mask that have `fewest` pixels or more; with `whole`, all of it as one.
+
+    values  the map, whose highest value is a region's point
+    """
+    if not mask.any():
+        return
+    top, left = (readout.extent(mask.any(dim=dim)) for dim in (1, 0))  # most pixels belong to no object
+    numbered, spans = (readout.whole if whole else readout.components)(mask[top, left])
+    for number, inner in enumerate(spans, start=1):
+        region = numbered[inner] == number
+        if np.count_nonzero(region) < fewest:
+            continue
+        rows, columns = (
+            slice(part.start + start, part.stop + start)
+            for part, start in zip(inner, (top.start, left.start), strict=True)
+        )
+        x, y = readout.peak_inside(values[rows, columns], region)
+        yield Region((rows, columns), region, (columns.start + x, rows.start + y))
+
+
+def draw(regions: Iterable[Region], segmenter: Segmenter | None, confidence: Tensor | None) -> Iterator[Drawn]:
+    """Yield each region as the segmenter draws it. Without a segmenter, or where that keeps it or draws nothing, it
+    stays as it is."""
+    if segmenter is None or confidence is None:
+        yield from (Drawn(region, None) for region in regions)
+        return
+    listed = list(regions)
+    for region, crisp in zip(listed, segmenter(listed, confidence), strict=True):
+        if crisp is None or not crisp.mask.any():
+            yield Drawn(region, None)
+            continue
+        span = (readout.extent(crisp.mask.any(dim=1)), readout.extent(crisp.mask.any(dim=0)))
+        yield Drawn(Region(span, crisp.mask[span].cpu().numpy(), region.point), crisp.quality)
+
+
+def united(drawn: Sequence[Drawn], values: Float[np.ndarray, "y x"]) -> Drawn:
+    """Return several regions of one label as one, at least one: its point is the highest of theirs, its quality the
+    lowest."""
+    spans = [region.span for region, _ in drawn]
+    rows, columns = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*spans, strict=True)
+    )
+    mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
+    for (down, along), part, _ in (region for region, _ in drawn):
+        mask[
+            down.start - rows.start : down.stop - rows.start, along.start - columns.start : along.stop - columns.start
+        ] |= part
+    point = max((region.point for region, _ in drawn), key=lambda point: values[point[1], point[0]])
+    qualities = [quality for _, quality in drawn if quality is not None]
+    return Drawn(Region((rows, columns), mask, point), min(qualities, default=None))
+
+
+def paint(drawn: Iterable[Drawn], like: Tensor) -> Bool[Tensor, "y x"]:
+    """Return all pixels of some regions, on the device and of the shape `(y, x)` of a map."""
+    mask = np.zeros(tuple(like.shape), dtype=bool)
+    for region, _ in drawn:
+        mask[region.span] |= region.mask
+    return torch.from_numpy(mask).to(like.device)
