@@ -45,8 +45,8 @@ ImageSizeOption = Annotated[
 RefineOption = Annotated[
     str | None,
     typer.Option(
-        help='Sharpen masks: "pamr" makes maps follow the edges of the image; "sam" or "sam:CHECKPOINT" draws them with '
-        "a Segment Anything model.",
+        help='Sharpen masks: "pamr" makes maps follow the edges of the image; "sam" or "sam:CHECKPOINT" draws them '
+        "with a Segment Anything model.",
         rich_help_panel=VIEWS,
     ),
 ]

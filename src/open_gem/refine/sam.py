@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
@@ -152,14 +152,14 @@ class _Segmenter:
 class Prompt(NamedTuple):
     """What a model is asked for `n` masks.
 
-    points  `(n, k, 2)` float32, `xy` in pixels of the image
+    points  `(n, k, 2)` float32, `xy` in pixels of the image; None if there are boxes alone
     signs   `(n, k)` int64: 1 inside the object, 0 outside, −10 for no point
     boxes   `(n, 4)` float32, left, top, right, bottom; or None
     dense   `(y, x)` a map for all masks, or None
     """
 
-    points: Float[Tensor, "n k 2"]
-    signs: Tensor
+    points: Float[Tensor, "n k 2"] | None
+    signs: Int[Tensor, "n k"] | None
     boxes: Float[Tensor, "n 4"] | None = None
     dense: Float[Tensor, "y x"] | None = None
 
@@ -231,6 +231,11 @@ class PromptedModel:
     model: Any
     processor: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
     @torch.no_grad()
     @cpu_by_default()
     def encode(self, image: Image.Image) -> EncodedImage:
@@ -238,7 +243,7 @@ class PromptedModel:
         inputs = self.processor(images=image, return_tensors="pt")
         pixels = inputs["pixel_values"]
         resized = inputs.get("reshaped_input_sizes", [pixels.shape[-2:]])[0]
-        embeddings = self.model.get_image_embeddings(pixels.to(self.model.device))
+        embeddings = self.model.get_image_embeddings(pixels.to(self.device))
         levels = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         check_finite("embeddings of the image", self, *levels)
         return EncodedImage(embeddings, size_of(image), Size(*map(int, resized)))
@@ -251,12 +256,12 @@ class PromptedModel:
         several  the model's three masks of each prompt, instead of one
         """
         height, width = (shown / side for shown, side in zip(encoded.resized, encoded.size, strict=True))
-        scale = prompt.points.new_tensor([width, height])
-        boxes, dense = prompt.boxes, prompt.dense
+        scale = torch.tensor([width, height], dtype=torch.float32, device=self.device)
+        points, signs, boxes, dense = prompt
         answer = self.model(
             image_embeddings=encoded.embeddings,
-            input_points=(prompt.points * scale)[None],
-            input_labels=prompt.signs[None],
+            input_points=None if points is None else (points * scale)[None],
+            input_labels=None if signs is None else signs[None],
             input_boxes=None if boxes is None else (boxes * scale.repeat(2))[None],
             input_masks=None if dense is None else self.framed(dense, encoded)[None, None],
             multimask_output=several,
