@@ -147,6 +147,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "vision_config": {"model_type": "sam3_vision_model", **SAM3_VIT},
             **prompted(14, SAM3_SIDE),
             **MEMORY,
+            "image_size": SAM3_SIDE,
         },
         "low_res_mask_size": 32,
     },

@@ -46,7 +46,7 @@ RefineOption = Annotated[
     str | None,
     typer.Option(
         help='Sharpen masks: "pamr" makes maps follow the edges of the image; "sam" or "sam:CHECKPOINT" draws them '
-        "with a Segment Anything model.",
+        'with a Segment Anything model; "regions" or "regions:CHECKPOINT" evens maps inside the regions of an image.',
         rich_help_panel=VIEWS,
     ),
 ]

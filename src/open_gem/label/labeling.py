@@ -32,6 +32,9 @@ from open_gem.localizer import load
 from open_gem.locate import BATCH, AnyLocalizer, Prepared
 from open_gem.objects import Object
 
+STORED = ("label", "prompt", "score", "image_score", "presence", "rle", "mask_quality")
+"""Fields of an `Object` that a row has under the same name."""
+
 OUTPUTS = ("boxes", "masks", "points", "labelmap", "heatmaps")
 
 
@@ -169,7 +172,7 @@ class Labeling:
         return _row(located.item, status="ok", pages=located.pages, **size, seconds=seconds, **fields)
 
     def _stored(self, obj: Object) -> dict[str, Any]:
-        stored = {name: getattr(obj, name) for name in ("label", "prompt", "score", "image_score", "presence", "rle")}
+        stored = {name: getattr(obj, name) for name in STORED}
         point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
         return {**stored, "xyxy": list(obj.box), "point": point}
 

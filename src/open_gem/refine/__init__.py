@@ -53,7 +53,13 @@ def _sam(checkpoint: str = "") -> Refinement:
     return Sam(checkpoint) if checkpoint else Sam()
 
 
-REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr, "sam": _sam}
+def _regions(checkpoint: str = "") -> Refinement:
+    from open_gem.refine.regions import Regions
+
+    return Regions(checkpoint) if checkpoint else Regions()
+
+
+REFINEMENTS: Mapping[str, Callable[..., Refinement]] = {"pamr": _pamr, "sam": _sam, "regions": _regions}
 """Names of refinements → functions that make them with their usual settings. What follows a colon after the name is the
 function's one argument, if it has a parameter: "name:argument"."""
 
