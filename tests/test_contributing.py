@@ -103,6 +103,26 @@ from open_gem.refine import find_refinement
 print(localizer.configured(refinement=find_refinement("nothing"))(image, "a cat").size)"""
 
 
+def add_trained_model(copy: Copy) -> str:
+    copy.new(
+        "trained/mine.py",
+        '''"""A model of my own."""
+
+from open_gem.trained.clipseg import CLIPSeg
+
+
+class Mine(CLIPSeg):
+    template = "{}"
+''',
+    )
+    row = """
+    "mine": TrainedFamily("mine:Mine", "CLIPSegForImageSegmentation", "ViTImageProcessorPil", "clip"),"""
+    copy.insert("towers/families.py", "LOCALIZING: Mapping[str, TrainedFamily] = {", row)
+    return """
+from open_gem.trained import registry
+print(registry._reader(registry._find_spec("mine", "org/mine")).template)"""
+
+
 def add_tower(copy: Copy) -> str:
     copy.new(
         "towers/mine.py",
@@ -195,6 +215,7 @@ KINDS: dict[str, Callable[[Copy], str]] = {
     "Method on q, k and v": add_method,
     "Step after the attention": add_step,
     "Refinement": add_refinement,
+    "Trained model": add_trained_model,
     "Tower": add_tower,
     "Data set": add_data_set,
     "Export format": add_export_format,

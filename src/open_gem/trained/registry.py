@@ -75,10 +75,14 @@ def is_trained(name: str, cache_dir: str | None = None) -> bool:
 
 def _read(spec: TrainedFamily, name: str, model: Any, tokenizer: Any, processor: Any) -> TrainedModel:
     """Return what localizes with a model of this kind."""
-    file, _, reader = spec.reader.partition(":")
-    kind: type[TrainedModel] = getattr(import_module(f"open_gem.trained.{file}"), reader)
+    kind = _reader(spec)
     part = model if spec.part is None else getattr(model, spec.part)
     return kind(name, model, kind.text_reader(part, tokenizer), processor)
+
+
+def _reader(spec: TrainedFamily) -> type[TrainedModel]:
+    file, _, reader = spec.reader.partition(":")
+    return getattr(import_module(f"open_gem.trained.{file}"), reader)
 
 
 def _find_spec(model_type: str, name: str) -> TrainedFamily:
