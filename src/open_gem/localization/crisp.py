@@ -84,25 +84,22 @@ def draw(regions: Iterable[Region], segmenter: Segmenter | None, confidence: Ten
         if crisp is None or not crisp.mask.any():
             yield Drawn(region, None)
             continue
-        span = (readout.extent(crisp.mask.any(dim=1)), readout.extent(crisp.mask.any(dim=0)))
-        yield Drawn(Region(span, crisp.mask[span].cpu().numpy(), region.point), crisp.quality)
+        yield Drawn(_region_of(crisp.mask, region.point), crisp.quality)
+
+
+def _region_of(mask: Tensor, point: tuple[int, int]) -> Region:
+    """Return all of a mask `(y, x)` that is not empty."""
+    span = (readout.extent(mask.any(dim=1)), readout.extent(mask.any(dim=0)))
+    return Region(span, mask[span].cpu().numpy(), point)
 
 
 def united(drawn: Sequence[Drawn], values: Float[np.ndarray, "y x"]) -> Drawn:
-    """Return several regions of one label as one, at least one: its point is the highest of theirs, its quality the
-    lowest."""
-    spans = [region.span for region, _ in drawn]
-    rows, columns = (
-        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*spans, strict=True)
-    )
-    mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
-    for (down, along), part, _ in (region for region, _ in drawn):
-        mask[
-            down.start - rows.start : down.stop - rows.start, along.start - columns.start : along.stop - columns.start
-        ] |= part
+    """Return several regions of one label as one, at least one: its point is the highest of theirs in the map
+    `values`, its quality the lowest."""
+    mask = paint(drawn, torch.from_numpy(values))
     point = max((region.point for region, _ in drawn), key=lambda point: values[point[1], point[0]])
     qualities = [quality for _, quality in drawn if quality is not None]
-    return Drawn(Region((rows, columns), mask, point), min(qualities, default=None))
+    return Drawn(_region_of(mask, point), min(qualities, default=None))
 
 
 def paint(drawn: Iterable[Drawn], like: Tensor) -> Bool[Tensor, "y x"]:

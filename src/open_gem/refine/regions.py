@@ -69,10 +69,10 @@ class Regions(Refinement):
         height, width = image.height, image.width
         if kind in PANOPTIC:
             answer = model(**processor(images=image, return_tensors="pt").to(device))
-            [found] = processor.post_process_panoptic_segmentation(
+            [segments] = processor.post_process_panoptic_segmentation(
                 answer, label_ids_to_fuse=set(), target_sizes=[(height, width)]
             )
-            return (found["segmentation"].cpu().long() - 1).clamp(min=-1)  # 0 or −1 there for none
+            return (segments["segmentation"].cpu().long() - 1).clamp(min=-1)  # 0 or −1 there for none
         from transformers import pipeline
 
         draw = pipeline("mask-generation", model=model, image_processor=processor, device=device)

@@ -261,13 +261,13 @@ class Captioned(Published):
 class Concept(Published):
     """What SAM 3 predicts for a noun phrase: its three highest scores, or the corner of the best instance's mask.
 
-    phrase  the whole text
-    output  "scores": probabilities of instances, without presence; "mask": logits
+    concept  the whole text
+    output   "scores": probabilities of instances, without presence; "mask": logits
     """
 
     kind = "masks"
 
-    phrase: str
+    concept: str
     output: str = "scores"
 
     def load(self, **where: Any) -> TrainedModel:
@@ -276,7 +276,7 @@ class Concept(Published):
     @torch.no_grad()
     def measure(self, model: Any, image: Image.Image) -> Tensor:
         vision = model.model.get_vision_features(model.prepare(image)[None].to(model.device, model.dtype))
-        answer = model.predict(vision, model.encode_text([self.phrase])[0])
+        answer = model.predict(vision, model.encode_text([self.concept])[0])
         highest = answer.pred_logits[0].topk(3)
         if self.output == "scores":
             return highest.values.sigmoid()

@@ -359,7 +359,7 @@ VALUES: tuple[Published, ...] = (
             expected=expected,
             tolerance=tolerance,
             source=f"{_TESTS}/sam3/test_modeling_sam3.py",
-            phrase="ear",
+            concept="ear",
             output=output,
         )
         for output, compared, expected, tolerance in (
