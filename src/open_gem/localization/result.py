@@ -283,7 +283,7 @@ class Localization:
             return coarse
         has_background = background is not None or -1 in self._groups
         labels = torch.full_like(coarse, -1) if has_background else coarse.clone()
-        best = torch.zeros_like(coarse, dtype=torch.float32)
+        best = torch.full_like(coarse, -1, dtype=torch.float32)  # below any probability
         for index in range(len(self.labels)):
             if (own := coarse == index).any():
                 probability = self._probability(self._label_map(index))
