@@ -1,5 +1,6 @@
 """Maps pooled over the regions of an image, by tiny random models and by hand."""
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from sam_checkpoints import enliven, save
+from sam_checkpoints import enliven, model, save
 
 import open_gem
 from open_gem import Localization
@@ -38,9 +39,9 @@ def mask2former(tmp_path_factory) -> Path:
     )
     config = transformers.Mask2FormerConfig(
         backbone_config=backbone,
-        feature_size=16,
-        mask_feature_size=16,
-        hidden_dim=16,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
         encoder_layers=1,
@@ -49,11 +50,11 @@ def mask2former(tmp_path_factory) -> Path:
         num_queries=8,
         num_labels=3,
     )
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    enliven(model)
-    model.class_predictor.bias.data[-1] = -20.0  # every query is sure of an object
-    model.class_predictor.weight.data.mul_(20)
-    model.save_pretrained(folder)
+    random = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    enliven(random)
+    random.class_predictor.bias.data[-1] = -20.0  # every query is sure of an object
+    random.class_predictor.weight.data.mul_(20)
+    random.save_pretrained(folder)
     settings = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 64, "width": 64}}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
@@ -61,7 +62,15 @@ def mask2former(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sam(tmp_path_factory) -> Path:
-    return save("sam", tmp_path_factory.mktemp("sam"))
+    """Its masks have edges: those of random weights hardly do, and the pipeline leaves out what has none."""
+    folder = tmp_path_factory.mktemp("sam")
+    sharp = copy.deepcopy(model("sam"))
+    for head in sharp.mask_decoder.output_hypernetworks_mlps:
+        for weight in head.proj_out.parameters():
+            weight.data.mul_(1000)
+    save("sam", folder)
+    sharp.save_pretrained(folder)
+    return folder
 
 
 def test_a_region_has_the_mean_of_its_pixels_and_others_stay():
@@ -83,10 +92,10 @@ def test_pooled_cosines_are_those_of_pooled_features():
 
 def test_segments_of_a_mask2former_are_the_librarys(mask2former):
     regions = Regions(str(mask2former)).regions(picture(), torch.device("cpu"))
-    model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).eval()
+    network = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).eval()
     processor = transformers.Mask2FormerImageProcessor.from_pretrained(mask2former)
     with torch.no_grad():
-        answer = model(**processor(images=picture(), return_tensors="pt"))
+        answer = network(**processor(images=picture(), return_tensors="pt"))
     [theirs] = processor.post_process_panoptic_segmentation(answer, label_ids_to_fuse=set(), target_sizes=[SIZE])
     assert regions.shape == SIZE and regions.max() >= 1
     assert torch.equal(regions, theirs["segmentation"].long() - 1)
@@ -94,9 +103,9 @@ def test_segments_of_a_mask2former_are_the_librarys(mask2former):
 
 def test_masks_of_a_segment_anything_model_are_the_pipelines(sam):
     regions = Regions(str(sam), points=4).regions(picture(), torch.device("cpu"))
-    model = transformers.SamModel.from_pretrained(sam).eval()
+    network = transformers.SamModel.from_pretrained(sam).eval()
     processor = transformers.SamImageProcessorPil.from_pretrained(sam)
-    drawn = transformers.pipeline("mask-generation", model=model, image_processor=processor, device="cpu")
+    drawn = transformers.pipeline("mask-generation", model=network, image_processor=processor, device="cpu")
     masks = [torch.as_tensor(mask) for mask in drawn(picture(), points_per_crop=4, points_per_batch=64)["masks"]]
     assert len(masks) > 0
     covered = torch.stack(masks).any(dim=0)

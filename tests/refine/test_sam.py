@@ -476,7 +476,7 @@ def test_commands_know_it(command, folders, place):
     result = CliRunner().invoke(app, [*command, *model, "--device", "cpu", "--refine", f"sam:{folders['sam2']}", "-q"])
     assert result.exit_code == 0, result.output
     if command[0] == "evaluate":
-        [settings] = place.glob("results/*/settings.json")
+        [settings] = place.glob("results/*/run.json")
         assert "sam" in json.dumps(json.loads(settings.read_text())["protocol"]["refinement"])
 
 
