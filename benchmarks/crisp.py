@@ -2,7 +2,7 @@
 
 Segment Anything models of their real sizes have random weights here: the cost does not depend on them.
 
-    python benchmarks/crisp.py [turns]
+    python benchmarks/crisp.py [turns] [names]
 
 Cases take turns. An image is encoded once; then regions are drawn, each with a box, a point and the map.
 """
@@ -32,13 +32,15 @@ def random_model(kind: str) -> PromptedModel:
     return PromptedModel(kind, model, getattr(transformers, spec.processor)())
 
 
-def main(turns: int = 3) -> None:
+def main(turns: int = 3, *names: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIDES, 3), dtype=np.uint8))
     host = open_clip.create_model("ViT-B-16", force_image_size=448).eval()
     pixels, confidence = torch.randn(1, 3, 448, 448), torch.rand(SIDES)
     square = Region((slice(100, 300), slice(100, 300)), np.ones((200, 200), bool), (200, 200))
     cases: dict[str, Callable[[], object]] = {"plain ViT-B/16": lambda: host.encode_image(pixels)}
     for name, kind in SIZES.items():
+        if names and name not in names:
+            continue
         model = random_model(kind)
         weights = sum(weight.numel() for weight in model.model.parameters())
         encoded = model.encode(image)
@@ -63,4 +65,4 @@ def main(turns: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, *sys.argv[2:])

@@ -95,7 +95,7 @@ SAM3: dict[str, Any] = {
         "projection_dim": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": 16,
+        "max_position_embeddings": 32,
         "hidden_act": "gelu",
         "bos_token_id": 512,
         "eos_token_id": 513,

@@ -122,7 +122,7 @@ CONFIGS["grounding-dino"] = {
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
     },
-    "d_model": 32,
+    "d_model": 64,
     "num_queries": 30,
     "encoder_layers": 1,
     "encoder_ffn_dim": 24,
@@ -195,7 +195,14 @@ def enliven(model: nn.Module) -> None:
             tensor.copy_(size * noise / tensor[0].numel() ** 0.5)
 
 
-_SIZES = {"logit_s": 1.0, "box_head.dense2": 0.5, "assign.": 4.0, "mlp_inter": 6.0, "text_model": 6.0}  # the others 2
+_SIZES = {
+    "logit_s": 1.0,
+    "bbox_embed": 0.1,
+    "box_head.dense2": 0.5,
+    "assign.": 4.0,
+    "mlp_inter": 6.0,
+    "text_model": 6.0,
+}  # the others 2
 
 
 class Kind(NamedTuple):

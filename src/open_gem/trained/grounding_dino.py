@@ -80,9 +80,11 @@ class GroundingDINO(TrainedModel):
 class _Seen(nn.Module):
     """In place of a backbone: the features that it gave for an image."""
 
-    def __init__(self, features: Any, positions: Any):
+    def __init__(self, backbone: Any, pixels: Tensor):
         super().__init__()
-        self.features, self.positions = features, positions
+        mask = torch.ones(1, *pixels.shape[-2:], dtype=torch.int64, device=pixels.device)
+        self.features, self.positions = backbone(pixels, mask)
+        self.position_embedding = backbone.position_embedding  # for a level that the library adds
 
     def forward(self, *image: Tensor) -> tuple[Any, Any]:
         return list(self.features), list(self.positions)  # the library appends to them
@@ -90,8 +92,7 @@ class _Seen(nn.Module):
 
 def _seen(model: Any, pixels: Tensor) -> Any:
     """Return the model as it is, but with the features of one image in place of its backbone; weights are shared."""
-    mask = torch.ones(1, *pixels.shape[-2:], dtype=torch.int64, device=pixels.device)
-    inner = _with(model.model, "backbone", _Seen(*model.model.backbone(pixels, mask)))
+    inner = _with(model.model, "backbone", _Seen(model.model.backbone, pixels))
     return _with(model, "model", inner)
 
 
