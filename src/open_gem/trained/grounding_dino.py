@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from open_gem.numerics import check_finite
+from open_gem.numerics import check_finite, torch_defaults
 from open_gem.towers.hf_text import HfText
 from open_gem.trained.base import Grounding, TrainedModel
 from open_gem.trained.boxes import best_boxes, highest, paint, whole_pixels
@@ -59,6 +59,7 @@ class GroundingDINO(TrainedModel):
         """
         return model(pixel_values=pixels, input_ids=row[row >= 0].long()[None])
 
+    @torch_defaults()  # the library names no type for positions of tokens
     def _ground(self, pixels: Tensor, size: Size, text: Tensor) -> Grounding:
         seen = _seen(self.model, pixels)
         best = []
