@@ -29,7 +29,8 @@ def picture() -> Image.Image:
 @pytest.fixture(scope="session")
 def mask2former(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mask2former")
-    backbone = transformers.SwinConfig(
+    backbone = transformers.AutoConfig.for_model(
+        "swin",
         embed_dim=8,
         depths=[1, 1, 1, 1],
         num_heads=[1, 2, 2, 2],
@@ -37,7 +38,8 @@ def mask2former(tmp_path_factory) -> Path:
         image_size=64,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = transformers.Mask2FormerConfig(
+    config = transformers.AutoConfig.for_model(
+        "mask2former",
         backbone_config=backbone,
         feature_size=32,
         mask_feature_size=32,

@@ -334,6 +334,7 @@ def test_points_are_where_the_map_is_high_and_as_many_where_it_is_low():
     values[2:4, 2:6] = 1.0
     region = Region((slice(2, 4), slice(2, 6)), np.ones((2, 4), bool), (3, 2))
     prompt = sam.points([region], values)
+    assert prompt.points is not None and prompt.signs is not None
     [points], [signs] = prompt.points.tolist(), prompt.signs.tolist()
     inside = [tuple(point) for point, sign in zip(points, signs, strict=True) if sign == 1]
     outside = [tuple(point) for point, sign in zip(points, signs, strict=True) if sign == 0]
@@ -355,6 +356,7 @@ def test_several_regions_have_as_many_points_each_and_those_missing_are_marked()
         for span in masks
     ]
     prompt = sam.points(made, values)
+    assert prompt.points is not None and prompt.signs is not None
     assert prompt.points.shape[:2] == prompt.signs.shape
     assert (prompt.signs[0] != -10).all() and (prompt.signs[1] == -10).any()
 

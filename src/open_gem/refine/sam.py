@@ -181,7 +181,7 @@ def points(regions: Sequence[Region], confidence: Float[Tensor, "y x"]) -> Promp
     """Return points of each region: its most confident pixel and the middles of cells, mostly inside the region, that
     reach `SURE` of the map's range; and as many cells outside of it that are lowest."""
     size = Size(*confidence.shape)
-    sides = [max(1, min(side, round(CELLS * side / max(size)))) for side in size]
+    sides = Size(*(max(1, min(side, round(CELLS * side / max(size)))) for side in size))
     cells = adaptive_avg_pool2d(confidence[None, None].float(), sides)[0, 0]
     low, high = confidence.aminmax()
     middles = [

@@ -46,7 +46,7 @@ class SAM3(TrainedModel):
         vision  what the model's `get_vision_features` makes of the image
         row     of `text`
         """
-        packed = row.unflatten(-1, (self.text.length, -1))[None]
+        packed = row.unflatten(-1, (-1, self.model.text_projection.out_features + 1))[None]
         text, attention = SimpleNamespace(pooler_output=packed[..., :-1]), packed[..., -1].bool()
         return self.model(vision_embeds=vision, text_embeds=text, attention_mask=attention)
 
