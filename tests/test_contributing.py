@@ -111,12 +111,32 @@ class Nothing(Refinement):
     )
     copy.insert(
         "refine/__init__.py",
-        'REFINEMENTS: Mapping[str, Callable[[], Refinement]] = {"pamr": _pamr',
+        '    "pamr": _pamr',
         ', "nothing": lambda: __import__("open_gem.refine.nothing", fromlist=["Nothing"]).Nothing()',
     )
     return """
 from open_gem.refine import find_refinement
 print(localizer.configured(refinement=find_refinement("nothing"))(image, "a cat").size)"""
+
+
+def add_trained_model(copy: Copy) -> str:
+    copy.new(
+        "trained/mine.py",
+        '''"""A model of my own."""
+
+from open_gem.trained.clipseg import CLIPSeg
+
+
+class Mine(CLIPSeg):
+    template = "{}"
+''',
+    )
+    row = """
+    "mine": TrainedFamily("mine:Mine", "CLIPSegForImageSegmentation", "ViTImageProcessorPil", "clip"),"""
+    copy.insert("towers/families.py", "LOCALIZING: Mapping[str, TrainedFamily] = {", row)
+    return """
+from open_gem.trained import registry
+print(registry._reader(registry._find_spec("mine", "org/mine")).template)"""
 
 
 def add_tower(copy: Copy) -> str:
@@ -212,6 +232,7 @@ KINDS: dict[str, Callable[[Copy], str]] = {
     "Step after the attention": add_step,
     "Step on text": add_text_step,
     "Refinement": add_refinement,
+    "Trained model": add_trained_model,
     "Tower": add_tower,
     "Data set": add_data_set,
     "Export format": add_export_format,

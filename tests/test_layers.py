@@ -24,7 +24,7 @@ ONLY_FOR = {"paper": {"cli"}}  # rooms that nobody else may import
 OWNERS = {
     "open_clip": {"towers", "text"},
     "timm": {"towers"},
-    "transformers": {"towers", "trained"},
+    "transformers": {"towers", "trained", "refine"},
     "matplotlib": {"paper", "images"},
     "typer": {"cli"},
     "rich": {"cli"},

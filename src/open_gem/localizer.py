@@ -80,6 +80,8 @@ class Localizer(AnyLocalizer):
         check_size_rule(self.size_rule)
         check_views(self.views, self.backbone.vision.patch)
         object.__setattr__(self, "text", TextCache(self.backbone, self.template))
+        if self.refinement is not None:
+            self.refinement.load(self.device)
 
     @property
     def name(self) -> str:

@@ -34,6 +34,8 @@ class Object:
                  of predicted boxes, the share of the best box's score. None if unknown
     probability  softmax probability of the label against all prompts, those of the background included, at the patch of
                  `point`, in [0, 1]; None if unknown, or if scores are probabilities themselves
+    mask_quality  the IoU with the object that the mask's segmenter predicts (about [0, 1]), see `Sam`; None if the mask
+                  is a region of the map itself
     """
 
     label: str
@@ -47,6 +49,7 @@ class Object:
     rle: dict[str, Any] | None = None
     peak: float | None = None
     probability: float | None = None
+    mask_quality: float | None = None
 
     @property
     def confidence(self) -> float:
@@ -80,8 +83,8 @@ class Object:
         return int(coco.area(cast(Any, self.rle)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return label, prompt, score, confidence, presence, box, mask as run lengths and point, as values that JSON
-        can hold."""
+        """Return label, prompt, score, confidence, presence, box, mask as run lengths, point and the mask's quality (if
+        there are any), as values that JSON can hold."""
         return {
             "label": self.label,
             "prompt": self.prompt,
@@ -91,6 +94,7 @@ class Object:
             "box": list(self.box),
             **({} if self.rle is None else {"mask": self.rle}),
             "point": None if self.point is None else list(self.point),
+            **({} if self.mask_quality is None else {"mask_quality": round(self.mask_quality, 6)}),
         }
 
 

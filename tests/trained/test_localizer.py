@@ -7,17 +7,19 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import pytest
+import sam_checkpoints
 import torch
 import transformers
 from browser import serving
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import BertTokenizer, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from typer.testing import CliRunner
 
@@ -35,10 +37,11 @@ from open_gem.errors import (
     WeightsError,
 )
 from open_gem.towers.families import LOCALIZING, check_not_trained
+from open_gem.trained import boxes as boxes_of_models
 from open_gem.trained import clipseg, owl
 from open_gem.trained import registry as trained
-from open_gem.trained.owl import paint
-from open_gem.trained.registry import TRAINED, adapt_trained
+from open_gem.trained.boxes import paint
+from open_gem.trained.registry import adapt_trained
 from open_gem.types import Grid, Size
 
 SIZES = {"wide": (60, 97), "tall": (83, 41), "square": (64, 64), "large": (250, 333)}
@@ -102,18 +105,73 @@ CONFIGS: dict[str, dict[str, Any]] = {
         for kind in ("owlv2", "owlvit")
     },
 }
+CONFIGS["grounding-dino"] = {
+    "backbone_config": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 2, 2],
+        "window_size": 2,
+        "image_size": 64,
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+    "text_config": {
+        "model_type": "bert",
+        "vocab_size": 1100,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "d_model": 64,
+    "num_queries": 30,
+    "encoder_layers": 1,
+    "encoder_ffn_dim": 24,
+    "encoder_attention_heads": 2,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 24,
+    "decoder_attention_heads": 2,
+    "max_text_len": 24,
+}
+CONFIGS["sam3"] = sam_checkpoints.SAM3
 IMAGES: dict[str, dict[str, Any]] = {
     "groupvit": {"size": {"shortest_edge": 448}, "crop_size": {"height": 448, "width": 448}},
     "clipseg": {"size": {"height": 64, "width": 64}, "resample": 2},
     "owlv2": {"size": {"height": 96, "width": 96}},
     "owlvit": {"size": {"height": 96, "width": 96}},
+    "grounding-dino": {"size": {"shortest_edge": 64, "longest_edge": 107}},
+    "sam3": {"size": sam_checkpoints.SQUARE3},
 }
 LIBRARY: dict[str, tuple[Any, Any]] = {
     "groupvit": (transformers.CLIPProcessor, transformers.CLIPImageProcessorPil),
     "clipseg": (transformers.CLIPSegProcessor, transformers.ViTImageProcessorPil),
     "owlv2": (transformers.Owlv2Processor, transformers.Owlv2ImageProcessorPil),
     "owlvit": (transformers.OwlViTProcessor, transformers.OwlViTImageProcessorPil),
+    "grounding-dino": (transformers.GroundingDinoProcessor, transformers.GroundingDinoImageProcessorPil),
+    "sam3": (transformers.Sam3Processor, transformers.Sam3ImageProcessor),
 }
+
+
+def tokenizer_of(name: str) -> Any:
+    """BERT's for Grounding DINO, which knows the numbers of some words by heart; CLIP's for the others."""
+    return words_of_bert() if name == "grounding-dino" else tokenizer()
+
+
+def words_of_bert() -> BertTokenizer:
+    """A word for each letter, and [CLS], [SEP], "." and "?" under BERT's own numbers."""
+    words = [f"[unused{index}]" for index in range(1100)]
+    words[0], words[100], words[101], words[102], words[1012], words[1029] = (
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        ".",
+        "?",
+    )
+    for index, letter in enumerate(ascii_lowercase):
+        words[200 + 2 * index], words[201 + 2 * index] = letter, f"##{letter}"
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -139,7 +197,14 @@ def enliven(model: nn.Module) -> None:
             tensor.copy_(size * noise / tensor[0].numel() ** 0.5)
 
 
-_SIZES = {"logit_s": 1.0, "box_head.dense2": 0.5, "assign.": 4.0, "mlp_inter": 6.0, "text_model": 6.0}  # the others 2
+_SIZES = {
+    "logit_s": 1.0,
+    "bbox_embed": 0.1,
+    "box_head.dense2": 0.5,
+    "assign.": 4.0,
+    "mlp_inter": 6.0,
+    "text_model": 6.0,
+}  # the others 2
 
 
 class Kind(NamedTuple):
@@ -153,16 +218,17 @@ class Kind(NamedTuple):
 
     def library(self, texts: Sequence[str], image: Image.Image) -> Any:
         """The library's inputs for texts and one picture."""
-        return self.processor(text=list(texts), images=image, return_tensors="pt", padding=True)
+        padding = {} if self.name == "sam3" else {"padding": True}
+        return self.processor(text=list(texts), images=image, return_tensors="pt", **padding)
 
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
-    return {name: make(name, tmp_path_factory.mktemp(name)) for name in TRAINED}
+    return {name: make(name, tmp_path_factory.mktemp(name)) for name in CONFIGS}
 
 
 def make(name: str, folder: Path) -> Kind:
-    row = TRAINED[name]
+    row = LOCALIZING[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, row.model)(transformers.AutoConfig.for_model(name, **CONFIGS[name])).eval()
@@ -170,15 +236,15 @@ def make(name: str, folder: Path) -> Kind:
     if "owl" in name:
         model.class_head.logit_shift.bias.data.fill_(-2.0)  # else all boxes are probable
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer_of(name).save_pretrained(folder)
     processor_class, image_class = LIBRARY[name]
     images = image_class(**IMAGES[name], **STATISTICS)
     images.save_pretrained(folder)
-    processor = processor_class(image_processor=images, tokenizer=tokenizer())
+    processor = processor_class(image_processor=images, tokenizer=tokenizer_of(name))
     return Kind(name, folder, open_gem.load_trained(f"local-dir:{folder}", device="cpu"), model, processor)
 
 
-@pytest.fixture(params=TRAINED)
+@pytest.fixture(params=CONFIGS)
 def kind(request, kinds) -> Kind:
     return kinds[request.param]
 
@@ -326,7 +392,9 @@ def test_a_detector_finds_what_the_library_finds_for_each_prompt(image, detector
         theirs = detections(detector, [prompt], image, threshold=0.0)
         boxes = whole(theirs["boxes"], image)
         inside = [left < right and top < bottom for left, top, right, bottom in boxes]
-        order = [i for i in theirs["scores"].argsort(descending=True, stable=True).tolist() if inside[i]][: owl.BOXES]
+        order = [i for i in theirs["scores"].argsort(descending=True, stable=True).tolist() if inside[i]][
+            : boxes_of_models.BOXES
+        ]
         ours = found.detections[index]
         assert ours.xyxy.tolist() == [boxes[i] for i in order]
         torch.testing.assert_close(ours.scores, theirs["scores"][order], rtol=0, atol=1e-5)
@@ -338,7 +406,7 @@ def test_a_detector_finds_what_the_library_finds_for_each_prompt(image, detector
 
 def test_a_detector_asked_for_several_finds_what_the_library_finds_for_several(detector, monkeypatch):
     """There a patch shows its best prompt only."""
-    monkeypatch.setattr(owl, "BOXES", 10_000)
+    monkeypatch.setattr(boxes_of_models, "BOXES", 10_000)
     image, threshold = PICTURES[0], 0.15
     theirs = detections(detector, PROMPTS, image, threshold)
     found = detector.ours(image, PROMPTS).boxes(threshold, "cosine")
@@ -377,7 +445,7 @@ def test_a_detectors_map_is_made_of_its_boxes(image, detector):
 
 def test_boxes_are_cut_to_the_picture_and_rounded_and_those_that_hold_nothing_of_it_are_left_out():
     boxes = [[-3.2, -0.4, 4.4, 7.6], [3.5, 2.6, 30.0, 9.9], [9.6, 0.0, 12.0, 5.0], [2.1, 1.0, 2.4, 5.0]]
-    xyxy, inside = owl._whole_pixels(torch.tensor(boxes), Size(6, 9))
+    xyxy, inside = boxes_of_models.whole_pixels(torch.tensor(boxes), Size(6, 9))
     assert xyxy[inside].tolist() == [[0, 0, 4, 6], [4, 3, 9, 6]]
     assert inside.tolist() == [True, True, False, False]
 
@@ -394,7 +462,7 @@ def test_a_small_box_takes_a_cell_wherever_it_is():
 
 
 def test_a_picture_without_a_box_inside(kinds, monkeypatch):
-    monkeypatch.setattr(owl, "_whole_pixels", lambda boxes, size: (boxes.long(), torch.zeros(len(boxes)).bool()))
+    monkeypatch.setattr(owl, "whole_pixels", lambda boxes, size: (boxes.long(), torch.zeros(len(boxes)).bool()))
     found = kinds["owlv2"].ours(PICTURES[0], ["cat", "dog"])
     assert found.scores.tolist() == [0, 0] and found.similarity.count_nonzero() == 0
     assert [boxes.xyxy.shape for boxes in found.boxes()] == [(0, 4)] * 2
@@ -405,6 +473,91 @@ def test_a_picture_without_a_box_inside(kinds, monkeypatch):
 def test_size_rules_of_detectors(kinds):
     assert kinds["owlv2"].ours.model.size_rule == "pad:96"
     assert kinds["owlvit"].ours.model.size_rule == "square:96"
+
+
+# Grounding DINO -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", PICTURES)
+def test_grounding_dino_finds_what_the_library_finds_for_each_caption(image, kinds):
+    kind = kinds["grounding-dino"]
+    found = kind.ours(image, PROMPTS)
+    assert found.detections is not None and found.scores is not None
+    for index, prompt in enumerate(PROMPTS):
+        inputs = kind.processor(images=image, text=f"{prompt.removeprefix('a ')}.", return_tensors="pt")
+        with torch.no_grad():
+            answer = kind.model(**inputs)
+        [theirs] = kind.processor.post_process_grounded_object_detection(
+            answer, threshold=0.0, target_sizes=[(image.height, image.width)]
+        )
+        boxes = whole(theirs["boxes"], image)
+        inside = [left < right and top < bottom for left, top, right, bottom in boxes]
+        order = [i for i in theirs["scores"].argsort(descending=True, stable=True).tolist() if inside[i]]
+        ours = found.detections[index]
+        assert sorted(ours.xyxy.tolist()) == sorted(boxes[i] for i in order)
+        torch.testing.assert_close(ours.scores, theirs["scores"][order], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.scores[index], ours.scores[0])
+        assert theirs["scores"].std() > 1e-4 and len(order) > 5  # so that a mistake would show
+    assert kind.ours.model.size_rule == "short:64, at most 107"
+
+
+def test_grounding_dino_computes_the_features_of_an_image_once(kinds):
+    kind, seen = kinds["grounding-dino"], []
+    backbone = kind.ours.model.model.model.backbone
+    handle = backbone.register_forward_hook(lambda *_: seen.append(1))
+    kind.ours(PICTURES[0], PROMPTS)
+    handle.remove()
+    assert len(seen) == 1
+    assert kind.ours.model.model.model.backbone is backbone
+
+
+# SAM 3 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", PICTURES)
+def test_sam_3_is_the_library(image, kinds):
+    """By the library's own post-processing: of semantic maps, and of instances, whose scores have presence in them."""
+    kind = kinds["sam3"]
+    found = kind.ours(image, PROMPTS)
+    assert found.scores is not None and found.detections is None
+    for index, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            answer = kind.model(**kind.processor(images=image, text=prompt, return_tensors="pt"))
+        [semantic] = kind.processor.image_processor.post_process_semantic_segmentation(
+            answer, return_segmentation_scores=True
+        )
+        [boxes] = kind.processor.post_process_object_detection(answer, threshold=0.0)
+        presence = answer.presence_logits.sigmoid()[0, 0]
+        instances = (answer.pred_masks[0].sigmoid() * boxes["scores"][:, None, None]).amax(0)
+        expected = torch.maximum(semantic.segmentation_scores[0] * presence, instances)
+        torch.testing.assert_close(found.similarity[index], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.scores[index], presence, rtol=0, atol=1e-6)
+        assert expected.std() > 1e-3
+    assert found.similarity.shape == (5, 32, 32)
+    assert (found.similarity[0] - found.similarity[2]).abs().max() > 1e-3
+    assert kind.ours.model.size_rule == "square:112"
+
+
+def test_sam_3_encodes_an_image_once(kinds):
+    kind, seen = kinds["sam3"], []
+    handle = kind.ours.model.model.vision_encoder.register_forward_hook(lambda *_: seen.append(1))
+    kind.ours(PICTURES[0], PROMPTS)
+    handle.remove()
+    assert len(seen) == 1
+
+
+def test_a_checkpoint_of_sam_3_for_video_is_its_detector(tmp_path):
+    folder = sam_checkpoints.save("sam3_video", tmp_path)
+    tokenizer().save_pretrained(folder)
+    whole_model = sam_checkpoints.model("sam3_video").state_dict()
+    for name, weight in open_gem.load_trained(str(folder), device="cpu").model.model.state_dict().items():
+        assert torch.equal(weight, whole_model[f"detector_model.{name}"]), name
+
+
+@pytest.mark.parametrize("name", ["sam3", "grounding-dino"])
+def test_models_that_see_all_words_of_a_prompt_take_one_template(name, kinds):
+    with pytest.raises(PromptError, match=r"7 templates given, .* expected one template"):
+        TrainedLocalizer(kinds[name].ours.model, "imagenet-7")
 
 
 # Localizations with predicted boxes, and with probabilities -----------------------------------------------------------
@@ -522,23 +675,33 @@ def test_texts_are_encoded_once_and_anew_when_the_weights_change(kind):
     localizer, calls = TrainedLocalizer(adapt_trained(model, kind.processor)), []
     encode = localizer.model.text.encode
     localizer.model.text.encode = lambda texts: calls.append(texts) or encode(texts)
-    full_stop = "" if kind.name.startswith("owl") else "."
+    filled = ("cat", "dog", "a dog") if localizer.model.template == "{}" else ("cat", "dog")
     before = localizer(PICTURES[:2], [["cat", "dog"], ["a dog", "cat"]])
     localizer(PICTURES[0], "cat")
-    assert calls == [[f"a photo of a cat{full_stop}", f"a photo of a dog{full_stop}"]]
+    assert [text for texts in calls for text in texts] == [
+        localizer.model.template.replace("{}", prompt) for prompt in filled
+    ]
+    encoded = len(calls)
     with torch.no_grad():
-        for weight in localizer.model.text.model.text_model.parameters():
+        for weight in text_part(localizer.model.text.model).parameters():
             weight.add_(0.5 * torch.rand_like(weight))
     after = localizer(PICTURES[0], ["cat", "dog"])
-    assert len(calls) == 2
+    assert len(calls) == encoded + 1
     assert (after.similarity - before[0].similarity).abs().max() > 1e-4
+
+
+def text_part(model: Any) -> nn.Module:
+    """What encodes texts in a model of the library."""
+    names = ("text_model", "text_encoder")
+    return next((getattr(model, name) for name in names if hasattr(model, name)), None) or model.model.text_backbone
 
 
 def test_the_template_may_be_another(kind):
     model = kind.ours.model
     bare = TrainedLocalizer(model, "{}")
     same(bare(PICTURES[0], model.template.replace("{}", "cat")), renamed(kind.ours(PICTURES[0], "cat"), model.template))
-    assert (bare(PICTURES[0], "cat").similarity - kind.ours(PICTURES[0], "cat").similarity).abs().max() > 1e-4
+    if model.template != "{}":
+        assert (bare(PICTURES[0], "cat").similarity - kind.ours(PICTURES[0], "cat").similarity).abs().max() > 1e-4
 
 
 def renamed(found: Localization, template: str) -> Localization:
@@ -563,7 +726,7 @@ def test_the_model_is_untouched(kind):
         after = model(**inputs)
     assert not any(part.training for part in model.modules())
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
-    named = "logits_per_image" if kind.name == "groupvit" else "logits"
+    named = {"groupvit": "logits_per_image", "sam3": "pred_logits"}.get(kind.name, "logits")
     assert torch.equal(before[named], after[named])
 
 
@@ -669,7 +832,6 @@ def test_prepare_encode_and_locate_are_the_call(kind):
 
 
 def test_backbones_are_told_apart():
-    assert set(LOCALIZING) == set(TRAINED)
     check_not_trained("openai/clip-vit-base-patch16", "clip")
     with pytest.raises(UnsupportedModelError, match=r"use open_gem\.load_trained\('nvidia/groupvit-gcc-yfcc'\)"):
         check_not_trained("nvidia/groupvit-gcc-yfcc", "groupvit")
@@ -790,9 +952,8 @@ def test_results_under_autocast_are_float32(kind, wide):
 def test_they_can_be_copied_and_sent(kind, wide):
     expected = kind.ours(wide, ["cat"])
     same(copy.deepcopy(kind.ours)(wide, ["cat"]), expected)
-    if (
-        kind.name != "clipseg"
-    ):  # on whose model, once it was asked for hidden states, transformers leaves local functions
+    # On models that it asked for hidden states, transformers leaves local functions.
+    if kind.name not in ("clipseg", "grounding-dino"):
         same(pickle.loads(pickle.dumps(kind.ours))(wide, ["cat"]), expected)
 
 

@@ -65,8 +65,8 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure methods on a data set. The model sees each image once for all methods. GroupViT, CLIPSeg and OWL, which
-    were trained to localize, are measured as they are.
+    """Measure methods on a data set. The model sees each image once for all methods. Models that were trained to
+    localize are measured as they are.
 
     Rerun the same command to resume an interrupted run. Shards may run anywhere, with the same --out or one that is
     copied there; together they give the same result as one run, bit for bit.

@@ -13,7 +13,7 @@ from open_gem.images.sheet import Head, png, sheet
 from open_gem.localization import PRESENCE
 from open_gem.localization.drawing import BARS, head_of, overlay_of
 from open_gem.method.table import METHODS
-from open_gem.refine import REFINEMENTS, find_refinement
+from open_gem.refine import find_refinement, names_alone
 
 if TYPE_CHECKING:
     from open_gem.localization import Localization
@@ -67,7 +67,7 @@ def _methods(image: Image.Image, results: "dict[str, Localization]") -> Image.Im
 def _maps(image: Image.Image, results: "dict[str, Localization]") -> Image.Image:
     """Draw the first object with and without refinements, and label maps."""
     gem = results["gem"]
-    refined = {f"gem, {name}": find_refinement(name).refine(image, gem) for name in REFINEMENTS}
+    refined = {f"gem, {name}": find_refinement(name).refine(image, gem) for name in names_alone()}
     tiles = {
         "image": plain(image),
         **{name: overlay_of(result, image, 0, caption="") for name, result in {"gem": gem, **refined}.items()},

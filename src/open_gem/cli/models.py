@@ -83,7 +83,12 @@ def _list_families(as_json: bool) -> None:
     console = new_console()
     console.print(table)
     console.print(Text("Which one? --recommend. All names: --all. Against their library's own forward: --check NAME."))
-    console.print(Text("To compare with, open-gem ground --model also takes GroupViT, CLIPSeg, OWLv2 and OWL-ViT."))
+    console.print(
+        Text(
+            "To compare with, open-gem ground --model also takes GroupViT, CLIPSeg, OWLv2, OWL-ViT, "
+            "Grounding DINO and SAM 3."
+        )
+    )
 
 
 def _list_names(as_json: bool) -> None:

@@ -39,7 +39,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")]
 RefineOption = Annotated[
     str | None,
-    typer.Option(help='Make maps follow the edges of the image: "fgs", "pamr", "lposs+".', rich_help_panel=VIEWS),
+    typer.Option(
+        help='Sharpen masks: "fgs", "pamr" or "lposs+" makes maps follow the edges of the image; "sam" or '
+        '"sam:CHECKPOINT" draws them with a Segment Anything model; "regions" or "regions:CHECKPOINT" evens maps '
+        "inside the regions of an image.",
+        rich_help_panel=VIEWS,
+    ),
 ]
 ImageSizeOption = Annotated[
     str | None,

@@ -74,7 +74,8 @@ class EvalProtocol:
 
     def describe(self) -> dict[str, Any]:
         """Return the protocol as values that JSON can hold."""
-        return json.loads(to_json(asdict(self)))
+        own = None if self.refinement is None else self.refinement.describe()
+        return json.loads(to_json({**asdict(self), "refinement": own}))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class Labeling(ObjectRules, _OnLocalizer):
         try:
             kept = None if self.keep is None else keep(result, self.keep)
             if kept is not None:
-                result = replace(restore(kept, self.classes.vocabulary, result.size), refiner=result.refiner)
+                unrefined = restore(kept, self.classes.vocabulary, result.size)
+                result = replace(unrefined, refiner=result.refiner, segmenter=result.segmenter)
             fields = self.fields(result)
         except Exception as error:
             return failed(located.item, error, located.seconds + perf_counter() - start)

@@ -58,6 +58,7 @@ def schema() -> "pyarrow.Schema":
       image_score  cosine of the label with the image as a whole; presence: the same as a probability
       rle          its mask in COCO's compressed run-length encoding; size is (height, width)
       point        where the cosine is highest
+    mask_quality the IoU with the object that the mask's segmenter predicts; null if the mask is a region of the map
     labelmap     a PNG of 8 bits (16 with more than 255 labels): 0 is background, n the manifest's n-th label, from 1
     """
     import pyarrow as pa
@@ -66,7 +67,7 @@ def schema() -> "pyarrow.Schema":
     stored = [(name, text) for name in ("label", "prompt")]
     stored += [(name, number) for name in ("score", "image_score", "presence", "peak", "probability", "confidence")]
     stored += [("xyxy", pa.list_(count, 4)), ("rle", pa.struct([("size", pa.list_(count)), ("counts", text)]))]
-    stored += [("point", pa.list_(count))]
+    stored += [("point", pa.list_(count)), ("mask_quality", number)]
     fields = [(name, text) for name in ("id", "source", "status", "error")]
     fields += [(name, count) for name in ("height", "width", "pages")]
     fields += [("seconds", number), ("objects", pa.list_(pa.struct(stored))), ("labelmap", pa.binary())]

@@ -19,6 +19,7 @@ from open_gem import readout
 from open_gem.errors import InputError, PromptError
 from open_gem.files import to_json, write_file
 from open_gem.images.read import ImageLike, read_image
+from open_gem.localization.crisp import Drawn, Segmenter, claimed, draw, paint, regions_of, united
 from open_gem.objects import Object, check_nms, suppressed, to_detections, to_frame
 from open_gem.readout import Boxes
 from open_gem.rle import Span, run_lengths
@@ -127,6 +128,8 @@ class Localization:
     vocabulary   the labels, their prompts and those of the background; by default every label is its own one prompt
     refiner      makes a refined map `(y, x)` of an upsampled one; None leaves the maps as they are. It may keep what it
                  computed of the image: see `Pamr`
+    segmenter    draws a crisp mask in place of each region of a label's mask, see `Sam`; None leaves regions as they
+                 are. Masks, objects and label maps are its own then; heatmaps, scores and points stay the map's
     image        the image as the localizer was called with it, to draw on: a reference, which keeps that object alive
                  and costs nothing else (a path costs nothing at all; it is read again when something is drawn). None
                  after `locate`, which knows no image
@@ -143,6 +146,7 @@ class Localization:
     presence: Float[Tensor, " p"] | None = None
     vocabulary: Vocabulary | None = None
     refiner: Callable[[Tensor], Tensor] | None = None
+    segmenter: Segmenter | None = None
     image: ImageLike | None = field(default=None, compare=False)
 
     # Maps, masks, boxes ----------------------------------------------------------------------------------------------
@@ -178,7 +182,13 @@ class Localization:
         Masks of labels that are absent by the rule `absent`, see `present`, are empty.
         """
         heatmaps, present = self.heatmaps(scale), self.present(presence, absent=absent)
-        return Maps(self.labels, lambda index: (heatmaps[index] > threshold) & present[index])
+
+        def make(index: int) -> Tensor:
+            heatmap = heatmaps[index]
+            mask = (heatmap > threshold) & present[index]
+            return mask if self.segmenter is None else paint(self._drawn(mask.cpu(), heatmap, scale), mask)
+
+        return Maps(self.labels, make)
 
     def boxes(
         self, threshold: float | Sequence[float] = 0.5, scale: str = "minmax", *, instances: str = "component"
@@ -248,7 +258,8 @@ class Localization:
         min_area   share of the image's pixels, in [0, 1], that an object has at least
         instances  "component", or "label": one object for all of a label's mask, or the best predicted box
         exclusive  masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is
-                   highest there. `min_area` then counts what is left
+                   highest there. `min_area` then counts what is left. Pixels that a segmenter adds belong to the first
+                   label that it draws there
         nms        non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, in
                    [0, 1], the less confident is dropped; None keeps both
         masks      False leaves out `Object.rle`
@@ -308,10 +319,30 @@ class Localization:
 
         Labels that are absent by the rule `absent`, see `present`, win no pixel; probabilities stay those against all
         prompts. With `regions`, each of them, by its number from 1, gets the label of most of its pixels.
+
+        With a `segmenter`, each connected component of a label becomes the mask that it draws. A pixel of several masks
+        is that of the label that is most probable there. A pixel that is in no mask any more is background, or keeps
+        its label if there is neither a background prompt nor a limit.
         """
         if regions is not None:
             labels = self.segment(background, presence=presence, absent=absent)
             return readout.majority(labels, regions.to(labels.device))
+        coarse = self._segment(background, presence, absent)
+        if self.segmenter is None:
+            return coarse
+        has_background = background is not None or -1 in self._groups
+        labels = torch.full_like(coarse, -1) if has_background else coarse.clone()
+        best = torch.full_like(coarse, -1, dtype=torch.float32)  # below any probability
+        for index in range(len(self.labels)):
+            if (own := coarse == index).any():
+                probability = self._probability(self._label_map(index))
+                mask = paint(self._drawn(own.cpu(), probability, "probability"), own)
+                wins = mask & (probability > best)
+                labels[wins], best[wins] = index, probability[wins]
+        return labels
+
+    def _segment(self, background: float | None, presence: float | Sequence[float], absent: str) -> Tensor:
+        """Return `segment` of the maps alone."""
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background is {background}, expected a probability in [0, 1] or None")
         present = self.present(presence, absent=absent)
@@ -486,29 +517,29 @@ class Localization:
         afterwards."""
         cosine = self._label_map(index)
         stretch = readout.min_max_of(cosine)
-        mask = self._mask(cosine, threshold, stretch, scale)
-        mask = (mask if winner is None else mask & (winner == index)).cpu()
+        mask = self._mask(cosine, threshold, stretch, scale).cpu()
+        mask = mask if winner is None else mask & (winner == index)
         flags = mask.numpy()  # numpy's `any` takes a tenth of the time of torch's
         if not flags.any():
             return []
         values = at_least_float32(cosine).cpu().numpy()
-        top, left = (readout.extent(flags.any(axis=axis)) for axis in (1, 0))  # most pixels belong to no object
-        numbered, spans = (readout.components if instances == "component" else readout.whole)(mask[top, left])
         fewest = min_area * mask.numel()
         maps = [self.maps[prompt] for prompt in self._prompts[index]]
+        whole = instances == "label"
+        if self.segmenter is None:
+            drawn = draw(regions_of(mask, values, fewest, whole=whole), None, None)
+        else:
+            heatmap = self._stretch(scale)(cosine)
+            drawn = self._drawn(mask, heatmap, scale, values, 0 if whole else fewest)
+            if whole:
+                drawn = [united([*drawn], values)] if np.count_nonzero(flags) >= fewest else []
+            if winner is not None:
+                drawn = claimed(drawn, winner.numpy(), index)
         objects = []
-        for number, inner in enumerate(spans, start=1):
-            region = numbered[inner] == number
-            if np.count_nonzero(region) < fewest:
-                continue
-            rows, columns = (
-                slice(part.start + start, part.stop + start)
-                for part, start in zip(inner, (top.start, left.start), strict=True)
-            )
-            x, y = readout.peak_inside(values[rows, columns], region)
-            point = (columns.start + x, rows.start + y)
+        for (span, region, point), quality in drawn:
+            rows, columns = span
             if visit is not None:
-                visit(index, (rows, columns), region, values)
+                visit(index, span, region, values)
             prompt, probability = self._best_prompt(index, maps, point)
             objects.append(
                 self._object(
@@ -518,7 +549,8 @@ class Localization:
                     (columns.start, rows.start, columns.stop, rows.stop),
                     probability=probability,
                     point=point,
-                    rle=run_lengths(region, (rows, columns), self.size) if masks else None,
+                    rle=run_lengths(region, span, self.size) if masks else None,
+                    mask_quality=quality,
                 )
             )
         scores = torch.tensor([obj.score for obj in objects], dtype=torch.float32, device=cosine.device)
@@ -526,7 +558,7 @@ class Localization:
 
     def _winner(self, limits: Mapping[int, float], scale: str) -> Int[Tensor, "y x"]:
         """Return which label has the highest cosine at each pixel, among those whose mask has it, by their thresholds;
-        −1 where no mask is."""
+        −1 where no mask is. On the CPU."""
         winner = torch.full(tuple(self.size), -1, dtype=torch.int32, device=self.maps.device)
         best = torch.full(tuple(self.size), -math.inf, dtype=torch.float32, device=self.maps.device)
         for index, limit in limits.items():
@@ -534,7 +566,7 @@ class Localization:
             ahead = self._mask(cosine, limit, readout.min_max_of(cosine), scale) & (cosine > best)
             best = torch.where(ahead, cosine, best)
             winner.masked_fill_(ahead, index)
-        return winner
+        return winner.cpu()
 
     def _visit(self, objects: Sequence[Object], visit: RegionVisitor) -> None:
         """Call `visit` for objects that have masks, label by label."""
@@ -545,6 +577,20 @@ class Localization:
                 span = slice(top, bottom), slice(left, right)
                 assert obj.mask is not None
                 visit(index, span, obj.mask[span], values)
+
+    def _drawn(
+        self, mask: Tensor, heatmap: Tensor, scale: str, values: np.ndarray | None = None, fewest: float = 0
+    ) -> Iterator[Drawn]:
+        """Yield the regions of a mask `(y, x)` on the CPU as the segmenter draws them.
+
+        heatmap  `(y, x)` of the label, at a scale
+        values   by which the point of a region is chosen; None: the heatmap itself
+        fewest   pixels of a region; smaller ones are left out
+        """
+        heatmap = at_least_float32(heatmap)
+        values = heatmap.cpu().numpy() if values is None else values
+        confidence = readout.min_max(heatmap) if scale == "cosine" else heatmap
+        return draw(regions_of(mask, values, fewest), self.segmenter, confidence)
 
     def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor], scale: str) -> Tensor:
         if scale == "probability":

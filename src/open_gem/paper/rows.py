@@ -9,7 +9,7 @@ from open_gem.localization import ABSENT
 from open_gem.method.steps import STEPS
 from open_gem.method.table import METHODS, Method
 from open_gem.paper.numbers import B16, B32, GROUPVIT, TABLE_4
-from open_gem.refine import REFINEMENTS
+from open_gem.refine import find_refinement, names_alone
 
 GEM = METHODS["gem"]
 RAW = METHODS["gem-raw"]
@@ -153,7 +153,7 @@ def _additions(layers: int) -> Rows:
         method = METHODS[name].fitted(layers)
         steps = {} if method.steps else {step: method.replace(steps=(make(),)) for step, make in STEPS.items()}
         rules = {f"absent: {rule}": Variant(method, absent=rule) for rule in ABSENT if rule != "none"}
-        refinements = {refinement: make() for refinement, make in REFINEMENTS.items()}
+        refinements = {refinement: find_refinement(refinement) for refinement in names_alone()}
         refined = {refinement: Variant(method, refinement=made) for refinement, made in refinements.items()}
         both = {
             f"absent: presence{ADDED}{refinement}": Variant(method, "presence", made)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.refine.guided import Guided, check_image, check_size
+from open_gem.refine.guided import Guided, check_channels, check_size
 from open_gem.types import Size
 
 
@@ -70,7 +70,7 @@ class Fgs(Guided):
 
     def weights(self, image: Tensor) -> FgsWeights:
         """Return the factorised systems of an image `(3, y, x)`, floats in [0, 1] say."""
-        check_image(image)
+        check_channels(image)
         pixels = image.detach().to("cpu", torch.float64).numpy()
         right, down = (np.linalg.norm(np.diff(pixels, axis=axis), axis=0) for axis in (2, 1))
         deviation = np.sqrt((np.sum(right**2) + np.sum(down**2)) / max(1, right.size + down.size))

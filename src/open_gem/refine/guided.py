@@ -11,7 +11,7 @@ from torch import Tensor
 from open_gem.errors import InputError
 from open_gem.images.pixels import Preprocess, size_of, to_pixels
 from open_gem.localization import Localization
-from open_gem.refine import Refinement
+from open_gem.refine import Refinement, check_image
 from open_gem.types import Size
 
 _UNCHANGED = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest", image_size=Size(1, 1))  # in [0, 1]
@@ -34,13 +34,11 @@ class Guided(Refinement):
         """Refine a map `(y, x)` by `weights` of an image of its size: the same shape, float32 at least."""
 
     def refine(self, image: Image.Image, localization: Localization) -> Localization:
-        if size_of(image) != localization.size:
-            actual, expected = ("×".join(map(str, size)) for size in (size_of(image), localization.size))
-            raise InputError(f"the image is {actual} (height × width), expected the one localized: {expected}")
+        check_image(image, localization)
         return replace(localization, refiner=_Refiner(self, image))
 
 
-def check_image(image: Tensor) -> None:
+def check_channels(image: Tensor) -> None:
     """Raise InputError unless an image is floats `(3, y, x)`."""
     if image.ndim != 3 or not image.is_floating_point():
         kind = f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
-from open_gem.refine.guided import Guided, check_image, check_size
+from open_gem.refine.guided import Guided, check_channels, check_size
 from open_gem.tensors import at_least_float32
 
 _AROUND = tuple((down, right) for down, right in product((-1, 0, 1), repeat=2) if (down, right) != (0, 0))
@@ -66,7 +66,7 @@ class Pamr(Guided):
 
         One dilation after another, the neighbours of each in reading order. In float32 at least.
         """
-        check_image(image)
+        check_channels(image)
         image = at_least_float32(image)
         # Deviation by way of differences to the pixel itself, which is then a sample of 0: nothing large cancels.
         total, squares = torch.zeros_like(image), torch.zeros_like(image)

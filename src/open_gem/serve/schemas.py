@@ -137,6 +137,9 @@ class LocatedObject(BaseModel):
         default="", description="COCO's run lengths, or base64 of a PNG of 0 and 255; if asked for."
     )
     point: Two | None = Field(description="x and y of the most confident pixel; null for predicted boxes.")
+    mask_quality: float | None = Field(
+        default=None, description="The IoU with the object that a segmenter (`--refine sam`) predicts for its mask."
+    )
 
 
 class LocatedLabel(BaseModel):

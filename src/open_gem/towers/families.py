@@ -4,9 +4,10 @@ The first row whose pattern fits a model's name is its family.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from open_gem.errors import UnsupportedModelError
 
@@ -177,8 +178,35 @@ FAMILIES = (
 )
 
 
-LOCALIZING = ("groupvit", "clipseg", "owlv2", "owlvit")
-"""`model_type` of transformers' models that were trained to localize: for `load_trained`, not backbones."""
+class TrainedFamily(NamedTuple):
+    """A kind of model of transformers that was trained to localize.
+
+    reader     what reads it here: a file of `trained`, and a class in it
+    model      name of its class in transformers
+    processor  name of its image processor there: one that resizes with PIL, as the models' own code did, if there is
+               one
+    part       attribute of the model that encodes texts; None for the model itself
+    """
+
+    reader: str
+    model: str
+    processor: str
+    part: str | None = None
+
+
+LOCALIZING: Mapping[str, TrainedFamily] = {
+    "groupvit": TrainedFamily("groupvit:GroupViT", "GroupViTModel", "CLIPImageProcessorPil"),
+    "clipseg": TrainedFamily("clipseg:CLIPSeg", "CLIPSegForImageSegmentation", "ViTImageProcessorPil", "clip"),
+    "owlv2": TrainedFamily("owl:OWL", "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil", "owlv2"),
+    "owlvit": TrainedFamily("owl:OWL", "OwlViTForObjectDetection", "OwlViTImageProcessorPil", "owlvit"),
+    "grounding-dino": TrainedFamily(
+        "grounding_dino:GroundingDINO", "GroundingDinoForObjectDetection", "GroundingDinoImageProcessorPil"
+    ),
+    "sam3": TrainedFamily("sam3:SAM3", "Sam3Model", "Sam3ImageProcessor"),
+    "sam3_video": TrainedFamily("sam3:SAM3", "Sam3Model", "Sam3ImageProcessor"),
+}
+"""`model_type` of transformers' models that were trained to localize → how they are read: for `load_trained`, not
+backbones."""
 
 ORIGINAL = ("blip-base", "blip-large")  # names for files of Salesforce's own, without a repository
 

@@ -13,6 +13,7 @@ from open_gem.numerics import check_finite, cpu_by_default
 from open_gem.readout import Boxes
 from open_gem.tensors import at_least_float32
 from open_gem.text import FrozenModel
+from open_gem.towers.hf_text import HfText
 from open_gem.types import Size
 
 
@@ -33,15 +34,19 @@ class Grounding(NamedTuple):
 class TrainedModel(FrozenModel, ABC):
     """A frozen model that was trained to localize.
 
-    processor       the library's image processor
-    template        of the class: what its authors put prompts into
-    predicts_boxes  of the class: `Grounding.boxes` are there, and objects are these
+    processor           the library's image processor
+    template            of the class: what its authors put prompts into
+    predicts_boxes      of the class: `Grounding.boxes` are there, and objects are these
+    text_reader         of the class: what encodes texts
+    averages_templates  of the class: whether a prompt may be encoded as the mean over several templates
     """
 
     processor: Any
 
     template: ClassVar[str] = "a photo of a {}."
     predicts_boxes: ClassVar[bool] = False
+    text_reader: ClassVar[type[HfText]] = HfText
+    averages_templates: ClassVar[bool] = True
 
     @property
     @abstractmethod

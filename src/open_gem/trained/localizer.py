@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from open_gem.errors import PromptError
 from open_gem.images.pixels import ImageLike, read_image, size_of
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
@@ -66,6 +67,11 @@ class TrainedLocalizer(AnyLocalizer):
     def __post_init__(self) -> None:
         template = self.model.template if self.template is None else self.template
         object.__setattr__(self, "text", TextCache(self.model, template))
+        if len(self.text.templates) > 1 and not self.model.averages_templates:
+            count = len(self.text.templates)
+            raise PromptError(
+                f"{count} templates given, but {self.model.name} takes a prompt in one: expected one template"
+            )
 
     @property
     def name(self) -> str:

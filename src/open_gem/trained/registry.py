@@ -1,61 +1,29 @@
 """Models of transformers that were trained to localize, to compare training-free readouts with.
 
-A kind of model is a file and a row of `TRAINED`. Preprocessing, encoders, decoders and heads are the library's own.
+A kind of model is a file here and a row of `towers.families.LOCALIZING`. Preprocessing, encoders, decoders and heads
+are the library's own.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from open_gem.errors import UnsupportedModelError
 from open_gem.towers.base import check_evaluating
-from open_gem.towers.families import ORIGINAL
-from open_gem.towers.hf_text import HfText
+from open_gem.towers.families import LOCALIZING, ORIGINAL, TrainedFamily
 from open_gem.towers.loading import EMBEDDED, as_folder, find_device, find_dtype, is_transformers
 from open_gem.towers.weights import finished, needs_transformers
 from open_gem.trained.base import TrainedModel
-from open_gem.trained.clipseg import CLIPSeg
-from open_gem.trained.groupvit import GroupViT
-from open_gem.trained.owl import OWL
 
 __all__ = [
-    "TRAINED",
     "adapt_trained",
     "forward_pass",
     "is_trained",
     "load_trained",
 ]
-
-
-class TrainedSpec(NamedTuple):
-    """One kind of model.
-
-    reader     what reads it here
-    model      name of its class in transformers
-    processor  name of its image processor there: one that resizes with PIL, as the models' own code did
-    part       attribute of the model that encodes texts; None for the model itself
-    """
-
-    reader: type[TrainedModel]
-    model: str
-    processor: str
-    part: str | None
-
-    def read(self, name: str, model: Any, tokenizer: Any, processor: Any) -> TrainedModel:
-        """Return what localizes with a model of this kind."""
-        part = model if self.part is None else getattr(model, self.part)
-        return self.reader(name, model, HfText(part, tokenizer), processor)
-
-
-TRAINED = {
-    "groupvit": TrainedSpec(GroupViT, "GroupViTModel", "CLIPImageProcessorPil", None),
-    "clipseg": TrainedSpec(CLIPSeg, "CLIPSegForImageSegmentation", "ViTImageProcessorPil", "clip"),
-    "owlv2": TrainedSpec(OWL, "Owlv2ForObjectDetection", "Owlv2ImageProcessorPil", "owlv2"),
-    "owlvit": TrainedSpec(OWL, "OwlViTForObjectDetection", "OwlViTImageProcessorPil", "owlvit"),
-}
-"""`model_type` of a configuration → its kind."""
 
 
 def load_trained(
@@ -73,11 +41,12 @@ def load_trained(
     placement = find_device(device), find_dtype(dtype)
     hub, library = _transformers()
     name = as_folder(name)
-    kind = hub.configuration(name, cache_dir).model_type
-    spec = _find_spec(kind, name)
-    model = finished(hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir), *placement)
+    config = hub.configuration(name, cache_dir)
+    spec = _find_spec(config.model_type, name)
+    loaded = hub.fetch(getattr(library, spec.model), name, cache_dir=cache_dir)
+    model = finished(loaded, *placement)
     tokenizer, settings = hub.fetch_processor(name, cache_dir)
-    return spec.read(name, model, tokenizer, getattr(library, spec.processor).from_dict(settings))
+    return _read(spec, name, model, tokenizer, getattr(library, spec.processor).from_dict(settings))
 
 
 def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> TrainedModel:
@@ -86,13 +55,13 @@ def adapt_trained(model: Any, processor: Any, *, name: str = "transformers") -> 
     Raises UnsupportedModelError for another kind of model, InputError for one in training mode.
     """
     kind = type(model).__name__
-    spec = next((spec for spec in TRAINED.values() if spec.model == kind), None)
+    spec = next((spec for spec in LOCALIZING.values() if spec.model == kind), None)
     if spec is None:
         raise UnsupportedModelError(
-            f"cannot read {kind}: expected {', '.join(spec.model for spec in TRAINED.values())}"
+            f"cannot read {kind}: expected {', '.join(spec.model for spec in LOCALIZING.values())}"
         )
     check_evaluating(model)
-    return spec.read(name, model, processor.tokenizer, processor.image_processor)
+    return _read(spec, name, model, processor.tokenizer, processor.image_processor)
 
 
 def is_trained(name: str, cache_dir: str | None = None) -> bool:
@@ -101,16 +70,28 @@ def is_trained(name: str, cache_dir: str | None = None) -> bool:
     name = as_folder(name)
     if name in (EMBEDDED, *ORIGINAL) or not is_transformers(name):
         return False
-    return _transformers()[0].configuration(name, cache_dir).model_type in TRAINED
+    return _transformers()[0].configuration(name, cache_dir).model_type in LOCALIZING
 
 
-def _find_spec(model_type: str, name: str) -> TrainedSpec:
-    if model_type not in TRAINED:
+def _read(spec: TrainedFamily, name: str, model: Any, tokenizer: Any, processor: Any) -> TrainedModel:
+    """Return what localizes with a model of this kind."""
+    kind = _reader(spec)
+    part = model if spec.part is None else getattr(model, spec.part)
+    return kind(name, model, kind.text_reader(part, tokenizer), processor)
+
+
+def _reader(spec: TrainedFamily) -> type[TrainedModel]:
+    file, _, reader = spec.reader.partition(":")
+    return getattr(import_module(f"open_gem.trained.{file}"), reader)
+
+
+def _find_spec(model_type: str, name: str) -> TrainedFamily:
+    if model_type not in LOCALIZING:
         raise UnsupportedModelError(
             f"{name} ({model_type}) is not a model trained to localize that can be read here, which are of type "
-            f"{', '.join(TRAINED)}; for training-free readouts use open_gem.load({name!r})"
+            f"{', '.join(LOCALIZING)}; for training-free readouts use open_gem.load({name!r})"
         )
-    return TRAINED[model_type]
+    return LOCALIZING[model_type]
 
 
 def _transformers() -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from open_gem import towers
 from open_gem.images.pixels import Preprocess, size_of, to_pixels
 from open_gem.method.run import run
 from open_gem.method.table import METHODS
+from open_gem.refine.sam import Prompt, PromptedModel, load_prompted
 from open_gem.towers.dino import Expert, load_expert
 from open_gem.trained.base import TrainedModel
 from open_gem.trained.owl import OWL
@@ -231,6 +232,95 @@ class Boxes(Published):
         side, resampling = processor.size["height"], Image.Resampling(processor.resample).name.lower()
         preprocess = Preprocess(processor.image_mean, processor.image_std, resampling, Size(side, side))
         return Framing(side).pixels(image, preprocess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned(Published):
+    """What Grounding DINO predicts for a caption: the first three boxes, or their logits of the first three tokens.
+
+    caption  the whole text
+    output   "boxes": centre x, centre y and width, in parts of the image; or "logits"
+    """
+
+    kind = "boxes"
+
+    caption: str
+    output: str = "boxes"
+
+    def load(self, **where: Any) -> TrainedModel:
+        return load_trained(self.checkpoint, **where)
+
+    @torch.no_grad()
+    def measure(self, model: Any, image: Image.Image) -> Tensor:
+        pixels = model.prepare(image)[None].to(model.device, model.dtype)
+        answer = model.predict(model.model, pixels, model.encode_text([self.caption])[0])
+        return (answer.pred_boxes if self.output == "boxes" else answer.logits)[0, :3, :3].flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept(Published):
+    """What SAM 3 predicts for a noun phrase: its three highest scores, or the corner of the best instance's mask.
+
+    concept  the whole text
+    output   "scores": probabilities of instances, without presence; "mask": logits
+    """
+
+    kind = "masks"
+
+    concept: str
+    output: str = "scores"
+
+    def load(self, **where: Any) -> TrainedModel:
+        return load_trained(self.checkpoint, **where)
+
+    @torch.no_grad()
+    def measure(self, model: Any, image: Image.Image) -> Tensor:
+        vision = model.model.get_vision_features(model.prepare(image)[None].to(model.device, model.dtype))
+        answer = model.predict(vision, model.encode_text([self.concept])[0])
+        highest = answer.pred_logits[0].topk(3)
+        if self.output == "scores":
+            return highest.values.sigmoid()
+        return answer.pred_masks[0, highest.indices[0], :3, :3].flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedMasks(Published):
+    """What a Segment Anything model draws for prompts: the IoU that it predicts, or the corner of a mask.
+
+    points   one prompt of several points `xy`, in pixels of the image; or, with boxes, one point each
+    boxes    one prompt each: left, top, right, bottom; both exist if the prompt is a box with a point
+    several  three masks a prompt instead of one
+    output   "quality": of each prompt, or of its masks, highest first; "last quality": of the last mask; "mask": logits
+             of the mask with the highest quality of the first prompt, `corner` rows and columns
+    """
+
+    kind = "prompted masks"
+
+    points: tuple[tuple[float, float], ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    several: bool = False
+    output: str = "quality"
+    corner: int = 3
+
+    def load(self, **where: Any) -> PromptedModel:
+        return load_prompted(self.checkpoint, **where)
+
+    @torch.no_grad()
+    def measure(self, model: PromptedModel, image: Image.Image) -> Tensor:
+        masks, qualities = model.predict(model.encode(image), self.prompt(model.device), several=self.several)
+        if self.output == "last quality":
+            return qualities[0, -1:]
+        if self.output == "quality":
+            return qualities.sort(dim=1, descending=True).values.flatten()
+        return masks[0, qualities[0].argmax(), : self.corner, : self.corner].flatten()
+
+    def prompt(self, device: torch.device) -> Prompt:
+        """Return the prompts as a model takes them."""
+        count, each = max(1, len(self.boxes)), len(self.points) // max(1, len(self.boxes))
+        xy = torch.tensor(self.points, dtype=torch.float32, device=device).reshape(count, each, 2) if each else None
+        edges = torch.tensor(self.boxes, dtype=torch.float32, device=device) if self.boxes else None
+        signs = None if xy is None else torch.ones(count, each, dtype=torch.int64, device=device)
+        return Prompt(xy, signs, edges)
 
 
 def _ground(model: TrainedModel, image: Image.Image, prompts: tuple[str, ...]) -> Any:

@@ -21,6 +21,7 @@ _RAW = "https://raw.githubusercontent.com"
 
 CATS, CATS_PNG, DIAGRAM, BEACH = "000000039769.jpg", "000000039769.png", "CLIP.png", "demo.jpg"
 OWL, CAR, CAT, ASTRONAUT = "owl.jpg", "car.jpg", "cat.png", "astronaut.png"
+STREET, TRUCK, GROCERIES, LAPTOP = "sam-car.png", "truck.jpg", "groceries.jpg", "000000077595.jpg"
 URLS = {
     CATS: "http://images.cocodataset.org/val2017/000000039769.jpg",
     CATS_PNG: f"{_RAW}/huggingface/transformers/main/tests/fixtures/tests_samples/COCO/000000039769.png",
@@ -29,6 +30,10 @@ URLS = {
     OWL: f"{_DOCUMENTATION}/owl.jpg",
     CAR: f"{_DOCUMENTATION}/car.jpg",
     ASTRONAUT: f"{_HUB}/spaces/adirik/OWL-ViT/resolve/main/assets/astronaut.png",
+    STREET: f"{_HUB}/ybelkada/segment-anything/resolve/main/assets/car.png",
+    TRUCK: f"{_HUB}/datasets/hf-internal-testing/sam2-fixtures/resolve/main/truck.jpg",
+    GROCERIES: f"{_HUB}/datasets/hf-internal-testing/sam2-fixtures/resolve/main/groceries.jpg",
+    LAPTOP: "http://images.cocodataset.org/val2017/000000077595.jpg",
     CAT: f"{_RAW}/facebookresearch/perception_models/main/apps/pe/docs/assets/cat.png",
 }
 """Name of a file → where it is."""

@@ -1,8 +1,33 @@
 """Published numbers of real checkpoints. Nobody of this project could run these checkpoints where it was built: the
 numbers are copied from their sources."""
 
-from open_gem.verify.checkers import Boxes, ExpertTokens, Framing, Masks, Published, Scores, Tokens, TrainedScores
-from open_gem.verify.images import ASTRONAUT, BEACH, CAR, CAT, CATS, CATS_PNG, DIAGRAM, OWL
+from open_gem.verify.checkers import (
+    Boxes,
+    Captioned,
+    Concept,
+    ExpertTokens,
+    Framing,
+    Masks,
+    PromptedMasks,
+    Published,
+    Scores,
+    Tokens,
+    TrainedScores,
+)
+from open_gem.verify.images import (
+    ASTRONAUT,
+    BEACH,
+    CAR,
+    CAT,
+    CATS,
+    CATS_PNG,
+    DIAGRAM,
+    GROCERIES,
+    LAPTOP,
+    OWL,
+    STREET,
+    TRUCK,
+)
 
 _TESTS = "transformers: tests/models"
 _PIPELINES = "transformers: tests/pipelines/test_pipelines_zero_shot_image_classification.py"
@@ -16,6 +41,11 @@ _LOGITS = 0.02
 _TOKENS = 1e-3
 """Tolerance of tokens and boxes. Sources have 1e-4, on their own machine and with their own resize; the numbers that
 transformers publishes twice, for DINOv3, differ by 4e-4."""
+_QUALITY = 2e-3
+"""Tolerance of predicted IoUs. Sources have 1e-4, on their own machine."""
+_ON_TRUCK = ((75, 275, 1725, 850), (425, 600, 700, 875), (1375, 550, 1650, 800), (1240, 675, 1400, 750))
+_ON_GROCERIES = ((450, 170, 520, 350), (350, 190, 450, 350), (500, 170, 580, 350), (580, 170, 640, 350))
+_SAM2, _EDGETAM = "facebook/sam2.1-hiera-tiny", "yonigozlan/EdgeTAM-hf"
 _CAT_OR_DOG_LOGITS = "logits of 'a photo of a cat', 'a photo of a dog'"
 
 
@@ -299,6 +329,127 @@ VALUES: tuple[Published, ...] = (
                 (-8.6353, -9.5409, -6.6154, -7.9442, -9.6151, -6.7117, -12.4593, -15.3332, -12.1048),
                 _LOGITS,
             ),
+        )
+    ),
+    *(
+        Captioned(
+            checkpoint="IDEA-Research/grounding-dino-tiny",
+            image=CATS_PNG,
+            compared=f"{output} of the first three boxes for 'a cat.'",
+            expected=expected,
+            tolerance=tolerance,
+            source=f"{_TESTS}/grounding_dino/test_modeling_grounding_dino.py",
+            caption="a cat.",
+            output=output,
+        )
+        for output, expected, tolerance in (
+            ("boxes", (0.7674, 0.4136, 0.4572, 0.2566, 0.5463, 0.4760, 0.2585, 0.5442, 0.4641), _TOKENS),
+            (
+                "logits",
+                (-4.8913, -0.1900, -0.2161, -4.9653, -0.3719, -0.3950, -5.9599, -3.3765, -3.3104),
+                7e-3,  # 0.001 of the largest, and 0.001
+            ),
+        )
+    ),
+    *(
+        Concept(
+            checkpoint="facebook/sam3",
+            image=LAPTOP,
+            compared=f"{compared} for 'ear'",
+            expected=expected,
+            tolerance=tolerance,
+            source=f"{_TESTS}/sam3/test_modeling_sam3.py",
+            concept="ear",
+            output=output,
+        )
+        for output, compared, expected, tolerance in (
+            ("scores", "highest scores of instances", (0.9381, 0.9214, 0.0910), _QUALITY),
+            (
+                "mask",
+                "corner of the best mask",
+                (-2.1815, -6.2767, -7.0687, -5.7988, -10.2704, -10.9379, -8.5194, -10.7892, -9.9152),
+                _LOGITS,
+            ),
+        )
+    ),
+    *(
+        PromptedMasks(
+            checkpoint="facebook/sam-vit-base",
+            image=STREET,
+            compared=f"predicted IoU of the last of three masks, {prompt}",
+            expected=(expected,),
+            tolerance=_QUALITY,
+            source=f"{_TESTS}/sam/test_modeling_sam.py",
+            points=points,
+            boxes=boxes,
+            several=True,
+            output="last quality",
+        )
+        for prompt, points, boxes, expected in (
+            ("point and box", ((820, 1080),), ((650, 900, 1000, 1250),), 0.9566),
+            ("a point", ((400, 650),), (), 0.9675),
+            ("two points", ((400, 650), (800, 650)), (), 0.9762),
+            ("a box", (), ((75, 275, 1725, 850),), 0.7937),
+        )
+    ),
+    *(
+        PromptedMasks(
+            checkpoint=checkpoint,
+            image=TRUCK,
+            compared=f"{compared}, a point",
+            expected=expected,
+            tolerance=tolerance,
+            source=f"{_TESTS}/{tests}.py",
+            points=((500, 375),),
+            several=several,
+            output=output,
+        )
+        for checkpoint, tests, compared, several, output, expected, tolerance in (
+            (
+                _SAM2,
+                "sam2/test_modeling_sam2",
+                "predicted IoUs of three masks",
+                True,
+                "quality",
+                (0.9547, 0.4932, 0.0427),
+                _QUALITY,
+            ),
+            (
+                _SAM2,
+                "sam2/test_modeling_sam2",
+                "corner of the best of three masks",
+                True,
+                "mask",
+                (-24.9288, -41.7466, -31.0128, -34.5113, -31.1054, -36.5913, -25.2597, -37.5912, -33.4030),
+                0.05,  # 0.001 of the largest, and 0.001
+            ),
+            (_SAM2, "sam2/test_modeling_sam2", "predicted IoU", False, "quality", (0.9364,), _QUALITY),
+            (
+                _EDGETAM,
+                "edgetam/test_modeling_edgetam",
+                "predicted IoUs of three masks",
+                True,
+                "quality",
+                (0.7621, 0.4859, 0.0461),
+                _QUALITY,
+            ),
+        )
+    ),
+    *(
+        PromptedMasks(
+            checkpoint=checkpoint,
+            image=image,
+            compared="predicted IoUs, four boxes",
+            expected=expected,
+            tolerance=_QUALITY,
+            source=f"{_TESTS}/{tests}.py",
+            boxes=boxes,
+        )
+        for checkpoint, tests, image, boxes, expected in (
+            (_SAM2, "sam2/test_modeling_sam2", TRUCK, _ON_TRUCK, (0.9904, 0.9689, 0.9770, 0.9079)),
+            (_SAM2, "sam2/test_modeling_sam2", GROCERIES, _ON_GROCERIES, (0.9739, 0.9816, 0.9838, 0.9781)),
+            (_EDGETAM, "edgetam/test_modeling_edgetam", TRUCK, _ON_TRUCK, (0.9773, 0.9415, 0.9683, 0.8792)),
+            (_EDGETAM, "edgetam/test_modeling_edgetam", GROCERIES, _ON_GROCERIES, (0.9721, 0.9852, 0.9812, 0.9760)),
         )
     ),
 )
