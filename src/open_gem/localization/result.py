@@ -224,11 +224,12 @@ class Localization:
         if self.logit_scale is None:
             return [values.max().item() for values in self.maps]
         return [
-            (self.logit_scale * at_least_float32(values) - self._log_sum_exp).max().exp().item() for values in self.maps
+            (self.logit_scale * at_least_float32(values) - self._cell_log_sum_exp).max().exp().item()
+            for values in self.maps
         ]
 
     @cached_property
-    def _log_sum_exp(self) -> Tensor:
+    def _cell_log_sum_exp(self) -> Tensor:
         """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
         scale = 1.0 if self.logit_scale is None else self.logit_scale
         return readout.softmax_argmax(scale * at_least_float32(values) for values in self.maps).log_sum_exp
@@ -610,7 +611,7 @@ class Localization:
         text = self._vocabulary.prompts[index][best]
         if self.logit_scale is None:
             return text, None
-        logit = self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()
+        logit = self.logit_scale * cosines[best] - self._cell_log_sum_exp[cell].item()
         return text, None if math.isnan(logit) else math.exp(min(0.0, logit))  # NaN: maps of some prompts are unknown
 
     def _point(self, index: int) -> tuple[int, int]:

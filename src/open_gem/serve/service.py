@@ -377,9 +377,9 @@ class Service:
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts)
         self.localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
-        return [self._locate_one(job) for job in jobs]
+        return [self._locate_job(job) for job in jobs]
 
-    def _locate_one(self, job: LocateJob) -> Localization:
+    def _locate_job(self, job: LocateJob) -> Localization:
         located = self.localizer.locate(job.encoded.to(self.localizer.device), job.vocabulary)
         if job.refinement is not None and job.image is not None:
             located = job.refinement.refine(job.image, located)

@@ -205,8 +205,8 @@ def _attend(projections: Sequence[Tensor], values: Tensor, inverse: Tensor, iter
     for heads in (*projections, values):
         _check(heads, values.shape, values.dtype)
     if _kernel(values.dtype) != values.dtype:
-        wide = [p.to(torch.float32) for p in (*projections, values)]
-        return _attend(wide[:-1], wide[-1], inverse, iterations).to(values.dtype)
+        converted = [p.to(torch.float32) for p in (*projections, values)]
+        return _attend(converted[:-1], converted[-1], inverse, iterations).to(values.dtype)
     out = _empty_output(values)
     views = [_View(p.data_ptr(), *p.stride()[:3]) for p in projections]
     value, outcome = (_View(p.data_ptr(), *p.stride()[:3]) for p in (values, out))
