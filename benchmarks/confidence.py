@@ -29,7 +29,7 @@ CANDIDATES: dict[str, Callable[[Values], np.ndarray]] = {
     "score: highest cosine": lambda of: of["score"],
     "presence": lambda of: of["presence"],
     "peak: highest min-max value": lambda of: of["peak"],
-    "probability: highest softmax over labels": lambda of: of["probability"],
+    "probability: softmax over labels at the point": lambda of: of["probability"],
     "contrast: mean cosine inside − outside": lambda of: of["contrast"],
     "presence × peak": lambda of: of["presence"] * of["peak"],
     "presence × mean min-max value inside": lambda of: of["presence"] * of["mean"],

@@ -292,7 +292,7 @@ def test_confidence_is_presence_times_peak_times_probability(scale):
     for one in found.objects(0.0, scale, min_area=0.0):
         assert one.point is not None and one.presence is not None
         x, y = one.point
-        probability = shares[PHRASES[one.index], y * 6 // 45, x * 8 // 61].max().item()
+        probability = shares[PHRASES[one.index], y * 6 // 45, x * 8 // 61].sum().item()
         assert (one.peak, one.probability) == pytest.approx((heatmaps[one.index, y, x], probability), abs=1e-5)
         assert one.confidence == pytest.approx(one.presence * heatmaps[one.index, y, x] * probability, abs=1e-5)
         assert 0 <= one.confidence <= 1

@@ -32,8 +32,9 @@ class Object:
     rle          its mask as COCO's compressed RLE, {"size": [height, width], "counts": str}; None if it is a box alone
     peak         `score` after min-max scaling of the label's map, in [0, 1]: 1 for the label's best object of an image;
                  of predicted boxes, the share of the best box's score. None if unknown
-    probability  softmax probability of the label against all prompts, those of the background included, at the patch of
-                 `point`, in [0, 1]; None if unknown, or if scores are probabilities themselves
+    probability  softmax probability of the label, the sum over its prompts, against all prompts, those of the
+                 background included, at the patch of `point`, in [0, 1]; None if unknown, or if scores are
+                 probabilities themselves
     mask_quality  the IoU with the object that the mask's segmenter predicts (about [0, 1]), see `Sam`; None if the mask
                   is a region of the map itself
     """
@@ -56,7 +57,7 @@ class Object:
         """`presence` × `peak` × `probability`, in [0, 1]: ranks objects of all labels and images.
 
         It is high if the image as a whole shows the label, the object is the label's best place in it, and no other
-        prompt is likelier there. What is None is left out of the product; if all are, it is the score, limited to
+        label is likelier there. What is None is left out of the product; if all are, it is the score, limited to
         [0, 1]. `benchmarks/confidence.py` compares it with other formulas.
         """
         known = [value for value in (self.presence, self.peak, self.probability) if value is not None]

@@ -332,7 +332,7 @@ def test_rows_do_not_depend_on_batches_or_threads(photos, labeling):
         for row in rows:
             row["seconds"] = 0.0
             for one in row["objects"]:
-                for name in ("score", "image_score", "presence"):
+                for name in ("score", "image_score", "presence", "peak", "probability", "confidence"):
                     one[name] = round(one[name], 4)
         return rows
 

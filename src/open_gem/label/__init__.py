@@ -17,4 +17,6 @@ control    estimates before a run, and clean shutdown by signals
 watching   sources that grow: what has settled, and errors whose files have changed
 summary    counts of objects, labels and errors
 sheet      a page of samples
+marks      detections that a person found right or wrong, and the page to mark them on
+tuning     precision and recall against marks or true objects, and thresholds that follow
 """

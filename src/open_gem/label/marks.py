@@ -96,7 +96,7 @@ def write_page(
     if not shown:
         raise InputError(f"no detection in {str(parts.folder)!r} can be shown, expected labels with objects and images")
     shown.sort(key=lambda entry: key(f"{entry['id']} {entry['box']} {entry['label']}"))  # labels and images mixed
-    name = digest([[entry["id"], entry["label"], entry["box"]] for entry in shown])
+    name = digest({"detections": [[entry["id"], entry["label"], entry["box"]] for entry in shown]})
     document = to_json({"name": name, "columns": COLUMNS, "detections": shown}).replace("<", "\\u003c")
     template = resources.files("open_gem.label").joinpath(PAGE).read_text("utf-8")
     write_file(path, template.replace(HOLE, document).encode())

@@ -196,9 +196,10 @@ class Truth:
             objects = document["annotations"]
             for number, true in enumerate(objects, start=1):
                 _, _, width, height = true["bbox"]
-                true.setdefault("id", number), true.setdefault("iscrowd", 0), true.setdefault("area", width * height)
-                true["image_id"], true["category_id"]
-            coco = COCO()
+                usual = {"id": number, "iscrowd": 0, "area": width * height}
+                required = {name: true[name] for name in ("image_id", "category_id")}
+                true |= {**usual, **true, **required}
+            coco: Any = COCO()
             coco.dataset = document
             with contextlib.redirect_stdout(io.StringIO()):
                 coco.createIndex()
@@ -344,7 +345,7 @@ def _results(truth: Truth, detections: Sequence[dict[str, Any]]) -> Any:
     from pycocotools import mask
     from pycocotools.coco import COCO
 
-    results = COCO()
+    results: Any = COCO()
     annotations = []
     for number, detection in enumerate(detections, start=1):
         rle = detection["segmentation"]

@@ -603,7 +603,7 @@ class Localization:
 
     def _best_prompt(self, index: int, maps: Sequence[Tensor], point: tuple[int, int]) -> tuple[str, float | None]:
         """Return the prompt of a label, by the maps of all its prompts, that is most similar at a pixel `(x, y)`, and
-        its softmax probability there; None without `logit_scale`."""
+        the label's softmax probability there, the sum of theirs; None without `logit_scale`."""
         (x, y), (rows, cols) = point, maps[0].shape
         cell = y * rows // self.size.height, x * cols // self.size.width
         cosines = [values[cell].item() for values in maps]
@@ -611,8 +611,10 @@ class Localization:
         text = self._vocabulary.prompts[index][best]
         if self.logit_scale is None:
             return text, None
-        logit = self.logit_scale * cosines[best] - self._cell_log_sum_exp[cell].item()
-        return text, None if math.isnan(logit) else math.exp(min(0.0, logit))  # NaN: maps of some prompts are unknown
+        total = self._cell_log_sum_exp[cell].item()
+        if math.isnan(total):  # maps of some prompts are unknown
+            return text, None
+        return text, min(1.0, sum(math.exp(self.logit_scale * cosine - total) for cosine in cosines))
 
     def _point(self, index: int) -> tuple[int, int]:
         if self.detections is not None and len(best := self.detections[index].xyxy[:1]):
