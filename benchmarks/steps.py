@@ -26,6 +26,9 @@ class Guide:
     def grid_for(self, size: object) -> Grid:
         return self.grid
 
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.seen
+
     def projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.seen, self.seen, self.seen
 

@@ -145,10 +145,10 @@ class Correlated(_Guided):
             cosines, own = unit[rows] @ unit.T, regions[rows, None]
             free = (own == 0) | (regions == 0)
             kept = torch.where(free, cosines > mean, own == regions)
-            kept[torch.arange(len(rows), device=rows.device), rows] = True
+            kept[torch.arange(len(rows), dtype=torch.int64, device=rows.device), rows] = True
             return (self.scale * cosines).masked_fill_(~kept, -torch.inf).softmax(dim=-1) @ flat
 
-        rows = torch.arange(len(unit), device=unit.device)
+        rows = torch.arange(len(unit), dtype=torch.int64, device=unit.device)
         mixed = torch.cat([strip(part) for part in rows.split(max(1, STRIP // len(unit)))])
         return mixed.unflatten(-1, (len(values), -1)).transpose(0, 1).to(values.dtype)
 

@@ -122,12 +122,12 @@ class LpossPlus(Guided):
         columns = heatmap.reshape(-1, heatmap.shape[-2] * heatmap.shape[-1]).T
         return conjugate_gradients(operator, columns, self.iterations, 1e-6).T.reshape(heatmap.shape)
 
-    def __call__(self, pairs: Pairs, heatmap: Float[Tensor, "*p y x"]) -> Float[Tensor, "*p y x"]:
+    def __call__(self, weights: Pairs, heatmap: Float[Tensor, "*p y x"]) -> Float[Tensor, "*p y x"]:
         """Refine a map `(y, x)`, or several `(p, y, x)`: the same shape, float32 at least."""
         if heatmap.ndim not in (2, 3):
             raise InputError(f"heatmap has shape {tuple(heatmap.shape)}, expected (y, x) or (p, y, x)")
-        maps = _resized(at_least_float32(heatmap).reshape(-1, *heatmap.shape[-2:]), pairs.size)
-        refined = self.propagate(pairs, maps) / pairs.ones.clamp(min=torch.finfo(maps.dtype).tiny)
+        maps = _resized(at_least_float32(heatmap).reshape(-1, *heatmap.shape[-2:]), weights.size)
+        refined = self.propagate(weights, maps) / weights.ones.clamp(min=torch.finfo(maps.dtype).tiny)
         return _resized(refined, Size(*heatmap.shape[-2:])).view(heatmap.shape)
 
 

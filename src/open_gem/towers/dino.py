@@ -235,8 +235,9 @@ def adapt_expert(model: nn.Module, mean: Sequence[float], std: Sequence[float], 
 
 
 Projections = tuple[Tensor, Tensor, Tensor]  # q, k and v
-_Forward, _Attended = Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Projections]
-_Anatomy = tuple[tuple[int, int], int, int, _Forward, _Attended]  # patch, prefix, channels and the two functions
+_Anatomy = tuple[  # patch, prefix, channels and the two functions
+    tuple[int, int], int, int, Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Projections]
+]
 
 
 def _read_transformers(model: Any) -> _Anatomy:
