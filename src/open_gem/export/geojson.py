@@ -106,6 +106,7 @@ def _feature(obj: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
         "prompt": obj.prompt,
         "score": obj.score,
         "presence": obj.presence,
+        **({} if obj.mask_quality is None else {"mask_quality": obj.mask_quality}),
         "image": image.id,
     }
     geometry = transform_geom(

@@ -152,6 +152,7 @@ def object_of(stored: dict[str, Any], index: int) -> Object:
         cast(tuple[int, int, int, int], tuple(stored["xyxy"])),
         cast(tuple[int, int], tuple(stored["point"])) if stored["point"] else None,
         stored["rle"],
+        mask_quality=stored.get("mask_quality"),  # not in labels of earlier versions
     )
 
 
