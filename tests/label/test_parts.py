@@ -27,6 +27,7 @@ CAT = {
     "xyxy": [1, 2, 4, 6],
     "rle": {"size": [8, 9], "counts": "abc"},
     "point": [2, 3],
+    "mask_quality": 0.5,
 }
 ROWS = [
     row_of("a/ä.jpg", "/in/a/ä.jpg", status="ok", height=8, width=9, seconds=0.5, objects=[CAT, {**CAT, "rle": None}]),

@@ -25,6 +25,7 @@ from open_gem.localization.crisp import CrispMask, Region, Segmenter
 from open_gem.refine import Refinement, sam
 from open_gem.refine.sam import Prompt, PromptedModel, Sam, load_prompted
 from open_gem.types import Size
+from open_gem.verify.checkers import PromptedMasks
 
 SIZE = Size(60, 97)
 POINTS = torch.tensor([[[10.0, 20.0]], [[50.0, 30.0]], [[90.0, 55.0]]])
@@ -133,6 +134,38 @@ def test_a_checkpoint_for_video_is_its_model_for_images(folders):
     whole = model("sam2_video").state_dict()
     for name, weight in load_prompted(str(folders["sam2_video"]), device="cpu").model.state_dict().items():
         assert torch.equal(weight, whole[name]), name
+
+
+@pytest.mark.parametrize(
+    ("output", "several", "points", "boxes"),
+    [
+        ("quality", False, (), ((0, 0, 30, 40), (40, 10, 90, 50))),
+        ("quality", True, ((10, 20), (60, 5)), ()),
+        ("last quality", True, ((10, 20),), ((0, 0, 30, 40),)),
+        ("mask", True, ((10, 20),), ()),
+    ],
+)
+def test_what_verify_measures_is_the_librarys(output, several, points, boxes, folders):
+    """Points of one prompt if there is no box; of one each otherwise."""
+    about: Any = {"image": "", "compared": "", "expected": (), "tolerance": 0.0, "source": ""}
+    row = PromptedMasks(
+        checkpoint=str(folders["sam2"]), points=points, boxes=boxes, several=several, output=output, **about
+    )
+    loaded = row.load(device="cpu")
+    processor = transformers.Sam2Processor(loaded.processor)
+    given = {"input_boxes": [[list(box) for box in boxes]]} if boxes else {}
+    if points:
+        given["input_points"] = [[[list(point)] for point in points] if boxes else [[list(point) for point in points]]]
+    inputs = processor(images=picture(), return_tensors="pt", **given)
+    with torch.no_grad():
+        answer = loaded.model(**inputs, multimask_output=several)
+    quality = answer.iou_scores[0]
+    expected = {
+        "quality": quality.sort(dim=1, descending=True).values.flatten(),
+        "last quality": quality[0, -1:],
+        "mask": answer.pred_masks[0, 0, quality[0].argmax(), :3, :3].flatten(),
+    }[output]
+    torch.testing.assert_close(row.measure(loaded, picture()), expected, rtol=1e-4, atol=1e-4)
 
 
 # The recipe -----------------------------------------------------------------------------------------------------------

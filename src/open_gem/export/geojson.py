@@ -107,6 +107,7 @@ def _feature(obj: Object, image: LabelledImage, tile: Tile) -> dict[str, Any]:
         "score": obj.score,
         "confidence": obj.confidence,
         "presence": obj.presence,
+        **({} if obj.mask_quality is None else {"mask_quality": obj.mask_quality}),
         "image": image.id,
     }
     geometry = transform_geom(

@@ -173,4 +173,5 @@ def object_of(stored: dict[str, Any], index: int) -> Object:
         stored["rle"],
         stored.get("peak"),
         stored.get("probability"),
+        stored.get("mask_quality"),
     )
