@@ -77,7 +77,7 @@ class Regions(Refinement):
 
         draw = pipeline("mask-generation", model=model, image_processor=processor, device=device)
         drawn = draw(image, points_per_crop=self.points, points_per_batch=BATCH)["masks"]
-        masks = [torch.as_tensor(mask).cpu() for mask in drawn]
+        masks = [torch.as_tensor(mask, dtype=torch.bool, device="cpu") for mask in drawn]
         numbers = torch.full((height, width), -1, dtype=torch.int64, device="cpu")
         for number, mask in enumerate(sorted(masks, key=lambda mask: -int(mask.sum()))):
             numbers[mask] = number
