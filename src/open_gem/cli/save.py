@@ -214,7 +214,9 @@ def _mask(located: ImageResult, index: int) -> Image.Image:
     """Return the mask of a label; with `exclusive` what its objects have of it."""
     if located.exclusive:
         none = np.zeros(located.result.size, bool)
-        mask = np.any([none, *(obj.mask for obj in located.objects if obj.index == index)], axis=0)
+        mask = np.any(
+            [none, *(obj.mask for obj in located.objects if obj.index == index and obj.mask is not None)], axis=0
+        )
     else:
         mask = located.result.masks(located.threshold, located.scale, **located.mask_rule)[index].cpu().numpy()
     return Image.fromarray(mask.astype("uint8") * 255)

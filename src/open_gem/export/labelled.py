@@ -115,7 +115,9 @@ class Labelled:
 
         vocabulary = kept_vocabulary(self.parts)
         for _, result in kept_images(self.parts):
-            grids = [np.max([values.numpy() for values in own], axis=0) for own in vocabulary.by_label(result.maps)]
+            grids = [
+                np.max([values.numpy() for values in own], axis=0) for own in vocabulary.by_label(list(result.maps))
+            ]
             kept = [(label, grid) for label, grid in zip(vocabulary.labels, grids, strict=True) if label in self._index]
             yield {label: grid for label, grid in kept if not np.isnan(grid).any()}
 

@@ -135,7 +135,7 @@ def _place_in_archive(item: Item) -> tuple[str, str, str] | None:
     if item.container:
         kind, _, name = item.source.removesuffix(f"::{item.container}").partition("://")
         return kind, name, item.container
-    return None if (match := IN_ARCHIVE.fullmatch(item.source)) is None else match.group(1, 2, 3)
+    return None if (match := IN_ARCHIVE.fullmatch(item.source)) is None else (match[1], match[2], match[3])
 
 
 def _member(item: Item, kind: str, name: str, path: str, seconds: float) -> bytes:

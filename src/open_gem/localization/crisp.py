@@ -60,7 +60,7 @@ def regions_of(
     flags = mask.numpy()  # numpy's `any` takes a tenth of the time of torch's
     if not flags.any():
         return
-    top, left = (readout.extent(flags.any(axis=axis)) for axis in (1, 0))  # most pixels belong to no object
+    top, left = (readout.extent(np.any(flags, axis=axis)) for axis in (1, 0))  # most pixels belong to no object
     numbered, spans = (readout.whole if whole else readout.components)(mask[top, left])
     for number, inner in enumerate(spans, start=1):
         region = numbered[inner] == number
@@ -104,7 +104,7 @@ def claimed(drawn: Iterable[Drawn], owners: Int[np.ndarray, "y x"], index: int) 
 def _region_of(mask: Tensor, point: tuple[int, int]) -> Region:
     """Return all of a mask `(y, x)` that is not empty."""
     flags = mask.cpu().numpy()
-    span = (readout.extent(flags.any(axis=1)), readout.extent(flags.any(axis=0)))
+    span = (readout.extent(np.any(flags, axis=1)), readout.extent(np.any(flags, axis=0)))
     return Region(span, flags[span], point)
 
 

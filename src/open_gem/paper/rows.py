@@ -116,7 +116,7 @@ ITERATIONS = range(5)
 FIGURE_3 = {"CLIP": "clip", "CLIPSurgery": "clip_surgery"}
 
 
-def _figure_3(layers: int) -> Rows:
+def _figure_3(layers: int) -> Mapping[str, Method]:
     rows = {f"GEM, K = {k}": GEM.fitted(layers).replace(iterations=k) for k in ITERATIONS}
     return {label: METHODS[name].fitted(layers) for label, name in FIGURE_3.items()} | rows
 

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from open_gem.checks import is_count, is_positive
 from open_gem.errors import InputError
 from open_gem.refine.guided import Guided, check_channels, check_size
 from open_gem.types import Size
+
+_solve, _factorise = get_lapack_funcs("pttrs", dtype=np.float32), get_lapack_funcs("pttrf", dtype=np.float64)
 
 
 class _Factors(NamedTuple):
@@ -100,7 +102,7 @@ class Fgs(Guided):
         values = heatmap.detach().to("cpu", torch.float32).numpy()
         for index, (diagonal, below) in enumerate(weights.systems):
             lines = np.array(values.T if index % 2 else values, order="C")
-            solved, _ = lapack.spttrs(diagonal, below, lines.ravel(), overwrite_b=True)
+            solved, _ = _solve(diagonal, below, lines.ravel(), overwrite_b=True)
             values = solved.reshape(lines.shape).T if index % 2 else solved.reshape(lines.shape)
         refined = torch.from_numpy(np.ascontiguousarray(values))
         return refined.to(heatmap.device, torch.promote_types(heatmap.dtype, torch.float32))
@@ -110,6 +112,6 @@ def _factors(weights: np.ndarray) -> _Factors:
     """Factorise the system of neighbours joined with `weights` `(n,)`, the last of them 0."""
     diagonal = 1 + weights
     diagonal[1:] += weights[:-1]
-    diagonal, below, info = lapack.dpttrf(diagonal, -weights[:-1])
+    diagonal, below, info = _factorise(diagonal, -weights[:-1])
     assert info == 0, "the matrix is diagonally dominant"
     return _Factors(diagonal.astype(np.float32), below.astype(np.float32))

@@ -51,8 +51,9 @@ def create(
 
     Raises InputError for invalid settings, and what `open_gem.load` raises.
     """
-    from open_gem.label.labeling import Labeling, check_settings
+    from open_gem.label.labeling import Labeling
     from open_gem.label.ontology import Ontology
+    from open_gem.label.rules import ObjectRules
     from open_gem.localizer import load
     from open_gem.refine import find_refinement
 
@@ -63,13 +64,18 @@ def create(
     levels: dict[str, Any] = {"presence": presence, "threshold": threshold}
     labels = [prompt.strip() for prompt in prompts.split(",")]
     ontology = Ontology.read(classes, **levels) if classes else Ontology.of(labels, **levels)
-    objects: dict[str, Any] = {"min_area": min_area, "instances": instances}
-    check_settings(**objects)
+    objects: dict[str, Any] = {
+        "min_area": min_area,
+        "instances": instances,
+        "keep": None,
+        "outputs": ("boxes", "masks"),
+    }
+    ObjectRules(ontology, **objects)  # errors come before the model
     refinement = find_refinement(refine) if refine else None
     localizer = load(
         model or None, pretrained or None, method=method, size=size or None, refinement=refinement, device=device
     )
-    return Function(Labeling(localizer, ontology, outputs=("boxes", "masks"), **objects), shape)
+    return Function(Labeling(localizer, ontology, **objects), shape)
 
 
 @dataclass(frozen=True, eq=False)
