@@ -18,7 +18,8 @@ from open_gem.errors import InputError
 from open_gem.refine.guided import Guided, check_channels, check_size
 from open_gem.types import Size
 
-_solve, _factorise = get_lapack_funcs("pttrs", dtype=np.float32), get_lapack_funcs("pttrf", dtype=np.float64)
+(_factorise,) = get_lapack_funcs(("pttrf",), dtype=np.float64)
+(_solve,) = get_lapack_funcs(("pttrs",), dtype=np.float32)
 
 
 class _Factors(NamedTuple):
