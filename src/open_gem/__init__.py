@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from open_gem.method.table import Method as Method
     from open_gem.readout import Boxes as Boxes
     from open_gem.refine.pamr import Pamr as Pamr
+    from open_gem.text import Exemplar as Exemplar
     from open_gem.text import Vocabulary as Vocabulary
     from open_gem.towers import list_models as list_models
     from open_gem.trained.localizer import TrainedLocalizer as TrainedLocalizer
@@ -54,6 +55,7 @@ _HOMES = {
     "Boxes": "readout",
     "Pamr": "refine.pamr",
     "Views": "images.views",
+    "Exemplar": "text",
     "Vocabulary": "text",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -4,22 +4,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from open_gem import readout, towers
-from open_gem.errors import InputError, MethodError, NotFiniteError
+from open_gem.errors import InputError, MethodError, NotFiniteError, PromptError
+from open_gem.exemplars import ExemplarCache, ExemplarFeatures
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import PROXYCLIP, Method, check_name, find_method
+from open_gem.numerics import autocast
 from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
-from open_gem.text import TEMPLATE, Prompts, Template, TextCache, Vocabulary, check_template
+from open_gem.text import TEMPLATE, Exemplar, Prompts, Template, TextCache, Vocabulary, check_template
 from open_gem.towers import Backbone
 from open_gem.types import Size
 from open_gem.windows import EncodedWindows, merge_features
@@ -50,6 +52,9 @@ class Localizer(AnyLocalizer):
     of the prompt against the empty prompt ("a photo of a .") and those of the background, whichever is likelier:
     1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the prompt))).
 
+    An exemplar is compared by patches alone: its presence is that of the most similar patch, calibrated on its own
+    image, see `exemplars`.
+
     Raises MethodError, InputError and PromptError for an unknown method, a malformed size rule or template, or
     windows that do not fit the patches.
     """
@@ -62,6 +67,7 @@ class Localizer(AnyLocalizer):
     refinement: Refinement | None = None
     remove_redundancy: bool = False
     text: TextCache = field(init=False, repr=False)
+    _exemplars: ExemplarCache = field(default_factory=ExemplarCache, init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.refinement, str):
@@ -199,33 +205,50 @@ class Localizer(AnyLocalizer):
         assert prepared.image is not None, "kept by `prepare`"
         return to_pixels(prepared.image, canvas.size, self.backbone.preprocess)
 
+    def check(self, prompts: Prompts) -> Vocabulary:
+        vocabulary = Vocabulary.of(prompts)
+        self.text.check(prompt for prompt in vocabulary.all_prompts if not isinstance(prompt, Exemplar))
+        if vocabulary.exemplars and self.remove_redundancy:
+            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
+        for exemplar in vocabulary.exemplars:
+            self._exemplar(exemplar, self.resolve(self.method))
+        return vocabulary
+
     def locate(self, encoded: Encoded | EncodedWindows, prompts: Prompts) -> Localization:
         if not isinstance(encoded, Encoded | EncodedWindows):
             kind = type(encoded).__name__
             raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
-        text = self.text((*vocabulary.all_prompts, ""))  # other prompts are compared with the empty one
+        embeddings, exemplars = self._embed(vocabulary, encoded)
         pooled = encoded.pooled
-        cosines = None if pooled is None else similarity(pooled, text)[:, 0]
+        cosines = None if pooled is None else similarity(pooled, embeddings)[:, 0]
+        highest: dict[int, list[Tensor]] = {index: [] for index in exemplars}
 
         def adjust(maps: Tensor) -> Tensor:
             """Adjust cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
             own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
+            for index, calibrate in exemplars.items():
+                own[..., index, :, :] = calibrate(own[..., index, :, :])
+                highest[index].append(own[..., index, :, :].max())
             if not self.remove_redundancy:
                 return own
-            if len(text) == 2:
+            if len(embeddings) == 2:
                 return own - empty
             if cosines is None:
                 raise InputError("no pooled embedding, which redundancy removal needs: run with pooled=True")
             return readout.remove_redundancy(own, cosines[:-1])
 
+        maps = encoded.maps(embeddings, adjust)
+        if cosines is not None:
+            for index, values in highest.items():
+                cosines[index] = torch.stack(values).max()
         located = Localization(
             vocabulary.labels,
-            encoded.maps(text, adjust),
+            maps,
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
             self.backbone.logit_scale,
-            presence=None if cosines is None else self._presence(vocabulary, cosines),
+            presence=None if cosines is None else self._presence(vocabulary, cosines, exemplars),
             vocabulary=vocabulary,
         )
         if self.refinement is None:
@@ -234,14 +257,70 @@ class Localizer(AnyLocalizer):
             raise InputError("encoded without the image, which the refinement needs: encode images by this localizer")
         return self.refinement.refine(encoded.source, located)
 
-    def _presence(self, vocabulary: Vocabulary, cosines: Tensor) -> Tensor:
+    def _embed(
+        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows
+    ) -> tuple[Tensor, dict[int, "Calibration"]]:
+        """Return embeddings `(q + 1, e)` of all prompts and of the empty one, with which others are compared; and for
+        each exemplar among them what brings its cosines to a text's scale."""
+        prompts = vocabulary.all_prompts
+        text = self.text(["" if isinstance(prompt, Exemplar) else prompt for prompt in (*prompts, "")])
+        if not vocabulary.exemplars:
+            return text, {}
+        if self.remove_redundancy:
+            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
+        if encoded.method is None:
+            raise InputError("encoded by an unknown method, so exemplars cannot be: encode images by this localizer")
+        calibrations = {}
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, Exemplar):
+                features = self._exemplar(prompt, encoded.method)
+                calibrations[index] = Calibration(
+                    features, self._neutral(features, text[-1:]), self.backbone.logit_scale
+                )
+                text[index] = features.embedding.to(text)
+        return text, calibrations
+
+    def _exemplar(self, exemplar: Exemplar, method: Method) -> ExemplarFeatures:
+        """Return an exemplar's features by a method, seen at once if windows are merged as maps."""
+        viewer = self.configured(views=WHOLE) if self.merges_maps else self
+        how = method, self.backbone.weights_version, frozenset(autocast().items())
+        return self._exemplars(exemplar, how, lambda image: viewer.encode(image, method))
+
+    def _neutral(self, features: ExemplarFeatures, empty: Tensor) -> float:
+        """Return the cosine at which a text's presence is ½: that of the sigmoid's bias, or of the patches with the
+        empty prompt `(1, e)`."""
+        if (bias := self.backbone.logit_bias) is not None:
+            return -bias / self.backbone.logit_scale
+        return similarity(features.patches, empty).mean().item()
+
+    def _presence(self, vocabulary: Vocabulary, cosines: Tensor, exemplars: Mapping[int, "Calibration"]) -> Tensor:
         """Return presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty
         one."""
-        scale, scores = self.backbone.logit_scale, vocabulary.best(cosines[:-1])
-        if (bias := self.backbone.logit_bias) is not None:
-            return (scale * scores + bias).sigmoid()
-        rivals = cosines[len(cosines) - 1 - len(vocabulary.background) :]
-        return (scale * (scores - rivals.max())).sigmoid()
+        scale, bias = self.backbone.logit_scale, self.backbone.logit_bias
+        own = cosines[:-1].clone()
+        if bias is None:
+            background = [
+                index
+                for index, group in enumerate(vocabulary.groups)
+                if group < 0 and index not in exemplars  # its value is no image-level cosine
+            ]
+            own -= cosines[[*background, -1]].max()
+        else:
+            own += bias / scale
+        for index, calibration in exemplars.items():
+            own[index] = cosines[index] - calibration.neutral
+        return (scale * vocabulary.best(own)).sigmoid()
+
+
+class Calibration(NamedTuple):
+    """Brings cosines with an exemplar to the scale of those with texts."""
+
+    features: ExemplarFeatures
+    neutral: float
+    logit_scale: float
+
+    def __call__(self, cosines: Tensor) -> Tensor:
+        return self.features.calibrate(cosines, self.neutral, self.logit_scale)
 
 
 def resolve(backbone: Backbone, method: str | Method) -> Method:

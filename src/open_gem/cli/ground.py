@@ -145,6 +145,7 @@ def ground(
     kinds = files.kinds()
     few = files.most_overlays(len(vocabulary.labels))
     localizer, methods = load(model, method, classes.template, remove_redundancy, tuning, views)
+    localizer.check(vocabulary)
     settings = settings_of(localizer, methods)
     tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
     has_failed = False

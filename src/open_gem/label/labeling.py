@@ -94,7 +94,7 @@ class Labeling:
 
     def __post_init__(self) -> None:
         check_settings(self.outputs, self.heatmap_scale, self.instances, self.min_area)
-        self.localizer.text.check(self.classes.vocabulary.all_prompts)
+        self.localizer.check(self.classes.vocabulary)
         if "heatmaps" in self.outputs and self.localizer.merges_maps:
             raise InputError("heatmaps of views merged as logits have no patch grid: merge features, or leave them out")
 

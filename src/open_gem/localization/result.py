@@ -476,7 +476,7 @@ class Localization:
 
     def _best_prompt(self, index: int, point: tuple[int, int]) -> str:
         """Return the prompt of a label that is most similar at a pixel `(x, y)`."""
-        texts = self._vocabulary.prompts[index]
+        texts = tuple(map(str, self._vocabulary.prompts[index]))
         if len(texts) == 1:
             return texts[0]
         maps = [self.maps[prompt] for prompt in self._prompts[index]]

@@ -47,6 +47,7 @@ class Encoded:
     taps      the host's patch tokens after the blocks that the method's steps read, by the block's number from 1, and
               the values of its last block as number `VALUES`, if a step reads them: `(b, r·k, d)`
     source    the image itself, if a refinement needs it
+    method    whose features these are, if they come from `run`: exemplars are encoded by it too
     """
 
     tokens: Float[Tensor, "b n e"]
@@ -58,6 +59,7 @@ class Encoded:
     trace: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
     taps: Mapping[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
     source: Image.Image | None = None
+    method: Method | None = None
 
     def image(self, index: int) -> "Encoded":
         """Return the features of one image of the batch, as a batch of one."""
@@ -213,7 +215,9 @@ def run(
         if layout.grid == grid and any(step.reads_values for step in method.steps):
             read.add(VALUES)
         own_taps = {index: taps[index][:, tower.prefix :] for index in read}
-        encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
+        encoded[name] = Encoded(
+            tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps, method=method
+        )
     pooled_too = [] if embedding is None else [embedding]
     _check_finite(tower, pixels, [*(features.tokens for features in encoded.values()), *pooled_too])
     return encoded
