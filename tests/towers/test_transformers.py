@@ -554,7 +554,9 @@ def test_a_pickle_that_runs_code_is_refused(own, tmp_path):
 
 def test_types_that_nothing_reads_are_named(own):
     (own / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(UnsupportedModelError, match="'vit' are not read, only clip, metaclip_2, siglip, siglip2, tipsv2, blip"):
+    with pytest.raises(
+        UnsupportedModelError, match="'vit' are not read, only clip, metaclip_2, siglip, siglip2, tipsv2, blip"
+    ):
         ours.load(f"local-dir:{own}")
     (own / "config.json").write_text("{")
     assert "not a valid JSON" in refused(str(own))
