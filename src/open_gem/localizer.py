@@ -12,6 +12,7 @@ from torch import Tensor
 from open_gem import readout, towers
 from open_gem.errors import InputError, MethodError, NotFiniteError, PromptError
 from open_gem.exemplars import ExemplarCache, ExemplarFeatures
+from open_gem.gradients import BeforeLastBlock, is_gradient, run_to_last_block
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
 from open_gem.localization import Localization
@@ -161,7 +162,7 @@ class Localizer(AnyLocalizer):
 
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
-    ) -> list[dict[str, Encoded | EncodedWindows]]:
+    ) -> list[dict[str, Encoded | EncodedWindows | BeforeLastBlock]]:
         crop_by_crop = (
             crop
             for prepared in group
@@ -177,21 +178,32 @@ class Localizer(AnyLocalizer):
 
     def _run(
         self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
-    ) -> Iterator[dict[str, Encoded]]:
+    ) -> Iterator[dict[str, Any]]:
         """Encode each window, by the methods' labels; neighbours of one size share a pass."""
+        vision, scale = self.backbone.vision, self.backbone.logit_scale
+        gradients = {label: method for label, method in methods.items() if is_gradient(method)}
+        plain = {label: method for label, method in methods.items() if label not in gradients}
+        if gradients and not self.views.sees_whole:
+            raise MethodError("gradients follow one view of the whole image: expected no windows, scales or flips")
+        if gradients and self.remove_redundancy:
+            raise MethodError("redundancy removal is for cosines, expected a method without gradients")
         for batch in stacked(windows, batch_size):
             try:
-                by_label = run(self.backbone.vision, batch, methods, pooled=True, trace=trace)
+                by_label: dict[str, Any] = run(vision, batch, plain, pooled=True, trace=trace) if plain else {}
+                for label, method in gradients.items():
+                    by_label[label] = run_to_last_block(vision, batch, method, scale)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{self.name}: {error}") from error
             for index in range(len(batch)):
                 yield {label: encoded.image(index) for label, encoded in by_label.items()}
 
     def _merged(
-        self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Encoded]]], label: str, method: Method
-    ) -> Encoded | EncodedWindows:
+        self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Any]]], label: str, method: Method
+    ) -> Encoded | EncodedWindows | BeforeLastBlock:
         """Merge the windows of one image by one method, canvas by canvas, and apply the method's steps."""
         source = prepared.image if self.refinement is not None else None
+        if is_gradient(method):
+            return replace(windows[0][0][label], original=prepared.original, source=source)
         own = [[by_label[label] for by_label in row] for row in windows]
         if self.merges_maps:
             own = [[window.stepped(method.steps) for window in row] for row in own]
@@ -214,8 +226,8 @@ class Localizer(AnyLocalizer):
             self._exemplar(exemplar, self.resolve(self.method))
         return vocabulary
 
-    def locate(self, encoded: Encoded | EncodedWindows, prompts: Prompts) -> Localization:
-        if not isinstance(encoded, Encoded | EncodedWindows):
+    def locate(self, encoded: Encoded | EncodedWindows | BeforeLastBlock, prompts: Prompts) -> Localization:
+        if not isinstance(encoded, Encoded | EncodedWindows | BeforeLastBlock):
             kind = type(encoded).__name__
             raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
@@ -247,7 +259,7 @@ class Localizer(AnyLocalizer):
             maps,
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
-            self.backbone.logit_scale,
+            None if isinstance(encoded, BeforeLastBlock) else self.backbone.logit_scale,
             presence=None if cosines is None else self._presence(vocabulary, cosines, exemplars),
             vocabulary=vocabulary,
         )
@@ -258,7 +270,7 @@ class Localizer(AnyLocalizer):
         return self.refinement.refine(encoded.source, located)
 
     def _embed(
-        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows
+        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows | BeforeLastBlock
     ) -> tuple[Tensor, dict[int, "Calibration"]]:
         """Return embeddings `(q + 1, e)` of all prompts and of the empty one, with which others are compared; and for
         each exemplar among them what brings its cosines to a text's scale."""
@@ -282,6 +294,8 @@ class Localizer(AnyLocalizer):
 
     def _exemplar(self, exemplar: Exemplar, method: Method) -> ExemplarFeatures:
         """Return an exemplar's features by a method, seen at once if windows are merged as maps."""
+        if is_gradient(method):
+            raise PromptError(f"gradients follow texts, not the exemplar {exemplar.name!r}: use another method")
         viewer = self.configured(views=WHOLE) if self.merges_maps else self
         how = method, self.backbone.weights_version, frozenset(autocast().items())
         return self._exemplars(exemplar, how, lambda image: viewer.encode(image, method))
