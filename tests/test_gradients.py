@@ -141,9 +141,8 @@ def test_batches_and_methods_side_by_side(name: str, localizer: Localizer, image
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for alone, encoded in zip([image, mirrored], localizer.encode([image, mirrored], ["gem", name]), strict=True):
         single = localizer.configured(method=name)(alone, PROMPTS).similarity
-        torch.testing.assert_close(
-            localizer.locate(encoded[name].clone(), PROMPTS).similarity, single, atol=1e-4, rtol=0
-        )
+        located = localizer.locate(encoded[name].clone(), PROMPTS).similarity
+        torch.testing.assert_close(located, single, atol=1e-4, rtol=0)
 
 
 def test_a_single_prompt_competes_with_the_empty_one(localizer: Localizer, image):

@@ -305,7 +305,7 @@ class Localizer(AnyLocalizer):
         empty prompt `(1, e)`."""
         if (bias := self.backbone.logit_bias) is not None:
             return -bias / self.backbone.logit_scale
-        return similarity(features.patches, empty).mean().item()
+        return similarity(features.patches, empty.to(features.patches.device)).mean().item()
 
     def _presence(self, vocabulary: Vocabulary, cosines: Tensor, exemplars: Mapping[int, "Calibration"]) -> Tensor:
         """Return presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty
