@@ -83,11 +83,18 @@ def pool(encoded: Encoded, box: Box) -> ExemplarFeatures | None:
     return ExemplarFeatures(embedding, max(own, torch.finfo(torch.float32).eps), patches)
 
 
+def check_exemplar(exemplar: Exemplar) -> None:
+    """Raise PromptError for an exemplar of an encoded image that has no features."""
+    if not isinstance(exemplar.image, Encoded):
+        raise PromptError("an exemplar needs features of patches: use another method, and one view of the image")
+    encode_exemplar(exemplar, lambda image: image)
+
+
 def encode_exemplar(exemplar: Exemplar, encode: Callable[[Any], Any]) -> ExemplarFeatures:
     """Return the features of an exemplar; `encode` makes an `Encoded` of an image. Without surroundings it is set into
     a grey square. Raises PromptError for an image that cannot be read and a box that leaves it."""
     if isinstance(encoded := exemplar.image, Encoded):
-        box = _check_box(exemplar, encoded.original or encoded.size)
+        box = check_box(exemplar, encoded.original or encoded.size)
         features = pool(encoded, box)
         if features is None:
             raise PromptError(f"the exemplar {exemplar.name!r} touches every patch, expected patches around its box")
@@ -96,7 +103,7 @@ def encode_exemplar(exemplar: Exemplar, encode: Callable[[Any], Any]) -> Exempla
         image = read_image(exemplar.image)
     except ImageError as error:
         raise PromptError(f"cannot read the exemplar {exemplar.name!r}: {error}") from error
-    box = _check_box(exemplar, Size(image.height, image.width))
+    box = check_box(exemplar, Size(image.height, image.width))
     features = None if exemplar.box is None else pool(encode(image), box)
     if features is None:
         framed, box = _frame(image.crop(tuple(map(round, box))))
@@ -105,7 +112,7 @@ def encode_exemplar(exemplar: Exemplar, encode: Callable[[Any], Any]) -> Exempla
     return features
 
 
-def _check_box(exemplar: Exemplar, size: Size) -> Box:
+def check_box(exemplar: Exemplar, size: Size) -> Box:
     """Return the exemplar's box, or all of its image. Raises PromptError if it leaves the image."""
     left, top, right, bottom = exemplar.box or (0, 0, size.width, size.height)
     if left < 0 or top < 0 or right > size.width or bottom > size.height:

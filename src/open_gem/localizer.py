@@ -219,12 +219,15 @@ class Localizer(AnyLocalizer):
 
     def check(self, prompts: Prompts) -> Vocabulary:
         vocabulary = Vocabulary.of(prompts)
-        self.text.check(prompt for prompt in vocabulary.all_prompts if not isinstance(prompt, Exemplar))
-        if vocabulary.exemplars and self.remove_redundancy:
-            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
+        self.check_texts(vocabulary)
         for exemplar in vocabulary.exemplars:
             self._exemplar(exemplar, self.resolve(self.method))
         return vocabulary
+
+    def check_texts(self, vocabulary: Vocabulary) -> None:
+        self.text.check(prompt for prompt in vocabulary.all_prompts if not isinstance(prompt, Exemplar))
+        if vocabulary.exemplars and self.remove_redundancy:
+            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
 
     def locate(self, encoded: Encoded | EncodedWindows | BeforeLastBlock, prompts: Prompts) -> Localization:
         if not isinstance(encoded, Encoded | EncodedWindows | BeforeLastBlock):

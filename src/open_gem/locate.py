@@ -149,8 +149,13 @@ class AnyLocalizer(ABC):
         """Return prompts as a vocabulary. Raises PromptError for those that this model cannot locate, and for exemplars
         that cannot be read."""
         vocabulary = Vocabulary.of(prompts)
-        self.text.check(vocabulary.all_prompts)
+        self.check_texts(vocabulary)
         return vocabulary
+
+    def check_texts(self, vocabulary: Vocabulary) -> None:
+        """Raise PromptError for texts that this model cannot locate, and for exemplars if it takes none; nothing is
+        computed."""
+        self.text.check(vocabulary.all_prompts)
 
     @abstractmethod
     def locate(self, encoded: Any, prompts: Prompts) -> Localization:

@@ -6,9 +6,10 @@ from fastapi import APIRouter, File, Path, Response
 
 from open_gem.serve.cache import CachedImage
 from open_gem.serve.errors import RequestError
-from open_gem.serve.schemas import Ask, ImageForm, ImageInfo, Located
+from open_gem.serve.schemas import Ask, ImageForm, ImageInfo, Like, Located
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import LimitedRoute
+from open_gem.text import Exemplar
 
 Id = Annotated[str, Path(description="Of an uploaded image.", max_length=64)]
 
@@ -35,8 +36,15 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/{id}/ground", response_model_exclude_unset=True)
     async def ground(id: Id, ask: Ask) -> Located:
-        """Locate prompts in an uploaded image. 404: the image is no longer in the cache, upload it again."""
-        return await service.ground(_cached(service, id), ask.prompts, ask)
+        """Locate prompts in an uploaded image. 404: it, or the image of an exemplar, is no longer in the cache, upload
+        it again."""
+        image, prompts = _cached(service, id), ask.prompts
+        if isinstance(prompts, dict):
+            prompts = {label: [await prompt(entry, ask.method) for entry in own] for label, own in prompts.items()}
+        return await service.ground(image, prompts, ask)
+
+    async def prompt(entry: str | Like, method: str | None) -> str | Exemplar:
+        return entry if isinstance(entry, str) else await service.exemplar(_cached(service, entry.like), entry, method)
 
     return router
 

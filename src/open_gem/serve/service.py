@@ -14,20 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from open_gem.errors import NotFiniteError
+from open_gem.exemplars import check_exemplar
 from open_gem.images.decoder import Decoder
 from open_gem.images.read import Header
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Prepared
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.serve.answers import by_label, describe
 from open_gem.serve.cache import Cache, CachedImage
 from open_gem.serve.errors import RequestError
 from open_gem.serve.metrics import Metrics
-from open_gem.serve.schemas import SQUARE, Located, Options
+from open_gem.serve.schemas import SQUARE, Like, Located, Options
 from open_gem.serve.settings import Settings
 from open_gem.serve.uploads import parse_json
 from open_gem.serve.worker import JobKind, Worker
-from open_gem.text import Prompts, Vocabulary
+from open_gem.text import Exemplar, Prompts, Vocabulary
 from open_gem.types import Size
 
 Item = TypeVar("Item")
@@ -64,7 +65,8 @@ class Service:
     def __init__(self, localizer: AnyLocalizer, settings: Settings, metrics: Metrics):
         self.localizer, self.settings, self.metrics = localizer.acknowledge(), settings, metrics
         self.warnings = [] if localizer.caution is None else [localizer.caution]
-        self.methods = {name: METHODS[name].about if name in METHODS else name for name in localizer.methods(METHODS)}
+        known = METHODS | GRADIENTS
+        self.methods = {name: known[name].about if name in known else name for name in localizer.methods(known)}
         self.default = next(iter(self.methods))
         self.cache = Cache(settings.cache_bytes)
         self.worker = Worker(metrics.saw_batch)
@@ -204,13 +206,26 @@ class Service:
 
     async def locate(self, image: CachedImage, prompts: Prompts, method: str | None = None) -> Localization:
         """Locate prompts by a method, on the CPU; None for the default method. Raises as `check`."""
-        vocabulary, method = self.check(prompts, method), method or self.default
+        vocabulary = self.check(prompts, method)
+        return await self.worker.do(self._locate, LocateJob(await self._encoded(image, method), vocabulary))
+
+    async def exemplar(self, image: CachedImage, like: Like, method: str | None) -> Exemplar:
+        """Return a region of an image in the cache as an exemplar. Raises as `check`, and PromptError for a box that
+        leaves the image, or nothing around it."""
+        self.check("exemplar", method)
+        exemplar = Exemplar(await self._encoded(image, method), tuple(like.box), f"{like.like}:{like.box}")
+        await self.in_thread(check_exemplar, exemplar)
+        return exemplar
+
+    async def _encoded(self, image: CachedImage, method: str | None) -> Any:
+        """Return an image encoded by a method, None for the default one; the cache keeps it."""
+        method = method or self.default
         if method not in image.encoded:
             job = EncodeJob(image.prepared, (method,), self.localizer.patches(image.prepared.original))
             image = image.with_encoded(await self.worker.do(self._encode, job))
             if (cached := self.cache.get(image.id)) is not None:
                 self._keep(cached.with_encoded(image.encoded))
-        return await self.worker.do(self._locate, LocateJob(image.encoded[method], vocabulary))
+        return image.encoded[method]
 
     def check(self, prompts: Prompts, method: str | None = None) -> Vocabulary:
         """Return the prompts as a vocabulary. Raises RequestError and PromptError, before anything is computed, for
@@ -218,12 +233,12 @@ class Service:
         if method is not None and method not in self.methods:
             raise RequestError(422, f"method {method!r} is not served; served are: {', '.join(self.methods)}")
         vocabulary, limits = Vocabulary.of(prompts), self.settings
-        texts = vocabulary.all_prompts
+        texts = tuple(map(str, vocabulary.all_prompts))
         if len(texts) > limits.max_prompts:
             raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
         if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
             raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(texts)  # later the error would fail all requests of its batch
+        self.localizer.check_texts(vocabulary)  # later the error would fail all requests of its batch
         return vocabulary
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -268,7 +283,7 @@ class Service:
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         localizer = self.localizer
-        prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts)
+        prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts if isinstance(prompt, str))
         localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
         return [localizer.locate(job.encoded.to(localizer.device), job.vocabulary).to("cpu") for job in jobs]
 
