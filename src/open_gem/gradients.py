@@ -26,7 +26,7 @@ from open_gem import readout
 from open_gem.method.attention import query_key
 from open_gem.method.table import ClassActivation, Method
 from open_gem.method.tower import VisionTower
-from open_gem.numerics import cpu_by_default, without_autocast
+from open_gem.numerics import check_finite, cpu_by_default, without_autocast
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
 
@@ -105,8 +105,10 @@ def run_to_last_block(
             attention.append(weights[:, tower.prefix :, tower.prefix :])
         stream, x = x, x + block.out(query_key(heads))
         x = x + block.mlp(x)
+    pooled = tower.pool(x)
+    check_finite("features", tower, stream, pooled)
     mean = at_least_float32(torch.stack(attention)).mean(dim=0) if attention else None
-    return BeforeLastBlock(tower, logit_scale, stream, mean, tower.pool(x), grid, Size(*pixels.shape[-2:]), method)
+    return BeforeLastBlock(tower, logit_scale, stream, mean, pooled, grid, Size(*pixels.shape[-2:]), method)
 
 
 @without_autocast()

@@ -281,8 +281,7 @@ class Localizer(AnyLocalizer):
         text = self.text(["" if isinstance(prompt, Exemplar) else prompt for prompt in (*prompts, "")])
         if not vocabulary.exemplars:
             return text, {}
-        if self.remove_redundancy:
-            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
+        self.check_texts(vocabulary)
         if encoded.method is None:
             raise InputError("encoded by an unknown method, so exemplars cannot be: encode images by this localizer")
         calibrations = {}
