@@ -607,7 +607,7 @@ class Localization:
         cell = y * rows // self.size.height, x * cols // self.size.width
         cosines = [values[cell].item() for values in maps]
         best = int(np.argmax(cosines))
-        text = self._vocabulary.prompts[index][best]
+        text = str(self._vocabulary.prompts[index][best])
         if self.logit_scale is None:
             return text, None
         logit = self.logit_scale * cosines[best] - self._log_sum_exp[cell].item()
