@@ -213,7 +213,9 @@ class Service:
         """Return a region of an image in the cache as an exemplar. Raises as `check`, and PromptError for a box that
         leaves the image, or nothing around it."""
         self.check("exemplar", method)
-        exemplar = Exemplar(await self._encoded(image, method), tuple(like.box), f"{like.like}:{like.box}")
+        left, top, right, bottom = like.box
+        encoded = await self._encoded(image, method)
+        exemplar = Exemplar(encoded, (left, top, right, bottom), f"{like.like}:{like.box}")
         await self.in_thread(check_exemplar, exemplar)
         return exemplar
 
