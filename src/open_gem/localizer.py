@@ -189,7 +189,9 @@ class Localizer(AnyLocalizer):
             raise MethodError("redundancy removal is for cosines, expected a method without gradients")
         for batch in stacked(windows, batch_size):
             try:
-                by_label: dict[str, Any] = run(vision, batch, plain, pooled=True, trace=trace) if plain else {}
+                by_label: dict[str, Any] = {}
+                if plain or not gradients:  # none at all is an error of `run`
+                    by_label |= run(vision, batch, plain, pooled=True, trace=trace)
                 for label, method in gradients.items():
                     by_label[label] = run_to_last_block(vision, batch, method, scale)
             except NotFiniteError as error:
