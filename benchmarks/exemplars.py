@@ -9,7 +9,7 @@ import open_gem
 from open_gem import Exemplar
 from open_gem.data.scenes import HELD_OUT, Scene, scene
 
-SCENES, SIDE, ABSENT, SHOWN = 120, 128, 2, 4  # scenes; pixels; scenes asked without and with the concept, at most
+SCENES, SIDE, ABSENT, SHOWN = 60, 128, 2, 4  # scenes; pixels; scenes asked without and with the concept, at most
 METHODS = ("gem", "clip_surgery", "csa")
 
 

@@ -106,7 +106,8 @@ def encode_exemplar(exemplar: Exemplar, encode: Callable[[Any], Any]) -> Exempla
     box = check_box(exemplar, Size(image.height, image.width))
     features = None if exemplar.box is None else pool(encode(image), box)
     if features is None:
-        framed, box = _frame(image.crop(tuple(map(round, box))))
+        left, top, right, bottom = map(round, box)
+        framed, box = _frame(image.crop((left, top, right, bottom)))
         features = pool(encode(framed), box)
     assert features is not None, "the frame surrounds it"
     return features

@@ -210,7 +210,7 @@ class Localizer(AnyLocalizer):
             try:
                 pixels, regions = batch[:, :3], batch[:, 3] if batch.shape[1] > 3 else None
                 by_label: dict[str, Any] = {}
-                if plain:
+                if plain or not gradients:  # none at all is an error of `run`
                     by_label |= run(vision, pixels, plain, pooled=True, trace=trace, regions=regions)
                 for label, method in gradients.items():
                     by_label[label] = run_to_last_block(vision, pixels, method, scale)

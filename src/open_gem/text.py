@@ -212,7 +212,8 @@ class Vocabulary:
         if isinstance(prompts, Vocabulary):
             return prompts
         if isinstance(prompts, Mapping):
-            return cls(tuple(prompts), tuple(_checked(f"label {label!r}", texts) for label, texts in prompts.items()))
+            labels: Any = tuple(prompts)  # checked by the class
+            return cls(labels, tuple(_checked(f"label {label!r}", texts) for label, texts in prompts.items()))
         own = check_prompts(prompts)
         return cls(tuple(map(str, own)), tuple((prompt,) for prompt in own))
 

@@ -61,7 +61,7 @@ class Ontology:
         return self.vocabulary.labels
 
     @classmethod
-    def of(cls, document: Any, folder: str | PathLike[str] = "", **thresholds: float | None) -> "Ontology":
+    def of(cls, document: Any, folder: str | PathLike[str] = "", /, **thresholds: float | None) -> "Ontology":
         """Make an ontology of the contents of a file: a mapping as above, a mapping of labels alone, or a list of
         labels; or of what `describe` gives, then without the images of exemplars.
 
