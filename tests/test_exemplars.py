@@ -146,6 +146,14 @@ def test_a_model_trained_with_a_sigmoid(tiny_localizer: Localizer, shown: Scene,
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+def test_a_step_on_text_leaves_exemplars_alone(embedded: Localizer, shown: Scene, exemplar: Exemplar):
+    stepping, texts = embedded.configured(text_step="cass"), ["pig", "cat"]
+    mixed = stepping(shown.image, ["pig", exemplar, "cat"])
+    expected = (embedded(shown.image, exemplar), stepping(shown.image, texts))
+    for found, own in ((mixed.maps[[1]], expected[0].maps), (mixed.maps[[0, 2]], expected[1].maps)):
+        torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
+
+
 def test_each_exemplar_is_encoded_once_by_a_method(embedded: Localizer, shown: Scene, exemplar: Exemplar, monkeypatch):
     localizer = embedded.configured()
     encoded = localizer.encode([shown.image] * 2, ["gem", "csa"])

@@ -150,6 +150,8 @@ def test_a_single_prompt_competes_with_the_empty_one(localizer: Localizer, image
 
 
 def test_what_cannot_be_is_refused(localizer: Localizer, image):
+    with pytest.raises(MethodError, match="steps on text"):
+        localizer.configured(text_step="cass").encode(image, "clip-es")
     with pytest.raises(MethodError, match="whole image"):
         localizer.configured(method="gradcam", views=Views(flip=True))(image, PROMPTS)
     with pytest.raises(MethodError, match="cosines"):

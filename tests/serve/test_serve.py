@@ -439,6 +439,19 @@ def test_a_region_of_an_uploaded_image_is_a_prompt(server, client, tiny_localize
         assert label["presence"] == pytest.approx(presence.item(), abs=1e-3)
 
 
+def test_each_method_sees_an_exemplar_by_itself(server, client, tiny_localizer):
+    id = server.upload(png(60, 90, seed=33))["id"]
+    like = {"like": id, "box": [8, 8, 40, 40]}
+    body = {"prompts": {"it": [like, like | {"box": [0, 0, 9, 9]}]}, "methods": ["csa", "gem"], "presence": 0}
+    answers = client.post(f"/v1/images/{id}/ground", json=body).json()["results"]
+    image = Image.open(io.BytesIO(png(60, 90, seed=33)))
+    prompts = {"it": [Exemplar(image, tuple(box)) for box in ([8, 8, 40, 40], [0, 0, 9, 9])]}
+    for answer, method in zip(answers, ("csa", "gem"), strict=True):
+        expected = tiny_localizer.configured(method=method)(image, prompts)
+        assert answer["method"] == method
+        assert answer["labels"][0]["presence"] == pytest.approx(expected.presence.item(), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("like", "box", "method", "status"),
     [

@@ -392,7 +392,8 @@ class Service:
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
         prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts if isinstance(prompt, str))
-        self.localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
+        if texts := tuple(dict.fromkeys(prompts)):
+            self.localizer.text(texts)  # all new ones in one pass
         return [self._locate_one(job) for job in jobs]
 
     def _locate_one(self, job: LocateJob) -> Localization:
