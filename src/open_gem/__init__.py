@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from open_gem.readout import Boxes as Boxes
     from open_gem.refine.fgs import Fgs as Fgs
     from open_gem.refine.pamr import Pamr as Pamr
+    from open_gem.text import Exemplar as Exemplar
     from open_gem.text import Vocabulary as Vocabulary
     from open_gem.towers import list_models as list_models
     from open_gem.trained.localizer import TrainedLocalizer as TrainedLocalizer
@@ -56,6 +57,7 @@ _HOMES = {
     "Fgs": "refine.fgs",
     "Pamr": "refine.pamr",
     "Views": "images.views",
+    "Exemplar": "text",
     "Vocabulary": "text",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

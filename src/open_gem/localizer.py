@@ -4,14 +4,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from open_gem import readout, towers
-from open_gem.errors import InputError, MethodError, NotFiniteError
+from open_gem.errors import InputError, MethodError, NotFiniteError, PromptError
+from open_gem.exemplars import ExemplarCache, ExemplarFeatures
+from open_gem.gradients import BeforeLastBlock, is_gradient, run_to_last_block
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.regions import RegionsLike, check_regions
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
@@ -21,9 +23,10 @@ from open_gem.method.guided import GUIDED, check_name, guided_by
 from open_gem.method.run import Encoded, check_depth, run
 from open_gem.method.table import Method, find_method
 from open_gem.method.text_steps import TextStep, find_text_step
+from open_gem.numerics import autocast
 from open_gem.refine import Refinement, find_refinement
 from open_gem.tensors import similarity
-from open_gem.text import TEMPLATE, Prompts, Template, TextCache, Vocabulary, check_template
+from open_gem.text import TEMPLATE, Exemplar, Prompts, Template, TextCache, Vocabulary, check_template
 from open_gem.towers import Backbone
 from open_gem.types import Size
 from open_gem.windows import EncodedWindows, merge_features
@@ -56,6 +59,9 @@ class Localizer(AnyLocalizer):
     of the prompt against the empty prompt ("a photo of a .") and those of the background, whichever is likelier:
     1 / (1 + exp(logit_scale · (highest cosine of these − cosine of the prompt))).
 
+    An exemplar is compared by patches alone: its presence is that of the most similar patch, calibrated on its own
+    image, see `exemplars`.
+
     Raises MethodError, InputError and PromptError for an unknown method, a malformed size rule or template, or
     windows that do not fit the patches.
     """
@@ -69,6 +75,7 @@ class Localizer(AnyLocalizer):
     remove_redundancy: bool = False
     text_step: TextStep | None = None
     text: TextCache = field(init=False, repr=False)
+    _exemplars: ExemplarCache = field(default_factory=ExemplarCache, init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.refinement, str):
@@ -173,7 +180,7 @@ class Localizer(AnyLocalizer):
 
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
-    ) -> list[dict[str, Encoded | EncodedWindows]]:
+    ) -> list[dict[str, Encoded | EncodedWindows | BeforeLastBlock]]:
         crop_by_crop = (
             crop
             for prepared in group
@@ -189,22 +196,36 @@ class Localizer(AnyLocalizer):
 
     def _run(
         self, windows: Iterable[Tensor], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
-    ) -> Iterator[dict[str, Encoded]]:
+    ) -> Iterator[dict[str, Any]]:
         """Encode each window, by the methods' labels; neighbours of one size share a pass."""
+        vision, scale = self.backbone.vision, self.backbone.logit_scale
+        gradients = {label: method for label, method in methods.items() if is_gradient(method)}
+        plain = {label: method for label, method in methods.items() if label not in gradients}
+        if gradients and not self.views.sees_whole:
+            raise MethodError("gradients follow one view of the whole image: expected no windows, scales or flips")
+        if gradients and (self.remove_redundancy or self.text_step is not None):
+            changed = "redundancy removal is" if self.remove_redundancy else "steps on text are"
+            raise MethodError(f"{changed} for cosines, expected a method without gradients")
         for batch in stacked(windows, batch_size):
             try:
                 pixels, regions = batch[:, :3], batch[:, 3] if batch.shape[1] > 3 else None
-                by_label = run(self.backbone.vision, pixels, methods, pooled=True, trace=trace, regions=regions)
+                by_label: dict[str, Any] = {}
+                if plain or not gradients:  # none at all is an error of `run`
+                    by_label |= run(vision, pixels, plain, pooled=True, trace=trace, regions=regions)
+                for label, method in gradients.items():
+                    by_label[label] = run_to_last_block(vision, pixels, method, scale)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{self.name}: {error}") from error
             for index in range(len(batch)):
                 yield {label: encoded.image(index) for label, encoded in by_label.items()}
 
     def _merged(
-        self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Encoded]]], label: str, method: Method
-    ) -> Encoded | EncodedWindows:
+        self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Any]]], label: str, method: Method
+    ) -> Encoded | EncodedWindows | BeforeLastBlock:
         """Merge the windows of one image by one method, canvas by canvas, and apply the method's steps."""
         source = prepared.image if self.refinement is not None else None
+        if is_gradient(method):
+            return replace(windows[0][0][label], original=prepared.original, source=source)
         own = [[by_label[label] for by_label in row] for row in windows]
         if self.merges_maps:
             own = [[window.stepped(method.steps) for window in row] for row in own]
@@ -226,46 +247,72 @@ class Localizer(AnyLocalizer):
         assert prepared.image is not None, "kept by `prepare`"
         return to_pixels(prepared.image, canvas.size, self.backbone.preprocess)
 
-    def locate(self, encoded: Encoded | EncodedWindows, prompts: Prompts) -> Localization:
-        if not isinstance(encoded, Encoded | EncodedWindows):
+    def check(self, prompts: Prompts) -> Vocabulary:
+        vocabulary = Vocabulary.of(prompts)
+        self.check_texts(vocabulary)
+        for exemplar in vocabulary.exemplars:
+            self._exemplar(exemplar, self.resolve(self.method))
+        return vocabulary
+
+    def check_texts(self, vocabulary: Vocabulary) -> None:
+        self.text.check(prompt for prompt in vocabulary.all_prompts if not isinstance(prompt, Exemplar))
+        if vocabulary.exemplars and self.remove_redundancy:
+            raise PromptError("redundancy removal compares texts, expected no exemplar with it")
+
+    def locate(self, encoded: Encoded | EncodedWindows | BeforeLastBlock, prompts: Prompts) -> Localization:
+        if not isinstance(encoded, Encoded | EncodedWindows | BeforeLastBlock):
             kind = type(encoded).__name__
             raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
-        text = self.text((*vocabulary.all_prompts, ""))  # other prompts are compared with the empty one
+        embeddings, exemplars = self._embed(vocabulary, encoded)
         pooled = encoded.pooled
-        cosines = None if pooled is None else similarity(pooled, text)[:, 0]
+        cosines = None if pooled is None else similarity(pooled, embeddings)[:, 0]
+        highest: dict[int, list[Tensor]] = {index: [] for index in exemplars}
 
         step = self.text_step
         if step is not None and cosines is None:
             raise InputError("no pooled embedding, which the text step needs: run with pooled=True")
 
+        texts = [index for index in range(len(embeddings) - 1) if index not in exemplars]
+
         def adapt(patches: Tensor) -> Tensor:
-            """Adapt all prompts but the empty one to `patches`."""
+            """Adapt all texts but the empty one to `patches`."""
             assert step is not None and cosines is not None
-            return torch.cat([step.adapt(text[:-1], patches, cosines[:-1]), text[-1:]])
+            adapted = embeddings.clone()
+            adapted[texts] = step.adapt(embeddings[texts], patches, cosines[texts])
+            return adapted
 
         def adjust(maps: Tensor) -> Tensor:
             """Adjust cosines `(..., q + 1, r, k)` with all prompts and the empty one → `(..., q, r, k)`."""
             own = without_redundancy(maps)
-            return own if step is None or cosines is None else step.mix(own, cosines[:-1])
+            if step is not None and cosines is not None:
+                own[..., texts, :, :] = step.mix(own[..., texts, :, :], cosines[texts])
+            return own
 
         def without_redundancy(maps: Tensor) -> Tensor:
             own, empty = maps[..., :-1, :, :], maps[..., -1:, :, :]
+            for index, calibrate in exemplars.items():
+                own[..., index, :, :] = calibrate(own[..., index, :, :])
+                highest[index].append(own[..., index, :, :].max())
             if not self.remove_redundancy:
                 return own
-            if len(text) == 2:
+            if len(embeddings) == 2:
                 return own - empty
             if cosines is None:
                 raise InputError("no pooled embedding, which redundancy removal needs: run with pooled=True")
             return readout.remove_redundancy(own, cosines[:-1])
 
+        maps = encoded.maps(embeddings if step is None else adapt, adjust)
+        if cosines is not None:
+            for index, values in highest.items():
+                cosines[index] = torch.stack(values).max()
         located = Localization(
             vocabulary.labels,
-            encoded.maps(text if step is None else adapt, adjust),
+            maps,
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
-            self.backbone.logit_scale,
-            presence=None if cosines is None else self._presence(vocabulary, cosines),
+            None if isinstance(encoded, BeforeLastBlock) else self.backbone.logit_scale,
+            presence=None if cosines is None else self._presence(vocabulary, cosines, exemplars),
             vocabulary=vocabulary,
         )
         if self.refinement is None:
@@ -274,14 +321,71 @@ class Localizer(AnyLocalizer):
             raise InputError("encoded without the image, which the refinement needs: encode images by this localizer")
         return self.refinement.refine(encoded.source, located)
 
-    def _presence(self, vocabulary: Vocabulary, cosines: Tensor) -> Tensor:
+    def _embed(
+        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows | BeforeLastBlock
+    ) -> tuple[Tensor, dict[int, "Calibration"]]:
+        """Return embeddings `(q + 1, e)` of all prompts and of the empty one, with which others are compared; and for
+        each exemplar among them what brings its cosines to a text's scale."""
+        prompts = vocabulary.all_prompts
+        text = self.text(["" if isinstance(prompt, Exemplar) else prompt for prompt in (*prompts, "")])
+        if not vocabulary.exemplars:
+            return text, {}
+        self.check_texts(vocabulary)
+        if encoded.method is None:
+            raise InputError("encoded by an unknown method, so exemplars cannot be: encode images by this localizer")
+        calibrations = {}
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, Exemplar):
+                features = self._exemplar(prompt, encoded.method)
+                calibrations[index] = Calibration(
+                    features, self._neutral(features, text[-1:]), self.backbone.logit_scale
+                )
+                text[index] = features.embedding.to(text)
+        return text, calibrations
+
+    def _exemplar(self, exemplar: Exemplar, method: Method) -> ExemplarFeatures:
+        """Return an exemplar's features by a method, seen at once if windows are merged as maps."""
+        if is_gradient(method):
+            raise PromptError(f"gradients follow texts, not the exemplar {exemplar.name!r}: use another method")
+        viewer = self.configured(views=WHOLE) if self.merges_maps else self
+        how = method, self.backbone.weights_version, frozenset(autocast().items())
+        return self._exemplars(exemplar, how, lambda image: viewer.encode(image, method))
+
+    def _neutral(self, features: ExemplarFeatures, empty: Tensor) -> float:
+        """Return the cosine at which a text's presence is ½: that of the sigmoid's bias, or of the patches with the
+        empty prompt `(1, e)`."""
+        if (bias := self.backbone.logit_bias) is not None:
+            return -bias / self.backbone.logit_scale
+        return similarity(features.patches, empty.to(features.patches.device)).mean().item()
+
+    def _presence(self, vocabulary: Vocabulary, cosines: Tensor, exemplars: Mapping[int, "Calibration"]) -> Tensor:
         """Return presence `(p,)` from the `cosines` `(q + 1,)` of the whole image with all prompts and the empty
         one."""
-        scale, scores = self.backbone.logit_scale, vocabulary.best(cosines[:-1])
-        if (bias := self.backbone.logit_bias) is not None:
-            return (scale * scores + bias).sigmoid()
-        rivals = cosines[len(cosines) - 1 - len(vocabulary.background) :]
-        return (scale * (scores - rivals.max())).sigmoid()
+        scale, bias = self.backbone.logit_scale, self.backbone.logit_bias
+        own = cosines[:-1].clone()
+        if bias is None:
+            background = [
+                index
+                for index, group in enumerate(vocabulary.groups)
+                if group < 0 and index not in exemplars  # its value is no image-level cosine
+            ]
+            own -= cosines[[*background, -1]].max()
+        else:
+            own += bias / scale
+        for index, calibration in exemplars.items():
+            own[index] = cosines[index] - calibration.neutral
+        return (scale * vocabulary.best(own)).sigmoid()
+
+
+class Calibration(NamedTuple):
+    """Brings cosines with an exemplar to the scale of those with texts."""
+
+    features: ExemplarFeatures
+    neutral: float
+    logit_scale: float
+
+    def __call__(self, cosines: Tensor) -> Tensor:
+        return self.features.calibrate(cosines, self.neutral, self.logit_scale)
 
 
 def resolve(backbone: Backbone, method: str | Method) -> Method:

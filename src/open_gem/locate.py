@@ -24,7 +24,7 @@ from open_gem.images.pixels import ImageLike
 from open_gem.images.views import Canvas
 from open_gem.localization import Localization
 from open_gem.method.table import Method
-from open_gem.text import Prompts, TextCache, Vocabulary
+from open_gem.text import Exemplar, Prompts, TextCache, Vocabulary
 from open_gem.types import Size
 
 BATCH = 16  # images or windows encoded at a time: bounds memory when there are many
@@ -152,6 +152,18 @@ class AnyLocalizer(ABC):
         Raises MethodError for an unknown name, or settings without a label.
         """
 
+    def check(self, prompts: Prompts) -> Vocabulary:
+        """Return prompts as a vocabulary. Raises PromptError for those that this model cannot locate, and for exemplars
+        that cannot be read."""
+        vocabulary = Vocabulary.of(prompts)
+        self.check_texts(vocabulary)
+        return vocabulary
+
+    def check_texts(self, vocabulary: Vocabulary) -> None:
+        """Raise PromptError for texts that this model cannot locate, and for exemplars if it takes none; nothing is
+        computed."""
+        self.text.check(vocabulary.all_prompts)
+
     @abstractmethod
     def locate(self, encoded: Any, prompts: Prompts) -> Localization:
         """Locate prompts in one encoded image. Prompts and errors as when called.
@@ -176,10 +188,10 @@ class AnyLocalizer(ABC):
     ) -> Localization | list[Localization]:
         """Localize `prompts` in one image, or in a list of them (then a list comes back, in order).
 
-        `prompts` is a prompt, several, a mapping of labels to prompts, or a `Vocabulary`; for a list of images,
-        the same for all or a list with one per image. Images that come to the same size are encoded together. Raises
-        ImageError, PromptError or InputError, before anything is computed. `progress` shows a bar for a list, in a
-        terminal or a notebook.
+        `prompts` is a prompt (a text or an `Exemplar`), several, a mapping of labels to them, or a `Vocabulary`; for a
+        list of images, the same for all or a list with one per image. Images that come to the same size are encoded
+        together. Raises ImageError, PromptError or InputError, before anything is computed. `progress` shows a bar for
+        a list, in a terminal or a notebook.
 
         Each result keeps a reference to its image, as it came here, to be drawn on: see `Localization.image`.
         """
@@ -283,7 +295,7 @@ def by_shape(
 def prompts_by_image(prompts: ImagePrompts, count: int) -> list[Vocabulary]:
     """Return a vocabulary for each image, from prompts for all or a list of prompts per image."""
     listed = prompts
-    if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Vocabulary):
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | Exemplar | Mapping | Vocabulary):
         listed = list(prompts)
         if listed and all(isinstance(entry, Iterable | Vocabulary) and not isinstance(entry, str) for entry in listed):
             if len(listed) != count:

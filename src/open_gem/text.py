@@ -1,11 +1,14 @@
 """Vocabularies of labels and prompts, templates, and text embeddings that are encoded once."""
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from open_gem.checks import close_names, did_you_mean
+from open_gem.checks import close_names, did_you_mean, shown
 from open_gem.errors import PromptError
 from open_gem.numerics import Lock, autocast, check_finite, cpu_by_default
 from open_gem.tensors import Version, at_least_float32, check_has_numbers, fingerprint
@@ -38,15 +41,90 @@ Template = str | Sequence[str]  # a template, the name of an ensemble, or templa
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 
-def check_prompts(prompts: Any) -> tuple[str, ...]:
-    """Return the prompts as a tuple; a single string is one prompt. Raises PromptError for none, empty or non-text
-    ones."""
-    if not isinstance(prompts, Iterable):
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """An image, or a region of it, in a prompt's place: what looks like it is located. Models that were trained to
+    localize take texts only.
+
+    image  what `read_image` reads, or an `Encoded` of the same localizer
+    box    left, top, right, bottom in pixels of the upright image, right and bottom exclusive; None for all of it
+    name   what results call it; by default the image's file name and the box
+
+    Raises PromptError for a box that is empty or not of four numbers, and for an empty name.
+    """
+
+    image: Any
+    box: tuple[float, float, float, float] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.box is not None:
+            box = tuple(self.box) if isinstance(self.box, Iterable) else ()
+            if len(box) != 4 or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in box):
+                raise PromptError(f"the exemplar's box is {shown(self.box)}, expected left, top, right, bottom")
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise PromptError(
+                    f"the exemplar's box {_numbers(box)} is empty, expected left < right and top < bottom"
+                )
+            object.__setattr__(self, "box", box)
+        if not isinstance(self.name, str) or (self.name and not self.name.strip()):
+            raise PromptError(f"the exemplar's name is {shown(self.name)}, expected text")
+        if not self.name:
+            file = Path(self.image).name if isinstance(self.image, str | PathLike) else "exemplar"
+            object.__setattr__(self, "name", file if self.box is None else f"{file}:{_numbers(self.box)}")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def read(
+        cls, path: str | PathLike[str], box: tuple[float, float, float, float] | None = None, name: str = ""
+    ) -> "Exemplar":
+        """Read an image file now, so that the exemplar can go where the file is not. Raises PromptError."""
+        name = name or cls(path, box).name
+        try:
+            return cls(Path(path).read_bytes(), box, name)
+        except OSError as error:
+            raise PromptError(f"cannot read the exemplar {str(path)!r}: {error.strerror or error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return its name, box and a hash of its file, as values that JSON can hold."""
+        return {"like": self.name, "box": self.box and list(self.box), "sha256": self._sha256}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> "Exemplar":
+        """Return an exemplar of which only what `describe` says is known: it has a name, and cannot be located."""
+        exemplar = cls(None, description["box"], description["like"])
+        object.__setattr__(exemplar, "_sha256", description["sha256"])
+        return exemplar
+
+    @cached_property
+    def _sha256(self) -> str | None:
+        """12 hex digits of the image's file; None for an image that is in memory."""
+        image = self.image
+        if isinstance(image, str | PathLike):
+            image = Path(image).read_bytes()
+        return hashlib.sha256(image).hexdigest()[:12] if isinstance(image, bytes) else None
+
+
+Prompt = str | Exemplar
+
+
+def _numbers(box: Iterable[float]) -> str:
+    return ",".join(f"{edge:g}" for edge in box)
+
+
+def check_prompts(prompts: Any) -> tuple[Any, ...]:
+    """Return the prompts as a tuple; a single string or `Exemplar` is one prompt. Raises PromptError for none, and for
+    empty texts or others."""
+    if not isinstance(prompts, Iterable | Exemplar):
         raise PromptError(f"prompts are {type(prompts).__name__}, expected texts")
-    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    texts = (prompts,) if isinstance(prompts, str | Exemplar) else tuple(prompts)
     if not texts:
         raise PromptError("no prompt given, expected at least one such as 'a cat'")
     for index, prompt in enumerate(texts):
+        if isinstance(prompt, Exemplar):
+            continue
         if not isinstance(prompt, str):
             raise PromptError(f"prompt {index} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
@@ -61,7 +139,8 @@ class Vocabulary:
     """Labels, the prompts that stand for them, and prompts for everything else.
 
     labels      what is reported, one or more
-    prompts     the prompts of each label, at least one; a label's score at a pixel is the maximum over them
+    prompts     the prompts of each label, texts or exemplars, at least one; a label's score at a pixel is the maximum
+                over them
     background  distractors ("sky", "wall", or what the labels are mistaken for): part of the softmax, never predicted
 
     Raises PromptError for empty or non-text prompts, and for a repeated label or prompt of a label ("a cat" is "cat").
@@ -70,11 +149,11 @@ class Vocabulary:
     """
 
     labels: tuple[str, ...]
-    prompts: tuple[tuple[str, ...], ...]
-    background: tuple[str, ...] = ()
+    prompts: tuple[tuple[Prompt, ...], ...]
+    background: tuple[Prompt, ...] = ()
 
     def __post_init__(self) -> None:
-        labels = _checked("labels", self.labels)
+        labels = tuple(map(str, _checked("labels", self.labels)))
         if len(self.prompts) != len(labels):
             raise PromptError(f"{len(self.prompts)} lists of prompts for {len(labels)} labels, expected one a label")
         places = [f"label {label!r}" for label in labels]
@@ -89,15 +168,21 @@ class Vocabulary:
             object.__setattr__(self, name, value)  # as tuples
 
     @property
-    def all_prompts(self) -> tuple[str, ...]:
+    def all_prompts(self) -> tuple[Prompt, ...]:
         """The prompts of the first label, of the second, …, and of the background."""
         return (*chain.from_iterable(self.prompts), *self.background)
+
+    @property
+    def exemplars(self) -> tuple[Exemplar, ...]:
+        """Those of `all_prompts` that are exemplars."""
+        return tuple(prompt for prompt in self.all_prompts if isinstance(prompt, Exemplar))
 
     @property
     def shared_with_background(self) -> tuple[str, ...]:
         """Prompts of labels that belong to the background too, articles aside."""
         background = {without_article(prompt) for prompt in self.background}
-        return tuple(prompt for prompt in chain.from_iterable(self.prompts) if without_article(prompt) in background)
+        own = chain.from_iterable(self.prompts)
+        return tuple(str(prompt) for prompt in own if without_article(prompt) in background)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -127,9 +212,10 @@ class Vocabulary:
         if isinstance(prompts, Vocabulary):
             return prompts
         if isinstance(prompts, Mapping):
-            return cls(tuple(prompts), tuple(_checked(f"label {label!r}", texts) for label, texts in prompts.items()))
-        labels = check_prompts(prompts)
-        return cls(labels, tuple((label,) for label in labels))
+            labels: Any = tuple(prompts)  # checked by the class
+            return cls(labels, tuple(_checked(f"label {label!r}", texts) for label, texts in prompts.items()))
+        own = check_prompts(prompts)
+        return cls(tuple(map(str, own)), tuple((prompt,) for prompt in own))
 
     @classmethod
     def read(cls, path: str | PathLike[str], background: bool = False) -> "Vocabulary":
@@ -150,28 +236,28 @@ class Vocabulary:
         prompts = tuple(texts for _, texts in classes)
         return cls(tuple(first for first, *_ in prompts), prompts, lines[0][1] if background else ())
 
-    def with_background(self, prompts: str | Iterable[str]) -> "Vocabulary":
+    def with_background(self, prompts: Prompt | Iterable[Prompt]) -> "Vocabulary":
         """Return the same labels with more distractors. Raises PromptError as `check_prompts`."""
         return replace(self, background=(*self.background, *_checked("background", prompts)))
 
 
-Prompts = str | Iterable[str] | Mapping[str, str | Iterable[str]] | Vocabulary  # what `Vocabulary.of` takes
+Prompts = Prompt | Iterable[Prompt] | Mapping[str, Prompt | Iterable[Prompt]] | Vocabulary  # what `Vocabulary.of` takes
 
 
-def _checked(place: str, prompts: Any) -> tuple[str, ...]:
+def _checked(place: str, prompts: Any) -> tuple[Any, ...]:
     try:
         return check_prompts(prompts)
     except PromptError as error:
         raise PromptError(f"{place}: {error}") from error
 
 
-def _check_distinct(places: Iterable[tuple[str, Iterable[str]]]) -> None:
+def _check_distinct(places: Iterable[tuple[str, Iterable[Prompt]]]) -> None:
     """Raise PromptError, with both places, if a prompt is repeated, articles aside."""
     known: dict[str, str] = {}
     for place, prompts in places:
         for prompt in prompts:
             if (bare := without_article(prompt)) in known:
-                raise PromptError(f"{prompt!r} of {place} is in {known[bare]} already, expected each prompt once")
+                raise PromptError(f"{str(prompt)!r} of {place} is in {known[bare]} already, expected each prompt once")
             known[bare] = place
 
 
@@ -255,9 +341,9 @@ def fill(template: str, prompt: str) -> str:
     return template.replace("{}", prompt.strip() if template == "{}" else without_article(prompt))
 
 
-def without_article(prompt: str) -> str:
-    """Return the prompt without its leading article."""
-    stripped = prompt.strip()
+def without_article(prompt: Prompt) -> str:
+    """Return the prompt, or an exemplar's name, without its leading article."""
+    stripped = str(prompt).strip()
     article = next((word for word in ARTICLES if stripped.lower().startswith(word)), "")
     return stripped[len(article) :].strip() or stripped
 
@@ -393,11 +479,17 @@ class TextCache:
         return torch.stack([rows[key] for key in keys])
 
     @cpu_by_default()
-    def check(self, prompts: Iterable[str]) -> None:
-        """Raise PromptError for a prompt of which the model knows no word: all such would mean the same to it."""
+    def check(self, prompts: Iterable[Prompt]) -> None:
+        """Raise PromptError for a prompt of which the model knows no word: all such would mean the same to it; and for
+        an exemplar."""
         known = self.model.text.concepts
-        for prompt in prompts if known else ():
-            if prompt and not self.model.text.knows(prompt):  # other prompts are compared with the empty one
+        for prompt in prompts:
+            if isinstance(prompt, Exemplar):
+                raise PromptError(
+                    f"{self.model.name} locates texts only, not the exemplar {prompt.name!r}: use a model with "
+                    "training-free methods"
+                )
+            if known and prompt and not self.model.text.knows(prompt):  # other prompts are compared with the empty one
                 close = close_names(without_article(prompt), known) or known[:5]
                 raise PromptError(
                     f"the model knows no word of prompt {prompt!r}, only {len(known)} concepts such as "

@@ -18,6 +18,7 @@ from open_gem import readout
 from open_gem.errors import InputError
 from open_gem.images.views import Canvas
 from open_gem.method.run import Encoded, Text
+from open_gem.method.table import Method
 from open_gem.tensors import at_least_float32
 from open_gem.types import Grid, Size
 
@@ -46,6 +47,11 @@ class EncodedWindows:
     def grid(self) -> Grid:
         """Rows and columns of its maps, which are pixels."""
         return Grid(*self.size)
+
+    @property
+    def method(self) -> Method | None:
+        """Whose features these are."""
+        return self.windows[0][0].method
 
     @property
     def pooled(self) -> Float[Tensor, "1 e"] | None:
@@ -101,7 +107,8 @@ def merge_features(canvases: Sequence[Canvas], encoded: Sequence[Sequence[Encode
         block: _merge(canvases, [[part.taps[block] for part in parts] for parts in encoded], encoded)[0]
         for block in blocks
     }
-    return Encoded(tokens, grid, canvases[0].size, 0, merge_pooled(encoded), taps=taps)
+    method = encoded[0][0].method
+    return Encoded(tokens, grid, canvases[0].size, 0, merge_pooled(encoded), taps=taps, method=method)
 
 
 def _merge(

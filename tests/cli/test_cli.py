@@ -25,7 +25,7 @@ from open_gem.images.draw import segmentation
 from open_gem.localization import MIN_AREA, PRESENCE
 from open_gem.method.guided import GUIDED
 from open_gem.method.steps import find_step
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.towers.loading import DEFAULT_MODEL, FAMILIES
 from open_gem.towers.native import NativeTower
 
@@ -832,10 +832,20 @@ def test_checks_that_make_no_sense(arguments, words):
     assert words in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_methods_with_gradients_are_taken_by_name(tiny: str, place: Path):
+    result = ground(tiny, "cat.png", "-p", "a cat", "-p", "a dog", "--method", "gem,clip-es", "--json", "-q")
+    assert result.exit_code == 0, result.stderr
+    settings = [json.loads(line)["method"] for line in result.stdout.splitlines()]
+    assert [method["name"] for method in settings] == ["gem", "clip-es"] and settings[1]["blocks"] == 8
+    refused = ground(tiny, "cat.png", "-p", "a cat", "--method", "clip-es", "--flip")
+    assert refused.exit_code == 2 and "whole image" in refused.stderr
+
+
 def test_methods_are_listed_with_their_settings():
     rows = json.loads(call("methods", "--json").stdout)
-    assert [row.pop("name") for row in rows] == list(METHODS)
-    for row, method in zip(rows, METHODS.values(), strict=True):
+    known = METHODS | GRADIENTS
+    assert [row.pop("name") for row in rows] == list(known)
+    for row, method in zip(rows, known.values(), strict=True):
         assert row["about"]
         assert {key: value for key, value in row.items() if key != "about"} == method.describe()
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from open_gem import Pamr
 from open_gem.data.scenes import scene
-from open_gem.errors import InputError, OutputError
+from open_gem.errors import InputError, OutputError, PromptError
 from open_gem.label import parts as parts_module
 from open_gem.label.done import writing
 from open_gem.label.kept import kept_images
@@ -24,6 +24,7 @@ from open_gem.label.parts import LabelRow, Parts
 from open_gem.label.relabel import relabel
 from open_gem.label.rules import ObjectRules
 from open_gem.label.sources import Source, open_source
+from open_gem.label.tuning import check_class_file
 
 CLASSES = {"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "background": ["sky"], "presence": 0}
 
@@ -59,6 +60,32 @@ def rules_of(labeling: Labeling, **settings: Any) -> ObjectRules:
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def test_maps_of_gradients_are_kept_too(source, tiny_localizer, tmp_path):
+    labeling = Labeling(tiny_localizer.configured(method="clip-es"), Ontology.of(CLASSES))
+    parts = labelled(tmp_path / "labels", labeling, source)
+    changes = {"classes": Ontology.of({**CLASSES, "threshold": 0.8})}
+    fresh = labelled(tmp_path / "fresh", replace(labeling, **changes), source)
+    assert rows_of(relabel(parts, rules_of(labeling, **changes))) == rows_of(fresh)
+
+
+def test_labels_of_exemplars_need_no_image_of_them(source, tiny_localizer, tmp_path):
+    image = tmp_path / "mug.png"
+    Image.fromarray(scene(7, 64).image).save(image)
+    classes = Ontology.of({"labels": {"mug": ["mug", {"like": str(image), "box": [8, 8, 40, 40]}]}, "presence": 0})
+    parts = labelled(tmp_path / "labels", Labeling(tiny_localizer, classes), source)
+    before = rows_of(parts)
+    image.unlink()
+    rules = ObjectRules.of(parts.manifest.settings)
+    [exemplar] = rules.classes.vocabulary.exemplars
+    assert exemplar.name == "mug.png:8,8,40,40" and rules.classes.describe() == classes.describe()
+    assert rows_of(relabel(parts, rules)) == before
+    with pytest.raises(PromptError, match=r"cannot read the exemplar 'mug\.png"):
+        tiny_localizer.check(exemplar)
+    with pytest.raises(InputError, match="no class file can be written"):
+        check_class_file(tmp_path / "new.yaml", classes)
+
 
 CHANGES = [
     {"classes": Ontology.of({**CLASSES, "presence": 0.5})},

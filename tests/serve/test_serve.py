@@ -19,10 +19,10 @@ import open_gem
 from open_gem.data.scenes import HELD_OUT, scene
 from open_gem.images.views import Views
 from open_gem.localization import PRESENCE
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.readout import Boxes
 from open_gem.serve.settings import Settings
-from open_gem.text import TextTower
+from open_gem.text import Exemplar, TextTower
 from open_gem.trained.base import Grounding, TrainedModel
 from open_gem.trained.localizer import TrainedLocalizer
 
@@ -48,7 +48,7 @@ def test_an_upload_reports_size_grid_and_methods(server, client):
     info = server.upload(png(60, 90))
     assert (info["height"], info["width"], info["grid"]) == (60, 90, [8, 12])
     assert info["model"] == server.service.localizer.name
-    assert set(info["methods"]) == set(METHODS)
+    assert set(info["methods"]) == METHODS.keys() | GRADIENTS.keys()
     assert client.get(f"/v1/images/{info['id']}").json() == info
     assert server.upload(png(60, 90))["id"] == info["id"] != server.upload(png(60, 90, seed=1))["id"]
 
@@ -267,7 +267,8 @@ def test_images_of_a_batch_share_a_pass_of_the_model(server, client):
 
 def test_models_list_methods_and_limits(client, tiny_localizer):
     [model] = client.get("/v1/models").json()["models"]
-    assert {one["name"]: one["about"] for one in model["methods"]} == {name: row.about for name, row in METHODS.items()}
+    known = METHODS | GRADIENTS
+    assert {one["name"]: one["about"] for one in model["methods"]} == {name: row.about for name, row in known.items()}
     assert (model["size"], model["patch"], model["default"]) == (tiny_localizer.size_rule, [8, 8], "gem")
     assert model["limits"]["max_prompts"] == Settings().max_prompts
 
@@ -420,3 +421,57 @@ def test_a_model_that_was_trained_to_localize_is_served_too():
     expected = {"score": 0.8, "confidence": 0.8, "presence": 0.8, "box": [0, 0, 10, 8], "point": None}
     assert answer["objects"] == [{"label": label, "prompt": label, **expected} for label in PROMPTS]
     assert unknown.status_code == 422
+
+
+# Query by example -----------------------------------------------------------------------------------------------------
+
+
+def test_a_region_of_an_uploaded_image_is_a_prompt(server, client, tiny_localizer):
+    shown, asked = (server.upload(png(60, 90, seed=seed))["id"] for seed in (31, 32))
+    like = {"like": shown, "box": [8, 8, 40, 40]}
+    body = {"prompts": {"it": ["a cat", like], "dog": ["a dog"]}, "presence": 0, "similarity": True}
+    answer = client.post(f"/v1/images/{asked}/ground", json=body).json()
+    assert [label["label"] for label in answer["labels"]] == ["it", "dog"]
+    images = [Image.open(io.BytesIO(png(60, 90, seed=seed))) for seed in (31, 32)]
+    expected = tiny_localizer(images[1], {"it": ["a cat", Exemplar(images[0], (8, 8, 40, 40))], "dog": "a dog"})
+    for label, score, presence in zip(answer["labels"], expected.scores, expected.presence, strict=True):
+        assert label["score"] == pytest.approx(score.item(), abs=1e-4)
+        assert label["presence"] == pytest.approx(presence.item(), abs=1e-3)
+
+
+def test_each_method_sees_an_exemplar_by_itself(server, client, tiny_localizer):
+    id = server.upload(png(60, 90, seed=33))["id"]
+    like = {"like": id, "box": [8, 8, 40, 40]}
+    body = {"prompts": {"it": [like, like | {"box": [0, 0, 9, 9]}]}, "methods": ["csa", "gem"], "presence": 0}
+    answers = client.post(f"/v1/images/{id}/ground", json=body).json()["results"]
+    image = Image.open(io.BytesIO(png(60, 90, seed=33)))
+    prompts = {"it": [Exemplar(image, tuple(box)) for box in ([8, 8, 40, 40], [0, 0, 9, 9])]}
+    for answer, method in zip(answers, ("csa", "gem"), strict=True):
+        expected = tiny_localizer.configured(method=method)(image, prompts)
+        assert answer["method"] == method
+        assert answer["labels"][0]["presence"] == pytest.approx(expected.presence.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("like", "box", "method", "status"),
+    [
+        ("unknown", [0, 0, 9, 9], None, 404),
+        (None, [0, 0, 900, 9], None, 422),
+        (None, [9, 0, 9, 9], None, 422),
+        (None, [0, 0, 90, 60], None, 422),
+        (None, [0, 0, 9, 9], "clip-es", 422),
+        (None, [0, 9], None, 422),
+    ],
+)
+def test_a_bad_exemplar_is_an_error(like, box, method, status, server, client):
+    id = server.upload(png(60, 90))["id"]
+    body = {"prompts": {"it": [{"like": like or id, "box": box}]}, "method": method}
+    answer = client.post(f"/v1/images/{id}/ground", json=body)
+    assert answer.status_code == status and "\n" not in answer.json()["error"]
+
+
+def test_methods_with_gradients_are_served_by_name(server, client):
+    id = server.upload(png(60, 90))["id"]
+    for name in GRADIENTS:
+        answer = client.post(f"/v1/images/{id}/ground", json={"prompts": PROMPTS, "method": name, "presence": 0})
+        assert answer.status_code == 200 and answer.json()["method"] == name

@@ -17,6 +17,7 @@ import torch
 from method.guides import Colours
 from towers import test_native as native_tests
 from towers import test_timm as timm_tests
+from towers import test_tipsv2_naflex as recent
 
 from open_gem import METHODS, list_models, run, towers
 from open_gem.errors import UnsupportedModelError
@@ -120,6 +121,8 @@ TINY = {  # a tiny model of every family; the tests of each tower have many more
     ("transformers", "CLIP"): partial(tiny_transformers, "clip"),
     ("transformers", "MetaCLIP 2"): partial(tiny_transformers, "metaclip_2"),
     ("transformers", "SigLIP"): partial(tiny_transformers, "siglip"),
+    ("transformers", "SigLIP 2 NaFlex"): lambda: transformers.read_tower(recent.model("siglip2")),
+    ("transformers", "TIPSv2"): lambda: transformers.read_tower(recent.model("tipsv2")),
     ("transformers", "BLIP"): partial(tiny_transformers, "blip"),
 }
 

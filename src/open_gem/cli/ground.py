@@ -163,6 +163,7 @@ def ground(
     if regions is not None:
         model.check_untrained(["--regions"])
     localizer, methods = load(model, method, classes.template, remove_redundancy, tuning, views)
+    localizer.check(vocabulary)
     settings = settings_of(localizer, methods)
     tables: list[tuple[str, list[LabelRow]]] = []  # not the images: there may be thousands
     has_failed = False

@@ -193,14 +193,15 @@ def _print_check(document: dict[str, Any]) -> None:
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the methods, with their attention and settings."""
-    from open_gem.method.table import METHODS
+    from open_gem.method.table import GRADIENTS, METHODS
 
-    rows = [{"name": name, **row.describe(), "about": row.about} for name, row in METHODS.items()]
+    known = METHODS | GRADIENTS
+    rows = [{"name": name, **row.describe(), "about": row.about} for name, row in known.items()]
     if as_json:
         print_json(rows)
         return
     table = new_table("name", "about", "attention", "depth", "residual", "mlp", "other settings")
-    for name, method in METHODS.items():
+    for name, method in known.items():
         table.add_row(*map(Text, (name, method.about, *_cells(method.describe()))))
     console = new_console()
     console.print(table)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from open_gem.method.table import Method
     from open_gem.method.text_steps import TextStep
     from open_gem.refine import Refinement
-    from open_gem.text import Vocabulary
+    from open_gem.text import Exemplar, Prompt, Vocabulary
 
 Number = TypeVar("Number", int, float)
 
@@ -379,6 +379,17 @@ class ClassOptions:
             rich_help_panel=PROMPTS,
         ),
     ] = None
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--like",
+            metavar="[LABEL=]FILE[:X,Y,X,Y]",
+            help="Whatever looks like an image, or like what its box shows (left, top, right, bottom in pixels); "
+            "repeatable.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -397,17 +408,24 @@ class ClassOptions:
     ] = False
     template: TemplateOption = None
 
-    def prompts(self) -> list[str]:
-        """Return the prompts on the command line, with the lines of files. Raises PromptError, and InputError if there
-        is a class file too."""
+    def prompts(self) -> "list[str] | dict[str, list[Prompt]]":
+        """Return the prompts on the command line, with the lines of files; by label if there are exemplars. Raises
+        PromptError, and InputError if there is a class file too."""
         prompts = read_prompts("-p", self.prompt or [])
         if self.classes is not None and prompts:
             raise InputError("--classes and --prompt given, expected one of them")
+        if self.classes is not None and self.like:
+            raise InputError("--classes and --like given, expected one of them: a class file may name exemplars too")
         if self.classes is None and self.first_is_background:
             raise InputError("--first-is-background given without --classes")
-        if self.classes is None and not prompts:
-            raise PromptError("no prompt given, expected --prompt or --classes")
-        return prompts
+        if self.classes is None and not prompts and not self.like:
+            raise PromptError("no prompt given, expected --prompt, --like or --classes")
+        if not self.like:
+            return prompts
+        by_label: dict[str, list[Prompt]] = {prompt: [prompt] for prompt in prompts}
+        for label, exemplar in map(read_exemplar, self.like):
+            by_label.setdefault(label or exemplar.name, []).append(exemplar)
+        return by_label
 
     def read(self, **thresholds: float | None) -> "Ontology":
         """Return labels, prompts and thresholds; `thresholds` apply to labels without their own. Raises PromptError and
@@ -434,6 +452,21 @@ class ClassOptions:
         if any(set(getattr(classes, name)) != {default} for name, default in DEFAULTS.items()):
             say(f"warning: the thresholds in {str(self.classes)!r} are for open-gem label only")
         return classes.vocabulary
+
+
+def read_exemplar(text: str) -> "tuple[str, Exemplar]":
+    """Read the exemplar "[LABEL=]FILE[:X,Y,X,Y]" and its label, which may be empty. Raises PromptError."""
+    from open_gem.text import Exemplar
+
+    label, _, file = text.rpartition("=") if not Path(text).is_file() else ("", "", text)
+    path, _, numbers = file.rpartition(":")
+    if not path or Path(file).is_file():  # the colon, if any, is the file name's own
+        return label, Exemplar.read(file)
+    try:
+        box = tuple(map(float, numbers.split(",")))
+    except ValueError:
+        raise PromptError(f"--like {text!r}: {numbers!r} is no box, expected left,top,right,bottom in pixels") from None
+    return label, Exemplar.read(path, box)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

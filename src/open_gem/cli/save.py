@@ -235,7 +235,7 @@ def _write_npz(located: ImageResult, settings: dict[str, Any], file: BinaryIO) -
         similarity=result.similarity.float().cpu().numpy(),
         labels=np.array(result.labels),
         prompts=np.array(
-            result.labels if result.vocabulary is None else result.vocabulary.all_prompts
+            result.labels if result.vocabulary is None else list(map(str, result.vocabulary.all_prompts))
         ),  # one per similarity map
         size=np.array(result.size),
         scores=np.array(result.scores.tolist(), dtype=np.float32),

@@ -156,12 +156,12 @@ def load_served(
 ) -> "tuple[AnyLocalizer, dict[str, Method] | None]":
     """Load the localizer, without its refinement, and its methods by name; None for all. Without `--method`, settings
     of methods are those of the default."""
-    from open_gem.method.table import METHODS
+    from open_gem.method.table import GRADIENTS, METHODS
 
     localizer, methods = load(model, method, template, remove_redundancy, tuning, replace(views, refine=None))
     if not methods or method is not None:
         return localizer, methods or None
-    return localizer, localizer.methods({name: name for name in METHODS}) | methods
+    return localizer, localizer.methods({name: name for name in METHODS | GRADIENTS}) | methods
 
 
 def run(app: Callable[..., Any], settings: "Settings", host: str, port: int, **options: Any) -> None:

@@ -68,7 +68,7 @@ class Labeling(ObjectRules, _OnLocalizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.localizer.text.check(self.classes.vocabulary.all_prompts)
+        self.localizer.check(self.classes.vocabulary)
         if self.localizer.merges_maps or self.localizer.predicts_boxes:
             object.__setattr__(self, "keep", None)
 

@@ -6,6 +6,7 @@ labels:
     prompts: fire engine
     presence: 0.95              # of this label alone
   tree:                         # is its own prompt
+  mug: [mug, {like: mug.jpg, box: [10, 20, 200, 220]}]  # a text, and what looks like a region of an image
 background: [sky, grass]
 presence: 0.8                   # default of all labels
 """
@@ -20,13 +21,15 @@ from typing import Any
 from open_gem.checks import did_you_mean, shown
 from open_gem.errors import InputError, PromptError
 from open_gem.localization import PRESENCE
-from open_gem.text import Vocabulary
+from open_gem.text import Exemplar, Prompt, Vocabulary
 
 DEFAULTS = {"presence": PRESENCE, "threshold": 0.5}
 """Default thresholds of a label, in [0, 1]: of image-level presence (`Localization.presence`), below which the label is
 absent, and of its heatmap, above which a pixel belongs to it."""
 
-TOP, OF_LABEL = ("labels", "background", *DEFAULTS), ("prompts", *DEFAULTS)  # names that a file may use
+# Names that a file may use, and those of an exemplar that `Ontology.describe` gives.
+TOP, OF_LABEL, OF_EXEMPLAR = ("labels", "background", *DEFAULTS), ("prompts", *DEFAULTS), ("like", "box", "name")
+DESCRIBED = {"like", "box", "sha256"}
 FILES = (".yaml", ".yml", ".json")
 
 
@@ -58,21 +61,21 @@ class Ontology:
         return self.vocabulary.labels
 
     @classmethod
-    def of(cls, document: Any, **thresholds: float | None) -> "Ontology":
+    def of(cls, document: Any, folder: str | PathLike[str] = "", /, **thresholds: float | None) -> "Ontology":
         """Make an ontology of the contents of a file: a mapping as above, a mapping of labels alone, or a list of
-        labels.
+        labels; or of what `describe` gives, then without the images of exemplars.
 
-        `thresholds` that are not None replace the document's defaults, not those of single labels. Raises InputError or
-        PromptError.
+        `folder` is where the images of exemplars are. `thresholds` that are not None replace the document's defaults,
+        not those of single labels. Raises InputError or PromptError.
         """
         top = document if isinstance(document, Mapping) and "labels" in document else {"labels": document}
         _check_names("the ontology", top, TOP)
         labels = _labels(top["labels"])
-        vocabulary = Vocabulary.of({label: _prompts(label, entry) for label, entry in labels.items()})
+        vocabulary = Vocabulary.of({label: _prompts(label, entry, Path(folder)) for label, entry in labels.items()})
         if background := top.get("background"):
             if not isinstance(background, str | list | tuple):
                 raise InputError(f"background is {shown(background)}, expected a prompt, or a list of prompts")
-            vocabulary = vocabulary.with_background(background)
+            vocabulary = vocabulary.with_background(_read_all("the background", background, Path(folder)))
         usual = {
             name: top.get(name, default) if thresholds.get(name) is None else thresholds[name]
             for name, default in DEFAULTS.items()
@@ -93,19 +96,23 @@ class Ontology:
         if first_is_background:
             raise InputError(f"{str(path)!r} names its background itself, expected a class file for its first line")
         try:
-            return cls.of(_load(Path(path)), **thresholds)
+            return cls.of(_load(Path(path)), Path(path).parent, **thresholds)
         except InputError as error:
             raise type(error)(f"{str(path)!r}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides a result, as values that JSON can hold."""
         labels = {
-            label: {"prompts": list(prompts), "presence": presence, "threshold": threshold}
+            label: {"prompts": _described(prompts), "presence": presence, "threshold": threshold}
             for label, prompts, presence, threshold in zip(
                 self.labels, self.vocabulary.prompts, self.presence, self.threshold, strict=True
             )
         }
-        return {"labels": labels, "background": list(self.vocabulary.background)}
+        return {"labels": labels, "background": _described(self.vocabulary.background)}
+
+
+def _described(prompts: Sequence[Prompt]) -> list[Any]:
+    return [prompt.describe() if isinstance(prompt, Exemplar) else prompt for prompt in prompts]
 
 
 def _labels(entries: Any) -> dict[str, Any]:
@@ -126,12 +133,30 @@ def _labels(entries: Any) -> dict[str, Any]:
     return labels
 
 
-def _prompts(label: str, entry: Any) -> Any:
+def _prompts(label: str, entry: Any, folder: Path) -> Any:
     """Return the prompts of a label from its entry: nothing, a prompt, prompts, or a mapping."""
-    if isinstance(entry, Mapping):
+    if isinstance(entry, Mapping) and "like" not in entry:
         _check_names(f"label {label!r}", entry, OF_LABEL)
         entry = entry.get("prompts")
-    return label if entry is None else entry
+    if isinstance(entry, Mapping):
+        entry = [entry]
+    return label if entry is None else _read_all(f"label {label!r}", entry, folder)
+
+
+def _read_all(place: str, prompts: Any, folder: Path) -> Any:
+    """Return prompts with exemplars in place of their entries."""
+    if not isinstance(prompts, list | tuple):
+        return prompts
+    return [_exemplar(place, prompt, folder) if isinstance(prompt, Mapping) else prompt for prompt in prompts]
+
+
+def _exemplar(place: str, entry: Mapping[str, Any], folder: Path) -> Exemplar:
+    if entry.keys() == DESCRIBED:
+        return Exemplar.described(entry)
+    _check_names(f"an exemplar of {place}", entry, OF_EXEMPLAR)
+    if not isinstance(file := entry.get("like"), str):
+        raise InputError(f"an exemplar of {place} is like {shown(file)}, expected an image file")
+    return Exemplar.read(folder / file, entry.get("box"), entry.get("name") or "")
 
 
 def _of_labels(labels: Mapping[str, Any], name: str, usual: Any) -> tuple[float, ...]:

@@ -372,6 +372,11 @@ def check_class_file(path: Path, classes: Ontology) -> None:
         raise InputError(
             f"{str(path)!r} is no class file with thresholds, expected an ending of {', '.join(CLASS_FILES)}"
         )
+    if exemplars := classes.vocabulary.exemplars:
+        raise InputError(
+            f"the labels do not hold the image of the exemplar {exemplars[0].name!r}, so no class file can be written: "
+            "put the thresholds into your own"
+        )
     if not path.exists():
         return
     own, made = Ontology.read(path).describe(), classes.describe()

@@ -608,7 +608,7 @@ class Localization:
         cell = y * rows // self.size.height, x * cols // self.size.width
         cosines = [values[cell].item() for values in maps]
         best = int(np.argmax(cosines))
-        text = self._vocabulary.prompts[index][best]
+        text = str(self._vocabulary.prompts[index][best])
         if self.logit_scale is None:
             return text, None
         total = self._cell_log_sum_exp[cell].item()

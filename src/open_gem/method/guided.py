@@ -219,15 +219,15 @@ GUIDED: Mapping[str, Callable[[Guide], Method]] = {"proxyclip": proxyclip, "lpos
 
 
 def check_name(name: str) -> str:
-    """Return the name itself, of a row of `METHODS`, or of a row of `GUIDED` with an expert's. Raises MethodError for
-    another."""
+    """Return the name itself, of a row of `METHODS` or `GRADIENTS`, or of a row of `GUIDED` with an expert's. Raises
+    MethodError for another."""
     guided_by(name)
     return name
 
 
 def guided_by(name: str) -> tuple[str, str] | None:
-    """Return the row of `GUIDED` and the expert that a name consists of; None for a row of `METHODS`. Raises
-    MethodError for another name."""
+    """Return the row of `GUIDED` and the expert that a name consists of; None for a row of `METHODS` or
+    `GRADIENTS`. Raises MethodError for another name."""
     kind, _, expert = name.partition(":")
     if kind not in GUIDED:
         find_method(name)

@@ -49,6 +49,7 @@ class Encoded:
               `(b, prefix + r·k, d)` in the model's own width, before the final norm
     taps      what the method's steps read, see `Step.taps`: `(b, r·k, d)` each, on `grid`
     source    the image itself, if a refinement needs it
+    method    whose features these are, if they come from `run`: exemplars are encoded by it too
     """
 
     tokens: Float[Tensor, "b n e"]
@@ -60,6 +61,7 @@ class Encoded:
     trace: Mapping[int, Float[Tensor, "b n d"]] = field(default_factory=dict)
     taps: Mapping[Hashable, Float[Tensor, "b m d"]] = field(default_factory=dict)
     source: Image.Image | None = None
+    method: Method | None = None
 
     def image(self, index: int) -> "Encoded":
         """Return the features of one image of the batch, as a batch of one."""
@@ -223,7 +225,9 @@ def run(
         for key in read[name]:
             tapped_tokens, lies_on = guides[key] if key in guides else (taps[key][:, tower.prefix :], grid)
             own_taps[key] = resize_values(tapped_tokens[:, None], lies_on, layout.grid)[:, 0]
-        encoded[name] = Encoded(tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps)
+        encoded[name] = Encoded(
+            tokens, layout.grid, size, layout.prefix, embedding, trace=traces[name], taps=own_taps, method=method
+        )
     pooled_too = [] if embedding is None else [embedding]
     _check_finite(tower, pixels, [*(features.tokens for features in encoded.values()), *pooled_too])
     return encoded

@@ -432,6 +432,31 @@ class SelfCalibrated(Attention):
         return at_least_float32(out) + self.cls * prefix[:1].sum(dim=0)  # nothing if there is no [CLS]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassActivation(Attention):
+    """Grad-CAM and CLIP-ES: maps that follow the gradient of a prompt's score at the last block, see `gradients`.
+
+    A method of it has no features before the prompts, so `run` does not take it: a `Localizer` does.
+
+    softmax  the score is the softmax over all prompts (CLIP-ES), else the scaled cosine (Grad-CAM)
+    blocks   number of last blocks whose attention spreads the map (CLIP-ES has 8); 0 for none
+    """
+
+    softmax: bool = True
+    blocks: int = 8
+
+    def __post_init__(self) -> None:
+        require(self, "softmax", _is_bool, "True or False")
+        require(self, "blocks", lambda number: is_count(number, 0), "a whole number, 0 or more")
+
+    @property
+    def stands_alone(self) -> bool:
+        return True
+
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        raise MethodError("methods with gradients need prompts: use a Localizer, not run()")
+
+
 def _share_of(layers: int, number: int) -> int:
     """Return the block, of a host with `layers` blocks, at the place of block `number` among 12, before the last."""
     return min(max(1, round(layers * number / 12)), layers - 1)
@@ -562,8 +587,20 @@ METHODS: dict[str, Method] = {
 }
 
 
+GRADIENTS: dict[str, Method] = {
+    "gradcam": Method(
+        ClassActivation(softmax=False, blocks=0), 1, False, about="Grad-CAM of a prompt's score at the last block"
+    ),
+    "clip-es": Method(
+        ClassActivation(), 1, False, about="CLIP-ES: Grad-CAM of the softmax over prompts, spread by attention"
+    ),
+}
+"""Methods that need gradients, and so prompts: comparisons, which a `Localizer` takes by name, but `run` does not."""
+
+
 def find_method(name: str) -> Method:
-    """Return the row of `METHODS` called `name`. Raises MethodError that lists the known ones."""
-    if name in METHODS:
-        return METHODS[name]
-    raise MethodError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
+    """Return the row of `METHODS` or `GRADIENTS` called `name`. Raises MethodError that lists the known ones."""
+    known = METHODS | GRADIENTS
+    if name in known:
+        return known[name]
+    raise MethodError(f"unknown method {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

@@ -11,7 +11,7 @@ import open_gem
 from open_gem.files import to_json
 from open_gem.images import colors, draw
 from open_gem.localization import MIN_AREA, PRESENCE
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.serve import samples
 from open_gem.serve.errors import RequestError
 from open_gem.serve.schemas import Health, MethodInfo, ModelInfo, Models, Sample, Samples
@@ -31,6 +31,7 @@ def routes(service: Service) -> APIRouter:
         """Return the model, its methods, and the limits of requests."""
         localizer = service.localizer
         settings = localizer.describe()
+        known = METHODS | GRADIENTS
         return Models(
             models=[
                 ModelInfo(
@@ -42,7 +43,7 @@ def routes(service: Service) -> APIRouter:
                     default=service.default,
                     views=settings.get("views"),
                     methods=[
-                        MethodInfo(name=name, about=METHODS[name].about if name in METHODS else name)
+                        MethodInfo(name=name, about=known[name].about if name in known else name)
                         for name in service.methods
                     ],
                     refinements=list(service.refinements),

@@ -6,9 +6,10 @@ from fastapi import APIRouter, File, Path, Response
 
 from open_gem.serve.cache import CachedImage
 from open_gem.serve.errors import RequestError
-from open_gem.serve.schemas import Ask, Compared, ImageForm, ImageInfo, Located
+from open_gem.serve.schemas import Ask, Compared, ImageForm, ImageInfo, Like, Located
 from open_gem.serve.service import Service
 from open_gem.serve.uploads import LimitedRoute
+from open_gem.text import Exemplar
 
 Id = Annotated[str, Path(description="Of an uploaded image.", max_length=64)]
 
@@ -35,8 +36,18 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/{id}/ground", response_model_exclude_unset=True)
     async def ground(id: Id, ask: Ask) -> Located | Compared:
-        """Locate prompts in an uploaded image. 404: the image is no longer in the cache, upload it again."""
-        return await service.ground(_cached(service, id), service.check(ask.prompts, ask), ask)
+        """Locate prompts in an uploaded image. 404: it, or the image of an exemplar, is no longer in the cache, upload
+        it again."""
+        image, prompts = _cached(service, id), ask.prompts
+        if isinstance(prompts, dict):
+            prompts = {label: [prompt(entry) for entry in own] for label, own in prompts.items()}
+        return await service.ground(image, service.check(prompts, ask), ask)
+
+    def prompt(entry: str | Like) -> str | Exemplar:
+        if isinstance(entry, str):
+            return entry
+        left, top, right, bottom = entry.box
+        return Exemplar(_cached(service, entry.like), (left, top, right, bottom), f"{entry.like}:{entry.box}")
 
     return router
 

@@ -78,7 +78,15 @@ class Options(Strict):
         return self.heatmap_scale or ("probability" if self.negative else "minmax")
 
 
-LabelPrompts = Annotated[dict[str, Texts], Field(min_length=1, max_length=MOST_LISTED)]
+class Like(Strict):
+    """An exemplar in a prompt's place: what looks like a region of an uploaded image."""
+
+    like: str = Field(description="The id of an uploaded image.", max_length=64)
+    box: Four = Field(description="Left, top, right, bottom in pixels; right and bottom exclusive.")
+
+
+TextsOrLike = Annotated[list[str | Like], Field(min_length=1, max_length=MOST_LISTED)]
+LabelPrompts = Annotated[dict[str, TextsOrLike], Field(min_length=1, max_length=MOST_LISTED)]
 Prompts = Annotated[
     Annotated[Texts, Tag("list")] | Annotated[LabelPrompts, Tag("object")],
     Discriminator(lambda value: "object" if isinstance(value, dict) else "list"),  # so that errors name one kind
@@ -87,8 +95,8 @@ Prompts = Annotated[
 
 class Ask(Options):
     prompts: Prompts = Field(
-        description="Texts that are their own labels; or an object of labels with their prompts.",
-        examples=[["a cat", "remote control"], {"cat": ["cat", "kitten"]}],
+        description="Texts that are their own labels; or an object of labels with their prompts, texts and exemplars.",
+        examples=[["a cat", "remote control"], {"cat": ["cat", {"like": "0123abcd", "box": [10, 20, 90, 80]}]}],
     )
 
 

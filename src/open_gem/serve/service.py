@@ -9,21 +9,23 @@ import hashlib
 import secrets
 import warnings
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
 from open_gem.errors import NotFiniteError, OpenGemError
+from open_gem.exemplars import check_exemplar
 from open_gem.images.decoder import Decoder
 from open_gem.images.read import Header, read_image
 from open_gem.localization import MIN_AREA, Localization
 from open_gem.locate import AnyLocalizer, Prepared
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.refine import Refinement
 from open_gem.serve.answers import describe
 from open_gem.serve.cache import Cache, CachedImage
@@ -33,7 +35,7 @@ from open_gem.serve.schemas import SQUARE, Compared, Located, LocatedLabel, Loca
 from open_gem.serve.settings import NONE, Settings
 from open_gem.serve.uploads import parse_json
 from open_gem.serve.worker import JobKind, Worker
-from open_gem.text import Prompts, Vocabulary
+from open_gem.text import Exemplar, Prompts, Vocabulary
 from open_gem.types import Size
 
 Item = TypeVar("Item")
@@ -169,12 +171,12 @@ class Service:
         vocabulary = Vocabulary.of(prompts)
         if options.negative:
             vocabulary = vocabulary.with_background(options.negative)
-        texts = vocabulary.all_prompts
+        texts = tuple(map(str, vocabulary.all_prompts))
         if len(texts) > limits.max_prompts:
             raise RequestError(422, f"{len(texts)} prompts, expected {limits.max_prompts} at most")
         if (longest := max(map(len, (*texts, *vocabulary.labels)))) > limits.max_prompt:
             raise RequestError(422, f"a prompt has {longest} characters, expected {limits.max_prompt} at most")
-        self.localizer.text.check(texts)  # later the error would fail all requests of its batch
+        self.localizer.check_texts(vocabulary)  # later the error would fail all requests of its batch
         return vocabulary
 
     def methods_of(self, options: Options) -> tuple[str, ...]:
@@ -186,11 +188,25 @@ class Service:
         return next(iter(self.refinements)) if options.refine is None else options.refine
 
     async def ground(self, image: CachedImage, vocabulary: Vocabulary, options: Options) -> Located | Compared:
-        """Return the answer to checked prompts on an image. Raises as `locate`."""
+        """Return the answer to checked prompts on an image; images of exemplars are a `CachedImage`. Raises as
+        `locate`, and PromptError for exemplars that leave their image, or fill it, or that a method does not take."""
         methods = self.methods_of(options)
-        image = await self.encode(image, methods)
-        answers = [await self._ground(image, vocabulary, options, method) for method in methods]
+        images = {shown.id: shown for shown in (image, *(exemplar.image for exemplar in vocabulary.exemplars))}
+        encoded = {id: await self.encode(shown, methods) for id, shown in images.items()}
+        by_method = {method: self._as_seen(vocabulary, encoded, method) for method in methods}
+        for exemplar in chain.from_iterable(own.exemplars for own in by_method.values()):
+            await self.in_thread(check_exemplar, exemplar)
+        image = encoded[image.id]
+        answers = [await self._ground(image, own, options, method) for method, own in by_method.items()]
         return answers[0] if options.methods is None else Compared(results=answers)
+
+    def _as_seen(self, vocabulary: Vocabulary, images: Mapping[str, CachedImage], method: str) -> Vocabulary:
+        """Return the vocabulary with exemplars as a method sees them; it has encoded the images."""
+
+        def see(prompt: str | Exemplar) -> str | Exemplar:
+            return prompt if isinstance(prompt, str) else replace(prompt, image=images[prompt.image.id].encoded[method])
+
+        return replace(vocabulary, prompts=tuple(tuple(map(see, own)) for own in vocabulary.prompts))
 
     async def _ground(self, image: CachedImage, vocabulary: Vocabulary, options: Options, method: str) -> Located:
         located = await self.locate(image, vocabulary, options, method)
@@ -375,8 +391,9 @@ class Service:
         return [{name: encoded.to("cpu").clone() for name, encoded in image.items()} for image in batch]
 
     def _locate_all(self, jobs: Sequence[LocateJob]) -> list[Localization]:
-        prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts)
-        self.localizer.text(tuple(dict.fromkeys(prompts)))  # all new ones in one pass
+        prompts = (prompt for job in jobs for prompt in job.vocabulary.all_prompts if isinstance(prompt, str))
+        if texts := tuple(dict.fromkeys(prompts)):
+            self.localizer.text(texts)  # all new ones in one pass
         return [self._locate_job(job) for job in jobs]
 
     def _locate_job(self, job: LocateJob) -> Localization:
@@ -391,7 +408,7 @@ def _methods(localizer: AnyLocalizer, settings: Settings) -> dict[str, Any]:
     if settings.served is not None:
         return localizer.methods(settings.served)
     own = getattr(localizer, "method", "gem")
-    return localizer.methods({own if isinstance(own, str) else OWN: own} | {name: name for name in METHODS})
+    return localizer.methods({own if isinstance(own, str) else OWN: own} | {name: name for name in METHODS | GRADIENTS})
 
 
 def _refinements(localizer: AnyLocalizer, settings: Settings) -> dict[str, Refinement | None]:

@@ -52,7 +52,7 @@ class Settings:
     methods        methods that encode an upload at once, beside the default; others run on first request. "clip" is the
                    host's own forward pass and costs nothing beside another
     served         methods that requests may choose, by name, with settings or names of `METHODS`; the first is the
-                   default. None: all of `METHODS`, by default the localizer's own
+                   default. None: all of `METHODS` and `GRADIENTS`, by default the localizer's own
     refinements    refinements that requests may choose by name, beside the localizer's own and "none" (None); the first
                    is the default if the localizer has none of its own
     label_studio   the Label Studio whose images may be fetched to predict its tasks; None: only data: URIs

@@ -156,6 +156,22 @@ FAMILIES = (
         tested="the library's forward; open_clip's tower with the same weights",
     ),
     ModelFamily(
+        "SigLIP 2 NaFlex",
+        "transformers",
+        "siglip2-.*-naflex",
+        "hf_naflex:NaflexTower",
+        (("google/siglip2-base-patch16-naflex", None), ("google/siglip2-so400m-patch16-naflex", None)),
+        "any shape of grid; no class token; attention pool: each patch through it alone",
+    ),
+    ModelFamily(
+        "TIPSv2",
+        "transformers",
+        "tipsv2-",
+        "hf_tipsv2:Tipsv2Tower",
+        (("google/tipsv2-b14", None), ("google/tipsv2-l14", None)),
+        "trained for dense features, as published with `--method maskclip`; pixels are not normalised",
+    ),
+    ModelFamily(
         "SigLIP",
         "transformers",
         "siglip",

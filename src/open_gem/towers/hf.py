@@ -16,28 +16,42 @@ from open_gem.types import Grid, Size
 
 
 class HfTower(ModuleTower):
-    """A whole model whose `vision_model` has plain layers; `plain` maps their class to that of their attention.
+    """A whole model whose `vision_model` has plain layers; `plain` maps their class to that of their attention, which
+    is the part of a layer called `attention`.
 
     The parts of a layer are called as modules, so that low-rank adapters in their places count.
     """
 
     resampling = "bicubic, not antialiased (transformers)"
     plain: ClassVar[dict[type, type]]
+    attention: ClassVar[str] = "self_attn"
 
     def __init__(self, module: Any):
         super().__init__(module)
         self.vision = module.vision_model
-        self.embeddings, layers = self.vision.embeddings, self.vision.encoder.layers
-        self.patch = (self.embeddings.patch_size, self.embeddings.patch_size)
-        side = isqrt(self.embeddings.num_patches) * self.embeddings.patch_size  # 378 of 384 pixels with patches of 14
+        self.embeddings, layers = self.vision.embeddings, self.layers_of(module)
+        patch, count = self.patches_of(self.embeddings)
+        self.patch = (patch, patch)
+        side = isqrt(count) * patch  # 378 of 384 pixels with patches of 14
         self.trained, self.layers = Size(side, side), len(layers)
         self._blocks = tuple(self._read(layer) for layer in layers)
 
     @classmethod
+    def layers_of(cls, module: Any) -> Sequence[Any]:
+        """Return the layers of the vision transformer."""
+        return module.vision_model.encoder.layers
+
+    @classmethod
+    def patches_of(cls, embeddings: Any) -> tuple[int, int]:
+        """Return the side of a patch in pixels and the number of patches in training."""
+        return embeddings.patch_size, embeddings.num_patches
+
+    @classmethod
     def unsupported_reason(cls, module: Any) -> str | None:
-        for layer in module.vision_model.encoder.layers:
-            plain = type(layer) in cls.plain and type(layer.self_attn) is cls.plain[type(layer)]
-            if not plain or _has_foreign_hooks(layer) or _has_foreign_hooks(layer.self_attn):
+        for layer in cls.layers_of(module):
+            attention = getattr(layer, cls.attention)
+            plain = type(layer) in cls.plain and type(attention) is cls.plain[type(layer)]
+            if not plain or _has_foreign_hooks(layer) or _has_foreign_hooks(attention):
                 return "its layers are not transformers' own, without wrappers or hooks"
         if _has_foreign_hooks(module.vision_model.embeddings):
             return "there are hooks on its embeddings, which are read past"

@@ -58,6 +58,14 @@ class SiglipText(HfText):
         return text.lower()
 
 
+class Tipsv2Text(HfText):
+    """TIPSv2: a mean over the words. Its temperature divides cosines."""
+
+    @property
+    def logit_scale(self) -> float:
+        return 1 / self.model.temperature.detach().float().item()
+
+
 class BlipText(HfText):
     """BLIP: a BERT without its cross-attention, 35 tokens, `text_proj` of its [CLS].
 

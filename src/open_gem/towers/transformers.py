@@ -1,4 +1,4 @@
-"""The package transformers: its CLIP, MetaCLIP 2, SigLIP and BLIP, by repository, folder or file of weights.
+"""The package transformers: its CLIP, MetaCLIP 2, SigLIP, TIPSv2 and BLIP, by repository, folder or file of weights.
 
 Tokenizers and image statistics are the checkpoint's own. `hf_text` reads its texts, and the tower that `families` names
 its images.
@@ -21,7 +21,7 @@ from open_gem.images.pixels import Preprocess
 from open_gem.towers import hub as _hub
 from open_gem.towers.base import Backbone, ModuleTower, check_evaluating
 from open_gem.towers.families import check_not_trained, find_tower
-from open_gem.towers.hf_text import BlipText, HfText, SiglipText
+from open_gem.towers.hf_text import BlipText, HfText, SiglipText, Tipsv2Text
 from open_gem.towers.weights import finished, quiet
 from open_gem.types import Size
 
@@ -52,14 +52,11 @@ MODELS = {
     "clip": ModelSpec("CLIPModel", HfText, *_CLIP, "CLIPTokenizer"),
     "metaclip_2": ModelSpec("MetaClip2Model", HfText, *_CLIP),
     "siglip": ModelSpec("SiglipModel", SiglipText, *_HALF),
+    "siglip2": ModelSpec("Siglip2Model", SiglipText, *_HALF),
+    "tipsv2": ModelSpec("Tipsv2Model", Tipsv2Text, (0, 0, 0), (1, 1, 1)),
     "blip": ModelSpec("BlipForImageTextRetrieval", BlipText, *_CLIP, "BertTokenizer"),
 }
 """`model_type` of a configuration → its kind."""
-
-UNSUPPORTED = {
-    "siglip2": "SigLIP 2 of variable resolution (naflex) takes patches, each image in a shape of its own; load one "
-    "of fixed resolution, such as google/siglip2-base-patch16-224",
-}
 
 
 def _spec(name: str, config: Any) -> ModelSpec:
@@ -67,7 +64,7 @@ def _spec(name: str, config: Any) -> ModelSpec:
     check_not_trained(name, config.model_type)
     if config.model_type not in MODELS:
         known = f"models of type {config.model_type!r} are not read, only {', '.join(MODELS)}"
-        raise UnsupportedModelError(f"cannot read {name}: {UNSUPPORTED.get(config.model_type, known)}")
+        raise UnsupportedModelError(f"cannot read {name}: {known}")
     return MODELS[config.model_type]
 
 
@@ -99,6 +96,10 @@ class Architecture:
 def _sizes(width: int, layers: int, heads: int, mlp: int | None = None, **more: Any) -> dict[str, Any]:
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     return {**sizes, "intermediate_size": mlp or 4 * width, **more}
+
+
+def _tips(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
 
 
 _B16, _B32 = _sizes(768, 12, 12, patch_size=16), _sizes(768, 12, 12, patch_size=32)
@@ -136,6 +137,10 @@ ARCHITECTURES = {
         "siglip", {**_SO400M, "patch_size": 14, "image_size": 384}, _SO400M
     ),
     "google/siglip2-base-patch16-224": Architecture("siglip", {}, {"vocab_size": 256_000}),
+    "google/siglip2-base-patch16-naflex": Architecture("siglip2", {}, {"vocab_size": 256_000}),
+    "google/siglip2-so400m-patch16-naflex": Architecture("siglip2", _SO400M, {**_SO400M, "vocab_size": 256_000}),
+    "google/tipsv2-b14": Architecture("tipsv2"),
+    "google/tipsv2-l14": Architecture("tipsv2", _tips(1024, 24, 16), _sizes(1024, 12, 16), certain=False),
     "Salesforce/blip-itm-base-coco": Architecture("blip", _BLIP_B, _BERT, certain=False),
     "Salesforce/blip-itm-large-coco": Architecture("blip", _BLIP_L, _BERT, certain=False),
     "blip-base": Architecture("blip", {**_BLIP_B, **_EPS}, _MED, original=True),
@@ -193,8 +198,7 @@ def read_tower(model: Any) -> ModuleTower:
     """Return the tower that reads the vision half of `model`; errors as `adapt`."""
     tower, name = find_tower("transformers", model), type(model).__name__
     if tower is None:
-        others = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
-        reason = UNSUPPORTED.get(getattr(getattr(model, "config", None), "model_type", ""), others)
+        reason = f"it is none of {', '.join(kind.model for kind in MODELS.values())}"
     else:
         reason = tower.unsupported_reason(model)
     if tower is None or reason is not None:
@@ -211,7 +215,8 @@ def _backbone(name: str, tower: ModuleTower, text: HfText, settings: Mapping[str
 def _preprocess(name: str, config: Any, settings: Mapping[str, Any]) -> Preprocess:
     """Return the preprocessing from `settings` of a preprocessor_config.json, with the family's usual values for
     missing ones."""
-    kind, size = MODELS[config.model_type], config.vision_config.image_size
+    kind, vision = MODELS[config.model_type], config.vision_config
+    size = isqrt(vision.num_patches) * vision.patch_size if config.model_type == "siglip2" else vision.image_size
     scale = settings.get("rescale_factor", 1 / 255)
     if not settings.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
         raise UnsupportedModelError(f"cannot read {name}: its images are not scaled to [0, 1]")

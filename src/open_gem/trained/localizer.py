@@ -13,7 +13,7 @@ from open_gem.images.pixels import ImageLike, read_image, size_of
 from open_gem.localization import Localization
 from open_gem.locate import AnyLocalizer, Methods, Prepared
 from open_gem.readout import merge_boxes
-from open_gem.text import Prompts, Template, TextCache, Vocabulary, check_template
+from open_gem.text import Prompts, Template, TextCache, check_template
 from open_gem.trained import registry as trained
 from open_gem.trained.base import TrainedModel
 from open_gem.types import Size
@@ -127,9 +127,9 @@ class TrainedLocalizer(AnyLocalizer):
         ]
 
     def locate(self, encoded: Unlocated, prompts: Prompts) -> Localization:
-        vocabulary = Vocabulary.of(prompts)
+        vocabulary = self.check(prompts)
         similarity, scores, detections = self.model.ground(
-            encoded.pixels, encoded.size, self.text(vocabulary.all_prompts)
+            encoded.pixels, encoded.size, self.text(tuple(map(str, vocabulary.all_prompts)))
         )
         best, scale = vocabulary.best(scores), self.model.logit_scale
         presence = best if scale is None else None

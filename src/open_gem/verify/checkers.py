@@ -53,7 +53,7 @@ class Published(ABC):
 
     checkpoint  what `open_gem.load` takes as name, and `pretrained` as tag
     repository  of the Hugging Face hub that has the weights; "" if the checkpoint is called like it
-    image       a key of `images.URLS`
+    image       a key of `images.URLS` or `images.DRAWN`
     compared    what the numbers are, for people
     expected    the numbers
     tolerance   largest absolute difference that passes: the source's own, or wider for the reason beside it

@@ -1,4 +1,4 @@
-"""The images that numbers were published for: downloaded once, or taken from a folder."""
+"""The images that numbers were published for: downloaded once, taken from a folder, or drawn."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from open_gem.errors import ImageError
 from open_gem.files import write_file
@@ -39,6 +39,23 @@ URLS = {
 """Name of a file → where it is."""
 
 
+def draw_circle(side: int) -> Image.Image:
+    """Draw the circle of transformers' tests of SigLIP 2: blue with a green outline, on red."""
+    image, half = Image.new("RGB", (side, side), "red"), side // 2
+    radius = 7 * (half // 8)
+    box = (half - radius, half - radius, half + radius, half + radius)
+    ImageDraw.Draw(image).ellipse(box, fill="blue", outline="green", width=side // 20)
+    return image
+
+
+SMALL_CIRCLE, LARGE_CIRCLE = "circle of 224 pixels", "circle of 1024 pixels"
+DRAWN: dict[str, Callable[[], Image.Image]] = {
+    SMALL_CIRCLE: lambda: draw_circle(224),
+    LARGE_CIRCLE: lambda: draw_circle(1024),
+}
+"""Name of an image that was published as a program → that program."""
+
+
 def cache_folder() -> Path:
     """Return the folder in which downloaded images are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "open_gem" / "verify"
@@ -58,6 +75,8 @@ class ImageStore:
 
     def __call__(self, name: str) -> Image.Image:
         """Return the image as RGB. Raises ImageError that says why it cannot be loaded."""
+        if name in DRAWN:
+            return DRAWN[name]()
         path = self.folder / name
         if not path.is_file():
             if name not in self._errors:

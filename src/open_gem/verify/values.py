@@ -24,7 +24,9 @@ from open_gem.verify.images import (
     DIAGRAM,
     GROCERIES,
     LAPTOP,
+    LARGE_CIRCLE,
     OWL,
+    SMALL_CIRCLE,
     STREET,
     TRUCK,
 )
@@ -36,6 +38,15 @@ _CAT_OR_DOG = ("a photo of a cat", "a photo of a dog")
 _DIAGRAM = ("a diagram", "a dog", "a cat")
 _B32, _SIGLIP = "openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"
 _OPENAI = "timm/vit_base_patch32_clip_224.openai"
+_CIRCLES = (
+    "circle",
+    "ellipsoid",
+    "blue circle on red background",
+    "blue circle with green border on red background",
+    "green circle on red background",
+    "a dog",
+    "a blue dog with a green border on a red background",
+)
 _LOGITS = 0.02
 """Tolerance of logits around 20: 0.001 of them and 0.001, as in transformers' tests."""
 _TOKENS = 1e-3
@@ -142,6 +153,42 @@ VALUES: tuple[Published, ...] = (
         prompts=_photos("2 cats", "a plane", "a remote"),
         framing=Framing(224),
         output="sigmoid",
+    ),
+    *(
+        Scores(
+            checkpoint=f"google/siglip2-{size}-patch16-naflex",
+            image=image,
+            compared="logits of 'circle', 'ellipsoid' and five more",
+            expected=expected,
+            tolerance=_LOGITS,
+            source=source,
+            certainty=certainty,
+            prompts=_CIRCLES,
+            framing=Framing(256),  # 256 patches of 16 pixels
+        )
+        for size, image, expected, source, certainty in (
+            (
+                "base",
+                SMALL_CIRCLE,
+                (1.0195, -4.5395, 4.1757, 9.4264, 2.4409, -12.3230, 1.1520),
+                f"{_TESTS}/siglip2/test_modeling_siglip2.py",
+                "A",
+            ),
+            (
+                "base",
+                LARGE_CIRCLE,
+                (-0.0280, -6.2269, 5.0358, 10.1879, 3.1058, -13.7355, 1.1687),
+                f"{_TESTS}/siglip2/test_modeling_siglip2.py",
+                "A",
+            ),
+            (
+                "so400m",
+                SMALL_CIRCLE,
+                (0.9422, -7.3522, 5.7852, 9.9881, 5.3660, -12.7218, 0.6384),
+                "transformers: src/transformers/models/siglip2/convert_siglip2_to_hf.py",
+                "B",
+            ),
+        )
     ),
     Scores(
         checkpoint="facebook/metaclip-2-worldwide-huge-quickgelu",

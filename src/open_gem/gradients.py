@@ -1,0 +1,154 @@
+"""Maps that follow the gradient of a text's score: Grad-CAM, and the training-free half of CLIP-ES.
+
+The host runs once, before any prompt, up to its last block. Then, for each prompt c, with A = ln_1 of that block's
+input and the pooled embedding that the block leads to,
+
+    w_c = mean over patches of ∂ s_c / ∂ A        map_c = relu(A w_c), stretched to [0, 1]
+
+where s_c is the scaled cosine (Grad-CAM), or its softmax over all prompts (CLIP-ES). CLIP-ES then spreads each map by
+the host's own attention, averaged over heads and the last blocks: normalised by columns and rows in turn three times,
+made symmetric and squared. Only what lies in the boxes of the map's components above THRESHOLD is spread.
+
+Gradients end at A: nothing of the host changes, none of its weights gets one, and callers may be in inference mode.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from open_gem import readout
+from open_gem.method.attention import query_key
+from open_gem.method.table import ClassActivation, Method
+from open_gem.method.tower import VisionTower
+from open_gem.numerics import check_finite, cpu_by_default, without_autocast
+from open_gem.tensors import at_least_float32
+from open_gem.types import Grid, Size
+
+THRESHOLD = 0.4  # share of a map's maximum above which its components have boxes
+NORMALIZATIONS = 3  # of the attention, by columns and rows in turn
+EPS = 1e-7  # added to a map's maximum, as published
+
+
+@dataclass(frozen=True, eq=False)
+class BeforeLastBlock:
+    """Images before the last block of their host, and before any prompt: used like an `Encoded`.
+
+    tower        the host, which is read and never changed
+    logit_scale  of its cosines
+    stream       `(b, n, d)` tokens that enter its last block
+    attention    `(b, m, m)` attention of patches to patches, mean over heads and the last blocks, if it is used
+    pooled       `(b, e)` the host's image-level embedding
+    """
+
+    tower: VisionTower
+    logit_scale: float
+    stream: Float[Tensor, "b n d"]
+    attention: Float[Tensor, "b m m"] | None
+    pooled: Float[Tensor, "b e"]
+    grid: Grid
+    size: Size
+    method: Method
+    original: Size | None = None
+    source: Image.Image | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(part.nbytes for part in (self.stream, self.pooled, self.attention) if part is not None)
+
+    def image(self, index: int) -> "BeforeLastBlock":
+        """Return one image of the batch, as a batch of one."""
+        return self._each(lambda tensor: tensor[index : index + 1])
+
+    def to(self, device: torch.device | str) -> "BeforeLastBlock":
+        """Move to another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def clone(self) -> "BeforeLastBlock":
+        """Return a copy that shares no memory."""
+        return self._each(torch.clone)
+
+    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
+        """Return maps in [0, 1] of all texts but the last, which is the empty prompt: the rival of a single one."""
+        settings: Any = self.method.attention
+        targets = text if settings.softmax and len(text) == 2 else text[:-1]
+        maps = class_activations(self, targets)[: len(text) - 1]
+        if self.attention is not None:
+            maps = torch.stack([spread(values, self.attention[0]) for values in maps])
+        return adjust(torch.cat([maps, torch.zeros_like(maps[:1])])[None])[0]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "BeforeLastBlock":
+        attention = None if self.attention is None else change(self.attention)
+        return replace(self, stream=change(self.stream), pooled=change(self.pooled), attention=attention)
+
+
+@torch.no_grad()
+@cpu_by_default()
+def run_to_last_block(
+    tower: VisionTower, pixels: Float[Tensor, "b 3 y x"], method: Method, logit_scale: float
+) -> BeforeLastBlock:
+    """Run the host up to its last block, and once through it for the pooled embedding."""
+    settings: Any = method.attention
+    x, grid = tower.embed(pixels)
+    stream, attention = x, []
+    blocks = tower.blocks(grid)
+    for index, block in enumerate(blocks):
+        heads = block.qkv(block.norm(x))
+        if index >= len(blocks) - settings.blocks:
+            weights = (heads.q @ heads.k.transpose(-2, -1) * heads.q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+            attention.append(weights[:, tower.prefix :, tower.prefix :])
+        stream, x = x, x + block.out(query_key(heads))
+        x = x + block.mlp(x)
+    pooled = tower.pool(x)
+    check_finite("features", tower, stream, pooled)
+    mean = at_least_float32(torch.stack(attention)).mean(dim=0) if attention else None
+    return BeforeLastBlock(tower, logit_scale, stream, mean, pooled, grid, Size(*pixels.shape[-2:]), method)
+
+
+@without_autocast()
+def class_activations(encoded: BeforeLastBlock, texts: Float[Tensor, "p e"]) -> Float[Tensor, "p r k"]:
+    """Return the class activation map in [0, 1] of each text for the single image."""
+    settings: Any = encoded.method.attention
+    tower, maps = encoded.tower, []
+    with torch.inference_mode(False), torch.enable_grad():
+        stream, texts = encoded.stream.detach().clone(), texts.detach().clone()
+        block = tower.blocks(encoded.grid)[-1]
+        normed = block.norm(stream).detach().requires_grad_()
+        x = stream + block.out(query_key(block.qkv(normed)))
+        pooled = normalize(at_least_float32(tower.pool(x + block.mlp(x))), dim=-1)
+        logits = encoded.logit_scale * (pooled @ normalize(at_least_float32(texts), dim=-1).T)[0]
+        for score in logits.softmax(dim=-1) if settings.softmax else logits:
+            (gradient,) = torch.autograd.grad(score, normed, retain_graph=True)
+            weights = at_least_float32(gradient[0, tower.prefix :]).mean(dim=0)
+            values = at_least_float32(normed.detach()[0, tower.prefix :]) @ weights
+            maps.append(_stretched(values.relu().view(tuple(encoded.grid))))
+    return torch.stack(maps)
+
+
+def spread(values: Float[Tensor, "r k"], attention: Float[Tensor, "m m"]) -> Float[Tensor, "r k"]:
+    """Return a map spread by the attention of patches: CLIP-ES's class-aware attention-based affinity."""
+    weights = attention
+    for _ in range(NORMALIZATIONS):
+        weights = weights / weights.sum(dim=0, keepdim=True)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+    weights = (weights + weights.T) / 2
+    boxes = torch.zeros_like(values)
+    for rows, columns in readout.components(values > THRESHOLD * values.max()).spans:
+        boxes[rows, columns] = 1
+    return _stretched((weights @ (weights @ (boxes * values).flatten())).view_as(values))
+
+
+def _stretched(values: Tensor) -> Tensor:
+    shifted = values - values.min()
+    return shifted / (EPS + shifted.max())
+
+
+def is_gradient(method: Any) -> bool:
+    """Return True if a method needs prompts and gradients."""
+    return isinstance(method, Method) and isinstance(method.attention, ClassActivation)
