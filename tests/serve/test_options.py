@@ -14,6 +14,7 @@ from open_gem.cli import app
 from open_gem.images.views import Views
 from open_gem.method.steps import Scga
 from open_gem.method.table import METHODS
+from open_gem.objects import Object
 from open_gem.serve.settings import Settings
 
 PROMPTS = ["a cat", "a dog", "tree"]
@@ -50,21 +51,38 @@ OBJECTS = {
     "label": {"absent": "none", "instances": "label", "threshold": 0.8},
     "cosine": {"absent": "none", "heatmap_scale": "cosine", "threshold": 0.1},
     "probability": {"absent": "none", "heatmap_scale": "probability", "threshold": 0.3},
+    "exclusive": {"absent": "none", "exclusive": True, "threshold": 0.3},
+    "nms": {"absent": "none", "nms": 0.1, "threshold": 0.3},
+    "exclusive present": {"presence": 0.3, "exclusive": True, "nms": 0.5},
 }
+
+
+def to_dict(obj: Object) -> dict[str, Any]:
+    """An object as it is served. Its confidence is a product, which may be rounded the other way."""
+    return obj.to_dict() | {"confidence": pytest.approx(obj.confidence, abs=2e-6)}
 
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_are_those_of_python_with_the_same_settings(ask, tiny_localizer, name):
     located, settings = tiny_localizer(png(), PROMPTS), OBJECTS[name]
     python = {"scale" if key == "heatmap_scale" else key: value for key, value in settings.items()}
-    expected = [obj.to_dict() for obj in located.objects(**python)]
+    expected = [to_dict(obj) for obj in located.objects(**python)]
     answer = ask(mask="rle", **settings)
-    for obj in answer["objects"]:
-        assert 0 <= obj.pop("confidence") <= 1
     assert answer["objects"] == expected
     absent = settings.get("absent", "presence")
     present = located.present(settings.get("presence", 0.5), absent=absent)
     assert [label["present"] for label in answer["labels"]] == list(present)
+
+
+def test_labels_that_compete_have_fewer_pixels_and_objects(ask):
+    def areas(**settings: Any) -> list[int]:
+        objects = ask(absent="none", threshold=0.3, mask="rle", **settings)["objects"]
+        return [int(coco.area(obj["mask"])) for obj in objects]
+
+    free = areas()
+    assert sum(areas(exclusive=True)) <= 60 * 90 < sum(free)
+    assert 0 < len(areas(nms=0.1)) < len(free)
+    assert ask(objects=False, nms=0.1, exclusive=True)["objects"] == []
 
 
 def test_distractors_share_the_softmax_and_are_never_predicted(ask, tiny_localizer):
@@ -160,6 +178,9 @@ def test_a_request_chooses_a_refinement_that_is_served(server, ask, tiny_localiz
         ({"heatmap_scale": "log"}, 422, "heatmap_scale"),
         ({"min_area": -1}, 422, "min_area"),
         ({"min_area": 0, "refine": "pamr"}, 422, "min_area is 0.0 with a refinement, expected 0.0005 or more"),
+        ({"nms": 1.5}, 422, "nms: Input should be less than or equal to 1"),
+        ({"nms": "inf"}, 422, "nms"),
+        ({"exclusive": "perhaps"}, 422, "exclusive"),
         ({"negative": ["x"] * 62}, 422, "65 prompts, expected 64 at most"),
         ({"refine": "pamr", "prompts": [*PROMPTS, "x"]}, 413, "expected 20000 at most: ask 3 at a time"),
         ({"refine": "pamr", "methods": ["gem", "clip"]}, 413, "ask 1 at a time"),

@@ -8,8 +8,8 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.text import Text
 
-from open_gem.cli.app import app, new_console, new_table, print_json, progress_bar, say
-from open_gem.cli.options import JsonOption, QuietOption
+from open_gem.cli.app import app, counted, new_console, new_table, print_json, progress_bar, say
+from open_gem.cli.options import JsonOption, QuietOption, split_commas
 from open_gem.errors import DatasetError, InputError
 
 data = typer.Typer(rich_markup_mode="markdown")
@@ -127,6 +127,23 @@ def context(
 
 def _write_text(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
+
+
+@data.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="A new folder, for `images/` and `truth.json`.")],
+    images: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    size: Annotated[int, typer.Option(min=32, help="Pixels of a side.")] = 256,
+    showing: Annotated[
+        str | None,
+        typer.Option(help="Only scenes that show one of these concepts, comma-separated.", show_default="all"),
+    ] = None,
+) -> None:
+    """Draw synthetic scenes, with their objects in COCO's format, to try labelling and tuning on."""
+    from open_gem.data import write_scenes
+
+    write_scenes(out, images, size, () if showing is None else split_commas(showing))
+    typer.echo(f"{counted(images, 'image')} in {out / 'images'}, their objects in {out / 'truth.json'}")
 
 
 @data.command()

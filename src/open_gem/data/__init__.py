@@ -14,7 +14,7 @@ from open_gem.data.base import IGNORE, LabelFile, Points, PointSample, Sample, S
 from open_gem.data.context import ContextImage, read_context
 from open_gem.data.maps import MAP_SOURCES, MapSource
 from open_gem.data.openimages import OPEN_IMAGES
-from open_gem.data.scene_source import SCENES, SceneSample, scenes
+from open_gem.data.scene_source import SCENES, SceneSample, scenes, write_scenes
 from open_gem.data.scenes import CONCEPTS, Scene, scene
 from open_gem.errors import DatasetError
 
@@ -39,6 +39,7 @@ __all__ = [
     "read_context",
     "scene",
     "scenes",
+    "write_scenes",
 ]
 
 DATASETS: dict[str, Source] = {source.name: source for source in (*MAP_SOURCES, OPEN_IMAGES, SCENES)}

@@ -2,6 +2,7 @@
 
 import io
 from base64 import b64encode
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -17,7 +18,7 @@ from open_gem.serve.schemas import LocatedLabel, LocatedObject, Options
 
 
 def describe(
-    label: Localization, is_present: bool, options: Options, max_pixels: int
+    label: Localization, is_present: bool, objects: Sequence[Object], options: Options, max_pixels: int
 ) -> tuple[LocatedLabel, list[LocatedObject]]:
     """Return the answer for a localization of one label, and its objects.
 
@@ -29,7 +30,6 @@ def describe(
     if options.similarity:
         own = 1 if label.vocabulary is None else len(label.vocabulary.prompts[0])
         answer.similarity = _as_float16(reduce(torch.maximum, label.maps[:own]))
-    objects = objects_of(label, options) if options.objects and is_present else []
     pixels = label.size.height * label.size.width
     if options.mask == "png" and len(objects) * pixels > max_pixels:
         raise RequestError(
@@ -38,26 +38,24 @@ def describe(
     return answer, [_describe_object(obj, options.mask) for obj in objects]
 
 
-def objects_of(label: Localization, options: Options) -> list[Object]:
-    """Return the objects of a label that is present, best first, as the options say."""
-    return label.objects(
+def objects_of(located: Localization, options: Options, absent: str = "none") -> list[Object]:
+    """Return the objects of labels that are present by the rule `absent`, best first within each, as the options
+    say."""
+    return located.objects(
         options.threshold,
         options.scale,
-        absent="none",
+        presence=options.presence,
+        absent=absent,
         min_area=options.min_area,
         instances=options.instances,
+        exclusive=options.exclusive,
+        nms=options.nms,
         masks=options.mask != "none",
     )
 
 
-def confidence(obj: Object) -> float:
-    """Return a number in [0, 1] that ranks objects of all labels: a label's best object has its presence, others less
-    if maps are min-max scaled; for models without presence, the score."""
-    return round(obj.score if obj.presence is None else obj.presence * (1 if obj.peak is None else obj.peak), 6)
-
-
 def _describe_object(obj: Object, mask: str) -> LocatedObject:
-    fields: dict[str, Any] = obj.to_dict() | {"confidence": confidence(obj)}
+    fields: dict[str, Any] = obj.to_dict()
     if mask == "png" and obj.mask is not None:
         fields["mask"] = _as_png(obj.mask)
     return LocatedObject(**fields)

@@ -1,6 +1,5 @@
 """Routes of a machine-learning backend of Label Studio: `/predict`, `/setup`, `/versions`; `/health` is shared."""
 
-from dataclasses import replace
 from itertools import chain
 from secrets import token_hex
 from typing import Any
@@ -10,7 +9,7 @@ from fastapi import APIRouter
 from open_gem.export.label_studio import box_region, brush_regions, polygon_regions, region
 from open_gem.export.labelled import LabelledImage
 from open_gem.objects import Object
-from open_gem.serve.answers import confidence, objects_of
+from open_gem.serve.answers import objects_of
 from open_gem.serve.cache import CachedImage
 from open_gem.serve.label_studio import Control, controls_of, image_of, prompts_of, typed_prompts
 from open_gem.serve.schemas import Options, Prediction, Predictions, Task, Tasks, Version, Versions
@@ -71,17 +70,15 @@ async def _predict(
     located = await service.locate(image, vocabulary, OPTIONS, service.default)
 
     def work(index: int) -> list[Object]:
-        """Return the objects of a label from the presence of its control, scored by their confidence."""
+        """Return the objects of a label from the presence of its control."""
         limit = _best_control(located.labels[index], controls).presence
-        if not located.present(limit)[index]:
-            return []
-        return [replace(obj, score=confidence(obj)) for obj in objects_of(located[index], OPTIONS)]
+        return objects_of(located[index], OPTIONS) if located.present(limit)[index] else []
 
     by_label = await service.each_label(work, located, alone=service.is_heavy(OPTIONS))
     objects = tuple(chain.from_iterable(by_label))
     labelled = LabelledImage("", "", located.size, objects, lambda: None, dict)
     regions = await service.in_thread(_regions, labelled, controls)
-    score = max((obj.presence or 0.0 for obj in objects), default=0.0)
+    score = max((obj.confidence for obj in objects), default=0.0)
     return Prediction(result=regions, score=score, model_version=version)
 
 

@@ -65,6 +65,16 @@ class Options(Strict):
     instances: Literal["component", "label"] = Field(
         default="component", description="An object is a connected component of a label's mask, or all of it."
     )
+    exclusive: bool = Field(
+        default=False,
+        description="Masks of different labels do not overlap: a pixel of several belongs to the label whose cosine is "
+        "highest there.",
+    )
+    nms: Share | None = Field(
+        default=None,
+        description="Non-maximum suppression: of two objects, of any labels, whose boxes have an IoU above this, the "
+        "less confident is dropped. null: none.",
+    )
     negative: Texts | None = Field(
         default=None, description="Distractors: part of the softmax and of presence, never predicted."
     )
@@ -76,6 +86,11 @@ class Options(Strict):
     def scale(self) -> str:
         """The scale of the maps that `threshold` applies to."""
         return self.heatmap_scale or ("probability" if self.negative else "minmax")
+
+    @property
+    def compares(self) -> bool:
+        """Whether objects of one label depend on those of others."""
+        return self.exclusive or self.nms is not None
 
 
 class Like(Strict):
@@ -136,8 +151,8 @@ class LocatedObject(BaseModel):
     prompt: str = Field(description="The label's prompt that is most similar at the point.")
     score: float = Field(description="Highest cosine in the object; for models trained to localize, their own score.")
     confidence: float = Field(
-        description="To rank objects of all labels: `presence` times the highest value in the object of the label's "
-        "map, scaled to [0, 1]; `score` for models without presence."
+        description="To rank objects of all labels and images: `presence`, times the highest value in the object of "
+        "the label's map, scaled to [0, 1], times the label's softmax probability there; `score` for models without."
     )
     presence: Presence
     box: Four = Field(description="Left, top, right, bottom in pixels; right and bottom exclusive.")

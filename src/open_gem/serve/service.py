@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,8 +26,9 @@ from open_gem.images.read import Header, read_image
 from open_gem.localization import MIN_AREA, Localization
 from open_gem.locate import AnyLocalizer, Prepared
 from open_gem.method.table import GRADIENTS, METHODS
+from open_gem.objects import Object
 from open_gem.refine import Refinement
-from open_gem.serve.answers import describe
+from open_gem.serve.answers import describe, objects_of
 from open_gem.serve.cache import Cache, CachedImage
 from open_gem.serve.errors import RequestError
 from open_gem.serve.metrics import Metrics
@@ -212,8 +213,19 @@ class Service:
         located = await self.locate(image, vocabulary, options, method)
         present = await self.in_thread(partial(located.present, options.presence, absent=options.absent))
 
+        @cache  # made for the first label
+        def compared() -> list[Object]:
+            return objects_of(located, options, options.absent)
+
         def work(index: int) -> tuple[LocatedLabel, list[LocatedObject]]:
-            return describe(located[index], present[index], options, self.settings.max_map_pixels)
+            label, objects = located[index], []
+            if options.objects and present[index]:
+                objects = (
+                    [obj for obj in compared() if obj.index == index]
+                    if options.compares
+                    else objects_of(label, options)
+                )
+            return describe(label, present[index], objects, options, self.settings.max_map_pixels)
 
         described = await self.each_label(work, located, maps=options.objects, alone=self.is_heavy(options))
         return Located(
@@ -340,7 +352,7 @@ class Service:
             return
         name = "max_map_pixels" if self.refinement_of(options) == NONE else "max_refined_pixels"
         limit, pixels = getattr(self.settings, name), size.height * size.width
-        each = pixels * len(self.methods_of(options)) * (2 if options.scale == "probability" else 1)
+        each = pixels * len(self.methods_of(options)) * (1 + (options.scale == "probability") + options.exclusive)
         if each * prompts > limit:
             most = limit // each
             advice = f"ask {most} at a time" if most else "send a smaller image, or ask without objects"
