@@ -1,3 +1,4 @@
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
 """Self-self attention on a GPU, a kernel in Triton. It is off unless OPEN_GEM_TRITON is 1, and not yet measured.
 
 softmax(p pᵀ / τ) of unit vectors p is made of E = exp((p pᵀ − 1) / τ): no row needs its maximum, since that is its
