@@ -126,7 +126,7 @@ def at_most(seconds: float) -> Iterator[None]:
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
     """Let products of float32 use TF32, or not."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     for place in places:
         place.allow_tf32 = on
