@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from open_gem.bench import measuring, published
+from open_gem.bench import comparison, measuring, published
 from open_gem.bench.cases import CASES, CEILING, GROUPS, PLAIN, TOGETHER, find_cases
 from open_gem.bench.measuring import count_flops, interleave, measure
 from open_gem.bench.memory import Memory, measure_memory, run_alone
@@ -207,3 +207,83 @@ def test_a_model_whose_tokenizer_needs_a_network_is_an_error():
 def test_every_method_is_a_case():
     assert set(METHODS) < set(CASES)
     assert all(case.about for case in CASES.values())
+
+
+# Runs on disk ---------------------------------------------------------------------------------------------------------
+
+
+def run_of(**seconds: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    return {name.replace("_", "-"): times for name, times in seconds.items()}
+
+
+def test_cases_are_compared_in_times_of_the_plain_pass_of_the_same_turn():
+    earlier = run_of(plain=(1.0, 2.0, 1.0), gem=(1.0, 2.0, 1.25), gone=(1.0, 1.0, 1.0))
+    later = run_of(plain=(4.0, 2.0), gem=(6.0, 4.0), new=(1.0, 1.0))  # a slower machine
+    (change,) = comparison.compare(earlier, later)
+    assert change == ("gem", 1.0, 1.75, 1.75, 1.5 / 1.25, 2.0)
+
+
+def measured(monkeypatch, seconds: float) -> None:
+    """Let every case take as long as the plain pass, GEM `seconds`."""
+
+    def measure(setting: Setting, cases: Any, repeats: int, others: Any) -> list[measuring.Cost]:
+        times = {name: seconds if name == "gem" else 1.0 for name in cases}
+        return [measuring.Cost(name, (time,) * repeats, time) for name, time in times.items()]
+
+    monkeypatch.setattr(measuring, "measure", measure)
+
+
+def test_a_saved_run_shows_which_cases_have_become_slower(tmp_path, monkeypatch):
+    file, options = tmp_path / "runs" / "run.json", ("--cases", "gem,clip", "--side", "32,64", "--repeats", 2)
+    measured(monkeypatch, 1.0)
+    assert call(*options, "--save", file).exit_code == 0
+    assert comparison.read_run(file)["repeats"] == 2
+    measured(monkeypatch, 1.05)
+    same = call(*options, "--compare", file)
+    assert same.exit_code == 0 and same.stderr == ""
+    assert same.stdout.count("| gem | 1.00 | 1.05 | 1.05 | 1.05 | 1.05 |") == 2
+    slower = call(*options, "--compare", file, "--tolerance", 0.02, "--json", "--save", file)
+    assert slower.exit_code == 1
+    assert slower.stderr == (
+        f"slower than {str(file)!r} by more than 2%: gem 1.00 → 1.05 × plain at 32 px, batch 1, and 1 other case\n"
+    )
+    changes = {change["case"]: change["ratio"] for change in json.loads(slower.stdout)["runs"][1]["changes"]}
+    assert changes == {CEILING: 1, "clip": 1, "gem": 1.05}
+    assert call(*options, "--compare", file, "--tolerance", 0.02).exit_code == 0  # it was saved anew
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"runs": 3}',
+        '{"runs": [{"setting": {}, "costs": []}]}',
+        '{"runs": [{"setting": 3, "costs": [{"case": "plain", "seconds": [1]}]}]}',
+        '{"runs": [{"setting": {}, "costs": [{"case": "plain", "seconds": [0]}]}]}',
+        '{"runs": [{"setting": {}, "costs": [{"case": "plain", "seconds": ["1"]}]}]}',
+        '{"runs": [{"setting": {}, "costs": [{"case": "plain", "seconds": [1]}, {"case": "gem", "seconds": []}]}]}',
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(content, tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match="is not a run of open-gem bench, expected a file that --save wrote"):
+        comparison.read_run(file)
+
+
+def test_impossible_comparisons_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    file = tmp_path / "run.json"
+    measured(monkeypatch, 1.0)
+    assert call("--side", 32, "--repeats", 1, "--save", file).exit_code == 0
+    monkeypatch.setattr(measuring, "measure", None)
+    for options, words in (
+        (("--compare", tmp_path / "no.json"), "cannot read"),
+        (("--compare", file), "has no setting model ViT-B-16, side 64, batch 1"),
+        (("--compare", file, "--tolerance", "nan"), "--tolerance is nan, expected a number above 0"),
+        (("--save", file / "in a file"), "cannot write"),
+    ):
+        result = call("--side", 64, *options)
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr and len(result.stderr.splitlines()) == 1

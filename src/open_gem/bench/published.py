@@ -21,10 +21,12 @@ NAME = "gem_torch, published"
 
 
 @contextmanager
-def published(interpreter: str, model: str, side: int, batch: int, threads: int) -> Iterator["Published"]:
+def published(
+    interpreter: str, model: str, side: int, batch: int, threads: int, device: str = "cpu"
+) -> Iterator["Published"]:
     """Run the published code in a process of `interpreter` inside a `with` block. Raises InputError if it cannot be
     run."""
-    command = [interpreter, __file__, *map(str, (model, side, batch, threads))]
+    command = [interpreter, __file__, *map(str, (model, side, batch, threads)), device]
     from open_gem.errors import InputError
 
     with TemporaryFile("w+") as stderr:
@@ -72,22 +74,24 @@ def memory(field: str) -> float:
     return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) / 1024
 
 
-def serve(model: str, side: int, batch: int, threads: int) -> None:
+def serve(model: str, side: int, batch: int, threads: int, device: str) -> None:
     import gem  # pyright: ignore[reportMissingImports]
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    visual = gem.create_gem_model(model_name=model, pretrained=None, device="cpu").eval().model.visual
-    pixels = torch.randn(batch, 3, side, side, dtype=torch.float32, device="cpu")
+    visual = gem.create_gem_model(model_name=model, pretrained=None, device=device).eval().model.visual
+    pixels = torch.randn(batch, 3, side, side, dtype=torch.float32, device=device)
     print(json.dumps([memory("VmRSS")]), flush=True)
     Path("/proc/self/clear_refs").write_text("5")  # importing and building do not count
     with torch.no_grad():
         for _ in sys.stdin:
             start = perf_counter()
             visual(pixels)
+            if pixels.is_cuda:
+                torch.cuda.synchronize()
             print(json.dumps([perf_counter() - start, memory("VmHWM")]), flush=True)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], *map(int, sys.argv[2:5]))
+    serve(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])

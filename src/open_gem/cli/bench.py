@@ -6,16 +6,19 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from open_gem.cli.app import app, print_json
+from open_gem.checks import is_positive
+from open_gem.cli.app import app, counted, print_json, say
 from open_gem.cli.options import DtypeOption, JsonOption, parse_numbers, split_commas
 from open_gem.errors import InputError
+from open_gem.files import check_writable, to_json, write_file
 
 if TYPE_CHECKING:
     from open_gem.bench.cases import Case
+    from open_gem.bench.comparison import Change
     from open_gem.bench.measuring import Cost
     from open_gem.bench.subject import Setting
 
@@ -48,12 +51,21 @@ def bench(
     device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", "mps" …')] = "cpu",
     dtype: DtypeOption = "float32",
     threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: torch's default.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="Also write the run to this file, as JSON.")] = None,
+    against_run: Annotated[
+        Path | None,
+        typer.Option("--compare", help="Compare with a run that --save wrote; exit with 1 if a case is slower."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="With --compare: the increase in × plain that counts as slower; 0.1: by 10 %.")
+    ] = 0.1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure methods, and the path from images to masks, relative to the library's plain forward pass.
 
     The cases of a setting take turns in one run: read the ratios of medians. Prints Markdown.
     """
+    from open_gem.bench import comparison
     from open_gem.bench.cases import find_cases
     from open_gem.bench.measuring import machine
     from open_gem.bench.subject import Setting
@@ -62,16 +74,40 @@ def bench(
     options = {"--side": side, "--batch-size": batch_size, "--prompts": prompts}
     sweep = product(*(_counts(option, text) for option, text in options.items()))
     settings = [Setting(model, *counts, device=device, dtype=dtype, threads=threads) for counts in sweep]
-    runs = []
-    for setting in settings:
+    if not is_positive(tolerance):
+        raise InputError(f"--tolerance is {tolerance}, expected a number above 0, such as 0.1")
+    if save is not None:
+        check_writable(save.parent)
+    earlier = None if against_run is None else comparison.read_run(against_run)
+    befores = [None if earlier is None else comparison.run_like(earlier, asdict(setting)) for setting in settings]
+    runs, slower = [], []
+    for setting, before in zip(settings, befores, strict=True):
         costs = _measure(setting, chosen, repeats, memory, against)
-        runs.append({"setting": asdict(setting), "costs": [asdict(cost) for cost in costs]})
+        run: dict[str, Any] = {"setting": asdict(setting), "costs": [asdict(cost) for cost in costs]}
+        runs.append(run)
         if not as_json:
             typer.echo("\n".join(_markdown(setting, costs)) + "\n")
+        if before is not None:
+            changes = comparison.compare(before, comparison.times_of(run))
+            run["changes"] = [change._asdict() for change in changes]
+            slower += [(setting, change) for change in changes if change.ratio > 1 + tolerance]
+            if not as_json:
+                typer.echo("\n".join(_changes(changes)) + "\n")
+    document = {"machine": machine(), "repeats": repeats, "runs": runs}
+    if save is not None:
+        write_file(save, to_json(document, indent=1).encode())
     if as_json:
-        print_json({"machine": machine(), "repeats": repeats, "runs": runs})
+        print_json(document)
     else:
         typer.echo(f"{machine()}; medians of {repeats} turns.")
+    if slower:
+        setting, worst = max(slower, key=lambda pair: pair[1].ratio)
+        say(
+            f"slower than {str(against_run)!r} by more than {tolerance:.0%}: {worst.case} {worst.before:.2f} → "
+            f"{worst.after:.2f} × plain at {setting.side} px, batch {setting.batch}"
+            + (f", and {counted(len(slower) - 1, 'other case')}" if len(slower) > 1 else "")
+        )
+        raise typer.Exit(1)
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:
@@ -117,6 +153,14 @@ def _markdown(setting: "Setting", costs: "list[Cost]") -> Iterator[str]:
     for cost in costs:
         cells = [cost.case, *_cells(cost, setting.batch)][: len(heads)]
         yield f"| {' | '.join(cells)} |"
+
+
+def _changes(changes: "list[Change]") -> Iterator[str]:
+    """Yield the lines of a table in Markdown: × plain of two runs."""
+    yield "| case | × plain before | now | ratio | from | to |"
+    yield f"|{'---|' * 6}"
+    for case, *numbers in changes:
+        yield f"| {case} | {' | '.join(f'{number:.2f}' for number in numbers)} |"
 
 
 def _cells(cost: "Cost", batch: int) -> Iterator[str]:

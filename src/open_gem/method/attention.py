@@ -2,7 +2,7 @@
 
 Everything is `(b, h, n, c)`: images, heads, tokens ([CLS] first), head width. Every attention is one call of
 `scaled_dot_product_attention`, whose fused kernels (CPU, CUDA) never store an n×n matrix of scores; or, if it can do
-it, of our own kernel for a CPU. A bias is such a matrix: n² numbers for all images and heads, 0.4 GB at 10,000 patches.
+it, of a kernel of our own. A bias is such a matrix: n² numbers for all images and heads, 0.4 GB at 10,000 patches.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.functional import normalize as unit
 
+from open_gem.method import kernels
 from open_gem.method.kernels import attention as native
 from open_gem.numerics import without_autocast
 from open_gem.tensors import at_least_float32
@@ -60,8 +61,9 @@ def self_self(
     bias                 broadcasts to `(b, h, n, n)`, is added to the scaled scores of each step
     """
     can = normalize and bias is None and iterations >= 0 and 0 < len(projections) <= native.MOST
-    if can and native.fits(inverse_temperature, *projections, values):
-        return native.self_self(projections, values, inverse_temperature, iterations)
+    for kernel in (kernels.on_gpu(), native) if can else ():
+        if kernel is not None and kernel.fits(inverse_temperature, *projections, values):
+            return kernel.self_self(projections, values, inverse_temperature, iterations)
     norm: Callable[[Tensor], Tensor] = to_unit if normalize else (lambda p: p)
 
     def step(p: Tensor, values: Tensor) -> Tensor:  # τ rides on the query, one value an image

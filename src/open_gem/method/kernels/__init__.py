@@ -1,10 +1,14 @@
-"""Faster ways, on a CPU, to compute what the host's modules and torch's attention compute, to 2e-5.
+"""Faster ways to compute what the host's modules and torch's attention compute, to 2e-5.
 
-`attention`: a kernel in C, compiled on this machine. `linear`: oneDNN's linear layers, fused with their activations.
-Both step aside for anything they do not know, and where OPEN_GEM_KERNELS is 0.
+On a CPU `attention`, a kernel in C, compiled on this machine, and `linear`, oneDNN's linear layers, fused with their
+activations. On a GPU `triton`, self-self attention, where OPEN_GEM_TRITON is 1. All step aside for anything they do not
+know, and where OPEN_GEM_KERNELS is 0.
 """
 
 import os
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,11 +17,25 @@ from torch.nn import Parameter
 from open_gem.numerics import is_traced
 
 SWITCH = "OPEN_GEM_KERNELS"
+TRITON_SWITCH = "OPEN_GEM_TRITON"
 
 
 def are_on() -> bool:
     """Return True unless the environment sets OPEN_GEM_KERNELS to 0."""
     return os.environ.get(SWITCH) != "0"
+
+
+def on_gpu() -> ModuleType | None:
+    """Return the kernel for a GPU; None unless the environment sets OPEN_GEM_TRITON to 1, and without Triton."""
+    return _triton() if os.environ.get(TRITON_SWITCH) == "1" and are_on() else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        return import_module("open_gem.method.kernels.triton")
+    except ImportError:
+        return None
 
 
 def is_plain(x: Tensor) -> bool:
