@@ -291,7 +291,7 @@ def test_lists_with_the_same_image_twice(place, tiny):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["no prompt given, expected --prompt or --classes"]),
+        ([], ["no prompt given, expected --prompt, --like or --classes"]),
         (["-p", "cat", "-c", "classes.yaml"], ["--classes and --prompt given"]),
         (["-c", "none.yaml"], ["none.yaml", "No such file"]),
         (["-p", "cat", "--outputs", "polygons"], ["output 'polygons'"]),
