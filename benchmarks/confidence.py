@@ -78,7 +78,7 @@ def main(count: int = 300, first: int = HELD_OUT) -> None:
     chosen = of["presence"] * of["peak"] * of["probability"]
     print("| confidence | by mask: per label | all labels | by point: per label | all labels |\n|---|---|---|---|---|")
     for name, formula in CANDIDATES.items():
-        ranks, cells = formula(of), []
+        ranks, cells = formula(of), []  # pyright: ignore[reportArgumentType]
         for truth in (of["mask"], of["point"]):
             gains = [
                 average_precision_score(truth[at], ranks[at]) - average_precision_score(truth[at], chosen[at])

@@ -37,7 +37,7 @@ def main(turns: int = 3, *names: str) -> None:
     host = open_clip.create_model("ViT-B-16", force_image_size=448).eval()
     pixels, confidence = torch.randn(1, 3, 448, 448), torch.rand(SIDES)
     square = Region((slice(100, 300), slice(100, 300)), np.ones((200, 200), bool), (200, 200))
-    cases: dict[str, Callable[[], object]] = {"plain ViT-B/16": lambda: host.encode_image(pixels)}
+    cases: dict[str, Callable[[], object]] = {"plain ViT-B/16": lambda: host.encode_image(pixels)}  # pyright: ignore[reportCallIssue]
     for name, kind in SIZES.items():
         if names and name not in names:
             continue

@@ -170,7 +170,8 @@ def cost(name: str, height: int, width: int, turns: int = 3) -> tuple[float, flo
         middle = perf_counter()
         IDEAS[name](weights, heatmap)
         seconds.append((middle - start, perf_counter() - middle))
-    return *(mean(times) for times in zip(*seconds, strict=True)), _peak() - before
+    making, refining = (mean(times) for times in zip(*seconds, strict=True))
+    return making, refining, _peak() - before
 
 
 def _peak() -> float:

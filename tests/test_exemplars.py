@@ -59,10 +59,10 @@ def test_values_follow_the_formula(embedded: Localizer, shown: Scene, exemplar: 
     encoded, asked = (embedded.encode(image, method) for image in (shown.image, scene(VALIDATION + 4, 96).image))
     result = embedded.locate(asked, {"it": exemplar})
     patches = [normalize(row, dim=-1) for row in encoded.patches[0]]
-    weights = coverage(exemplar.box, Size(96, 96), encoded.grid).tolist()
+    weights = coverage(exemplar.box, Size(96, 96), encoded.grid).tolist()  # pyright: ignore[reportArgumentType]
     inside = sum(weight * patch for weight, patch in zip(weights, patches, strict=True)) / sum(weights)
     around = [patch for weight, patch in zip(weights, patches, strict=True) if weight == 0]
-    embedding = normalize(inside - CONTEXT * sum(around) / len(around), dim=0)
+    embedding = normalize(inside - CONTEXT * sum(around) / len(around), dim=0)  # pyright: ignore[reportArgumentType]
     own = max(float(patch @ embedding) for weight, patch in zip(weights, patches, strict=True) if weight > 0)
     empty = embedded.backbone.encode_text(["a photo of a ."])[0]
     neutral = sum(float(patch @ empty) for patch in patches) / len(patches)
@@ -98,7 +98,7 @@ def test_a_distractor_that_is_an_exemplar_leaves_presence_alone(embedded: Locali
     """An exemplar's score is no image-level cosine, so texts are not compared with it."""
     alone = embedded(shown.image, ["pig"])
     beside = embedded(shown.image, Vocabulary.of(["pig"]).with_background(exemplar))
-    assert torch.equal(beside.presence, alone.presence)
+    assert torch.equal(beside.presence, alone.presence)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_label_of_a_text_and_an_exemplar_is_the_better_of_both(embedded: Localizer, shown: Scene, exemplar: Exemplar):
@@ -169,7 +169,7 @@ def test_each_exemplar_is_encoded_once_by_a_method(embedded: Localizer, shown: S
 
 BAD = {
     "an empty box": (lambda image: Exemplar(image, (5, 5, 5, 9)), "is empty"),
-    "a box of three": (lambda image: Exemplar(image, (5, 5, 9)), "expected left, top, right, bottom"),
+    "a box of three": (lambda image: Exemplar(image, (5, 5, 9)), "expected left, top, right, bottom"),  # pyright: ignore[reportArgumentType]
     "a box outside": (lambda image: Exemplar(image, (5, 5, 500, 9)), "leaves its image of 96x96 pixels"),
     "no file": (lambda image: Exemplar("none.png"), "cannot read the exemplar 'none.png'"),
     "no image": (lambda image: Exemplar(b"text"), "cannot read the exemplar 'exemplar'"),

@@ -49,7 +49,7 @@ def naive_maps(model: open_clip.CLIP, localizer: Localizer, image: Image.Image, 
         output.retain_grad()
         seen["normed"] = output
 
-    theirs.visual.transformer.resblocks[-1].ln_1.register_forward_hook(keep)
+    theirs.visual.transformer.resblocks[-1].ln_1.register_forward_hook(keep)  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     pixels = localizer.prepare(image).pixels
     assert pixels is not None
     text = localizer.text(PROMPTS).detach()
@@ -59,7 +59,7 @@ def naive_maps(model: open_clip.CLIP, localizer: Localizer, image: Image.Image, 
         (logits.softmax(-1) if softmax else logits)[0, index].backward()
         activations, gradients = (part[0, 1:].detach() for part in (seen["normed"], seen["normed"].grad))
         summed = sum(activations[:, d] * gradients[:, d].mean() for d in range(activations.shape[1]))
-        summed = np.maximum(summed.numpy(), 0).reshape(4, 4)
+        summed = np.maximum(summed.numpy(), 0).reshape(4, 4)  # pyright: ignore[reportAttributeAccessIssue]
         maps.append((summed - summed.min()) / (EPS + (summed - summed.min()).max()))
     return maps
 
@@ -107,7 +107,7 @@ def test_clip_es_spreads_the_map_of_the_softmax_by_attention(model, localizer: L
             heads = [(q[0, h] @ k[0, h].T / q.shape[-1] ** 0.5).softmax(-1)[1:, 1:] for h in range(q.shape[1])]
             attention.append(sum(heads) / len(heads))
             x = block.forward(x)
-    mean = (sum(attention) / len(attention)).numpy()  # all four blocks: there are fewer than eight
+    mean = (sum(attention) / len(attention)).numpy()  # pyright: ignore[reportAttributeAccessIssue]
     for ours, theirs in zip(found.similarity, naive_maps(model, localizer, image, softmax=True), strict=True):
         np.testing.assert_allclose(ours.numpy(), naive_spread(theirs, mean), atol=2e-3)
 

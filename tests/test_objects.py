@@ -339,7 +339,7 @@ def test_a_pixel_belongs_to_the_label_with_the_highest_cosine_there(threshold, s
 def test_absent_labels_take_no_pixel():
     found = located(presence=torch.tensor([0.9, 0.1, 0.7]))
     ours, every = found.objects(exclusive=True, min_area=0), found.objects(min_area=0)
-    covered, expected = (np.any([one.mask for one in objects], axis=0) for objects in (ours, every))
+    covered, expected = (np.any([one.mask for one in objects], axis=0) for objects in (ours, every))  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert np.array_equal(covered, expected) and {one.label for one in ours} == {"cat", "owl"}
 
 
@@ -353,7 +353,7 @@ def test_of_two_boxes_that_overlap_the_more_confident_stays(iou, predicts):
     kept: list[Object] = []
     for one in sorted(every, key=lambda one: -one.confidence):
         others = np.array([other.xywh for other in kept], float)
-        if not kept or coco.iou(np.array([one.xywh], float), others, [0] * len(kept)).max() <= iou:
+        if not kept or coco.iou(np.array([one.xywh], float), others, [0] * len(kept)).max() <= iou:  # pyright: ignore[reportAttributeAccessIssue]
             kept.append(one)
     assert len(kept) < len(every) or iou > 0.5
     assert [one.box for one in found.objects(0.2, min_area=0, nms=iou)] == [one.box for one in every if one in kept]

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 from open_gem import readout
 from open_gem.method.attention import query_key
+from open_gem.method.run import Text
 from open_gem.method.table import ClassActivation, Method
 from open_gem.method.tower import VisionTower
 from open_gem.numerics import check_finite, cpu_by_default, without_autocast
@@ -74,8 +75,9 @@ class BeforeLastBlock:
         """Return a copy that shares no memory."""
         return self._each(torch.clone)
 
-    def maps(self, text: Float[Tensor, "p e"], adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
+    def maps(self, text: Text, adjust: Callable[[Tensor], Tensor]) -> Float[Tensor, "q r k"]:
         """Return maps in [0, 1] of all texts but the last, which is the empty prompt: the rival of a single one."""
+        assert isinstance(text, Tensor), "a step on text is refused before"
         settings: Any = self.method.attention
         targets = text if settings.softmax and len(text) == 2 else text[:-1]
         maps = class_activations(self, targets)[: len(text) - 1]

@@ -100,7 +100,7 @@ def test_below_the_floor_no_map_is_kept():
     kept = keep(result, 0.5)
     assert len(kept["values"]) == 2 * 9 * 7
     again = kept_of(result, 0.5)
-    assert again.maps[[0, 1, 3]].isnan().all(), "nor of the background, which only a softmax over all prompts needs"
+    assert again.maps[[0, 1, 3]].isnan().all(), "nor of the background, which only a softmax over all prompts needs"  # pyright: ignore[reportAttributeAccessIssue]
     ours, expected = (some.to_dict(presence=0.5)["objects"] for some in (again, kept_of(result)))
     for obj in (*ours, *expected):
         obj.pop("confidence")  # has no probability without the maps of all prompts
@@ -177,7 +177,7 @@ def test_objects_of_kept_values_are_those_of_the_model(scenes):
         assert [one.score for one in before] == pytest.approx([one.score for one in after], abs=1e-5)
         objects += len(before)
         pixels += sum(one.area for one in before)
-        changed += sum((one.mask ^ other.mask).sum() for one, other in zip(before, after, strict=True))
+        changed += sum((one.mask ^ other.mask).sum() for one, other in zip(before, after, strict=True))  # pyright: ignore[reportOptionalOperand]
     assert objects > 20 and changed <= 1e-4 * pixels
 
 

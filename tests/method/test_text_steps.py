@@ -43,7 +43,7 @@ def slow_cass(step: Cass, text: Tensor, patches: Tensor, cosines: Tensor) -> Ten
         winner = max(group, key=lambda index: cosines[index].item())
         best = sorted(directions, key=lambda patch: -float(patch @ unit[winner]))[:2]
         mean = sum(best) / len(best)
-        moved = (1 - step.alpha) * unit[winner] + step.alpha * mean / mean.norm()
+        moved = (1 - step.alpha) * unit[winner] + step.alpha * mean / mean.norm()  # pyright: ignore[reportAttributeAccessIssue]
         adapted[winner] = moved / moved.norm()
     return torch.stack(adapted)
 
@@ -87,7 +87,7 @@ def test_a_localizer_adapts_its_prompts_to_each_window(tiny_localizer, views):
         + step.weight * cosines[:, None]
         for part in parts
     ]
-    small = located.maps.maps[0] if views.merge == "logits" else located.maps[None]
+    small = located.maps.maps[0] if views.merge == "logits" else located.maps[None]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
     torch.testing.assert_close(small.flatten(2), torch.stack(expected), rtol=0, atol=1e-5)
     torch.testing.assert_close(located.presence, plain.locate(encoded, PROMPTS).presence)
 

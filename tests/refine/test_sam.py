@@ -156,7 +156,7 @@ def test_what_verify_measures_is_the_librarys(output, several, points, boxes, fo
     given = {"input_boxes": [[list(box) for box in boxes]]} if boxes else {}
     if points:
         given["input_points"] = [[[list(point)] for point in points] if boxes else [[list(point) for point in points]]]
-    inputs = processor(images=picture(), return_tensors="pt", **given)
+    inputs = processor(images=picture(), return_tensors="pt", **given)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         answer = loaded.model(**inputs, multimask_output=several)
     quality = answer.iou_scores[0]

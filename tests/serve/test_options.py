@@ -13,7 +13,7 @@ import open_gem
 from open_gem.cli import app
 from open_gem.images.views import Views
 from open_gem.method.steps import Scga
-from open_gem.method.table import METHODS
+from open_gem.method.table import GRADIENTS, METHODS
 from open_gem.objects import Object
 from open_gem.serve.settings import Settings
 
@@ -228,7 +228,7 @@ def test_the_command_serves_views_and_settings_as_ground_has_them(started, tiny)
     service = started(*model, "--window", "32", "--flip", "--image-size", "short:64", "--template", "a {}")
     assert service.localizer.views == Views(window=32, flip=True)
     assert (service.localizer.size_rule, service.localizer.template) == ("short:64", "a {}")
-    assert list(service.methods) == list(METHODS) and list(service.refinements) == ["none"]
+    assert list(service.methods) == [*METHODS, *GRADIENTS] and list(service.refinements) == ["none"]
     service = started(*model, "--remove-redundancy", "--refine", "none,pamr", "--method", "naclip,clip")
     assert service.localizer.remove_redundancy and service.localizer.refinement is None
     assert list(service.methods) == ["naclip", "clip"] and list(service.refinements) == ["none", "pamr"]

@@ -447,7 +447,7 @@ def test_each_method_sees_an_exemplar_by_itself(server, client, tiny_localizer):
     body = {"prompts": {"it": [like, like | {"box": [0, 0, 9, 9]}]}, "methods": ["csa", "gem"], "presence": 0}
     answers = client.post(f"/v1/images/{id}/ground", json=body).json()["results"]
     image = Image.open(io.BytesIO(png(60, 90, seed=33)))
-    prompts = {"it": [Exemplar(image, tuple(box)) for box in ([8, 8, 40, 40], [0, 0, 9, 9])]}
+    prompts = {"it": [Exemplar(image, tuple(box)) for box in ([8, 8, 40, 40], [0, 0, 9, 9])]}  # pyright: ignore[reportArgumentType]
     for answer, method in zip(answers, ("csa", "gem"), strict=True):
         expected = tiny_localizer.configured(method=method)(image, prompts)
         assert answer["method"] == method

@@ -311,7 +311,7 @@ def test_projections_are_those_of_the_last_block(kind, models, timm_models):
     model, patch = (models[kind], THEIRS[kind][2]) if kind in THEIRS else (timm_models[kind], TIMM[kind][2])
     grid = Grid(3, 2)
     pixels = picture(Size(3 * patch, 2 * patch))
-    expected = slow_projections(*last_block(model), model, normalised(pixels))
+    expected = slow_projections(*last_block(model), model, normalised(pixels))  # pyright: ignore[reportCallIssue]
     for ours, theirs in zip(adapt_expert(model, MEAN, STD).projections(pixels, grid), expected, strict=True):
         assert ours.shape == (2, 6, 32)
         torch.testing.assert_close(ours, theirs[:, -6:], rtol=0, atol=1e-5)
@@ -372,7 +372,7 @@ def test_adapting_a_model_in_memory_and_leaving_it_as_it_was(kind, models, folde
     ],
 )
 def test_the_grid_is_the_nearest_to_the_pixels(patch, size, grid):
-    expert = Expert("any", None, patch, 1, MEAN, STD, lambda model, pixels: pixels, lambda model, pixels: (pixels,) * 3)
+    expert = Expert("any", None, patch, 1, MEAN, STD, lambda model, pixels: pixels, lambda model, pixels: (pixels,) * 3)  # pyright: ignore[reportArgumentType]
     assert expert.grid_for(size) == grid
 
 

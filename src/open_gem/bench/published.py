@@ -94,4 +94,5 @@ def serve(model: str, side: int, batch: int, threads: int, device: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
+    name, sides, images, count, place = sys.argv[1:]
+    serve(name, int(sides), int(images), int(count), place)
