@@ -174,7 +174,7 @@ MINE = replace(SCENES, name="mine")
     )
     copy.insert(
         "data/__init__.py",
-        "from open_gem.data.scene_source import SCENES, SceneSample, scenes\n",
+        "from open_gem.data.scene_source import SCENES, SceneSample, scenes, write_scenes\n",
         "from open_gem.data.mine import MINE\n",
     )
     copy.insert("data/__init__.py", "(*MAP_SOURCES, OPEN_IMAGES, SCENES", ", MINE")
