@@ -147,13 +147,19 @@ def _over_temperatures(layers: int) -> Mapping[str, Sequence[Point]]:
     return {"GEM": [Point(m, f"τ × {m:g}") for m in MULTIPLIERS], UNTEMPERED: flat}
 
 
+SLOW = ("lposs+",)
+"""Refinements that take so long for a map that 120 labels of an image take most of a minute."""
+
+
 def _additions(layers: int) -> Rows:
     rows: dict[str, Method | Variant] = {}
     for name in ("gem", "clip_surgery", "sc-clip"):
         method = METHODS[name].fitted(layers)
         steps = {} if method.steps else {step: method.replace(steps=(make(),)) for step, make in STEPS.items()}
         rules = {f"absent: {rule}": Variant(method, absent=rule) for rule in ABSENT if rule != "none"}
-        refinements = {refinement: find_refinement(refinement) for refinement in names_alone()}
+        refinements = {
+            refinement: find_refinement(refinement) for refinement in names_alone() if refinement not in SLOW
+        }
         refined = {refinement: Variant(method, refinement=made) for refinement, made in refinements.items()}
         both = {
             f"absent: presence{ADDED}{refinement}": Variant(method, "presence", made)
