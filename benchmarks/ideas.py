@@ -1,6 +1,6 @@
 """Ways to make GEM faster on a CPU that were tried, whether they worked or not, beside what each would replace.
 
-    python benchmarks/ideas.py [attention|linear|whole] [turns]
+    python benchmarks/ideas.py [attention|linear|whole|half] [turns]
 
 Shapes are those of ViT-B/16 at 448 pixels; values are random. Cases take turns; medians and ratios are printed.
 """
@@ -176,6 +176,20 @@ def linears() -> Cases:
     }
 
 
+def off(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the work with our kernels off."""
+
+    def switched() -> None:
+        with torch.no_grad():
+            before, kernels.are_on = kernels.are_on, lambda: False
+            try:
+                work()
+            finally:
+                kernels.are_on = before
+
+    return switched
+
+
 def wholes() -> Cases:
     """GEM from pixels to tokens."""
     pixels, gem = random_images(Size(448, 448), IMAGES), {"gem": METHODS["gem"]}
@@ -188,17 +202,6 @@ def wholes() -> Cases:
 
     print("bfloat16:", away(run(half, pixels.bfloat16(), gem)["gem"].patches))
 
-    def off(work: Callable[[], Any]) -> Callable[[], Any]:
-        def switched() -> None:
-            with torch.no_grad():
-                before, kernels.are_on = kernels.are_on, lambda: False
-                try:
-                    work()
-                finally:
-                    kernels.are_on = before
-
-        return switched
-
     return {
         "plain forward by open_clip": lambda: tower.library_forward(pixels),
         "GEM": lambda: run(tower, pixels, gem),
@@ -208,11 +211,25 @@ def wholes() -> Cases:
     }
 
 
+def halves() -> Cases:
+    """The same in bfloat16, and of one image."""
+    pixels, gem = random_images(Size(448, 448), IMAGES).bfloat16(), {"gem": METHODS["gem"]}
+    tower = build_tower("ViT-B-16")
+    tower.module.bfloat16()
+    return {
+        "plain forward by open_clip": lambda: tower.library_forward(pixels),
+        "GEM": lambda: run(tower, pixels, gem),
+        "GEM, kernels off": off(lambda: run(tower, pixels, gem)),
+        "plain forward, one image": lambda: tower.library_forward(pixels[:1]),
+        "GEM, one image": lambda: run(tower, pixels[:1], gem),
+    }
+
+
 def main() -> None:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     topic, turns = [*sys.argv[1:], *("attention", "7")[len(sys.argv) - 1 :]][:2]
-    cases = {"attention": attentions, "linear": linears, "whole": wholes}[topic]()
+    cases = {"attention": attentions, "linear": linears, "whole": wholes, "half": halves}[topic]()
     seconds = interleave({name: turn_of(work) for name, work in cases.items()}, int(turns))
     first = median(next(iter(seconds.values())))
     for name, times in seconds.items():

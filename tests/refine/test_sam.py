@@ -279,6 +279,18 @@ def test_masks_are_all_that_was_drawn():
     assert torch.equal(found.heatmaps()[0], located(TWO).heatmaps()[0])
 
 
+def test_exclusive_masks_that_a_segmenter_draws_do_not_overlap():
+    """A label keeps what its map wins; what no map wins belongs to the first that is drawn there."""
+    cat, dog = blobs((2, 2, 10, 10, 0.9)), blobs((12, 2, 20, 10, 0.8))
+    grown = [(1, 2, 16, 10), (8, 2, 21, 10)]
+    overlapping = located(cat, dog, segmenter=drawing(*grown)).objects(min_area=0)
+    assert [obj.box for obj in overlapping] == grown
+    first, second = located(cat, dog, segmenter=drawing(*grown)).objects(min_area=0, exclusive=True)
+    assert (first.box, second.box) == ((1, 2, 12, 10), (12, 2, 21, 10))
+    assert (first.area, second.area) == (11 * 8, 9 * 8)
+    assert not (np.asarray(first.mask) & np.asarray(second.mask)).any()
+
+
 def test_a_label_map_is_made_of_masks():
     """A pixel of two masks is that of the more probable label; one that no mask has is background, if there is any."""
     cat, dog = blobs((2, 2, 10, 10, 0.9)), blobs((12, 2, 20, 10, 0.8))

@@ -98,14 +98,23 @@ def claimed(drawn: Iterable[Drawn], owners: Int[np.ndarray, "y x"], index: int) 
         mask = region.mask & ((inside == index) | (inside == -1))
         if mask.any():
             inside[mask] = index
-            yield Drawn(region._replace(mask=mask), quality)
+            yield Drawn(_trimmed(region, mask), quality)
 
 
 def _region_of(mask: Tensor, point: tuple[int, int]) -> Region:
     """Return all of a mask `(y, x)` that is not empty."""
     flags = mask.cpu().numpy()
-    span = (readout.extent(np.any(flags, axis=1)), readout.extent(np.any(flags, axis=0)))
-    return Region(span, flags[span], point)
+    rows, columns = (slice(0, side) for side in flags.shape)
+    return _trimmed(Region((rows, columns), flags, point), flags)
+
+
+def _trimmed(region: Region, mask: Bool[np.ndarray, "y x"]) -> Region:
+    """Return a region with another mask of its span, cut to the rows and columns that have pixels; at least one has."""
+    inner = (readout.extent(np.any(mask, axis=1)), readout.extent(np.any(mask, axis=0)))
+    rows, columns = (
+        slice(outer.start + part.start, outer.start + part.stop) for outer, part in zip(region.span, inner, strict=True)
+    )
+    return Region((rows, columns), mask[inner], region.point)
 
 
 def united(drawn: Sequence[Drawn], values: Float[np.ndarray, "y x"]) -> Drawn:
