@@ -235,7 +235,7 @@ def test_the_command_serves_views_and_settings_as_ground_has_them(started, tiny)
     service = started(*model, "--refine", "pamr", "--iterations", "3", "--depth", "2")
     assert next(iter(service.refinements)) == "pamr" and service.default == "gem"
     assert service.methods["gem"].describe() == METHODS["gem"].replace(iterations=3, depth=2).describe()
-    assert len(service.methods) == len(METHODS)
+    assert list(service.methods) == [*METHODS, *GRADIENTS]
 
 
 @pytest.mark.parametrize(
