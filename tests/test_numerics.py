@@ -310,7 +310,7 @@ def test_damaged_weights_are_an_error_that_names_them(part, value, tiny_localize
     broken = damaged(tiny_localizer.backbone, part, value)
     prompts = "!"  # the first word of the vocabulary
     with pytest.raises(NotFiniteError) as raised:
-        Localizer(broken)(image, prompts)
+        Localizer(broken, template="{}")(image, prompts)
     said = str(raised.value)
     assert broken.name in said and "damaged" in said and "\n" not in said
     assert "logit" in part or part.removeprefix("visual.") in said

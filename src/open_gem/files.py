@@ -52,6 +52,19 @@ def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) ->
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
+def cache_folder() -> Path | None:
+    """Return the cache folder; None unless this user has one that others cannot write to: what is in it is trusted, and
+    code is run from it."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            status = folder.stat()
+    except (OSError, RuntimeError):  # a user without a home
+        return None
+    return folder if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Open a folder to write into, which gets its name on success and is removed otherwise. Raises OutputError."""

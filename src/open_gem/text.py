@@ -22,6 +22,7 @@ from open_gem.checks import close_names, did_you_mean, shown
 from open_gem.errors import PromptError
 from open_gem.numerics import Lock, autocast, check_finite, cpu_by_default
 from open_gem.tensors import Version, at_least_float32, check_has_numbers, fingerprint
+from open_gem.text_store import TextStore
 
 TEMPLATE = "a photo of a {}."  # the published GEM's, full stop included
 ARTICLES = ("a ", "an ", "the ")
@@ -33,6 +34,8 @@ SCENES = (  # what MaskCLIP and CLIP Surgery add to the templates of ImageNet
     "this is one {} in the scene.",
 )
 BATCH = 256  # texts encoded at a time: bounds memory when there are thousands
+MANY = 1024  # texts from which embeddings are kept on disk
+PROBE = ("", "a photo of a cat.", "Two dogs, 3 birds & a bicycle: in the rain")
 
 V = TypeVar("V")
 Template = str | Sequence[str]  # a template, the name of an ensemble, or templates
@@ -427,10 +430,11 @@ class FrozenModel:
     @cpu_by_default()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "p e"]:
         """Encode texts: embeddings `(p, e)`; at least one text. Raises NotFiniteError if they are not finite."""
-        batches = (list(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH))
-        rows = torch.cat([self.text.encode(batch) for batch in batches])
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # a batch costs what its longest does
+        batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+        rows = torch.cat([self.text.encode([texts[index] for index in batch]) for batch in batches])
         check_finite("text embeddings", self, rows)
-        return rows
+        return rows[torch.tensor(order, device=rows.device, dtype=torch.int64).argsort()]
 
 
 class TextCache:
@@ -439,8 +443,9 @@ class TextCache:
     `template` as `check_template`. With an ensemble, a prompt's embedding is the mean over the templates of unit-norm
     embeddings, scaled to the mean norm they had: unit norm for backbones, as open_clip's zero-shot classifiers.
 
-    Keeps the `capacity` most recently used prompts, and drops all when the weights change. Embeddings made under
-    autocast serve that autocast only. A copy starts empty.
+    Keeps the `capacity` most recently used prompts, or all of the last call, and drops all when the weights change.
+    Embeddings made under autocast serve that autocast only. A copy starts empty. Where a call has `MANY` new texts they
+    are looked up in the user's cache folder, and kept there, see `TextStore`.
     """
 
     def __init__(self, model: FrozenModel, template: Template = TEMPLATE, capacity: int = 10_000):
@@ -470,11 +475,11 @@ class TextCache:
             missing = {key: prompt for key, prompt in prompt_of.items() if key not in rows}
             if missing:
                 self.check(missing.values())
-                rows.update(zip(missing, self._encode(missing.values()), strict=True))
+                rows |= self._encode(missing)
             for key in prompt_of:
                 self._known[key, how] = rows[key]
                 self._known.move_to_end((key, how))
-            while len(self._known) > self.capacity:
+            while len(self._known) > max(self.capacity, len(prompt_of)):
                 self._known.popitem(last=False)
         return torch.stack([rows[key] for key in keys])
 
@@ -500,17 +505,37 @@ class TextCache:
         """Return a key that is equal for prompts that fill all templates alike, and for no others."""
         return fill("{}", prompt) if "{}" in self.templates else without_article(prompt)
 
-    def _encode(self, prompts: Iterable[str]) -> list[Tensor]:
-        filled = [[fill(template, prompt) for template in self.templates] for prompt in prompts]
-        texts = list(dict.fromkeys(chain.from_iterable(filled)))
-        self._warn_of_cuts(texts)
-        rows = dict(zip(texts, self.model.encode_text(texts), strict=True))
-        return [_mean([rows[text] for text in own]) for own in filled]
+    def _encode(self, prompts: Mapping[str, str]) -> dict[str, Tensor]:
+        """Encode prompts, by key. Of thousands of texts, what is known on disk is read and the rest is kept there."""
+        store = self._store() if len(prompts) * len(self.templates) >= MANY else None
+        rows = {} if store is None else store.load(list(prompts))
+        rest = [key for key in prompts if key not in rows]
+        step = max(1, MANY // len(self.templates))
+        for start in range(0, len(rest), step):  # an ensemble has many texts a prompt
+            filled = {
+                key: [fill(template, prompts[key]) for template in self.templates] for key in rest[start : start + step]
+            }
+            texts = list(dict.fromkeys(chain.from_iterable(filled.values())))
+            self._warn_of_cuts(texts)
+            of_text = dict(zip(texts, self.model.encode_text(texts), strict=True))
+            new = {key: _mean([of_text[text] for text in own]) for key, own in filled.items()}
+            if store is not None:
+                store.save({key: row for key, row in new.items() if not any(map(self._cut, filled[key]))})
+            rows |= new
+        return rows
+
+    def _store(self) -> TextStore:
+        """Return the embeddings on disk. A probe says what weights do not: the tokenizer, an activation, a kernel."""
+        probe = self.model.encode_text(PROBE)
+        values = probe.cpu().view(torch.uint8).numpy().tobytes()
+        return TextStore((self.model.fingerprint().encode(), values, *map(str.encode, self.templates)), probe[0])
 
     @cpu_by_default()  # tokenizers make tensors
+    def _cut(self, text: str) -> str:
+        return self.model.text.truncated(text)
+
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:
-        truncated = self.model.text.truncated
-        cut = next(((text, end) for text in texts if not self._warned and (end := truncated(text))), None)
+        cut = next(((text, end) for text in texts if not self._warned and (end := self._cut(text))), None)
         if cut is not None:
             self._warned = True
             warnings.warn(

@@ -18,6 +18,7 @@ from torch import Tensor
 from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.images.pixels import Preprocess
+from open_gem.method import kernels
 from open_gem.text import TextTower
 from open_gem.towers.base import Backbone, ModuleTower, Recommended, check_evaluating
 from open_gem.towers.families import find_family, find_tower
@@ -88,7 +89,9 @@ class OpenClipText(TextTower):
     def encode(self, texts: list[str]) -> Tensor:
         with self._lock:
             tokens = self.tokenizer(texts)
-        return self.model.encode_text(tokens.to(self.device))
+        tokens = tokens.to(self.device)
+        half = _read_at_the_end(self.model) if kernels.are_on() else None
+        return self.model.encode_text(tokens) if half is None else _encode_without_padding(half, tokens)
 
     def truncated(self, text: str) -> str:
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
@@ -119,6 +122,38 @@ class OpenClipText(TextTower):
             nothing, tokens = (set(row) for row in self.tokenizer(["", text]).tolist())
             tokens -= nothing
             return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
+
+
+def _read_at_the_end(model: Any) -> Any | None:
+    """Return the text half of `model` if its attention is causal and its embedding read where the text ends, so that
+    what follows has no part in it; None for any other."""
+    half = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
+    if type(half) not in (open_clip.CLIP, open_clip.transformer.TextTransformer) or half.attn_mask is None:
+        return None
+    plain = getattr(half, "cls_emb", None) is None and not getattr(half, "output_tokens", False)
+    return half if plain and _pool_type(half) in ("argmax", "eos") else None
+
+
+def _pool_type(half: Any) -> str:
+    return half.text_pool_type if isinstance(half, open_clip.CLIP) else half.pool_type
+
+
+def _encode_without_padding(half: Any, tokens: Tensor) -> Tensor:
+    """Return what `half` makes of `tokens` `(p, n)` through its own modules: `(p, e)`. The tokens after the end of the
+    longest text are left out."""
+    if _pool_type(half) == "argmax":
+        ends = tokens.argmax(dim=1)
+    else:
+        ends = (tokens == (half.text_eos_id if isinstance(half, open_clip.CLIP) else half.eos_id)).int().argmax(dim=1)
+    length = int(ends.max()) + 1
+    dtype = half.transformer.get_cast_dtype()
+    x = half.token_embedding(tokens[:, :length]).to(dtype) + half.positional_embedding[:length].to(dtype)
+    x = half.transformer(x, attn_mask=half.attn_mask[:length, :length])
+    x = half.ln_final(x[torch.arange(len(x), dtype=torch.int64, device=x.device), ends])
+    projection = half.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
 
 
 UNSUPPORTED = {  # prefix of names of timm's towers -> why they are not read

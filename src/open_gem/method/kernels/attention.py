@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from open_gem.errors import OutputError
-from open_gem.files import write_file
+from open_gem.files import cache_folder, write_file
 from open_gem.method import kernels
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -74,7 +74,7 @@ def load(dtype: torch.dtype = torch.float32) -> Kernel:
         return Kernel(None, "no C compiler was found")
     with tempfile.TemporaryDirectory(prefix="open_gem-") as scratch:  # a library stays loaded when its file has gone
         try:
-            library = _loaded(compiler, source, _cache() or Path(scratch))
+            library = _loaded(compiler, source, cache_folder() or Path(scratch))
         except subprocess.CalledProcessError as error:
             lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {error.returncode}"]
             return Kernel(None, f"it could not be built with {compiler[0]}: {lines[-1]}")
@@ -131,18 +131,6 @@ def processor(*entries: str) -> str:
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     entry = next((line for line in lines if line.startswith(entries)), platform.processor())
     return entry.rpartition(":")[2].strip()
-
-
-def _cache() -> Path | None:
-    """Return the cache folder; None unless this user has one that others cannot write to, since code is run from it."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            status = folder.stat()
-    except (OSError, RuntimeError):  # a user without a home
-        return None
-    return folder if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 
 
 def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
