@@ -306,6 +306,39 @@ def test_a_contest_on_the_grid_keeps_the_first_of_equals_and_what_is_not_a_numbe
     assert readout.grid_softmax_argmax(logits, Size(7, 8)).best.isnan().any()
 
 
+@pytest.mark.parametrize("size", [Size(29, 41), Size(3, 100), Size(4, 6), Size(2, 3), Size(1, 1)])
+@pytest.mark.parametrize("prompts", [1, 2, 300])
+@pytest.mark.parametrize("cells", [1, 1 << 18])
+def test_the_winners_alone_are_those_of_all_prompts(prompts, size, cells, monkeypatch):
+    monkeypatch.setattr(readout, "CELLS", cells)
+    logits = random(prompts, 4, 6, seed=4, scale=20)
+    best, winner = readout.grid_argmax(logits, size)
+    expected = readout.grid_softmax_argmax(logits, size)
+    assert torch.equal(best, expected.best)
+    assert torch.equal(winner, expected.winner)
+
+
+def test_few_prompts_can_win_between_four_patches(monkeypatch):
+    widths = []
+    theirs = readout._candidates
+
+    def counted(*rows):
+        widths.append(theirs(*rows).shape[1])
+        return theirs(*rows)
+
+    monkeypatch.setattr(readout, "_candidates", counted)
+    smooth = upsample(random(500, 3, 3, seed=5, scale=20), Size(12, 12))  # as neighbours are in a map
+    readout.grid_argmax(smooth, Size(100, 100))
+    assert 1 < max(widths) < 50
+
+
+def test_winners_alone_keep_the_first_of_equals_and_what_is_not_a_number():
+    logits = random(1, 3, 3).expand(5, 3, 3).clone()
+    assert readout.grid_argmax(logits, Size(7, 8))[1].unique().tolist() == [0]
+    logits[3, 0, 0] = torch.nan
+    assert readout.grid_argmax(logits, Size(7, 8))[0].isnan().any()
+
+
 # Redundancy -----------------------------------------------------------------------------------------------------------
 
 

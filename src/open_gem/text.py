@@ -34,7 +34,7 @@ SCENES = (  # what MaskCLIP and CLIP Surgery add to the templates of ImageNet
     "this is one {} in the scene.",
 )
 BATCH = 256  # texts encoded at a time: bounds memory when there are thousands
-MANY = 1024  # texts from which embeddings are kept on disk
+MANY = 512  # texts from which embeddings are kept on disk
 PROBE = ("", "a photo of a cat.", "Two dogs, 3 birds & a bicycle: in the rain")
 
 V = TypeVar("V")
@@ -132,7 +132,7 @@ def check_prompts(prompts: Any) -> tuple[Any, ...]:
             raise PromptError(f"prompt {index} is {type(prompt).__name__}, expected text")
         if not prompt.strip():
             raise PromptError(f"prompt {index} is empty, expected text such as 'a cat'")
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python holds bytes that are not UTF-8
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes, not UTF-8
             raise PromptError(f"prompt {index} is {prompt!r}, which is not UTF-8 text")
     return texts
 
@@ -203,7 +203,10 @@ class Vocabulary:
 
     def best(self, scores: Float[Tensor, " q"]) -> Float[Tensor, " p"]:
         """Return the maximum over each label's prompts of their scores `(q,)`: `(p,)`."""
-        return torch.stack([torch.stack(own).max() for own in self.by_label(list(scores))])
+        groups = torch.tensor(self.groups, dtype=torch.int64, device=scores.device)
+        own = groups >= 0
+        lowest = scores.new_full((len(self.labels),), -torch.inf)
+        return lowest.scatter_reduce(0, groups[own], scores[own], "amax")
 
     @classmethod
     def of(cls, prompts: "Prompts") -> "Vocabulary":

@@ -231,8 +231,7 @@ class Localization:
     @cached_property
     def _cell_log_sum_exp(self) -> Tensor:
         """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
-        scale = 1.0 if self.logit_scale is None else self.logit_scale
-        return readout.softmax_argmax(scale * at_least_float32(values) for values in self.maps).log_sum_exp
+        return readout.softmax_argmax(self._scale * at_least_float32(values) for values in self.maps).log_sum_exp
 
     def objects(
         self,
@@ -351,13 +350,13 @@ class Localization:
         if not order:
             return torch.full(tuple(self.size), -1, dtype=torch.int64, device=self.maps.device)
         groups = [self._groups[index] for index in order]
-        if self.logit_scale is not None and len(order) == len(self._order):
+        if background is not None and self.logit_scale is not None and len(order) == len(self._order):
             return readout.segment(self._softmax, groups, background)
-        best = self._contest(order)
-        labels = readout.segment(best, groups, None)
+        best, winner = self._winners(order)
+        labels = readout.label_of(winner, groups)
         if background is None:
             return labels
-        probability = best.best if self.logit_scale is None else (best.best - self._softmax.log_sum_exp).exp()
+        probability = best if self.logit_scale is None else (best - self._softmax.log_sum_exp).exp()
         return labels.masked_fill_(probability < background, -1)
 
     # One label, another device ---------------------------------------------------------------------------------------
@@ -636,13 +635,21 @@ class Localization:
     @cached_property
     def _softmax(self) -> readout.SoftmaxArgmax:
         """All prompts against each other, in `_order`."""
-        return self._contest(self._order)
-
-    def _contest(self, prompts: Sequence[int]) -> readout.SoftmaxArgmax:
-        scale = 1.0 if self.logit_scale is None else self.logit_scale
         if self.refiner is None and isinstance(self.maps, Tensor):
-            return readout.grid_softmax_argmax(scale * self.maps[prompts], self.size)
-        return readout.softmax_argmax(scale * self._prompt_map(index) for index in prompts)
+            return readout.grid_softmax_argmax(self._scale * self.maps[self._order], self.size)
+        return readout.softmax_argmax(self._scale * self._prompt_map(index) for index in self._order)
+
+    @property
+    def _scale(self) -> float:
+        """The factor of values before a softmax over prompts."""
+        return 1.0 if self.logit_scale is None else self.logit_scale
+
+    def _winners(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the highest logit of each pixel, and which of `prompts` has it: `(y, x)` both."""
+        if self.refiner is None and isinstance(self.maps, Tensor):
+            return readout.grid_argmax(self._scale * self.maps[prompts], self.size)
+        compared = readout.softmax_argmax(self._scale * self._prompt_map(index) for index in prompts)
+        return compared.best, compared.winner
 
     @property
     def _order(self) -> list[int]:
