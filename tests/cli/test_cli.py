@@ -819,7 +819,7 @@ def test_a_check_that_fails_is_an_error(monkeypatch):
     [
         (["--check", "RN50"], "cannot read RN50"),
         (["--check", "ViT-B-61"], "unknown model 'ViT-B-61'"),
-        (["--check", "embedded", "--dtype", "int8"], "cannot compute in int8, expected one of float32"),
+        (["--check", "embedded", "--dtype", "int8"], "cannot compute in int8, expected auto or one of float32"),
         (["--check", "embedded", "--all"], "give one of them"),
         (["--recommend", "--all"], "give one of them"),
         (["--dtype", "bfloat16"], "--dtype and --device are for --check"),

@@ -15,6 +15,8 @@ from conftest import PARITY
 import open_gem
 from open_gem import METHODS, run, towers
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.method import kernels
+from open_gem.method.kernels import attention
 from open_gem.towers import open_clip as native
 
 
@@ -190,6 +192,18 @@ def test_a_model_in_training_mode_is_refused(square):
 def test_pixels_that_do_not_fit_are_refused(shape, square):
     with pytest.raises(InputError, match="expected"):
         run(square.backbone.vision, torch.zeros(shape), METHODS)
+
+
+@pytest.mark.parametrize(("has_kernel", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_automatic_type_is_bfloat16_where_it_has_a_kernel(has_kernel, expected, monkeypatch):
+    monkeypatch.setattr(attention, "has_bfloat16", lambda: has_kernel)
+    assert towers.load("embedded", device="cpu", dtype="auto").dtype == expected
+    assert towers.find_dtype("auto", torch.device("cuda")) == torch.float32
+
+
+def test_a_kernel_that_is_off_is_no_reason_for_bfloat16(monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert towers.find_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_unknown_device_is_one_line():

@@ -53,15 +53,20 @@ class Subject:
     def localizer(self) -> Localizer:
         """The whole model. Raises InputError if its tokenizer cannot be loaded without a network."""
         backbone = towers.build(self.setting.model)
-        backbone.model.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
+        backbone.model.to(*self._placement)
         return Localizer(backbone, size=f"square:{self.setting.side}")
 
     @cached_property
     def tower(self) -> ModuleTower:
         """The vision tower alone, of any supported architecture."""
         tower = towers.build_tower(self.setting.model)
-        tower.module.to(find_device(self.setting.device), find_dtype(self.setting.dtype))
+        tower.module.to(*self._placement)
         return tower
+
+    @property
+    def _placement(self) -> tuple[torch.device, torch.dtype]:
+        device = find_device(self.setting.device)
+        return device, find_dtype(self.setting.dtype, device)
 
     @cached_property
     def pixels(self) -> Tensor:

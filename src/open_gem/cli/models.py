@@ -142,24 +142,27 @@ def _recommend(as_json: bool) -> None:
 
 
 def _check(names: list[str], dtype: str, device: str, as_json: bool) -> None:
+    import torch
+
     from open_gem.towers.check import check, random_images, rounding, sizes_of
     from open_gem.towers.loading import FAMILIES, build_tower, find_device, find_dtype
 
-    kind, place = find_dtype(dtype), find_device(device)
+    place = find_device(device)
+    kind = find_dtype(dtype, place)
     if "all" in names:
         names = ["embedded", *(row.examples[0][0] for row in FAMILIES)]
     failed, documents = False, []
     for name in dict.fromkeys(names):
         tower = build_tower(name)
         tower.module.to(place)
-        costs = [] if dtype == "float32" else rounding(tower, kind, random_images(sizes_of(tower)[1]))
+        costs = [] if kind == torch.float32 else rounding(tower, kind, random_images(sizes_of(tower)[1]))
         tower.module.to(kind)
         differences = check(tower)
         fine = all(row.fits(kind) for row in differences)
         failed |= not fine
         document = {
             "name": name,
-            "dtype": dtype,
+            "dtype": str(kind).removeprefix("torch."),
             "equal": fine,
             "differences": [row._asdict() for row in differences],
             "rounding": [row._asdict() for row in costs],

@@ -69,7 +69,9 @@ NmsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps" …')]
-DtypeOption = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="What to compute in: float32, bfloat16, float16, or auto: bfloat16 on a CPU with AMX.")
+]
 TemplateOption = Annotated[
     str | None,
     typer.Option(

@@ -231,6 +231,20 @@ class Truth:
             )
 
 
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """Keep torch to one thread: on maps of one image, several wait for each other most of the time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_single_thread()
 def judge(parts: Parts, truth: Truth, iou: float = 0.5) -> dict[str, list[Judged]]:
     """Return all detections by label, each right if it matches a true object.
 

@@ -305,7 +305,8 @@ def load_expert(
     """
     from open_gem.towers.loading import find_device, find_dtype
 
-    name, device, dtype = fspath(name), find_device(device), find_dtype(dtype)
+    name, device = fspath(name), find_device(device)
+    dtype = find_dtype(dtype, device)
     if name.startswith("timm:"):
         return _load_timm(name, device, dtype, cache_dir)
     return _load_transformers(name, device, dtype, cache_dir)

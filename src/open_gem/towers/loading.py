@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_gem.errors import InputError, UnknownModelError, UnsupportedModelError, WeightsError
+from open_gem.method.kernels import attention
 from open_gem.towers.base import Backbone, ModuleTower, Recommended
 from open_gem.towers.check import randomize
 from open_gem.towers.families import FAMILIES, ORIGINAL, ModelFamily, find_family
@@ -59,13 +60,15 @@ def load(
                 model in the package, which knows drawn objects alone; None for `DEFAULT_MODEL`
     pretrained  the tag of an open_clip name ("openai"), or a file of weights for the architecture that `name` says
     device      "auto" takes CUDA, then Apple's MPS, then the CPU
-    dtype       a key of `DTYPES`: what the weights are cast to
+    dtype       a key of `DTYPES`: what the weights are cast to; "auto" takes bfloat16 on a CPU with AMX, and float32
+                elsewhere
     cache_dir   where downloaded weights are kept, by default the Hugging Face cache
 
     Never returns a model with random weights. Raises UnknownModelError, WeightsError or UnsupportedModelError, and
     InputError for the device and type.
     """
-    placement: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
+    place = find_device(device)
+    placement: dict[str, Any] = {"device": place, "dtype": find_dtype(dtype, place)}
     if name is None:
         name, pretrained = DEFAULT_MODEL[0], pretrained or DEFAULT_MODEL[1]
     if name == EMBEDDED:
@@ -210,12 +213,14 @@ def _family_name(name: str) -> str | None:
     return None if family is None else family.name
 
 
-def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the type for a key of `DTYPES`, or one of those types itself, or float64. Raises InputError for
-    another."""
+def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type for a key of `DTYPES`, or one of those types itself, or float64; for "auto" bfloat16 where there
+    is a kernel for it, and float32 elsewhere. Raises InputError for another."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cpu" and attention.has_bfloat16() else torch.float32
     known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if known not in (*DTYPES.values(), torch.float64):
-        raise InputError(f"cannot compute in {dtype}, expected one of {', '.join(DTYPES)}")
+        raise InputError(f"cannot compute in {dtype}, expected auto or one of {', '.join(DTYPES)}")
     return known
 
 

@@ -38,7 +38,8 @@ def load_trained(
 
     Raises UnknownModelError, WeightsError or UnsupportedModelError, and InputError for the device and type.
     """
-    placement = find_device(device), find_dtype(dtype)
+    place = find_device(device)
+    placement = place, find_dtype(dtype, place)
     hub, library = _transformers()
     name = as_folder(name)
     config = hub.configuration(name, cache_dir)

@@ -154,6 +154,11 @@ def _kernel(dtype: torch.dtype) -> torch.dtype | None:
     return next((own for own in (dtype, torch.float32) if load(own).library is not None), None)
 
 
+def has_bfloat16() -> bool:
+    """Return True if heads in bfloat16 have a kernel of their own here."""
+    return kernels.are_on() and _kernel(torch.bfloat16) == torch.bfloat16
+
+
 def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
     """Return True if 1/τ is in range: a scaled score of two unit vectors is 1/τ at most."""
     if not isinstance(inverse_temperature, Tensor):
