@@ -35,7 +35,7 @@ def main(count: int) -> None:
         ]
         print(f"| {name} | {' | '.join(cells)} |")
     pairs = [
-        tuple(localizer(sample.image, sample.present).points() for localizer in (exact, half))
+        tuple(localizer(sample.scene.image, list(sample.scene.names)).points() for localizer in (exact, half))
         for sample in scenes(range(HELD_OUT, HELD_OUT + POINTED), SCENE_SIZE)
     ]
     patch = exact.backbone.vision.patch[0] * SCENE_SIZE / 160
