@@ -164,7 +164,7 @@ class Reproduction:
     def plan(self, job: "Job") -> str:
         """Return one line about what a job would do, and for how long."""
         from open_gem.evaluation.run import measure
-        from open_gem.paper.measuring import union
+        from open_gem.paper.measuring import analysed_in, union
 
         images, experiments = self.open_data(job.split), ", ".join(job.experiments)
         count = self._count(images)
@@ -174,7 +174,8 @@ class Reproduction:
             return f"{experiments}: cannot be run with {job.model}: {error}"
         methods = union(job.experiments, localizer.layers) if localizer.layers else {}
         probe, start = range(min(PROBE, count)), perf_counter()
-        for _ in measure(localizer, methods, images, probe, self.protocol, analysed=tuple(methods), **self.data.loop):
+        analysed = analysed_in(job.experiments, localizer.layers)
+        for _ in measure(localizer, methods, images, probe, self.protocol, analysed=analysed, **self.data.loop):
             pass
         minutes = (perf_counter() - start) / len(probe) * count / 60
         rows = f"{len(methods)} methods" if methods else "as trained"

@@ -1,7 +1,7 @@
 """Masks that a segmenter draws in place of the regions of a map."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class CrispMask(NamedTuple):
     quality: float
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Draws masks of one image."""
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -66,6 +66,7 @@ class VisionTower(ABC):
         """Pool tokens to the image-level embedding as trained: `(b, n, d)` → `(b, e)`, not normalised."""
 
 
+@runtime_checkable
 class Guide(Protocol):
     """Another vision model that says which patches of a host's image belong together, such as a DINO. Hashable."""
 

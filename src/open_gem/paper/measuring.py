@@ -60,6 +60,11 @@ class Outcome(NamedTuple):
     changes: Mapping[str, Scores] = MappingProxyType({})
 
 
+def analysed_in(names: Sequence[str], layers: int) -> tuple[str, ...]:
+    """Return the rows of these experiments that need the paper's analysis."""
+    return tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers)) if layers else ()
+
+
 def union(names: Sequence[str], layers: int) -> dict[str, Method | Variant]:
     """Return every method that these experiments need, once, by a hash of its settings, sorted by it."""
     needed = {method for name in names for method in EXPERIMENTS[name].rows(layers).values()}
@@ -85,7 +90,7 @@ def reproduce(
     """
     layers = localizer.layers
     methods = union(names, layers) if layers else {}
-    analysed = tuple(union([name for name in names if EXPERIMENTS[name].analysis], layers)) if layers else ()
+    analysed = analysed_in(names, layers)
     ids = dataset.ids[:limit]
     store = Store.at(folder, settings_of(localizer, methods, dataset, protocol, analysed))
     run(store, localizer, methods, dataset, protocol, ids=ids, progress=progress, analysed=analysed, **settings)
