@@ -8,7 +8,7 @@ Also how many of the points, one a label of each scene, are on the same patch in
 import sys
 
 from open_gem.data.scene_source import SCENE_SIZE, scenes
-from open_gem.data.scenes import HELD_OUT
+from open_gem.data.scenes import HELD_OUT, scene
 from open_gem.evaluation.protocol import PROTOCOLS
 from open_gem.evaluation.run import evaluate
 from open_gem.evaluation.tasks import differences, scores
@@ -35,8 +35,8 @@ def main(count: int) -> None:
         ]
         print(f"| {name} | {' | '.join(cells)} |")
     pairs = [
-        tuple(localizer(sample.scene.image, list(sample.scene.names)).points() for localizer in (exact, half))
-        for sample in scenes(range(HELD_OUT, HELD_OUT + POINTED), SCENE_SIZE)
+        tuple(localizer(shown.image, list(shown.names)).points() for localizer in (exact, half))
+        for shown in (scene(seed, SCENE_SIZE) for seed in range(HELD_OUT, HELD_OUT + POINTED))
     ]
     patch = exact.backbone.vision.patch[0] * SCENE_SIZE / 160
     apart = [bool(((a - b).abs() > patch / 2).any()) for one, other in pairs for a, b in zip(one, other, strict=True)]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ def measured(work: Callable[[], object], turns: int) -> tuple[float, float]:
     return median(seconds), resident().peak - before
 
 
-def rows(localizer: Localizer, encoded: object, labels: list[str], turns: int) -> dict[str, tuple[float, float]]:
+def rows(localizer: Localizer, encoded: Any, labels: list[str], turns: int) -> dict[str, tuple[float, float]]:
     found = {
         "texts, encoded": measured(lambda: TextCache(localizer.backbone)(labels), 1),
         "texts, from disk": measured(lambda: TextCache(localizer.backbone)(labels), turns),

@@ -1,17 +1,20 @@
 """Texts through open_clip's modules, without the padding that has no part in them, against its own `encode_text`."""
 
+from typing import Any
+
 import open_clip
 import pytest
 import torch
 from open_clip import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import Transformer
 
 from open_gem.method import kernels
 from open_gem.text import FrozenModel
 from open_gem.towers.open_clip import OpenClipText, adapt
 
 VISION = CLIPVisionCfg(image_size=16, layers=1, width=16, head_width=8, patch_size=8)
-SIZES = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
+SIZES: dict[str, Any] = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
 EOS = 49407
 TEXTS = ["a cat", "", "a photo of two old dogs, 3 birds and a bicycle", "word " * 40]
 
@@ -32,13 +35,13 @@ OTHERS = {
 def lengths(monkeypatch) -> list[int]:
     """The number of tokens in each pass through a text transformer."""
     seen = []
-    theirs = open_clip.transformer.Transformer.forward
+    theirs = Transformer.forward
 
     def forward(self, x, attn_mask=None):
         seen.append(x.shape[1])
         return theirs(self, x, attn_mask=attn_mask)
 
-    monkeypatch.setattr(open_clip.transformer.Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "forward", forward)
     return seen
 
 

@@ -9,10 +9,12 @@ from functools import cached_property
 from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from jaxtyping import Float, Int
+from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from open_gem.checks import close_names
@@ -90,8 +92,8 @@ class OpenClipText(TextTower):
         with self._lock:
             tokens = self.tokenizer(texts)
         tokens = tokens.to(self.device)
-        half = _read_at_the_end(self.model) if kernels.are_on() else None
-        return self.model.encode_text(tokens) if half is None else _encode_without_padding(half, tokens)
+        causal = _CausalText.of(self.model) if kernels.are_on() else None
+        return self.model.encode_text(tokens) if causal is None else causal.encode(tokens)
 
     def truncated(self, text: str) -> str:
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers
@@ -124,36 +126,42 @@ class OpenClipText(TextTower):
             return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
-def _read_at_the_end(model: Any) -> Any | None:
-    """Return the text half of `model` if its attention is causal and its embedding read where the text ends, so that
-    what follows has no part in it; None for any other."""
-    half = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
-    if type(half) not in (open_clip.CLIP, open_clip.transformer.TextTransformer) or half.attn_mask is None:
-        return None
-    plain = getattr(half, "cls_emb", None) is None and not getattr(half, "output_tokens", False)
-    return half if plain and _pool_type(half) in ("argmax", "eos") else None
+class _CausalText(NamedTuple):
+    """A text half whose attention is causal and whose embedding is read where the text ends, so that what follows has
+    no part in it.
 
+    pool  "argmax": a text ends at its highest token; "eos": at its first token `eos`
+    """
 
-def _pool_type(half: Any) -> str:
-    return half.text_pool_type if isinstance(half, open_clip.CLIP) else half.pool_type
+    half: Any
+    pool: str
+    eos: int
 
+    @classmethod
+    def of(cls, model: Any) -> "_CausalText | None":
+        """Return that half of a model; None for any other."""
+        text, kind = getattr(model, "text", None), type(model)
+        if kind is open_clip.CLIP:
+            causal = cls(model, model.text_pool_type, model.text_eos_id)
+        elif text is not None and type(text) is TextTransformer and text.cls_emb is None and not text.output_tokens:
+            causal = cls(text, text.pool_type, text.eos_id)
+        else:
+            return None
+        return causal if causal.half.attn_mask is not None and causal.pool in ("argmax", "eos") else None
 
-def _encode_without_padding(half: Any, tokens: Tensor) -> Tensor:
-    """Return what `half` makes of `tokens` `(p, n)` through its own modules: `(p, e)`. The tokens after the end of the
-    longest text are left out."""
-    if _pool_type(half) == "argmax":
-        ends = tokens.argmax(dim=1)
-    else:
-        ends = (tokens == (half.text_eos_id if isinstance(half, open_clip.CLIP) else half.eos_id)).int().argmax(dim=1)
-    length = int(ends.max()) + 1
-    dtype = half.transformer.get_cast_dtype()
-    x = half.token_embedding(tokens[:, :length]).to(dtype) + half.positional_embedding[:length].to(dtype)
-    x = half.transformer(x, attn_mask=half.attn_mask[:length, :length])
-    x = half.ln_final(x[torch.arange(len(x), dtype=torch.int64, device=x.device), ends])
-    projection = half.text_projection
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
+    def encode(self, tokens: Int[Tensor, "p n"]) -> Float[Tensor, "p e"]:
+        """Encode tokens through the half's own modules, without those after the end of the longest text."""
+        half = self.half
+        ends = (tokens if self.pool == "argmax" else (tokens == self.eos).long()).argmax(dim=1)
+        length = int(ends.max()) + 1
+        dtype = half.transformer.get_cast_dtype()
+        x = half.token_embedding(tokens[:, :length]).to(dtype) + half.positional_embedding[:length].to(dtype)
+        x = half.transformer(x, attn_mask=half.attn_mask[:length, :length])
+        x = half.ln_final(x[torch.arange(len(x), dtype=torch.int64, device=x.device), ends])
+        projection = half.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
 
 
 UNSUPPORTED = {  # prefix of names of timm's towers -> why they are not read
