@@ -144,7 +144,7 @@ int main(void) {
             run(images, heads, sizes[n], widths[c], 2, -1, workers);
         }
     run(2, 32, 33, 16, 3, 1, 2); /* many heads: each thread takes its own */
-    run(1, 1, 3400, 16, 3, 1, 2); /* many tokens: a strip of rows at a time */
-    printf("%d shapes\n", count + 2);
+    for (long workers = 1; workers < 3; workers++) run(1, 1, 3400, 16, 3, 1, workers); /* many tokens: a strip of rows at a time */
+    printf("%d shapes\n", count + 3);
     return 0;
 }

@@ -64,10 +64,11 @@ def test_self_self_is_the_formula_at_every_shape(n, c, which, iterations):
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize(("which", "n"), [("qkv", 3400), ("q", 5850)])
-def test_where_memory_would_not_be_linear_a_strip_of_rows_at_a_time_gives_the_same(which, n, monkeypatch):
+@pytest.mark.parametrize(("which", "n", "threads"), [("qkv", 3400, 1), ("qkv", 3400, 2), ("q", 5850, 1)])
+def test_where_memory_would_not_be_linear_a_strip_of_rows_at_a_time_gives_the_same(which, n, threads, monkeypatch):
     given = heads(b=1, h=1, n=n, c=16)
     chosen = [getattr(given, name) for name in which]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     ours = self_self(chosen, given.v, 6.0, normalize=True, iterations=1)
     monkeypatch.setenv(kernels.SWITCH, "0")
     close(ours, self_self(chosen, given.v, 6.0, normalize=True, iterations=1), 2e-6)
@@ -176,29 +177,37 @@ def test_what_it_cannot_do_is_left_to_torch(change):
 
 
 @pytest.mark.usefixtures("kernel")
-def test_fewer_heads_than_threads_are_left_to_torch(monkeypatch):
-    given = heads(b=2, h=3)
-    for threads, fits in ((6, True), (7, False)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert attention.fits(1.0, *given) == fits
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+@pytest.mark.parametrize("n", [1, TILE - 1, TILE + 1, 3 * TILE + 7])
+@pytest.mark.parametrize("c", [4, 64, 88])
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_more_threads_than_heads_give_the_same(threads, n, c, iterations, monkeypatch):
+    """Three heads are as many as three threads take, and too few for eight."""
+    given = heads(b=1, n=n, c=c)
+
+    def attend() -> tuple[Tensor, ...]:
+        assert attention.fits(3.0, *given)
+        ours = (attention.self_self(list(given)[:count], given.v, 3.0, iterations) for count in (1, 2, 3))
+        return (*ours, query_key(given))
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = attend()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for ours, expected in zip(attend(), alone, strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.mark.usefixtures("kernel")
-def test_several_threads_give_the_same(monkeypatch):
-    given = heads(b=4, n=100)
-    alone = attention.self_self(list(given), given.v, 3.0, 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(attention.self_self(list(given), given.v, 3.0, 1), alone)
-
-
-@pytest.mark.usefixtures("kernel")
-def test_operations_are_counted_as_they_are_done():
+@pytest.mark.parametrize(("threads", "iteration", "scores"), [(6, 1.5, 0.5), (16, 2, 1)])
+def test_operations_are_counted_as_they_are_done(threads, iteration, scores, monkeypatch):
+    """Threads that share heads compute symmetric products whole."""
     given = heads(b=2, h=3, n=50, c=8)
     product = 2 * 50 * 50 * 8 * 2 * 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for work, products in (
         (lambda: query_key(given), 2),
-        (lambda: self_self(list(given), given.v, 2.0, normalize=True, iterations=1), 3 * (1.5 + 0.5) + 1),
-        (lambda: self_self([given.q], given.v, 2.0, normalize=True, iterations=0), 0.5 + 1),
+        (lambda: self_self(list(given), given.v, 2.0, normalize=True, iterations=1), 3 * (iteration + scores) + 1),
+        (lambda: self_self([given.q], given.v, 2.0, normalize=True, iterations=0), scores + 1),
     ):
         with FlopCounterMode(display=False) as counter:
             work()

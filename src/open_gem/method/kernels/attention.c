@@ -7,8 +7,9 @@
               with the values: (sum over p of E_p / its rows' sums) v.
    query_key  the host's own attention, a strip of rows at a time.
 
-   One thread takes one head of one image at a time. Memory is linear in the number of tokens. Tokens are padded to whole
-   tiles and widths to whole vectors, with zeros. */
+   One thread takes one head of one image at a time. Where that would leave threads idle, all share all heads, a strip of
+   rows at a time: the same numbers to the last bit, in more operations. Memory is linear in the number of tokens. Tokens
+   are padded to whole tiles and widths to whole vectors, with zeros. */
 
 #include <float.h>
 #include <math.h>
@@ -188,32 +189,39 @@ static void blend_columns(float *blend, const float *tiles, long apart, const fl
 
 /* One head ---------------------------------------------------------------------------------------------------------- */
 
-/* Room of one thread. `e`: tiles; `sums` of their rows, and `parts` of such. */
+/* The vectors of one head: p before and after an iteration (after: only where threads share it), and the values. */
 typedef struct {
-    tokens p[MOST];
-    float *v, *o, *e, *sums, *parts, *tile;
-} room;
+    tokens p[MOST][2];
+    float *v;
+} store;
 
-static void copy_rows(float *to, const float *from, long stride, long width, shape s) {
-    memset(to, 0, s.padded * s.width * sizeof(float));
-    for (long i = 0; i < s.count; i++) memcpy(to + i * s.width, from + i * stride, width * sizeof(float));
+/* What one thread needs: `o`, the result; `e`, tiles; `sums` of their rows, and `parts` of such. */
+typedef struct {
+    float *o, *e, *sums, *parts, *tile;
+} desk;
+
+/* a strip of tokens, and zeros after the last */
+static void copy_strip(float *to, const float *from, long stride, long width, shape s, long first) {
+    long rows = least(TILE, s.count - first);
+    memset(to + first * s.width, 0, TILE * s.width * sizeof(float));
+    for (long i = first; i < first + rows; i++) memcpy(to + i * s.width, from + i * stride, width * sizeof(float));
 }
 
-/* unit rows; those shorter than `least` are divided by that, as torch's normalize has it */
-static void normalise(float *rows, shape s, float least) {
-    for (long i = 0; i < s.count; i++) {
+/* unit rows of a strip; those shorter than `low` are divided by that, as torch's normalize has it */
+static void normalise(float *rows, shape s, float low, long first) {
+    for (long i = first; i < least(first + TILE, s.count); i++) {
         vec squares = splat(0);
         for (long k = 0; k < s.width; k += LANES) squares += AT(rows + i * s.width + k) * AT(rows + i * s.width + k);
-        float norm = sqrtf(total(squares)), scale = norm > least || norm != norm ? 1 / norm : least > 0 ? 1 / least : 0;
+        float norm = sqrtf(total(squares)), scale = norm > low || norm != norm ? 1 / norm : low > 0 ? 1 / low : 0;
         for (long k = 0; k < s.width; k += LANES) AT(rows + i * s.width + k) *= scale;
     }
 }
 
-static void transpose(float *columns, const float *rows, shape s, float scale) {
-    for (long i = 0; i < s.padded; i += LANES)
+static void transpose(tokens p, shape s, float scale, long first) {
+    for (long i = first; i < first + TILE; i += LANES)
         for (long k = 0; k < s.width; k++)
             for (long lane = 0; lane < LANES; lane++)
-                columns[k * s.padded + i + lane] = rows[(i + lane) * s.width + k] * scale;
+                p.columns[k * s.padded + i + lane] = p.rows[(i + lane) * s.width + k] * scale;
 }
 
 /* o = E p: softmax(p pT / tau) p but for the length of its rows */
@@ -228,90 +236,117 @@ static void iterate(float *o, tokens p, shape s, float inverse, float *tile) {
         }
 }
 
+/* The same for a strip of rows, `o`, in the same order: tiles below the diagonal are those above it, computed again. */
+static void iterate_strip(float *o, tokens p, shape s, float inverse, float *tile, long i) {
+    long rows = least(TILE, s.count - i);
+    memset(o, 0, TILE * s.width * sizeof(float));
+    for (long j = 0; j < s.count; j += TILE) {
+        long columns = least(TILE, s.count - j);
+        if (j < i) {
+            fill(tile, p.rows + j * s.width, p.columns + i, s, -inverse, 1, 0, columns, rows);
+            add_transposed(o, tile, p.rows + j * s.width, s.width, rows, columns);
+        } else {
+            fill(tile, p.rows + i * s.width, p.columns + j, s, -inverse, 1, 0, rows, columns);
+            add_tile(o, tile, p.rows + j * s.width, s.width, rows, columns);
+        }
+    }
+}
+
 /* o = (sum over p of softmax(p pT / tau)) v, with the tiles above the diagonal of all p at once: n^2 numbers */
-static void assign_triangle(room *r, shape s, float inverse, int many) {
+static void assign_triangle(const desk *d, const store *h, int turn, shape s, float inverse, int many) {
     long side = s.padded / TILE, apart = side * (side + 1) / 2 * AREA;
-    memset(r->sums, 0, MOST * s.padded * sizeof(float));
+    memset(d->sums, 0, MOST * s.padded * sizeof(float));
     for (int m = 0; m < many; m++) {
-        float *tile = r->e + m * apart, *sums = r->sums + m * s.padded;
-        memset(r->parts, 0, s.padded * LANES * sizeof(float));
+        float *tile = d->e + m * apart, *sums = d->sums + m * s.padded;
+        memset(d->parts, 0, s.padded * LANES * sizeof(float));
         for (long i = 0; i < s.count; i += TILE)
             for (long j = i; j < s.count; j += TILE, tile += AREA) {
                 long rows = least(TILE, s.count - i), columns = least(TILE, s.count - j);
-                fill(tile, r->p[m].rows + i * s.width, r->p[m].columns + j, s, -inverse, 1, 0, rows, columns);
-                add_row_sums(r->parts + i * LANES, tile, rows);
+                fill(tile, h->p[m][turn].rows + i * s.width, h->p[m][turn].columns + j, s, -inverse, 1, 0, rows, columns);
+                add_row_sums(d->parts + i * LANES, tile, rows);
                 if (j > i) add_column_sums(sums + j, tile, rows);
             }
-        invert(sums, r->parts, s.count);
+        invert(sums, d->parts, s.count);
     }
-    memset(r->o, 0, s.padded * s.width * sizeof(float));
-    float *tile = r->e;
+    memset(d->o, 0, s.padded * s.width * sizeof(float));
+    float *tile = d->e;
     for (long i = 0; i < s.count; i += TILE)
         for (long j = i; j < s.count; j += TILE, tile += AREA) {
             long rows = least(TILE, s.count - i), columns = least(TILE, s.count - j);
-            blend_rows(r->tile, tile, apart, r->sums + i, s.padded, many, rows);
-            add_tile(r->o + i * s.width, r->tile, r->v + j * s.width, s.width, rows, columns);
+            blend_rows(d->tile, tile, apart, d->sums + i, s.padded, many, rows);
+            add_tile(d->o + i * s.width, d->tile, h->v + j * s.width, s.width, rows, columns);
             if (j == i) continue;
-            blend_columns(r->tile, tile, apart, r->sums + j, s.padded, many, rows);
-            add_transposed(r->o + j * s.width, r->tile, r->v + i * s.width, s.width, columns, rows);
+            blend_columns(d->tile, tile, apart, d->sums + j, s.padded, many, rows);
+            add_transposed(d->o + j * s.width, d->tile, h->v + i * s.width, s.width, columns, rows);
         }
 }
 
-/* The same a strip of rows at a time: every tile is computed, and memory is linear in the number of tokens. */
-static void assign_strips(room *r, shape s, float inverse, int many) {
-    long apart = s.padded / TILE * AREA;
-    memset(r->o, 0, s.padded * s.width * sizeof(float));
-    for (long i = 0; i < s.count; i += TILE) {
-        long rows = least(TILE, s.count - i);
-        memset(r->sums, 0, MOST * s.padded * sizeof(float));
-        for (int m = 0; m < many; m++) {
-            memset(r->parts, 0, TILE * LANES * sizeof(float));
-            for (long j = 0; j < s.count; j += TILE) {
-                float *tile = r->e + m * apart + j * TILE;
-                fill(tile, r->p[m].rows + i * s.width, r->p[m].columns + j, s, -inverse, 1, 0, rows,
-                     least(TILE, s.count - j));
-                add_row_sums(r->parts, tile, rows);
-            }
-            invert(r->sums + m * s.padded, r->parts, rows);
-        }
+/* The same for a strip of rows, `o`: every tile is computed, and memory is linear in the number of tokens. If `mirrored`,
+   in the same order, with tiles below the diagonal as in iterate_strip. */
+static void assign_strip(float *o, const desk *d, const store *h, int turn, shape s, float inverse, int many, long i,
+                         int mirrored) {
+    long apart = s.padded / TILE * AREA, rows = least(TILE, s.count - i);
+    for (int m = 0; m < many; m++) {
+        tokens p = h->p[m][turn];
+        float *sums = d->sums + m * s.padded;
+        memset(sums, 0, TILE * sizeof(float));
+        memset(d->parts, 0, TILE * LANES * sizeof(float));
         for (long j = 0; j < s.count; j += TILE) {
-            blend_rows(r->tile, r->e + j * TILE, apart, r->sums, s.padded, many, rows);
-            add_tile(r->o + i * s.width, r->tile, r->v + j * s.width, s.width, rows, least(TILE, s.count - j));
+            float *tile = d->e + m * apart + j * TILE;
+            long columns = least(TILE, s.count - j);
+            if (mirrored && j < i) {
+                fill(tile, p.rows + j * s.width, p.columns + i, s, -inverse, 1, 0, columns, rows);
+                add_column_sums(sums, tile, columns);
+            } else {
+                fill(tile, p.rows + i * s.width, p.columns + j, s, -inverse, 1, 0, rows, columns);
+                add_row_sums(d->parts, tile, rows);
+            }
+        }
+        invert(sums, d->parts, rows);
+    }
+    memset(o, 0, TILE * s.width * sizeof(float));
+    for (long j = 0; j < s.count; j += TILE) {
+        const float *tiles = d->e + j * TILE, *v = h->v + j * s.width;
+        long columns = least(TILE, s.count - j);
+        if (mirrored && j < i) {
+            blend_columns(d->tile, tiles, apart, d->sums, s.padded, many, columns);
+            add_transposed(o, d->tile, v, s.width, rows, columns);
+        } else {
+            blend_rows(d->tile, tiles, apart, d->sums, s.padded, many, rows);
+            add_tile(o, d->tile, v, s.width, rows, columns);
         }
     }
 }
 
-/* o = softmax(q kT) v, with the scale, over ln 2, already in k; p[0] has q as rows, p[1] k as columns */
-static void attend_strips(room *r, shape s) {
-    memset(r->o, 0, s.padded * s.width * sizeof(float));
-    for (long i = 0; i < s.count; i += TILE) {
-        long rows = least(TILE, s.count - i);
-        for (long j = 0; j < s.count; j += TILE)
-            fill(r->e + j * TILE, r->p[0].rows + i * s.width, r->p[1].columns + j, s, 0, 0, -FLT_MAX, rows,
-                 least(TILE, s.count - j));
-        memset(r->sums, 0, TILE * sizeof(float));
-        for (long row = 0; row < rows; row++) {
-            vec most = splat(-FLT_MAX);
-            for (long j = 0; j < s.padded; j += TILE)
-                EACH(x, TILE_VECTORS) most = larger(AT(r->e + j * TILE + row * TILE + x * LANES), most);
-            float top = most[0];
-            for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
-            vec sum = splat(0), strange = splat(0); /* what is infinite or no number makes that of the row */
-            for (long j = 0; j < s.padded; j += TILE)
-                EACH(x, TILE_VECTORS) {
-                    float *at = r->e + j * TILE + row * TILE + x * LANES;
-                    vec y = power(larger(AT(at) - top, splat(-126)));
-                    sum += y;
-                    strange += AT(at) * 0.f;
-                    AT(at) = y;
-                }
-            r->sums[row] = 1 / total(sum) + total(strange);
-        }
-        for (long j = 0; j < s.count; j += TILE)
-            add_tile(r->o + i * s.width, r->e + j * TILE, r->v + j * s.width, s.width, rows, least(TILE, s.count - j));
-        for (long row = 0; row < rows; row++)
-            for (long k = 0; k < s.width; k++) r->o[(i + row) * s.width + k] *= r->sums[row];
+/* o = softmax(q kT) v for a strip of rows, with the scale, over ln 2, already in k; p[0] has q as rows, p[1] k as
+   columns */
+static void attend_strip(float *o, const desk *d, const store *h, shape s, long i) {
+    long rows = least(TILE, s.count - i);
+    memset(o, 0, TILE * s.width * sizeof(float));
+    for (long j = 0; j < s.count; j += TILE)
+        fill(d->e + j * TILE, h->p[0][0].rows + i * s.width, h->p[1][0].columns + j, s, 0, 0, -FLT_MAX, rows,
+             least(TILE, s.count - j));
+    for (long row = 0; row < rows; row++) {
+        vec most = splat(-FLT_MAX);
+        for (long j = 0; j < s.padded; j += TILE)
+            EACH(x, TILE_VECTORS) most = larger(AT(d->e + j * TILE + row * TILE + x * LANES), most);
+        float top = most[0];
+        for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
+        vec sum = splat(0), strange = splat(0); /* what is infinite or no number makes that of the row */
+        for (long j = 0; j < s.padded; j += TILE)
+            EACH(x, TILE_VECTORS) {
+                float *at = d->e + j * TILE + row * TILE + x * LANES;
+                vec y = power(larger(AT(at) - top, splat(-126)));
+                sum += y;
+                strange += AT(at) * 0.f;
+                AT(at) = y;
+            }
+        d->sums[row] = 1 / total(sum) + total(strange);
     }
+    for (long j = 0; j < s.count; j += TILE)
+        add_tile(o, d->e + j * TILE, h->v + j * s.width, s.width, rows, least(TILE, s.count - j));
+    for (long row = 0; row < rows; row++)
+        for (long k = 0; k < s.width; k++) o[row * s.width + k] *= d->sums[row];
 }
 
 /* All heads of a batch ---------------------------------------------------------------------------------------------- */
@@ -329,56 +364,156 @@ typedef struct {
     long projections, iterations; /* iterations -1: query_key, with p = q, k */
     long threads;
     atomic_long next;
+    float *memory; /* of threads that share heads */
 } job;
 
 static float *at(view x, long image, long head) { return x.data + image * x.image + head * x.head; }
 
 static int takes_triangle(long padded, long projections) { return padded * padded / 2 * projections <= SCRATCH; }
 
-static void do_head(const job *t, room *r, shape s, long image, long head) {
-    float inverse = t->inverse[image] * 1.44269504f; /* / ln 2: powers of 2 are cheaper than those of e */
-    for (int m = 0; m < t->projections; m++) {
-        tokens p = r->p[m];
-        copy_rows(p.rows, at(t->p[m], image, head), t->p[m].token, t->width, s);
-        if (t->iterations >= 0) normalise(p.rows, s, 1e-12f);
-        for (long i = 0; i < t->iterations; i++) {
-            transpose(p.columns, p.rows, s, inverse);
-            iterate(r->o, p, s, inverse, r->tile);
-            memcpy(p.rows, r->o, s.padded * s.width * sizeof(float));
-            normalise(p.rows, s, 0);
-        }
-        transpose(p.columns, p.rows, s, inverse);
-    }
-    copy_rows(r->v, at(t->v, image, head), t->v.token, t->width, s);
-    if (t->iterations < 0)
-        attend_strips(r, s);
-    else if (takes_triangle(s.padded, t->projections))
-        assign_triangle(r, s, inverse, (int)t->projections);
-    else
-        assign_strips(r, s, inverse, (int)t->projections);
-    float scale = t->iterations < 0 ? 1 : 1.f / t->projections;
-    for (long i = 0; i < s.count; i++)
-        for (long k = 0; k < t->width; k++)
-            at(t->out, image, head)[i * t->out.token + k] = r->o[i * s.width + k] * scale;
+/* 1 / tau over ln 2: powers of 2 are cheaper than those of e */
+static float inverse_of(const job *t, long image) { return t->inverse[image] * 1.44269504f; }
+
+/* a strip of projection `which`, or of the values after the last */
+static void read_strip(const job *t, const store *h, shape s, long image, long head, long which, long first) {
+    int is_value = which == t->projections;
+    view from = is_value ? t->v : t->p[which];
+    float *rows = is_value ? h->v : h->p[which][0].rows;
+    copy_strip(rows, at(from, image, head), from.token, t->width, s, first);
+    if (is_value) return;
+    if (t->iterations >= 0) normalise(rows, s, 1e-12f, first);
+    transpose(h->p[which][0], s, inverse_of(t, image), first);
 }
+
+/* a strip of the result: `o`, of what is after the iterations, p[turn] */
+static void assign(const job *t, float *o, const desk *d, const store *h, int turn, shape s, long image, long first) {
+    if (t->iterations < 0)
+        attend_strip(o, d, h, s, first);
+    else
+        assign_strip(o, d, h, turn, s, inverse_of(t, image), (int)t->projections, first,
+                     takes_triangle(s.padded, t->projections));
+}
+
+static void write_strip(const job *t, const float *o, shape s, long image, long head, long first) {
+    float scale = t->iterations < 0 ? 1 : 1.f / t->projections, *out = at(t->out, image, head);
+    for (long i = 0; i < least(TILE, s.count - first); i++)
+        for (long k = 0; k < t->width; k++) out[(first + i) * t->out.token + k] = o[i * s.width + k] * scale;
+}
+
+/* One head by one thread: symmetric products once. */
+static void do_head(const job *t, const desk *d, const store *h, shape s, long image, long head) {
+    float inverse = inverse_of(t, image);
+    for (long which = 0; which <= t->projections; which++) {
+        for (long i = 0; i < s.padded; i += TILE) read_strip(t, h, s, image, head, which, i);
+        for (long turn = 0; which < t->projections && turn < t->iterations; turn++) {
+            tokens p = h->p[which][0];
+            iterate(d->o, p, s, inverse, d->tile);
+            memcpy(p.rows, d->o, s.padded * s.width * sizeof(float));
+            for (long i = 0; i < s.padded; i += TILE) normalise(p.rows, s, 0, i), transpose(p, s, inverse, i);
+        }
+    }
+    if (t->iterations >= 0 && takes_triangle(s.padded, t->projections))
+        assign_triangle(d, h, 0, s, inverse, (int)t->projections);
+    else
+        for (long i = 0; i < s.padded; i += TILE) assign(t, d->o + i * s.width, d, h, 0, s, image, i);
+    for (long i = 0; i < s.padded; i += TILE) write_strip(t, d->o + i * s.width, s, image, head, i);
+}
+
+static shape shape_of(const job *t) {
+    return (shape){t->tokens, whole(t->tokens, TILE), whole(t->width, LANES)};
+}
+
+/* Where a head a thread would take half as long again as if all threads worked to the end, which is about what symmetry
+   saves; without symmetry, a tenth. */
+static int are_shared(long heads, long threads, long iterations) {
+    return 10 * whole(heads, threads) > (iterations < 0 ? 11 : 15) * heads;
+}
+static int shares_heads(const job *t) { return are_shared(t->images * t->heads, t->threads, t->iterations); }
+
+static long copies(const job *t) { return shares_heads(t) && t->iterations > 0 ? 2 : 1; }
+static long store_size(const job *t, shape s) { return (2 * copies(t) * t->projections + 1) * s.padded * s.width; }
+
+static float *take(float **memory, long count) {
+    float *taken = *memory;
+    *memory += count;
+    return taken;
+}
+
+static store take_store(const job *t, shape s, float *memory) {
+    const long area = s.padded * s.width;
+    store h = {0};
+    for (long which = 0; which < t->projections; which++)
+        for (long turn = 0; turn < copies(t); turn++)
+            h.p[which][turn].rows = take(&memory, area), h.p[which][turn].columns = take(&memory, area);
+    h.v = take(&memory, area);
+    return h;
+}
+
+static long tiles(const job *t, shape s) {
+    long side = s.padded / TILE, all = !shares_heads(t) && t->iterations >= 0 && takes_triangle(s.padded, t->projections);
+    return (all ? side * (side + 1) / 2 : side) * t->projections;
+}
+
+static long output_size(const job *t, shape s) { return (shares_heads(t) ? TILE : s.padded) * s.width; }
+static long desk_size(const job *t, shape s) {
+    return output_size(t, s) + (MOST + LANES) * s.padded + (1 + tiles(t, s)) * AREA;
+}
+
+static desk take_desk(const job *t, shape s, float *memory) {
+    desk d;
+    d.o = take(&memory, output_size(t, s));
+    d.e = take(&memory, tiles(t, s) * AREA);
+    d.tile = take(&memory, AREA);
+    d.parts = take(&memory, LANES * s.padded);
+    d.sums = memory;
+    return d;
+}
+
+static float *allocate(long count) { return aligned_alloc(64, whole(count * sizeof(float), 64)); }
 
 static void do_heads(void *data) {
     job *t = data;
-    shape s = {t->tokens, whole(t->tokens, TILE), whole(t->width, LANES)};
-    long side = s.padded / TILE, area = s.padded * s.width;
-    int triangular = t->iterations >= 0 && takes_triangle(s.padded, t->projections);
-    long tiles = (triangular ? side * (side + 1) / 2 : side) * t->projections;
-    long all = (2 * t->projections + 2) * area + (MOST + LANES) * s.padded + (1 + tiles) * AREA;
-    float *block = aligned_alloc(64, whole(all * sizeof(float), 64)), *next = block;
-    if (block == NULL) return; /* the other threads do all */
-    room r;
-    for (int m = 0; m < t->projections; m++, next += 2 * area) r.p[m] = (tokens){next, next + area};
-    r.v = next, r.o = next + area, next += 2 * area;
-    r.e = next, r.tile = next + tiles * AREA, next += (1 + tiles) * AREA;
-    r.parts = next, r.sums = next + LANES * s.padded;
+    const shape s = shape_of(t);
+    float *memory = allocate(store_size(t, s) + desk_size(t, s));
+    if (memory == NULL) return; /* the other threads do all */
+    const store h = take_store(t, s, memory);
+    const desk d = take_desk(t, s, memory + store_size(t, s));
     for (long item; (item = atomic_fetch_add(&t->next, 1)) < t->images * t->heads;)
-        do_head(t, &r, s, item / t->heads, item % t->heads);
-    free(block);
+        do_head(t, &d, &h, s, item / t->heads, item % t->heads);
+    free(memory);
+}
+
+extern void GOMP_barrier(void);
+
+extern int omp_get_thread_num(void);
+
+/* All heads by all threads: a strip of any of them at a time, once all of the step before are done. */
+static void share_heads(void *data) {
+    job *t = data;
+    const shape s = shape_of(t);
+    const long heads = t->images * t->heads, side = s.padded / TILE, last = 1 + (t->iterations > 0 ? t->iterations : 0);
+    const desk d = take_desk(t, s, t->memory + heads * store_size(t, s) + omp_get_thread_num() * desk_size(t, s));
+    long item = atomic_fetch_add(&t->next, 1), end = 0;
+    for (long step = 0; step <= last; step++) {
+        const long parts = step == 0 ? t->projections + 1 : step < last ? t->projections : 1, start = end;
+        for (end += heads * parts * side; item < end; item = atomic_fetch_add(&t->next, 1)) {
+            const long i = (item - start) % side * TILE, which = (item - start) / side % parts;
+            const long index = (item - start) / side / parts, image = index / t->heads, head = index % t->heads;
+            const store h = take_store(t, s, t->memory + index * store_size(t, s));
+            if (step == 0) {
+                read_strip(t, &h, s, image, head, which, i);
+            } else if (step < last) {
+                tokens p = h.p[which][(step - 1) % 2], next = h.p[which][step % 2];
+                iterate_strip(next.rows + i * s.width, p, s, inverse_of(t, image), d.tile, i);
+                normalise(next.rows, s, 0, i);
+                transpose(next, s, inverse_of(t, image), i);
+            } else {
+                assign(t, d.o, &d, &h, (last - 1) % 2, s, image, i);
+                write_strip(t, d.o, s, image, head, i);
+            }
+        }
+        GOMP_barrier();
+    }
 }
 
 /* The OpenMP runtime that torch has loaded: its own threads do the work, and none of another pool waits beside them. */
@@ -387,18 +522,24 @@ extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, un
 /* Nothing has to be asked of the system. */
 int prepare(void) { return 0; }
 
-/* 0, or 1 where no thread got memory, and nothing was done */
+/* 0, or 1 where there was no memory, and nothing was done */
 int attend(job *t) {
+    const shape s = shape_of(t);
+    const int shared = shares_heads(t);
+    const long size = t->images * t->heads * store_size(t, s) + t->threads * desk_size(t, s);
+    if (shared && (t->memory = allocate(size)) == NULL) return 1;
     t->next = 0;
-    GOMP_parallel(do_heads, t, (unsigned)t->threads, 0);
+    GOMP_parallel(shared ? share_heads : do_heads, t, (unsigned)t->threads, 0);
+    if (shared) free(t->memory);
     return atomic_load(&t->next) == 0;
 }
 
-/* Multiplications and additions in the matrix products of `attend`, for one head. A product of all pairs of tokens is
-   2 n^2 c; a symmetric one half of that. */
-double operations(long count, long width, long projections, long iterations) {
-    double product = 2.0 * count * count * width;
+/* Multiplications and additions in the matrix products of `attend`. A product of all pairs of tokens is 2 n^2 c; a
+   symmetric one half of that, where it is computed once. */
+double operations(long heads, long threads, long count, long width, long projections, long iterations) {
+    double product = 2.0 * heads * count * count * width;
     if (iterations < 0) return 2 * product;
-    double scores = takes_triangle(whole(count, TILE), projections) ? 0.5 : 1;
-    return product * (projections * (1.5 * iterations + scores) + 1);
+    int shared = are_shared(heads, threads, iterations);
+    double scores = !shared && takes_triangle(whole(count, TILE), projections) ? 0.5 : 1;
+    return product * (projections * ((shared ? 2 : 1.5) * iterations + scores) + 1);
 }

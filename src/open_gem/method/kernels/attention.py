@@ -135,8 +135,7 @@ def processor(*entries: str) -> str:
 
 def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
     """Return True if a kernel can take these heads, all `(b, h, n, c)`: of one type of `SOURCES` on a CPU, without
-    gradient, in float32 at least one for every thread; and 1/τ, a number or one an image, above 0 and not above
-    `SHARPEST`."""
+    gradient; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
     first = heads[0]
     if not all(kernels.is_plain(p) and p.dtype == first.dtype and p.shape == first.shape for p in heads):
         return False
@@ -144,8 +143,7 @@ def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
         all(p.stride(-1) == 1 for p in heads)
         and _is_mild(inverse_temperature, len(first))
         and kernels.are_on()
-        and (kernel := _kernel(first.dtype)) is not None
-        and (kernel == torch.bfloat16 or first.shape[0] * first.shape[1] >= torch.get_num_threads())
+        and _kernel(first.dtype) is not None
     )
 
 
@@ -255,5 +253,5 @@ def _flops(shape: Sequence[int], projections: int, iterations: int) -> int:
     """Return the operations of the float32 kernel: those of the other are not fewer."""
     b, h, n, c = shape
     operations = _library().operations
-    operations.argtypes, operations.restype = [ctypes.c_long] * 4, ctypes.c_double
-    return round(b * h * operations(n, c, projections, iterations))
+    operations.argtypes, operations.restype = [ctypes.c_long] * 6, ctypes.c_double
+    return round(operations(b * h, torch.get_num_threads(), n, c, projections, iterations))
