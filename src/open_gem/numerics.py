@@ -90,6 +90,11 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or level is not None
 
 
+def is_counted() -> bool:
+    """Return True if a mode of torch, such as a counter of operations, sees every operator that is called now."""
+    return torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def are_finite(*values: Tensor) -> bool:
     """Return True if all entries are finite: one sum of each tensor, and one answer for all, which must be on one
     device."""

@@ -38,14 +38,18 @@ def _triton() -> ModuleType | None:
         return None
 
 
-def is_plain(x: Tensor) -> bool:
-    """Return True if kernels take the tensor: float32 or bfloat16 numbers in a CPU's memory, without gradient; not
-    traced, mapped or otherwise watched by torch, and no autocast."""
-    return (
-        type(x) in (Tensor, Parameter)
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not is_traced()
-        and not torch.is_autocast_enabled("cpu")
-    )
+def are_plain(*tensors: Tensor) -> bool:
+    """Return True if kernels take the tensors: float32 or bfloat16 numbers in a CPU's memory, all of one type, without
+    gradient; not traced, mapped or otherwise watched by torch, and no autocast."""
+    dtype, has_gradients = tensors[0].dtype, torch.is_grad_enabled()
+    if dtype not in (torch.float32, torch.bfloat16) or is_traced() or torch.is_autocast_enabled("cpu"):
+        return False
+    for x in tensors:  # a loop: this is called some hundred times a pass
+        if (
+            type(x) not in (Tensor, Parameter)
+            or not x.is_cpu
+            or x.dtype != dtype
+            or (has_gradients and x.requires_grad)
+        ):
+            return False
+    return True

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import register_flop_formula
 from open_gem.errors import OutputError
 from open_gem.files import cache_folder, write_file
 from open_gem.method import kernels
+from open_gem.numerics import is_counted
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 SOURCES = {torch.float32: "attention.c", torch.bfloat16: "attention_amx.c"}
@@ -137,10 +138,9 @@ def fits(inverse_temperature: Tensor | float, *heads: Tensor) -> bool:
     """Return True if a kernel can take these heads, all `(b, h, n, c)`: of one type of `SOURCES` on a CPU, without
     gradient; and 1/τ, a number or one an image, above 0 and not above `SHARPEST`."""
     first = heads[0]
-    if not all(kernels.is_plain(p) and p.dtype == first.dtype and p.shape == first.shape for p in heads):
-        return False
     return (
-        all(p.stride(-1) == 1 for p in heads)
+        kernels.are_plain(*heads)
+        and all(p.shape == first.shape and p.stride(-1) == 1 for p in heads)
         and _is_mild(inverse_temperature, len(first))
         and kernels.are_on()
         and _kernel(first.dtype) is not None
@@ -162,8 +162,10 @@ def _is_mild(inverse_temperature: Tensor | float, images: int) -> bool:
     if not isinstance(inverse_temperature, Tensor):
         return 0 < inverse_temperature <= SHARPEST
     is_per_image = inverse_temperature.numel() == 1 or inverse_temperature.shape == (images, 1, 1, 1)
-    fit = (inverse_temperature > 0) & (inverse_temperature <= SHARPEST)
-    return kernels.is_plain(inverse_temperature) and is_per_image and bool(fit.all())
+    if not (is_per_image and kernels.are_plain(inverse_temperature)):
+        return False
+    least, most = inverse_temperature.aminmax()
+    return least.item() > 0 and most.item() <= SHARPEST
 
 
 def self_self(
@@ -172,12 +174,13 @@ def self_self(
     """Compute normalised self-self attention, the mean over `projections`, as `attention.self_self` defines it."""
     inverse = torch.as_tensor(inverse_temperature, dtype=torch.float32, device="cpu").flatten()
     inverse = inverse.expand(len(values)).contiguous()
-    return _self_self(list(projections), values, inverse, iterations)
+    attend = _self_self if is_counted() else _attend  # an operator of torch takes longer than a small attention
+    return attend(list(projections), values, inverse, iterations)
 
 
 def query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q kᵀ / √c) v."""
-    return _query_key(q, k, v)
+    return _query_key(q, k, v) if is_counted() else _attend_to_keys(q, k, v)
 
 
 @torch.library.custom_op("open_gem::self_self", mutates_args=(), device_types="cpu")
@@ -187,6 +190,10 @@ def _self_self(projections: Sequence[Tensor], values: Tensor, inverse_temperatur
 
 @torch.library.custom_op("open_gem::query_key", mutates_args=(), device_types="cpu")
 def _query_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _attend_to_keys(q, k, v)
+
+
+def _attend_to_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     inverse = torch.full((len(v),), v.shape[-1] ** -0.5, dtype=torch.float32, device="cpu")
     return _attend((q, k), v, inverse, QUERY_KEY)
 

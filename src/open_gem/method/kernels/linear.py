@@ -57,12 +57,15 @@ _LAYERS = {  # the two linear layers and the activation between them; other laye
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x weightᵀ + bias, as `torch.nn.functional.linear` does."""
-    return _product(x, weight, bias) if _take(x, weight, bias) else functional.linear(x, weight, bias)
+    return _product(x, weight, bias) if _takes(x, weight, bias) else functional.linear(x, weight, bias)
 
 
 def apply(layer: Any, x: Tensor) -> Tensor:
     """Return `layer(x)`; faster for a linear layer without hooks."""
-    return _product(x, layer.weight, layer.bias) if _is_linear(layer) and _fits(x, layer) else layer(x)
+    if not _is_linear(layer):
+        return layer(x)
+    weight, bias = layer.weight, layer.bias
+    return _product(x, weight, bias) if _takes(x, weight, bias) else layer(x)
 
 
 def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -74,9 +77,11 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         layers = None if names is None else _known(mlp, names)
-        if layers is None or not _fits(x, layers[0], layers[2]):
+        if layers is None:
             return mlp(x)
-        return _fused(x, *layers)
+        first, _, second = layers
+        can = _takes(x, first.weight, first.bias, second.weight, second.bias)
+        return _fused(x, *layers) if can else mlp(x)
 
     return forward
 
@@ -116,20 +121,17 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], how)
 
 
-def _fits(x: Tensor, *layers: Any) -> bool:
-    return all(_take(x, layer.weight, layer.bias) for layer in layers)
-
-
-def _take(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return True if oneDNN can take them. It keeps nothing for gradients, so these are refused."""
-    parts = (x, weight, *(() if bias is None else (bias,)))
+def _takes(x: Tensor, *weights: Tensor | None) -> bool:
+    """Return True if oneDNN can take `x`, and the weights and biases. It keeps nothing for gradients, so these are
+    refused."""
+    known = [weight for weight in weights if weight is not None]
     return (
-        not torch.is_grad_enabled()
-        and all(kernels.is_plain(part) and part.dtype == x.dtype for part in parts)
-        and weight.is_contiguous()
+        HAS_ONEDNN
+        and not torch.is_grad_enabled()
+        and kernels.are_plain(x, *known)
+        and all(weight.is_contiguous() for weight in known)
         and x.ndim > 1
         and x.numel() > 0
-        and HAS_ONEDNN
         and torch.backends.mkldnn.enabled
         and kernels.are_on()
     )
