@@ -1,14 +1,16 @@
 """Ways to make GEM faster on a CPU that were tried, whether they worked or not, beside what each would replace.
 
-    python benchmarks/ideas.py [attention|linear|whole|half] [turns]
+    python benchmarks/ideas.py [attention|linear|whole|half|small] [turns]
 
-Shapes are those of ViT-B/16 at 448 pixels; values are random. Cases take turns; medians and ratios are printed.
+Shapes are those of ViT-B/16 at 448 pixels; values are random. Cases take turns; medians and ratios are printed. `small`
+is the embedded model at 160 pixels, in one thread, and at one patch, where all time is spent around the numbers.
 """
 
 import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from statistics import median
+from time import process_time
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from open_gem.method.kernels import attention, linear
 from open_gem.method.run import run
 from open_gem.method.table import METHODS
 from open_gem.towers.check import random_images
-from open_gem.towers.loading import build_tower
+from open_gem.towers.loading import build_tower, load
 from open_gem.types import Size
 
 IMAGES, HEADS, TOKENS, WIDTH = 4, 12, 785, 64
@@ -225,12 +227,58 @@ def halves() -> Cases:
     }
 
 
+def smalls() -> Cases:
+    """The embedded model, twenty times a turn."""
+    torch.set_num_threads(1)
+    tower = load("embedded").vision
+    gem, clip = ({name: METHODS[name].fitted(tower.layers)} for name in ("gem", "clip"))
+    pixels, patch = random_images(Size(160, 160), 1), random_images(Size(*tower.patch), 1)
+
+    def often(work: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [work() for _ in range(20)]
+
+    return {
+        "plain forward by open_clip": often(lambda: tower.library_forward(pixels)),
+        "GEM": often(lambda: run(tower, pixels, gem)),
+        "GEM, linear layers by oneDNN": often(by_onednn(lambda: run(tower, pixels, gem))),
+        "GEM, kernels off": often(off(lambda: run(tower, pixels, gem))),
+        "the model alone": often(lambda: run(tower, pixels, clip)),
+        "plain forward, one patch": often(lambda: tower.library_forward(patch)),
+        "GEM, one patch": often(lambda: run(tower, patch, gem)),
+    }
+
+
+def processor_turn(work: Callable[[], Any]) -> Callable[[], float]:
+    """Return the work as a turn in seconds of the processor: in one thread, what others do then matters less."""
+
+    def turn() -> float:
+        start = process_time()
+        work()
+        return process_time() - start
+
+    return turn
+
+
+def by_onednn(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the work with small linear layers by oneDNN too."""
+
+    def switched() -> None:
+        before, linear.MIN_WEIGHTS = linear.MIN_WEIGHTS, 0
+        try:
+            work()
+        finally:
+            linear.MIN_WEIGHTS = before
+
+    return switched
+
+
 def main() -> None:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     topic, turns = [*sys.argv[1:], *("attention", "7")[len(sys.argv) - 1 :]][:2]
-    cases = {"attention": attentions, "linear": linears, "whole": wholes, "half": halves}[topic]()
-    seconds = interleave({name: turn_of(work) for name, work in cases.items()}, int(turns))
+    cases = {"attention": attentions, "linear": linears, "whole": wholes, "half": halves, "small": smalls}[topic]()
+    clock = processor_turn if topic == "small" else turn_of
+    seconds = interleave({name: clock(work) for name, work in cases.items()}, int(turns))
     first = median(next(iter(seconds.values())))
     for name, times in seconds.items():
         middle, least, most = (1000 * time for time in (median(times), min(times), max(times)))

@@ -564,6 +564,11 @@ KINDS = [
 ]
 
 
+@pytest.fixture
+def small_layers(monkeypatch) -> None:
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 0)
+
+
 def is_fused(module: nn.Module, x: Tensor) -> bool:
     """Whether the layers of `module` are read past when it is read as a feed-forward network."""
     calls = []
@@ -578,7 +583,17 @@ def inputs() -> Tensor:
     return 3 * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
 
 
-needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no fused linear layer for this processor")
+def needs_onednn(test):
+    """Mark a test of layers that are small, and taken all the same."""
+    skip = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no fused linear layer for this processor")
+    return skip(pytest.mark.usefixtures("small_layers")(test))
+
+
+@torch.no_grad()
+def test_small_layers_are_left_to_torch(inputs, monkeypatch):
+    assert not is_fused(network("open_clip"), inputs)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 16 * 64)
+    assert is_fused(network("open_clip"), inputs) == linear.HAS_ONEDNN
 
 
 @needs_onednn

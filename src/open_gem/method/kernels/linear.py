@@ -21,6 +21,10 @@ MAX_VALUES = {torch.float32: 1 << 22, torch.bfloat16: 1 << 24}
 reuses blocks of such a size; larger ones come fresh from the system, and every page of them costs an interrupt. In
 bfloat16 weights are reordered at every call, so that fewer calls are worth more."""
 
+MIN_WEIGHTS = 1 << 18
+"""Minimum number of weights of a layer. What oneDNN does before each product takes longer than it saves at small
+ones."""
+
 
 class _Activation(NamedTuple):
     """oneDNN's name of an activation: f(x) = swish(slope · x) / slope, or another if slope is 1."""
@@ -122,14 +126,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = 
 
 
 def _takes(x: Tensor, *weights: Tensor | None) -> bool:
-    """Return True if oneDNN can take `x`, and the weights and biases. It keeps nothing for gradients, so these are
-    refused."""
+    """Return True if oneDNN can take `x`, and the weights and biases, and is faster. It keeps nothing for gradients, so
+    these are refused."""
     known = [weight for weight in weights if weight is not None]
     return (
         HAS_ONEDNN
         and not torch.is_grad_enabled()
         and kernels.are_plain(x, *known)
-        and all(weight.is_contiguous() for weight in known)
+        and all(weight.is_contiguous() and (weight.ndim < 2 or weight.numel() >= MIN_WEIGHTS) for weight in known)
         and x.ndim > 1
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
