@@ -244,21 +244,21 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _empty_output(v)
 
 
-@register_flop_formula(torch.ops.open_gem.self_self)
-def _self_self_flops(
-    projections: Sequence, values: Sequence[int], inverse: object, iterations: int, **_: object
-) -> int:
+@register_flop_formula(torch.ops.open_gem.self_self, get_raw=True)
+def _self_self_flops(projections: Sequence, values: Tensor, inverse: object, iterations: int, **_: object) -> int:
     return _flops(values, len(projections), iterations)
 
 
-@register_flop_formula(torch.ops.open_gem.query_key)
-def _query_key_flops(q: object, k: object, v: Sequence[int], **_: object) -> int:
+@register_flop_formula(torch.ops.open_gem.query_key, get_raw=True)
+def _query_key_flops(q: object, k: object, v: Tensor, **_: object) -> int:
     return _flops(v, 2, QUERY_KEY)
 
 
-def _flops(shape: Sequence[int], projections: int, iterations: int) -> int:
-    """Return the operations of the float32 kernel: those of the other are not fewer."""
-    b, h, n, c = shape
-    operations = _library().operations
+def _flops(values: Tensor, projections: int, iterations: int) -> int:
+    """Return the operations of the kernel that takes `values`."""
+    b, h, n, c = values.shape
+    kernel = _kernel(values.dtype)
+    assert kernel is not None, f"no kernel takes {values.dtype}"
+    operations = _library(kernel).operations
     operations.argtypes, operations.restype = [ctypes.c_long] * 6, ctypes.c_double
     return round(operations(b * h, torch.get_num_threads(), n, c, projections, iterations))
