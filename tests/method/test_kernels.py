@@ -302,9 +302,9 @@ def test_tiles_attend_as_the_model_was_trained(n, c, scale):
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("threads", [4, 5])
 def test_threads_that_share_heads_and_those_that_do_not_give_the_same(threads, monkeypatch):
-    """Six heads are few for two threads, and sixty many."""
+    """Six heads are few for four threads, and sixty many."""
     given = Heads(*(p.bfloat16() for p in heads(b=20, h=3, n=70, c=40)))
 
     def attend(given: Heads) -> tuple[Tensor, Tensor]:

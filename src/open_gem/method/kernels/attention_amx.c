@@ -7,8 +7,8 @@
               Between iterations o is normalised, so that the rows' sums do not matter.
    query_key  the rows' largest scores are found first, then computed once more: such a product costs less than memory.
 
-   Memory is linear in the number of tokens. Where there are many heads each thread takes one at a time; where there are
-   few all threads share each. Tokens and widths are padded to whole blocks of 32, with zeros. */
+   Memory is linear in the number of tokens. Each thread takes one head at a time; where that would leave threads idle all
+   share each. Tokens and widths are padded to whole blocks of 32, with zeros. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -23,7 +23,7 @@
 #error "this processor has no AMX"
 #endif
 
-enum { BLOCK = 32, LANES = 16, MOST = 3, MANY = 8 /* heads a thread from which each thread takes its own */ };
+enum { BLOCK = 32, LANES = 16, MOST = 3 };
 typedef uint16_t number; /* the upper half of a float */
 typedef uint32_t couple; /* two numbers that meet in one product */
 
@@ -348,7 +348,11 @@ static char *take(char **memory, long bytes) {
 
 extern int omp_get_thread_num(void), omp_get_num_threads(void);
 
-static int shares_heads(const job *t) { return t->images * t->heads < MANY * t->threads; }
+/* Where a head a thread would take a tenth longer than if all threads worked to the end. */
+static int shares_heads(const job *t) {
+    long heads = t->images * t->heads;
+    return 10 * whole(heads, t->threads) > 11 * heads;
+}
 
 static void do_heads(void *data) {
     job *t = data;
