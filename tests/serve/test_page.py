@@ -5,14 +5,17 @@ import re
 import shlex
 from base64 import b64encode
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import Visit
 from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
+from open_gem import Exemplar
 from open_gem.cli import app as commands
 from open_gem.data.scenes import scene
 from open_gem.images import draw
@@ -147,6 +150,99 @@ def test_the_probe_reads_the_librarys_values(visit, picture, drawn, embedded):
         assert abs(float(read[3]) - cosines[2, y, x]) < 0.01
         assert abs(float(read[4]) - result.heatmaps()[2][y, x]) < 0.02
         assert read[5] == PROMPTS[cosines[:, y, x].argmax()] and abs(float(read[6]) - cosines[:, y, x].max()) < 0.01
+
+
+# Query by example -----------------------------------------------------------------------------------------------------
+
+SNAIL = (35, 115, 169, 244)  # left, top, right, bottom in the first scene
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another scene with a snail."""
+    path = tmp_path_factory.mktemp("another") / "another.png"
+    Image.fromarray(scene(44, (336, 448)).image).save(path)
+    return path
+
+
+def drag(page: Visit, box: tuple[int, int, int, int]) -> None:
+    """Draw a box, in pixels of an image of 448 pixels' width, by the mouse."""
+    canvas = page.page.locator("#panels canvas")
+    canvas.scroll_into_view_if_needed()
+    frame = canvas.bounding_box()
+    left, top, right, bottom = (side * frame["width"] / 448 for side in box)
+    page.page.mouse.move(frame["x"] + left, frame["y"] + top)
+    page.page.mouse.down()
+    page.page.mouse.move(frame["x"] + right, frame["y"] + bottom, steps=3)
+    assert page.page.is_visible(".band")
+    page.page.mouse.up()
+    assert not page.page.is_visible(".band")
+
+
+def test_a_box_drawn_in_one_image_is_looked_for_in_another(visit, picture, another, embedded, monkeypatch):
+    page = visit().open().look_at(picture, "rabbit")
+    drag(page, SNAIL)
+    name = "box 1 in a scene.png"
+    page.shows(name)
+    assert page.texts(".chip .text") == ["rabbit", name]
+    assert page.page.locator(".chip .crop").evaluate_all("(all) => all.map((one) => one.naturalWidth)") == [0, 48]
+    page.look_at(another).shows(name)
+    rabbit, row = page.rows()
+    monkeypatch.chdir(picture.parent)
+    (picture.parent / another.name).write_bytes(another.read_bytes())
+    _, *words = shlex.split(page.text("#cli"))
+    drawn = tuple(map(int, words[words.index("--like") + 1].rpartition(":")[2].split(",")))
+    np.testing.assert_allclose(drawn, SNAIL, atol=2)
+    result = embedded(another, ["rabbit", Exemplar(picture, drawn)])
+    assert [row[2] for row in (rabbit, row)] == [
+        f"{100 * result.presence[0]:.0f} % (absent)",
+        f"{100 * result.presence[1]:.0f} %",
+    ]
+    x, y = map(int, row[4].split(", "))
+    other = scene(44, (336, 448))
+    assert row[0] == name and other.masks[other.names.index("snail"), y, x]
+    ran = CliRunner().invoke(commands, [*words, "--json", "--quiet"])
+    assert ran.exit_code == 0, ran.output
+    described = json.loads(ran.stdout)["labels"]
+    names: dict[str, Any] = {}
+    exec(page.text("#python"), names)
+    assert [label["label"] for label in described] == ["rabbit", name] == list(names["result"].labels)
+    assert row[3] == f"{described[1]['score']:.3f}" == f"{names['result'].scores[1]:.3f}"
+
+
+def test_a_document_has_texts_and_boxes(visit, picture):
+    page = visit().open().look_at(picture, "rabbit")
+    drag(page, SNAIL)
+    page.shows("box 1 in a scene.png")
+    page.page.fill("#prompt", "hamburger")
+    page.shows("hamburger")
+    with page.page.expect_download() as download:
+        page.page.click("#json")
+    answers = json.loads(download.value.path().read_text("utf-8"))["answers"]
+    labels = [[label["label"] for label in answer["labels"]] for answer in answers]
+    assert labels == [["rabbit", "hamburger"], ["box 1 in a scene.png"]]
+
+
+def test_a_click_is_no_box_and_a_box_is_removed_like_a_text(visit, picture):
+    page = visit().open().look_at(picture, "rabbit")
+    page.page.click("#panels canvas")
+    assert page.texts(".chip .text") == ["rabbit"]
+    for _ in range(2):
+        drag(page, SNAIL)
+    page.shows("box 2 in a scene.png").page.click(".chip:nth-child(2) .remove")
+    page.page.wait_for_function("() => document.querySelectorAll('.chip').length === 2")
+    assert page.texts(".chip .text") == ["rabbit", "box 2 in a scene.png"]
+
+
+def test_a_box_that_a_method_does_not_take_says_why(visit, picture):
+    page = visit().open().look_at(picture, "rabbit")
+    drag(page, SNAIL)
+    page.page.select_option("select", "gradcam")
+    page.page.wait_for_selector(".chip.failed")
+    assert page.texts(".chip.failed .text") == ["box 1 in a scene.png"]
+    assert "use another method" in page.text(".caption")
+    page.page.click(".chip .choose >> nth=0")
+    page.shows("rabbit").forgive("422")
 
 
 # Bringing and taking --------------------------------------------------------------------------------------------------

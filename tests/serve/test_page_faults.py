@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser import FRAME
+from PIL import Image
 
 import open_gem
 
@@ -101,6 +102,23 @@ def test_an_image_that_the_server_no_longer_has_is_sent_again(visit, picture):
     page.forgive(FAILED)
 
 
+def test_an_exemplars_image_that_the_server_no_longer_has_is_sent_again(visit, picture, tmp_path):
+    page = visit().open().look_at(picture, "snail")
+    page.page.focus("canvas")
+    for key in ("ArrowUp", "Enter", "ArrowLeft", "ArrowLeft", "ArrowDown", "ArrowDown"):
+        page.page.keyboard.press(key)
+    with page.page.expect_response("**/ground") as answered:
+        page.page.keyboard.press("Enter")
+    gone = answered.value.url.split("/")[-2]
+    page.shows("box 1 in a scene.png")
+    assert page.page.evaluate("async (id) => (await fetch(`v1/images/${id}`, { method: 'DELETE' })).ok", gone)
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), "white").save(other)
+    page.look_at(other).shows("box 1 in a scene.png")
+    assert not page.page.is_visible("#trouble") and page.texts(".chip.failed") == []
+    page.forgive(FAILED)
+
+
 def test_a_document_is_not_asked_of_a_server_that_has_no_picture_yet(visit, picture):
     page = visit().open()
     page.page.route("**/v1/images", lambda route: None)
@@ -163,6 +181,7 @@ FOCUSED = """() => {
   const one = document.activeElement, seen = one.id === "file" ? one.nextElementSibling : one;
   return [one.id || one.name || one.className || one.localName, getComputedStyle(seen).outlineStyle];
 }"""
+TOUCH = "getComputedStyle(document.querySelector('#panels canvas')).touchAction"
 CONTROLS = {"skip", "file", "prompt", "heat", "mask", "boxes", "point", "all", "threshold", "opacity", "limit"} | {
     "compare",
     "canvas",
@@ -204,7 +223,36 @@ def test_everything_can_be_done_by_keyboard(visit, picture):
     assert re.match(r"x \d+, y \d+ · rabbit -?0\.\d+ \(heat", read) and read == page.text(".readout")
     keyboard.press("Escape")
     assert page.text(".readout").startswith("Point at")
+    page.page.focus("canvas")
+    for key in ("ArrowRight", "Enter", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown"):
+        keyboard.press(key)
+    assert page.page.is_visible(".band") and page.text("#live").startswith("x ")
+    keyboard.press("Enter")
+    page.shows("box 1 in a scene.png")
     page.forgive("422")  # the first letters may be no word that the model knows
+
+
+def test_a_finger_scrolls_the_page_unless_it_is_to_draw(visit, picture):
+    page = visit(viewport={"width": 390, "height": 844}, has_touch=True).open().look_at(picture, "snail")
+    assert page.page.evaluate(TOUCH) == "pan-y"
+    page.page.locator("#panels canvas").scroll_into_view_if_needed()
+    frame = page.page.locator("#panels canvas").bounding_box()
+    touch = page.page.context.new_cdp_session(page.page)
+
+    def drag() -> None:
+        for kind, share in [("touchStart", 0.2), ("touchMove", 0.4), ("touchMove", 0.6)]:
+            point = {"x": frame["x"] + share * frame["width"], "y": frame["y"] + share * frame["height"]}
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    drag()
+    assert page.texts(".chip .text") == ["snail"]
+    page.switch(draw=True)
+    assert page.page.evaluate(TOUCH) == "none"
+    page.page.locator("#panels canvas").scroll_into_view_if_needed()
+    frame = page.page.locator("#panels canvas").bounding_box()
+    drag()
+    page.shows("box 1 in a scene.png")
 
 
 TOLD = "(text) => document.querySelector('#live').textContent.startsWith(text)"

@@ -177,6 +177,17 @@ def test_lines_say_any_prompt(modules):
     assert given["result.masks"] == given["result.boxes"] == [0.3]
     settings = {one.arg: ast.literal_eval(one.value) for one in calls["open_gem.load"].keywords}
     assert settings == {"size": "short:448", "dtype": "bfloat16", "template": "a {}"}
+    like = {"text": "box 1 in a.png", "file": "a.png", "box": [1, 2, 30, 40], "origin": "http://there/a.png"}
+    samples = {"file": "b.png", "origin": "http://there/b.png", "likes": [like, like]}
+    shell, python = modules.evaluate(script, view | samples)
+    first, second, command = shell.split("\n")
+    assert [shlex.split(line)[-2:] for line in (first, second)] == [
+        ["b.png", "http://there/b.png"],
+        ["a.png", "http://there/a.png"],
+    ]
+    assert command.count("--like 'box 1 in a.png=a.png:1,2,30,40'") == 2
+    assert 'Exemplar("a.png", (1, 2, 30, 40), "box 1 in a.png")' in python
+    compile(python, "", "exec")
     views = {"window": 224, "stride": None, "scales": [1, 1.5], "flip": True, "merge": "logits"}
     shell, python = modules.evaluate(script, view | {"model": view["model"] | {"views": views}})
     words = shlex.split(shell)

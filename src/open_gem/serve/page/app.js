@@ -2,11 +2,11 @@
 import { Client, Loop } from "./api.js";
 import { Chips, fillTable, sentence } from "./chips.js";
 import { OPACITY, PRESENCE } from "./constants.js";
-import { boxInImage, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
+import { boxInImage, cropOf, mapOf, marksOf, pointInImage, viewOf } from "./draw.js";
 import { fileName, pythonLines, shellLines } from "./lines.js";
 import { decodeHalf } from "./maps.js";
 import { Stage } from "./stage.js";
-import { allPrompts, AT_ONCE, keepAnswer, keepPrompt, keepSamples, keepTyped, looked, newImage, removePrompt, setModel, state, tidy } from "./state.js";
+import { allPrompts, asked, forget, keepAnswer, keepBox, keepPrompt, keepSamples, keepTyped, looked, newImage, removePrompt, setModel, state, tidy, together } from "./state.js";
 import { copyText, saveJson, savePng } from "./take.js";
 import { askToken } from "./token.js";
 
@@ -18,13 +18,12 @@ const number = (id) => Number($(id).value);
 const switches = () => Object.fromEntries(all("input[type=checkbox]").map(({ name, checked }) => [name, checked]));
 const settings = () => ({ show: switches(), threshold: number("threshold"), opacity: number("opacity") });
 const promptsOf = (method) => allPrompts(method, number("limit"));
-const texts = () => promptsOf("").map(({ text }) => text);
 const shownMethods = () => (switches().compare ? state.methods : state.methods.slice(-1));
 
 const client = new Client(askToken);
 const loop = new Loop({ next: nextRequest, waiting, failed });
 const chips = new Chips($("chips"), $("chip"), { choose, remove });
-const stage = new Stage($("panels"), $("panel"), { chooseMethod, say: tell });
+const stage = new Stage($("panels"), $("panel"), { chooseMethod, draws, drawn, say: tell });
 
 // What is wanted of the server -----------------------------------------------------------------------------------------
 
@@ -36,8 +35,10 @@ function nextRequest() {
   for (const method of shownMethods()) {
     const missing = promptsOf(method).filter(({ answer }) => !answer);
     missing.sort((first, second) => second.chosen - first.chosen);
-    const asked = missing.slice(0, image.singly ? 1 : AT_ONCE).map(({ text }) => text);
-    if (asked.length) return (signal) => ask(image, method, asked, signal);
+    const wanted = together(image.singly ? missing.slice(0, 1) : missing);
+    const lost = wanted.find(({ like }) => like && !like.image.id);
+    if (lost) return (signal) => upload(lost.like.image, signal);
+    if (wanted.length) return (signal) => ask(image, method, wanted, signal);
   }
   return null;
 }
@@ -60,16 +61,16 @@ async function upload(image, signal) {
 
 async function ask(image, method, prompts, signal) {
   try {
-    const asked = { prompts, method, objects: false, similarity: true };
-    const { grid, labels } = await client.ground(image.id, asked, signal);
-    labels.forEach((label, index) => keepAnswer(image, method, prompts[index], answerFrom(label, grid)));
+    const wanted = { prompts: asked(prompts), method, objects: false, similarity: true };
+    const { grid, labels } = await client.ground(image.id, wanted, signal);
+    labels.forEach((label, index) => keepAnswer(image, method, prompts[index].text, answerFrom(label, grid)));
     image.lost = 0;
     if (state.typed === null) say("");
   } catch (error) {
-    if (error.status === 404 && ++image.lost < 3) image.id = null; // the server no longer has it: send it again
+    if (error.status === 404 && ++image.lost < 3) forget(image, prompts);
     else if (![400, 413, 422].includes(error.status)) throw error;
     else if (prompts.length > 1) image.singly = true; // one of them is at fault: which?
-    else keepAnswer(image, method, prompts[0], { error: error.message, presence: null });
+    else keepAnswer(image, method, prompts[0].text, { error: error.message, presence: null });
   }
   refresh();
 }
@@ -162,8 +163,10 @@ function showTable(shown, complete) {
 
 function showLines() {
   const { name, origin } = state.image, threshold = number("threshold");
-  const prompts = texts(), methods = [...new Set(shownMethods())];
-  const lines = { file: name, origin, token: client.token, model: state.model, prompts, methods, threshold, presence: number("limit") };
+  const kept = promptsOf(""), methods = [...new Set(shownMethods())];
+  const prompts = kept.filter(({ like }) => !like).map(({ text }) => text);
+  const likes = kept.filter(({ like }) => like).map(({ text, like: { image, box } }) => ({ text, box, file: image.name, origin: image.origin }));
+  const lines = { file: name, origin, token: client.token, model: state.model, prompts, likes, methods, threshold, presence: number("limit") };
   $("cli").textContent = shellLines(lines);
   $("python").textContent = pythonLines(lines);
 }
@@ -302,17 +305,33 @@ const orComplain = (work) => async () => {
   }
 };
 
+/** Whether dragging draws a box: a finger scrolls the page, unless it is to draw. */
+function draws(pointerType) {
+  return pointerType === "mouse" || switches().draw;
+}
+
+/** A box was drawn in the image; its sides are shares of width and height. */
+function drawn(sides) {
+  const { image } = state;
+  if (!image.id) return say("The server does not have the image yet: draw the box again.");
+  const { width, height } = image.view.image, [left, top, right, bottom] = sides;
+  const box = [Math.floor(left * width), Math.floor(top * height), Math.ceil(right * width), Math.ceil(bottom * height)];
+  keepBox(image, box, cropOf(image.bitmap, sides));
+  state.draft = $("prompt").value = "";
+  return refresh();
+}
+
 /** Whether something else than text is dragged: a file, or an image of another page, which comes as a link. */
 const isImage = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
 
 /** The server's document; where it no longer has the image, it gets it again before the next try. */
 async function takeJson() {
-  const { image } = state;
+  const { image } = state, prompts = promptsOf("");
   try {
     if (!image.id) throw new Error("The server does not have the image yet.");
-    await saveJson(client, image, texts(), new Set(shownMethods()), { threshold: number("threshold"), presence: number("limit") });
+    await saveJson(client, image, prompts, new Set(shownMethods()), { threshold: number("threshold"), presence: number("limit") });
   } catch (error) {
-    if (error.status === 404) image.id = null;
+    if (error.status === 404) forget(image, prompts);
     refresh();
     throw error;
   }

@@ -12,7 +12,7 @@ export class Chips {
     Object.assign(this, { list, template, choose, remove, items: new Map() });
   }
 
-  /** prompts: [{text, color, draft, chosen, absent, answer}], `answer` null while it is awaited. */
+  /** prompts: [{text, color, like, draft, chosen, absent, answer}], `answer` null while it is awaited. */
   update(prompts) {
     const texts = new Set(prompts.map(keyOf));
     for (const [key, item] of this.items) if (!texts.has(key)) this.drop(key, item);
@@ -34,7 +34,7 @@ export class Chips {
     return item;
   }
 
-  fill(item, { text, color, draft, chosen, absent, answer }) {
+  fill(item, { text, color, like, draft, chosen, absent, answer }) {
     item.prompt = text;
     item.style.setProperty("--color", `rgb(${color.join(" ")})`);
     item.style.setProperty("--presence", absent ? 0 : (answer?.presence ?? 0));
@@ -46,6 +46,9 @@ export class Chips {
     choose.setAttribute("aria-pressed", chosen);
     choose.title = answer ? (answer.error ?? `image score ${number(answer.score)}`) : "";
     choose.querySelector(".text").textContent = text;
+    const crop = choose.querySelector(".crop");
+    crop.hidden = !like;
+    if (like && crop.src !== like.crop) crop.src = like.crop;
     choose.querySelector(".presence").textContent = answer ? (absent ? `${brief(answer)} · absent` : brief(answer)) : "…";
     item.querySelector(".remove").setAttribute("aria-label", `Remove ${text}`);
   }

@@ -33,6 +33,17 @@ function shrunk({ height, width }, most) {
 
 const KEPT = 32_000_000; // pixels of the maps that a view keeps
 
+const CROP = 48; // pixels of the longer side of a crop
+
+/** The address of a small image of a box, whose sides are shares of a bitmap's width and height. */
+export function cropOf(bitmap, [left, top, right, bottom]) {
+  const width = (right - left) * bitmap.width, height = (bottom - top) * bitmap.height;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height].map((side) => Math.max(1, Math.round((CROP * side) / Math.max(width, height))));
+  canvas.getContext("2d").drawImage(bitmap, left * bitmap.width, top * bitmap.height, width, height, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL();
+}
+
 /** The map of an answer at the size of a view; made once, as long as it is among the last that were asked for. */
 export function mapOf(view, answer) {
   const map = view.maps.get(answer) ?? upsample(answer.grid, view);

@@ -23,39 +23,44 @@ function viewsOf({ views }) {
   return Object.entries(views ?? {}).filter(([name, value]) => String(value) !== String(whole[name]));
 }
 
-/** A shell's lines: where the image is a sample, the first gets it.
+/** A shell's lines: where images are samples, the first get them.
  *
- *  view: {file, origin, token, model, prompts, methods, threshold, presence}; `origin` is where a sample comes from, else null, and
- *  `model` as GET /v1/models has it.
+ *  view: {file, origin, token, model, prompts, likes, methods, threshold, presence}; `origin` is where a sample comes from, else
+ *  null, `model` as GET /v1/models has it, and `likes` the exemplars: [{text, file, box, origin}].
  */
-export function shellLines({ file, origin, token, model, prompts, methods, threshold, presence = usual.presence }) {
+export function shellLines({ file, origin, token, model, prompts, likes = [], methods, threshold, presence = usual.presence }) {
   if (Array.isArray(model.template)) return "# The command line takes one template, and this server has several: see Python.";
   const header = token ? ' -H "Authorization: Bearer $OPEN_GEM_TOKEN"' : "";
   const words = ["open-gem", "ground", file.startsWith("-") ? `./${file}` : file];
   for (const prompt of prompts) words.push("-p", prompt.startsWith("@") ? ` ${prompt}` : prompt); // "@…" would be a file
+  for (const like of likes) words.push("--like", `${like.text}=${like.file}:${like.box}`);
   for (const [name, value] of Object.entries(settingsOf(model))) words.push(`--${options[name] ?? name}`, String(value));
   for (const [name, value] of viewsOf(model)) words.push(`--${name}`, ...(value === true ? [] : [String(value)]));
   words.push("--method", methods.join(","));
   for (const [name, value] of Object.entries({ threshold, presence })) if (value !== usual[name]) words.push(`--${name}`, String(value));
   words.push("--save", "overlay,mask,json");
-  return [...(origin ? [`curl -s${header} -o ${quote(file)} ${quote(origin)}`] : []), words.map(quote).join(" ")].join("\n");
+  const samples = [{ file, origin }, ...likes].filter((image) => image.origin).map((image) => `curl -s${header} -o ${quote(image.file)} ${quote(image.origin)}`);
+  return [...new Set(samples), words.map(quote).join(" ")].join("\n");
 }
 
 /** Python's lines. `view` as for the shell. */
-export function pythonLines({ file, model, prompts, methods, threshold }) {
+export function pythonLines({ file, model, prompts, likes = [], methods, threshold }) {
   const { model: name, pretrained, ...settings } = settingsOf(model);
   const words = [name, pretrained].filter(Boolean).map((word) => literal(word));
   for (const [setting, value] of Object.entries(settings)) words.push(`${setting}=${Array.isArray(value) ? list(value) : literal(value)}`);
   const views = viewsOf(model).map(([name, value]) => `${name}=${value === true ? "True" : Array.isArray(value) ? `(${value},)` : literal(value)}`);
   if (views.length) words.push(`views=Views(${views.join(", ")})`);
+  const exemplars = likes.map((like) => `Exemplar(${literal(like.file)}, (${like.box.join(", ")}), ${literal(like.text)})`);
+  const wanted = [...prompts.map((text) => literal(text)), ...exemplars].join(", ");
   const limit = threshold === usual.threshold ? "" : threshold;
   return [
     "import open_gem",
+    ...(likes.length ? ["from open_gem import Exemplar"] : []),
     ...(views.length ? ["from open_gem.images.views import Views"] : []),
     "",
     `localizer = open_gem.load(${words.join(", ")})`,
     `encoded = localizer.encode(${literal(file)}, ${list(methods)})`,
-    `results = {method: localizer.locate(image, ${list(prompts)}) for method, image in encoded.items()}`,
+    `results = {method: localizer.locate(image, [${wanted}]) for method, image in encoded.items()}`,
     "for method, result in results.items():",
     "    print(method, result.presence, result.scores)",
     `    heatmaps, masks = result.heatmaps(), result.masks(${limit})`,

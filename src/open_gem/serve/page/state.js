@@ -8,7 +8,7 @@ const METHODS = ["clip", "gem"]; // compared by default: the paper in one glance
 export const state = {
   model: null, // of GET /v1/models
   image: null, // {blob, name, origin, bitmap, view, id, answers, painted}: see `newImage`
-  prompts: [], // {text, color, sample}: those that are kept, and whether they came with a sample
+  prompts: [], // {text, color, sample, like}: those that are kept, whether they came with a sample, and what was drawn: see `keepBox`
   draft: "", // what is being typed
   chosen: null, // the kept prompt that is looked at
   methods: [...METHODS],
@@ -32,12 +32,12 @@ export function setModel(model) {
   state.methods = usual.length ? [usual.at(0), usual.at(-1)] : [names.at(0), names.at(-1)];
 }
 
-/** All prompts with a method's answers, the one that is being typed last: [{text, color, draft, answer, absent, chosen}];
+/** All prompts with a method's answers, the one that is being typed last: [{text, color, like, draft, answer, absent, chosen}];
  *  `answer` is null while it is awaited, and absent is whose presence is below `limit`. */
 export function allPrompts(method, limit) {
-  const kept = state.prompts.map(({ text, color }) => ({ text, color, draft: false }));
+  const kept = state.prompts.map(({ text, color, like }) => ({ text, color, like, draft: false }));
   const typed = state.draft && !kept.some(({ text }) => text === state.draft);
-  const all = typed ? [...kept, { text: state.draft, color: freeColor(), draft: true }] : kept;
+  const all = typed ? [...kept, { text: state.draft, color: freeColor(), like: null, draft: true }] : kept;
   return all.map((prompt) => {
     const answer = state.image?.answers.get(key(method, prompt.text)) ?? null;
     const absent = Boolean(answer) && answer.presence !== null && answer.presence < limit;
@@ -50,8 +50,32 @@ export function keepAnswer({ answers }, method, text, answer) {
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
 }
 
-export function keepPrompt(text, sample = false) {
-  if (text && !state.prompts.some((prompt) => prompt.text === text)) state.prompts.push({ text, color: freeColor(), sample });
+export function keepPrompt(text, sample = false, like = null) {
+  if (text && !state.prompts.some((prompt) => prompt.text === text)) state.prompts.push({ text, color: freeColor(), sample, like });
+}
+
+let boxes = 0; // drawn so far: a number is used once, for answers are kept by text
+
+/** Keep a box in an image as a prompt, an exemplar: it goes on to other images, so it has what is needed to send its own again.
+ *  `box` is in pixels, `crop` the address of a small image of it. */
+export function keepBox({ blob, name, origin, id, view }, box, crop) {
+  const { height, width } = view.image; // of a bitmap that will be closed
+  state.chosen = `box ${++boxes} in ${name}`;
+  keepPrompt(state.chosen, false, { image: { blob, name, origin, id, view: { image: { height, width } } }, box, crop });
+}
+
+/** The first of these prompts that one request takes: texts together, an exemplar by itself. */
+export const together = (prompts) => (prompts[0]?.like ? prompts.slice(0, 1) : prompts.filter(({ like }) => !like).slice(0, AT_ONCE));
+
+/** The prompts of one request, as the server reads them. */
+export const asked = (prompts) => {
+  const [{ text, like }] = prompts;
+  return like ? { [text]: [{ like: like.image.id, box: like.box }] } : prompts.map((prompt) => prompt.text);
+};
+
+/** The server no longer has an image, or that of an exemplar among these prompts: both are sent again. */
+export function forget(image, prompts) {
+  for (const gone of [image, ...prompts.flatMap(({ like }) => like?.image ?? [])]) gone.id = null;
 }
 
 /** Keep what was typed; commas and ends of lines divide prompts. */

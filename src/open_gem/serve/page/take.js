@@ -1,7 +1,7 @@
 // To take away: a PNG, a JSON, lines to copy.
 import { brief } from "./chips.js";
 import { paint, toPng, viewOf } from "./draw.js";
-import { AT_ONCE } from "./state.js";
+import { asked, together } from "./state.js";
 
 /** What is seen, as large as the image is. `panels(view)` gives what each method shows on a view. */
 export async function savePng({ bitmap, view: { image }, name }, panels, settings) {
@@ -24,9 +24,9 @@ function captionOf({ method, chosen }) {
 export async function saveJson(client, { id, name }, prompts, methods, { threshold, presence }) {
   const answers = [];
   for (const method of methods) {
-    for (let start = 0; start < prompts.length; start += AT_ONCE) {
-      const batch = prompts.slice(start, start + AT_ONCE);
-      answers.push(await client.ground(id, { prompts: batch, method, threshold, presence, refine: "none", mask: "rle", similarity: true }));
+    for (let left = prompts, batch; left.length; left = left.filter((prompt) => !batch.includes(prompt))) {
+      batch = together(left);
+      answers.push(await client.ground(id, { prompts: asked(batch), method, threshold, presence, refine: "none", mask: "rle", similarity: true }));
     }
   }
   const document = JSON.stringify({ image: name, threshold, presence, answers }, null, 1);
