@@ -21,7 +21,7 @@ def main() -> None:
     prompts = [f"thing number {index}" for index in range(20)]
     pixels = localizer.prepare(image).pixels
     assert pixels is not None
-    encoded = localizer.encode(image, ["gem", "gradcam", "clip-es"])
+    encoded = localizer.encode(image, ["gem", "gradcam", "clip-es", "legrad"])
     localizer.text(prompts)
     cases = {
         "plain": lambda: localizer.backbone.vision.library_forward(pixels[None]),
@@ -33,6 +33,8 @@ def main() -> None:
         "gradcam, 20 texts located": lambda: localizer.locate(encoded["gradcam"], prompts),
         "clip-es, encoded": lambda: localizer.encode(image, "clip-es"),
         "clip-es, 20 texts located": lambda: localizer.locate(encoded["clip-es"], prompts),
+        "legrad, encoded": lambda: localizer.encode(image, "legrad"),
+        "legrad, 20 texts located": lambda: localizer.locate(encoded["legrad"], prompts),
     }
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     with torch.no_grad():

@@ -1,6 +1,7 @@
-"""Grad-CAM and CLIP-ES, against autograd through the library's own forward and loops over patches."""
+"""Grad-CAM, CLIP-ES and LeGrad, against autograd through the library's own forward and loops over patches."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -8,7 +9,7 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
 import open_gem
 from open_gem import Exemplar, Localizer, Views
@@ -69,6 +70,40 @@ def test_gradcam_is_autograd_through_the_librarys_forward(model, localizer: Loca
     for ours, theirs in zip(found.similarity, naive_maps(model, localizer, image, softmax=False), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-4)
     assert found.logit_scale is None and found.presence is not None
+
+
+def naive_legrad(model: open_clip.CLIP, localizer: Localizer, image: Image.Image, depth: int) -> list[np.ndarray]:
+    """LeGrad with the attention weights of the library's last blocks as leaves of autograd, written out."""
+    visual: Any = copy.deepcopy(model).visual.requires_grad_(False)
+    blocks, entering = visual.transformer.resblocks[-depth:], []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda _module, inputs: entering.append(inputs[0]))
+    pixels = localizer.prepare(image).pixels
+    assert pixels is not None
+    visual(pixels[None])
+    maps = [np.zeros(16) for _ in PROMPTS]
+    for block, x in zip(blocks, entering, strict=True):
+        projected = linear(block.ln_1(x)[0], block.attn.in_proj_weight, block.attn.in_proj_bias)
+        q, k, v = (part.unflatten(-1, (4, 8)).transpose(0, 1) for part in projected.chunk(3, dim=-1))
+        weights = (q @ k.transpose(-2, -1) / 8**0.5).softmax(dim=-1).requires_grad_()  # (h, n, n)
+        y = x + block.attn.out_proj((weights @ v).transpose(0, 1).flatten(1))[None]
+        y = y + block.mlp(block.ln_2(y))
+        pooled = normalize(visual.ln_post(y[0].mean(dim=0)) @ visual.proj, dim=-1)
+        for index, text in enumerate(localizer.text(PROMPTS).detach()):
+            (gradient,) = torch.autograd.grad(pooled @ text, weights, retain_graph=True)
+            for head in gradient.numpy():
+                for query in head:
+                    maps[index] += np.maximum(query[1:], 0) / (4 * 17)
+    return [((values - values.min()) / (values.max() - values.min())).reshape(4, 4) for values in maps]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_legrad_is_autograd_at_attention_written_out(depth: int, model, localizer: Localizer, image):
+    ours = localizer.configured(method=GRADIENTS["legrad"].replace(depth=depth))(image, PROMPTS)
+    for our, their in zip(ours.similarity, naive_legrad(model, localizer, image, depth), strict=True):
+        np.testing.assert_allclose(our.numpy(), their, atol=2e-4)
+    if depth == GRADIENTS["legrad"].depth:
+        assert torch.equal(localizer.configured(method="legrad")(image, PROMPTS).similarity, ours.similarity)
 
 
 def naive_spread(values: np.ndarray, attention: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from open_gem import readout, towers
 from open_gem.errors import InputError, MethodError, NotFiniteError, PromptError
 from open_gem.exemplars import ExemplarCache, ExemplarFeatures
-from open_gem.gradients import BeforeLastBlock, is_gradient, run_to_last_block
+from open_gem.gradients import BeforeLastBlocks, is_gradient, run_to_last_blocks
 from open_gem.images.pixels import ImageLike, check_size_rule, read_image, size_of, to_pixels
 from open_gem.images.regions import RegionsLike, check_regions
 from open_gem.images.views import WHOLE, Canvas, Views, check_views, crops, plan, stacked
@@ -180,7 +180,7 @@ class Localizer(AnyLocalizer):
 
     def _encode(
         self, group: Sequence[Prepared], methods: Mapping[str, Method], trace: Collection[str], batch_size: int
-    ) -> list[dict[str, Encoded | EncodedWindows | BeforeLastBlock]]:
+    ) -> list[dict[str, Encoded | EncodedWindows | BeforeLastBlocks]]:
         crop_by_crop = (
             crop
             for prepared in group
@@ -213,7 +213,7 @@ class Localizer(AnyLocalizer):
                 if plain or not gradients:  # none at all is an error of `run`
                     by_label |= run(vision, pixels, plain, pooled=True, trace=trace, regions=regions)
                 for label, method in gradients.items():
-                    by_label[label] = run_to_last_block(vision, pixels, method, scale)
+                    by_label[label] = run_to_last_blocks(vision, pixels, method, scale)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{self.name}: {error}") from error
             for index in range(len(batch)):
@@ -221,7 +221,7 @@ class Localizer(AnyLocalizer):
 
     def _merged(
         self, prepared: Prepared, windows: Sequence[Sequence[Mapping[str, Any]]], label: str, method: Method
-    ) -> Encoded | EncodedWindows | BeforeLastBlock:
+    ) -> Encoded | EncodedWindows | BeforeLastBlocks:
         """Merge the windows of one image by one method, canvas by canvas, and apply the method's steps."""
         source = prepared.image if self.refinement is not None else None
         if is_gradient(method):
@@ -259,8 +259,8 @@ class Localizer(AnyLocalizer):
         if vocabulary.exemplars and self.remove_redundancy:
             raise PromptError("redundancy removal compares texts, expected no exemplar with it")
 
-    def locate(self, encoded: Encoded | EncodedWindows | BeforeLastBlock, prompts: Prompts) -> Localization:
-        if not isinstance(encoded, Encoded | EncodedWindows | BeforeLastBlock):
+    def locate(self, encoded: Encoded | EncodedWindows | BeforeLastBlocks, prompts: Prompts) -> Localization:
+        if not isinstance(encoded, Encoded | EncodedWindows | BeforeLastBlocks):
             kind = type(encoded).__name__
             raise InputError(f"encoded is a {kind}, expected what `encode` gives for one image and one method")
         vocabulary = Vocabulary.of(prompts)
@@ -311,7 +311,7 @@ class Localizer(AnyLocalizer):
             maps,
             encoded.original or encoded.size,
             None if cosines is None else vocabulary.best(cosines[:-1]),
-            None if isinstance(encoded, BeforeLastBlock) else self.backbone.logit_scale,
+            None if isinstance(encoded, BeforeLastBlocks) else self.backbone.logit_scale,
             presence=None if cosines is None else self._presence(vocabulary, cosines, exemplars),
             vocabulary=vocabulary,
         )
@@ -322,7 +322,7 @@ class Localizer(AnyLocalizer):
         return self.refinement.refine(encoded.source, located)
 
     def _embed(
-        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows | BeforeLastBlock
+        self, vocabulary: Vocabulary, encoded: Encoded | EncodedWindows | BeforeLastBlocks
     ) -> tuple[Tensor, dict[int, "Calibration"]]:
         """Return embeddings `(q + 1, e)` of all prompts and of the empty one, with which others are compared; and for
         each exemplar among them what brings its cosines to a text's scale."""

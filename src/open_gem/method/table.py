@@ -432,11 +432,19 @@ class SelfCalibrated(Attention):
         return at_least_float32(out) + self.cls * prefix[:1].sum(dim=0)  # nothing if there is no [CLS]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassActivation(Attention):
-    """Grad-CAM and CLIP-ES: maps that follow the gradient of a prompt's score at the last block, see `gradients`.
+class Gradient(Attention):
+    """Maps that follow the gradient of a prompt's score, see `gradients`.
 
     A method of it has no features before the prompts, so `run` does not take it: a `Localizer` does.
+    """
+
+    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
+        raise MethodError("methods with gradients need prompts: use a Localizer, not run()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassActivation(Gradient):
+    """Grad-CAM and CLIP-ES: the gradient with respect to the last block's input, after its first norm.
 
     softmax  the score is the softmax over all prompts (CLIP-ES), else the scaled cosine (Grad-CAM)
     blocks   number of last blocks whose attention spreads the map (CLIP-ES has 8); 0 for none
@@ -453,8 +461,10 @@ class ClassActivation(Attention):
     def stands_alone(self) -> bool:
         return True
 
-    def __call__(self, heads: Heads, context: BlockContext) -> Float[Tensor, "b h n c"]:
-        raise MethodError("methods with gradients need prompts: use a Localizer, not run()")
+
+@dataclass(frozen=True)
+class AttentionGradient(Gradient):
+    """LeGrad: the gradient with respect to the attention of each of the last blocks, `depth` of them."""
 
 
 def _share_of(layers: int, number: int) -> int:
@@ -593,6 +603,9 @@ GRADIENTS: dict[str, Method] = {
     ),
     "clip-es": Method(
         ClassActivation(), 1, False, about="CLIP-ES: Grad-CAM of the softmax over prompts, spread by attention"
+    ),
+    "legrad": Method(
+        AttentionGradient(), 2, mlp=True, about="LeGrad: gradients at the attention of the last two blocks"
     ),
 }
 """Methods that need gradients, and so prompts: comparisons, which a `Localizer` takes by name, but `run` does not."""
