@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from published import check_row
 from sam_checkpoints import PROMPTABLE, model, save
 from torch import Tensor
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ from open_gem.refine import Refinement, sam
 from open_gem.refine.sam import Prompt, PromptedModel, Sam, load_prompted
 from open_gem.types import Size
 from open_gem.verify.checkers import PromptedMasks
+from open_gem.verify.values import VALUES
 
 SIZE = Size(60, 97)
 POINTS = torch.tensor([[[10.0, 20.0]], [[50.0, 30.0]], [[90.0, 55.0]]])
@@ -136,36 +138,37 @@ def test_a_checkpoint_for_video_is_its_model_for_images(folders):
         assert torch.equal(weight, whole[name]), name
 
 
+TYPES = {"facebook/sam-vit-base": "sam", "facebook/sam2.1-hiera-tiny": "sam2", "yonigozlan/EdgeTAM-hf": "edgetam"}
+
+
 @pytest.mark.parametrize(
-    ("output", "several", "points", "boxes"),
-    [
-        ("quality", False, (), ((0, 0, 30, 40), (40, 10, 90, 50))),
-        ("quality", True, ((10, 20), (60, 5)), ()),
-        ("last quality", True, ((10, 20),), ((0, 0, 30, 40),)),
-        ("mask", True, ((10, 20),), ()),
-    ],
+    "row",
+    [row for row in VALUES if isinstance(row, PromptedMasks)],
+    ids=lambda row: f"{row.checkpoint} {row.image} {row.compared}",
 )
-def test_what_verify_measures_is_the_librarys(output, several, points, boxes, folders):
+def test_a_published_row_is_checked_against_what_the_library_gives(row, folders, tmp_path):
     """Points of one prompt if there is no box; of one each otherwise."""
-    about: Any = {"image": "", "compared": "", "expected": (), "tolerance": 0.0, "source": ""}
-    row = PromptedMasks(
-        checkpoint=str(folders["sam2"]), points=points, boxes=boxes, several=several, output=output, **about
-    )
-    loaded = row.load(device="cpu")
-    processor = transformers.Sam2Processor(loaded.processor)
-    given = {"input_boxes": [[list(box) for box in boxes]]} if boxes else {}
-    if points:
-        given["input_points"] = [[[list(point)] for point in points] if boxes else [[list(point) for point in points]]]
-    inputs = processor(images=picture(), return_tensors="pt", **given)  # pyright: ignore[reportArgumentType]
-    with torch.no_grad():
-        answer = loaded.model(**inputs, multimask_output=several)
-    quality = answer.iou_scores[0]
-    expected = {
-        "quality": quality.sort(dim=1, descending=True).values.flatten(),
-        "last quality": quality[0, -1:],
-        "mask": answer.pred_masks[0, 0, quality[0].argmax(), :3, :3].flatten(),
-    }[output]
-    torch.testing.assert_close(row.measure(loaded, picture()), expected, rtol=1e-4, atol=1e-4)
+    kind = TYPES[row.checkpoint]
+    loaded = load_prompted(str(folders[kind]), device="cpu")
+    processor = getattr(transformers, PROCESSORS.get(kind, "Sam2Processor"))(loaded.processor)
+    prompts = {"input_boxes": [[list(box) for box in row.boxes]]} if row.boxes else {}
+    if row.points:
+        points = [list(point) for point in row.points]
+        prompts["input_points"] = [[[point] for point in points] if row.boxes else [points]]
+
+    def library(image: Image.Image) -> Tensor:
+        with torch.no_grad():
+            answer = loaded.model(
+                **processor(images=image, return_tensors="pt", **prompts), multimask_output=row.several
+            )
+        quality = answer.iou_scores[0]
+        return {
+            "quality": quality.sort(dim=1, descending=True).values.flatten(),
+            "last quality": quality[0, -1:],
+            "mask": answer.pred_masks[0, 0, quality[0].argmax(), :3, :3].flatten(),
+        }[row.output]
+
+    check_row(row, folders[kind], picture(Size(1300, 1800)), tmp_path, library)
 
 
 # The recipe -----------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_a_box_drawn_in_one_image_is_looked_for_in_another(visit, picture, anoth
     monkeypatch.chdir(picture.parent)
     (picture.parent / another.name).write_bytes(another.read_bytes())
     _, *words = shlex.split(page.text("#cli"))
-    drawn = tuple(map(int, words[words.index("--like") + 1].rpartition(":")[2].split(",")))
+    drawn: Any = tuple(map(int, words[words.index("--like") + 1].rpartition(":")[2].split(",")))
     np.testing.assert_allclose(drawn, SNAIL, atol=2)
     result = embedded(another, ["rabbit", Exemplar(picture, drawn)])
     assert [row[2] for row in (rabbit, row)] == [

@@ -18,6 +18,7 @@ import torch
 import transformers
 from browser import serving
 from PIL import Image
+from published import check_row
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -44,6 +45,7 @@ from open_gem.trained.boxes import paint
 from open_gem.trained.registry import adapt_trained
 from open_gem.types import Grid, Size
 from open_gem.verify.checkers import Captioned, Concept
+from open_gem.verify.values import VALUES
 
 SIZES = {"wide": (60, 97), "tall": (83, 41), "square": (64, 64), "large": (250, 333)}
 PROMPTS = ["cat", "a red sofa", "dog", "sky", "tree"]
@@ -561,28 +563,24 @@ def test_models_that_see_all_words_of_a_prompt_take_one_template(name, kinds):
         TrainedLocalizer(kinds[name].ours.model, "imagenet-7")
 
 
-@pytest.mark.parametrize("output", ["boxes", "logits"])
-def test_what_verify_measures_of_grounding_dino_is_the_librarys(output, kinds):
-    kind = kinds["grounding-dino"]
-    row = Captioned(checkpoint=str(kind.folder), caption="a cat.", output=output, **UNPUBLISHED)
-    with torch.no_grad():
-        answer = kind.model(**kind.processor(images=PICTURES[0], text="a cat.", return_tensors="pt"))
-    expected = (answer.pred_boxes if output == "boxes" else answer.logits)[0, :3, :3].flatten()
-    torch.testing.assert_close(row.measure(row.load(device="cpu"), PICTURES[0]), expected, rtol=0, atol=1e-4)
+@pytest.mark.parametrize(
+    "row", [row for row in VALUES if isinstance(row, Captioned | Concept)], ids=lambda row: row.compared
+)
+def test_a_published_row_is_checked_against_what_the_library_gives(row, kinds, tmp_path):
+    kind = kinds["sam3" if isinstance(row, Concept) else "grounding-dino"]
 
+    def library(image: Image.Image) -> Tensor:
+        text = row.concept if isinstance(row, Concept) else row.caption
+        with torch.no_grad():
+            answer = kind.model(**kind.processor(images=image, text=text, return_tensors="pt"))
+        if isinstance(row, Captioned):
+            return (answer.pred_boxes if row.output == "boxes" else answer.logits)[0, :3, :3].flatten()
+        highest = answer.pred_logits[0].topk(3)
+        if row.output == "scores":
+            return highest.values.sigmoid()
+        return answer.pred_masks[0, highest.indices[0], :3, :3].flatten()
 
-def test_what_verify_measures_of_sam_3_is_the_librarys(kinds):
-    kind = kinds["sam3"]
-    with torch.no_grad():
-        answer = kind.model(**kind.processor(images=PICTURES[0], text="ear", return_tensors="pt"))
-    highest = answer.pred_logits[0].topk(3)
-    expected = {"scores": highest.values.sigmoid(), "mask": answer.pred_masks[0, highest.indices[0], :3, :3].flatten()}
-    for output, numbers in expected.items():
-        row = Concept(checkpoint=str(kind.folder), concept="ear", output=output, **UNPUBLISHED)
-        torch.testing.assert_close(row.measure(row.load(device="cpu"), PICTURES[0]), numbers, rtol=0, atol=1e-4)
-
-
-UNPUBLISHED: Any = {"image": "", "compared": "", "expected": (), "tolerance": 0.0, "source": ""}
+    check_row(row, kind.folder, PICTURES[0], tmp_path, library)
 
 
 # Localizations with predicted boxes, and with probabilities -----------------------------------------------------------
