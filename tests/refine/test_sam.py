@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from browser import serving
 from PIL import Image
 from published import check_row
+from safetensors.torch import load_file, save_file
 from sam_checkpoints import PROMPTABLE, model, save
 from torch import Tensor
 from typer.testing import CliRunner
@@ -528,6 +532,62 @@ def test_commands_know_it(command, folders, place):
     if command[0] == "evaluate":
         [settings] = place.glob("results/*/run.json")
         assert "sam" in json.dumps(json.loads(settings.read_text())["protocol"]["refinement"])
+
+
+@pytest.fixture(scope="session")
+def sure(tmp_path_factory) -> Path:
+    """A SAM 2 that predicts a high IoU for every mask; some masks are empty, so that regions stay."""
+    folder = save("sam2", tmp_path_factory.mktemp("sure"))
+    weights = load_file(folder / "model.safetensors")
+    weights["mask_decoder.iou_prediction_head.proj_out.bias"] += 50
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def refined(sure: Path, *command: str) -> Any:
+    result = CliRunner().invoke(app, [*command, "--device", "cpu", "--refine", f"sam:{sure}"])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def quality_of(obj: dict[str, Any]) -> float:
+    return obj.get("mask_quality") or 0
+
+
+EVERY = ("--model", "embedded", "-p", "a dog", "-p", "tree", "--presence", "0")
+
+
+def test_ground_and_label_say_what_the_segmenter_predicts(place, sure):
+    document = json.loads(refined(sure, "ground", "images/scene.png", *EVERY, "-q", "--json").stdout)
+    refined(sure, "label", "images", *EVERY, "-q", "--out", "labels")
+    [row] = pq.read_table(next(place.glob("labels/*.parquet"))).to_pylist()
+    for objects in (document["objects"], row["objects"]):
+        assert max(map(quality_of, objects)) > 0.9
+
+
+def test_serve_says_what_the_segmenter_predicts(place, sure, monkeypatch):
+    applications: list[Any] = []
+    monkeypatch.setattr("open_gem.cli.serve.run", lambda application, *_, **__: applications.append(application))
+    refined(sure, "serve", "--port", "0", "--model", "embedded")
+    with serving(applications.pop()) as address:
+        image = httpx.post(f"{address}v1/images", files={"file": Path("images/scene.png").read_bytes()}).json()["id"]
+        ask = {"prompts": ["a dog", "tree"], "presence": 0, "mask": "rle"}
+        crisp, coarse = (
+            httpx.post(f"{address}v1/images/{image}/ground", json=ask | refine, timeout=60).json()["objects"]
+            for refine in ({}, {"refine": "none"})
+        )
+    assert max(map(quality_of, crisp)) > 0.9 and max(map(quality_of, coarse)) == 0
+    assert {obj["mask"]["counts"] for obj in crisp} != {obj["mask"]["counts"] for obj in coarse}
+
+
+def test_evaluate_measures_the_segmenters_masks(place, sure):
+    def measured(*refine: str) -> Any:
+        command = ["evaluate", "scenes", "--limit", "1", "--method", "gem", "--out", "results", "--json", "-q", *refine]
+        result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert measured("--refine", f"sam:{sure}") != measured()
 
 
 def test_a_command_refuses_a_wrong_name_in_one_line(place):
