@@ -27,7 +27,7 @@ from open_gem.refine import Refinement, check_image
 from open_gem.types import Size
 
 CHECKPOINT = "facebook/sam2.1-hiera-tiny"
-"""The smallest SAM 2.1: 39 million parameters, Apache 2.0."""
+"""The smallest SAM 2.1: 31 million parameters without its memory for video, Apache 2.0."""
 
 PROMPTS = ("box", "points")
 """Kinds of prompts: a box, a point and the map; or points alone."""
