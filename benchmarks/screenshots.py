@@ -1,4 +1,4 @@
-"""The screenshots of docs/reference/page.md: `python benchmarks/screenshots.py docs/images`."""
+"""The screenshots of the page in docs: `python benchmarks/screenshots.py docs/images`."""
 
 import io
 import sys
@@ -7,6 +7,8 @@ from typing import Any
 
 from page import browsing, server
 from PIL import Image
+
+from open_gem.data.scenes import scene
 
 COLORS = 256  # of an image: scenes are noisy, and files in a repository should be small
 
@@ -24,6 +26,17 @@ def pick(page: Any, sample: int) -> None:
     page.wait_for_selector("canvas:not([data-shows=''])")
 
 
+def drag(page: Any, box: tuple[float, float, float, float]) -> None:
+    """Draw a box, in pixels of an image of 448 pixels' width."""
+    frame = page.locator("#panels canvas").bounding_box()
+    left, top, right, bottom = (side * frame["width"] / 448 for side in box)
+    page.mouse.move(frame["x"] + left, frame["y"] + top)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + right, frame["y"] + bottom)
+    page.mouse.up()
+    page.mouse.move(0, 0)
+
+
 def main(folder: Path, port: int = 8766) -> None:
     with server(port) as address, browsing() as browser:
 
@@ -36,7 +49,7 @@ def main(folder: Path, port: int = 8766) -> None:
         page = opened(1040, 600)
         save(page, folder / "serve-empty.png")
         pick(page, 3)
-        page.type("#phrase", "fire engine", delay=60)
+        page.type("#prompt", "fire engine", delay=60)
         save(page, folder / "serve-typing.png")
 
         page = opened(1120, 700, "dark")
@@ -45,6 +58,19 @@ def main(folder: Path, port: int = 8766) -> None:
         page.click(".chip:nth-child(2) .choose")
         page.hover("canvas >> nth=1", position={"x": 120, "y": 150})
         save(page, folder / "serve-compare.png")
+
+        page = opened(1120, 700)
+        for seed in (2, 44):
+            file = io.BytesIO()
+            Image.fromarray(scene(seed, (336, 448)).image).save(file, format="PNG")
+            page.set_input_files("#file", {"name": f"{seed}.png", "mimeType": "image/png", "buffer": file.getvalue()})
+            if seed == 2:
+                page.fill("#prompt", "rabbit")
+                page.press("#prompt", "Enter")
+                page.wait_for_selector("canvas[data-shows=rabbit]")
+                drag(page, (35, 115, 169, 244))
+        page.wait_for_selector("canvas[data-shows='box 1 in 2.png']")
+        save(page, folder / "serve-box.png")
 
         page = opened(360, 900)
         pick(page, 2)
@@ -57,7 +83,7 @@ def main(folder: Path, port: int = 8766) -> None:
         page = opened(1120, 600)
         pick(page, 4)
         page.context.set_offline(True)
-        page.type("#phrase", "octopus and tent")
+        page.type("#prompt", "octopus and tent")
         page.wait_for_selector("#trouble:not([hidden])")
         save(page, folder / "serve-error.png")
 
