@@ -35,6 +35,7 @@ from open_gem.types import Grid, Size
 CONTEXT = 0.5  # share of the surroundings that is subtracted; as LIKELY, chosen on validation scenes
 LIKELY = 0.7  # share of the exemplar's own similarity at which presence is ½
 SHARPNESS = 12.0  # logits by which the exemplar itself exceeds a patch without any similarity
+KEPT = 64  # by which the features of an exemplar are kept at a time
 FRAME = 2  # side of the grey square around an exemplar without surroundings, as a multiple of its longer side
 
 Box = tuple[float, float, float, float]
@@ -149,6 +150,7 @@ class ExemplarCache:
         with self._lock:
             known = self._known.setdefault(exemplar, {})
             if how not in known:
-                known.clear() if len(known) > 64 else None
+                if len(known) == KEPT:
+                    known.clear()
                 known[how] = encode_exemplar(exemplar, encode)
             return known[how]

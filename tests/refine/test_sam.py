@@ -385,7 +385,7 @@ def test_points_are_where_the_map_is_high_and_as_many_where_it_is_low():
     values = torch.zeros(16, 16)
     values[2:4, 2:6] = 1.0
     region = Region((slice(2, 4), slice(2, 6)), np.ones((2, 4), bool), (3, 2))
-    prompt = sam.points([region], values)
+    prompt = sam.point_prompts([region], values)
     assert prompt.points is not None and prompt.signs is not None
     [points], [signs] = prompt.points.tolist(), prompt.signs.tolist()
     inside = [tuple(point) for point, sign in zip(points, signs, strict=True) if sign == 1]
@@ -407,7 +407,7 @@ def test_several_regions_have_as_many_points_each_and_those_missing_are_marked()
         )
         for span in masks
     ]
-    prompt = sam.points(made, values)
+    prompt = sam.point_prompts(made, values)
     assert prompt.points is not None and prompt.signs is not None
     assert prompt.points.shape[:2] == prompt.signs.shape
     assert (prompt.signs[0] != -10).all() and (prompt.signs[1] == -10).any()
@@ -415,7 +415,7 @@ def test_several_regions_have_as_many_points_each_and_those_missing_are_marked()
 
 def test_points_alone_draw_the_best_of_three(folders, loaded, kind):
     drawn = [mask for mask in segmenter(folders[kind], quality=0.0, prompts="points")(regions(), confidence()) if mask]
-    prompt = sam.points([regions()[0], regions()[2]], confidence())
+    prompt = sam.point_prompts([regions()[0], regions()[2]], confidence())
     _, quality = loaded.predict(loaded.encode(picture()), prompt, several=True)
     expected = [value for value in quality.amax(dim=1).tolist() if value > 0]
     assert [mask.quality for mask in drawn] == pytest.approx(expected, abs=1e-5)

@@ -8,6 +8,7 @@ Closer Look at the Explainability of CLIP" (CLIP Surgery, 2025).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import compress
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -116,9 +117,10 @@ class _Segmenter:
 
     def __call__(self, regions: Sequence[Region], confidence: Tensor) -> Iterator[CrispMask | None]:
         fewest = self.settings.min_area * confidence.numel()
-        drawn = self._drawn([region for region in regions if np.count_nonzero(region.mask) >= fewest], confidence)
-        for region in regions:
-            yield next(drawn) if np.count_nonzero(region.mask) >= fewest else None
+        are_large = [np.count_nonzero(region.mask) >= fewest for region in regions]
+        drawn = self._drawn([*compress(regions, are_large)], confidence)
+        for is_large in are_large:
+            yield next(drawn) if is_large else None
 
     @torch.no_grad()
     def _drawn(self, regions: Sequence[Region], confidence: Tensor) -> Iterator[CrispMask | None]:
@@ -128,13 +130,14 @@ class _Segmenter:
         encoded, confidence = self._encode(model), confidence.to(self.device)
         for start in range(0, len(regions), BATCH):
             part = regions[start : start + BATCH]
-            prompt = box_prompts(part, confidence) if self.settings.prompts == "box" else points(part, confidence)
-            masks, qualities = model.predict(encoded, prompt, several=prompt.boxes is None)
-            best = qualities.argmax(dim=1)
-            for index, which in enumerate(best.tolist()):
-                quality = qualities[index, which].item()
+            by_points = self.settings.prompts == "points"
+            prompt = (point_prompts if by_points else box_prompts)(part, confidence)
+            masks, qualities = model.predict(encoded, prompt, several=by_points)
+            for own, predicted in zip(masks, qualities.tolist(), strict=True):
+                quality = max(predicted)
+                small = own[predicted.index(quality)]
                 sure = quality > self.settings.quality
-                yield CrispMask(model.upsample(masks[index, which], encoded) > 0, quality) if sure else None
+                yield CrispMask(model.upsample(small, encoded) > 0, quality) if sure else None
 
     def _encode(self, model: "PromptedModel") -> "EncodedImage":
         with self._lock:  # threads that ask for different labels encode once
@@ -177,7 +180,7 @@ def box_prompts(regions: Sequence[Region], confidence: Float[Tensor, "y x"]) -> 
     )
 
 
-def points(regions: Sequence[Region], confidence: Float[Tensor, "y x"]) -> Prompt:
+def point_prompts(regions: Sequence[Region], confidence: Float[Tensor, "y x"]) -> Prompt:
     """Return points of each region: its most confident pixel and the middles of cells, mostly inside the region, that
     reach `SURE` of the map's range; and as many cells outside of it that are lowest."""
     size = Size(*confidence.shape)
