@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from open_gem import Exemplar, Localizer, Views, Vocabulary
 from open_gem.cli import app
+from open_gem.cli.options import read_exemplar
 from open_gem.data.scenes import VALIDATION, Scene, scene
 from open_gem.errors import InputError, PromptError
 from open_gem.exemplars import CONTEXT, LIKELY, SHARPNESS, coverage
@@ -214,6 +215,13 @@ def test_ground_takes_a_region_of_a_file(shown: Scene, file: Path, tmp_path: Pat
     document = json.loads(result.stdout)
     assert [entry["label"] for entry in document["labels"]] == ["cat", "it", "mug.png"]
     assert document["labels"][1]["present"]
+
+
+def test_a_label_and_a_file_name_may_have_an_equals_sign(file: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mug.png").rename("w=64.png")
+    for like, label in (("a=b=w=64.png:1,2,30,40", "a=b"), ("w=64.png", ""), ("it=w=64.png", "it")):
+        assert read_exemplar(like)[0] == label
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,9 @@ def test_what_cannot_be_is_refused(localizer: Localizer, image):
         localizer.configured(method="gradcam", views=Views(flip=True))(image, PROMPTS)
     with pytest.raises(MethodError, match="cosines"):
         localizer.configured(method="gradcam", remove_redundancy=True)(image, PROMPTS)
+    for setting in ("residual", "mlp"):
+        with pytest.raises(MethodError, match="whole blocks"):
+            GRADIENTS["legrad"].replace(**{setting: False})
     with pytest.raises(PromptError, match="gradients follow texts"):
         localizer.configured(method="gradcam")(image, Exemplar(image, (0, 0, 9, 9)))
     pixels = localizer.prepare(image).pixels

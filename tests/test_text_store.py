@@ -67,6 +67,13 @@ class OtherTokenizer(CountingEncoder):
         return super().encode_text([f"{text}!" for text in texts])
 
 
+class OtherAccents(CountingEncoder):
+    """A tokenizer that differs where letters are not ASCII."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return super().encode_text([text.encode("ascii", "ignore").decode() for text in texts])
+
+
 class OtherType(CountingEncoder):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return super().encode_text(texts).half()
@@ -77,7 +84,7 @@ def test_what_another_model_encoded_is_not_read():
     tuned = CountingEncoder()
     with torch.no_grad():
         tuned.model.weight += 1
-    for encoder in (tuned, OtherTokenizer(), OtherType()):
+    for encoder in (tuned, OtherTokenizer(), OtherAccents(), OtherType()):
         TextCache(encoder, WORDS)(NAMES)
         assert sum(encoder.encoded.values()) == len(NAMES) + len(PROBE), encoder
 
@@ -129,6 +136,27 @@ def test_where_nothing_can_be_written_nothing_is_kept(folder, monkeypatch):
     assert torch.equal(TextCache(CountingEncoder(), WORDS)(NAMES), expected(*NAMES))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     assert torch.equal(TextCache(CountingEncoder(), WORDS)(NAMES), expected(*NAMES))
+
+
+def test_a_store_that_is_locked_is_tried_once(folder, monkeypatch):
+    store = TextStore([b""], torch.zeros(2))
+    store.save({"cat": torch.ones(2)})
+    (file,) = folder.glob("*.sqlite")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
+    other = connect(file)
+    other.execute("BEGIN EXCLUSIVE")
+    assert store.load(["cat"]) == {}
+    other.rollback()
+    other.close()
+    assert store.load(["cat"]) == {}
+    assert TextStore([b""], torch.zeros(2)).load(["cat"])["cat"].tolist() == [1, 1]
+
+
+def test_without_users_nothing_is_kept(folder, monkeypatch):
+    monkeypatch.delattr("os.getuid")  # as on Windows
+    assert torch.equal(TextCache(CountingEncoder(), WORDS)(NAMES), expected(*NAMES))
+    assert not folder.exists()
 
 
 def test_the_least_recently_used_files_go_first(folder, monkeypatch):

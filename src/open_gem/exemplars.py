@@ -35,7 +35,7 @@ from open_gem.types import Grid, Size
 CONTEXT = 0.5  # share of the surroundings that is subtracted; as LIKELY, chosen on validation scenes
 LIKELY = 0.7  # share of the exemplar's own similarity at which presence is ½
 SHARPNESS = 12.0  # logits by which the exemplar itself exceeds a patch without any similarity
-KEPT = 64  # by which the features of an exemplar are kept at a time
+KEPT = 64  # most ways of encoding whose features an exemplar keeps; one more drops all of them
 FRAME = 2  # side of the grey square around an exemplar without surroundings, as a multiple of its longer side
 
 Box = tuple[float, float, float, float]

@@ -55,6 +55,8 @@ def write_file(path: Path, content: Writer | bytes, *, durable: bool = False) ->
 def cache_folder() -> Path | None:
     """Return the cache folder; None unless this user has one that others cannot write to: what is in it is trusted, and
     code is run from it."""
+    if not hasattr(os, "getuid"):  # Windows
+        return None
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "open_gem")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -35,7 +35,7 @@ SCENES = (  # what MaskCLIP and CLIP Surgery add to the templates of ImageNet
 )
 BATCH = 256  # texts encoded at a time: bounds memory when there are thousands
 MANY = 512  # texts from which embeddings are kept on disk
-PROBE = ("", "a photo of a cat.", "Two dogs, 3 birds & a bicycle: in the rain")
+PROBE = ("", "a photo of a cat.", "Two dogs, 3 BIRDS & a bicycle", "un café à l’été: “Straße” № 5", "東京の猫 🐱")
 
 V = TypeVar("V")
 Template = str | Sequence[str]  # a template, the name of an ensemble, or templates
@@ -456,6 +456,7 @@ class TextCache:
         self.template: str | tuple[str, ...] = template if isinstance(template, str) else self.templates
         self._known: OrderedDict[Hashable, Tensor] = OrderedDict()  # by prompt, and by how it was computed
         self._version: Hashable = None
+        self._fingerprint: bytes | None = None
         self._lock = Lock()
         self._warned = False
 
@@ -472,7 +473,7 @@ class TextCache:
         with self._lock:  # encoding under the lock: two threads never encode the same text twice
             if self._version != (version := self.model.weights_version):
                 self._known.clear()
-                self._version = version
+                self._version, self._fingerprint = version, None
             how = frozenset(autocast().items())
             rows = {key: self._known[key, how] for key in prompt_of if (key, how) in self._known}
             missing = {key: prompt for key, prompt in prompt_of.items() if key not in rows}
@@ -509,7 +510,7 @@ class TextCache:
         return fill("{}", prompt) if "{}" in self.templates else without_article(prompt)
 
     def _encode(self, prompts: Mapping[str, str]) -> dict[str, Tensor]:
-        """Encode prompts, by key. Of thousands of texts, what is known on disk is read and the rest is kept there."""
+        """Encode prompts, by key. Of `MANY` texts, what is known on disk is read and the rest is kept there."""
         store = self._store() if len(prompts) * len(self.templates) >= MANY else None
         rows = {} if store is None else store.load(list(prompts))
         rest = [key for key in prompts if key not in rows]
@@ -528,10 +529,12 @@ class TextCache:
         return rows
 
     def _store(self) -> TextStore:
-        """Return the embeddings on disk. A probe says what weights do not: the tokenizer, an activation, a kernel."""
+        """Return the embeddings on disk. A probe says what weights do not: a tokenizer, an activation, a kernel."""
+        if self._fingerprint is None:
+            self._fingerprint = self.model.fingerprint().encode()
         probe = self.model.encode_text(PROBE)
         values = probe.cpu().view(torch.uint8).numpy().tobytes()
-        return TextStore((self.model.fingerprint().encode(), values, *map(str.encode, self.templates)), probe[0])
+        return TextStore((self._fingerprint, values, *map(str.encode, self.templates)), probe[0])
 
     @cpu_by_default()  # tokenizers make tensors
     def _cut(self, text: str) -> str:

@@ -1,10 +1,10 @@
-"""Text embeddings on disk, so that a list of thousands of prompts is encoded once and not again by the next run."""
+"""Text embeddings on disk, so that a long list of prompts is encoded once and not again by the next run."""
 
 import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -23,7 +23,8 @@ class TextStore:
     depends  everything that embeddings depend on but the prompt: each has a file of its own
     like     an embedding `(e,)`, of the type and on the device of all
 
-    Nothing raises: what cannot be read is not known, what cannot be written is not kept.
+    Nothing raises: what cannot be read is not known, what cannot be written is not kept, and a store that failed once
+    is left alone.
     """
 
     def __init__(self, depends: Sequence[bytes], like: Tensor):
@@ -63,16 +64,17 @@ class TextStore:
         if self.path is None:
             return
         try:
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=5)) as database, database:
                 database.execute("CREATE TABLE IF NOT EXISTS texts (prompt TEXT PRIMARY KEY, row BLOB, crc INTEGER)")
                 work(database)
             os.utime(self.path)
             _evict(self.path)
         except (OSError, sqlite3.OperationalError):  # locked, not writable, no space
-            pass
+            self.path = None
         except sqlite3.DatabaseError:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 def _evict(newest: Path) -> None:

@@ -83,6 +83,17 @@ def test_the_librarys_own_pass_runs_without_kernels(monkeypatch, lengths):
     assert set(lengths) == {SIZES["context_length"]}
 
 
+def test_what_watches_the_text_half_is_called():
+    backbone = model(CAUSAL["text tower apart"])
+    backbone.model.text.register_forward_hook(lambda module, given, made: made + 1)
+    with torch.no_grad():
+        expected = backbone.model.encode_text(backbone.text.tokenizer(["a cat"]), normalize=True)
+    torch.testing.assert_close(backbone.encode_text(["a cat"]), expected)
+    backbone = model(CAUSAL["CLIP"])
+    backbone.model.encode_text = lambda tokens: torch.ones(len(tokens), 4)
+    assert torch.equal(backbone.encode_text(["a cat"]), torch.full((1, 4), 0.5))
+
+
 def test_thousands_of_texts_are_encoded_with_others_of_their_length(lengths):
     backbone = model(CAUSAL["CLIP"])
     texts = ["a cat", "word " * 30] * 300

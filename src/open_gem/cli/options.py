@@ -460,7 +460,10 @@ def read_exemplar(text: str) -> "tuple[str, Exemplar]":
     """Read the exemplar "[LABEL=]FILE[:X,Y,X,Y]" and its label, which may be empty. Raises PromptError."""
     from open_gem.text import Exemplar
 
-    label, _, file = text.rpartition("=") if not Path(text).is_file() else ("", "", text)
+    parts = text.split("=")
+    ways = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(len(parts))]  # "=" may be in the label or file
+    is_file = (way for way in ways if any(Path(path).is_file() for path in (way[1], way[1].rpartition(":")[0])))
+    label, file = next(is_file, ways[-1])
     path, _, numbers = file.rpartition(":")
     if not path or Path(file).is_file():  # the colon, if any, is the file name's own
         return label, Exemplar.read(file)

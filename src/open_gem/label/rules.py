@@ -119,8 +119,8 @@ class ObjectRules:
 
     def stored(self, obj: Object) -> dict[str, Any]:
         """Return an object as a row has it."""
-        names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence", "rle")
-        stored = {name: getattr(obj, name) for name in (*names, "mask_quality")}
+        names = ("label", "prompt", "score", "image_score", "presence", "peak", "probability", "confidence")
+        stored = {name: getattr(obj, name) for name in (*names, "rle", "mask_quality")}
         point = list(obj.point) if obj.point is not None and "points" in self.outputs else None
         return {**stored, "xyxy": list(obj.box), "point": point}
 

@@ -502,6 +502,8 @@ class Method:
         if self.attention.stands_alone and (self.residual or self.depth > 1):
             name = type(self.attention).__name__
             raise MethodError(f"{name} replaces the last block: it needs residual=False and depth=1")
+        if isinstance(self.attention, AttentionGradient) and not (self.residual and self.mlp):
+            raise MethodError("AttentionGradient follows whole blocks: it needs residual=True and mlp=True")
         object.__setattr__(self, "steps", tuple(self.steps))
         require(self, "steps", lambda steps: all(isinstance(step, Step) for step in steps), "steps such as Scga()")
 

@@ -295,7 +295,7 @@ def load_expert(
                "facebook/dinov2-with-registers-base"), or a folder of that kind; "timm:" before a name of timm
                ("timm:vit_base_patch16_dinov3.lvd1689m") or before a folder as timm saves them
     device     "auto" takes CUDA, then Apple's MPS, then the CPU
-    dtype      a key of `towers.DTYPES`: what the weights are cast to
+    dtype      "auto" or a key of `towers.DTYPES`: what the weights are cast to
     cache_dir  where downloaded weights are kept, by default the Hugging Face cache
 
     Never returns a model with random weights, and runs no code of a checkpoint. Raises UnknownModelError (no such

@@ -21,6 +21,7 @@ from open_gem.checks import close_names
 from open_gem.errors import OpenGemError, UnknownModelError, UnsupportedModelError, WeightsError
 from open_gem.images.pixels import Preprocess
 from open_gem.method import kernels
+from open_gem.method.kernels.linear import is_watched
 from open_gem.text import TextTower
 from open_gem.towers.base import Backbone, ModuleTower, Recommended, check_evaluating
 from open_gem.towers.families import find_family, find_tower
@@ -126,6 +127,11 @@ class OpenClipText(TextTower):
             return {token for token in tokens if re.search("[a-z]{2}", self.tokenizer.decode([token]))}
 
 
+def _is_plain(text: TextTransformer) -> bool:
+    """Return True for a text tower that is exactly its class, without a class token of its own."""
+    return type(text) is TextTransformer and text.cls_emb is None and not text.output_tokens and not is_watched(text)
+
+
 class _CausalText(NamedTuple):
     """A text half whose attention is causal and whose embedding is read where the text ends, so that what follows has
     no part in it.
@@ -139,11 +145,13 @@ class _CausalText(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "_CausalText | None":
-        """Return that half of a model; None for any other."""
+        """Return that half of a model; None for any other, and where calling it does more than its class says."""
         text, kind = getattr(model, "text", None), type(model)
+        if "encode_text" in vars(model):
+            return None
         if kind is open_clip.CLIP:
             causal = cls(model, model.text_pool_type, model.text_eos_id)
-        elif text is not None and type(text) is TextTransformer and text.cls_emb is None and not text.output_tokens:
+        elif isinstance(text, TextTransformer) and _is_plain(text):
             causal = cls(text, text.pool_type, text.eos_id)
         else:
             return None

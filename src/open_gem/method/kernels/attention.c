@@ -1,5 +1,5 @@
-/* Attention of float32 heads on a CPU, for `open_gem.kernels.attention`: the same numbers as scaled_dot_product_attention in fewer
-   operations and without a pause between them.
+/* Attention of float32 heads on a CPU, for `open_gem.method.kernels.attention`: the same numbers as
+   scaled_dot_product_attention in fewer operations and without a pause between them.
 
    self_self  softmax(p pT / tau) of unit vectors p is made of E = exp((p pT - 1) / tau). No row needs its maximum, since
               that is its diagonal, 0. E is symmetric: the tiles above the diagonal are computed and used twice. Between
@@ -8,8 +8,8 @@
    query_key  the host's own attention, a strip of rows at a time.
 
    One thread takes one head of one image at a time. Where that would leave threads idle, all share all heads, a strip of
-   rows at a time: the same numbers to the last bit, in more operations. Memory is linear in the number of tokens. Tokens
-   are padded to whole tiles and widths to whole vectors, with zeros. */
+   rows at a time: the same numbers to the last bit, in more operations, with the vectors of all heads in memory. Memory is
+   linear in the number of tokens. Tokens are padded to whole tiles and widths to whole vectors, with zeros. */
 
 #include <float.h>
 #include <math.h>

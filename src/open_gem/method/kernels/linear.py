@@ -93,7 +93,7 @@ def feed_forward(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
 def _known(mlp: nn.Module, names: tuple[str, str, str]) -> tuple[Any, _Activation, Any] | None:
     """Return the layers of `mlp` that have these names; None if they are not plain, or not the whole network."""
     children = dict(mlp.named_children())
-    if not children.keys() >= set(names) or _is_watched(mlp, *children.values()):
+    if not children.keys() >= set(names) or is_watched(mlp, *children.values()):
         return None
     if any(module.training for module in (mlp, *children.values())):
         return None
@@ -142,10 +142,10 @@ def _takes(x: Tensor, *weights: Tensor | None) -> bool:
 
 
 def _is_linear(layer: Any) -> bool:
-    return type(layer) is nn.Linear and not _is_watched(layer)
+    return type(layer) is nn.Linear and not is_watched(layer)
 
 
-def _is_watched(*modules: nn.Module) -> bool:
+def is_watched(*modules: nn.Module) -> bool:
     """Return True if calling one of them does more than its class says."""
     everywhere = bool(torch.nn.modules.module._has_any_global_hook())
     return everywhere or any(

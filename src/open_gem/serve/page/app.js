@@ -32,12 +32,12 @@ function nextRequest() {
   const { image } = state;
   if (!image || image.refused || !state.model) return null;
   if (!image.id) return (signal) => upload(image, signal);
+  const lost = state.prompts.find(({ like }) => like && !like.image.id && !like.image.refused);
+  if (lost) return (signal) => upload(lost.like.image, signal);
   for (const method of shownMethods()) {
     const missing = promptsOf(method).filter(({ answer }) => !answer);
     missing.sort((first, second) => second.chosen - first.chosen);
     const wanted = together(image.singly ? missing.slice(0, 1) : missing);
-    const lost = wanted.find(({ like }) => like && !like.image.id);
-    if (lost) return (signal) => upload(lost.like.image, signal);
     if (wanted.length) return (signal) => ask(image, method, wanted, signal);
   }
   return null;
