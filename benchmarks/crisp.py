@@ -22,13 +22,21 @@ from open_gem.localization.crisp import Region
 from open_gem.refine.sam import SEGMENTERS, PromptedModel, box_prompts
 
 SIZES = {"SAM ViT-B": "sam", "SAM 2.1 tiny": "sam2", "EdgeTAM": "edgetam"}
+REPVIT = {  # EdgeTAM's backbone, which its default configuration does not have
+    "model_type": "timm_wrapper",
+    "architecture": "repvit_m1",
+    "num_classes": 2,
+    "initializer_range": 0.02,
+    "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+}
+PARTS = {"edgetam": {"vision_config": {"model_type": "edgetam_vision_model", "backbone_config": REPVIT}}}
 SIDES = (480, 640)  # height and width of the image
 
 
 def random_model(kind: str) -> PromptedModel:
-    """A model in its library's default size: that of the checkpoints that the guide names."""
+    """A model of the size of the checkpoints that the guide names."""
     spec = SEGMENTERS[kind]
-    model = getattr(transformers, spec.model)(transformers.AutoConfig.for_model(kind)).eval()
+    model = getattr(transformers, spec.model)(transformers.AutoConfig.for_model(kind, **PARTS.get(kind, {}))).eval()
     return PromptedModel(kind, model, getattr(transformers, spec.processor)())
 
 

@@ -165,7 +165,7 @@ def grid_softmax_argmax(logits: Float[Tensor, "p r k"], size: Size) -> SoftmaxAr
     result = SoftmaxArgmax(
         *(corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64, corners.dtype))
     )
-    for band, here, _ in _upsampled(corners, size):
+    for (band, _), here, _ in _upsampled(corners, size):
         best, _ = torch.max(here, dim=-1, out=(result.best[band], result.winner[band]))
         torch.sum(here.sub_(best[..., None]).exp_(), dim=-1, out=result.sum_exp[band])
     return result
@@ -179,40 +179,56 @@ def grid_argmax(logits: Float[Tensor, "p r k"], size: Size) -> tuple[Float[Tenso
     """
     corners = at_least_float32(logits).permute(1, 2, 0).contiguous()
     best, winner = (corners.new_empty(size, dtype=kind) for kind in (corners.dtype, torch.int64))
-    for band, here, prompts in _upsampled(corners, size, candidates=True):
-        _, at = torch.max(here, dim=-1, out=(best[band], winner[band]))
-        winner[band] = prompts.expand(len(at), -1, -1).gather(-1, at[..., None])[..., 0]
+    for place, here, prompts in _upsampled(corners, size, candidates=True):
+        best[place], at = here.max(dim=-1)
+        winner[place] = prompts.expand(len(at), -1, -1).gather(-1, at[..., None])[..., 0]
     return best, winner
 
 
 def _upsampled(
     corners: Float[Tensor, "r k p"], size: Size, candidates: bool = False
-) -> Iterator[tuple[slice, Float[Tensor, "rows x m"], Int[Tensor, "x m"]]]:
-    """Yield bands of rows of pixels, their values, and the prompts that these are of: all of them, or of each column's
-    `candidates` alone."""
+) -> Iterator[tuple[tuple[slice, slice], Float[Tensor, "rows x m"], Int[Tensor, "x m"]]]:
+    """Yield rows and columns of pixels, their values, and the prompts that these are of: all of them, or of each
+    column's `candidates` alone."""
     (low_rows, high_rows, down), (low, high, along) = (
         _taps(cells, pixels, corners) for cells, pixels in zip(corners.shape[:2], size, strict=True)
     )
     every = torch.arange(corners.shape[2], dtype=torch.int64, device=corners.device).expand(size.width, -1)
     for start, end in _runs(low_rows.tolist()):
         pair = corners[low_rows[start]], corners[high_rows[start]]
-        prompts = _candidates(*pair)[low] if candidates else every
-        sides = [(row[low].gather(1, prompts), row[high].gather(1, prompts)) for row in pair]
-        above, below = (torch.lerp(left, right, along[:, None]) for left, right in sides)
-        step = max(1, CELLS // above.numel())
-        for first in range(start, end, step):
-            band = slice(first, min(first + step, end))
-            yield band, torch.lerp(above, below, down[band, None, None]), prompts
+        spans = _candidates(*pair, low) if candidates else [(slice(0, size.width), every)]
+        for columns, prompts in spans:
+            left, right, across = low[columns, None], high[columns, None], along[columns, None]
+            above, below = (torch.lerp(row[left, prompts], row[right, prompts], across) for row in pair)
+            step = max(1, CELLS // above.numel())
+            for first in range(start, end, step):
+                rows = slice(first, min(first + step, end))
+                yield (rows, columns), torch.lerp(above, below, down[rows, None, None]), prompts
 
 
-def _candidates(above: Float[Tensor, "k p"], below: Float[Tensor, "k p"]) -> Int[Tensor, "k m"]:
-    """Return the prompts that can be highest between two rows of patches, to the right of each patch; more where others
-    need more."""
+def _candidates(
+    above: Float[Tensor, "k p"], below: Float[Tensor, "k p"], low: Int[Tensor, " x"]
+) -> Iterator[tuple[slice, Int[Tensor, "columns m"]]]:
+    """Yield ranges of columns of pixels between two rows of patches, and the prompts that can be highest in each
+    column, or more where another column of the range needs more; `low` is the patch to the left of each column."""
     square = torch.stack([corner for row in (above, below) for corner in (row, torch.cat([row[1:], row[-1:]]))])
     highest, bound = square.amax(dim=0), square.amin(dim=0).amax(dim=1, keepdim=True)
     bound -= 8 * torch.finfo(bound.dtype).eps * bound.abs()  # what interpolation rounds
-    most = int((~(highest < bound)).sum(dim=1).max())  # NaN is kept
-    return highest.topk(most, dim=1).indices.sort(dim=1).values  # the first of equals wins
+    counts = (~(highest < bound)).sum(dim=1).tolist()  # NaN is kept
+    patches = low.tolist()
+
+    def span(first: int, last: int, most: int) -> tuple[slice, Tensor]:
+        own = highest[patches[first] : patches[last - 1] + 1].topk(most, dim=1).indices.sort(dim=1).values
+        return slice(first, last), own[low[first:last] - patches[first]]  # sorted: the first of equals wins
+
+    first = most = 0
+    for start, end in _runs(patches):
+        wider = max(most, counts[patches[start]])
+        if start > first and (end - first) * wider > CELLS:
+            yield span(first, start, most)
+            first, wider = start, counts[patches[start]]
+        most = wider
+    yield span(first, len(patches), most)
 
 
 def _taps(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -405,9 +405,9 @@ int attend(job *t) {
 }
 
 /* Multiplications and additions in the matrix products of `attend`, without padding. A product of all pairs of tokens is
-   2 n^2 c; the scores of query_key are computed twice. */
+   2 n^2 c; the scores of query_key are computed twice and count once. */
 double operations(long heads, long threads, long count, long width, long projections, long iterations) {
     (void)threads;
     double product = 2.0 * heads * count * count * width;
-    return iterations < 0 ? 3 * product : 2 * product * projections * (iterations + 1);
+    return iterations < 0 ? 2 * product : 2 * product * projections * (iterations + 1);
 }
