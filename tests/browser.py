@@ -94,7 +94,13 @@ class Visit:
         return self
 
     def look_at(self, path: Path, *prompts: str) -> "Visit":
+        """Pick a file, and wait until the page shows it, or says why not: what was seen before is gone."""
         self.page.set_input_files("#file", path)
+        self.page.wait_for_function(
+            "(name) => document.querySelector('#cli').textContent.includes(name)"
+            " || !document.querySelector('#trouble').hidden",
+            arg=path.name,
+        )
         for prompt in prompts:
             self.page.fill("#prompt", prompt)
             self.page.press("#prompt", "Enter")
@@ -107,6 +113,12 @@ class Visit:
             " document.querySelectorAll(`canvas[data-shows=${JSON.stringify(prompt)}]`).length",
             arg=[prompt, panels],
         )
+        return self
+
+    def settled(self) -> "Visit":
+        """Wait until every prompt has its answer and the table of results is filled."""
+        self.page.evaluate(FRAME)
+        self.page.wait_for_selector("#results[aria-busy=false]")
         return self
 
     def switch(self, **wanted: bool) -> "Visit":
@@ -129,9 +141,8 @@ class Visit:
         return self.page.inner_text(selector)
 
     def rows(self) -> list[list[str]]:
-        """The cells of the table of results, once it is filled."""
-        self.page.evaluate(FRAME)
-        self.page.wait_for_selector("#results[aria-busy=false]")
+        """The cells of the table of results."""
+        self.settled()
         return [row.split("\t") for row in self.texts("#results tbody tr")]
 
     def texts(self, selector: str) -> list[str]:

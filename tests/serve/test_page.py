@@ -168,6 +168,7 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drag(page: Visit, box: tuple[int, int, int, int]) -> None:
     """Draw a box, in pixels of an image of 448 pixels' width, by the mouse."""
     canvas = page.page.locator("#panels canvas")
+    page.settled()  # a table that is filled meanwhile would move the image
     canvas.scroll_into_view_if_needed()
     frame = canvas.bounding_box()
     left, top, right, bottom = (side * frame["width"] / 448 for side in box)

@@ -115,7 +115,7 @@ function show() {
   stage.update(image.view, shown, settings());
   if (shown.every(({ chosen }) => chosen?.answer)) painted();
   showLines();
-  showTable(shown, main.every(({ answer }) => answer));
+  showTable(shown);
 }
 
 /** What one method shows of the image. While a prompt is awaited, the one before stays. */
@@ -150,14 +150,15 @@ function rowsOf(method, prompts) {
 let filling = 0;
 
 /** Fill the table once nothing has changed for a moment: it needs the maps of all prompts, the image that of one. */
-function showTable(shown, complete) {
+function showTable(shown) {
   clearTimeout(filling);
   $("results").ariaBusy = "true";
   filling = setTimeout(() => {
     const rows = shown.flatMap(({ method, others }) => rowsOf(method, others));
     fillTable($("results").querySelector("tbody"), rows);
+    if (shown.some(({ others }) => others.some(({ answer }) => !answer))) return; // there is more to come
     $("results").ariaBusy = "false";
-    if (complete) announce(rows.filter(({ chosen }) => chosen).slice(-1));
+    announce(rows.filter(({ chosen }) => chosen).slice(-1));
   }, SETTLED);
 }
 
