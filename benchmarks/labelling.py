@@ -51,11 +51,12 @@ def random_vit(folder: Path) -> str:
     return f"local-dir:{folder}"
 
 
-def make(model: str, threads: int) -> Labeling:
+def make(model: str, threads: int, dtype: str) -> Labeling:
     torch.set_num_threads(threads)
     if model == "embedded":
-        return load_labeling(Ontology.of(CONCEPTS[:20]), "embedded", device="cpu")
-    return load_labeling(Ontology.of(CONCEPTS[:3], presence=0.0), model, device="cpu")  # random: all are looked for
+        return load_labeling(Ontology.of(CONCEPTS[:20]), "embedded", device="cpu", dtype=dtype)
+    classes = Ontology.of(CONCEPTS[:3], presence=0.0)  # random weights: all are looked for
+    return load_labeling(classes, model, device="cpu", dtype=dtype)
 
 
 def in_batches(labeling: Labeling, ready: list[PreparedImage], batch_size: int) -> float:
@@ -86,18 +87,19 @@ def by_engine(labeling: Labeling, folder: Path, run: Callable, **settings: objec
     return seconds
 
 
-def _share(model: str, folder: Path, shard: Shard, ready: multiprocessing.Barrier, batch_size: int) -> None:  # pyright: ignore[reportInvalidTypeForm, reportGeneralTypeIssues]
-    labeling = make(model, 1)
+def _share(model: str, dtype: str, folder: Path, shard: Shard, ready: multiprocessing.Barrier, batch_size: int) -> None:  # pyright: ignore[reportInvalidTypeForm, reportGeneralTypeIssues]
+    labeling = make(model, 1, dtype)
     ready.wait()
     by_engine(labeling, folder, local.run, shard=shard, batch_size=batch_size, workers=1)
     ready.wait()
 
 
-def in_processes(model: str, folder: Path, count: int, batch_size: int) -> float:
+def in_processes(model: str, dtype: str, folder: Path, count: int, batch_size: int) -> float:
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(count + 1)
     shards = [
-        context.Process(target=_share, args=(model, folder, Shard(n, count), ready, batch_size)) for n in range(count)
+        context.Process(target=_share, args=(model, dtype, folder, Shard(n, count), ready, batch_size))
+        for n in range(count)
     ]
     for process in shards:
         process.start()
@@ -131,6 +133,7 @@ def print_shares(labeling: Labeling, folder: Path, ready: list[PreparedImage], t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["embedded", "vit-b-16"], default="embedded")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -147,7 +150,7 @@ def main() -> None:
         for seed in range(options.images):
             Image.fromarray(scene(seed, (480, 640)).image).save(photos / f"{seed:05}.jpg", quality=90)
         model = random_vit(weights) if options.model == "vit-b-16" else options.model
-        labeling = make(model, options.threads)
+        labeling = make(model, options.threads, options.dtype)
         prepared = [labeling.prepare(item) for item in open_source(str(photos)).items()]
         ready = [image for image in prepared if isinstance(image, PreparedImage)]
         in_batches(labeling, ready[: options.batch_size], options.batch_size)
@@ -159,12 +162,12 @@ def main() -> None:
             ),
         }
         if options.ray:
-            again = partial(make, model, options.threads)
+            again = partial(make, model, options.threads, options.dtype)
             ways["ray"] = partial(
                 by_engine, labeling, photos, on_ray.run, make=again, batch_size=options.batch_size, workers=1
             )
         for count in options.shards:
-            ways[f"{count} processes"] = partial(in_processes, model, photos, count, options.batch_size)
+            ways[f"{count} processes"] = partial(in_processes, model, options.dtype, photos, count, options.batch_size)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(options.turns):
             for name, way in ways.items():

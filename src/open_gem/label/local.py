@@ -121,7 +121,8 @@ def label(
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
     limits = BatchLimits(batch_size, min(PASSES, threads) if labeling.localizer.device.type == "cpu" else 1)
-    readers, finders = Threads(count), Threads(count)
+    each = max(1, threads // count)  # threads of torch: more than processors would wait for each other at every map
+    readers, finders = (Threads(count, partial(torch.set_num_threads, each)) for _ in range(2))
     models = Threads(limits.passes, partial(torch.set_num_threads, -(-threads // limits.passes)))
     pools, locate = (readers, models, finders), partial(_locate, labeling, limits)
     ahead = AHEAD * batch_size

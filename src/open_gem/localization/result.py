@@ -231,6 +231,8 @@ class Localization:
     @cached_property
     def _cell_log_sum_exp(self) -> Tensor:
         """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
+        if isinstance(self.maps, Tensor):
+            return (self._scale * at_least_float32(self.maps)).logsumexp(dim=0)
         return readout.softmax_argmax(self._scale * at_least_float32(values) for values in self.maps).log_sum_exp
 
     def objects(
@@ -594,10 +596,10 @@ class Localization:
 
     def _mask(self, cosine: Tensor, threshold: float, stretch: Callable[[Tensor], Tensor], scale: str) -> Tensor:
         if scale == "probability":
-            return self._probability(cosine) > threshold
+            return readout.above(self._probability(cosine), threshold)
         mask = torch.empty(cosine.shape, dtype=torch.bool, device=cosine.device)
         for band in readout.bands(*mask.shape):
-            torch.gt(stretch(cosine[band]) if scale == "minmax" else cosine[band], threshold, out=mask[band])
+            mask[band] = readout.above(stretch(cosine[band]) if scale == "minmax" else cosine[band], threshold)
         return mask
 
     def _best_prompt(self, index: int, maps: Sequence[Tensor], point: tuple[int, int]) -> tuple[str, float | None]:

@@ -84,14 +84,14 @@ function secondsOf({ status, headers }) {
  *  in flight, so that of everything typed meanwhile only the newest is asked for.
  */
 export class Loop {
-  constructor({ next, waiting, failed, debounce = 5 }) {
-    Object.assign(this, { next, waiting, failed, debounce, running: false, timer: 0 });
+  constructor({ next, waiting, failed }) {
+    Object.assign(this, { next, waiting, failed, running: false, timer: 0 });
   }
 
   /** Something may be missing. */
   poke() {
     clearTimeout(this.timer);
-    if (!this.running) this.timer = setTimeout(() => this.run(), this.debounce);
+    if (!this.running) this.timer = setTimeout(() => this.run()); // after this event, before the next frame
   }
 
   /** Drop what is in flight: its image is gone. */

@@ -15,7 +15,8 @@ const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 
 const number = (id) => Number($(id).value);
-const switches = () => Object.fromEntries(all("input[type=checkbox]").map(({ name, checked }) => [name, checked]));
+const boxes = all("input[type=checkbox]"), outputs = all("output");
+const switches = () => Object.fromEntries(boxes.map(({ name, checked }) => [name, checked]));
 const settings = () => ({ show: switches(), threshold: number("threshold"), opacity: number("opacity") });
 const promptsOf = (method) => allPrompts(method, number("limit"));
 const shownMethods = () => (switches().compare ? state.methods : state.methods.slice(-1));
@@ -100,7 +101,7 @@ function refresh() {
 
 function show() {
   scheduled = false;
-  for (const output of all("output")) output.value = number(output.htmlFor.value).toFixed(2);
+  for (const output of outputs) output.value = number(output.htmlFor.value).toFixed(2);
   const main = promptsOf(shownMethods().at(-1));
   chips.update(main);
   const { image } = state;
