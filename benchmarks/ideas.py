@@ -263,7 +263,7 @@ def by_onednn(work: Callable[[], Any]) -> Callable[[], Any]:
     """Return the work with small linear layers by oneDNN too."""
 
     def switched() -> None:
-        before, linear.MIN_WEIGHTS = linear.MIN_WEIGHTS, 0
+        before, linear.MIN_WEIGHTS = linear.MIN_WEIGHTS, dict.fromkeys(linear.MIN_WEIGHTS, 0)
         try:
             work()
         finally:

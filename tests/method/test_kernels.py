@@ -579,7 +579,7 @@ KINDS = [
 
 @pytest.fixture
 def small_layers(monkeypatch) -> None:
-    monkeypatch.setattr(linear, "MIN_WEIGHTS", 0)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", dict.fromkeys(linear.MIN_WEIGHTS, 0))
 
 
 def is_fused(module: nn.Module, x: Tensor) -> bool:
@@ -605,8 +605,16 @@ def needs_onednn(test):
 @torch.no_grad()
 def test_small_layers_are_left_to_torch(inputs, monkeypatch):
     assert not is_fused(network("open_clip"), inputs)
-    monkeypatch.setattr(linear, "MIN_WEIGHTS", 16 * 64)
+    monkeypatch.setitem(linear.MIN_WEIGHTS, torch.float32, 16 * 64)
     assert is_fused(network("open_clip"), inputs) == linear.HAS_ONEDNN
+
+
+@torch.no_grad()
+def test_float32_is_left_to_torch_where_mkl_is_fast():
+    large = torch.nn.Linear(512, 512)
+    x = torch.randn(4, 512)
+    assert linear._takes(x, large.weight, large.bias) == (linear.HAS_ONEDNN and not linear.HAS_FAST_MKL)
+    assert linear._takes(x.bfloat16(), large.bfloat16().weight) == linear.HAS_ONEDNN
 
 
 @needs_onednn

@@ -1,10 +1,11 @@
 """Linear layers through oneDNN, with what follows them in the same pass over memory.
 
-Of torch's two CPU libraries for matrix products, MKL is what its `linear` takes for float32. oneDNN is somewhat faster
-at these shapes, needs no copy of the bias, and applies GELU while numbers are still in registers. Weights stay as they
-are.
+Of torch's two CPU libraries for matrix products, MKL is what its `linear` takes for float32. On other processors than
+Intel's, oneDNN is somewhat faster at these shapes; it needs no copy of the bias, and applies GELU while numbers are
+still in registers. Weights stay as they are.
 """
 
+import math
 import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,15 +16,17 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from open_gem.method import kernels
+from open_gem.method.kernels.attention import processor
 
 MAX_VALUES = {torch.float32: 1 << 22, torch.bfloat16: 1 << 24}
 """Maximum number of values between the two layers of a feed-forward network at a time: 16 MiB, and 32. The C library
 reuses blocks of such a size; larger ones come fresh from the system, and every page of them costs an interrupt. In
 bfloat16 weights are reordered at every call, so that fewer calls are worth more."""
 
-MIN_WEIGHTS = 1 << 18
-"""Minimum number of weights of a layer. What oneDNN does before each product takes longer than it saves at small
-ones."""
+HAS_FAST_MKL = "GenuineIntel" in processor("vendor_id") and torch.backends.mkl.is_available()
+MIN_WEIGHTS = {torch.float32: math.inf if HAS_FAST_MKL else 1 << 18, torch.bfloat16: 1 << 18}
+"""Minimum number of weights of a layer. What oneDNN does before each product takes longer than it saves at small ones,
+and MKL is faster on Intel's processors."""
 
 
 class _Activation(NamedTuple):
@@ -133,7 +136,9 @@ def _takes(x: Tensor, *weights: Tensor | None) -> bool:
         HAS_ONEDNN
         and not torch.is_grad_enabled()
         and kernels.are_plain(x, *known)
-        and all(weight.is_contiguous() and (weight.ndim < 2 or weight.numel() >= MIN_WEIGHTS) for weight in known)
+        and all(
+            weight.is_contiguous() and (weight.ndim < 2 or weight.numel() >= MIN_WEIGHTS[x.dtype]) for weight in known
+        )
         and x.ndim > 1
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
