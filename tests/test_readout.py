@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from open_gem import readout
 from open_gem.errors import InputError
 from open_gem.readout import Components, components, min_max, peak, peak_inside, upsample, whole
-from open_gem.tensors import similarity
+from open_gem.tensors import at_least_float32, similarity
 from open_gem.types import Size
 
 SIZES = [Size(7, 11), Size(32, 48), Size(37, 53), Size(3, 4), Size(2, 2), Size(1, 9)]
@@ -98,6 +98,13 @@ def test_min_max_spans_zero_to_one_and_keeps_the_order(scale):
 @pytest.mark.parametrize("value", [0.0, -0.3, 1e9])
 def test_nothing_stands_out_in_a_constant_map(value):
     assert torch.equal(min_max(torch.full((3, 4), value)), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [0.3, np.float64(0.3), 1, math.inf])
+def test_above_is_what_torch_says(dtype, threshold):
+    values = torch.tensor([[0.1, 0.3, 0.5], [math.nan, math.inf, -math.inf]], dtype=dtype, requires_grad=True)
+    assert torch.equal(readout.above(values, threshold), at_least_float32(values) > float(threshold))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

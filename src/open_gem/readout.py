@@ -67,7 +67,7 @@ def above(heatmap: Float[Tensor, "y x"], threshold: float) -> Bool[Tensor, "y x"
     """Return where a map is above a threshold: on a CPU by numpy, which takes a tenth of torch's time."""
     if heatmap.device.type != "cpu":
         return heatmap > threshold
-    return torch.from_numpy(at_least_float32(heatmap.detach()).numpy() > threshold)
+    return torch.from_numpy(at_least_float32(heatmap.detach()).numpy() > float(threshold))
 
 
 def peak(heatmap: Float[Tensor, "y x"]) -> tuple[int, int]:

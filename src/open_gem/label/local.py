@@ -116,8 +116,8 @@ def label(
     """Yield a row for each item, in the order in which images of one shape come together.
 
     Once `stop` is set, pending reads are abandoned, images that wait for others of their shape are left for the next
-    run, and the model's results still become rows. On a CPU, threads that start meanwhile have half of torch's threads,
-    until this ends or is closed: run one at a time.
+    run, and the model's results still become rows. Threads that start meanwhile have fewer of torch's threads, until
+    this ends or is closed: run one at a time.
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
     limits = BatchLimits(batch_size, min(PASSES, threads) if labeling.localizer.device.type == "cpu" else 1)

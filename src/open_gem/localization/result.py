@@ -185,7 +185,7 @@ class Localization:
 
         def make(index: int) -> Tensor:
             heatmap = heatmaps[index]
-            mask = (heatmap > threshold) & present[index]
+            mask = readout.above(heatmap, threshold) & present[index]
             return mask if self.segmenter is None else paint(self._drawn(mask.cpu(), heatmap, scale), mask)
 
         return Maps(self.labels, make)
