@@ -170,7 +170,7 @@ def linears() -> Cases:
             functional.gelu(whole(x, up.weight, up.bias)), down.weight, down.bias
         ),
         "the same, GELU within": lambda: in_one(x),
-        "the same, rows at a time": lambda: fused(x),
+        "the same, rows at a time": by_onednn(lambda: fused(x)),
         "the same in torch, weights in int8": lambda: eighth(x),
         "first layer by torch": lambda: up(x),
         "first layer by oneDNN": lambda: whole(x, up.weight, up.bias),
@@ -260,7 +260,7 @@ def processor_turn(work: Callable[[], Any]) -> Callable[[], float]:
 
 
 def by_onednn(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the work with small linear layers by oneDNN too."""
+    """Return the work with all linear layers by oneDNN."""
 
     def switched() -> None:
         before, linear.MIN_WEIGHTS = linear.MIN_WEIGHTS, dict.fromkeys(linear.MIN_WEIGHTS, 0)

@@ -94,11 +94,12 @@ class Visit:
         return self
 
     def look_at(self, path: Path, *prompts: str) -> "Visit":
-        """Pick a file, and wait until the page shows it, or says why not: what was seen before is gone."""
+        """Pick a file, and wait until the page shows it, or says why not."""
+        self.page.evaluate("delete document.querySelector('#panels').dataset.image")
         self.page.set_input_files("#file", path)
         self.page.wait_for_function(
-            "(name) => document.querySelector('#cli').textContent.includes(name)"
-            " || !document.querySelector('#trouble').hidden",
+            "(name) => document.querySelector('#panels').dataset.image === name"
+            " || document.querySelector('#trouble:not([hidden]) p')?.textContent.includes(name)",
             arg=path.name,
         )
         for prompt in prompts:
@@ -116,9 +117,14 @@ class Visit:
         return self
 
     def settled(self) -> "Visit":
-        """Wait until every prompt has its answer and the table of results is filled."""
+        """Wait until every prompt has its answer, or nothing more is asked, and the table of results is filled."""
         self.page.evaluate(FRAME)
         self.page.wait_for_selector("#results[aria-busy=false]")
+        return self
+
+    def click(self, selector: str) -> "Visit":
+        """Click on what the table of results moves while it is filled: between press and release, that is no click."""
+        self.settled().page.click(selector)
         return self
 
     def switch(self, **wanted: bool) -> "Visit":

@@ -495,6 +495,24 @@ def test_the_model_sees_two_batches_at_a_time_each_with_half_of_the_threads(phot
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_threads_share_those_of_torch(photos, labeling, monkeypatch):
+    used: dict[str, set[int]] = {"prepare": set(), "locate": set(), "row": set()}
+    for name, counts in used.items():
+        step = getattr(Labeling, name)
+
+        def noted(self: Labeling, work, step=step, counts=counts):
+            torch.ones(1 << 16).exp()  # enough work for several threads
+            counts.add(torch.get_num_threads())
+            return step(self, work)
+
+        monkeypatch.setattr(Labeling, name, noted)
+    torch.set_num_threads(8)
+    assert len(list(label(labeling, items_of(photos), batch_size=2, workers=4))) == len(list(items_of(photos)))
+    assert used == {"prepare": {2}, "locate": {4}, "row": {2}}
+    assert torch.get_num_threads() == 8
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_where_memory_ends_the_model_sees_a_batch_alone_before_it_sees_less(photos, labeling, monkeypatch):
     locate, both, lock, at_once, tried = Labeling.locate, Barrier(2, timeout=30), Lock(), [], []
 

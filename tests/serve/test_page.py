@@ -80,7 +80,7 @@ def test_masks_are_those_of_the_server(visit, picture, drawn, embedded):
     page.slide("threshold", 0.35).slide("opacity", 1)
     marked = (page.pixels() != drawn.image).any(axis=-1)
     with page.page.expect_download() as download:
-        page.page.click("#json")
+        page.click("#json")
     document = json.loads(download.value.path().read_text("utf-8"))
     [answer] = document["answers"]
     mask = np.any([coco.decode(obj["mask"]) for obj in answer["objects"]], axis=0)
@@ -100,7 +100,7 @@ def test_absent_labels_are_faded(visit, picture, drawn):
 
 def test_sliders_and_layers_ask_nothing_of_the_server(visit, picture):
     page = visit().open().look_at(picture, *PROMPTS)
-    page.page.wait_for_load_state("networkidle")
+    page.settled()
     asked: list[str] = []
     page.page.on("request", lambda request: asked.append(request.url))
     seen = [page.pixels()]
@@ -218,7 +218,7 @@ def test_a_document_has_texts_and_boxes(visit, picture):
     page.page.fill("#prompt", "hamburger")
     page.shows("hamburger")
     with page.page.expect_download() as download:
-        page.page.click("#json")
+        page.click("#json")
     answers = json.loads(download.value.path().read_text("utf-8"))["answers"]
     labels = [[label["label"] for label in answer["labels"]] for answer in answers]
     assert labels == [["rabbit", "hamburger"], ["box 1 in a scene.png"]]
@@ -226,11 +226,11 @@ def test_a_document_has_texts_and_boxes(visit, picture):
 
 def test_a_click_is_no_box_and_a_box_is_removed_like_a_text(visit, picture):
     page = visit().open().look_at(picture, "rabbit")
-    page.page.click("#panels canvas")
+    page.click("#panels canvas")
     assert page.texts(".chip .text") == ["rabbit"]
     for _ in range(2):
         drag(page, SNAIL)
-    page.shows("box 2 in a scene.png").page.click(".chip:nth-child(2) .remove")
+    page.shows("box 2 in a scene.png").click(".chip:nth-child(2) .remove")
     page.page.wait_for_function("() => document.querySelectorAll('.chip').length === 2")
     assert page.texts(".chip .text") == ["rabbit", "box 2 in a scene.png"]
 
@@ -307,7 +307,7 @@ def test_a_png_as_large_as_the_picture(visit, picture, drawn):
     page = visit().open().look_at(picture, "snail").switch(compare=True)
     page.shows("snail", panels=2)
     with page.page.expect_download() as download:
-        page.page.click("#png")
+        page.click("#png")
     assert download.value.suggested_filename == "a scene.open_gem.png"
     saved = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
     assert np.array_equal(saved[:336, :448], page.pixels(0)) and np.array_equal(saved[:336, -448:], page.pixels(1))
@@ -319,7 +319,7 @@ def test_lines_are_copied(visit, picture, address):
     page.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
     page.look_at(picture, "snail")
     for which in ("cli", "python"):
-        page.page.click(f"[data-copies={which}]")
+        page.click(f"[data-copies={which}]")
         page.page.wait_for_selector(f"[data-copies={which}]:text('Copied')")
         assert page.page.evaluate("navigator.clipboard.readText()") == page.page.text_content(f"#{which}")
 

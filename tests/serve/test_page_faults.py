@@ -74,6 +74,7 @@ def test_a_server_that_is_gone_and_comes_back(visit, picture):
     page.page.fill("#prompt", "rabbit")
     page.page.wait_for_selector("#trouble:not([hidden])")
     assert page.text("#trouble p") == "The server cannot be reached."
+    assert [row[0] for row in page.rows()] == ["snail"]  # what is there can be read
     page.page.context.set_offline(False)
     page.page.click("#retry")
     page.shows("rabbit")

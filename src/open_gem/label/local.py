@@ -121,9 +121,9 @@ def label(
     """
     stop, threads, count = stop or Event(), torch.get_num_threads(), workers or default_workers()
     limits = BatchLimits(batch_size, min(PASSES, threads) if labeling.localizer.device.type == "cpu" else 1)
-    each = max(1, threads // count)  # threads of torch: more than processors would wait for each other at every map
-    readers, finders = (Threads(count, partial(torch.set_num_threads, each)) for _ in range(2))
-    models = Threads(limits.passes, partial(torch.set_num_threads, -(-threads // limits.passes)))
+    # One that used more of torch's threads than there are processors would wait for the others at every map.
+    readers, finders = (Threads(count, partial(_use_threads, max(1, threads // count))) for _ in range(2))
+    models = Threads(limits.passes, partial(_use_threads, -(-threads // limits.passes)))
     pools, locate = (readers, models, finders), partial(_locate, labeling, limits)
     ahead = AHEAD * batch_size
     try:
@@ -140,6 +140,12 @@ def label(
         for pool in pools:
             pool.wait(end)
         torch.set_num_threads(threads)  # new threads start with this number, too
+
+
+def _use_threads(count: int) -> None:
+    """Give this thread so many of torch's threads."""
+    torch.get_num_threads()  # the first use sets it to what another thread asked for last
+    torch.set_num_threads(count)
 
 
 def _row(labeling: Labeling, image: LocatedImage | LabelRow) -> LabelRow:

@@ -232,7 +232,8 @@ class Localization:
     def _cell_log_sum_exp(self) -> Tensor:
         """log Σ exp(logit) over all prompts at each cell of the unrefined maps, `(r, k)`."""
         if isinstance(self.maps, Tensor):
-            return (self._scale * at_least_float32(self.maps)).logsumexp(dim=0)
+            rows = at_least_float32(self.maps).unbind(dim=1)  # by row: no second copy of all maps
+            return torch.stack([(self._scale * row).logsumexp(dim=0) for row in rows])
         return readout.softmax_argmax(self._scale * at_least_float32(values) for values in self.maps).log_sum_exp
 
     def objects(

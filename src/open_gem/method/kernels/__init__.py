@@ -1,8 +1,8 @@
 """Faster ways to compute what the host's modules and torch's attention compute, to 2e-5.
 
 On a CPU `attention`, a kernel in C, compiled on this machine, and `linear`, oneDNN's linear layers, fused with their
-activations. On a GPU `triton`, self-self attention, where OPEN_GEM_TRITON is 1. All step aside for anything they do not
-know, and where OPEN_GEM_KERNELS is 0.
+activations, where these are faster than torch's. On a GPU `triton`, self-self attention, where OPEN_GEM_TRITON is 1.
+All step aside for anything they do not know, and where OPEN_GEM_KERNELS is 0.
 """
 
 import os

@@ -91,7 +91,7 @@ export class Loop {
   /** Something may be missing. */
   poke() {
     clearTimeout(this.timer);
-    if (!this.running) this.timer = setTimeout(() => this.run()); // after this event, before the next frame
+    if (!this.running) this.timer = setTimeout(() => this.run()); // after this event, mostly before the next frame
   }
 
   /** Drop what is in flight: its image is gone. */

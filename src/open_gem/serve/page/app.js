@@ -84,7 +84,11 @@ function waiting({ message, retryAfter }) {
   say(`${message} Trying again in ${retryAfter} s.`);
 }
 
+let stuck = false; // nothing is asked any more until somebody does something
+
 function failed(error) {
+  stuck = true;
+  show();
   complain(error.message, state.image?.refused ? null : refresh);
 }
 
@@ -94,6 +98,7 @@ let scheduled = false;
 
 /** Paint in the next frame, and ask for what is missing. */
 function refresh() {
+  stuck = false;
   if (!scheduled) requestAnimationFrame(show);
   scheduled = true;
   loop.poke();
@@ -110,6 +115,7 @@ function show() {
   $("caution").hidden = !image || image.origin !== null || !$("caution").textContent; // a sample is no photograph
   $("empty").hidden = Boolean(image);
   $("panels").hidden = !image;
+  $("panels").dataset.image = image?.name ?? "";
   $("results").hidden = !image || Boolean(image.refused) || !main.length;
   if (!image || !state.model) return;
   const shown = shownMethods().map((method) => panelOf(method, image.view));
@@ -157,9 +163,10 @@ function showTable(shown) {
   filling = setTimeout(() => {
     const rows = shown.flatMap(({ method, others }) => rowsOf(method, others));
     fillTable($("results").querySelector("tbody"), rows);
-    if (shown.some(({ others }) => others.some(({ answer }) => !answer))) return; // there is more to come
+    const complete = shown.every(({ others }) => others.every(({ answer }) => answer));
+    if (!complete && !stuck) return; // there is more to come
     $("results").ariaBusy = "false";
-    announce(rows.filter(({ chosen }) => chosen).slice(-1));
+    if (complete) announce(rows.filter(({ chosen }) => chosen).slice(-1));
   }, SETTLED);
 }
 
